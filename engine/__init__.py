@@ -1,0 +1,1 @@
+"""The execution: the schedules of `sim` driving PyTorch."""

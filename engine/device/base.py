@@ -1,0 +1,251 @@
+"""What a device is to the executor: memory with accounts, and lanes that work in order.
+
+Each lane is used in a thread of its own. A lane's work may be asynchronous (a CUDA stream), so order between lanes is
+kept by marks: `mark()` names the point after all that a lane was given so far, `wait(mark)` holds back what a lane is
+given from now on. All times are on the host clock, `time.perf_counter_ns`.
+"""
+
+import contextlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from engine.device.ledger import DeviceOutOfMemory, Ledger, PinnedOutOfMemory, Usage
+from sim.schedule.task import LaneKind
+from traces.errors import InputError
+
+ALIGNMENT_BYTES = 64
+"""Tensors cut from one block start on multiples of this: a cache line, and enough for any dtype and vector load."""
+
+
+class Mark(ABC):
+    """A point in a lane's work, reached when all that the lane was given before it is done."""
+
+    @abstractmethod
+    def wait(self) -> None:
+        """Blocks the calling thread until the point is reached."""
+
+    @property
+    @abstractmethod
+    def time_ns(self) -> int:
+        """When the point was reached, on the host clock; blocks until it is."""
+
+
+class LaneContext(ABC):
+    """One lane, as a context manager: enter it in the thread that does its work, and use it only there.
+
+    Inside, grad mode is off (`torch.inference_mode`), and the thread has the lane's thread count and stream.
+    """
+
+    def __init__(self, kind: LaneKind) -> None:
+        self.kind = kind
+
+    @abstractmethod
+    def __enter__(self) -> Self: ...
+
+    @abstractmethod
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    @abstractmethod
+    def mark(self) -> Mark:
+        """The point after all work given to this lane so far."""
+
+    @abstractmethod
+    def wait(self, mark: Mark) -> None:
+        """Work given to this lane from now on starts after `mark`. May return before the mark is reached."""
+
+    @abstractmethod
+    def copy_h2d(self, dst: torch.Tensor, src: torch.Tensor, *, pinned: bool = True) -> None:
+        """Copies host memory to the device. `pinned`: `src` is page-locked, so that the copy needs no relay.
+
+        Both tensors have one shape, dtype and layout. They must stay alive and unchanged until a mark taken after
+        this call is reached.
+        """
+
+    @abstractmethod
+    def copy_d2h(self, dst: torch.Tensor, src: torch.Tensor, *, pinned: bool = True) -> None:
+        """Copies device memory to the host. `pinned`: `dst` is page-locked. Otherwise as `copy_h2d`."""
+
+
+class Device(ABC):
+    """An accelerator, real or emulated: one memory of a stated size, and lanes.
+
+    `name` is what a user calls it; `origin` is what a trace of it must say: `emulated device` or `real GPU (name)`.
+    """
+
+    def __init__(self, name: str, origin: str, torch_device: torch.device, memory_bytes: int) -> None:
+        if memory_bytes < 1:
+            raise InputError(f"device memory = {memory_bytes} bytes: at least 1 is needed")
+        self.name = name
+        self.origin = origin
+        self.torch_device = torch_device
+        self.memory = Ledger("device memory", memory_bytes, DeviceOutOfMemory)
+        self.pinned = Ledger("pinned host memory", 0, PinnedOutOfMemory)
+        self._allocated: dict[int, tuple[str, int]] = {}  # data pointer -> name, bytes
+        self._pinned_block: torch.Tensor | None = None
+        self._pinned_used_bytes = 0
+
+    @property
+    def memory_bytes(self) -> int:
+        """Capacity of the device's memory."""
+        assert self.memory.capacity_bytes is not None
+        return self.memory.capacity_bytes
+
+    # memory ---------------------------------------------------------------------------------------------------
+
+    def allocate(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """A new tensor in device memory. Raises DeviceOutOfMemory if there is no room."""
+        num_bytes = math.prod(shape) * dtype.itemsize
+        self.memory.charge(name, num_bytes)
+        try:
+            tensor = self._empty(tuple(shape), dtype)
+        except BaseException:
+            self.memory.refund(name, num_bytes)
+            raise
+        self._allocated[_storage(tensor)] = (name, num_bytes)
+        return tensor
+
+    def place(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The host tensor `tensor`, in device memory: for what stays there for the whole run.
+
+        An emulated device takes over the tensor as it is, without a copy; a real one copies it. `free` gives the
+        bytes back. Raises DeviceOutOfMemory if there is no room.
+        """
+        num_bytes = tensor.untyped_storage().nbytes() if self._takes_over else tensor.nbytes
+        known = self._allocated.get(_storage(tensor)) if self._takes_over else None
+        if known is not None:  # tied parameters, or two views of one storage
+            return tensor
+        self.memory.charge(name, num_bytes)
+        try:
+            placed = self._placed(tensor)
+        except BaseException:
+            self.memory.refund(name, num_bytes)
+            raise
+        self._allocated[_storage(placed)] = (name, num_bytes)
+        return placed
+
+    def free(self, tensor: torch.Tensor) -> None:
+        """Gives back the bytes of a tensor from `allocate` or `place` (or a view of it).
+
+        The memory itself goes when the last reference to it does. Raises KeyError for a tensor from elsewhere.
+        """
+        name, num_bytes = self._allocated.pop(_storage(tensor))
+        self.memory.refund(name, num_bytes)
+
+    def account(self, name: str, num_bytes: int) -> None:
+        """Counts bytes that the model's own code allocates on the device (activations), until `release`.
+
+        Raises DeviceOutOfMemory if there is no room.
+        """
+        self.memory.charge(name, num_bytes)
+
+    def release(self, name: str, num_bytes: int) -> None:
+        """Ends an `account`."""
+        self.memory.refund(name, num_bytes)
+
+    @contextlib.contextmanager
+    def accounted(self, name: str, num_bytes: int) -> Iterator[None]:
+        """`account` on entry, `release` on exit."""
+        self.account(name, num_bytes)
+        try:
+            yield
+        finally:
+            self.release(name, num_bytes)
+
+    @property
+    def usage(self) -> Usage:
+        """Device memory in use, now and at its peak."""
+        return self.memory.usage
+
+    def reserve_pinned(self, num_bytes: int) -> None:
+        """Page-locks one block of exactly this size (rounded up to pages); `pinned_empty` cuts tensors from it.
+
+        One block, because a caching allocator for pinned memory rounds each tensor up to a power of two. Replaces an
+        earlier block, whose tensors must no longer be in use.
+        """
+        self._release_pinned()
+        self.pinned.capacity_bytes = num_bytes
+        if num_bytes:
+            self._pinned_block = self._lock_block(num_bytes)
+
+    def pinned_empty(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """A new tensor in page-locked host memory, cut from the reserved block; it lives as long as the block.
+
+        Takes its bytes rounded up to ALIGNMENT_BYTES (`pinned_footprint_bytes`). Raises PinnedOutOfMemory if the
+        block has no room.
+        """
+        num_bytes = math.prod(shape) * dtype.itemsize
+        self.pinned.charge(name, pinned_footprint_bytes(num_bytes))
+        start = self._pinned_used_bytes
+        self._pinned_used_bytes += pinned_footprint_bytes(num_bytes)
+        if self._pinned_block is None:  # nothing reserved: only an empty tensor gets here
+            return torch.empty(tuple(shape), dtype=dtype)
+        return self._pinned_block[start : start + num_bytes].view(dtype).view(tuple(shape))
+
+    # lanes ----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def open_lane(self, kind: LaneKind) -> LaneContext:
+        """A lane of this device. One thread enters it and works with it; two lanes of one kind are an error."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Blocks until all lanes have done what they were given."""
+
+    def close(self) -> None:
+        """Gives back all memory. Nothing on the device can be used afterwards; closing twice is harmless."""
+        for name, num_bytes in self._allocated.values():
+            self.memory.refund(name, num_bytes)
+        self._allocated.clear()
+        self._release_pinned()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # what a kind of device supplies -----------------------------------------------------------------------------
+
+    _takes_over = False
+    """Whether `place` takes over a host tensor instead of copying it."""
+
+    @abstractmethod
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """An uninitialised tensor in device memory."""
+
+    @abstractmethod
+    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A host tensor's content in device memory."""
+
+    @abstractmethod
+    def _lock_block(self, num_bytes: int) -> torch.Tensor:
+        """A page-locked block of bytes, aligned to pages."""
+
+    def _unlock_block(self, block: torch.Tensor) -> None:
+        """Undoes `_lock_block`."""
+
+    def _release_pinned(self) -> None:
+        block, self._pinned_block = self._pinned_block, None
+        for name, num_bytes in self.pinned.holders.items():
+            self.pinned.refund(name, num_bytes)
+        self._pinned_used_bytes = 0
+        if block is not None:
+            self._unlock_block(block)
+
+
+def pinned_footprint_bytes(num_bytes: int) -> int:
+    """What a tensor of `num_bytes` takes of the pinned block."""
+    return -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

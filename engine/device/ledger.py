@@ -1,0 +1,93 @@
+"""Who holds how many bytes of a memory: current and peak use, and a clear no when it is full."""
+
+import threading
+from dataclasses import dataclass
+
+from traces.errors import InputError
+
+
+class OutOfMemory(InputError):
+    """A memory cannot hold what was asked of it: the message names the tensor, its bytes, what is left and the plan."""
+
+
+class DeviceOutOfMemory(OutOfMemory):
+    """The device's memory cannot hold what was asked of it."""
+
+
+class PinnedOutOfMemory(OutOfMemory):
+    """The page-locked host memory that was reserved cannot hold what was asked of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a memory holds now, and the most that it held."""
+
+    current_bytes: int
+    peak_bytes: int
+
+
+class Ledger:
+    """Counts the bytes of one memory, from any thread.
+
+    `plan` is what the run meant to use, in words; an error quotes it so that the user sees where the two part.
+    """
+
+    def __init__(self, tier: str, capacity_bytes: int | None, error: type[OutOfMemory] = OutOfMemory) -> None:
+        if capacity_bytes is not None and capacity_bytes < 0:
+            raise InputError(f"capacity of {tier} = {capacity_bytes} bytes: it cannot be negative")
+        self.tier = tier
+        self.capacity_bytes = capacity_bytes
+        self.plan = ""
+        self._error = error
+        self._lock = threading.Lock()
+        self._held: dict[str, int] = {}
+        self._current_bytes = 0
+        self._peak_bytes = 0
+
+    @property
+    def usage(self) -> Usage:
+        with self._lock:
+            return Usage(self._current_bytes, self._peak_bytes)
+
+    @property
+    def holders(self) -> dict[str, int]:
+        """Bytes by name, largest first."""
+        with self._lock:
+            return dict(sorted(self._held.items(), key=lambda item: -item[1]))
+
+    def charge(self, name: str, num_bytes: int) -> None:
+        """Adds to what `name` holds. Raises this ledger's OutOfMemory, having counted nothing, if there is no room."""
+        if num_bytes < 0:
+            raise InputError(f"{name} = {num_bytes} bytes in {self.tier}: it cannot be negative")
+        with self._lock:
+            if self.capacity_bytes is not None and self._current_bytes + num_bytes > self.capacity_bytes:
+                raise self._error(self._refusal(name, num_bytes, self.capacity_bytes))
+            self._held[name] = self._held.get(name, 0) + num_bytes
+            self._current_bytes += num_bytes
+            self._peak_bytes = max(self._peak_bytes, self._current_bytes)
+
+    def refund(self, name: str, num_bytes: int) -> None:
+        """Takes away from what `name` holds. Raises KeyError if it does not hold that much: a bug of the caller."""
+        with self._lock:
+            held = self._held.get(name, 0)
+            if not 0 <= num_bytes <= held:
+                raise KeyError(f"{name} holds {held} bytes in {self.tier}, {num_bytes} cannot be given back")
+            self._current_bytes -= num_bytes
+            if held == num_bytes:
+                self._held.pop(name, None)
+            else:
+                self._held[name] = held - num_bytes
+
+    def reset_peak(self) -> None:
+        """Starts a new peak from what is held now."""
+        with self._lock:
+            self._peak_bytes = self._current_bytes
+
+    def _refusal(self, name: str, num_bytes: int, capacity_bytes: int) -> str:
+        left_bytes = capacity_bytes - self._current_bytes
+        plan = f"; the plan: {self.plan}" if self.plan else ""
+        return (
+            f"{name} needs {num_bytes} bytes of {self.tier}, but {left_bytes} of {capacity_bytes} are left "
+            f"({num_bytes - left_bytes} too few){plan}; use smaller micro-batches, a policy that keeps less there, "
+            f"or give it more memory"
+        )

@@ -1,0 +1,300 @@
+"""From a task to seconds, and why: each op's work over the roofs it touches, and its demand on shared pools.
+
+Solo time = launch latency + max(FLOPs / rate, bytes / bandwidth) over the levels the op touches (the HRM for one task,
+MoE-Lightning section 3), at rates of peak × efficiency of the op's class. All cost formulas of the project are here.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from sim.batching import Batch, MicroBatch
+from sim.hardware import Efficiency, Hardware
+from sim.layer import Layer, packed_bytes
+from sim.memory import ACTIVATION_BITS, kept_tokens
+from sim.model import Model
+from sim.policy import Policy
+from sim.schedule.base import Schedule
+from sim.schedule.shape import PipelineShape
+from sim.schedule.task import WHOLE, LaneKind, Op, Task
+from sim.simulator import Cost
+
+ACTIVATION_BYTES = ACTIVATION_BITS // 8
+
+DRAM, CPU_CORES = 0, 1
+"""Pools of the host. Cores are counted in thousandths of all of them."""
+ALL_CORES = 1000
+
+PIN_TRAFFIC = 2
+"""DRAM bytes per byte pinned: one read, one written."""
+PAGEABLE_TRAFFIC = 3
+"""DRAM bytes per byte of a pageable copy: the driver reads it, writes its relay buffer, and the DMA reads that."""
+
+CACHE_LIMIT = 50_000
+"""Costs remembered before the memory of them starts anew."""
+
+
+def hbm(rank: int) -> int:
+    """Pool of one device's memory."""
+    return 2 + 2 * rank
+
+
+def link(rank: int) -> int:
+    """Pool of one device's link, both directions together."""
+    return 3 + 2 * rank
+
+
+class Work(NamedTuple):
+    """FLOPs and bytes of one part of an op, and the class whose efficiency it reaches."""
+
+    flops: float
+    bytes: float
+    efficiency: Efficiency
+
+
+class CostModel:
+    """Costs of all tasks of one run; call it with a task.
+
+    Equal tasks are computed once: the cost depends on the op, the step, the layer's kind, the micro-batch and the page.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        shape: PipelineShape,
+        policy: Policy,
+        model: Model,
+        batch: Batch,
+        hardware: Hardware,
+    ) -> None:
+        self._shape, self._policy, self._model, self._hardware = shape, policy, model, hardware
+        self._ranks = hardware.num_devices
+        self._micro_batches = batch.micro_batches
+        self._streamed = [policy.streamed_bytes(schedule, model, layer) for layer in model.layers]
+        self._layer_kind = [*model.layer_kinds, -1]  # the last entry answers for NONE
+        alike: dict[MicroBatch, int] = {}
+        self._batch_kind = [*(alike.setdefault(one, len(alike)) for one in batch.micro_batches), -1]
+        self._known: dict[tuple[Op, int, int, int, int, int], Cost] = {}
+        self._formulas: dict[Op, Callable[[Task], Cost]] = {
+            Op.PRE_ATTN: self._pre_attn,
+            Op.ATTN: self._attn,
+            Op.POST_ATTN: self._post_attn,
+            Op.OUT_PROJ: self._out_proj_alone,
+            Op.EXPERTS: self._experts_alone,
+            Op.HEAD: self._head,
+            Op.OFFLOAD_QKV: self._offload_qkv,
+            Op.LOAD_HIDDEN: self._load_hidden,
+            Op.STORE_HIDDEN: self._store_hidden,
+            Op.LOAD_WEIGHTS: self._load_weights,
+            Op.LOAD_WEIGHTS_PAGEABLE: self._load_weights_pageable,
+            Op.PIN_WEIGHTS: self._pin_weights,
+            Op.LOAD_KV: self._load_kv,
+            Op.STORE_KV: self._store_kv,
+            Op.ALL_REDUCE: self._all_reduce,
+        }
+
+    def __call__(self, task: Task) -> Cost:
+        """Solo time, demands and the physics of one task."""
+        _, op, lane, step, layer, j, page, _ = task
+        key = (op, step, self._layer_kind[layer], self._batch_kind[j], page, lane.rank)
+        cost = self._known.get(key)
+        if cost is None:
+            if len(self._known) > CACHE_LIMIT:
+                self._known.clear()
+            cost = self._known[key] = self._formulas[op](task)
+        return cost
+
+    @property
+    def capacities(self) -> Sequence[int]:
+        """Per pool, what it gives in a second."""
+        per_rank = (int(self._hardware.device_memory.bandwidth_bytes_per_s), int(self._hardware.link.duplex_bytes_per_s))
+        return (int(self._hardware.host_memory.bandwidth_bytes_per_s), ALL_CORES, *(per_rank * self._ranks))
+
+    # what a task works on -------------------------------------------------------------------------------------
+
+    def _layer(self, task: Task) -> Layer:
+        return self._model.layers[task.layer]
+
+    def _micro_batch(self, task: Task) -> MicroBatch:
+        return self._micro_batches[task.micro_batch]
+
+    def _tokens(self, task: Task) -> int:
+        """Tokens that go through a layer: whole prompts in prefill, one a request in decode."""
+        one = self._micro_batch(task)
+        return one.prompt_tokens if task.step == 0 else one.num_requests
+
+    # GPU ------------------------------------------------------------------------------------------------------
+
+    def _pre_attn(self, task: Task) -> Cost:
+        layer, tokens = self._layer(task), self._tokens(task)
+        weights = packed_bytes(layer.attention.pre_params, self._model.other_bits)
+        moved = tokens * (layer.hidden_size * ACTIVATION_BYTES + self._share(layer.qkv_bytes_per_token(ACTIVATION_BITS)))
+        work = Work(
+            self._share(layer.pre_attn_flops(tokens)), self._share(weights) + moved, self._hardware.device.gemm
+        )
+        return self._on_gpu(task, [work])
+
+    def _attn(self, task: Task) -> Cost:
+        layer, one = self._layer(task), self._micro_batch(task)
+        bits = self._policy.kv_bits
+        if task.step == 0:
+            pairs = min(one.prompt_tokens_squared / 2, one.prompt_tokens * (layer.attention.window or one.prompt_tokens))
+            per_token = layer.qkv_bytes_per_token(ACTIVATION_BITS) + layer.attention_output_bytes_per_token(
+                ACTIVATION_BITS
+            )
+            moved = float(one.prompt_tokens * per_token)
+            flops = layer.attention_flops(pairs, expanded=True)
+            return self._on_gpu(task, [Work(self._share(flops), self._share(moved), self._hardware.device.attention)])
+        context = kept_tokens(layer, one, task.step)
+        flops = self._share(layer.attention_flops(context))
+        moved = self._share(context * layer.kv_bytes_per_token(bits))
+        if task.lane.kind is LaneKind.CPU:
+            return self._on_cpu(flops, moved, self._share(one.num_requests))
+        return self._on_gpu(task, [Work(flops, moved, self._hardware.device.attention)])
+
+    def _post_attn(self, task: Task) -> Cost:
+        return self._on_gpu(task, [self._out_proj(task), *self._ffn(task)])
+
+    def _out_proj_alone(self, task: Task) -> Cost:
+        return self._on_gpu(task, [self._out_proj(task)])
+
+    def _experts_alone(self, task: Task) -> Cost:
+        return self._on_gpu(task, self._ffn(task))
+
+    def _out_proj(self, task: Task) -> Work:
+        layer, tokens = self._layer(task), self._tokens(task)
+        weights = packed_bytes(layer.attention.post_params, self._model.other_bits)
+        moved = tokens * (layer.attention_output_bytes_per_token(ACTIVATION_BITS) + weights / max(tokens, 1))
+        return Work(self._share(layer.out_proj_flops(tokens)), self._share(moved), self._hardware.device.gemm)
+
+    def _ffn(self, task: Task) -> list[Work]:
+        """Router, shared experts and dense network as plain GEMMs; routed experts as their own class."""
+        layer, tokens = self._layer(task), self._tokens(task)
+        expert = layer.expert.weights if layer.expert else 0
+        routed_flops = 2.0 * tokens * layer.top_k * expert
+        routed_bytes = layer.experts_touched(tokens) * layer.expert_bytes(self._policy.expert_bits(self._model))
+        through = 2 * tokens * layer.hidden_size * ACTIVATION_BYTES
+        always = layer.router_params + layer.shared_expert_params + layer.dense_ffn_params
+        plain = Work(
+            self._share(layer.ffn_flops(tokens) - routed_flops),
+            self._share(packed_bytes(always, self._model.other_bits)) + through,
+            self._hardware.device.gemm,
+        )
+        if not layer.num_experts:
+            return [plain]
+        activations = tokens * layer.top_k * 2 * layer.hidden_size * ACTIVATION_BYTES
+        routed = Work(self._share(routed_flops), self._share(routed_bytes) + activations, self._hardware.device.experts)
+        return [plain, routed]
+
+    def _head(self, task: Task) -> Cost:
+        requests = self._micro_batch(task).num_requests
+        work = Work(
+            self._share(self._model.head_flops(requests)),
+            self._share(self._model.head_bytes()),
+            self._hardware.device.gemm,
+        )
+        return self._on_gpu(task, [work])
+
+    def _share(self, whole: float) -> float:
+        """One rank's part of what tensor parallelism splits: heads, expert columns, vocabulary."""
+        return whole / self._ranks
+
+    def _on_gpu(self, task: Task, works: Sequence[Work]) -> Cost:
+        device, memory = self._hardware.device, self._hardware.device_memory
+        roofs: dict[str, float] = {"launch latency": float(device.launch_latency_s)}
+        for work in works:
+            compute = work.flops / (device.peak_flops_per_s * work.efficiency.compute)
+            traffic = work.bytes / (memory.bandwidth_bytes_per_s * work.efficiency.memory)
+            roof = "device compute" if compute >= traffic else "device memory"
+            roofs[roof] = roofs.get(roof, 0.0) + max(compute, traffic)
+        moved = sum(work.bytes for work in works)
+        return _cost(roofs, {hbm(task.lane.rank): moved}, moved, sum(work.flops for work in works))
+
+    # CPU ------------------------------------------------------------------------------------------------------
+
+    def _on_cpu(self, flops: float, moved: float, requests: float) -> Cost:
+        """Attention beside the KV cache; each request also costs a fixed time. One task can use all cores."""
+        host, memory = self._hardware.host, self._hardware.host_memory
+        compute = flops / (host.peak_flops_per_s * host.attention.compute)
+        traffic = moved / (memory.bandwidth_bytes_per_s * host.attention.memory)
+        roofs = {
+            "launch latency": float(host.launch_latency_s),
+            "request overhead": requests * host.request_overhead_s,
+            ("host compute" if compute >= traffic else "host memory"): max(compute, traffic),
+        }
+        cost = _cost(roofs, {DRAM: moved}, moved, flops)
+        return cost._replace(demands=(*cost.demands, (CPU_CORES, ALL_CORES)))
+
+    # copies ---------------------------------------------------------------------------------------------------
+
+    def _offload_qkv(self, task: Task) -> Cost:
+        size = self._tokens(task) * self._share(self._layer(task).qkv_bytes_per_token(ACTIVATION_BITS))
+        return self._copy(task, size)
+
+    def _load_hidden(self, task: Task) -> Cost:
+        """Decode: what CPU attention returns, each rank its heads. Prefill: the hidden states, whole on each rank."""
+        layer, tokens = self._layer(task), self._tokens(task)
+        if task.step == 0:
+            return self._copy(task, tokens * layer.hidden_bytes_per_token(ACTIVATION_BITS))
+        return self._copy(task, tokens * self._share(layer.attention_output_bytes_per_token(ACTIVATION_BITS)))
+
+    def _store_hidden(self, task: Task) -> Cost:
+        return self._copy(task, self._tokens(task) * self._layer(task).hidden_bytes_per_token(ACTIVATION_BITS))
+
+    def _load_weights(self, task: Task) -> Cost:
+        return self._copy(task, self._page_bytes(task))
+
+    def _load_weights_pageable(self, task: Task) -> Cost:
+        return self._copy(task, self._page_bytes(task), pageable=True)
+
+    def _load_kv(self, task: Task) -> Cost:
+        layer = self._layer(task)
+        cached = kept_tokens(layer, self._micro_batch(task), task.step - 1) * (1 - self._policy.kv_on_device)
+        return self._copy(task, self._share(cached * layer.kv_bytes_per_token(self._policy.kv_bits)))
+
+    def _store_kv(self, task: Task) -> Cost:
+        layer, one = self._layer(task), self._micro_batch(task)
+        new = kept_tokens(layer, one, 0) if task.step == 0 else one.num_requests
+        stored = new * (1 - self._policy.kv_on_device) * layer.kv_bytes_per_token(self._policy.kv_bits)
+        return self._copy(task, self._share(stored))
+
+    def _page_bytes(self, task: Task) -> float:
+        """One rank's part of a page; pages differ by a byte at most."""
+        whole, pages = self._streamed[task.layer], self._shape.num_pages
+        if task.page == WHOLE:
+            return self._share(whole)
+        return self._share(whole * (task.page + 1) // pages - whole * task.page // pages)
+
+    def _copy(self, task: Task, size: float, *, pageable: bool = False) -> Cost:
+        links, rank = self._hardware.link, task.lane.rank
+        if task.lane.kind is LaneKind.H2D:
+            rate, name = (links.h2d_pageable_bytes_per_s if pageable else links.h2d_bytes_per_s), "link h2d"
+        else:
+            rate, name = (links.d2h_pageable_bytes_per_s if pageable else links.d2h_bytes_per_s), "link d2h"
+        roofs = {"copy latency": float(links.latency_s), f"{name} pageable" if pageable else name: size / rate}
+        traffic = {DRAM: size * (PAGEABLE_TRAFFIC if pageable else 1), hbm(rank): size, link(rank): size}
+        return _cost(roofs, traffic, size, 0.0)
+
+    def _pin_weights(self, task: Task) -> Cost:
+        size = self._page_bytes(task)
+        roofs = {"pin copy": size / self._hardware.pin_bytes_per_s}
+        return _cost(roofs, {DRAM: PIN_TRAFFIC * size}, size, 0.0)
+
+    # collectives ----------------------------------------------------------------------------------------------
+
+    def _all_reduce(self, task: Task) -> Cost:
+        """Ring all-reduce of the hidden states: each rank sends and receives 2 (r − 1) / r of them."""
+        network = self._hardware.network
+        size = self._tokens(task) * self._layer(task).hidden_bytes_per_token(ACTIVATION_BITS)
+        moved = 2 * (self._ranks - 1) / self._ranks * size
+        if network is None:
+            return Cost(0)
+        roofs = {"network latency": float(network.latency_s), "network": moved / network.bandwidth_bytes_per_s}
+        return _cost(roofs, {}, moved, 0.0)
+
+
+def _cost(roofs: dict[str, float], traffic: dict[int, float], moved: float, flops: float) -> Cost:
+    """Add up the parts' times; the demand on each pool is the traffic spread over them."""
+    seconds = sum(roofs.values())
+    duration_ns = max(1, round(seconds * 1e9))
+    demands = tuple((pool, round(amount / seconds)) for pool, amount in traffic.items() if amount > 0)
+    return Cost(duration_ns, demands, round(moved), round(flops), max(roofs, key=lambda roof: roofs[roof]))

@@ -1,0 +1,142 @@
+"""A number that knows its unit and where it comes from, so that a prediction can say what it rests on."""
+
+import math
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from enum import StrEnum
+from typing import Any, Never, Self
+
+from traces.errors import InputError
+
+
+class Basis(StrEnum):
+    """How a number came to be known, from the best to the weakest for predicting one machine."""
+
+    MEASURED = "measured"  # on a machine of this kind
+    FITTED = "fitted"  # chosen so that a model meets published or measured runs
+    DATASHEET = "datasheet"  # the maker's own figure, or arithmetic on it
+    ASSUMED = "assumed"  # a usual value; replace it when you can
+
+
+class Dimension(StrEnum):
+    """What kind of amount a field holds; it decides the units that are accepted."""
+
+    SIZE = "a size"
+    RATE = "a bandwidth"
+    COMPUTE = "a compute rate"
+    TIME = "a time"
+    SHARE = "a share"
+
+
+_SIZES = {
+    "B": 1.0,
+    **{f"{letter}B": 1e3**power for power, letter in enumerate("KMGT", 1)},
+    **{f"{letter}iB": 1024.0**power for power, letter in enumerate("KMGT", 1)},
+}
+
+UNITS: Mapping[Dimension, Mapping[str, float]] = {
+    Dimension.SIZE: _SIZES,
+    Dimension.RATE: {f"{unit}/s": scale for unit, scale in _SIZES.items()},
+    Dimension.COMPUTE: {"FLOPS": 1.0, "KFLOPS": 1e3, "MFLOPS": 1e6, "GFLOPS": 1e9, "TFLOPS": 1e12, "PFLOPS": 1e15},
+    Dimension.TIME: {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9},
+    Dimension.SHARE: {"1": 1.0},
+}
+"""The units of each dimension, with their size in the SI base unit."""
+
+_TYPICAL = {
+    Dimension.SIZE: "GB",
+    Dimension.RATE: "GB/s",
+    Dimension.COMPUTE: "TFLOPS",
+    Dimension.TIME: "us",
+    Dimension.SHARE: "1",
+}
+_SCALES = {unit: scale for units in UNITS.values() for unit, scale in units.items()}
+_KEYS = ("value", "unit", "basis", "source")
+
+
+class Quantity(float):
+    """A float in the SI base unit (B, B/s, FLOP/s, s, 1) that remembers how it was given.
+
+    It takes part in arithmetic as the float it is; `value` and `unit` are as given ("300" and "GB/s"),
+    `basis` and `source` say how it is known.
+    """
+
+    __slots__ = ("basis", "source", "unit", "value")
+
+    value: float
+    unit: str
+    basis: Basis
+    source: str
+
+    def __new__(cls, value: float, unit: str, basis: Basis = Basis.ASSUMED, source: str = "given by caller") -> Self:
+        """Make a quantity of `value` in `unit`. Raises InputError for a unit that does not exist."""
+        if unit not in _SCALES:
+            raise InputError(f"unknown unit {unit!r}; allowed: {', '.join(_SCALES)}")
+        self = super().__new__(cls, value * _SCALES[unit])
+        for name, content in zip(_KEYS, (value, unit, Basis(basis), source), strict=True):
+            object.__setattr__(self, name, content)
+        return self
+
+    def __setattr__(self, name: str, value: object) -> Never:
+        raise AttributeError(f"a Quantity cannot be changed: {name}")
+
+    def __reduce__(self) -> tuple[type[Self], tuple[float, str, Basis, str]]:
+        return type(self), (self.value, self.unit, self.basis, self.source)
+
+    def __repr__(self) -> str:
+        return f"Quantity({self.text}, {self.basis})"
+
+    @property
+    def text(self) -> str:
+        """The number as it was given, with its unit: `300 GB/s`."""
+        return f"{self.value:.6g}" if self.unit == "1" else f"{self.value:.6g} {self.unit}"
+
+    def replaced(self, si_value: float, source: str) -> Self:
+        """Return the same field with another value (in the SI base unit), in the same unit, and assumed."""
+        return type(self)(si_value / _SCALES[self.unit], self.unit, Basis.ASSUMED, source)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the table that `parse` reads."""
+        return {"value": self.value, "unit": self.unit, "basis": self.basis.value, "source": self.source}
+
+    @classmethod
+    def parse(cls, table: object, field: str, dimension: Dimension) -> Self:
+        """Read `{ value, unit, basis, source }`. Raises InputError that starts with the dotted `field`."""
+        units = UNITS[dimension]
+        if not isinstance(table, Mapping):
+            raise InputError(f"{field}: {table!r} is not a quantity; {how_to_give(dimension)}")
+        check_keys(table, _KEYS, _KEYS, field, hint=how_to_give(dimension))
+        value, unit, basis, source = (table[key] for key in _KEYS)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise InputError(f"{field}: the value {value!r} is not a finite number")
+        if unit not in units:
+            raise InputError(f"{field}: unknown unit {unit!r}; {dimension} is given in {', '.join(units)}")
+        if basis not in tuple(Basis):
+            raise InputError(f"{field}: unknown basis {basis!r}; allowed: {', '.join(Basis)}")
+        if not isinstance(source, str) or not source.strip():
+            raise InputError(f"{field}: the source {source!r} is empty; say where the number comes from")
+        return cls(float(value), unit, Basis(basis), source)
+
+
+def how_to_give(dimension: Dimension) -> str:
+    """Return an example of the table that `Quantity.parse` reads, for error messages."""
+    return f'give it as {{ value = 0.5, unit = "{_TYPICAL[dimension]}", basis = "assumed", source = "..." }}'
+
+
+def check_keys(
+    table: Mapping[str, Any], allowed: Iterable[str], required: Iterable[str], field: str = "", hint: str = ""
+) -> None:
+    """Refuse a key that is unknown (naming the nearest) or missing. `field` is the dotted name of the table."""
+    allowed, dot = list(allowed), f"{field}." if field else ""
+    for key in table:
+        if key not in allowed:
+            raise InputError(f"{dot}{key}: unknown field{nearest(str(key), allowed)}; allowed: {', '.join(allowed)}")
+    for key in required:
+        if key not in table:
+            raise InputError(f"{dot}{key}: missing{'; ' + hint if hint else ''}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean a or b?` for a misspelt name, or nothing when no known name is near."""
+    close = get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else ""

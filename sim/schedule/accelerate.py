@@ -1,0 +1,28 @@
+"""Hugging Face Accelerate's offload hooks: copy a module's weights, compute, drop them."""
+
+from sim.schedule.base import Issues, Schedule
+from sim.schedule.dependencies import BARRIER
+from sim.schedule.shape import PipelineShape, Place
+
+
+class Accelerate(Schedule):
+    """Each layer's weights are copied, then the layer is computed; nothing overlaps."""
+
+    name = "accelerate"
+    summary = "each layer's weights copied, then computed; nothing overlaps (Hugging Face Accelerate)"
+    attention = (Place.GPU,)
+    streams_non_experts = True
+    kv_on_device = True
+    offloads_hidden = False
+
+    def prefill(self, shape: PipelineShape, more: bool) -> Issues:
+        yield from self.decode(shape, 0, more)
+
+    def decode(self, shape: PipelineShape, step: int, more: bool) -> Issues:
+        for layer in range(shape.num_layers):
+            yield from self.load_layer(shape, step, layer)
+            yield BARRIER
+            for j in range(shape.num_micro_batches):
+                yield from self.attend_on_gpu(step, layer, j)
+                yield from self.finish_layer(shape, step, layer, j)
+            yield BARRIER

@@ -1,0 +1,214 @@
+"""What every schedule shares: the interface, the usual issues, prefill, and steps without end.
+
+A schedule is an order of issue for one decode step (and for prefill, where it differs from the usual one). To add one,
+write a subclass in a file of its own and register it in `sim.schedule.registry` or under the entry-point group
+`cgopipe.schedules`; the simulator and the engine both run it as it is.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import ClassVar
+
+from sim.schedule.accesses import Accesses, Layout
+from sim.schedule.dependencies import BARRIER, Barrier, DependencyTracker, Issue
+from sim.schedule.shape import PipelineShape, Place
+from sim.schedule.task import CPU, D2H, GPU, H2D, PIN, WHOLE, Lane, Op, Task
+
+Issues = Iterator[Issue | Barrier]
+
+LANE_OF: dict[Op, Lane] = {
+    Op.PRE_ATTN: GPU,
+    Op.ATTN: GPU,
+    Op.POST_ATTN: GPU,
+    Op.HEAD: GPU,
+    Op.OFFLOAD_QKV: D2H,
+    Op.STORE_KV: D2H,
+    Op.STORE_HIDDEN: D2H,
+    Op.LOAD_HIDDEN: H2D,
+    Op.LOAD_KV: H2D,
+    Op.LOAD_WEIGHTS: H2D,
+    Op.LOAD_WEIGHTS_PAGEABLE: H2D,
+    Op.PIN_WEIGHTS: PIN,
+}
+
+
+class Schedule(ABC):
+    """An order of work. Stateless: the same shape always gives the same tasks."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    attention: ClassVar[tuple[Place, ...]]
+    """Where this schedule can run decode attention; the first is its usual place."""
+    streams_non_experts: ClassVar[bool] = False
+    """Whether attention and other non-expert weights stream too, instead of staying on the device."""
+    kv_on_device: ClassVar[bool] = False
+    """Whether the KV cache must stay on the device."""
+    offloads_hidden: ClassVar[bool] = True
+    """Whether hidden states of waiting micro-batches leave the device during prefill."""
+    paged: ClassVar[bool] = False
+    """Whether a layer's weights move in pages; else as one piece."""
+    pinned_layers: ClassVar[int] = 0
+    """Layer-sized staging buffers in page-locked host memory; 0: weights are copied from pageable memory."""
+    prefill_barrier: ClassVar[bool] = False
+    """Whether all lanes meet after each (layer, micro-batch) of prefill."""
+
+    @abstractmethod
+    def decode(self, shape: PipelineShape, step: int, more: bool) -> Issues:
+        """One decode step in order of issue; `more`: another step follows, so its first weights may be fetched."""
+
+    def prefill(self, shape: PipelineShape, more: bool) -> Issues:
+        """All on the GPU, layer by layer, each layer's weights as one piece while the layer before computes.
+
+        Hidden states and new KV entries leave while the next micro-batch computes (paper section 4.2 and artifact).
+        """
+        yield from self.load_layer(shape, 0, 0)
+        turns = [(layer, j) for layer in range(shape.num_layers) for j in range(shape.num_micro_batches)]
+        for (layer, j), before, after in zip(turns, [None, *turns], [*turns[1:], None], strict=False):
+            if before is not None:
+                yield from self._store_prefilled(shape, *before)
+            if after is not None and after[0] > 0 and shape.offloads_hidden:
+                yield issue(Op.LOAD_HIDDEN, 0, *after)
+            if j == 0:
+                yield from self.load_layer(shape, *next_layer(shape, 0, layer, more))
+            yield issue(Op.PRE_ATTN, 0, layer, j)
+            yield issue(Op.ATTN, 0, layer, j)
+            yield issue(Op.POST_ATTN, 0, layer, j)
+            if layer == shape.num_layers - 1:
+                yield issue(Op.HEAD, 0, micro_batch=j)
+            if self.prefill_barrier:
+                yield BARRIER
+        yield from self._store_prefilled(shape, *turns[-1])
+
+    def steps(self, shape: PipelineShape, first: int, stop: int, *, last: int | None = None) -> Iterator[list[Task]]:
+        """Tasks of steps `first` to `stop` - 1, one list a step, lazily. Step 0 is prefill.
+
+        `last` is the generation's last step (default `stop` - 1): nothing is fetched beyond it. A run that starts
+        at a decode step finds what earlier steps would have left: dependencies on those are unknown ids below 0.
+        """
+        final = stop - 1 if last is None else last
+        base = 0
+        for step, template in self._templates(shape, first, stop, final):
+            yield _relocate(template, base, step)
+            base += len(template)
+
+    def tasks(self, shape: PipelineShape, num_steps: int) -> Iterator[Task]:
+        """All tasks of a generation of `num_steps` tokens per request, in order of issue, lazily."""
+        for step in self.steps(shape, 0, num_steps):
+            yield from step
+
+    def accesses(self, task: Task, shape: PipelineShape) -> Accesses:
+        """The slots that a task reads and writes."""
+        return _layout(type(self), shape).accesses(task)
+
+    def layout(self, shape: PipelineShape) -> Layout:
+        """Where things are; a schedule with other buffers returns its own layout."""
+        return Layout(shape, max(1, self.pinned_layers))
+
+    def load_layer(self, shape: PipelineShape, step: int, layer: int) -> Issues:
+        """All streamed weights of a layer as one piece from pageable memory (nothing beyond the last step)."""
+        if step >= 0 and shape.streamed[layer]:
+            yield issue(Op.LOAD_WEIGHTS_PAGEABLE, step, layer, page=WHOLE)
+
+    def attend_on_cpu(self, step: int, layer: int, j: int) -> Issues:
+        """PreAttn, its result to the host, attention there."""
+        yield issue(Op.PRE_ATTN, step, layer, j)
+        yield issue(Op.OFFLOAD_QKV, step, layer, j)
+        yield issue(Op.ATTN, step, layer, j, lane=CPU)
+
+    def attend_on_gpu(self, step: int, layer: int, j: int) -> Issues:
+        """PreAttn and attention on the device; the KV cache is there already."""
+        yield issue(Op.PRE_ATTN, step, layer, j)
+        yield issue(Op.ATTN, step, layer, j)
+
+    def finish_layer(self, shape: PipelineShape, step: int, layer: int, j: int) -> Issues:
+        """PostAttn, and after the last layer the head."""
+        yield issue(Op.POST_ATTN, step, layer, j)
+        if layer == shape.num_layers - 1:
+            yield issue(Op.HEAD, step, micro_batch=j)
+
+    def _store_prefilled(self, shape: PipelineShape, layer: int, j: int) -> Issues:
+        if shape.streams_kv:
+            yield issue(Op.STORE_KV, 0, layer, j)
+        if shape.offloads_hidden and layer < shape.num_layers - 1:
+            yield issue(Op.STORE_HIDDEN, 0, layer, j)
+
+    def _templates(
+        self, shape: PipelineShape, first: int, stop: int, final: int
+    ) -> Iterator[tuple[int, "tuple[Task, ...]"]]:
+        step = first
+        if first == 0:
+            for template in _start(type(self), shape, final=min(final, STEADY))[:stop]:
+                yield step, template
+                step += 1
+        while step < min(stop, final):
+            yield step, _steady(type(self), shape, final=False)
+            step += 1
+        if step < stop:
+            yield step, _steady(type(self), shape, final=True)
+
+
+STEADY = 3
+"""From this step on, and this many steps into any window, all decode steps look alike: no slot is reused later than
+two steps after its last use, so dependencies reach back to decode steps only."""
+
+
+def issue(
+    op: Op, step: int, layer: int = -1, micro_batch: int = -1, *, page: int = -1, lane: Lane | None = None
+) -> Issue:
+    """An issue on the op's usual lane."""
+    return Issue(op, lane or LANE_OF[op], step, layer, micro_batch, page)
+
+
+def next_layer(shape: PipelineShape, step: int, layer: int, more: bool) -> tuple[int, int]:
+    """(step, layer) that runs after this one; step is -1 when nothing follows."""
+    if layer + 1 < shape.num_layers:
+        return step, layer + 1
+    return (step + 1, 0) if more else (-1, 0)
+
+
+@lru_cache(maxsize=64)
+def _layout(schedule: type[Schedule], shape: PipelineShape) -> Layout:
+    return schedule().layout(shape)
+
+
+def issue_steps(schedule: Schedule, shape: PipelineShape, first: int, stop: int, final: int) -> Iterator[list[Task]]:
+    """Steps straight from the schedule's order, every dependency tracked: exact for any window, and slow."""
+    tracker = DependencyTracker(schedule.layout(shape))
+    for step in range(first, stop):
+        more = step < final
+        issues = schedule.prefill(shape, more) if step == 0 else schedule.decode(shape, step, more)
+        tasks: list[Task] = []
+        for item in issues:
+            if isinstance(item, Barrier):
+                tracker.barrier()
+            else:
+                tasks.append(tracker.add(item))
+        yield tasks
+
+
+def _relative(tasks: list[Task], step: int) -> tuple[Task, ...]:
+    base = tasks[0].id
+    return tuple(
+        t._replace(id=t.id - base, step=t.step - step, deps=tuple(d - base for d in t.deps)) for t in tasks
+    )
+
+
+@lru_cache(maxsize=16)
+def _start(schedule: type[Schedule], shape: PipelineShape, final: int) -> tuple[tuple[Task, ...], ...]:
+    steps = issue_steps(schedule(), shape, 0, min(final + 1, STEADY), final)
+    return tuple(_relative(tasks, step) for step, tasks in enumerate(steps))
+
+
+@lru_cache(maxsize=32)
+def _steady(schedule: type[Schedule], shape: PipelineShape, final: bool) -> tuple[Task, ...]:
+    window = list(issue_steps(schedule(), shape, 1, 1 + STEADY, STEADY if final else STEADY + 1))
+    return _relative(window[-1], STEADY)
+
+
+def _relocate(template: tuple[Task, ...], base: int, step: int) -> list[Task]:
+    return [
+        Task(base + i, op, lane, step + ahead, layer, j, page, tuple([base + d for d in deps]) if deps else deps)
+        for i, op, lane, ahead, layer, j, page, deps in template
+    ]
+

@@ -1,0 +1,60 @@
+"""CGOPipe: weights travel in pages between the hidden states (MoE-Lightning, Algorithm 1)."""
+
+from sim.schedule.base import Issues, Schedule, issue, next_layer
+from sim.schedule.shape import PipelineShape, Place
+from sim.schedule.task import Op
+
+LOOKAHEAD = 2
+"""Micro-batches by which PreAttn and CPU attention run ahead of PostAttn."""
+
+
+class CGOPipe(Schedule):
+    """CPU attention, GPU compute and the link all busy: the next layer's pages fill the gaps between hidden states.
+
+    With attention on the GPU the KV cache of a micro-batch takes the place of its hidden states on the link.
+    """
+
+    name = "cgopipe"
+    summary = "paged weights between the hidden states, PreAttn and attention two micro-batches ahead (MoE-Lightning)"
+    attention = (Place.CPU, Place.GPU)
+    paged = True
+    pinned_layers = 1
+
+    def decode(self, shape: PipelineShape, step: int, more: bool) -> Issues:
+        n = shape.num_micro_batches
+        lookahead = min(LOOKAHEAD, n)
+        for j in range(lookahead):
+            yield from self.launch(shape, step, 0, j, more)
+        for turn in range(shape.num_layers * n):
+            layer, j = divmod(turn, n)
+            if shape.attention is Place.CPU:
+                yield issue(Op.LOAD_HIDDEN, step, layer, j)
+            yield from self.load_pages(shape, *next_layer(shape, step, layer, more), j)
+            yield from self.finish_layer(shape, step, layer, j)
+            ahead_layer, ahead_j = divmod(turn + lookahead, n)
+            if ahead_layer < shape.num_layers:
+                yield from self.launch(shape, step, ahead_layer, ahead_j, more)
+
+    def launch(self, shape: PipelineShape, step: int, layer: int, j: int, more: bool) -> Issues:
+        """PreAttn and attention of one micro-batch, and its share of the next layer's pages into staging."""
+        if shape.attention is Place.CPU:
+            yield from self.attend_on_cpu(step, layer, j)
+        else:
+            if shape.streams_kv:
+                yield issue(Op.LOAD_KV, step, layer, j)
+            yield from self.attend_on_gpu(step, layer, j)
+            if shape.streams_kv:
+                yield issue(Op.STORE_KV, step, layer, j)
+        yield from self.pin_pages(shape, *next_layer(shape, step, layer, more), j)
+
+    def pin_pages(self, shape: PipelineShape, step: int, layer: int, j: int) -> Issues:
+        """The pages of `layer` that go with micro-batch j, into pinned staging."""
+        if step >= 0 and shape.streamed[layer]:
+            for page in shape.page_group(j):
+                yield issue(Op.PIN_WEIGHTS, step, layer, page=page)
+
+    def load_pages(self, shape: PipelineShape, step: int, layer: int, j: int) -> Issues:
+        """The same pages from staging to the device."""
+        if step >= 0 and shape.streamed[layer]:
+            for page in shape.page_group(j):
+                yield issue(Op.LOAD_WEIGHTS, step, layer, page=page)

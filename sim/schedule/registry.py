@@ -1,0 +1,39 @@
+"""Schedules by name: the built-in ones and those that installed packages add."""
+
+from difflib import get_close_matches
+from functools import lru_cache
+from importlib.metadata import entry_points
+
+from sim.schedule.accelerate import Accelerate
+from sim.schedule.base import Schedule
+from sim.schedule.cgopipe import CGOPipe
+from sim.schedule.fastdecode import FastDecode
+from sim.schedule.flexgen import FlexGen
+from sim.schedule.flexgen_c import FlexGenC
+from sim.schedule.zero import Zero
+from traces.errors import InputError
+
+ENTRY_POINTS = "cgopipe.schedules"
+BUILT_IN: tuple[type[Schedule], ...] = (CGOPipe, FastDecode, FlexGenC, FlexGen, Zero, Accelerate)
+
+
+@lru_cache(maxsize=1)
+def registered() -> dict[str, Schedule]:
+    """All schedules by name, built-in ones first."""
+    found = {schedule.name: schedule() for schedule in BUILT_IN}
+    for entry in entry_points(group=ENTRY_POINTS):
+        schedule = entry.load()
+        if not (isinstance(schedule, type) and issubclass(schedule, Schedule)):
+            raise InputError(f"entry point {ENTRY_POINTS}:{entry.name} is not a Schedule class: uninstall or mend it")
+        found[schedule.name] = schedule()
+    return found
+
+
+def by_name(name: str) -> Schedule:
+    """The schedule of that name; InputError with the nearest names if there is none."""
+    known = registered()
+    if name not in known:
+        near = get_close_matches(name, known, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
+        raise InputError(f"unknown schedule '{name}': {hint}")
+    return known[name]

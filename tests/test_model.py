@@ -1,0 +1,255 @@
+"""The nouns Attention, Layer and Model, and the presets.
+
+Oracles: what the models' authors published, the sizes MoE-Lightning states (arXiv 2411.11217), sums made by hand.
+"""
+
+import itertools
+import json
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sim.model import PRESETS, Attention, FeedForward, Latent, Layer, Model
+from traces.errors import InputError
+
+
+def preset_config(name):
+    return json.loads((PRESETS / f"{name}.json").read_text())
+
+
+def moe_layer(**changes):
+    attention = Attention(hidden_size=8, num_query_heads=2, num_kv_heads=1, head_dim=4, value_head_dim=4)
+    layer = Layer(attention, 4, 2, expert=FeedForward(8, 16), router_params=32, norm_params=16)
+    return replace(layer, **changes)
+
+
+def tiny_model(**changes):
+    return Model("tiny", 10, (moe_layer(),) * 3, **changes)
+
+
+# --- presets against what was published ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", Model.presets())
+def test_preset_has_the_published_number_of_parameters(name):
+    assert Model.load(name).total_params == pytest.approx(preset_config(name)["_published_params"], rel=0.01)
+
+
+def test_every_promised_preset_is_there():
+    promised = "mixtral-8x7b mixtral-8x22b dbrx qwen3-30b-a3b qwen3-235b-a22b olmoe-1b-7b gpt-oss-20b gpt-oss-120b"
+    assert set(Model.presets()) >= set(f"{promised} deepseek-v2-lite deepseek-v3 phi-3.5-moe".split())
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("mixtral-8x7b", 12.9e9),
+        ("mixtral-8x22b", 39e9),
+        ("dbrx", 36e9),
+        ("qwen3-30b-a3b", 3.3e9),
+        ("qwen3-235b-a22b", 22e9),
+        ("olmoe-1b-7b", 1.3e9),
+        ("deepseek-v3", 37e9),
+        ("phi-3.5-moe", 6.6e9),
+    ],
+)
+def test_active_parameters_are_those_published(name, published):
+    assert Model.load(name).active_params == pytest.approx(published, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "published"), [("gpt-oss-20b", 3.61e9), ("gpt-oss-120b", 5.13e9), ("deepseek-v2-lite", 2.4e9)]
+)
+def test_active_parameters_without_the_input_embedding_where_the_authors_leave_it_out(name, published):
+    model = Model.load(name)
+    assert model.active_params - model.embedding_params == pytest.approx(published, rel=0.03)
+
+
+@pytest.mark.parametrize(("name", "gib"), [("gpt-oss-20b", 12.8), ("gpt-oss-120b", 60.8)])
+def test_native_bytes_of_gpt_oss_are_those_of_its_checkpoint(name, gib):
+    """arXiv 2508.10925, table 1."""
+    assert Model.load(name).weight_bytes() / 2**30 == pytest.approx(gib, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "hidden", "expert_width", "experts_bytes"),
+    [
+        ("mixtral-8x7b", 32, 4096, 14336, 2.819e9),
+        ("mixtral-8x22b", 56, 6144, 16384, 4.832e9),
+        ("dbrx", 40, 6144, 10752, 6.342e9),
+    ],
+)
+def test_layers_have_the_sizes_that_moe_lightning_states(name, layers, hidden, expert_width, experts_bytes):
+    model = Model.load(name)
+    layer = model.layers[0]
+    assert (model.num_layers, model.hidden_size, layer.expert.intermediate_size) == (layers, hidden, expert_width)
+    assert layer.experts_bytes(16) == pytest.approx(experts_bytes, rel=2e-4)
+    assert layer.kv_bytes_per_token(16) == 4096
+
+
+def test_mixtral_moves_what_moe_lightning_states_per_token():
+    layer = Model.load("mixtral-8x7b").layers[0]
+    assert layer.qkv_bytes_per_token(16) == 12288
+    assert layer.hidden_bytes_per_token(16) == 8192
+    assert layer.attention_output_bytes_per_token(16) == 8192
+
+
+# --- a layer's work --------------------------------------------------------------------------------------------------
+
+
+def test_flops_of_a_mixtral_layer_add_up_by_hand():
+    layer, tokens = Model.load("mixtral-8x7b").layers[0], 3
+    assert layer.pre_attn_flops(tokens) == 2 * tokens * 4096 * (4096 + 2 * 1024)
+    assert layer.out_proj_flops(tokens) == 2 * tokens * 4096 * 4096
+    assert layer.ffn_flops(tokens) == 2 * tokens * (4096 * 8 + 2 * 3 * 4096 * 14336)
+    assert layer.post_attn_flops(tokens) == layer.out_proj_flops(tokens) + layer.ffn_flops(tokens)
+    assert layer.attention_flops(tokens * 512) == 4 * tokens * 512 * 32 * 128
+
+
+def test_a_dense_layer_has_its_network_and_no_experts():
+    dense, sparse = Model.load("deepseek-v3").layers[2:4]
+    assert dense.dense_ffn_params == 3 * 7168 * 18432
+    assert (dense.num_experts, dense.experts_bytes(16), dense.experts_touched(100)) == (0, 0, 0)
+    assert (sparse.num_experts, sparse.dense_ffn_params) == (256, 0)
+    assert sparse.expert_params == sparse.shared_expert_params == 3 * 7168 * 2048
+    assert sparse.ffn_flops(1) == 2 * (256 * 7168 + 256 + 9 * 3 * 7168 * 2048)
+
+
+def test_latent_attention_caches_one_compressed_vector_and_its_rotary_key():
+    """DeepSeek-V3: 512 + 64 numbers a token and layer, whatever the 128 heads."""
+    layer = Model.load("deepseek-v3").layers[0]
+    assert layer.kv_bytes_per_token(16) == 2 * (512 + 64)
+    assert layer.qkv_bytes_per_token(16) == 2 * (128 * (512 + 64) + (512 + 64))
+    assert layer.attention_output_bytes_per_token(16) == 2 * 128 * 512
+
+
+def test_latent_attention_works_on_the_cache_or_on_expanded_heads():
+    layer = Model.load("deepseek-v3").layers[0]
+    assert layer.attention_flops(10) == 2 * 10 * 128 * ((512 + 64) + 512)
+    assert layer.attention_flops(10, expanded=True) == 2 * 10 * 128 * ((128 + 64) + 128)
+
+
+def test_expanding_changes_nothing_without_latent_attention():
+    layer = Model.load("mixtral-8x7b").layers[0]
+    assert layer.attention_flops(10, expanded=True) == layer.attention_flops(10)
+
+
+def test_attention_output_is_not_the_hidden_state_where_heads_are_wider():
+    layer = Model.load("qwen3-30b-a3b").layers[0]
+    assert layer.hidden_bytes_per_token(16) == 2 * 2048
+    assert layer.attention_output_bytes_per_token(16) == 2 * 32 * 128
+
+
+def test_experts_touched_is_the_mean_over_all_routings():
+    """Four experts, two a token, two tokens: all 36 pairs of choices, counted."""
+    choices = list(itertools.combinations(range(4), 2))
+    touched = [len({*first, *second}) for first in choices for second in choices]
+    assert moe_layer().experts_touched(2) == pytest.approx(sum(touched) / len(touched))
+
+
+@given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 500))
+def test_experts_touched_grows_from_top_k_to_all(num_experts, top_k, tokens):
+    layer = moe_layer(num_experts=num_experts, top_k=min(top_k, num_experts))
+    assert layer.experts_touched(0) == 0
+    assert layer.experts_touched(1) == pytest.approx(layer.top_k)
+    assert layer.experts_touched(tokens) <= layer.experts_touched(tokens + 1) <= num_experts
+
+
+@given(st.integers(1, 10_000), st.integers(1, 10_000))
+def test_a_window_bounds_what_is_attended(context, window):
+    layer = moe_layer()
+    assert layer.attended(context) == context
+    limited = replace(layer, attention=replace(layer.attention, window=window))
+    assert limited.attended(context) == min(context, window)
+
+
+@given(st.sampled_from([2, 4, 4.25, 8, 16, 32]))
+def test_bytes_of_the_parts_are_the_bytes_of_the_whole(bits):
+    model = Model.load("gpt-oss-20b")
+    assert model.weight_bytes(bits) == model.experts_bytes(bits) + model.resident_bytes(bits)
+    assert model.weight_bytes(bits) == pytest.approx(model.total_params * bits / 8, abs=2 * model.num_layers + 1)
+
+
+def test_bytes_are_rounded_up():
+    layer = moe_layer(expert=FeedForward(1, 1))  # an expert of three weights
+    assert (layer.expert_bytes(4), layer.experts_bytes(4)) == (2, 6)
+
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", Model.presets())
+def test_layer_kinds_name_the_distinct_layers(name):
+    model = Model.load(name)
+    assert tuple(model.distinct_layers[kind] for kind in model.layer_kinds) == model.layers
+    assert len(set(model.distinct_layers)) == len(model.distinct_layers) == max(model.layer_kinds) + 1
+
+
+def test_windows_alternate_in_gpt_oss():
+    model = Model.load("gpt-oss-20b")
+    assert model.layer_kinds == (0, 1) * 12
+    assert [layer.attended(1000) for layer in model.layers[:4]] == [128, 1000, 128, 1000]
+
+
+def test_tied_embeddings_are_stored_once_and_still_computed():
+    untied, tied = tiny_model(), tiny_model(tie_embeddings=True)
+    assert untied.total_params - tied.total_params == tied.embedding_params == 10 * 8
+    assert tied.head_params == 0
+    assert tied.head_flops(5) == untied.head_flops(5) == 2 * 5 * 10 * 8
+    assert tied.head_bytes(16) == 2 * 10 * 8
+
+
+def test_total_is_ends_and_layers():
+    model = tiny_model(final_norm_params=8, head_bias=True)
+    attention, expert = 8 * (8 + 2 * 4) + 8 * 8, 3 * 8 * 16
+    assert model.total_params == 3 * (attention + 4 * expert + 32 + 16) + 2 * 10 * 8 + 10 + 8
+    assert model.total_params - model.active_params == 3 * 2 * expert
+    assert model.kv_bytes_per_token(16) == 3 * 2 * (4 + 4)
+
+
+def test_biases_and_gates_are_counted_where_they_are():
+    plain = moe_layer().attention
+    full = replace(plain, qkv_bias=True, output_bias=True, output_gate=True, extra_params=5)
+    assert full.pre_params - plain.pre_params == (8 + 2 * 4) + 8 * 8 + 5
+    assert full.post_params - plain.post_params == 8
+    assert full.pre_weights - plain.pre_weights == 8 * 8
+    assert FeedForward(8, 16, bias=True).params - FeedForward(8, 16).params == 2 * 16 + 8
+
+
+def test_a_summary_fits_on_one_line():
+    assert str(Model.load("mixtral-8x7b")) == (
+        "mixtral-8x7b: 46.7 B parameters, 12.9 B active, 32 layers, 2 of 8 experts"
+    )
+    assert "6 of 64 experts + shared" in str(Model.load("deepseek-v2-lite"))
+
+
+def test_nouns_are_frozen():
+    model = tiny_model()
+    with pytest.raises(FrozenInstanceError):
+        model.vocab_size = 1
+    with pytest.raises(FrozenInstanceError):
+        model.layers[0].top_k = 1
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: moe_layer(top_k=5), r"Layer.top_k must be between 1 and num_experts = 4, got 5"),
+        (lambda: moe_layer(top_k=0), r"Layer.top_k must be between 1"),
+        (lambda: moe_layer(num_experts=0, top_k=0), r"Layer.expert and num_experts must agree"),
+        (lambda: moe_layer(norm_params=-1), r"Layer.norm_params must be at least 0, got -1"),
+        (lambda: FeedForward(8, 0), r"FeedForward.intermediate_size must be at least 1, got 0"),
+        (lambda: Latent(0, 4), r"Latent.kv_rank must be at least 1, got 0"),
+        (lambda: Attention(8, 2, 1, 4, 4, window=0), r"Attention.window must be at least 1, got 0"),
+        (lambda: Attention(8, 2, 1, 4, 4, latent=Latent(4, 4)), r"rope_head_dim must be below head_dim"),
+        (lambda: Attention(8, 2, 1, 4, 4, stored_query_heads=1), r"stored_query_heads must be at least 2, got 1"),
+        (lambda: Model("m", 10, ()), r"'m' hold no experts"),
+        (lambda: Model("m", 0, (moe_layer(),)), r"Model.vocab_size must be at least 1, got 0"),
+        (lambda: Model("m", 10, (moe_layer(),), expert_bits=0), r"Model.expert_bits must be at least 1, got 0"),
+    ],
+)
+def test_a_noun_that_cannot_be_is_refused_and_names_the_field(make, says):
+    with pytest.raises(InputError, match=says):
+        make()

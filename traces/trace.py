@@ -1,0 +1,228 @@
+"""A run as it happened: spans on lanes, counters beside them, and where they come from.
+
+The same nouns hold what the simulator predicts, what the engine measures and what a file keeps, so that any two runs
+can be laid side by side task by task.
+"""
+
+import collections
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+from traces.errors import InputError
+
+NONE = -1
+"""No such coordinate: a span outside any layer, a counter of the host, a span that nothing held back."""
+
+DEVICE_LANES = ("GPU", "H2D", "D2H", "NET")
+"""The lanes that each device has for itself, in the order people read them."""
+
+HOST_LANES = ("CPU", "PIN", "DISK")
+"""The lanes that run on the host, in the order people read them."""
+
+MEMORY = "memory (bytes)"
+"""The counter of occupied memory. Its series are tiers: `device` on a device; `host`, `pinned`, `disk` on the host."""
+
+LINK_RATE = "link rate (bytes/s)"
+"""The counter of what a device's link carries. Its series are directions: `H2D`, `D2H`."""
+
+MAX_NS = 2**51
+"""The longest time a trace holds, 26 days: beyond it, trace viewers' microseconds, kept as doubles, lose nanoseconds."""
+
+LaneId = tuple[str, int]
+"""(kind, rank): which stream of work on which device."""
+
+Key = tuple[str, int, int, int, int, int]
+"""(op, rank, step, layer, micro-batch, page): what a span did, the same in every run of a schedule."""
+
+
+class Span(NamedTuple):
+    """One task from start to end on one lane. A tuple, because a simulation makes hundreds of thousands."""
+
+    id: int
+    op: str
+    lane: str  # the kind: one of DEVICE_LANES or HOST_LANES
+    rank: int
+    step: int
+    layer: int
+    micro_batch: int
+    page: int
+    start_ns: int
+    end_ns: int
+    bytes: int = 0  # moved by a copy, read and written by a computation
+    flops: int = 0
+    bound: str = ""  # the roof that set its duration
+    waited_for: str = ""  # what its lane idled for before it started
+    cause: int = NONE  # the span whose end let this one start
+
+    @property
+    def key(self) -> Key:
+        """What the span did: equal in two runs of one schedule."""
+        return (self.op, self.rank, self.step, self.layer, self.micro_batch, self.page)
+
+    @property
+    def duration_ns(self) -> int:
+        return self.end_ns - self.start_ns
+
+
+class Counter(NamedTuple):
+    """The values of some series from `time_ns` until the counter's next sample."""
+
+    name: str
+    time_ns: int
+    values: Mapping[str, float]
+    rank: int = NONE  # the device it belongs to; NONE: the host
+
+
+_LANE_RANK = itemgetter(Span._fields.index("lane"), Span._fields.index("rank"))
+_START_END = itemgetter(Span._fields.index("start_ns"), Span._fields.index("end_ns"))
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Spans and counters of one run.
+
+    `metadata` holds JSON values. Its `origin` says what the numbers are: `simulated`, `emulated device`, `published`, or
+    `real GPU (name)`. By custom it also names `schedule, model, hardware, policy, versions, input_hash`.
+
+    Raises InputError if spans of one lane overlap, ids repeat, a cause is missing, or a value is out of range.
+    """
+
+    metadata: dict[str, Any]
+    spans: list[Span] = field(default_factory=list)
+    counters: list[Counter] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _check_metadata(self.metadata)
+        _check_values(self.spans)
+        _check_ids(self.spans)
+        _check_overlap(self.spans)
+        _check_counters(self.counters)
+
+    @property
+    def origin(self) -> str:
+        """What the numbers are; shown wherever they are."""
+        return str(self.metadata["origin"])
+
+    @property
+    def start_ns(self) -> int:
+        return min((span.start_ns for span in self.spans), default=0)
+
+    @property
+    def end_ns(self) -> int:
+        return max((span.end_ns for span in self.spans), default=0)
+
+    @property
+    def makespan_ns(self) -> int:
+        """From the first start to the last end."""
+        return self.end_ns - self.start_ns
+
+    def lanes(self) -> list[LaneId]:
+        """Every lane that worked: the devices by rank, then the host."""
+        return sorted(set(map(_LANE_RANK, self.spans)), key=lane_order)
+
+    def busy_ns(self) -> dict[LaneId, int]:
+        """How long each lane worked."""
+        busy = dict.fromkeys(self.lanes(), 0)
+        for span in self.spans:
+            busy[span.lane, span.rank] += span.end_ns - span.start_ns
+        return busy
+
+    def spans_of(self, lane: LaneId) -> list[Span]:
+        """The spans of one lane, in time order."""
+        kind, rank = lane
+        return sorted((span for span in self.spans if span.lane == kind and span.rank == rank), key=_START_END)
+
+    def by_key(self) -> dict[Key, list[Span]]:
+        """The spans that did each thing, in the order given."""
+        index: dict[Key, list[Span]] = {}
+        for span in self.spans:
+            index.setdefault(span.key, []).append(span)
+        return index
+
+    def span(self, key: Key) -> Span:
+        """The one span that did this. Raises KeyError if none did, or several."""
+        found = [span for span in self.spans if span.key == key]
+        if len(found) != 1:
+            raise KeyError(f"{len(found)} spans have the key {key}")
+        return found[0]
+
+
+def lane_order(lane: LaneId) -> tuple[bool, int, int]:
+    """Sorts lanes as people read them: devices by rank, then the host."""
+    kind, rank = lane
+    on_host = kind in HOST_LANES
+    return (on_host, rank, (HOST_LANES if on_host else DEVICE_LANES).index(kind))
+
+
+def _check_metadata(metadata: Mapping[str, Any]) -> None:
+    origin = metadata.get("origin")
+    fixed = origin in ("simulated", "emulated device", "published")
+    if not fixed and not (isinstance(origin, str) and origin.startswith("real GPU (") and origin.endswith(")")):
+        raise InputError(
+            f"metadata.origin is {origin!r}: it must be 'simulated', 'emulated device', 'published' or 'real GPU (name)'"
+        )
+    for name, value in metadata.items():
+        try:
+            survives = isinstance(name, str) and json.loads(json.dumps(value, allow_nan=False)) == value
+        except (TypeError, ValueError):
+            survives = False
+        if not survives:
+            raise InputError(f"metadata.{name} is {value!r}: a JSON value is needed (no tuples, no NaN, string keys)")
+
+
+def _check_values(spans: Iterable[Span]) -> None:
+    for span in spans:
+        if span.lane not in DEVICE_LANES and span.lane not in HOST_LANES:
+            raise InputError(
+                f"{_told(span)} is on lane {span.lane!r}: lanes are {', '.join(DEVICE_LANES + HOST_LANES)}"
+            )
+        if not 0 <= span.start_ns <= span.end_ns <= MAX_NS:
+            raise InputError(
+                f"{_told(span)} runs from {span.start_ns} to {span.end_ns} ns: "
+                f"a span ends at or after its start, both within 0 to 2^51 ns"
+            )
+        if span.rank < 0 or span.bytes < 0 or span.flops < 0:
+            raise InputError(
+                f"{_told(span)} has rank {span.rank}, {span.bytes} bytes, {span.flops} flops: none may be negative"
+            )
+
+
+def _check_ids(spans: list[Span]) -> None:
+    starts_ns = {span.id: span.start_ns for span in spans}
+    if len(starts_ns) != len(spans):
+        twice, count = collections.Counter(span.id for span in spans).most_common(1)[0]
+        raise InputError(f"{count} spans have the id {twice}: ids must be unique")
+    for span in spans:
+        if span.cause != NONE and starts_ns.get(span.cause, MAX_NS + 1) > span.start_ns:
+            wrong = "started later" if span.cause in starts_ns else "is no span's id"
+            raise InputError(f"{_told(span)} has cause {span.cause}, which {wrong}: use {NONE} for none")
+
+
+def _check_overlap(spans: list[Span]) -> None:
+    latest: dict[LaneId, Span] = {}
+    for span in sorted(spans, key=_START_END):
+        lane = (span.lane, span.rank)
+        before = latest.get(lane)
+        if before is not None and span.start_ns < before.end_ns:
+            raise InputError(
+                f"{_told(span)} starts at {span.start_ns} ns while {_told(before)} runs until {before.end_ns} ns "
+                f"on the same lane ({span.lane}, rank {span.rank}): a lane does one thing at a time"
+            )
+        latest[lane] = span
+
+
+def _check_counters(counters: Iterable[Counter]) -> None:
+    for name, time_ns, values, rank in counters:
+        if not 0 <= time_ns <= MAX_NS:
+            raise InputError(f"counter {name!r} has a sample at {time_ns} ns: times are within 0 to 2^51 ns")
+        if rank < NONE:
+            raise InputError(f"counter {name!r} has rank {rank}: it must be a device's rank, or {NONE} for the host")
+        if not values or not all(abs(value) < float("inf") for value in values.values()):
+            raise InputError(f"counter {name!r} holds {values!r} at {time_ns} ns: at least one finite number is needed")
+
+
+def _told(span: Span) -> str:
+    return f"span {span.id} ({span.op}, step {span.step}, layer {span.layer}, micro-batch {span.micro_batch})"

@@ -1,0 +1,1 @@
+"""The comparison: predictions against measured runs."""
