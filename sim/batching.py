@@ -86,7 +86,8 @@ def _fill_in_order(lengths: tuple[int, ...], capacity: int, gen_len: int, budget
     num_micro_batches = -(-len(lengths) // capacity)
     capacity = min(capacity, budget // (lengths[0] + gen_len))
     sizes = (min(capacity, len(lengths) - j * capacity) for j in range(num_micro_batches))
-    return tuple(_micro_batch([lengths[0]] * size) for size in sizes if size > 0)
+    length = lengths[0]
+    return tuple(MicroBatch(size, size * length, size * length**2, length) for size in sizes if size > 0)
 
 
 def _balance(lengths: Iterable[int], capacity: int, gen_len: int, budget: int) -> tuple[MicroBatch, ...]:

@@ -206,7 +206,7 @@ class PolicyNumbers:
     gen_len: int
     num_devices: int = 1
     whole_batch_in_prefill: bool = True
-    """Prefill keeps the hidden states of all N prompts on the device, as in the artifact (not for padded, on the L4)."""
+    """Prefill keeps the hidden states of all N prompts on the device, as in the artifact (unless padded, on L4)."""
 
     def __post_init__(self) -> None:
         if self.gen_len < 2:

@@ -10,7 +10,7 @@ from sim.model import Model
 from sim.policy import Policy
 from sim.schedule.accesses import KV_SLOTS, WEIGHT_SLOTS
 from sim.schedule.base import Schedule
-from sim.schedule.shape import PipelineShape
+from sim.schedule.shape import PipelineShape, Place
 
 ACTIVATION_BITS = 16
 ACTIVATION_SLOTS = 2
@@ -77,24 +77,24 @@ def kept_tokens(layer: Layer, micro_batch: MicroBatch, step: int) -> int:
 
 def kv_bytes(model: Model, policy: Policy, batch: Batch, step: int) -> int:
     """The whole KV cache after `step`, wherever it lives."""
-    tokens: dict[int | None, int] = {}
-    total = 0
-    for layer in model.layers:
-        window = layer.attention.window
-        if window not in tokens:
-            tokens[window] = sum(kept_tokens(layer, one, step) for one in batch.micro_batches)
-        total += tokens[window] * layer.kv_bytes_per_token(policy.kv_bits)
-    return total
+    def of_layer(layer: Layer) -> int:
+        tokens = sum(kept_tokens(layer, one, step) for one in batch.micro_batches)
+        return tokens * layer.kv_bytes_per_token(policy.kv_bits)
+
+    return model.over_layers(of_layer)
 
 
 def plan_memory(
     schedule: Schedule, shape: PipelineShape, policy: Policy, model: Model, batch: Batch, num_devices: int = 1
 ) -> MemoryPlan:
     """Plan the memory of a whole generation: weights, KV cache at its longest, activations, buffers, staging."""
-    streamed = [policy.streamed_bytes(schedule, model, layer) for layer in model.layers]
+    def streamed(layer: Layer) -> int:
+        return policy.streamed_bytes(schedule, model, layer)
+
+    slot = max(streamed(layer) for layer in model.distinct_layers)
     cache = kv_bytes(model, policy, batch, batch.gen_len - 1)
     cache_on_device = round(cache * policy.kv_on_device)
-    staging = schedule.pinned_layers * max(streamed)
+    staging = 0 if shape.weights_pinned else schedule.pinned_layers * slot
     hidden = packed_bytes(batch.prompt_tokens * model.hidden_size, ACTIVATION_BITS)
     largest = max(one.prompt_tokens for one in batch.micro_batches)
     waiting = ACTIVATION_SLOTS * largest + batch.num_requests if shape.offloads_hidden else batch.prompt_tokens
@@ -102,7 +102,7 @@ def plan_memory(
         "embedding and head": model.resident_bytes() - _non_experts(model),
         "non-expert weights": 0 if schedule.streams_non_experts else _non_experts(model),
         "resident experts": _resident_experts(policy, model),
-        "weight slots": WEIGHT_SLOTS * max(streamed),
+        "weight slots": WEIGHT_SLOTS * slot,
         "kv cache": cache_on_device,
         "kv buffers": _kv_buffers(shape, policy, model, batch),
     }
@@ -110,12 +110,17 @@ def plan_memory(
     device["activations"] = _activations(model, batch, num_devices)
     device["hidden states"] = packed_bytes(waiting * model.hidden_size, ACTIVATION_BITS)
     host = {
-        "streamed weights": sum(streamed),
+        "streamed weights": model.over_layers(streamed),
         "kv cache": cache - cache_on_device,
         "hidden states": hidden if shape.offloads_hidden else 0,
         "staging": staging,
     }
-    return MemoryPlan(_present(device), _present(host), _present({"staging": staging}))
+    pinned = {
+        "streamed weights": host["streamed weights"] if shape.weights_pinned else 0,
+        "kv cache": host["kv cache"] if shape.attention is Place.GPU else 0,  # copied at the page-locked rate
+        "staging": staging,
+    }
+    return MemoryPlan(_present(device), _present(host), _present(pinned))
 
 
 def _present(parts: Mapping[str, int]) -> dict[str, int]:
@@ -123,12 +128,12 @@ def _present(parts: Mapping[str, int]) -> dict[str, int]:
 
 
 def _non_experts(model: Model) -> int:
-    return sum(layer.non_expert_bytes(model.other_bits) for layer in model.layers)
+    return model.over_layers(lambda layer: layer.non_expert_bytes(model.other_bits))
 
 
 def _resident_experts(policy: Policy, model: Model) -> int:
     bits = policy.expert_bits(model)
-    return sum(policy.resident_experts(layer) * layer.expert_bytes(bits) for layer in model.layers)
+    return model.over_layers(lambda layer: policy.resident_experts(layer) * layer.expert_bytes(bits))
 
 
 def _kv_buffers(shape: PipelineShape, policy: Policy, model: Model, batch: Batch) -> int:
@@ -140,7 +145,7 @@ def _kv_buffers(shape: PipelineShape, policy: Policy, model: Model, batch: Batch
         per_token = layer.kv_bytes_per_token(policy.kv_bits)
         new = max(kept_tokens(layer, one, 0) for one in batch.micro_batches)
         loaded = 0
-        if shape.attention == "gpu":
+        if shape.attention is Place.GPU:
             last = max(kept_tokens(layer, one, batch.gen_len - 1) for one in batch.micro_batches)
             loaded = round(last * (1 - policy.kv_on_device))
         largest = max(largest, KV_SLOTS * (new + loaded) * per_token)

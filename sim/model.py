@@ -4,6 +4,7 @@ All counts follow from the dimensions in a Hugging Face `config.json` (read by `
 user's own model go the same way.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,6 +38,8 @@ class Model:
     """Each different layer once, in order of first use."""
     layer_kinds: tuple[int, ...] = field(init=False, repr=False, compare=False)
     """Per layer, its place in `distinct_layers`: equal kinds cost the same."""
+    layer_counts: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """Of each distinct layer, how many the model has."""
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "vocab_size", "expert_bits", "other_bits", "embedding_bits")
@@ -47,6 +50,7 @@ class Model:
         kinds: dict[Layer, int] = {}
         object.__setattr__(self, "layer_kinds", tuple(kinds.setdefault(layer, len(kinds)) for layer in self.layers))
         object.__setattr__(self, "distinct_layers", tuple(kinds))
+        object.__setattr__(self, "layer_counts", tuple(self.layer_kinds.count(kind) for kind in kinds.values()))
 
     @staticmethod
     def load(name_or_path: str | Path) -> "Model":
@@ -81,14 +85,20 @@ class Model:
     def _ends_params(self) -> int:
         return self.embedding_params + self.head_params + self.final_norm_params
 
+    def over_layers(self, amount: Callable[[Layer], int]) -> int:
+        """The sum over all layers of an amount that equal layers share."""
+        return sum(
+            count * amount(layer) for layer, count in zip(self.distinct_layers, self.layer_counts, strict=True)
+        )
+
     @property
     def total_params(self) -> int:
-        return self._ends_params + sum(layer.total_params for layer in self.layers)
+        return self._ends_params + self.over_layers(lambda layer: layer.total_params)
 
     @property
     def active_params(self) -> int:
         """Parameters that one token uses, the whole embedding counted, as model cards mostly do."""
-        return self._ends_params + sum(layer.active_params for layer in self.layers)
+        return self._ends_params + self.over_layers(lambda layer: layer.active_params)
 
     @property
     def num_experts(self) -> int:
@@ -101,11 +111,11 @@ class Model:
 
     def experts_bytes(self, bits: float | None = None) -> int:
         """Routed experts of all layers, at `bits` or at their native width."""
-        return sum(layer.experts_bytes(bits or self.expert_bits) for layer in self.layers)
+        return self.over_layers(lambda layer: layer.experts_bytes(bits or self.expert_bits))
 
     def resident_bytes(self, bits: float | None = None) -> int:
         """Everything but routed experts, head and embedding included: what stays on the device in MoE-Lightning."""
-        layers = sum(layer.non_expert_bytes(bits or self.other_bits) for layer in self.layers)
+        layers = self.over_layers(lambda layer: layer.non_expert_bytes(bits or self.other_bits))
         return layers + packed_bytes(self._ends_params, bits or self.embedding_bits)
 
     def weight_bytes(self, bits: float | None = None) -> int:
@@ -113,7 +123,7 @@ class Model:
 
     def kv_bytes_per_token(self, bits: float) -> int:
         """What the KV caches of all layers keep of one token, before any window drops it."""
-        return sum(layer.kv_bytes_per_token(bits) for layer in self.layers)
+        return self.over_layers(lambda layer: layer.kv_bytes_per_token(bits))
 
     def head_bytes(self, bits: float | None = None) -> int:
         """Weights that the head reads, shared with the embedding or not."""

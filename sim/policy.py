@@ -21,6 +21,7 @@ class Policy:
 
     `experts_on_device` is r_w: of a layer with E routed experts, int(E · r_w) whole ones stay on the device.
     `kv_on_device` is r_c. `pages` a layer's streamed weights travel in: None for one per micro-batch.
+    `pin_weights` keeps streamed weights in page-locked memory instead of copying them through staging.
     `weight_bits` and `kv_bits` are the widths of stored numbers; None keeps the model's own width.
     Raises InputError naming the field.
     """
@@ -31,6 +32,7 @@ class Policy:
     experts_on_device: float = 0.0
     kv_on_device: float = 0.0
     pages: int | None = None
+    pin_weights: bool = False
     weight_bits: float | None = None
     kv_bits: float = 16.0
 
@@ -51,6 +53,8 @@ class Policy:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not MIN_BITS <= value <= MAX_BITS:
                 raise InputError(f"{_flag(name)}: {value!r} is not allowed; it is a width from 1 to 32 bits")
+        if not isinstance(self.pin_weights, bool):
+            raise InputError(f"pin_weights: {self.pin_weights!r} is not allowed; give true or false")
         if not isinstance(self.attention, Place):
             places = " or ".join(Place)
             if self.attention not in tuple(Place):
@@ -89,16 +93,18 @@ class Policy:
     def shape(self, schedule: Schedule, model: Model, num_micro_batches: int | None = None) -> PipelineShape:
         """The pipeline this policy makes of the model. Raises InputError where the schedule cannot work so."""
         self._check_places(schedule)
+        streamed = [self.streamed_bytes(schedule, model, layer) > 0 for layer in model.distinct_layers]
         n = self.num_micro_batches if num_micro_batches is None else num_micro_batches
         return PipelineShape(
             num_layers=model.num_layers,
             num_micro_batches=n,
             num_pages=(self.pages or n) if schedule.paged else 1,
             attention=self.attention,
-            streamed=tuple(self.streamed_bytes(schedule, model, layer) > 0 for layer in model.layers),
+            streamed=tuple(streamed[kind] for kind in model.layer_kinds),
             streams_non_experts=schedule.streams_non_experts,
             streams_kv=self.kv_on_device < 1,
             offloads_hidden=schedule.offloads_hidden and n > 1,
+            weights_pinned=self.pin_weights,
         )
 
     def _check_places(self, schedule: Schedule) -> None:

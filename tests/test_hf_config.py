@@ -69,6 +69,7 @@ FAMILIES = [
     ("hunyuan_v1_moe", {**TINY_HEADS, "num_experts": 5, "moe_topk": 2, "head_dim": 8}),
     ("minimax_m2", {**LOCAL, "head_dim": 12}),
     ("deepseek_v2", {**TINY_MLA, "first_k_dense_replace": 1, "q_lora_rank": None}),
+    ("deepseek_v2", {**TINY_MLA, "q_lora_rank": 20, "attention_bias": True}),
     ("deepseek_v3", {**TINY_MLA, "first_k_dense_replace": 2, "q_lora_rank": 20, "n_group": 2, "topk_group": 1}),
     (
         "dbrx",

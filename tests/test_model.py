@@ -111,7 +111,7 @@ def test_flops_of_a_mixtral_layer_add_up_by_hand():
 def test_a_dense_layer_has_its_network_and_no_experts():
     dense, sparse = Model.load("deepseek-v3").layers[2:4]
     assert dense.dense_ffn_params == 3 * 7168 * 18432
-    assert (dense.num_experts, dense.experts_bytes(16), dense.experts_touched(100)) == (0, 0, 0)
+    assert (dense.num_experts, dense.expert_params, dense.experts_bytes(16), dense.experts_touched(100)) == (0, 0, 0, 0)
     assert (sparse.num_experts, sparse.dense_ffn_params) == (256, 0)
     assert sparse.expert_params == sparse.shared_expert_params == 3 * 7168 * 2048
     assert sparse.ffn_flops(1) == 2 * (256 * 7168 + 256 + 9 * 3 * 7168 * 2048)
@@ -215,6 +215,8 @@ def test_biases_and_gates_are_counted_where_they_are():
     assert full.pre_params - plain.pre_params == (8 + 2 * 4) + 8 * 8 + 5
     assert full.post_params - plain.post_params == 8
     assert full.pre_weights - plain.pre_weights == 8 * 8
+    latent = replace(plain, latent=Latent(6, 2, 4))
+    assert replace(latent, output_gate=True).pre_weights - latent.pre_weights == 8 * 8
     assert FeedForward(8, 16, bias=True).params - FeedForward(8, 16).params == 2 * 16 + 8
 
 

@@ -12,6 +12,7 @@ import gzip
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from json.encoder import encode_basestring_ascii as quoted
@@ -51,7 +52,8 @@ def write(trace: Trace, path: str | os.PathLike[str]) -> None:
     except OSError as error:
         raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink()
 
 
 # Layout: which process and thread a lane is.
@@ -82,10 +84,10 @@ def _track(lane: LaneId, host_pid: int) -> _Track:
     return _Track(lane, pid=host_pid, tid=1 + HOST_LANES.index(kind) + rank * len(HOST_LANES))
 
 
-def _host_pid(trace: Trace) -> int:
-    """One more than the last device's, whose pid is its rank."""
-    devices = [rank for kind, rank in trace.lanes() if kind in DEVICE_LANES]
-    return 1 + max(devices + [counter.rank for counter in trace.counters], default=NONE)
+def _devices(trace: Trace) -> list[int]:
+    """The ranks that have a lane or a counter."""
+    ranks = {rank for kind, rank in trace.lanes() if kind in DEVICE_LANES}
+    return sorted(ranks | {counter.rank for counter in trace.counters if counter.rank != NONE})
 
 
 # Writing: one event a line.
@@ -102,15 +104,16 @@ def _write_lines(lines: Iterable[str], out: IO[bytes]) -> None:
 
 
 def _lines(trace: Trace) -> Iterator[str]:
-    host_pid = _host_pid(trace)
+    devices = _devices(trace)
+    host_pid = 1 + max(devices, default=NONE)  # a device's pid is its rank
     hardware = trace.metadata.get("hardware", "unknown")
     name = hardware.get("name", "unknown") if isinstance(hardware, dict) else hardware
     head: dict[str, Any] = {
         "schemaVersion": 1,  # of the PyTorch profiler
         "displayTimeUnit": "ns",
         SECTION: {"schema": SCHEMA, "host_pid": host_pid, "metadata": trace.metadata},
-        "deviceProperties": [{"id": rank, "name": str(name)} for rank in range(host_pid)],
-        "distributedInfo": {"rank": 0, "world_size": host_pid},
+        "deviceProperties": [{"id": rank, "name": str(name)} for rank in devices],
+        "distributedInfo": {"rank": 0, "world_size": len(devices)},
     }
     yield "{\n"
     for key, value in head.items():

@@ -1,4 +1,4 @@
-"""Reads the trace files that `traces.chrome` writes, a piece at a time: a million spans fit in memory, their JSON not."""
+"""Reads trace files that `traces.chrome` wrote, piece by piece: a million spans fit in memory, their JSON does not."""
 
 import gzip
 import os
@@ -18,21 +18,6 @@ SCHEMA = 1
 
 SECTION = "cgopipe"
 """The top-level member that holds our metadata, and tells our files from others'."""
-
-_ARGS = ("id", "op", "step", "layer", "micro_batch", "page", "bytes", "flops", "bound", "waited_for", "cause")
-_ARG_TYPES = tuple(str if name in ("op", "bound", "waited_for") else int for name in _ARGS)
-_STRING = r'"([^"\\\x00-\x1f]*)"'
-_INTEGER = r"(-?\d+)"
-_SPAN_LINE = re.compile(
-    r'^{"ph":"X","cat":"\w+","pid":(\d+),"tid":(\d+),"name":"[^"\\\x00-\x1f]*",'
-    r'"ts":(\d+)\.(\d{3}),"dur":(\d+)\.(\d{3}),"args":{'
-    + ",".join(f'"{name}":{_STRING if kind is str else _INTEGER}' for name, kind in zip(_ARGS, _ARG_TYPES, strict=True))
-    + r'(?:,"[\w ()/]+":(?:[-+.\w]+|"N/A"))*}},\n',
-    re.MULTILINE,
-)
-"""A span as `traces.chrome` writes it, in most cases. Lines that it does not match go through `json`, in twice the time."""
-
-_arg_values: Callable[[Any], tuple[Any, ...]] = itemgetter(*_ARGS)
 
 
 def read(path: str | os.PathLike[str]) -> Trace:
@@ -64,9 +49,28 @@ def _opened(path: Path) -> TextIO:
     return gzip.open(path, "rt", encoding="utf-8") if packed else path.open(encoding="utf-8")
 
 
-class _Ints(dict[str, int]):
-    def __missing__(self, digits: str) -> int:
-        return self.setdefault(digits, int(digits))
+_ARGS = ("id", "op", "step", "layer", "micro_batch", "page", "bytes", "flops", "bound", "waited_for", "cause")
+_ARG_TYPES = tuple(str if name in ("op", "bound", "waited_for") else int for name in _ARGS)
+_arg_values: Callable[[Any], tuple[Any, ...]] = itemgetter(*_ARGS)
+
+_PLAIN = r'[^"\\\x00-\x1f]*'  # a string without escapes
+_PATTERN = {str: f'"({_PLAIN})"', int: r"(-?\d+)"}
+_SPAN_LINE = re.compile(
+    rf'^{{"ph":"X","cat":"\w+","pid":(\d+),"tid":(\d+),"name":"{_PLAIN}",'
+    r'"ts":(\d+)\.(\d{3}),"dur":(\d+)\.(\d{3}),"args":{'
+    + ",".join(f'"{name}":{_PATTERN[kind]}' for name, kind in zip(_ARGS, _ARG_TYPES, strict=True))
+    + rf'(?:,"{_PLAIN}":(?:[-+.\de]+|"{_PLAIN}"))*}}}},\n',
+    re.MULTILINE,
+)
+"""A span as `traces.chrome` writes it. Lines that this does not match go through `json`, which takes twice as long."""
+
+
+class _SmallIntegers(dict[str, int]):
+    """The value of numerals that come again and again."""
+
+    def __missing__(self, numeral: str) -> int:
+        return self.setdefault(numeral, int(numeral))
+
 
 class _Reader:
     """Collects what one file holds."""
@@ -76,7 +80,7 @@ class _Reader:
         self._host_pid = NONE
         self._lanes: dict[tuple[int, int], LaneId] = {}  # (pid, tid) -> lane
         self._words: dict[str, str] = {}  # one copy of each string, which thousands of spans share
-        self._small = _Ints()
+        self._numbers = _SmallIntegers()
         self._spans: list[Span] = []
         self._counters: list[Counter] = []
 
@@ -90,7 +94,7 @@ class _Reader:
             raise InputError(f"it is not a trace of this project: it has no section {SECTION!r}")
         return Trace(self._metadata, self._spans, self._counters)
 
-    def _take_section(self, section: Any) -> None:
+    def _take_section(self, section: object) -> None:
         if not isinstance(section, dict) or section.get("schema") != SCHEMA:
             found = section.get("schema") if isinstance(section, dict) else section
             raise InputError(f"its {SECTION}.schema is {found!r}: this version reads schema {SCHEMA}")
@@ -105,70 +109,84 @@ class _Reader:
         for event in events:
             if type(event) is Span:
                 self._spans.append(event)
-                continue
-            try:
-                phase = event["ph"]
-                if phase == "X":
-                    self._spans.append(self._span(event))
-                elif phase == "C":
-                    self._counters.append(self._counter(event))
-                elif phase == "M" and event["name"] == "thread_name":
-                    self._lanes[event["pid"], event["tid"]] = _lane(event["args"]["name"], event["pid"])
-            except KeyError as error:
-                raise InputError(f"its event {_shown(event)} lacks {error}") from error
-            except (TypeError, ValueError, AttributeError, OverflowError) as error:
-                raise InputError(f"its event {_shown(event)} is malformed: {error}") from error
+            else:
+                self._take_event(event)
 
-    def _spans_of_lines(self, lines: str) -> list[Span] | None:
-        """What `_span` would make of these lines; None if one of them is not a span's, or not as usual."""
-        rows = _SPAN_LINE.findall(lines)
-        if len(rows) != lines.count("\n"):
-            return None
-        word, lanes = self._words.setdefault, self._lanes
-        small = self._small
+    def _take_event(self, event: dict[str, Any]) -> None:
         try:
-            return [
-                Span(
-                    int(number), word(op, op), *lanes[small[pid], small[tid]], small[step], small[layer], small[mb], small[page],
-                    (start := int(us + ns)), start + int(dur_us + dur_ns), int(moved), int(flops), word(bound, bound), word(waited, waited), int(cause),
-                )
-                for pid, tid, us, ns, dur_us, dur_ns, number, op, step, layer, mb, page, moved, flops, bound, waited, cause in rows
-            ]  # fmt: skip
-        except (KeyError, ValueError):
-            return None
+            phase = event["ph"]
+            if phase == "X":
+                self._spans.append(self._span(event))
+            elif phase == "C":
+                self._counters.append(self._counter(event))
+            elif phase == "M" and event["name"] == "thread_name":
+                self._lanes[event["pid"], event["tid"]] = _lane(event["args"]["name"], event["pid"])
+        except KeyError as error:
+            raise InputError(f"its event {_shown(event)} lacks {error}") from error
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise InputError(f"its event {_shown(event)} is malformed: {error}") from error
 
     def _span(self, event: dict[str, Any]) -> Span:
         values = _arg_values(event["args"])
         if tuple(map(type, values)) != _ARG_TYPES:
-            raise TypeError(f"among its args, {', '.join(_ARGS)} = {values!r}, one has the wrong type")
-        number, op, step, layer, micro_batch, page, moved, flops, bound, waited_for, cause = values
+            wrong = [n for n, value, kind in zip(_ARGS, values, _ARG_TYPES, strict=True) if type(value) is not kind]
+            raise TypeError(f"the wrong type of {', '.join(wrong)}")
         lane = self._lanes.get((event["pid"], event["tid"]))
         if lane is None:
             raise ValueError("its thread has no name")
+        number, op, step, layer, micro_batch, page, moved, flops, bound, waited_for, cause = values
         kind, rank = lane
-        start_ns = round(event["ts"] * 1000)
-        end_ns = start_ns + round(event["dur"] * 1000)
+        start_ns = _ns(event["ts"])
+        end_ns = start_ns + _ns(event["dur"])
         word = self._words.setdefault
         return Span(
             number, word(op, op), kind, rank, step, layer, micro_batch, page, start_ns, end_ns, moved, flops,
             word(bound, bound), word(waited_for, waited_for), cause,
         )  # fmt: skip
 
+    def _spans_of_lines(self, lines: str) -> list[Span] | None:
+        """What `_span` would make of these lines; None if one of them is not a span written as usual."""
+        rows = _SPAN_LINE.findall(lines)
+        if len(rows) != lines.count("\n"):
+            return None
+        word, lanes, number = self._words.setdefault, self._lanes, self._numbers
+        try:
+            return [
+                Span(
+                    int(span_id), word(op, op), *lanes[number[pid], number[tid]],
+                    number[step], number[layer], number[micro_batch], number[page],
+                    (start_ns := int(us + ns)), start_ns + int(dur_us + dur_ns), int(moved), int(flops),
+                    word(bound, bound), word(waited_for, waited_for), int(cause),
+                )
+                for (
+                    pid, tid, us, ns, dur_us, dur_ns, span_id, op, step, layer, micro_batch, page,
+                    moved, flops, bound, waited_for, cause,
+                ) in rows
+            ]  # fmt: skip
+        except (KeyError, ValueError):
+            return None  # `_span` finds the words for what is wrong
+
     def _counter(self, event: dict[str, Any]) -> Counter:
         name, pid, values = event["name"], event["pid"], event["args"]
-        if type(name) is not str or any(type(value) not in (int, float) for value in values.values()):
-            raise TypeError("a counter has a name, and numbers as args")
-        return Counter(name, round(event["ts"] * 1000), values, NONE if pid == self._host_pid else pid)
+        if type(name) is not str or type(pid) is not int or type(values) is not dict:
+            raise TypeError("a counter has a name, a pid and args")
+        if any(type(value) not in (int, float) for value in values.values()):
+            raise TypeError("a counter's args are numbers")
+        return Counter(name, _ns(event["ts"]), values, NONE if pid == self._host_pid else pid)
+
+
+def _ns(microseconds: float) -> int:
+    return round(microseconds * 1000)
 
 
 def _lane(thread_name: str, pid: int) -> LaneId:
     """The lane of a thread: a device's lanes are named by their kind, the host's `PIN`, `PIN:1` and so on."""
+    if type(pid) is not int:
+        raise TypeError("a pid is a whole number")
     kind, _, rank = thread_name.partition(":")
-    if kind in HOST_LANES:
-        return (kind, int(rank or 0))
-    return (kind, pid)
+    return (kind, int(rank or 0)) if kind in HOST_LANES else (kind, pid)
 
 
-def _shown(event: Any) -> str:
+def _shown(event: object) -> str:
     text = repr(event)
     return text if len(text) <= 120 else f"{text[:120]}…"

@@ -20,8 +20,8 @@ class Gap(NamedTuple):
 class CriticalPath:
     """Spans in time order, each let off by the one before, from the start of the trace to its last end.
 
-    `on_path_ns` holds, per span, its time on the path: all of it, unless the clock of a real run saw it start before its
-    cause had ended. These times and the gaps add up to the makespan.
+    `on_path_ns` holds, per span, its time on the path: all of it, unless the clocks of a real run saw it start before
+    its cause had ended. These times and the gaps add up to the makespan.
     """
 
     spans: tuple[Span, ...]

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TextIO
 
-CHUNK_CHARS = 1 << 20
+CHUNK_CHARS = 1 << 16
 """How much is read at a time: the values of one chunk stay in the processor's cache."""
 
 MAX_VALUE_CHARS = 1 << 26
@@ -86,7 +86,7 @@ class _Source:
         self._at += 1
         return found
 
-    def value(self) -> Any:
+    def value(self) -> object:
         """Use the next value, however long."""
         self.peek()
         while True:

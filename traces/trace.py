@@ -29,7 +29,10 @@ LINK_RATE = "link rate (bytes/s)"
 """The counter of what a device's link carries. Its series are directions: `H2D`, `D2H`."""
 
 MAX_NS = 2**51
-"""The longest time a trace holds, 26 days: beyond it, trace viewers' microseconds, kept as doubles, lose nanoseconds."""
+"""The longest time a trace holds, 26 days: after it, trace viewers' microseconds, kept as doubles, lose nanoseconds."""
+
+MAX_COUNT = 2**63 - 1
+"""The most bytes and flops a span holds: trace viewers keep them in 64 bits."""
 
 LaneId = tuple[str, int]
 """(kind, rank): which stream of work on which device."""
@@ -84,7 +87,7 @@ _START_END = itemgetter(Span._fields.index("start_ns"), Span._fields.index("end_
 class Trace:
     """Spans and counters of one run.
 
-    `metadata` holds JSON values. Its `origin` says what the numbers are: `simulated`, `emulated device`, `published`, or
+    `metadata` holds JSON values. Its `origin` says what the numbers are: `simulated`, `emulated device`, `published` or
     `real GPU (name)`. By custom it also names `schedule, model, hardware, policy, versions, input_hash`.
 
     Raises InputError if spans of one lane overlap, ids repeat, a cause is missing, or a value is out of range.
@@ -162,7 +165,7 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
     fixed = origin in ("simulated", "emulated device", "published")
     if not fixed and not (isinstance(origin, str) and origin.startswith("real GPU (") and origin.endswith(")")):
         raise InputError(
-            f"metadata.origin is {origin!r}: it must be 'simulated', 'emulated device', 'published' or 'real GPU (name)'"
+            f"metadata.origin is {origin!r}: say 'simulated', 'emulated device', 'published' or 'real GPU (name)'"
         )
     for name, value in metadata.items():
         try:
@@ -184,9 +187,10 @@ def _check_values(spans: Iterable[Span]) -> None:
                 f"{_told(span)} runs from {span.start_ns} to {span.end_ns} ns: "
                 f"a span ends at or after its start, both within 0 to 2^51 ns"
             )
-        if span.rank < 0 or span.bytes < 0 or span.flops < 0:
+        if span.rank < 0 or not 0 <= span.bytes <= MAX_COUNT or not 0 <= span.flops <= MAX_COUNT:
             raise InputError(
-                f"{_told(span)} has rank {span.rank}, {span.bytes} bytes, {span.flops} flops: none may be negative"
+                f"{_told(span)} has rank {span.rank}, {span.bytes} bytes, {span.flops} flops: "
+                f"none may be negative, or above 2^63 - 1"
             )
 
 

@@ -14,6 +14,7 @@ class Accelerate(Schedule):
     streams_non_experts = True
     kv_on_device = True
     offloads_hidden = False
+    one_batch = True
 
     def prefill(self, shape: PipelineShape, more: bool) -> Issues:
         yield from self.decode(shape, 0, more)

@@ -54,6 +54,11 @@ class Layout:
             Op.STORE_HIDDEN: self._store_hidden,
         }
 
+    @property
+    def reach_steps(self) -> int:
+        """How many steps back a slot's last use can lie: buffers that take turns are all used within two layers."""
+        return 1 if self.shape.num_layers > 1 else 2
+
     def accesses(self, task: Task) -> Accesses:
         """The slots of one task."""
         return self._by_op[task.op](task)
@@ -82,7 +87,7 @@ class Layout:
         return Accesses(writes=self._pinned(task))
 
     def _load_pinned(self, task: Task) -> Accesses:
-        return Accesses(self._pinned(task), self._weights(task))
+        return Accesses(() if self.shape.weights_pinned else self._pinned(task), self._weights(task))
 
     def _load_pageable(self, task: Task) -> Accesses:
         return Accesses(writes=self._weights(task))

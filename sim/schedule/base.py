@@ -50,6 +50,10 @@ class Schedule(ABC):
     """Whether a layer's weights move in pages; else as one piece."""
     pinned_layers: ClassVar[int] = 0
     """Layer-sized staging buffers in page-locked host memory; 0: weights are copied from pageable memory."""
+    pins_weights: ClassVar[bool] = False
+    """Whether the system usually keeps all streamed weights page-locked, where they fit."""
+    one_batch: ClassVar[bool] = False
+    """Whether the system runs all requests as one micro-batch."""
     prefill_barrier: ClassVar[bool] = False
     """Whether all lanes meet after each (layer, micro-batch) of prefill."""
 
@@ -106,9 +110,10 @@ class Schedule(ABC):
         return Layout(shape, max(1, self.pinned_layers))
 
     def load_layer(self, shape: PipelineShape, step: int, layer: int) -> Issues:
-        """All streamed weights of a layer as one piece from pageable memory (nothing beyond the last step)."""
+        """All streamed weights of a layer as one piece from where they live (nothing beyond the last step)."""
         if step >= 0 and shape.streamed[layer]:
-            yield issue(Op.LOAD_WEIGHTS_PAGEABLE, step, layer, page=WHOLE)
+            op = Op.LOAD_WEIGHTS if shape.weights_pinned else Op.LOAD_WEIGHTS_PAGEABLE
+            yield issue(op, step, layer, page=WHOLE)
 
     def attend_on_cpu(self, step: int, layer: int, j: int) -> Issues:
         """PreAttn, its result to the host, attention there."""
@@ -135,22 +140,19 @@ class Schedule(ABC):
 
     def _templates(
         self, shape: PipelineShape, first: int, stop: int, final: int
-    ) -> Iterator[tuple[int, "tuple[Task, ...]"]]:
-        step = first
+    ) -> Iterator[tuple[int, tuple[Task, ...]]]:
+        step, kind, steady = first, type(self), steady_step(self, shape)
         if first == 0:
-            for template in _start(type(self), shape, final=min(final, STEADY))[:stop]:
+            for template in _start(kind, shape, min(final, steady))[:stop]:
                 yield step, template
                 step += 1
-        while step < min(stop, final):
-            yield step, _steady(type(self), shape, final=False)
-            step += 1
-        if step < stop:
-            yield step, _steady(type(self), shape, final=True)
+        for step_ in range(step, stop):
+            yield step_, _steady(kind, shape, final=step_ == final)
 
 
-STEADY = 3
-"""From this step on, and this many steps into any window, all decode steps look alike: no slot is reused later than
-two steps after its last use, so dependencies reach back to decode steps only."""
+def steady_step(schedule: Schedule, shape: PipelineShape) -> int:
+    """The first step that looks like all later ones: what it depends on reaches back to decode steps only."""
+    return 1 + schedule.layout(shape).reach_steps
 
 
 def issue(
@@ -196,14 +198,16 @@ def _relative(tasks: list[Task], step: int) -> tuple[Task, ...]:
 
 @lru_cache(maxsize=16)
 def _start(schedule: type[Schedule], shape: PipelineShape, final: int) -> tuple[tuple[Task, ...], ...]:
-    steps = issue_steps(schedule(), shape, 0, min(final + 1, STEADY), final)
-    return tuple(_relative(tasks, step) for step, tasks in enumerate(steps))
+    stop = min(final + 1, steady_step(schedule(), shape))
+    return tuple(_relative(tasks, step) for step, tasks in enumerate(issue_steps(schedule(), shape, 0, stop, final)))
 
 
 @lru_cache(maxsize=32)
-def _steady(schedule: type[Schedule], shape: PipelineShape, final: bool) -> tuple[Task, ...]:
-    window = list(issue_steps(schedule(), shape, 1, 1 + STEADY, STEADY if final else STEADY + 1))
-    return _relative(window[-1], STEADY)
+def _steady(schedule: type[Schedule], shape: PipelineShape, *, final: bool) -> tuple[Task, ...]:
+    step = steady_step(schedule(), shape)
+    for tasks in issue_steps(schedule(), shape, 1, step + 1, step if final else step + 1):
+        last = tasks
+    return _relative(last, step)
 
 
 def _relocate(template: tuple[Task, ...], base: int, step: int) -> list[Task]:

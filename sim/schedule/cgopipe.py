@@ -49,7 +49,7 @@ class CGOPipe(Schedule):
 
     def pin_pages(self, shape: PipelineShape, step: int, layer: int, j: int) -> Issues:
         """The pages of `layer` that go with micro-batch j, into pinned staging."""
-        if step >= 0 and shape.streamed[layer]:
+        if step >= 0 and shape.streamed[layer] and not shape.weights_pinned:
             for page in shape.page_group(j):
                 yield issue(Op.PIN_WEIGHTS, step, layer, page=page)
 

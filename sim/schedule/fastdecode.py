@@ -19,7 +19,7 @@ class FastDecode(CGOPipe):
     pinned_layers = 2
 
     def pin_pages(self, shape: PipelineShape, step: int, layer: int, j: int) -> Issues:
-        if j == 0 and step >= 0 and shape.streamed[layer]:
+        if j == 0 and step >= 0 and shape.streamed[layer] and not shape.weights_pinned:
             yield issue(Op.PIN_WEIGHTS, step, layer, page=WHOLE)
 
     def load_pages(self, shape: PipelineShape, step: int, layer: int, j: int) -> Issues:

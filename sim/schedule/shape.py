@@ -19,7 +19,8 @@ class PipelineShape:
 
     `streamed` says per layer whether some of its weights stream from the host each time the layer runs; with
     `streams_non_experts` these include what PreAttn needs. `streams_kv`: the KV cache lives on the host.
-    `offloads_hidden`: in prefill, hidden states of waiting micro-batches live on the host.
+    `offloads_hidden`: in prefill, hidden states of waiting micro-batches live on the host. `weights_pinned`: streamed
+    weights live in page-locked host memory, so that they need no staging.
     """
 
     num_layers: int
@@ -30,6 +31,7 @@ class PipelineShape:
     streams_non_experts: bool = False
     streams_kv: bool = True
     offloads_hidden: bool = True
+    weights_pinned: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "num_micro_batches", "num_pages"):

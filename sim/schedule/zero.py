@@ -13,6 +13,8 @@ class Zero(Schedule):
     streams_non_experts = True
     kv_on_device = True
     offloads_hidden = False
+    one_batch = True
+    pins_weights = True
 
     def decode(self, shape: PipelineShape, step: int, more: bool) -> Issues:
         for layer in range(shape.num_layers):

@@ -1,0 +1,68 @@
+"""One schedule and one policy on one problem, made ready to run: batch, pipeline, memory plan and costs."""
+
+from dataclasses import dataclass, field
+
+from sim.batching import Batch, make_batch
+from sim.cost import CostModel
+from sim.hardware import Hardware
+from sim.memory import MemoryPlan, Shortage, plan_memory
+from sim.model import Model
+from sim.policy import Policy
+from sim.schedule.base import Schedule
+from sim.schedule.shape import PipelineShape
+from sim.workload import Workload
+from traces.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is asked: a model, on a machine, for a workload."""
+
+    model: Model
+    hardware: Hardware
+    workload: Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A schedule with a policy on a problem. Raises InputError where the schedule cannot work as the policy says."""
+
+    problem: Problem
+    schedule: Schedule
+    policy: Policy
+    batch: Batch = field(init=False)
+    shape: PipelineShape = field(init=False)
+    memory: MemoryPlan = field(init=False)
+
+    def __post_init__(self) -> None:
+        problem, policy = self.problem, self.policy
+        batch = make_batch(problem.workload, policy.batch_size, policy.micro_batch_size)
+        shape = policy.shape(self.schedule, problem.model, len(batch.micro_batches))
+        memory = plan_memory(self.schedule, shape, policy, problem.model, batch, problem.hardware.num_devices)
+        object.__setattr__(self, "batch", batch)
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "memory", memory)
+
+    @property
+    def shortages(self) -> list[Shortage]:
+        """Memories that the policy does not fit; empty if it is feasible."""
+        return self.memory.shortages(self.problem.hardware)
+
+    def require_fit(self) -> None:
+        """Raise InputError, naming the memory and the bytes it is short of, if the policy does not fit."""
+        if self.shortages:
+            short = "; ".join(map(str, self.shortages))
+            raise InputError(
+                f"{self.schedule.name} with policy {self.policy} does not fit {self.problem.hardware.name}: {short}"
+            )
+
+    @property
+    def last_step(self) -> int:
+        """Number of decode steps: prefill gives the first token."""
+        return self.problem.workload.gen_len - 1
+
+    def costs(self) -> CostModel:
+        """A cost model for this run."""
+        return CostModel(
+            self.schedule, self.shape, self.policy, self.problem.model, self.batch, self.problem.hardware
+        )

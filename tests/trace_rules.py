@@ -1,0 +1,153 @@
+"""What every trace file must obey to open well in a viewer and to be read by the PyTorch profiler's tools.
+
+Written against the file alone, with none of the code that wrote it.
+"""
+
+import gzip
+import json
+from collections import defaultdict
+from decimal import Decimal
+from itertools import pairwise
+
+DEVICE_LANES = {"GPU": "kernel", "NET": "kernel", "H2D": "gpu_memcpy", "D2H": "gpu_memcpy"}  # lane -> cat
+HOST_LANES = {"CPU", "PIN", "DISK"}
+NUMBERS = {"id", "step", "layer", "micro_batch", "page", "bytes", "flops", "cause"}
+WORDS = {"op", "bound", "waited_for"}
+
+
+def assert_obeys_rules(path):
+    """Check names, order, slices, args, counters and arrows of a trace file; with memory and link counters required."""
+    file = _load(path)
+    assert file["displayTimeUnit"] == "ns"
+    assert file["cgopipe"]["metadata"]["origin"]
+    events = defaultdict(list)
+    for event in file["traceEvents"]:
+        events[event["ph"]].append(event)
+    assert set(events) <= set("MXCsf"), "phases other than metadata, slices, counters and arrows"
+    processes, threads = _named_and_sorted(events["M"], file["cgopipe"]["metadata"]["origin"])
+    assert {slice_["pid"] for slice_ in events["X"]} | {counter["pid"] for counter in events["C"]} == set(processes)
+    assert {(slice_["pid"], slice_["tid"]) for slice_ in events["X"]} == set(threads)
+    for slice_ in events["X"]:
+        _assert_slice(slice_, threads[slice_["pid"], slice_["tid"]])
+    _assert_no_overlap(events["X"])
+    _assert_counters(events["C"], processes, threads)
+    _assert_arrows(events["s"], events["f"], events["X"])
+
+
+def _load(path):
+    opened = gzip.open if str(path).endswith(".gz") else open
+    with opened(path, "rt", encoding="ascii") as text:
+        return json.load(text, parse_float=Decimal, parse_constant=_fail)
+
+
+def _fail(constant):
+    raise AssertionError(f"{constant} is no JSON number")
+
+
+def _ns(microseconds):
+    """Whole nanoseconds, written with three decimals."""
+    assert type(microseconds) is Decimal and microseconds.as_tuple().exponent == -3, microseconds
+    return int(microseconds * 1000)
+
+
+def _named_and_sorted(metadata, origin):
+    """The name of each process and thread; each has one name and one place, and no two of a kind share either."""
+    found = defaultdict(dict)
+    for event in metadata:
+        ((_, value),) = event["args"].items()
+        where = event["pid"] if event["name"].startswith("process_") else (event["pid"], event["tid"])
+        assert where not in found[event["name"]], f"{event['name']} of {where} is given twice"
+        found[event["name"]][where] = value
+    processes, threads = found["process_name"], found["thread_name"]
+    assert set(processes) == set(found["process_sort_index"])
+    assert set(threads) == set(found["thread_sort_index"])
+    assert all(origin in name for name in processes.values()), "a process that does not say what its numbers are"
+    assert len(set(processes.values())) == len(set(found["process_sort_index"].values())) == len(processes)
+    for pid in processes:
+        here = [where for where in threads if where[0] == pid]
+        assert len({threads[where] for where in here}) == len(here), f"two threads of process {pid} share a name"
+        assert len({found["thread_sort_index"][where] for where in here}) == len(here)
+    return processes, threads
+
+
+def _assert_slice(event, thread):
+    lane, args = thread.partition(":")[0], event["args"]
+    assert args.keys() >= NUMBERS | WORDS, f"{event['name']} lacks {NUMBERS | WORDS - args.keys()}"
+    assert all(type(args[name]) is int for name in NUMBERS)
+    assert all(type(args[name]) is str for name in WORDS)
+    assert args["bytes"] >= 0 and args["flops"] >= 0
+    assert event["name"].split(" L")[0].endswith(args["op"].split(" L")[0])
+    duration_ns = _ns(event["dur"])
+    assert _ns(event["ts"]) >= 0 and duration_ns >= 0
+    if lane in HOST_LANES:
+        assert event["cat"] == "cpu_op" and "stream" not in args
+        return
+    assert event["cat"] == DEVICE_LANES[lane]
+    assert (args["device"], args["stream"]) == (event["pid"], event["tid"]) and args["stream"] > 0
+    if event["cat"] == "gpu_memcpy":
+        assert event["name"].startswith({"H2D": "Memcpy HtoD ", "D2H": "Memcpy DtoH "}[lane])
+        rate = args["memory bandwidth (GB/s)"]
+        assert rate == "N/A" if duration_ns == 0 else abs(float(rate) * duration_ns - args["bytes"]) <= 1e-9 * args["bytes"]
+
+
+def _assert_no_overlap(slices):
+    threads = defaultdict(list)
+    for event in slices:
+        start_ns = _ns(event["ts"])
+        threads[event["pid"], event["tid"]].append((start_ns, start_ns + _ns(event["dur"])))
+    for thread, times in threads.items():
+        for before, after in pairwise(sorted(times)):
+            assert before[1] <= after[0], f"slices of {thread} overlap: {before} and {after}"
+
+
+def _assert_counters(counters, processes, threads):
+    """Every process shows its memories, every device its link; samples are numbers, none negative, in time order."""
+    series = defaultdict(set)
+    latest_ns = {}
+    for event in counters:
+        where = (event["pid"], event["name"])
+        time_ns = _ns(event["ts"])
+        assert time_ns >= latest_ns.get(where, 0), f"samples of {where} go back in time"
+        latest_ns[where] = time_ns
+        assert event["args"] and all(value >= 0 for value in event["args"].values())
+        series[where] |= event["args"].keys()
+    for pid in processes:
+        here = {name for where, name in threads.items() if where[0] == pid}
+        on_device = bool(here & DEVICE_LANES.keys())
+        memories = series[pid, "memory (bytes)"]
+        assert "device" in memories if on_device else memories >= {"host"}, f"no memory counter of {processes[pid]}"
+        links = here & {"H2D", "D2H"}
+        assert series[pid, "link rate (bytes/s)"] >= links, f"no link counter of {processes[pid]}"
+
+
+def _assert_arrows(starts, ends, slices):
+    """One arrow from each slice of the critical path to the next, both ends inside their slices, and no other."""
+    assert [arrow["id"] for arrow in starts] == [arrow["id"] for arrow in ends]
+    assert len({arrow["id"] for arrow in starts}) == len(starts)
+    drawn = [(_slice_at(start, slices), _slice_at(end, slices)) for start, end in zip(starts, ends, strict=True)]
+    assert all(end["bp"] == "e" for end in ends), "an end that binds to the next slice, not to the one around it"
+    assert all(_ns(start["ts"]) <= _ns(end["ts"]) for start, end in zip(starts, ends, strict=True))
+    assert drawn == list(pairwise(_critical_path(slices)))
+
+
+def _slice_at(arrow, slices):
+    """The id of the one slice of the arrow's thread that is open at its time."""
+    time_ns = _ns(arrow["ts"])
+    (found,) = [
+        event["args"]["id"]
+        for event in slices
+        if (event["pid"], event["tid"]) == (arrow["pid"], arrow["tid"])
+        and _ns(event["ts"]) <= time_ns < _ns(event["ts"]) + _ns(event["dur"])
+    ]
+    return found
+
+
+def _critical_path(slices):
+    """Ids, in time order, of the causes of the slice that ends last; those of no length can carry no arrow."""
+    by_id = {event["args"]["id"]: event for event in slices}
+    path = []
+    at = min(by_id, key=lambda id_: (-_ns(by_id[id_]["ts"]) - _ns(by_id[id_]["dur"]), id_), default=-1)
+    while at != -1:
+        path.append(at)
+        at = by_id[at]["args"]["cause"]
+    return [id_ for id_ in reversed(path) if _ns(by_id[id_]["dur"])]
