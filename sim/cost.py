@@ -68,6 +68,7 @@ class CostModel:
     ) -> None:
         self._shape, self._policy, self._model, self._hardware = shape, policy, model, hardware
         self._ranks = hardware.num_devices
+        self._kv_pageable = not schedule.pins_kv
         self._micro_batches = batch.micro_batches
         self._streamed = [policy.streamed_bytes(schedule, model, layer) for layer in model.layers]
         self._layer_kind = [*model.layer_kinds, -1]  # the last entry answers for NONE
@@ -106,7 +107,10 @@ class CostModel:
     @property
     def capacities(self) -> Sequence[int]:
         """Per pool, what it gives in a second."""
-        per_rank = (int(self._hardware.device_memory.bandwidth_bytes_per_s), int(self._hardware.link.duplex_bytes_per_s))
+        per_rank = (
+            int(self._hardware.device_memory.bandwidth_bytes_per_s),
+            int(self._hardware.link.duplex_bytes_per_s),
+        )
         return (int(self._hardware.host_memory.bandwidth_bytes_per_s), ALL_CORES, *(per_rank * self._ranks))
 
     # what a task works on -------------------------------------------------------------------------------------
@@ -127,17 +131,19 @@ class CostModel:
     def _pre_attn(self, task: Task) -> Cost:
         layer, tokens = self._layer(task), self._tokens(task)
         weights = packed_bytes(layer.attention.pre_params, self._model.other_bits)
-        moved = tokens * (layer.hidden_size * ACTIVATION_BYTES + self._share(layer.qkv_bytes_per_token(ACTIVATION_BITS)))
-        work = Work(
-            self._share(layer.pre_attn_flops(tokens)), self._share(weights) + moved, self._hardware.device.gemm
+        moved = tokens * (
+            layer.hidden_size * ACTIVATION_BYTES + self._share(layer.qkv_bytes_per_token(ACTIVATION_BITS))
         )
+        work = Work(self._share(layer.pre_attn_flops(tokens)), self._share(weights) + moved, self._hardware.device.gemm)
         return self._on_gpu(task, [work])
 
     def _attn(self, task: Task) -> Cost:
         layer, one = self._layer(task), self._micro_batch(task)
         bits = self._policy.kv_bits
         if task.step == 0:
-            pairs = min(one.prompt_tokens_squared / 2, one.prompt_tokens * (layer.attention.window or one.prompt_tokens))
+            pairs = min(
+                one.prompt_tokens_squared / 2, one.prompt_tokens * (layer.attention.window or one.prompt_tokens)
+            )
             per_token = layer.qkv_bytes_per_token(ACTIVATION_BITS) + layer.attention_output_bytes_per_token(
                 ACTIVATION_BITS
             )
@@ -249,13 +255,14 @@ class CostModel:
     def _load_kv(self, task: Task) -> Cost:
         layer = self._layer(task)
         cached = kept_tokens(layer, self._micro_batch(task), task.step - 1) * (1 - self._policy.kv_on_device)
-        return self._copy(task, self._share(cached * layer.kv_bytes_per_token(self._policy.kv_bits)))
+        size = self._share(cached * layer.kv_bytes_per_token(self._policy.kv_bits))
+        return self._copy(task, size, pageable=self._kv_pageable)
 
     def _store_kv(self, task: Task) -> Cost:
         layer, one = self._layer(task), self._micro_batch(task)
         new = kept_tokens(layer, one, 0) if task.step == 0 else one.num_requests
         stored = new * (1 - self._policy.kv_on_device) * layer.kv_bytes_per_token(self._policy.kv_bits)
-        return self._copy(task, self._share(stored))
+        return self._copy(task, self._share(stored), pageable=self._kv_pageable)
 
     def _page_bytes(self, task: Task) -> float:
         """One rank's part of a page; pages differ by a byte at most."""

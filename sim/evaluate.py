@@ -24,7 +24,7 @@ TOLERANCE = 1e-3
 """Relative gap between a simulated midpoint and the interpolation that is accepted."""
 
 WARM_UP = 1
-"""Steps simulated before a step in the middle of the generation, so that it finds the lanes as the last one left them."""
+"""Steps simulated before a step in the middle of the generation: it finds the lanes as they left them."""
 
 START = 3
 """Steps simulated from the beginning: prefill and the first decode steps, of which the very first differs."""

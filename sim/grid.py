@@ -1,5 +1,8 @@
 """The best policy of a schedule by a plain grid: every policy on it that fits the memories, bounded, then estimated.
 
+The grid spans μ, the number of micro-batches, experts on the device (none, or as many as fit), and where the schedule
+leaves it open the KV cache's place and page-locked weights; attention runs where the schedule usually runs it.
+
 A candidate's bound is its busiest lane's work; candidates are estimated in the order of their bounds until no bound is
 better than the best estimate, so nothing that the bound does not exclude is skipped. Both look at a few layers, evenly
 picked where layers differ, and at the step in the middle of the generation; the estimate extends what one more layer
@@ -101,18 +104,15 @@ def _grid(schedule: Schedule, sizes: Iterable[int], counts: Iterable[int]) -> It
     counts = tuple(counts)
     for size in sizes:
         for count in counts:
-            for place in schedule.attention:
-                for kv_on_device in _kv_shares(schedule, place):
-                    for pin_weights in {False, schedule.pins_weights}:
-                        yield Policy(
-                            size * count, size, place, kv_on_device=kv_on_device, pin_weights=pin_weights
-                        )
+            for kv_on_device in _kv_shares(schedule):
+                for pin_weights in {False, schedule.pins_weights}:
+                    yield Policy.usual(schedule, size * count, size, kv_on_device=kv_on_device, pin_weights=pin_weights)
 
 
-def _kv_shares(schedule: Schedule, place: Place) -> tuple[float, ...]:
+def _kv_shares(schedule: Schedule) -> tuple[float, ...]:
     if schedule.kv_on_device:
         return (1.0,)
-    return (0.0,) if place is Place.CPU else (0.0, 1.0)
+    return (0.0,) if schedule.attention[0] is Place.CPU else (0.0, 1.0)
 
 
 def _with_experts(setup: Setup) -> Setup | None:

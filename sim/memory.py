@@ -77,6 +77,7 @@ def kept_tokens(layer: Layer, micro_batch: MicroBatch, step: int) -> int:
 
 def kv_bytes(model: Model, policy: Policy, batch: Batch, step: int) -> int:
     """The whole KV cache after `step`, wherever it lives."""
+
     def of_layer(layer: Layer) -> int:
         tokens = sum(kept_tokens(layer, one, step) for one in batch.micro_batches)
         return tokens * layer.kv_bytes_per_token(policy.kv_bits)
@@ -88,6 +89,7 @@ def plan_memory(
     schedule: Schedule, shape: PipelineShape, policy: Policy, model: Model, batch: Batch, num_devices: int = 1
 ) -> MemoryPlan:
     """Plan the memory of a whole generation: weights, KV cache at its longest, activations, buffers, staging."""
+
     def streamed(layer: Layer) -> int:
         return policy.streamed_bytes(schedule, model, layer)
 
@@ -117,7 +119,7 @@ def plan_memory(
     }
     pinned = {
         "streamed weights": host["streamed weights"] if shape.weights_pinned else 0,
-        "kv cache": host["kv cache"] if shape.attention is Place.GPU else 0,  # copied at the page-locked rate
+        "kv cache": host["kv cache"] if shape.attention is Place.GPU and schedule.pins_kv else 0,
         "staging": staging,
     }
     return MemoryPlan(_present(device), _present(host), _present(pinned))

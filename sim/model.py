@@ -87,9 +87,7 @@ class Model:
 
     def over_layers(self, amount: Callable[[Layer], int]) -> int:
         """The sum over all layers of an amount that equal layers share."""
-        return sum(
-            count * amount(layer) for layer, count in zip(self.distinct_layers, self.layer_counts, strict=True)
-        )
+        return sum(count * amount(layer) for layer, count in zip(self.distinct_layers, self.layer_counts, strict=True))
 
     @property
     def total_params(self) -> int:

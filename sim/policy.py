@@ -71,7 +71,7 @@ class Policy:
 
     @property
     def num_micro_batches(self) -> int:
-        """n = ⌈N / μ⌉; the last micro-batch may be smaller."""
+        """N = ⌈N / μ⌉; the last micro-batch may be smaller."""
         return -(-self.batch_size // self.micro_batch_size)
 
     def __str__(self) -> str:
@@ -113,7 +113,7 @@ class Policy:
             raise InputError(f"attention: {self.attention} is not what {schedule.name} does; it attends on {places}")
         if schedule.kv_on_device and self.kv_on_device < 1:
             raise InputError(
-                f"kv_on_device: {self.kv_on_device:g} is not what {schedule.name} does; it keeps all of it there: give 1"
+                f"kv_on_device: {self.kv_on_device:g} is not what {schedule.name} does; it keeps it all there: give 1"
             )
         if self.attention is Place.CPU and self.kv_on_device > 0:
             raise InputError(

@@ -16,7 +16,6 @@ def task_ends(tasks: Iterable[Task], duration_ns: Callable[[Task], int]) -> dict
         start = free.get(task.lane, 0)
         for dep in task.deps:
             end = ends.get(dep, 0)
-            if end > start:
-                start = end
+            start = max(start, end)
         free[task.lane] = ends[task.id] = start + duration_ns(task)
     return ends

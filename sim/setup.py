@@ -63,6 +63,4 @@ class Setup:
 
     def costs(self) -> CostModel:
         """A cost model for this run."""
-        return CostModel(
-            self.schedule, self.shape, self.policy, self.problem.model, self.batch, self.problem.hardware
-        )
+        return CostModel(self.schedule, self.shape, self.policy, self.problem.model, self.batch, self.problem.hardware)

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import simpy
 
@@ -77,7 +77,7 @@ class Result:
     lanes: dict[Lane, LaneUse] = field(default_factory=dict)
 
 
-class Deadlock(RuntimeError):
+class DeadlockError(RuntimeError):
     """A schedule in which tasks wait for each other for ever: a bug of the schedule."""
 
 
@@ -194,12 +194,13 @@ class Simulation:
         self.result = Result()
 
     def run(self) -> Result:
-        """Simulate to the end; Deadlock names the tasks that could not start."""
+        """Simulate to the end; DeadlockError counts the tasks that could not start."""
         for _ in range(WINDOW):
             self._feed()
         self._env.run()
         if self._unfinished:
-            raise Deadlock(f"{len(self._unfinished)} tasks never ended, the first is number {min(self._unfinished)}")
+            first = min(self._unfinished)
+            raise DeadlockError(f"{len(self._unfinished)} tasks never ended, the first of them is number {first}")
         return self.result
 
     def _feed(self) -> None:
@@ -242,8 +243,9 @@ class Simulation:
             self._feed()
 
     def _walk(self, lane: Lane, run: _Run) -> Generator[simpy.Event, str, None]:
-        """The process of one lane: step after step as issued, in each its tasks in order when what they need is done."""
-        env, cost_of, on_task, unfinished = self._env, self._cost, self._on_task, self._unfinished
+        """The process of one lane: step after step as issued, each task when what it needs is done."""
+        env: Any = self._env  # its clock counts whole nanoseconds, which simpy's types cannot know
+        cost_of, on_task, unfinished = self._cost, self._on_task, self._unfinished
         start_in_pools, end_in_pools, timeout = self._pools.start, self._pools.end, self._env.timeout
         queue, head, now, previous = self._queues[lane], Op.HEAD, 0, -1
         while True:
@@ -257,10 +259,10 @@ class Simulation:
                 waited_for, cause = "", previous
                 for dep in task.deps:
                     if dep in unfinished:
-                        event = unfinished[dep]
-                        if event is None:
-                            event = unfinished[dep] = env.event()
-                        waited_for = yield event
+                        awaited = unfinished[dep]
+                        if awaited is None:
+                            awaited = unfinished[dep] = env.event()
+                        waited_for = yield awaited
                         cause, idle_since, now = dep, now, env.now
                         use.waited_ns[waited_for] = use.waited_ns.get(waited_for, 0) + now - idle_since
                 cost = cost_of(task)
@@ -269,17 +271,17 @@ class Simulation:
                 while delay:
                     try:
                         yield timeout(delay)
-                    except simpy.Interrupt:
-                        pass
+                    except simpy.Interrupt:  # its rate rose, so it ends earlier
+                        now = env.now
                     delay = run.arm(env.now) if run.changed else 0
                 now = env.now
                 end_in_pools(run, now)
                 busy += now - start
                 if task.op is head:
                     step.end_ns = now
-                event = unfinished.pop(task.id)
-                if event is not None:
-                    event.succeed(task.op)
+                awaited = unfinished.pop(task.id)
+                if awaited is not None:
+                    awaited.succeed(task.op)
                 previous = task.id
                 if on_task is not None:
                     on_task(Executed(task, cost, start, now, waited_for, cause))

@@ -195,6 +195,7 @@ def test_a_family_that_is_not_known_is_read_by_the_usual_names():
         ({"moe_layer_freq": [0, 1, 1, 0]}, [0, 1, 1, 0]),
         ({"mlp_layer_types": ["dense", "sparse", "dense", "sparse"]}, [0, 1, 0, 1]),
         ({"moe_layers": [2]}, [0, 0, 1, 0]),
+        ({"moe_layer_end_index": 0}, [1, 0, 0, 0]),
         ({"moe_layer_start_index": 1, "moe_layer_end_index": 2, "moe_layer_interval": 1}, [0, 1, 1, 0]),
     ],
 )
@@ -224,6 +225,14 @@ def test_a_value_may_be_a_list_with_an_entry_per_layer():
     model = read(num_local_experts=[5, 5, 6, 5], num_experts_per_tok=[1, 2, 2, 2], num_shared_expert=[0, 1, 1, 1])
     assert [(layer.num_experts, layer.top_k) for layer in model.layers] == [(5, 1), (5, 2), (6, 2), (5, 2)]
     assert [layer.shared_expert_params for layer in model.layers] == [0] + [3 * 48 * 40] * 3
+
+
+def test_every_expert_may_be_used_by_every_token():
+    assert read(num_experts_per_tok=5).layers[0].top_k == 5
+
+
+def test_a_shared_network_of_width_zero_is_none():
+    assert read(shared_intermediate_size=0).layers[0].shared is None
 
 
 def test_several_shared_experts_are_one_wide_network():

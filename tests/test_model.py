@@ -25,6 +25,9 @@ def moe_layer(**changes):
     return replace(layer, **changes)
 
 
+WIDER = moe_layer(attention=replace(moe_layer().attention, hidden_size=16))
+
+
 def tiny_model(**changes):
     return Model("tiny", 10, (moe_layer(),) * 3, **changes)
 
@@ -111,6 +114,7 @@ def test_flops_of_a_mixtral_layer_add_up_by_hand():
 def test_a_dense_layer_has_its_network_and_no_experts():
     dense, sparse = Model.load("deepseek-v3").layers[2:4]
     assert dense.dense_ffn_params == 3 * 7168 * 18432
+    assert dense.ffn_flops(1) == 2 * 3 * 7168 * 18432
     assert (dense.num_experts, dense.expert_params, dense.experts_bytes(16), dense.experts_touched(100)) == (0, 0, 0, 0)
     assert (sparse.num_experts, sparse.dense_ffn_params) == (256, 0)
     assert sparse.expert_params == sparse.shared_expert_params == 3 * 7168 * 2048
@@ -198,7 +202,8 @@ def test_tied_embeddings_are_stored_once_and_still_computed():
     assert untied.total_params - tied.total_params == tied.embedding_params == 10 * 8
     assert tied.head_params == 0
     assert tied.head_flops(5) == untied.head_flops(5) == 2 * 5 * 10 * 8
-    assert tied.head_bytes(16) == 2 * 10 * 8
+    assert tied.head_bytes(4) == 10 * 8 / 2
+    assert tied.head_bytes() == tied.head_bytes(16) == 2 * 10 * 8
 
 
 def test_total_is_ends_and_layers():
@@ -247,6 +252,7 @@ def test_nouns_are_frozen():
         (lambda: Attention(8, 2, 1, 4, 4, window=0), r"Attention.window must be at least 1, got 0"),
         (lambda: Attention(8, 2, 1, 4, 4, latent=Latent(4, 4)), r"rope_head_dim must be below head_dim"),
         (lambda: Attention(8, 2, 1, 4, 4, stored_query_heads=1), r"stored_query_heads must be at least 2, got 1"),
+        (lambda: Model("m", 10, (moe_layer(), WIDER)), r"layers of 'm' differ in hidden_size"),
         (lambda: Model("m", 10, ()), r"'m' hold no experts"),
         (lambda: Model("m", 0, (moe_layer(),)), r"Model.vocab_size must be at least 1, got 0"),
         (lambda: Model("m", 10, (moe_layer(),), expert_bits=0), r"Model.expert_bits must be at least 1, got 0"),

@@ -7,7 +7,7 @@ Dependencies follow from accesses, and a checker can prove from them that no wri
 
 from typing import NamedTuple
 
-from sim.schedule.shape import PipelineShape, Place
+from sim.schedule.shape import PipelineShape
 from sim.schedule.task import WHOLE, LaneKind, Op, Task
 
 WEIGHT_SLOTS = 2
@@ -121,7 +121,8 @@ class Layout:
     def _head(self, task: Task) -> Accesses:
         last = task._replace(layer=self.shape.num_layers - 1)
         return Accesses(
-            (self._activation(last, self.shape.num_layers),), (Access(("hidden", task.micro_batch), (task.step + 1, 0)),)
+            (self._activation(last, self.shape.num_layers),),
+            (Access(("hidden", task.micro_batch), (task.step + 1, 0)),),
         )
 
     def _load_hidden(self, task: Task) -> Accesses:

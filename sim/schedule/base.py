@@ -52,6 +52,8 @@ class Schedule(ABC):
     """Layer-sized staging buffers in page-locked host memory; 0: weights are copied from pageable memory."""
     pins_weights: ClassVar[bool] = False
     """Whether the system usually keeps all streamed weights page-locked, where they fit."""
+    pins_kv: ClassVar[bool] = False
+    """Whether a KV cache on the host is page-locked; else it is copied at the pageable rate."""
     one_batch: ClassVar[bool] = False
     """Whether the system runs all requests as one micro-batch."""
     prefill_barrier: ClassVar[bool] = False
@@ -191,9 +193,7 @@ def issue_steps(schedule: Schedule, shape: PipelineShape, first: int, stop: int,
 
 def _relative(tasks: list[Task], step: int) -> tuple[Task, ...]:
     base = tasks[0].id
-    return tuple(
-        t._replace(id=t.id - base, step=t.step - step, deps=tuple(d - base for d in t.deps)) for t in tasks
-    )
+    return tuple(t._replace(id=t.id - base, step=t.step - step, deps=tuple(d - base for d in t.deps)) for t in tasks)
 
 
 @lru_cache(maxsize=16)
@@ -215,4 +215,3 @@ def _relocate(template: tuple[Task, ...], base: int, step: int) -> list[Task]:
         Task(base + i, op, lane, step + ahead, layer, j, page, tuple([base + d for d in deps]) if deps else deps)
         for i, op, lane, ahead, layer, j, page, deps in template
     ]
-

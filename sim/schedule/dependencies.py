@@ -1,7 +1,8 @@
 """From an order of issue to tasks with dependencies.
 
 A schedule says only what is issued where and in which order. What must wait for what follows from the slots: a read
-waits for the write before it, a write waits for the write and all reads before it (so buffer reuse is a dependency too).
+waits for the write before it, a write waits for the write and all reads before it (so reuse of a buffer is a
+dependency too).
 """
 
 from typing import NamedTuple

@@ -9,7 +9,8 @@ from sim.schedule.task import Op
 class FlexGen(Schedule):
     """Per (layer, micro-batch): fetch the next KV cache, store the last one, compute; then all lanes meet.
 
-    The next layer's weights are all issued at a layer's first micro-batch, so its barrier waits for them.
+    The next layer's weights are all issued at a layer's first micro-batch, so its barrier waits for them. Neither
+    weights nor KV cache are page-locked (FlexGen's cache allocator switches that off for its memory overhead).
     """
 
     name = "flexgen"

@@ -39,7 +39,9 @@ class PipelineShape:
             if value < 1:
                 raise InputError(f"{name} = {value}: a pipeline has at least one")
         if len(self.streamed) != self.num_layers:
-            raise InputError(f"streamed has {len(self.streamed)} entries for {self.num_layers} layers: give one a layer")
+            raise InputError(
+                f"streamed has {len(self.streamed)} entries for {self.num_layers} layers: give one a layer"
+            )
         if self.attention is Place.CPU and not self.streams_kv:
             raise InputError("attention on the cpu reads the KV cache in host memory: kv_on_device must be 0")
 

@@ -1,6 +1,7 @@
 """The vocabulary of every schedule: ops, lanes and tasks.
 
-A task is pure structure: no sizes, no seconds, no tensors. The simulator gives it a duration, the engine gives it tensors.
+A task is pure structure: no sizes, no seconds, no tensors. The simulator gives it a duration, the engine gives it
+tensors.
 """
 
 from enum import StrEnum

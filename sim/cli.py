@@ -1,0 +1,230 @@
+"""`python -m sim`: compare schedules, draw rooflines, list what is known."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from traces.errors import InputError
+
+if TYPE_CHECKING:
+    from sim.compare import Asked, Outcome
+    from sim.workload import Workload
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line, as all others of the project."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    try:
+        args = _parser().parse_args(argv)
+        command: Callable[[argparse.Namespace], int] = args.command
+        return command(args)
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m sim",
+        description="Predict how an offloaded Mixture-of-Experts model runs, schedule by schedule.",
+        epilog=_examples("python -m sim compare", "python -m sim list"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_compare(_command(commands, "compare", "simulate schedules side by side", _compare, *_COMPARE_EXAMPLES))
+    from sim import roofline
+
+    roofline.add_arguments(
+        _command(commands, "roofline", "place a model under a machine's roofs", roofline.run, *_ROOFLINE_EXAMPLES)
+    )
+    listing = _command(commands, "list", "show every preset and schedule", _list, *_LIST_EXAMPLES)
+    listing.add_argument("hardware", nargs="?", help="show every number of this machine, with basis and source")
+    return parser
+
+
+_COMPARE_EXAMPLES = (
+    "python -m sim compare --schedules cgopipe,flexgen --micro-batch-size 36 --num-micro-batches 14",
+    "python -m sim compare --model qwen3-30b-a3b --hardware rtx4090 --unpadded --plot compare.png",
+)
+_ROOFLINE_EXAMPLES = (
+    "python -m sim roofline --plot roofline.png",
+    "python -m sim roofline --hardware gcp-t4 --micro-batch-size 36 --json -",
+)
+_LIST_EXAMPLES = ("python -m sim list", "python -m sim list gcp-t4")
+
+
+def _examples(*lines: str) -> str:
+    return "examples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _command(
+    commands: Any, name: str, summary: str, run: Callable[[argparse.Namespace], int], *examples: str
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=_examples(*examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(command=run)
+    return command
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_argument_group("problem")
+    what.add_argument("--schedules", metavar="A,B", help="names from the list (default: all registered)")
+    what.add_argument("--model", default="mixtral-8x7b", help="preset, config.json or folder (default: %(default)s)")
+    what.add_argument("--hardware", default="gcp-t4", help="preset or .toml file (default: %(default)s)")
+    what.add_argument("--workload", default="mtbench", help="preset, .toml or .jsonl file (default: %(default)s)")
+    what.add_argument("--prompt-len", type=int, metavar="TOKENS", help="every prompt this long, instead of a workload")
+    what.add_argument("--gen-len", type=int, metavar="TOKENS", help="generated per request (default: the workload's)")
+    padding = what.add_mutually_exclusive_group()
+    padding.add_argument("--padded", dest="padded", action="store_true", default=True, help="to the longest (default)")
+    padding.add_argument("--unpadded", dest="padded", action="store_false", help="balanced micro-batches (Algorithm 2)")
+    policy = parser.add_argument_group("policy (without one, each schedule gets its own best)")
+    policy.add_argument("--micro-batch-size", type=int, metavar="REQUESTS", help="μ")
+    policy.add_argument("--num-micro-batches", type=int, metavar="COUNT", help="n; the batch is μ × n")
+    policy.add_argument("--policy", metavar="FILE", help="JSON fields; for one schedule only if it names it")
+    how = parser.add_argument_group("output")
+    how.add_argument("--baseline", metavar="SCHEDULE", help="show speed-ups against it too")
+    how.add_argument("--json", metavar="FILE", help="write results as JSON; - is standard output, without a table")
+    how.add_argument("--plot", metavar="FILE", help="draw throughput and one layer's timeline: .png, .svg or .pdf")
+    how.add_argument(
+        "--trace", metavar="DIR", help="write prefill and two decode steps per schedule (Perfetto opens it)"
+    )
+    how.add_argument("--exact", action="store_true", help="simulate every decode step instead of interpolating")
+    how.add_argument("--jobs", type=int, metavar="N", help="processes (default: one per core)")
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from sim.compare import compare, input_hash, inputs
+    from sim.hardware import Hardware
+    from sim.model import Model
+    from sim.setup import Problem
+
+    for flag in ("micro_batch_size", "num_micro_batches", "jobs"):
+        _at_least_one(f"--{flag.replace('_', '-')}", getattr(args, flag))
+    problem = Problem(Model.load(args.model), Hardware.load(args.hardware), _workload(args))
+    names, asked = _schedules(args), _asked(args)
+    if args.baseline and args.baseline not in names:
+        raise InputError(f"--baseline: {args.baseline!r} is not among the schedules compared: {', '.join(names)}")
+    outcomes = compare(problem, names, asked, args.jobs)
+    everything = inputs(problem, names, asked)
+    digest = input_hash(everything)
+    if args.json:
+        results = [one.to_dict() for one in outcomes]
+        text = json.dumps({"inputs": everything, "input_hash": digest, "results": results}, indent=2) + "\n"
+        _write_text(args.json, text)
+    if all(one.prediction is None for one in outcomes):
+        raise InputError(
+            "; ".join(f"{one.schedule} does not fit {problem.hardware.name}: {one.reason}" for one in outcomes)
+        )
+    if args.json != "-":
+        from sim.report import print_comparison
+
+        print_comparison(problem, outcomes, args.baseline)
+    if args.plot:
+        from sim.plot import draw
+
+        _writing(args.plot, lambda: draw(problem, outcomes, args.plot))
+    if args.trace:
+        _writing(args.trace, lambda: _write_traces(outcomes, Path(args.trace), digest))
+    return 0
+
+
+def _at_least_one(flag: str, value: int | None) -> None:
+    if value is not None and value < 1:
+        raise InputError(f"{flag}: {value} is not allowed; give a whole number of at least 1")
+
+
+def _workload(args: argparse.Namespace) -> "Workload":
+    from sim.workload import DEFAULT_GEN_LEN, Workload
+
+    if args.prompt_len is not None:
+        workload = Workload.fixed(args.prompt_len, args.gen_len or DEFAULT_GEN_LEN)
+    else:
+        workload = Workload.load(args.workload)
+    return workload.with_(gen_len=args.gen_len, padded=args.padded)
+
+
+def _schedules(args: argparse.Namespace) -> list[str]:
+    from sim.schedule.registry import by_name, registered
+
+    if args.schedules is None:
+        return list(registered())
+    names = list(dict.fromkeys(name.strip() for name in args.schedules.split(",") if name.strip()))
+    if not names:
+        raise InputError(f"--schedules: {args.schedules!r} names none; known are {', '.join(registered())}")
+    return [by_name(name).name for name in names]
+
+
+def _asked(args: argparse.Namespace) -> "Asked":
+    from sim.compare import Asked
+    from sim.policy import read_policy_file
+    from sim.schedule.registry import by_name
+
+    policies = {}
+    if args.policy:
+        if args.micro_batch_size or args.num_micro_batches:
+            raise InputError("--policy holds the sizes already: leave out --micro-batch-size and --num-micro-batches")
+        schedule, table = read_policy_file(Path(args.policy))
+        if schedule is not None:
+            by_name(schedule)
+        policies[schedule or ""] = table
+    return Asked(policies, args.micro_batch_size, args.num_micro_batches, args.exact)
+
+
+def _write_traces(outcomes: "Sequence[Outcome]", folder: Path, digest: str) -> None:
+    from sim.compare import project_version
+    from sim.record import record
+    from traces import chrome
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in outcomes:
+        if one.setup is not None and one.prediction is not None:
+            metadata = {"input_hash": digest, "versions": {"cgopipe": project_version()}}
+            chrome.write(record(one.setup, metadata), folder / f"{one.schedule}.json.gz")
+
+
+def _list(args: argparse.Namespace) -> int:
+    from sim.listing import print_hardware, print_known
+
+    if args.hardware:
+        print_hardware(args.hardware)
+    else:
+        print_known()
+    return 0
+
+
+def _write_text(path: str, text: str) -> None:
+    if path == "-":
+        sys.stdout.write(text)
+    else:
+        _writing(path, lambda: Path(path).write_text(text, encoding="utf-8"))
+
+
+def _writing(path: str, write: Callable[[], object]) -> None:
+    try:
+        write()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
