@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sim.workload import Workload
 
 USAGE_ERROR = 2
+MEND = "Try smaller or fewer micro-batches, a shorter prompt-len or gen-len, or fewer weight_bits in a policy file"
 INTERRUPTED = 130
 
 
@@ -120,10 +121,13 @@ def _compare(args: argparse.Namespace) -> int:
     from sim.compare import compare, input_hash, inputs
     from sim.hardware import Hardware
     from sim.model import Model
+    from sim.pictures import check_format
     from sim.setup import Problem
 
     for flag in ("micro_batch_size", "num_micro_batches", "jobs"):
         _at_least_one(f"--{flag.replace('_', '-')}", getattr(args, flag))
+    if args.plot:
+        check_format(args.plot)
     problem = Problem(Model.load(args.model), Hardware.load(args.hardware), _workload(args))
     names, asked = _schedules(args), _asked(args)
     if args.baseline and args.baseline not in names:
@@ -136,9 +140,8 @@ def _compare(args: argparse.Namespace) -> int:
         text = json.dumps({"inputs": everything, "input_hash": digest, "results": results}, indent=2) + "\n"
         _write_text(args.json, text)
     if all(one.prediction is None for one in outcomes):
-        raise InputError(
-            "; ".join(f"{one.schedule} does not fit {problem.hardware.name}: {one.reason}" for one in outcomes)
-        )
+        reasons = dict.fromkeys(f"{one.schedule}: {one.reason}" for one in outcomes)
+        raise InputError(f"nothing fits {problem.hardware.name}: {' | '.join(reasons)}. {MEND}")
     if args.json != "-":
         from sim.report import print_comparison
 

@@ -35,6 +35,7 @@ MEASURES = (
     "prefill_s",
     "decode_s",
     "bottleneck",
+    "phases",
     "gpu_idle",
     "hrm_tokens_per_s",
     "lower_bound_s",

@@ -29,8 +29,11 @@ PIN_TRAFFIC = 2
 PAGEABLE_TRAFFIC = 3
 """DRAM bytes per byte of a pageable copy: the driver reads it, writes its relay buffer, and the DMA reads that."""
 
-CACHE_LIMIT = 50_000
+CACHE_LIMIT = 5_000
 """Costs remembered before the memory of them starts anew."""
+
+GROWS_WITH_CONTEXT = frozenset({Op.ATTN, Op.LOAD_KV})
+"""Ops whose cost differs from one decode step to the next; the others tell only prefill from decode."""
 
 
 def hbm(rank: int) -> int:
@@ -54,7 +57,8 @@ class Work(NamedTuple):
 class CostModel:
     """Costs of all tasks of one run; call it with a task.
 
-    Equal tasks are computed once: the cost depends on the op, the step, the layer's kind, the micro-batch and the page.
+    Equal tasks are computed once: the cost depends on the op, the layer's kind, the micro-batch's, the page, the rank
+    and prefill or decode, and in `GROWS_WITH_CONTEXT` on the step.
     """
 
     def __init__(
@@ -96,7 +100,8 @@ class CostModel:
     def __call__(self, task: Task) -> Cost:
         """Solo time, demands and the physics of one task."""
         _, op, lane, step, layer, j, page, _ = task
-        key = (op, step, self._layer_kind[layer], self._batch_kind[j], page, lane.rank)
+        when = step if op in GROWS_WITH_CONTEXT else step > 0
+        key = (op, when, self._layer_kind[layer], self._batch_kind[j], page, lane.rank)
         cost = self._known.get(key)
         if cost is None:
             if len(self._known) > CACHE_LIMIT:

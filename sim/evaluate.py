@@ -4,12 +4,12 @@ A generation has as many decode steps as tokens, and they differ only in the len
 larger of functions linear in that length, and a makespan is a maximum of sums of costs: convex in it. So a few steps
 are simulated exactly, each behind the step before it, and those between are interpolated, with more steps simulated
 where the curve bends until a midpoint is met within `TOLERANCE`. The last step, which fetches nothing for a next one,
-stands alone. `exact` simulates all of them instead.
+and the one before it stand alone. `exact` simulates all of them and adds them up instead.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sim.estimate import hrm_tokens_per_s
@@ -23,11 +23,15 @@ from traces.trace import lane_order
 TOLERANCE = 1e-3
 """Relative gap between a simulated midpoint and the interpolation that is accepted."""
 
-WARM_UP = 1
-"""Steps simulated before a step in the middle of the generation: it finds the lanes as they left them."""
+WARM_UP_LAYERS = 4
+"""Layers at least that are simulated, as whole steps, before a step that others are interpolated from: two weight slots
+and two staging buffers let lanes run ahead of each other by so much, and the step is to find them in their pace."""
 
-START = 3
-"""Steps simulated from the beginning: prefill and the first decode steps, of which the very first differs."""
+END = 3
+"""Steps kept up to the last: the last two, and the one that the interpolation ends with."""
+
+AFTER = 1
+"""Steps simulated behind a step that is kept: what they start early shares the pools with its last tasks."""
 
 NS = 1e-9
 
@@ -47,6 +51,15 @@ class LaneSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class Phase:
+    """Prefill or decode: how long it took, and the lane that worked most in it."""
+
+    span_s: float
+    bottleneck: str
+    busiest_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """What the simulator says of one setup. Seconds and tokens; bytes are per device for the device's tier."""
 
@@ -54,8 +67,8 @@ class Prediction:
     policy: Policy
     num_requests: int
     throughput_tokens_per_s: float
-    prefill_s: float
-    decode_s: float
+    prefill: Phase
+    decode: Phase
     lanes: dict[str, LaneSummary]
     bottleneck: str
     lower_bound_s: float
@@ -66,9 +79,24 @@ class Prediction:
     wall_s: float
 
     @property
+    def prefill_s(self) -> float:
+        """From the start until the first token of the last micro-batch."""
+        return self.prefill.span_s
+
+    @property
+    def decode_s(self) -> float:
+        """From there until the last token."""
+        return self.decode.span_s
+
+    @property
     def total_s(self) -> float:
         """Prefill and decode."""
         return self.prefill_s + self.decode_s
+
+    @property
+    def over_busiest(self) -> float:
+        """Time beyond the work of each phase's busiest lane, as a share of that work: what a better order could save."""
+        return max(0.0, self.total_s / (self.prefill.busiest_s + self.decode.busiest_s) - 1)
 
     @property
     def gpu_idle(self) -> float:
@@ -100,27 +128,38 @@ class _Sampler:
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         self._cost = setup.costs()
+        self._warm_up = -(-WARM_UP_LAYERS // setup.shape.num_layers)
+        self.start = 2 + self._warm_up
+        """Steps kept from the beginning: prefill and decode steps until one is like those that follow."""
         self.simulated_tasks = 0
         self.steps: dict[int, _Period] = {}
 
     def simulate(self, first: int, stop: int) -> None:
-        """Simulate steps `first` to `stop` - 1; keep all from prefill on, else those behind the warm-up."""
+        """Simulate steps `first` to `stop` - 1; keep those behind the warm-up that others, or nothing, come after."""
         setup, uses = self._setup, list[StepUse]()
         steps = setup.schedule.steps(setup.shape, first, stop, last=setup.last_step)
         ranked = over_ranks(steps, setup.problem.hardware.num_devices)
         result = Simulation(ranked, self._cost, self._cost.capacities, on_step=uses.append).run()
         self.simulated_tasks += result.num_tasks
         before = 0
+        begin = 0 if first == 0 else first + self._warm_up
+        end = stop if stop > setup.last_step else stop - AFTER
         for step, use in zip(range(first, stop), uses, strict=True):
-            if first == 0 or step >= first + WARM_UP:
+            if begin <= step < end:
                 self.steps[step] = _period(use, before)
             before = use.end_ns
 
     def at(self, step: int) -> _Period:
-        """One decode step behind the step before it."""
+        """One decode step between the steps around it."""
         if step not in self.steps:
-            self.simulate(step - WARM_UP, step + 1)
+            self.simulate(max(0, step - self._warm_up), step + 1 + AFTER)
         return self.steps[step]
+
+    def ends(self) -> None:
+        """Simulate the first steps and the last ones."""
+        last = self._setup.last_step
+        self.simulate(0, self.start + AFTER)
+        self.simulate(last + 1 - END - self._warm_up, last + 1)
 
 
 def _period(use: StepUse, before_ns: int) -> _Period:
@@ -135,15 +174,18 @@ def evaluate(setup: Setup, *, exact: bool = False) -> Prediction:
     """Simulate one setup. Raises InputError naming the memory, and the bytes, that its policy is short of."""
     started = time.perf_counter()
     setup.require_fit()
-    sampler = _Sampler(setup)
+    sampler, decode = _Sampler(setup), _Period()
     last = setup.last_step
-    sampler.simulate(0, last + 1 if exact else min(START, last + 1))
-    prefill, decode = sampler.steps[0], _Period()
-    for step in range(1, min(START, last + 1)):
+    if exact or last < 2 * (sampler.start + END):
+        sampler.simulate(0, last + 1)
+        alone: Iterable[int] = range(1, last + 1)
+    else:
+        sampler.ends()
+        _interpolate(sampler.at, sampler.start - 1, last + 1 - END, decode)
+        alone = [*range(1, sampler.start), *range(last + 2 - END, last + 1)]
+    for step in alone:
         decode.add(sampler.at(step))
-    if last >= START:
-        _interpolate(sampler.at, START - 1, last - 1, decode)
-        decode.add(sampler.at(last))
+    prefill = sampler.steps[0]
     return _summarise(setup, sampler, prefill, decode, time.perf_counter() - started)
 
 
@@ -178,8 +220,8 @@ def _summarise(setup: Setup, sampler: _Sampler, prefill: _Period, decode: _Perio
         policy=setup.policy,
         num_requests=setup.batch.num_requests,
         throughput_tokens_per_s=setup.batch.generated_tokens / (whole.span_ns * NS),
-        prefill_s=prefill.span_ns * NS,
-        decode_s=decode.span_ns * NS,
+        prefill=_phase(prefill),
+        decode=_phase(decode),
         lanes=lanes,
         bottleneck=busiest,
         lower_bound_s=lanes[busiest].busy_s,
@@ -189,6 +231,13 @@ def _summarise(setup: Setup, sampler: _Sampler, prefill: _Period, decode: _Perio
         simulated_steps=sorted(sampler.steps),
         wall_s=wall_s,
     )
+
+
+def _phase(period: _Period) -> Phase:
+    busiest = max(period.busy_ns, key=lambda lane: period.busy_ns[lane], default=None)
+    if busiest is None:  # a single token leaves no decode
+        return Phase(0.0, "", 0.0)
+    return Phase(period.span_ns * NS, str(busiest), period.busy_ns[busiest] * NS)
 
 
 def to_dict(prediction: Prediction) -> dict[str, Any]:
@@ -208,6 +257,7 @@ def to_dict(prediction: Prediction) -> dict[str, Any]:
         "decode_s": prediction.decode_s,
         "lanes": lanes,
         "bottleneck": prediction.bottleneck,
+        "phases": {name: asdict(getattr(prediction, name)) for name in ("prefill", "decode")},
         "gpu_idle": prediction.gpu_idle,
         "memory_peak_bytes": prediction.memory_peak_bytes,
         "hrm_tokens_per_s": prediction.hrm_tokens_per_s,

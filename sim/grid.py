@@ -90,9 +90,7 @@ def _feasible(problem: Problem, schedule: Schedule, sizes: Iterable[int], counts
             found.append(filled)
     if not found and nearest is not None:
         short = "; ".join(map(str, nearest.shortages))
-        raise InputError(
-            f"no policy of {schedule.name} fits {problem.hardware.name}: the nearest, {nearest.policy}, has {short}"
-        )
+        raise InputError(f"no policy on the grid fits; with {nearest.policy}, the nearest, {short}")
     return found
 
 

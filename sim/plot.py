@@ -5,20 +5,17 @@ Lanes are rows and ops are colours; what a lane waits shows white. Each timeline
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from sim.compare import Outcome
+from sim.pictures import check_format
 from sim.schedule.task import LaneKind, Op
 from sim.schedule.tensor_parallel import over_ranks
 from sim.setup import Problem, Setup
 from sim.simulator import Executed, Simulation
-from traces.errors import InputError
-
-FORMATS = (".png", ".svg", ".pdf")
 
 COLOURS: dict[Op, str] = {
     Op.PRE_ATTN: "#8ecae6",
@@ -76,8 +73,7 @@ def layer_view(setup: Setup) -> LayerView:
 
 def draw(problem: Problem, outcomes: Sequence[Outcome], path: str) -> None:
     """Draw into a .png, .svg or .pdf file. Raises InputError for another format, OSError if it cannot be written."""
-    if Path(path).suffix.lower() not in FORMATS:
-        raise InputError(f"--plot: {path!r} is not a picture; its name must end in {', '.join(FORMATS)}")
+    check_format(path)
     fitting = [one for one in outcomes if one.setup is not None and one.prediction is not None]
     views = [layer_view(one.setup) for one in fitting if one.setup is not None]
     rows = [len({one.task.lane.kind for one in view.tasks}) for view in views]

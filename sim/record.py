@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from sim.memory import kept_tokens
 from sim.schedule.shape import Place
-from sim.schedule.task import LaneKind, Op
+from sim.schedule.task import LaneKind, Op, Task
 from sim.schedule.tensor_parallel import over_ranks
 from sim.setup import Setup
 from sim.simulator import Executed, Simulation
@@ -70,9 +71,7 @@ def _memory(setup: Setup, executed: list[Executed]) -> Iterator[Counter]:
     """Samples of what each tier holds, on top of what the plan keeps there for the whole run."""
     ranks = range(setup.problem.hardware.num_devices)
     plan = setup.memory
-    moving_device = (
-        plan.device.get("weight slots", 0) + plan.device.get("kv buffers", 0) + plan.device.get("kv cache", 0)
-    )
+    moving_device = plan.device.get("weight slots", 0) + plan.device.get("kv cache", 0)
     moving_host = sum(plan.host.get(part, 0) for part in ("kv cache", "hidden states", "staging"))
     moving_pinned = plan.pinned.get("staging", 0) + plan.pinned.get("kv cache", 0)
     peaks = plan.peak_bytes()
@@ -123,7 +122,8 @@ def _changes(setup: Setup, executed: list[Executed]) -> Iterator[_Change]:
         elif op is Op.LOAD_HIDDEN and one.task.step == 0 and rank == 0:
             yield _Change(one.end_ns, NONE, "host", -size)
         elif op is Op.STORE_KV:
-            yield from _on_host(one.start_ns, size, pinned=pinned_kv)
+            stored = _kv_growth(setup, one.task) * (1 - setup.policy.kv_on_device)
+            yield from _on_host(one.start_ns, round(stored), pinned=pinned_kv)
         elif op is Op.ATTN:
             yield from _grown(setup, one)
 
@@ -136,18 +136,20 @@ def _on_host(time_ns: int, size: int, *, pinned: bool) -> Iterator[_Change]:
 
 def _grown(setup: Setup, one: Executed) -> Iterator[_Change]:
     """New KV entries that attention itself keeps: on the host beside CPU attention, or of a cache on the device."""
-    task, model, policy = one.task, setup.problem.model, setup.policy
-    micro_batch, layer = setup.batch.micro_batches[task.micro_batch], model.layers[task.layer]
-    window = layer.attention.window
-    kept, before = micro_batch.context_tokens(task.step), micro_batch.context_tokens(task.step - 1) if task.step else 0
-    if window is not None:
-        most = window * micro_batch.num_requests
-        kept, before = min(kept, most), min(before, most)
-    grown = (kept - before) * layer.kv_bytes_per_token(policy.kv_bits) // setup.problem.hardware.num_devices
+    task, grown = one.task, _kv_growth(setup, one.task)
     if task.lane.kind is LaneKind.CPU:
-        yield from _on_host(one.end_ns, grown, pinned=False)
-    elif policy.kv_on_device:
-        yield _Change(one.end_ns, task.lane.rank, "device", int(grown * policy.kv_on_device))
+        yield from _on_host(one.end_ns, round(grown), pinned=False)
+    elif setup.policy.kv_on_device:
+        yield _Change(one.end_ns, task.lane.rank, "device", round(grown * setup.policy.kv_on_device))
+
+
+def _kv_growth(setup: Setup, task: Task) -> float:
+    """Bytes by which a task's step lengthens one rank's KV cache; a full sliding window drops as many as come."""
+    problem, step = setup.problem, task.step
+    layer, micro_batch = problem.model.layers[task.layer], setup.batch.micro_batches[task.micro_batch]
+    before = kept_tokens(layer, micro_batch, step - 1) if step > 0 else 0
+    grown = kept_tokens(layer, micro_batch, step) - before
+    return grown * layer.kv_bytes_per_token(setup.policy.kv_bits) / problem.hardware.num_devices
 
 
 def _last_uses(executed: list[Executed]) -> dict[tuple[int, int, int], int]:

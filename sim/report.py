@@ -13,8 +13,8 @@ from sim.quantity import Basis
 from sim.setup import Problem
 
 LEGEND = (
-    "policy: micro-batch size × number of micro-batches, and where attention runs. over it: how much longer than the "
-    "work of the busiest lane. HRM: its own tokens/s (and times the simulated)."
+    "policy: micro-batch size × number of micro-batches, and where attention runs. bound by: the busiest lane in "
+    "prefill, then decode. over it: time beyond that lane's work. HRM: its own tokens/s (and times the simulated)."
 )
 
 PLAIN_WIDTH = 140
@@ -40,7 +40,7 @@ def print_comparison(problem: Problem, outcomes: Sequence[Outcome], baseline: st
     fitting = [one.prediction for one in outcomes if one.prediction is not None]
     out.print(_results(fitting, baseline))
     out.print(LEGEND)
-    out.print(_lanes(fitting))
+    out.print(_lanes(fitting, hardware.num_devices))
     for one in outcomes:
         if one.prediction is None:
             out.print(f"{one.schedule}: does not fit: {one.reason}")
@@ -68,17 +68,22 @@ def _results(predictions: Sequence[Prediction], baseline: str | None) -> Table:
         row = [f"{one.policy} {one.policy.attention}", f"{speed:,.2f}", f"{speed / slowest:.2f}×"]
         if against is not None:
             row.append(f"{speed / against.throughput_tokens_per_s:.2f}×")
-        row += [_seconds(one.prefill_s), _seconds(one.decode_s), one.bottleneck]
-        row += [f"{one.total_s / one.lower_bound_s - 1:+.0%}", f"{one.gpu_idle:.0%}"]
+        row += [_seconds(one.prefill_s), _seconds(one.decode_s)]
+        row.append(" then ".join(dict.fromkeys(p.bottleneck for p in (one.prefill, one.decode) if p.bottleneck)))
+        row += [f"{one.over_busiest:+.0%}", f"{one.gpu_idle:.0%}"]
         row += [" / ".join(f"{memory[tier] / 1e9:.1f}" for tier in ("device", "host", "pinned")), hrm]
         table.add_row(one.schedule, *row)
     return table
 
 
-def _lanes(predictions: Sequence[Prediction]) -> Table:
-    """Lanes as columns: share of the time busy, and the op that the rest was mostly spent waiting for."""
-    names = list(dict.fromkeys(name for one in predictions for name in one.lanes))
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title="busy · waited mostly for", title_justify="left")
+def _lanes(predictions: Sequence[Prediction], num_devices: int) -> Table:
+    """Lanes as columns: share of the time busy, and the op that the rest was mostly spent waiting for.
+
+    Of several devices the first stands for all: their lanes do the same.
+    """
+    names = list(dict.fromkeys(name for one in predictions for name in one.lanes if ":" not in name))
+    title = "busy · waited mostly for" + (f" (device 0 of {num_devices}, which are alike)" if num_devices > 1 else "")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
     table.add_column("schedule", no_wrap=True)
     for name in names:
         table.add_column(name, justify="right")
@@ -98,22 +103,21 @@ def _why(predictions: Sequence[Prediction]) -> str:
     """Why the best schedule wins, from the numbers."""
     if not predictions:
         return ""
-    ranked = sorted(predictions, key=lambda one: -one.throughput_tokens_per_s)
-    best = ranked[0]
-    lane = best.lanes[best.bottleneck]
-    text = (
-        f"[bold]{best.schedule}[/bold] is fastest with {best.throughput_tokens_per_s:,.2f} tokens/s: its busiest lane, "
-        f"{best.bottleneck}, works {lane.utilisation:.0%} of the time"
-    )
-    if len(ranked) == 1:
-        return text + "."
-    other = ranked[1]
-    rival = other.lanes[other.bottleneck]
-    waits = f", mostly waiting for {rival.waited_most_for}" if rival.waited_most_for else ""
-    return text + (
-        f"; {other.schedule}, next with {other.throughput_tokens_per_s:,.2f}, keeps its busiest, {other.bottleneck}, "
-        f"at {rival.utilisation:.0%}{waits}."
-    )
+    best, *others = sorted(predictions, key=lambda one: -one.throughput_tokens_per_s)
+    text = f"[bold]{best.schedule}[/bold] is fastest with {best.throughput_tokens_per_s:,.2f} tokens/s: {_busy(best)}"
+    if not others:
+        return f"{text}."
+    other = others[0]
+    return f"{text}; {other.schedule} comes next with {other.throughput_tokens_per_s:,.2f}: {_busy(other)}."
+
+
+def _busy(one: Prediction) -> str:
+    """The lane that decides, and how much of the time it works."""
+    phase, name = (one.decode, "decode") if one.decode_s > one.prefill_s else (one.prefill, "prefill")
+    share = phase.busiest_s / phase.span_s
+    lane = one.lanes[phase.bottleneck]
+    text = f"in {name} its busiest lane, {phase.bottleneck}, works {min(share, 1.0):.0%} of the time"
+    return text + (f" and mostly waits for {lane.waited_most_for}" if share < 0.97 and lane.waited_most_for else "")
 
 
 def _seconds(seconds: float) -> str:

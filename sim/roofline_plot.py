@@ -6,14 +6,13 @@ bandwidth, a horizontal line a peak, a vertical line a piece of work.
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sim.hrm import Level
+from sim.pictures import check_format
 from sim.roofline import CPU, GPU, KV_BITS, Point, Roofline
-from traces.errors import InputError
 
 _LINK = "link"
 _COLOURS = {GPU: "#2a8f50", CPU: "#3a6ea5", _LINK: "#c8553d"}
@@ -23,9 +22,7 @@ _BACKGROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 
 
 def draw(result: Roofline, path: str) -> None:
     """Draw the picture into a file. Raises InputError for a format that is none, OSError where it cannot be written."""
-    suffixes = (".png", ".svg", ".pdf")
-    if Path(path).suffix.lower() not in suffixes:
-        raise InputError(f"--plot: {path!r} is not a picture; its name must end in {', '.join(suffixes)}")
+    check_format(path)
     figure = Figure(figsize=(15, 6.8), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     figure.suptitle(f"{result.model} on {result.hardware}: Hierarchical Roofline Model", fontsize=14)

@@ -1,6 +1,7 @@
 """One schedule and one policy on one problem, made ready to run: batch, pipeline, memory plan and costs."""
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from sim.batching import Batch, make_batch
 from sim.cost import CostModel
@@ -12,6 +13,12 @@ from sim.schedule.base import Schedule
 from sim.schedule.shape import PipelineShape
 from sim.workload import Workload
 from traces.errors import InputError
+
+
+@lru_cache(maxsize=1024)
+def _batch(workload: Workload, batch_size: int, micro_batch_size: int) -> Batch:
+    """The batch of the last policies seen: a grid asks for each many times."""
+    return make_batch(workload, batch_size, micro_batch_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +43,7 @@ class Setup:
 
     def __post_init__(self) -> None:
         problem, policy = self.problem, self.policy
-        batch = make_batch(problem.workload, policy.batch_size, policy.micro_batch_size)
+        batch = _batch(problem.workload, policy.batch_size, policy.micro_batch_size)
         shape = policy.shape(self.schedule, problem.model, len(batch.micro_batches))
         memory = plan_memory(self.schedule, shape, policy, problem.model, batch, problem.hardware.num_devices)
         object.__setattr__(self, "batch", batch)

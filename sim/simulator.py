@@ -16,6 +16,9 @@ import simpy
 from sim.bandwidth import Demands, fair_rates
 from sim.schedule.task import Lane, Op, Task
 
+RATES_KEPT = 2_000
+"""Combinations of running tasks whose fair rates are remembered."""
+
 WINDOW = 2
 """Steps issued ahead of the oldest unfinished one, as a launcher that waits for tokens would."""
 
@@ -121,50 +124,59 @@ class _Run:
 class _Pools:
     """Keeps the rates of all running tasks max-min fair; touches nothing while no pool is exceeded."""
 
-    def __init__(self, env: simpy.Environment, capacities: Sequence[int]) -> None:
-        self._env = env
+    def __init__(self, capacities: Sequence[int]) -> None:
+        self.runs: list[_Run] = []
         self._capacities = tuple(capacities)
         self._load = [0] * len(self._capacities)
-        self.runs: list[_Run] = []
-        self._rates: dict[tuple[Demands, ...], list[float]] = {}
-        self.contended = False
+        self._exceeded = 0  # pools whose load is above their capacity
+        self._rates: dict[tuple[int, ...], tuple[list[float], list[Cost]]] = {}
 
     def start(self, run: _Run, cost: Cost, now: int) -> int:
         """Add a task; returns its delay at the rate it gets."""
         run.cost, run.since_ns = cost, now
-        load, capacities, over = self._load, self._capacities, self.contended
+        load, capacities = self._load, self._capacities
         for pool, amount in cost.demands:
-            load[pool] = total = load[pool] + amount
-            if total > capacities[pool]:
-                over = True
-        if not over:
+            before = load[pool]
+            load[pool] = total = before + amount
+            if total > capacities[pool] >= before:
+                self._exceeded += 1
+        if not self._exceeded:
             return cost.duration_ns
         self._rebalance(now)
         return run.arm(now)
 
     def end(self, run: _Run, now: int) -> None:
         """Remove a task that has ended."""
-        load = self._load
+        load, capacities, contended = self._load, self._capacities, self._exceeded
         for pool, amount in run.cost.demands:
-            load[pool] -= amount
+            before = load[pool]
+            load[pool] = total = before - amount
+            if before > capacities[pool] >= total:
+                self._exceeded -= 1
         run.cost = IDLE
         if run.changed:
             run.reset()
-        if self.contended:
+        if contended:
             self._rebalance(now)
 
     def _rebalance(self, now: int) -> None:
-        self.contended = any(load > capacity for load, capacity in zip(self._load, self._capacities, strict=True))
-        key = tuple([run.cost.demands for run in self.runs])
-        rates = self._rates.get(key)
-        if rates is None:
-            rates = self._rates[key] = fair_rates(key, self._capacities)
-        for run, rate in zip(self.runs, rates, strict=True):
+        for run, rate in zip(self.runs, self._fair_rates(), strict=True):
             if run.rate != rate:
                 run.left_ns(now)
                 run.rate = rate
                 if now + run.left_ns(now) < run.armed_ns and run.process is not None:
                     run.process.interrupt()
+
+    def _fair_rates(self) -> list[float]:
+        """Rates of what runs now. Known ones are found by the identity of the costs, which the entry keeps alive."""
+        costs = [run.cost for run in self.runs]
+        key = tuple(map(id, costs))
+        known = self._rates.get(key)
+        if known is None:
+            if len(self._rates) >= RATES_KEPT:
+                self._rates.clear()
+            known = self._rates[key] = (fair_rates([cost.demands for cost in costs], self._capacities), costs)
+        return known[0]
 
 
 class Simulation:
@@ -187,7 +199,7 @@ class Simulation:
         self._cost = cost
         self._on_task = on_task
         self._on_step = on_step
-        self._pools = _Pools(self._env, capacities)
+        self._pools = _Pools(capacities)
         self._queues: dict[Lane, deque[tuple[StepUse, list[Task]]]] = {}
         self._starving: dict[Lane, simpy.Event] = {}
         self._unfinished: dict[int, simpy.Event | None] = {}  # an event once somebody waits for the task

@@ -1,9 +1,9 @@
 """Schedules by name: the built-in ones and those that installed packages add."""
 
-from difflib import get_close_matches
 from functools import lru_cache
 from importlib.metadata import entry_points
 
+from sim.quantity import nearest
 from sim.schedule.accelerate import Accelerate
 from sim.schedule.base import Schedule
 from sim.schedule.cgopipe import CGOPipe
@@ -33,7 +33,5 @@ def by_name(name: str) -> Schedule:
     """The schedule of that name; InputError with the nearest names if there is none."""
     known = registered()
     if name not in known:
-        near = get_close_matches(name, known, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
-        raise InputError(f"unknown schedule '{name}': {hint}")
+        raise InputError(f"unknown schedule {name!r}{nearest(name, known)}; known: {', '.join(known)}")
     return known[name]
