@@ -13,6 +13,7 @@ from typing import Any
 from sim.evaluate import Prediction, evaluate, to_dict
 from sim.grid import best_on_grid
 from sim.policy import Policy
+from sim.schedule.base import Schedule
 from sim.schedule.registry import by_name
 from sim.setup import Problem, Setup
 from traces.errors import InputError
@@ -101,11 +102,21 @@ def _set_up(problem: Problem, asked: Asked, name: str) -> Setup:
         return Setup(problem, schedule, Policy.from_dict(given, schedule))
     size, count = asked.micro_batch_size, asked.num_micro_batches
     if size is not None and count is not None:
-        return Setup(problem, schedule, Policy.usual(schedule, size * count, size))
+        return _usual(problem, schedule, size, count)
     try:
         return best_on_grid(problem, schedule, size, count).setup
     except InputError as error:
         raise NothingFitsError(str(error)) from None
+
+
+def _usual(problem: Problem, schedule: Schedule, micro_batch_size: int, num_micro_batches: int) -> Setup:
+    """The system's usual policy of these sizes: weights page-locked where it does that and they fit."""
+    batch_size = micro_batch_size * num_micro_batches
+    setups = [
+        Setup(problem, schedule, Policy.usual(schedule, batch_size, micro_batch_size, pin_weights=pin))
+        for pin in dict.fromkeys((schedule.pins_weights, False))
+    ]
+    return next((setup for setup in setups if not setup.shortages), setups[-1])
 
 
 def inputs(problem: Problem, schedules: Sequence[str], asked: Asked) -> dict[str, Any]:

@@ -78,8 +78,8 @@ class Policy:
         return f"{self.micro_batch_size}×{self.num_micro_batches}"
 
     def resident_experts(self, layer: Layer) -> int:
-        """Whole routed experts of a layer that stay on the device."""
-        return int(layer.num_experts * self.experts_on_device)
+        """Whole routed experts of a layer that stay on the device; m / E as a float is meant to be m of them."""
+        return int(layer.num_experts * self.experts_on_device + 1e-9)
 
     def expert_bits(self, model: Model) -> float:
         """Width of the routed experts' weights."""

@@ -19,8 +19,8 @@ from sim.schedule.task import Lane, Op, Task
 RATES_KEPT = 2_000
 """Combinations of running tasks whose fair rates are remembered."""
 
-WINDOW = 2
-"""Steps issued ahead of the oldest unfinished one, as a launcher that waits for tokens would."""
+WINDOW = 6
+"""Steps issued from the oldest unfinished one on: more than buffers let a lane run ahead, so none waits for issue."""
 
 
 class Cost(NamedTuple):
@@ -217,7 +217,7 @@ class Simulation:
 
     def _feed(self) -> None:
         """Issue the next step: to each lane its tasks."""
-        tasks = next(self._steps, None)
+        tasks = next(filter(None, self._steps), None)
         if tasks is None:
             return
         of_lane: dict[Lane, list[Task]] = {lane: [] for lane in self._queues}
@@ -259,7 +259,7 @@ class Simulation:
         env: Any = self._env  # its clock counts whole nanoseconds, which simpy's types cannot know
         cost_of, on_task, unfinished = self._cost, self._on_task, self._unfinished
         start_in_pools, end_in_pools, timeout = self._pools.start, self._pools.end, self._env.timeout
-        queue, head, now, previous = self._queues[lane], Op.HEAD, 0, -1
+        queue, head, now, previous = self._queues[lane], Op.HEAD, env.now, -1
         while True:
             while not queue:
                 self._starving[lane] = event = env.event()

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from trace_examples import SIMULATED, span, traces, two_devices
 
 from traces.critical_path import Gap, critical_path
@@ -100,7 +100,7 @@ def test_an_unknown_origin_is_refused(origin):
 
 @pytest.mark.parametrize("value", [(1, 2), {1: 2}, math.nan, {3}, {"a": [math.inf]}])
 def test_metadata_that_json_would_change_is_refused(value):
-    with pytest.raises(InputError, match="metadata.policy"):
+    with pytest.raises(InputError, match=r"metadata\.policy"):
         Trace(SIMULATED | {"policy": value})
 
 
@@ -108,8 +108,9 @@ def test_metadata_that_json_would_change_is_refused(value):
     ("counter", "said"),
     [
         (Counter(MEMORY, -1, {"device": 1}), "-1 ns"),
-        (Counter(MEMORY, 0, {}), "at least one finite number"),
-        (Counter(MEMORY, 0, {"device": math.nan}), "at least one finite number"),
+        (Counter(MEMORY, 0, {}), "it needs numbers"),
+        (Counter(MEMORY, 0, {"device": math.nan}), "it needs numbers"),
+        (Counter(MEMORY, 0, {"device": MAX_COUNT + 1}), "it needs numbers"),
         (Counter(MEMORY, 0, {"device": 1}, rank=-2), "rank -2"),
     ],
 )
@@ -132,7 +133,7 @@ class TestCriticalPath:
             "Experts": 4_389 / 9_999, "Attn": 3_506 / 9_999, "PreAttn": 1_001 / 9_999, "OffloadQKV": 500 / 9_999,
             "AllReduce": 493 / 9_999, "LoadHidden": 100 / 9_999, "OutProj": 0.0,
         }  # fmt: skip
-        assert list(path.share_by_op())[0] == "Experts"
+        assert next(iter(path.share_by_op())) == "Experts"
         assert path.share_by_lane() == {
             "GPU": 5_390 / 9_999, "CPU": 3_506 / 9_999, "D2H": 500 / 9_999, "NET": 493 / 9_999, "H2D": 100 / 9_999,
         }  # fmt: skip
@@ -156,13 +157,14 @@ class TestCriticalPath:
 
     def test_causes_in_a_circle_are_refused(self):
         spans = [span(0, "Attn", "CPU", cause=1), span(1, cause=0)]
-        with pytest.raises(InputError, match="span 0 .Attn. is its own cause"):
+        with pytest.raises(InputError, match=r"span 0 \(Attn\) is its own cause"):
             critical_path(Trace(SIMULATED, spans))
 
     def test_an_empty_trace_has_an_empty_path(self):
         path = critical_path(Trace(SIMULATED))
         assert (path.spans, path.gaps, path.gap_share, path.share_by_op()) == ((), (), 0.0, {})
 
+    @settings(deadline=None)
     @given(traces())
     def test_its_spans_and_gaps_add_up_to_the_makespan(self, trace):
         path = critical_path(trace)
@@ -176,6 +178,7 @@ class TestCriticalPath:
             assert math.isclose(sum(path.share_by_lane().values()), sum(path.share_by_op().values()))
 
 
+@settings(deadline=None)
 @given(traces())
 def test_lanes_are_busy_for_no_longer_than_the_makespan(trace):
     assert all(0 <= busy <= trace.makespan_ns for busy in trace.busy_ns().values())

@@ -39,7 +39,7 @@ def assert_obeys_rules(path):
 
 def _load(path):
     opened = gzip.open if str(path).endswith(".gz") else open
-    with opened(path, "rt", encoding="ascii") as text:
+    with opened(path, "rt", encoding="utf-8") as text:
         return json.load(text, parse_float=Decimal, parse_constant=_fail)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
-from json.encoder import encode_basestring_ascii as quoted
+from json.encoder import encode_basestring as quoted
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -28,6 +28,7 @@ __all__ = ["read", "write"]
 
 _CATEGORY = {"GPU": "kernel", "NET": "kernel", "H2D": "gpu_memcpy", "D2H": "gpu_memcpy"}
 _NAME_PREFIX = {"H2D": "Memcpy HtoD ", "D2H": "Memcpy DtoH ", "NET": "ncclKernel "}
+_FIRST_TID = 100  # Perfetto shows it behind the lane's name, and `GPU 1` would look like a device
 _LINES_PER_WRITE = 4096
 _GZIP_LEVEL = 4
 
@@ -51,6 +52,10 @@ def write(trace: Trace, path: str | os.PathLike[str]) -> None:
         unfinished.replace(target)
     except OSError as error:
         raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{target}: cannot be written: {error.object[error.start :][:9]!r} in it is no text"
+        ) from error
     finally:
         with suppress(OSError):
             unfinished.unlink()
@@ -80,8 +85,8 @@ def _tracks(trace: Trace, host_pid: int) -> dict[LaneId, _Track]:
 def _track(lane: LaneId, host_pid: int) -> _Track:
     kind, rank = lane
     if kind in DEVICE_LANES:
-        return _Track(lane, pid=rank, tid=1 + DEVICE_LANES.index(kind))
-    return _Track(lane, pid=host_pid, tid=1 + HOST_LANES.index(kind) + rank * len(HOST_LANES))
+        return _Track(lane, pid=rank, tid=_FIRST_TID + DEVICE_LANES.index(kind))
+    return _Track(lane, pid=host_pid, tid=_FIRST_TID + HOST_LANES.index(kind) + rank * len(HOST_LANES))
 
 
 def _devices(trace: Trace) -> list[int]:
@@ -98,9 +103,9 @@ def _write_lines(lines: Iterable[str], out: IO[bytes]) -> None:
     for line in lines:
         batch.append(line)
         if len(batch) == _LINES_PER_WRITE:
-            out.write("".join(batch).encode("ascii"))
+            out.write("".join(batch).encode())
             batch.clear()
-    out.write("".join(batch).encode("ascii"))
+    out.write("".join(batch).encode())
 
 
 def _lines(trace: Trace) -> Iterator[str]:
@@ -117,7 +122,7 @@ def _lines(trace: Trace) -> Iterator[str]:
     }
     yield "{\n"
     for key, value in head.items():
-        yield f"{json.dumps(key)}: {json.dumps(value, sort_keys=True)},\n"
+        yield f"{quoted(key)}: {_json(value)},\n"
     yield '"traceEvents": [\n'
     comma = ""
     for event in _events(trace, host_pid):
@@ -132,14 +137,14 @@ def _events(trace: Trace, host_pid: int) -> Iterator[str]:
     yield from _slices(trace.spans, tracks)
     for counter in trace.counters:
         pid = host_pid if counter.rank == NONE else counter.rank
-        values = json.dumps(dict(counter.values), sort_keys=True)
-        yield f'{{"ph":"C","name":{quoted(counter.name)},"pid":{pid},"ts":{_us(counter.time_ns)},"args":{values}}}'
+        start = f'{{"ph":"C","name":{quoted(counter.name)},"pid":{pid},"ts":{_us(counter.time_ns)}'
+        yield f'{start},"args":{_json(dict(counter.values))}}}'
     yield from _arrows(trace, tracks)
 
 
 def _names(trace: Trace, tracks: dict[LaneId, _Track], host_pid: int) -> Iterator[str]:
     def metadata(what: str, pid: int, tid: int, argument: str, value: str | int) -> str:
-        return json.dumps({"ph": "M", "name": what, "pid": pid, "tid": tid, "args": {argument: value}})
+        return _json({"ph": "M", "name": what, "pid": pid, "tid": tid, "args": {argument: value}})
 
     processes = {track.pid for track in tracks.values()}
     processes |= {host_pid if counter.rank == NONE else counter.rank for counter in trace.counters}
@@ -199,6 +204,11 @@ def _arrows(trace: Trace, tracks: dict[LaneId, _Track]) -> Iterator[str]:
         for phase, place, time_ns in (('"s"', cause, leaves_ns), ('"f","bp":"e"', span, span.start_ns)):
             track = tracks[place.lane, place.rank]
             yield f'{{"ph":{phase},{common},"pid":{track.pid},"tid":{track.tid},"ts":{_us(time_ns)}}}'
+
+
+def _json(value: object) -> str:
+    """The same text for the same value. Not in ASCII: Perfetto shows escapes as they are, and refuses some."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
 def _us(time_ns: int) -> str:

@@ -108,7 +108,9 @@ class _Source:
             return
         while True:
             self.peek()  # the decoder wants to start on the element itself
-            batch = self._lines(shortcut) or self._batch()
+            batch = self._lines(shortcut)
+            if batch is None:
+                batch = self._batch()
             batch.append(self.value())
             yield batch
             if self.expect(",]") == "]":
@@ -116,10 +118,12 @@ class _Source:
 
     def _lines(self, shortcut: Shortcut) -> list[Any] | None:
         """The elements of the lines that lie complete in the buffer, if the shortcut knows them."""
-        end = self._buffer.rfind(",\n", self._at) + 2
-        elements = shortcut(self._buffer[self._at : end]) if end > self._at else None
+        comma = self._buffer.rfind(",\n", self._at)
+        if comma == -1:
+            return None
+        elements = shortcut(self._buffer[self._at : comma + 2])
         if elements is not None:
-            self._at = end
+            self._at = comma + 2
         return elements
 
     def _batch(self) -> list[Any]:

@@ -56,8 +56,11 @@ class Layout:
 
     @property
     def reach_steps(self) -> int:
-        """How many steps back a slot's last use can lie: buffers that take turns are all used within two layers."""
-        return 1 if self.shape.num_layers > 1 else 2
+        """How many steps back a slot's last use can lie.
+
+        Buffers that take turns are all used within two layers if each layer streams, else within two steps.
+        """
+        return 1 if self.shape.num_layers > 1 and all(self.shape.streamed) else 2
 
     def accesses(self, task: Task) -> Accesses:
         """The slots of one task."""

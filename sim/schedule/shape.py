@@ -42,6 +42,8 @@ class PipelineShape:
             raise InputError(
                 f"streamed has {len(self.streamed)} entries for {self.num_layers} layers: give one a layer"
             )
+        if self.offloads_hidden and self.num_micro_batches == 1:
+            raise InputError("offloads_hidden with one micro-batch: none waits while another computes, give False")
         if self.attention is Place.CPU and not self.streams_kv:
             raise InputError("attention on the cpu reads the KV cache in host memory: kv_on_device must be 0")
 

@@ -1,0 +1,140 @@
+"""The engine's tokens equal plain generate()'s, whatever the family, the schedule and the shape of the batch."""
+
+import pytest
+import torch
+from engine_models import FAMILIES, PROMPTS, make, make_prompts, reference
+
+import engine
+from sim.policy import Policy
+from sim.schedule.registry import by_name, registered
+
+NEW = 10
+EOS = 24  # a token that ends the prompts of `make("mixtral")` at different steps
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_on_cgopipe(family):
+    model = make(family)
+    result = engine.run(model, PROMPTS, "cgopipe", micro_batch_size=2, max_new_tokens=NEW)
+    assert result.sequences == reference(model, PROMPTS, 2, NEW)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "deepseek_v3"])
+@pytest.mark.parametrize("schedule", registered())
+def test_every_schedule(family, schedule):
+    model = make(family)
+    result = engine.run(model, PROMPTS, schedule, micro_batch_size=3, max_new_tokens=NEW)
+    assert result.sequences == reference(model, PROMPTS, 3, NEW)
+
+
+@pytest.mark.parametrize("schedule", registered())
+def test_sampled_as_each_micro_batch_alone_would_be(schedule):
+    model = make("qwen3_moe")
+    chosen = {"do_sample": True, "top_p": 0.9, "top_k": 20, "temperature": 1.3, "repetition_penalty": 1.1}
+    result = engine.run(model, PROMPTS, schedule, micro_batch_size=3, max_new_tokens=NEW, seed=5, **chosen)
+    assert result.sequences == reference(model, PROMPTS, 3, NEW, seed=5, **chosen)
+    assert result.sequences != reference(model, PROMPTS, 3, NEW)
+
+
+def test_sampling_leaves_the_callers_random_numbers_alone():
+    model = make("mixtral")
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    engine.run(model, PROMPTS, micro_batch_size=2, max_new_tokens=2, seed=5, do_sample=True)
+    assert torch.rand(1) == expected
+
+
+@pytest.mark.parametrize("schedule", registered())
+def test_sequences_that_end_at_different_steps(schedule):
+    model = make("mixtral", eos=EOS)
+    expected = reference(model, PROMPTS, 2, 16)
+    assert len({len(row) for row in expected}) > 2
+    result = engine.run(model, PROMPTS, schedule, micro_batch_size=2, max_new_tokens=16)
+    assert result.sequences == expected
+
+
+def test_a_run_ends_as_soon_as_all_have_ended():
+    first = reference(make("mixtral"), PROMPTS[:1], 1, 1)[0][0]
+    result = engine.run(make("mixtral", eos=first), PROMPTS[:1], micro_batch_size=1, max_new_tokens=30)
+    assert result.sequences == [[first]]
+    assert max(span.step for span in result.trace.spans) <= 1
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 7, 9])
+def test_micro_batch_sizes_that_do_and_do_not_divide(size):
+    model = make("mixtral")
+    result = engine.run(model, PROMPTS, micro_batch_size=size, max_new_tokens=NEW)
+    assert result.sequences == reference(model, PROMPTS, size, NEW)
+
+
+@pytest.mark.parametrize("pages", [1, 2, 3, 5, 11])
+def test_more_and_fewer_pages_than_micro_batches(pages):
+    model = make("mixtral")
+    policy = Policy(len(PROMPTS), 3, pages=pages)
+    assert engine.run(model, PROMPTS, policy=policy, max_new_tokens=NEW).sequences == reference(model, PROMPTS, 3, NEW)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "glm4_moe"])
+def test_resident_experts(family, share):
+    model = make(family)
+    policy = Policy(len(PROMPTS), 3, experts_on_device=share)
+    result = engine.run(model, PROMPTS, policy=policy, max_new_tokens=NEW)
+    assert result.sequences == reference(model, PROMPTS, 3, NEW)
+    moved = any(span.op.startswith("LoadWeights") for span in result.trace.spans)
+    assert moved == (share < 1)
+
+
+@pytest.mark.parametrize("schedule", ["cgopipe", "fastdecode", "flexgen", "zero"])
+def test_weights_that_stay_in_pinned_memory(schedule):
+    model = make("mixtral")
+    policy = Policy.usual(by_name(schedule), len(PROMPTS), 3, pin_weights=True)
+    result = engine.run(model, PROMPTS, schedule, policy, max_new_tokens=NEW)
+    assert result.sequences == reference(model, PROMPTS, 3, NEW)
+    assert not any(span.op in ("PinWeights", "LoadWeightsPageable") for span in result.trace.spans)
+
+
+@pytest.mark.parametrize("kv_on_device", [0.0, 1.0])
+@pytest.mark.parametrize("family", ["mixtral", "minimax", "deepseek_v2", "doge"])
+def test_cgopipe_with_attention_on_the_gpu(family, kv_on_device):
+    model = make(family)
+    policy = Policy(len(PROMPTS), 2, attention="gpu", kv_on_device=kv_on_device)
+    assert engine.run(model, PROMPTS, policy=policy, max_new_tokens=NEW).sequences == reference(model, PROMPTS, 2, NEW)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_odd_and_even_numbers_of_layers(layers):
+    model = make("mixtral", num_hidden_layers=layers)
+    result = engine.run(model, PROMPTS, micro_batch_size=3, max_new_tokens=NEW)
+    assert result.sequences == reference(model, PROMPTS, 3, NEW)
+
+
+def test_batches_follow_each_other():
+    model = make("mixtral")
+    result = engine.run(model, PROMPTS, policy=Policy(4, 2), max_new_tokens=NEW, do_sample=True, seed=2)
+    assert result.sequences == reference(model, PROMPTS, 2, NEW, seed=2, do_sample=True)
+    assert len(result.traces) == 2
+
+
+def test_one_token():
+    model = make("mixtral")
+    result = engine.run(model, PROMPTS, micro_batch_size=2, max_new_tokens=1)
+    assert result.sequences == reference(model, PROMPTS, 2, 1)
+
+
+def test_equal_prompts_without_padding():
+    model, prompts = make("qwen3_moe"), make_prompts(6, 6, 6, 6)
+    result = engine.run(model, prompts, micro_batch_size=2, max_new_tokens=NEW)
+    assert result.sequences == reference(model, prompts, 2, NEW)
+
+
+def test_the_model_is_left_as_it_was():
+    model = make("mixtral")
+    before = {name: parameter for name, parameter in model.named_parameters()}
+    expected = reference(model, PROMPTS, 2, NEW)
+    engine.run(model, PROMPTS, micro_batch_size=2, max_new_tokens=2, policy=Policy(7, 2, experts_on_device=0.5))
+    assert all(parameter is before[name] for name, parameter in model.named_parameters())
+    assert model.config._attn_implementation == "sdpa"
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert reference(model, PROMPTS, 2, NEW) == expected

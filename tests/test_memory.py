@@ -1,0 +1,288 @@
+"""The memory plan: every byte of a policy by hand, and whether published policies fit the machines they ran on.
+
+Mixtral 8x7B: 32 layers, hidden size 4096, 32 query and 8 KV heads of 128, 8 experts of width 14336, 2 of them a token,
+a vocabulary of 32000; everything in two bytes.
+"""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sim.batching import make_batch
+from sim.hardware import Hardware
+from sim.memory import MemoryPlan, Shortage, kept_tokens, kv_bytes
+from sim.model import Model
+from sim.policy import Policy
+from sim.schedule.registry import by_name, registered
+from sim.setup import Problem, Setup
+from sim.workload import Workload
+from tests.sim_examples import few_layers, made_setup, preset, round_machine
+from traces.errors import InputError
+
+SETTINGS = settings(deadline=None, derandomize=True, max_examples=60)
+
+EXPERT = 2 * 3 * 4096 * 14336
+EXPERTS = 8 * EXPERT  # of a layer
+EMBEDDING_AND_HEAD = 2 * (2 * 32_000 * 4096 + 4096)  # and the final norm
+NON_EXPERTS = 2 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 8 * 4096 + 2 * 4096)  # attention, router, two norms
+KV = 4096  # of a token and layer
+
+
+def plan(schedule="cgopipe", size=36, count=14, **changes):
+    """The plan of MoE-Lightning's policy for S1: prompts of 418, 128 tokens generated."""
+    changes = {"workload": Workload.fixed(418, 128), **changes}
+    return made_setup(schedule, size, count, **changes).memory
+
+
+class TestByHand:
+    def test_cgopipe(self):
+        prompt = 36 * 418  # tokens of a micro-batch
+        assert plan() == MemoryPlan(
+            device={
+                "embedding and head": EMBEDDING_AND_HEAD,
+                "non-expert weights": 32 * NON_EXPERTS,
+                "weight slots": 2 * EXPERTS,
+                "kv buffers": 2 * prompt * KV,
+                "activations": 2 * prompt * (2 * 4096 + 2 * (4096 + 3 * 14336)),
+                "hidden states": 2 * 4096 * (2 * prompt + 504),
+            },
+            host={
+                "streamed weights": 32 * EXPERTS,
+                "kv cache": 32 * 504 * (418 + 127) * KV,
+                "hidden states": 2 * 4096 * 504 * 418,
+                "staging": EXPERTS,
+            },
+            pinned={"staging": EXPERTS},
+        )
+        assert plan().peak_bytes() == {"device": 12_304_195_584, "host": 130_741_567_488, "pinned": 2_818_572_288}
+
+    def test_fastdecode_stages_two_layers(self):
+        assert plan("fastdecode").host["staging"] == plan("fastdecode").pinned["staging"] == 2 * EXPERTS
+        assert plan("fastdecode").device == plan().device
+
+    def test_flexgen_buffers_the_cache_of_a_micro_batch_and_stages_nothing(self):
+        flexgen, cgopipe = plan("flexgen"), plan()
+        assert flexgen.device["kv buffers"] == 2 * 36 * (418 + 545) * KV, "new entries, and the cache at its longest"
+        assert {**flexgen.device, "kv buffers": 0} == {**cgopipe.device, "kv buffers": 0}
+        assert flexgen.host == {part: size for part, size in cgopipe.host.items() if part != "staging"}
+        assert flexgen.pinned == {}
+
+    def test_zero_streams_all_layers_and_keeps_the_cache(self):
+        prompt = 32 * 418
+        assert plan("zero", 32) == MemoryPlan(
+            device={
+                "embedding and head": EMBEDDING_AND_HEAD,
+                "weight slots": 2 * (EXPERTS + NON_EXPERTS),
+                "kv cache": 32 * 32 * 545 * KV,
+                "activations": 2 * prompt * (2 * 4096 + 2 * (4096 + 3 * 14336)),
+                "hidden states": 2 * 4096 * prompt,
+            },
+            host={"streamed weights": 32 * (EXPERTS + NON_EXPERTS)},
+            pinned={},
+        )
+
+    def test_two_devices_share_weights_and_cache_but_not_hidden_states(self):
+        alone, shared = plan(), plan(machine=round_machine(2))
+        for part in ("embedding and head", "non-expert weights", "weight slots", "kv buffers"):
+            assert 2 * shared.device[part] == alone.device[part]
+        assert shared.device["hidden states"] == alone.device["hidden states"]
+        assert shared.device["activations"] == 2 * 36 * 418 * (2 * 4096 + 2 * (4096 + 3 * 14336 // 2))
+        assert (shared.host, shared.pinned) == (alone.host, alone.pinned)
+
+    def test_logits_count_where_a_vocabulary_is_larger_than_the_rest(self):
+        model = replace(preset("mixtral-8x7b"), vocab_size=2_000_000)
+        assert plan(size=100, model=model, workload=Workload.fixed(1, 4)).device["activations"] == 4 * 100 * 2_000_000
+
+    def test_a_dense_and_an_mla_layer(self):
+        # DeepSeek-V2-Lite: one dense layer of width 10944, then 26 of 64 experts (width 1408, 6 a token) and 2 shared.
+        made = made_setup(model=preset("deepseek-v2-lite"), workload=Workload.fixed(100, 4)).memory
+        experts = 64 * 2 * 3 * 2048 * 1408
+        assert made.host["streamed weights"] == 26 * experts
+        assert made.device["weight slots"] == 2 * experts
+        assert made.host["kv cache"] == 27 * 16 * 103 * 2 * (512 + 64)
+        routed, always = 6 * (2048 + 3 * 1408), 3 * 2 * 1408
+        dense = 3 * 10_944
+        assert made.device["activations"] == 2 * 800 * (2 * 2048 + max(routed + always, dense))
+
+
+class TestParts:
+    @pytest.mark.parametrize(("share", "whole"), [(0.0, 0), (0.0559, 0), (0.125, 1), (0.3, 2), (1.0, 8)])
+    def test_resident_experts_are_whole_and_leave_the_host(self, share, whole):
+        made = plan(experts_on_device=share)
+        assert made.device.get("resident experts", 0) == 32 * whole * EXPERT
+        assert made.host.get("streamed weights", 0) == 32 * (8 - whole) * EXPERT
+        assert made.device.get("weight slots", 0) == 2 * (8 - whole) * EXPERT
+        assert made.pinned.get("staging", 0) == (8 - whole) * EXPERT
+
+    def test_pinned_weights_replace_the_staging_and_stay_in_the_hosts_memory(self):
+        made = plan(pin_weights=True)
+        assert made.pinned == {"streamed weights": 32 * EXPERTS}
+        assert made.host == {part: size for part, size in plan().host.items() if part != "staging"}
+
+    @pytest.mark.parametrize("name", sorted(registered()))
+    @pytest.mark.parametrize("pin", [False, True])
+    def test_pinned_memory_is_part_of_the_hosts(self, name, pin):
+        made = plan(name, pin_weights=pin)
+        assert all(size <= made.host[part] for part, size in made.pinned.items())
+
+    @pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+    def test_a_share_of_the_cache_moves_to_the_device(self, share):
+        whole = 32 * 504 * 545 * KV
+        made = plan("flexgen", kv_on_device=share)
+        assert made.device["kv cache"] == share * whole
+        assert made.host["kv cache"] == (1 - share) * whole
+        assert made.device["kv buffers"] == 2 * 36 * (418 + 545 * (1 - share)) * KV
+
+    def test_a_cache_that_is_all_on_the_device_needs_no_buffers(self):
+        made = plan("flexgen", kv_on_device=1.0)
+        assert made.device["kv cache"] == 32 * 504 * 545 * KV
+        assert "kv buffers" not in made.device
+        assert "kv cache" not in made.host
+
+    def test_a_host_cache_is_pinned_where_the_schedule_loads_it_over_the_link_and_pins_it(self):
+        assert plan(attention="gpu").pinned["kv cache"] == 32 * 504 * 545 * KV
+        assert "kv cache" not in plan().pinned, "attention is where it lies"
+        assert "kv cache" not in plan("flexgen").pinned
+
+    def test_narrower_numbers_take_fewer_bytes(self):
+        made, half = plan(), plan(weight_bits=8, kv_bits=8)
+        for tier, part in (("device", "weight slots"), ("device", "kv buffers"), ("host", "kv cache")):
+            assert half.tiers()[tier][part] * 2 == made.tiers()[tier][part]
+        assert half.host["streamed weights"] * 2 == made.host["streamed weights"]
+        assert half.device["activations"] == made.device["activations"]
+
+    def test_a_sliding_window_keeps_no_more_than_itself(self):
+        model, workload = few_layers("mixtral-8x7b", 4, window=64), Workload.fixed(100, 4)
+        batch = make_batch(workload, 16, 8)
+        assert [kept_tokens(layer, batch.micro_batches[0], 3) for layer in model.layers[:2]] == [8 * 64, 8 * 103]
+        made = made_setup(model=model, workload=workload)
+        assert made.memory.host["kv cache"] == 16 * (2 * 64 + 2 * 103) * KV
+        for step, tokens in ((0, 100), (1, 101), (3, 103)):
+            assert kv_bytes(model, made.policy, made.batch, step) == 16 * (2 * 64 + 2 * tokens) * KV
+
+    def test_a_window_longer_than_the_context_changes_nothing(self):
+        model = few_layers("mixtral-8x7b", 4, window=4096)
+        assert made_setup(model=model).memory == made_setup(model=few_layers("mixtral-8x7b", 4)).memory
+
+    @given(
+        name=st.sampled_from(sorted(registered())),
+        size=st.integers(1, 64),
+        count=st.integers(1, 8),
+        grow=st.sampled_from(["size", "count", "prompt", "generated"]),
+        by=st.integers(1, 20),
+    )
+    @SETTINGS
+    def test_more_of_anything_never_takes_less(self, name, size, count, grow, by):
+        more = {"size": size, "count": count, "prompt": 50, "generated": 8}
+        less = dict(more)
+        more[grow] += by
+        small, large = (
+            plan(name, one["size"], one["count"], workload=Workload.fixed(one["prompt"], one["generated"])).peak_bytes()
+            for one in (less, more)
+        )
+        assert all(large[tier] >= small[tier] for tier in small)
+
+
+class TestShortage:
+    def test_it_names_the_memory_and_the_exact_bytes(self):
+        needed = 12_304_195_584
+        setup = made_setup(
+            micro_batch_size=36,
+            num_micro_batches=14,
+            workload=Workload.fixed(418, 128),
+            machine=round_machine(device_memory__capacity=needed - 1_234_567),
+        )
+        assert setup.shortages == [Shortage("device", needed, needed - 1_234_567)]
+        with pytest.raises(InputError) as caught:
+            setup.require_fit()
+        message = str(caught.value)
+        assert "\n" not in message
+        assert message.startswith("cgopipe with policy 36×14 does not fit round: ")
+        assert "device memory is 1,234,567 bytes short" in message
+        assert "needs 12.30 GB of 12.30 GB" in message
+
+    @pytest.mark.parametrize(
+        ("tier", "path"),
+        [("device", "device_memory__capacity"), ("host", "host_memory__capacity"), ("pinned", "pinned")],
+    )
+    def test_a_memory_may_be_filled_to_the_last_byte(self, tier, path):
+        size = made_setup().memory.peak_bytes()[tier]
+        assert not made_setup(machine=round_machine(**{path: size})).shortages
+        (shortage,) = made_setup(machine=round_machine(**{path: size - 1})).shortages
+        assert (shortage.tier, shortage.short_bytes) == (tier, 1)
+
+    def test_all_are_named_the_largest_first(self):
+        machine = round_machine(device_memory__capacity=1e9, host_memory__capacity=1e9, pinned=1e9)
+        shortages = made_setup(machine=machine).shortages
+        assert [one.tier for one in shortages] == ["host", "device", "pinned"]
+        assert [one.short_bytes for one in shortages] == sorted((one.short_bytes for one in shortages), reverse=True)
+
+    def test_a_setup_that_fits_is_not_refused(self):
+        made_setup().require_fit()
+
+
+S1, S2, S6 = ("gcp-t4", "mixtral-8x7b"), ("gcp-l4", "mixtral-8x7b"), ("gcp-2xt4", "mixtral-8x22b")
+CGOPIPE = [  # setting, workload, padded, tokens generated, micro-batch size, micro-batches
+    (S1, "mtbench", False, 32, 164, 19),
+    (S1, "mtbench", False, 64, 164, 19),
+    (S1, "mtbench", False, 128, 164, 14),
+    (S1, "mtbench", False, 256, 100, 15),
+    (S2, "mtbench", False, 32, 324, 14),
+    (S2, "mtbench", False, 128, 164, 16),
+    *((S1, "mtbench", True, n, 36, 14) for n in (32, 64, 128, 256)),
+    (S2, "mtbench", True, 32, 68, 16),
+    (S2, "mtbench", True, 128, 68, 13),
+    *((S6, "mtbench", True, n, 36, 7) for n in (32, 64, 128, 256)),
+    (S1, "helm-synthetic", True, 50, 36, 26),
+    (S2, "helm-synthetic", True, 50, 100, 15),
+]
+FLEXGEN = [
+    (S1, "mtbench", True, 32, 32, 40),
+    (S1, "mtbench", True, 64, 16, 78),
+    (S1, "mtbench", True, 128, 8, 139),
+    (S1, "mtbench", True, 256, 8, 113),
+    (S2, "mtbench", True, 32, 64, 21),
+    (S2, "mtbench", True, 128, 64, 18),
+    (S6, "mtbench", True, 32, 16, 46),
+    (S6, "mtbench", True, 64, 4, 182),
+    (S6, "mtbench", True, 128, 8, 80),
+    (S6, "mtbench", True, 256, 2, 261),
+    (S1, "helm-synthetic", True, 50, 32, 61),
+    (S2, "helm-synthetic", True, 50, 64, 33),
+]
+ABLATION = [(S1, "mtbench", True, 128, 36, 14), (S1, "mtbench", True, 128, 36, 31)]
+ZERO = [
+    *((S6, "mtbench", True, n, 32, 1) for n in (32, 64, 128, 256)),
+    (S1, "helm-synthetic", True, 50, 102, 1),
+    (S2, "helm-synthetic", True, 50, 156, 1),
+]
+RUNS = {"cgopipe": CGOPIPE, "flexgen": FLEXGEN + ABLATION, "flexgen-c": FLEXGEN, "zero": ZERO}
+PUBLISHED = [(name, *run) for name, runs in RUNS.items() for run in runs]
+"""The policies of MoE-Lightning (ASPLOS 2025, tables 4 and 5, and its artifact)."""
+
+
+@pytest.mark.parametrize(("name", "setting", "workload", "padded", "gen_len", "size", "count"), PUBLISHED)
+def test_a_published_policy_fits_the_machine_it_ran_on(name, setting, workload, padded, gen_len, size, count):
+    machine, model = setting
+    asked = Workload.load(workload).with_(gen_len=gen_len, padded=padded)
+    schedule = by_name(name)
+    policy = Policy.usual(schedule, size * count, size)
+    setup = Setup(Problem(preset(model), Hardware.load(machine), asked), schedule, policy)
+    assert setup.shortages == []
+    assert setup.batch.num_requests == pytest.approx(size * count, rel=0.01), "all but a few requests run"
+
+
+def test_published_policies_of_a_larger_machine_do_not_fit_a_smaller_one():
+    problem = Problem(preset("mixtral-8x22b"), Hardware.load("gcp-t4"), Workload.load("mtbench"))
+    tiers = {one.tier for one in Setup(problem, by_name("cgopipe"), Policy(252, 36)).shortages}
+    assert tiers == {"device", "host"}
+
+
+def test_a_model_of_other_widths_is_planned_with_them():
+    model = Model.load("gpt-oss-20b")  # experts in 4.25 bits
+    layer = model.layers[0]
+    made = made_setup(model=model).memory
+    assert made.host["streamed weights"] == 24 * 32 * layer.expert_bytes(model.expert_bits)
+    assert made.host["streamed weights"] == pytest.approx(24 * 32 * layer.expert_params * 4.25 / 8, rel=0.01)

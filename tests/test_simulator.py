@@ -1,0 +1,250 @@
+"""The simulator against its law, the recurrence, and what it reports: causes, waits, steps, memory, deadlocks."""
+
+import gc
+import tracemalloc
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from schedule_rules import EVERY, FIVE_LANES, contended, examples, random_durations, shapes, simulate, task
+
+from sim.recurrence import task_ends
+from sim.schedule.registry import by_name
+from sim.schedule.shape import PipelineShape, Place
+from sim.schedule.task import CPU, GPU, H2D, PIN, Lane, LaneKind, Op
+from sim.simulator import Cost, DeadlockError, Simulation
+
+every_schedule = pytest.mark.parametrize("schedule", EVERY, ids=lambda schedule: schedule.name)
+AMPLE = 10**12
+
+
+def ends(tasks, durations):
+    """End of each task of one step by id."""
+    return {one.task.id: one.end_ns for one in simulate([tasks], durations)}
+
+
+# the recurrence ----------------------------------------------------------------------------------------------------
+
+
+def law(tasks, durations):
+    """The recurrence, written down again: a task starts when its lane is free and its dependencies have ended."""
+    ended, free = {}, {}
+    for one in tasks:
+        start = max([free.get(one.lane, 0), *(ended.get(dep, 0) for dep in one.deps)])
+        ended[one.id] = free[one.lane] = start + durations[one.id]
+    return ended
+
+
+def test_the_recurrence_by_hand():
+    """GPU 0-5; the link works 0-3 and waits for the GPU, then 5-9; the CPU waits for it, 9-10; the GPU goes on at 5."""
+    tasks = [task(0, GPU), task(1, H2D), task(2, H2D, 0), task(3, CPU, 1, 2), task(4, GPU, 1), task(5, PIN, -3)]
+    durations = {0: 5, 1: 3, 2: 4, 3: 1, 4: 2, 5: 6}
+    by_hand = {0: 5, 1: 3, 2: 9, 3: 10, 4: 7, 5: 6}
+    assert task_ends(tasks, lambda one: durations[one.id]) == by_hand
+    assert ends(tasks, durations) == by_hand
+
+
+@every_schedule
+@examples(25)
+@given(data=st.data(), seed=st.integers(0, 2**32), num_steps=st.integers(1, 6), first=st.sampled_from((0, 0, 0, 1, 4)))
+def test_without_sharing_every_task_ends_when_the_recurrence_says(schedule, data, seed, num_steps, first):
+    """No schedule deadlocks, no task waits for more than its lane and its dependencies."""
+    shape = data.draw(shapes(schedule))
+    tasks = [one for step in schedule.steps(shape, first, first + num_steps) for one in step]
+    durations = random_durations(tasks, seed)
+    ran = simulate(schedule.steps(shape, first, first + num_steps), durations)
+    expected = law(tasks, durations)
+    assert {one.task.id: one.end_ns for one in ran} == expected
+    assert all(one.end_ns - one.start_ns == durations[one.task.id] for one in ran)
+    assert task_ends(tasks, lambda one: durations[one.id]) == expected
+
+
+@pytest.mark.parametrize("schedule", EVERY, ids=lambda schedule: schedule.name)
+@pytest.mark.parametrize("slow", list(Op)[:12], ids=str)
+def test_a_lane_may_run_ahead_as_far_as_buffers_let_it(schedule, slow):
+    """One op takes long and the others nothing: a single layer, so that lanes drift apart by whole steps."""
+    for attention in schedule.attention:
+        for streams_kv in (True, False) if attention is Place.GPU and not schedule.kv_on_device else (True,):
+            kept = streams_kv and not schedule.kv_on_device
+            shape = PipelineShape(1, 1, 1, attention, (True,), schedule.streams_non_experts, kept, False)
+            tasks = list(schedule.tasks(shape, 12))
+            durations = {one.id: (one.op is slow) * 100 + (one.lane == PIN) for one in tasks}
+            ran = simulate(schedule.steps(shape, 0, 12), durations)
+            assert {one.task.id: one.end_ns for one in ran} == law(tasks, durations)
+
+
+@every_schedule
+@examples(10)
+@given(data=st.data(), seed=st.integers(0, 2**32))
+def test_pools_that_suffice_change_nothing(schedule, data, seed):
+    shape = data.draw(shapes(schedule, 4, 4))
+    tasks = list(schedule.tasks(shape, 3))
+    durations = random_durations(tasks, seed)
+    lanes = sorted({one.lane for one in tasks})
+    costs = {one.id: Cost(durations[one.id], ((0, 10), (1 + lanes.index(one.lane) % 2, 7))) for one in tasks}
+    ran = simulate(schedule.steps(shape, 0, 3), costs, (10 * len(lanes), 7 * len(lanes), AMPLE))
+    assert {one.task.id: one.end_ns for one in ran} == law(tasks, durations)
+
+
+def test_two_stages_take_the_longer_for_all_but_one_and_both_for_the_last():
+    for copy, compute in ((7, 3), (3, 7), (5, 5), (4, 0)):
+        n = 20
+        tasks = [one for i in range(n) for one in (task(2 * i, H2D), task(2 * i + 1, GPU, 2 * i))]
+        found = ends(tasks, {one.id: copy if one.lane == H2D else compute for one in tasks})
+        assert max(found.values()) == (n - 1) * max(copy, compute) + copy + compute
+
+
+# what is reported --------------------------------------------------------------------------------------------------
+
+
+@every_schedule
+@examples(15)
+@given(data=st.data(), share=st.booleans(), num_steps=st.integers(1, 5))
+def test_a_cause_is_what_ended_when_the_task_started(schedule, data, share, num_steps):
+    shape = data.draw(shapes(schedule, 3, 4, 4))
+    tasks = list(schedule.tasks(shape, num_steps))
+    costs, capacities = data.draw(contended(tasks))
+    ran = simulate(schedule.steps(shape, 0, num_steps), costs if share else without_pools(costs), capacities)
+    by_id = {one.task.id: one for one in ran}
+    before = {}
+    for one in ran:
+        last = before.get(one.task.lane)
+        before[one.task.lane] = one
+        if one.cause == -1:
+            assert (one.start_ns, one.waited_for, last) == (0, "", None)
+            continue
+        cause = by_id[one.cause]
+        assert cause.end_ns == one.start_ns
+        if one.waited_for:
+            assert one.cause in one.task.deps
+            assert one.waited_for == cause.task.op
+        else:
+            assert cause is last
+
+
+def without_pools(costs):
+    return {id_: Cost(cost.duration_ns) for id_, cost in costs.items()}
+
+
+@every_schedule
+@examples(15)
+@given(data=st.data(), share=st.booleans(), num_steps=st.integers(1, 5))
+def test_lanes_and_steps_add_up(schedule, data, share, num_steps):
+    """Busy and waited fill a lane from 0 to its last end; steps add up to the whole and end with their last token."""
+    shape = data.draw(shapes(schedule, 3, 4, 4))
+    costs, capacities = data.draw(contended(list(schedule.tasks(shape, num_steps))))
+    costs = costs if share else without_pools(costs)
+    ran, uses = [], []
+    simulation = Simulation(
+        schedule.steps(shape, 0, num_steps),
+        lambda one: costs[one.id],
+        capacities,
+        on_task=ran.append,
+        on_step=uses.append,
+    )
+    result = simulation.run()
+    assert result.makespan_ns == max(one.end_ns for one in ran)
+    assert result.num_tasks == len(ran) == sum(use.num_tasks for use in uses)
+    assert len(uses) == num_steps
+    for lane, use in result.lanes.items():
+        own = [one for one in ran if one.task.lane == lane]
+        assert use.busy_ns == sum(one.end_ns - one.start_ns for one in own)
+        assert use.busy_ns + sum(use.waited_ns.values()) == max(one.end_ns for one in own)
+        assert use.busy_ns == sum(step.lanes[lane].busy_ns for step in uses if lane in step.lanes)
+        waited = sum((Counter(step.lanes[lane].waited_ns) for step in uses if lane in step.lanes), Counter())
+        assert waited == +Counter(use.waited_ns)
+    for number, (use, tasks) in enumerate(zip(uses, schedule.steps(shape, 0, num_steps), strict=True)):
+        assert use.end_ns == max(one.end_ns for one in ran if one.task.op is Op.HEAD and one.task.step == number)
+        assert use.num_tasks == len(tasks)
+
+
+def test_waiting_is_told_by_what_was_waited_for():
+    """The GPU waits 3 for the link, then 4 more for the CPU, and 2 for the CPU again."""
+    tasks = [
+        task(0, H2D, op=Op.LOAD_KV),
+        task(1, CPU),
+        task(2, GPU, 0, 1, op=Op.POST_ATTN),
+        task(3, CPU, op=Op.PIN_WEIGHTS),
+        task(4, GPU, 3, op=Op.POST_ATTN),
+    ]
+    ran = []
+    simulation = Simulation([tasks], lambda one: Cost({0: 3, 1: 7, 2: 1, 3: 3, 4: 1}[one.id]), on_task=ran.append)
+    gpu = simulation.run().lanes[GPU]
+    assert (gpu.busy_ns, gpu.waited_ns) == (2, {Op.LOAD_KV: 3, Op.ATTN: 4, Op.PIN_WEIGHTS: 2})
+    assert [(one.task.id, one.start_ns, one.waited_for, one.cause) for one in ran if one.task.lane == GPU] == [
+        (2, 7, Op.ATTN, 1),
+        (4, 10, Op.PIN_WEIGHTS, 3),
+    ]
+
+
+# steps without end, and mistakes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("share", "many", "growth"), [(False, 400, 1.1), (True, 120, 1.2)], ids=["alone", "shared"])
+def test_memory_does_not_grow_with_steps(share, many, growth):
+    """Costs grow from step to step, as attention's do; steps from 1,000 on, so that no number is a cached small one.
+
+    Fair rates are remembered, up to a number that 40 steps reach: their leak would triple the peak.
+    """
+    schedule, shape = by_name("cgopipe"), PipelineShape(2, 4, 4, Place.CPU, (True, True))
+    demands = {lane: ((0, 40 + place),) for place, lane in enumerate(FIVE_LANES)} if share else {}
+
+    def peak(num_steps):
+        steps = schedule.steps(shape, 1_000, 1_000 + num_steps)
+        simulation = Simulation(steps, lambda one: Cost(20 + one.step, demands.get(one.lane, ())), (100,))
+        gc.collect()
+        tracemalloc.start()
+        simulation.run()
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(2)  # what is remembered of the shape is remembered before
+    assert peak(many) < growth * peak(40)
+
+
+def test_a_lane_that_is_first_needed_late_starts_late():
+    steps = [[task(number, GPU, step=number)] for number in range(20)]
+    steps[-1].append(task(20, CPU, step=19))
+    ran = []
+    result = Simulation(steps, lambda one: Cost(10), on_task=ran.append).run()
+    (late,) = [one for one in ran if one.task.lane == CPU]
+    assert late.end_ns - late.start_ns == result.lanes[CPU].busy_ns == 10
+    assert result.makespan_ns == 200
+
+
+def test_a_step_without_tasks_holds_up_nothing():
+    steps = [[] if number % 10 else [task(number, GPU, step=number)] for number in range(50)]
+    assert Simulation(steps, lambda one: Cost(10)).run().makespan_ns == 50
+
+
+def test_no_steps_take_no_time():
+    result = Simulation([], lambda one: Cost(10)).run()
+    assert (result.makespan_ns, result.num_tasks, result.lanes) == (0, 0, {})
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [
+        pytest.param([task(5, GPU, 6), task(6, H2D, 5)], id="two lanes wait for each other"),
+        pytest.param([task(5, GPU, 6), task(6, GPU)], id="a task waits for the one behind it on its lane"),
+        pytest.param([task(5, GPU, 5)], id="a task waits for itself"),
+        pytest.param([task(1, CPU), task(5, GPU, 7), task(6, H2D, 5), task(7, CPU, 6)], id="three in a ring"),
+    ],
+)
+def test_tasks_that_wait_for_each_other_are_a_deadlock(tasks):
+    stuck = len([one for one in tasks if one.id != 1])
+    with pytest.raises(DeadlockError, match=rf"{stuck} tasks never ended, the first of them is number 5"):
+        Simulation([tasks], lambda one: Cost(1)).run()
+
+
+def test_a_deadlock_in_a_later_step_is_found():
+    steps = [[task(0, GPU)], [task(1, GPU, 2, step=1), task(2, H2D, 1, step=1)], [task(3, CPU, step=2)]]
+    with pytest.raises(DeadlockError, match="number 1"):
+        Simulation(steps, lambda one: Cost(1)).run()
+
+
+def test_ranks_are_lanes_of_their_own():
+    second = Lane(LaneKind.GPU, 1)
+    assert ends([task(0, GPU), task(1, second), task(2, second, 0)], {0: 5, 1: 7, 2: 1}) == {0: 5, 1: 7, 2: 8}
