@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from trace_rules import assert_obeys_rules
 
 from sim.cli import main
 from sim.hardware import Hardware
 from sim.model import Model
 from sim.schedule.registry import registered
 from sim.workload import Workload
-from tests.trace_rules import assert_obeys_rules
 from traces import chrome_reader
 
 QUICK = ["--micro-batch-size", "36", "--num-micro-batches", "2", "--gen-len", "4", "--jobs", "1"]
