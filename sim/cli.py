@@ -2,65 +2,19 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
+from traces.command import OneLineParser, add_command, run_command
 from traces.errors import InputError
 
 if TYPE_CHECKING:
     from sim.compare import Asked, Outcome
     from sim.workload import Workload
 
-USAGE_ERROR = 2
 MEND = "Try smaller or fewer micro-batches, a shorter prompt-len or gen-len, or fewer weight_bits in a policy file"
-INTERRUPTED = 130
-
-
-class _Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line, as all others of the project."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
-    try:
-        args = _parser().parse_args(argv)
-        command: Callable[[argparse.Namespace], int] = args.command
-        return command(args)
-    except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return USAGE_ERROR
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="python -m sim",
-        description="Predict how an offloaded Mixture-of-Experts model runs, schedule by schedule.",
-        epilog=_examples("python -m sim compare", "python -m sim list"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    _add_compare(_command(commands, "compare", "simulate schedules side by side", _compare, *_COMPARE_EXAMPLES))
-    from sim import roofline
-
-    roofline.add_arguments(
-        _command(commands, "roofline", "place a model under a machine's roofs", roofline.run, *_ROOFLINE_EXAMPLES)
-    )
-    listing = _command(commands, "list", "show every preset and schedule", _list, *_LIST_EXAMPLES)
-    listing.add_argument("hardware", nargs="?", help="show every number of this machine, with basis and source")
-    return parser
-
 
 _COMPARE_EXAMPLES = (
     "python -m sim compare --schedules cgopipe,flexgen --micro-batch-size 36 --num-micro-batches 14",
@@ -73,22 +27,27 @@ _ROOFLINE_EXAMPLES = (
 _LIST_EXAMPLES = ("python -m sim list", "python -m sim list gcp-t4")
 
 
-def _examples(*lines: str) -> str:
-    return "examples:\n" + "\n".join(f"  {line}" for line in lines)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    return run_command(_parser(), argv)
 
 
-def _command(
-    commands: Any, name: str, summary: str, run: Callable[[argparse.Namespace], int], *examples: str
-) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
-        epilog=_examples(*examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _parser() -> OneLineParser:
+    from sim import roofline
+
+    parser = OneLineParser(
+        prog="python -m sim",
+        description="Predict how an offloaded Mixture-of-Experts model runs, schedule by schedule.",
+        examples=("python -m sim compare", "python -m sim list"),
     )
-    command.set_defaults(command=run)
-    return command
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_compare(add_command(commands, "compare", "simulate schedules side by side", _compare, _COMPARE_EXAMPLES))
+    roofline.add_arguments(
+        add_command(commands, "roofline", "place a model under a machine's roofs", roofline.run, _ROOFLINE_EXAMPLES)
+    )
+    listing = add_command(commands, "list", "show every preset and schedule", _list, _LIST_EXAMPLES)
+    listing.add_argument("hardware", nargs="?", help="show every number of this machine, with basis and source")
+    return parser
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:

@@ -95,7 +95,7 @@ class Prediction:
 
     @property
     def over_busiest(self) -> float:
-        """Time beyond the work of each phase's busiest lane, as a share of that work: what a better order could save."""
+        """Time beyond the work of each phase's busiest lane, as a share of it: what a better order could save."""
         return max(0.0, self.total_s / (self.prefill.busiest_s + self.decode.busiest_s) - 1)
 
     @property
