@@ -172,6 +172,7 @@ def test_an_offset_outside_the_context_is_refused(starts):
         (random(2, 4, 16), random(2, 2, 5, 16), random(2, 2, 5, 8), "differ in shape"),
         (random(2, 4, 16), random(2, 2, 5, 8), random(2, 2, 5, 8), "does not fit"),
         (random(3, 4, 16), random(2, 2, 5, 16), random(2, 2, 5, 16), "does not fit"),
+        (random(2, 4, 16), random(2, 2, 0, 16), random(2, 2, 0, 16), "empty"),
         (random(2, 4, 16), random(2, 3, 5, 16), random(2, 3, 5, 16), "cannot be shared out"),
         (random(2, 4, 16), random(2, 2, 5, 16).double(), random(2, 2, 5, 16).double(), "types"),
         (random(2, 4, 16), random(2, 2, 5, 16), random(2, 2, 5, 16).half(), "types"),

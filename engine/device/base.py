@@ -108,7 +108,7 @@ class Device(ABC):
         except BaseException:
             self.memory.refund(name, num_bytes)
             raise
-        self._allocated[_storage(tensor)] = (name, num_bytes)
+        self._allocated[tensor.data_ptr()] = (name, num_bytes)
         return tensor
 
     def place(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -117,25 +117,23 @@ class Device(ABC):
         An emulated device takes over the tensor as it is, without a copy; a real one copies it. `free` gives the
         bytes back. Raises DeviceOutOfMemory if there is no room.
         """
-        num_bytes = tensor.untyped_storage().nbytes() if self._takes_over else tensor.nbytes
-        known = self._allocated.get(_storage(tensor)) if self._takes_over else None
-        if known is not None:  # tied parameters, or two views of one storage
+        if tensor.data_ptr() in self._allocated:  # tied parameters
             return tensor
-        self.memory.charge(name, num_bytes)
+        self.memory.charge(name, tensor.nbytes)
         try:
             placed = self._placed(tensor)
         except BaseException:
-            self.memory.refund(name, num_bytes)
+            self.memory.refund(name, tensor.nbytes)
             raise
-        self._allocated[_storage(placed)] = (name, num_bytes)
+        self._allocated[placed.data_ptr()] = (name, tensor.nbytes)
         return placed
 
     def free(self, tensor: torch.Tensor) -> None:
-        """Gives back the bytes of a tensor from `allocate` or `place` (or a view of it).
+        """Gives back the bytes of a tensor from `allocate` or `place`, or of a view that starts where it does.
 
         The memory itself goes when the last reference to it does. Raises KeyError for a tensor from elsewhere.
         """
-        name, num_bytes = self._allocated.pop(_storage(tensor))
+        name, num_bytes = self._allocated.pop(tensor.data_ptr())
         self.memory.refund(name, num_bytes)
 
     def account(self, name: str, num_bytes: int) -> None:
@@ -170,9 +168,10 @@ class Device(ABC):
         earlier block, whose tensors must no longer be in use.
         """
         self._release_pinned()
-        self.pinned.capacity_bytes = num_bytes
+        self.pinned.capacity_bytes = 0
         if num_bytes:
             self._pinned_block = self._lock_block(num_bytes)
+            self.pinned.capacity_bytes = num_bytes
 
     def pinned_empty(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A new tensor in page-locked host memory, cut from the reserved block; it lives as long as the block.
@@ -192,7 +191,7 @@ class Device(ABC):
 
     @abstractmethod
     def open_lane(self, kind: LaneKind) -> LaneContext:
-        """A lane of this device. One thread enters it and works with it; two lanes of one kind are an error."""
+        """A new lane of this device: one thread enters it and works with it."""
 
     @abstractmethod
     def synchronize(self) -> None:
@@ -215,9 +214,6 @@ class Device(ABC):
 
     # what a kind of device supplies -----------------------------------------------------------------------------
 
-    _takes_over = False
-    """Whether `place` takes over a host tensor instead of copying it."""
-
     @abstractmethod
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """An uninitialised tensor in device memory."""
@@ -230,6 +226,7 @@ class Device(ABC):
     def _lock_block(self, num_bytes: int) -> torch.Tensor:
         """A page-locked block of bytes, aligned to pages."""
 
+    @abstractmethod
     def _unlock_block(self, block: torch.Tensor) -> None:
         """Undoes `_lock_block`."""
 
@@ -245,7 +242,3 @@ class Device(ABC):
 def pinned_footprint_bytes(num_bytes: int) -> int:
     """What a tensor of `num_bytes` takes of the pinned block."""
     return -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()

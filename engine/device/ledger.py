@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from traces.errors import InputError
 
 
-class OutOfMemory(InputError):
+class OutOfMemory(InputError):  # noqa: N818 - what everybody calls it
     """A memory cannot hold what was asked of it: the message names the tensor, its bytes, what is left and the plan."""
 
 

@@ -1,0 +1,52 @@
+"""What a lane asks of its thread: how many helpers torch gives it, and how promptly it wakes.
+
+`torch.set_num_threads` (OpenMP builds, torch 2.13) sets the calling thread's count and, beside it, the count that a
+thread gets when it first uses torch. That first use overwrites what the thread itself had set before: a lane that
+begins with `set_num_threads(1)` silently computes with whatever another lane set last. `torch.get_num_threads` counts
+as a first use, so it comes first here. A lane with n > 1 threads has n - 1 helpers of its own, which spin in OpenMP's
+barriers and so take cores from other lanes; a lane with one thread has none.
+"""
+
+import contextlib
+import ctypes
+import sys
+from collections.abc import Iterator
+
+import torch
+
+from traces.errors import InputError
+
+
+@contextlib.contextmanager
+def intra_op_threads(count: int, default: int) -> Iterator[None]:
+    """In this thread torch uses `count` threads per operation; threads made afterwards start with `default` again."""
+    torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(default)
+
+
+_PR_SET_TIMERSLACK = 29  # linux/prctl.h; 0 restores the default
+
+
+@contextlib.contextmanager
+def prompt_sleep() -> Iterator[None]:
+    """In this thread sleeps end as soon as they can; Linux otherwise adds 50 µs to save power."""
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1), 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(0), 0, 0, 0)
+
+
+def check_thread_count(name: str, count: int) -> int:
+    """The count itself. Raises InputError if it is below 1."""
+    if count < 1:
+        raise InputError(f"{name} = {count}: at least 1 is needed")
+    return count

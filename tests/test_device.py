@@ -1,0 +1,506 @@
+"""Devices: memory that is counted, links that keep their pace, lanes that keep out of each other's way."""
+
+import statistics
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.bandwidth import MemoryReader
+from engine.device.base import ALIGNMENT_BYTES, pinned_footprint_bytes
+from engine.device.clock import ANCHOR_EVERY_NS, WIDEST_WINDOW_NS, DeviceClock
+from engine.device.cuda import CudaDevice
+from engine.device.emulated import EmulatedDevice
+from engine.device.ledger import DeviceOutOfMemory, Ledger, OutOfMemory, PinnedOutOfMemory
+from sim.schedule.task import LaneKind
+from traces.errors import InputError
+
+MB = 10**6
+
+
+def device(memory_bytes=1000 * MB, h2d=None, d2h=None, **options):
+    return EmulatedDevice(h2d, d2h, memory_bytes, **options)
+
+
+# memory --------------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(-60, 60)), max_size=40))
+def test_a_ledger_counts_what_is_held_and_the_most_that_was(moves):
+    ledger, held, peak = Ledger("memory", 100), dict.fromkeys("abc", 0), 0
+    for name, change in moves:
+        total = sum(held.values())
+        if change >= 0 and total + change > 100:
+            with pytest.raises(OutOfMemory):
+                ledger.charge(name, change)
+        elif change >= 0:
+            ledger.charge(name, change)
+            held[name] += change
+        elif held[name] < -change:
+            with pytest.raises(KeyError):
+                ledger.refund(name, -change)
+        else:
+            ledger.refund(name, -change)
+            held[name] += change
+        peak = max(peak, sum(held.values()))
+        assert ledger.usage.current_bytes == sum(held.values())
+        assert {name: count for name, count in ledger.holders.items() if count} == {n: c for n, c in held.items() if c}
+    assert ledger.usage.peak_bytes == peak
+
+
+def test_a_ledger_counts_right_from_many_threads():
+    ledger = Ledger("memory", None)
+
+    def work(_):
+        for _ in range(500):
+            ledger.charge("x", 3)
+            ledger.refund("x", 2)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert ledger.usage.current_bytes == 8 * 500
+
+
+def test_exceeding_device_memory_names_the_tensor_its_bytes_what_is_left_and_the_plan():
+    with device(1000) as dev:
+        dev.memory.plan = "2 weight slots of 300 bytes"
+        dev.allocate("weight slot 0", (300,), torch.uint8)
+        with pytest.raises(DeviceOutOfMemory) as caught:
+            dev.allocate("kv cache", (50, 4), torch.float32)
+    for part in ("kv cache", "800", "700 of 1000", "2 weight slots of 300 bytes"):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, InputError)
+
+
+def test_freed_memory_can_be_had_again_and_the_peak_stays():
+    with device(1000) as dev:
+        first = dev.allocate("a", (200,), torch.float32)
+        dev.free(first.view(2, 100))
+        dev.allocate("b", (250,), torch.float32)
+        assert (dev.usage.current_bytes, dev.usage.peak_bytes) == (1000, 1000)
+        with pytest.raises(KeyError):
+            dev.free(torch.zeros(3))
+
+
+def test_activations_count_while_they_live():
+    with device(1000) as dev:
+        with dev.accounted("activations", 700):
+            assert dev.usage.current_bytes == 700
+            with pytest.raises(DeviceOutOfMemory, match="activations of another"):
+                dev.account("activations of another", 301)
+        assert (dev.usage.current_bytes, dev.usage.peak_bytes) == (0, 700)
+
+
+def test_placing_on_an_emulated_device_counts_but_does_not_copy():
+    weights = torch.ones(100)
+    with device(1000) as dev:
+        placed = dev.place("weights", weights)
+        assert placed.data_ptr() == weights.data_ptr()
+        dev.place("tied weights", weights)
+        assert dev.usage.current_bytes == 400
+        dev.free(placed)
+        assert dev.usage.current_bytes == 0
+        with pytest.raises(DeviceOutOfMemory, match="too large"):
+            dev.place("too large", torch.zeros(1000))
+
+
+def test_closing_gives_everything_back_and_may_happen_twice():
+    dev = device(1000)
+    dev.allocate("a", (100,), torch.uint8)
+    dev.reserve_pinned(256)
+    dev.pinned_empty("b", (100,), torch.uint8)
+    dev.close()
+    dev.close()
+    assert dev.usage.current_bytes == dev.pinned.usage.current_bytes == 0
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 300), st.sampled_from([torch.uint8, torch.float16, torch.float64])), max_size=9)
+)
+def test_pinned_tensors_share_one_block_of_the_planned_size(requests):
+    planned = sum(pinned_footprint_bytes(count * dtype.itemsize) for count, dtype in requests)
+    with device() as dev:
+        dev.reserve_pinned(planned)
+        tensors = [dev.pinned_empty(f"t{i}", (count,), dtype) for i, (count, dtype) in enumerate(requests)]
+        for i, tensor in enumerate(tensors):
+            tensor.fill_(i)
+        for i, (tensor, (count, dtype)) in enumerate(zip(tensors, requests, strict=True)):
+            assert tensor.dtype == dtype
+            assert tensor.shape == (count,)
+            assert (tensor == i).all()
+            assert tensor.numel() == 0 or tensor.data_ptr() % ALIGNMENT_BYTES == tensors[0].data_ptr() % ALIGNMENT_BYTES
+        assert dev.pinned.usage.peak_bytes == planned
+        with pytest.raises(PinnedOutOfMemory, match="one more"):
+            dev.pinned_empty("one more", (1,), torch.uint8)
+
+
+def test_pinned_memory_that_was_not_planned_is_refused():
+    with device() as dev, pytest.raises(PinnedOutOfMemory, match="staging"):
+        dev.pinned_empty("staging", (1,), torch.uint8)
+
+
+# the link ------------------------------------------------------------------------------------------------------------
+
+
+def copies(dev, direction, num_bytes, times=1, pinned=True):
+    """How long each copy took, in seconds."""
+    src, dst = torch.ones(num_bytes, dtype=torch.uint8), torch.zeros(num_bytes, dtype=torch.uint8)
+    took_s = []
+    with dev.open_lane(LaneKind(direction)) as lane:
+        for _ in range(times):
+            start = lane.mark()
+            (lane.copy_h2d if direction == "H2D" else lane.copy_d2h)(dst, src, pinned=pinned)
+            took_s.append((lane.mark().time_ns - start.time_ns) / 1e9)
+    assert torch.equal(dst, src)
+    return took_s
+
+
+@pytest.mark.parametrize("num_bytes", [1, 100_000, 5 * MB, 20 * MB])
+@pytest.mark.parametrize(
+    ("direction", "pinned", "rate"),
+    [("H2D", True, 2e9), ("H2D", False, 1e9), ("D2H", True, 1.5e9), ("D2H", False, 0.5e9)],
+)
+def test_no_transfer_is_faster_than_the_link(direction, pinned, rate, num_bytes):
+    dev = device(h2d=2e9, d2h=1.5e9, h2d_pageable_bytes_per_s=1e9, d2h_pageable_bytes_per_s=0.5e9)
+    assert min(copies(dev, direction, num_bytes, 3, pinned)) >= num_bytes / rate
+
+
+@pytest.mark.parametrize("milliseconds", [2, 5, 30])
+def test_transfers_take_the_time_that_the_link_needs(milliseconds):
+    dev = device(h2d=1e9)
+    due_s = milliseconds / 1e3
+    for _ in range(20):  # somebody else may hold the processor now and then, not always
+        error = statistics.median(copies(dev, "H2D", int(due_s * 1e9), 5)) / due_s - 1
+        if error < 0.02:
+            return
+    pytest.fail(f"the pace is off by {error:.1%} at best")
+
+
+def test_a_copy_that_is_slower_than_the_link_is_not_hidden():
+    dev = device(h2d=1e15)
+    took_s = copies(dev, "H2D", 20 * MB)[0]
+    use = dev.link_use()["H2D"]
+    assert use.busy_s > 20 * MB / 100e9  # no memory is that fast
+    assert use.late_s == pytest.approx(use.busy_s, rel=1e-3)
+    assert took_s >= use.busy_s
+
+
+def test_the_link_tells_what_it_carried():
+    dev = device(d2h=1e9)
+    copies(dev, "D2H", MB, 3)
+    use = dev.link_use()["D2H"]
+    assert (use.transfers, use.bytes) == (3, 3 * MB)
+    assert use.busy_s >= 0.003
+    assert use.late_s == pytest.approx(use.busy_s - 0.003)
+    assert dev.link_use()["H2D"].transfers == 0
+
+
+def test_an_unthrottled_link_is_never_late():
+    dev = device()
+    copies(dev, "H2D", 5 * MB, 3)
+    assert dev.link_use()["H2D"].late_s == 0
+
+
+def test_both_directions_run_at_once():
+    dev = device(h2d=1e8, d2h=1e8)  # 0.1 s each
+    for _ in range(5):
+        start_s = time.perf_counter()
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda direction: copies(dev, direction, 10 * MB), ["H2D", "D2H"]))
+        if time.perf_counter() - start_s < 0.16:
+            return
+    pytest.fail("the directions wait for each other")
+
+
+def test_one_direction_carries_one_transfer_at_a_time():
+    dev = device(h2d=1e8)
+    start_s = time.perf_counter()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: copies(dev, "H2D", 3 * MB), range(2)))
+    assert time.perf_counter() - start_s >= 0.06
+
+
+def test_bytes_arrive_evenly():
+    dev = device(h2d=1e8)
+    src, dst = torch.ones(10 * MB, dtype=torch.uint8), torch.zeros(10 * MB, dtype=torch.uint8)
+    seen = []
+
+    def watch(stop):
+        while not stop.is_set():
+            arrived = int(dst[::1000].sum()) * 1000
+            seen.append((time.perf_counter(), arrived))
+            time.sleep(0.002)
+
+    stop = threading.Event()
+    watcher = threading.Thread(target=watch, args=(stop,))
+    with dev.open_lane(LaneKind.H2D) as lane:
+        watcher.start()
+        start_s = time.perf_counter()
+        lane.copy_h2d(dst, src)
+        stop.set()
+        watcher.join()
+    during = [(at - start_s, arrived) for at, arrived in seen if 0 < arrived < 10 * MB]
+    assert len(during) > 3
+    assert all(arrived <= after_s * 1e8 + 0.3 * MB for after_s, arrived in during)  # a piece, and a look that took long
+
+
+@pytest.mark.parametrize("rate", [None, 1e7])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.randn(300, 700),
+        lambda: torch.randn(30, 70, 100).transpose(0, 2),
+        lambda: torch.randn(3, 70_000)[:, ::2],
+        lambda: torch.randn(1, 1, 200_000).expand(2, 1, 200_000),
+        lambda: torch.tensor(3.5),
+        lambda: torch.empty(0, 4),
+        lambda: torch.arange(70_000, dtype=torch.int16).view(torch.bfloat16),
+    ],
+)
+def test_every_layout_arrives(make, rate):
+    src = make()
+    if rate:
+        rate *= src.nbytes / 20_000 + 1  # some pieces, a few milliseconds
+    reverse = range(src.dim() - 1, -1, -1)
+    for order in (range(src.dim()), reverse):  # laid out as the shape says, and the other way round
+        dst = torch.empty([src.shape[i] for i in order], dtype=src.dtype).permute(tuple(order))
+        with device(h2d=rate).open_lane(LaneKind.H2D) as lane:
+            lane.copy_h2d(dst, src)
+        found, wanted = (t.contiguous().view(-1).view(torch.uint8) for t in (dst, src))
+        assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("dst", [torch.empty(3), torch.empty(2, dtype=torch.float64)])
+def test_copies_convert_and_broadcast_nothing(dst):
+    with device().open_lane(LaneKind.H2D) as lane, pytest.raises(ValueError, match="cannot be copied"):
+        lane.copy_h2d(dst, torch.empty(2))
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"h2d": 0.0}, "h2d bandwidth"),
+        ({"d2h": -1.0}, "d2h bandwidth"),
+        ({"h2d_pageable_bytes_per_s": float("nan")}, "h2d pageable bandwidth"),
+        ({"memory_bytes": 0}, "device memory"),
+        ({"gpu_threads": 0}, "gpu_threads"),
+        ({"cpu_threads": -1}, "cpu_threads"),
+    ],
+)
+def test_an_impossible_device_is_refused_by_name(options, name):
+    with pytest.raises(InputError, match=name):
+        device(**options)
+
+
+# lanes ---------------------------------------------------------------------------------------------------------------
+
+
+def test_lanes_keep_their_thread_counts_whatever_the_others_set():
+    dev = device(gpu_threads=3, cpu_threads=2)
+    wanted = {LaneKind.GPU: 3, LaneKind.CPU: 2, LaneKind.H2D: 1, LaneKind.D2H: 1, LaneKind.PIN: 1}
+    all_entered = threading.Barrier(len(wanted))
+
+    def work(kind):
+        with dev.open_lane(kind):
+            all_entered.wait(10)
+            torch.ones(100, 100) @ torch.ones(100, 100)  # a thread's first work must not change its count
+            return torch.get_num_threads()
+
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        assert dict(zip(wanted, pool.map(work, wanted), strict=True)) == wanted
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == before
+    assert torch.get_num_threads() == before
+
+
+def test_a_lane_computes_without_gradients_and_leaves_others_alone():
+    with device().open_lane(LaneKind.GPU):
+        assert torch.is_inference_mode_enabled()
+        with ThreadPoolExecutor(1) as pool:
+            assert not pool.submit(torch.is_inference_mode_enabled).result()
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_a_lane_that_fails_leaves_its_thread_as_it_was():
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError), device(gpu_threads=before + 1).open_lane(LaneKind.GPU):
+        1 / 0  # noqa: B018
+    assert torch.get_num_threads() == before
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_marks_tell_the_host_time_at_which_they_were_made():
+    dev = device()
+    with dev.open_lane(LaneKind.GPU) as gpu, dev.open_lane(LaneKind.CPU) as cpu:
+        before_ns = time.perf_counter_ns()
+        mark = gpu.mark()
+        after_ns = time.perf_counter_ns()
+        cpu.wait(mark)
+    assert before_ns <= mark.time_ns <= after_ns
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_memory_reader_reads_its_whole_block(threads):
+    with MemoryReader(threads, 4_000_003) as reader:
+        assert 4_000_003 <= reader.read() < 4_000_003 + 4
+        assert 1e8 < reader.bytes_per_s() < 1e13
+
+
+@pytest.mark.parametrize(("threads", "num_bytes", "name"), [(0, 100, "threads"), (1, 0, "num_bytes")])
+def test_a_memory_reader_of_nothing_is_refused(threads, num_bytes, name):
+    with pytest.raises(InputError, match=name):
+        MemoryReader(threads, num_bytes)
+
+
+# the clock of a CUDA device ------------------------------------------------------------------------------------------
+
+
+class Gpu:
+    """A device whose clock has an origin and a rate of its own and tells differences in 32-bit milliseconds."""
+
+    def __init__(self, drift=0.0, latency_ns=4000, busy_ns=0):
+        self.host_ns, self.drift, self.latency_ns, self.busy_ns = 10**12, drift, latency_ns, busy_ns
+
+    def record(self):
+        self.host_ns += self.latency_ns + self.busy_ns
+        return Happened(777 + self.host_ns * (1 + self.drift), self)
+
+    def clock(self):
+        return DeviceClock(self.record, lambda: self.host_ns)
+
+
+class Happened:
+    def __init__(self, device_ns, gpu):
+        self.device_ns, self.gpu = device_ns, gpu
+
+    def synchronize(self):
+        self.gpu.host_ns += self.gpu.latency_ns
+
+    def elapsed_time(self, end):
+        return float(np.float32((end.device_ns - self.device_ns) / 1e6))
+
+
+@pytest.mark.parametrize("drift", [0.0, 50e-6, -50e-6])
+def test_device_events_are_told_in_host_time_over_a_long_run(drift):
+    gpu = Gpu(drift)
+    clock = gpu.clock()
+    events = []
+    for _ in range(300):  # a minute
+        gpu.host_ns += 200_000_000
+        anchor = clock.tick()
+        event = gpu.record()
+        events.append((event, anchor, gpu.host_ns))
+    told_ns = [clock.host_ns(event, anchor) for event, anchor, _ in events]
+    assert max(abs(told - true) for told, (_, _, true) in zip(told_ns, events, strict=True)) < 10_000
+    assert told_ns == sorted(told_ns)
+
+
+def test_an_event_soon_after_the_first_anchor_is_told_at_once():
+    gpu = Gpu()
+    clock = gpu.clock()
+    gpu.host_ns += 3_000_000
+    assert clock.host_ns(gpu.record(), clock.tick()) == pytest.approx(gpu.host_ns, abs=5000)
+
+
+def test_anchors_close_together_do_not_invent_a_drift():
+    gpu = Gpu()
+    clock = gpu.clock()
+    for _ in range(5):
+        gpu.latency_ns = 20_000  # an anchor that is 20 µs off, next to one that is not
+        clock.tick(at_once=True)
+        gpu.latency_ns = 4000
+        clock.tick(at_once=True)
+    gpu.host_ns += 4_000_000_000
+    assert clock.host_ns(gpu.record(), clock.tick()) == pytest.approx(gpu.host_ns, abs=25_000)
+
+
+def test_a_busy_device_gives_no_anchor():
+    gpu = Gpu(drift=20e-6)
+    clock = gpu.clock()
+    gpu.host_ns += ANCHOR_EVERY_NS + 1
+    gpu.busy_ns = WIDEST_WINDOW_NS
+    assert clock.tick() == 0
+    gpu.busy_ns = 0
+    assert clock.tick() == 1
+    assert clock.tick() == 1  # young enough
+
+
+# a real CUDA device --------------------------------------------------------------------------------------------------
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_missing_cuda_device_is_an_input_error():
+    with pytest.raises(InputError, match="cuda:0 is not there"):
+        CudaDevice()
+
+
+@needs_cuda
+def test_cuda_copies_both_ways_and_orders_lanes():
+    with CudaDevice(memory_bytes=200 * MB) as dev:
+        dev.reserve_pinned(80 * MB)
+        src = dev.pinned_empty("source", (10 * MB,), torch.float32)
+        back = dev.pinned_empty("target", (10 * MB,), torch.float32)
+        assert src.is_pinned()
+        src.copy_(torch.arange(10 * MB))
+        on_device = dev.allocate("tensor", (10 * MB,), torch.float32)
+        with dev.open_lane(LaneKind.H2D) as h2d:
+            start = h2d.mark()
+            h2d.copy_h2d(on_device, src)
+            loaded = h2d.mark()
+        with dev.open_lane(LaneKind.GPU) as gpu:
+            gpu.wait(loaded)
+            on_device.mul_(2)
+            doubled = gpu.mark()
+        with dev.open_lane(LaneKind.D2H) as d2h:
+            d2h.wait(doubled)
+            d2h.copy_d2h(back, on_device)
+            stored = d2h.mark()
+        with dev.open_lane(LaneKind.CPU) as cpu:
+            cpu.wait(stored)
+            assert torch.equal(back, src * 2)
+        assert start.time_ns < loaded.time_ns < doubled.time_ns < stored.time_ns
+
+
+@needs_cuda
+def test_cuda_times_lie_between_looks_at_the_host_clock():
+    with CudaDevice(memory_bytes=200 * MB) as dev, dev.open_lane(LaneKind.GPU) as gpu:
+        for _ in range(20):
+            before_ns = time.perf_counter_ns()
+            mark = gpu.mark()
+            mark.wait()
+            after_ns = time.perf_counter_ns()
+            assert before_ns - 30_000 <= mark.time_ns <= after_ns + 30_000
+
+
+@needs_cuda
+def test_cuda_pageable_copies_arrive():
+    with CudaDevice(memory_bytes=200 * MB) as dev:
+        on_device, src = dev.allocate("tensor", (1000, 1000), torch.float32), torch.randn(1000, 1000)
+        back = torch.empty(1000, 1000)
+        with dev.open_lane(LaneKind.H2D) as lane:
+            lane.copy_h2d(on_device, src.T, pinned=False)
+            lane.copy_d2h(back.T, on_device, pinned=False)
+            lane.mark().wait()
+        assert torch.equal(back, src)
+
+
+@needs_cuda
+def test_cuda_memory_is_limited_for_the_models_own_code_too():
+    with CudaDevice(memory_bytes=100 * MB) as dev:
+        with pytest.raises(DeviceOutOfMemory), dev.open_lane(LaneKind.GPU):
+            torch.empty(200 * MB, dtype=torch.uint8, device=dev.torch_device)
+        with pytest.raises(DeviceOutOfMemory, match="tensor"):
+            dev.allocate("tensor", (200 * MB,), torch.uint8)
+        tensor = dev.allocate("tensor", (50 * MB,), torch.uint8)
+        assert 50 * MB <= dev.usage.current_bytes < 60 * MB
+        dev.free(tensor)
+    torch.empty(200 * MB, dtype=torch.uint8, device=dev.torch_device)
