@@ -5,6 +5,7 @@ from functools import cache
 from itertools import product
 
 import pytest
+from sim_examples import few_layers, preset, round_machine
 
 from sim import grid
 from sim.evaluate import evaluate
@@ -14,11 +15,10 @@ from sim.policy import Policy
 from sim.schedule.registry import by_name, registered
 from sim.setup import Problem, Setup
 from sim.workload import Workload
-from tests.sim_examples import few_layers, preset, round_machine
 from traces.errors import InputError
 
 ALL = sorted(registered())
-SIZES, COUNTS = (1, 6, 60), (1, 2, 4)
+SIZES, COUNTS = (1, 6, 60), (1, 3)
 EXPERTS_BYTES = 8 * 2 * 3 * 4096 * 14336  # of a layer of Mixtral 8x7B
 
 
@@ -201,11 +201,9 @@ class TestNothingFits:
             best_on_grid(PROBLEMS["little fits"], by_name("cgopipe"), micro_batch_size=5000)
 
 
-@pytest.mark.parametrize(("name", "size", "count"), [("cgopipe", 36, 14), ("flexgen", 36, 31)])
-def test_on_the_papers_machine_the_grid_is_no_worse_than_a_published_policy(name, size, count):
+def test_on_the_papers_machine_the_grid_is_no_worse_than_the_published_policy():
     asked = Workload.load("mtbench").with_(gen_len=128, padded=True)
-    problem, schedule = Problem(preset("mixtral-8x7b"), Hardware.load("gcp-t4"), asked), by_name(name)
-    published = Setup(problem, schedule, Policy.usual(schedule, size * count, size))
+    problem, schedule = Problem(preset("mixtral-8x7b"), Hardware.load("gcp-t4"), asked), by_name("cgopipe")
     chosen = best_on_grid(problem, schedule).setup
     assert chosen.shortages == []
-    assert estimated_rate(chosen) >= 0.99 * estimated_rate(published)
+    assert estimated_rate(chosen) >= estimated_rate(Setup(problem, schedule, Policy(504, 36)))

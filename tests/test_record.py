@@ -5,6 +5,8 @@ from collections import defaultdict
 from itertools import pairwise
 
 import pytest
+from sim_examples import few_layers, made_setup, round_machine
+from trace_rules import assert_obeys_rules
 
 from sim.memory import kv_bytes
 from sim.record import record
@@ -12,8 +14,6 @@ from sim.schedule.registry import registered
 from sim.schedule.task import LaneKind, Op
 from sim.schedule.tensor_parallel import over_ranks
 from sim.workload import Workload
-from tests.sim_examples import few_layers, made_setup, round_machine
-from tests.trace_rules import assert_obeys_rules
 from traces import chrome
 from traces.critical_path import critical_path
 from traces.errors import InputError
@@ -35,7 +35,7 @@ CASES = [
     *((name, {}) for name in ALL),
     *((name, {"ranks": 2}) for name in ALL),
     *((name, {"window": 64, "gen_len": 3}) for name in ALL),
-    *((name, {"pin_weights": True, "experts_on_device": 0.25}) for name in ALL),
+    *((name, {"pin_weights": True, "experts_on_device": 0.25}) for name in ("cgopipe", "flexgen", "zero")),
     ("cgopipe", {"attention": "gpu"}),
     ("cgopipe", {"attention": "gpu", "kv_on_device": 0.5}),
     ("cgopipe", {"attention": "gpu", "kv_on_device": 1.0}),
@@ -47,7 +47,9 @@ CASES = [
 ]
 
 
-@pytest.fixture(params=CASES, ids=[f"{name}-{'-'.join(map(str, changes.values()))}" for name, changes in CASES])
+@pytest.fixture(
+    scope="module", params=CASES, ids=[f"{name}-{'-'.join(map(str, changes.values()))}" for name, changes in CASES]
+)
 def recorded(request):
     name, changes = request.param
     setup = usual(name, **changes)
@@ -150,6 +152,18 @@ class TestMemory:
             setup = usual(name)
             most = max(value for _, value in samples(record(setup, {}), MEMORY)[HOST, "pinned"])
             assert most == setup.memory.pinned["staging"] == layers * 8 * 2 * 3 * 4096 * 14336
+
+    def test_a_layers_weights_are_held_until_the_last_task_that_reads_them(self, recorded):
+        setup, trace = recorded
+        plan, ranks = setup.memory, setup.problem.hardware.num_devices
+        stays = plan.peak_bytes()["device"] - plan.device.get("weight slots", 0) - plan.device.get("kv cache", 0)
+        model = setup.problem.model
+        weights = [setup.policy.streamed_bytes(setup.schedule, model, layer) // ranks for layer in model.layers]
+        held = {rank: samples(trace, MEMORY)[rank, "device"] for rank in range(ranks)}
+        for span in trace.spans:
+            if span.op in (Op.POST_ATTN.value, Op.EXPERTS.value):
+                here = [value for time_ns, value in held[span.rank] if time_ns < span.end_ns]
+                assert here[-1] >= stays + weights[span.layer]
 
     def test_a_layers_weights_are_gone_when_it_is_computed(self):
         """Accelerate's head runs with no weights but what stays on the device."""

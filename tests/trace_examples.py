@@ -31,14 +31,15 @@ def two_devices():
         span(10, "LoadWeights", "H2D", 3_999, 4_700, rank=1, layer=1, micro_batch=-1, page=0, bytes=8_400, cause=9),
         span(11, "Experts", "GPU", 5_600, 9_990, rank=1, flops=2**50, cause=7),
     ]
-    counters = [
-        Counter(MEMORY, 0, {"host": 2**40, "pinned": 4_000}),
-        *(Counter(MEMORY, time_ns, {"device": held}, rank) for time_ns, held in ((0, 7), (4_700, 8_407)) for rank in (0, 1)),
-        *(Counter(LINK_RATE, time_ns, {"D2H": 0.0, "H2D": rate}, 0) for time_ns, rate in ((0, 0.0), (4_000, 12e9), (4_700, 0.0))),
-        *(Counter(LINK_RATE, time_ns, {"D2H": 0.0, "H2D": rate}, 1) for time_ns, rate in ((0, 0.0), (3_999, 12e9), (4_700, 0.0))),
-    ]  # fmt: skip
+    counters = [Counter(MEMORY, 0, {"host": 2**40, "pinned": 4_000})]
+    for rank, starts_ns in ((0, 4_000), (1, 3_999)):
+        counters += [Counter(MEMORY, time_ns, {"device": held}, rank) for time_ns, held in ((0, 7), (4_700, 8_407))]
+        rates = ((0, 0.0), (starts_ns, 12e9), (4_700, 0.0))
+        counters += [Counter(LINK_RATE, time_ns, {"D2H": 0.0, "H2D": rate}, rank) for time_ns, rate in rates]
     return Trace(SIMULATED | {"schedule": "cgopipe", "hardware": {"name": "gcp-2xt4"}}, spans, counters)
 
+
+ANY_TEXT = st.text()
 
 NAMES = st.text(st.characters(exclude_categories=["C"], exclude_characters="\\"))
 """What things are called: quotes and emoji among it. Perfetto misreads control characters and a final backslash."""
@@ -52,7 +53,7 @@ _LANES = st.tuples(st.sampled_from(DEVICE_LANES + HOST_LANES), st.integers(0, 3)
 
 
 @st.composite
-def traces(draw, text=st.text()):
+def traces(draw, text=ANY_TEXT):
     """Any valid trace: up to five lanes, spans in any order, causes that started no later than what they caused."""
     spans = []
     for kind, rank in draw(st.lists(_LANES, unique=True, max_size=5)):

@@ -12,14 +12,24 @@ from itertools import pairwise
 from operator import itemgetter
 
 DEVICE_LANES = {"GPU": "kernel", "NET": "kernel", "H2D": "gpu_memcpy", "D2H": "gpu_memcpy"}  # lane -> cat
-HOST_LANES = {"CPU", "PIN", "DISK"}
+HOST_LANES = dict.fromkeys(("CPU", "PIN", "DISK"), "cpu_op")
 NUMBERS = {"id", "step", "layer", "micro_batch", "page", "bytes", "flops", "cause"}
 WORDS = {"op", "bound", "waited_for"}
 
 
 def assert_obeys_rules(path):
-    """Check names, order, slices, args, counters and arrows of a trace file; with memory and link counters required."""
-    file = _load(path)
+    """Check names, order, slices, args, counters and arrows of a trace file."""
+    assert_content_obeys_rules(load(path))
+
+
+def load(path):
+    """The content of a trace file, its times as decimals, as written."""
+    opened = gzip.open if str(path).endswith(".gz") else open
+    with opened(path, "rt", encoding="utf-8") as text:
+        return json.load(text, parse_float=Decimal, parse_constant=_fail)
+
+
+def assert_content_obeys_rules(file):
     assert file["displayTimeUnit"] == "ns"
     assert file["cgopipe"]["metadata"]["origin"]
     events = defaultdict(list)
@@ -27,8 +37,10 @@ def assert_obeys_rules(path):
         events[event["ph"]].append(event)
     assert set(events) <= set("MXCsf"), "phases other than metadata, slices, counters and arrows"
     processes, threads = _named_and_sorted(events["M"], file["cgopipe"]["metadata"]["origin"])
-    assert {slice_["pid"] for slice_ in events["X"]} | {counter["pid"] for counter in events["C"]} == set(processes)
-    assert {(slice_["pid"], slice_["tid"]) for slice_ in events["X"]} == set(threads)
+    assert {slice_["pid"] for slice_ in events["X"]} | {counter["pid"] for counter in events["C"]} == set(processes), (
+        "not each process has its name"
+    )
+    assert {(slice_["pid"], slice_["tid"]) for slice_ in events["X"]} == set(threads), "not each thread has its name"
     for slice_ in events["X"]:
         _assert_slice(slice_, threads[slice_["pid"], slice_["tid"]])
     timeline = _threads_in_time(events["X"])
@@ -37,19 +49,14 @@ def assert_obeys_rules(path):
     _assert_arrows(events["s"], events["f"], events["X"], timeline)
 
 
-def _load(path):
-    opened = gzip.open if str(path).endswith(".gz") else open
-    with opened(path, "rt", encoding="utf-8") as text:
-        return json.load(text, parse_float=Decimal, parse_constant=_fail)
-
-
 def _fail(constant):
     raise AssertionError(f"{constant} is no JSON number")
 
 
 def _ns(microseconds):
     """Whole nanoseconds, written with three decimals."""
-    assert type(microseconds) is Decimal and microseconds.as_tuple().exponent == -3, microseconds
+    assert type(microseconds) is Decimal, f"{microseconds!r} has no decimals"
+    assert microseconds.as_tuple().exponent == -3, f"{microseconds} has not three decimals"
     return int(microseconds * 1000)
 
 
@@ -62,8 +69,8 @@ def _named_and_sorted(metadata, origin):
         assert where not in found[event["name"]], f"{event['name']} of {where} is given twice"
         found[event["name"]][where] = value
     processes, threads = found["process_name"], found["thread_name"]
-    assert set(processes) == set(found["process_sort_index"])
-    assert set(threads) == set(found["thread_sort_index"])
+    assert set(processes) == set(found["process_sort_index"]), "not each process has its name and its place"
+    assert set(threads) == set(found["thread_sort_index"]), "not each thread has its name and its place"
     assert all(origin in name for name in processes.values()), "a process that does not say what its numbers are"
     assert len(set(processes.values())) == len(set(found["process_sort_index"].values())) == len(processes)
     for pid in processes:
@@ -78,19 +85,24 @@ def _assert_slice(event, thread):
     assert args.keys() >= NUMBERS | WORDS, f"{event['name']} lacks {NUMBERS | WORDS - args.keys()}"
     assert all(type(args[name]) is int for name in NUMBERS)
     assert all(type(args[name]) is str for name in WORDS)
-    assert args["bytes"] >= 0 and args["flops"] >= 0
+    assert min(args["bytes"], args["flops"]) >= 0
     assert args["op"] in event["name"]
     duration_ns = _ns(event["dur"])
-    assert _ns(event["ts"]) >= 0 and duration_ns >= 0
+    assert min(_ns(event["ts"]), duration_ns) >= 0
+    assert event["cat"] == (DEVICE_LANES | HOST_LANES)[lane], f"{event['name']} on {lane} is a {event['cat']}"
     if lane in HOST_LANES:
-        assert event["cat"] == "cpu_op" and "stream" not in args
+        assert "stream" not in args
         return
-    assert event["cat"] == DEVICE_LANES[lane]
-    assert (args["device"], args["stream"]) == (event["pid"], event["tid"]) and args["stream"] > 0
+    assert (args["device"], args["stream"]) == (event["pid"], event["tid"])
+    assert args["stream"] > 0
     if event["cat"] == "gpu_memcpy":
         assert event["name"].startswith({"H2D": "Memcpy HtoD ", "D2H": "Memcpy DtoH "}[lane])
         rate = args["memory bandwidth (GB/s)"]
-        assert rate == "N/A" if duration_ns == 0 else abs(float(rate) * duration_ns - args["bytes"]) <= 1e-9 * args["bytes"]
+        assert (
+            rate == "N/A"
+            if duration_ns == 0
+            else abs(float(rate) * duration_ns - args["bytes"]) <= 1e-9 * args["bytes"]
+        )
 
 
 def _threads_in_time(slices):
@@ -117,7 +129,7 @@ def _assert_counters(counters, processes, threads):
         time_ns = _ns(event["ts"])
         assert time_ns >= latest_ns.get(where, 0), f"samples of {where} go back in time"
         latest_ns[where] = time_ns
-        assert event["args"] and all(value >= 0 for value in event["args"].values())
+        assert min(event["args"].values()) >= 0
         series[where] |= event["args"].keys()
     for pid in processes:
         here = {name for where, name in threads.items() if where[0] == pid}
@@ -130,12 +142,12 @@ def _assert_counters(counters, processes, threads):
 
 def _assert_arrows(starts, ends, slices, timeline):
     """One arrow from each slice of the critical path to the next, both ends inside their slices, and no other."""
-    assert [arrow["id"] for arrow in starts] == [arrow["id"] for arrow in ends]
+    assert [arrow["id"] for arrow in starts] == [arrow["id"] for arrow in ends], "an arrow lacks an end"
     assert len({arrow["id"] for arrow in starts}) == len(starts)
     drawn = [(_slice_at(start, timeline), _slice_at(end, timeline)) for start, end in zip(starts, ends, strict=True)]
     assert all(end["bp"] == "e" for end in ends), "an end that binds to the next slice, not to the one around it"
     assert all(_ns(start["ts"]) <= _ns(end["ts"]) for start, end in zip(starts, ends, strict=True))
-    assert drawn == list(pairwise(_critical_path(slices)))
+    assert drawn == list(pairwise(_critical_path(slices))), "the arrows are not the critical path"
 
 
 def _slice_at(arrow, threads):

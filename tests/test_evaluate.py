@@ -1,0 +1,274 @@
+"""Predictions: sampled steps against all steps, every number's definition, and the order of published results."""
+
+import json
+from collections import Counter as Tally
+from functools import cache
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sim_examples import few_layers, made_setup, preset, round_machine
+
+from sim.evaluate import evaluate, to_dict
+from sim.grid import best_on_grid
+from sim.hardware import Hardware
+from sim.policy import Policy
+from sim.schedule.registry import by_name, registered
+from sim.schedule.task import LaneKind, Op
+from sim.schedule.tensor_parallel import over_ranks
+from sim.setup import Problem, Setup
+from sim.simulator import Simulation
+from sim.workload import Workload
+from traces.errors import InputError
+
+ALL = sorted(registered())
+SETTINGS = settings(deadline=None, derandomize=True, max_examples=60)
+
+RATES = (  # of everything that can bind a lane or a pool
+    "pin",
+    "device.gemm.compute",
+    "device.experts.memory",
+    "device_memory.bandwidth",
+    "host.request_overhead",
+    "host.attention.memory",
+    "host_memory.bandwidth",
+    "link.h2d",
+    "link.d2h",
+    "link.duplex",
+    "link.h2d_pageable",
+    "link.d2h_pageable",
+)
+
+
+def simulated(setup):
+    """The whole generation straight from the simulator: end of each step's last token, busy time of each lane."""
+    ends, busy = {}, Tally()
+
+    def note(one):
+        busy[str(one.task.lane)] += one.end_ns - one.start_ns
+        if one.task.op is Op.HEAD:
+            ends[one.task.step] = max(ends.get(one.task.step, 0), one.end_ns)
+
+    costs, gen_len = setup.costs(), setup.problem.workload.gen_len
+    steps = over_ranks(setup.schedule.steps(setup.shape, 0, gen_len), setup.problem.hardware.num_devices)
+    Simulation(steps, costs, costs.capacities, on_task=note).run()
+    return ends, busy
+
+
+@st.composite
+def any_setup(draw, gen_lens, schedules=tuple(ALL)):
+    """A small problem whose lanes and pools bind in any combination."""
+    machine = round_machine(draw(st.sampled_from([1, 1, 1, 2])))
+    for path in draw(st.lists(st.sampled_from(RATES), max_size=3, unique=True)):
+        value = machine.value(path) * draw(st.sampled_from([0.02, 0.1, 0.3, 3.0, 20.0]))
+        machine = machine.with_value(path, min(1.0, value) if path.endswith((".compute", ".memory")) else value)
+    lengths, padded = draw(st.sampled_from([((40,), True), ((5, 60, 25, 90), False), ((10, 70), True)]))
+    workload = Workload("any", lengths, draw(gen_lens), padded=padded)
+    schedule = by_name(draw(st.sampled_from(schedules)))
+    size = draw(st.sampled_from([1, 3, 8]))
+    policy = {"experts_on_device": draw(st.sampled_from([0.0, 0.0, 0.5])), "pin_weights": draw(st.booleans())}
+    if schedule.name == "flexgen":
+        policy["kv_on_device"] = draw(st.sampled_from([0.0, 0.5, 1.0]))
+    count = 1 if schedule.one_batch else draw(st.integers(1, 5))
+    model = few_layers("mixtral-8x7b", draw(st.integers(1, 5)), draw(st.sampled_from([None, 50])))
+    problem = Problem(model, machine, workload)
+    return Setup(problem, schedule, Policy.usual(schedule, size * count, size, **policy))
+
+
+class TestSampling:
+    @given(setup=any_setup(st.integers(12, 45)))
+    @SETTINGS
+    def test_sampled_steps_predict_all_steps(self, setup):
+        sampled, exact = evaluate(setup), evaluate(setup, exact=True)
+        assert sampled.total_s == pytest.approx(exact.total_s, rel=2e-3)
+        assert sampled.prefill_s == exact.prefill_s
+        for name, lane in exact.lanes.items():
+            assert sampled.lanes[name].busy_s == pytest.approx(lane.busy_s, rel=5e-3, abs=1e-3 * exact.total_s)
+
+    @given(setup=any_setup(st.integers(1, 20)))
+    @SETTINGS
+    def test_exact_is_what_the_simulator_says_of_the_whole_generation(self, setup):
+        ends, busy = simulated(setup)
+        exact = evaluate(setup, exact=True)
+        assert exact.simulated_steps == sorted(ends)
+        assert exact.prefill_s == pytest.approx(ends[0] * 1e-9, rel=1e-12)
+        assert exact.total_s == pytest.approx(max(ends.values()) * 1e-9, rel=1e-12)
+        assert {name: lane.busy_s for name, lane in exact.lanes.items()} == pytest.approx(
+            {name: ns * 1e-9 for name, ns in busy.items()}, rel=1e-9
+        )
+
+    @pytest.mark.parametrize("name", ALL)
+    def test_a_long_generation_of_a_real_model(self, name):
+        """With a bend in it: with FlexGen the cache takes over the link on the way."""
+        asked = Workload.load("mtbench").with_(gen_len=128, padded=True)
+        problem = Problem(few_layers("mixtral-8x7b", 8), Hardware.load("gcp-t4"), asked)
+        schedule = by_name(name)
+        count = 1 if schedule.one_batch else 3
+        setup = Setup(problem, schedule, Policy.usual(schedule, 36 * count, 36, pin_weights=name == "flexgen"))
+        sampled, exact = evaluate(setup), evaluate(setup, exact=True)
+        assert sampled.total_s == pytest.approx(exact.total_s, rel=2e-3)
+        assert len(exact.simulated_steps) == 128
+        assert len(sampled.simulated_steps) < 24
+        assert sampled.simulated_tasks < exact.simulated_tasks / 2
+
+    def test_a_window_that_fills_up_on_the_way(self):
+        model = few_layers("mixtral-8x7b", 4, window=70)
+        workload = Workload.fixed(40, 60)
+        for name in ("flexgen", "cgopipe"):
+            machine = round_machine(link__h2d_pageable=1e8, host__attention__memory=1e-3)
+            setup = made_setup(name, model=model, workload=workload, machine=machine, experts_on_device=0.75)
+            sampled, exact = evaluate(setup), evaluate(setup, exact=True)
+            assert sampled.total_s == pytest.approx(exact.total_s, rel=2e-3)
+
+    def test_prefill_and_the_last_steps_are_simulated_themselves(self):
+        steps = evaluate(made_setup(workload=Workload.fixed(100, 200))).simulated_steps
+        assert steps[:2] == [0, 1]
+        assert steps[-2:] == [198, 199]
+        assert len(steps) < 20
+
+
+class TestNumbers:
+    @given(setup=any_setup(st.integers(2, 40)))
+    @SETTINGS
+    def test_no_lane_works_longer_than_the_run_and_the_busiest_bounds_it(self, setup):
+        said = evaluate(setup)
+        assert said.lower_bound_s == max(lane.busy_s for lane in said.lanes.values())
+        assert said.lower_bound_s == said.lanes[said.bottleneck].busy_s
+        assert said.lower_bound_s <= said.total_s * (1 + 1e-9)
+        assert 0 <= said.gpu_idle < 1
+        for lane in said.lanes.values():
+            assert lane.utilisation == pytest.approx(lane.busy_s / said.total_s, rel=1e-9)
+            assert all(waited >= 0 for waited in lane.waited_s.values())
+
+    @given(setup=any_setup(st.integers(1, 12)))
+    @SETTINGS
+    def test_a_device_computes_or_waits_until_the_last_token(self, setup):
+        said = evaluate(setup, exact=True)
+        for name, lane in said.lanes.items():
+            if name.startswith("GPU"):
+                assert lane.busy_s + sum(lane.waited_s.values()) == pytest.approx(said.total_s, rel=0.01)
+            elif not name.startswith("D2H"):  # the last cache entries leave after the last token
+                assert lane.busy_s + sum(lane.waited_s.values()) <= said.total_s * (1 + 1e-9)
+
+    @pytest.mark.parametrize("name", ALL)
+    def test_idle_time_is_told_by_what_it_was_spent_on_when_steps_are_sampled_too(self, name):
+        setup = made_setup(name, model=few_layers("mixtral-8x7b", 8), workload=Workload.fixed(50, 64))
+        sampled, exact = evaluate(setup), evaluate(setup, exact=True)
+        for lane, truth in exact.lanes.items():
+            for op in truth.waited_s | sampled.lanes[lane].waited_s:
+                told, true = (one.lanes[lane].waited_s.get(op, 0.0) for one in (sampled, exact))
+                assert told == pytest.approx(true, rel=0.02, abs=0.01 * exact.total_s)
+
+    @pytest.mark.parametrize("name", ALL)
+    @pytest.mark.parametrize("gen_len", [1, 2, 3])
+    def test_short_generations(self, name, gen_len):
+        setup = made_setup(name, model=few_layers("mixtral-8x7b", 3), workload=Workload.fixed(100, gen_len))
+        said = evaluate(setup)
+        ends, _ = simulated(setup)
+        assert said.simulated_steps == list(range(gen_len))
+        assert said.total_s == pytest.approx(ends[gen_len - 1] * 1e-9, rel=1e-12)
+        assert (said.decode_s > 0) == (gen_len > 1)
+        assert (said.hrm_tokens_per_s is None) == (gen_len == 1)
+
+    @pytest.mark.parametrize("padded", [True, False])
+    def test_throughput_counts_every_generated_token_of_the_requests_that_ran(self, padded):
+        workload = Workload("uneven", (20, 20, 20, 600), 7, padded=padded)
+        said = evaluate(made_setup("cgopipe", 2, 2, model=few_layers("mixtral-8x7b", 3), workload=workload))
+        ran = 4 if padded else 3  # the long prompt overflows what the average sets aside, and waits
+        assert said.num_requests == ran
+        assert said.throughput_tokens_per_s == pytest.approx(7 * ran / (said.prefill_s + said.decode_s), rel=1e-12)
+
+    @pytest.mark.parametrize("name", ALL)
+    def test_the_same_setup_gives_the_same_prediction(self, name):
+        first, second = (to_dict(evaluate(made_setup(name, workload=Workload.fixed(100, 20)))) for _ in range(2))
+        assert first.pop("wall_s") > 0
+        assert second.pop("wall_s") > 0
+        assert first == second
+
+    def test_it_is_told_as_json(self):
+        told = to_dict(evaluate(made_setup()))
+        assert json.loads(json.dumps(told, allow_nan=False)) == told
+        assert told["feasible"] is True
+        assert told["policy"] == made_setup().policy.to_dict()
+        assert told["memory_peak_bytes"] == made_setup().memory.peak_bytes()
+
+    def test_more_of_a_generation_takes_longer_and_a_faster_link_less(self):
+        times = [evaluate(made_setup(workload=Workload.fixed(100, n))).total_s for n in (1, 2, 5, 20, 80)]
+        assert times == sorted(times)
+        machines = [round_machine(link__h2d=rate, pin=1e12) for rate in (5e9, 10e9)]
+        slow, fast = (evaluate(made_setup(machine=machine)).total_s for machine in machines)
+        assert fast < slow
+
+    def test_what_does_not_fit_is_refused_with_the_memory_and_the_bytes(self):
+        setup = made_setup(machine=round_machine(device_memory__capacity=1e9))
+        with pytest.raises(InputError, match=r"device memory is [\d,]+ bytes short"):
+            evaluate(setup)
+
+
+@cache
+def on_s1(name, size, count, gen_len):
+    """Tokens per second of Mixtral 8x7B on MoE-Lightning's setting S1, MTBench padded."""
+    asked = Workload.load("mtbench").with_(gen_len=gen_len, padded=True)
+    problem, schedule = Problem(preset("mixtral-8x7b"), Hardware.load("gcp-t4"), asked), by_name(name)
+    if size is None:
+        return evaluate(best_on_grid(problem, schedule).setup).throughput_tokens_per_s
+    return evaluate(Setup(problem, schedule, Policy.usual(schedule, size * count, size))).throughput_tokens_per_s
+
+
+class TestPublishedOrder:
+    """MoE-Lightning (ASPLOS 2025), tables 4 and 5: who is faster, with the policies that were published."""
+
+    def test_the_ablation_keeps_its_order(self):
+        runs = [("flexgen", 8, 139), ("flexgen", 36, 14), ("flexgen", 36, 31), ("cgopipe", 36, 14)]
+        rates = [on_s1(*run, 128) for run in runs]
+        assert rates == sorted(rates)
+        assert all(after > 1.1 * before for before, after in pairwise(rates))
+
+    @pytest.mark.parametrize(("gen_len", "size", "count"), [(32, 32, 40), (64, 16, 78), (128, 8, 139), (256, 8, 113)])
+    def test_cgopipe_wins_at_every_generation_length(self, gen_len, size, count):
+        ours = on_s1("cgopipe", 36, 14, gen_len)
+        assert ours > on_s1("flexgen", size, count, gen_len)
+        assert ours > on_s1("flexgen-c", size, count, gen_len)
+        assert ours > on_s1("zero", None, None, gen_len)
+
+    def test_cpu_attention_does_not_help_flexgen_on_this_host(self):
+        for gen_len, size, count in ((32, 32, 40), (256, 8, 113)):
+            assert on_s1("flexgen-c", size, count, gen_len) < on_s1("flexgen", size, count, gen_len)
+
+    def test_longer_generations_are_worth_more(self):
+        rates = [on_s1("cgopipe", 36, 14, gen_len) for gen_len in (32, 64, 128, 256)]
+        assert rates == sorted(rates)
+
+
+class TestOtherMachines:
+    def test_tensor_parallelism_over_two_devices(self):
+        asked = Workload.load("mtbench").with_(gen_len=32, padded=True)
+        problem = Problem(preset("mixtral-8x22b"), Hardware.load("gcp-2xt4"), asked)
+        said = evaluate(Setup(problem, by_name("cgopipe"), Policy.usual(by_name("cgopipe"), 252, 36)))
+        kinds = Tally(name.partition(":")[0] for name in said.lanes)
+        assert kinds == {**{kind.value: 2 for kind in LaneKind if kind.value not in ("NET", "DISK")}, "NET": 1}
+        for kind in ("GPU", "H2D", "D2H", "PIN"):
+            assert said.lanes[kind].busy_s == pytest.approx(said.lanes[f"{kind}:1"].busy_s, rel=0.01)
+        assert 252 * 32 / said.total_s == pytest.approx(said.throughput_tokens_per_s)
+        assert said.lower_bound_s <= said.total_s
+
+    def test_two_devices_are_faster_than_one_and_less_than_twice(self):
+        rates = [evaluate(made_setup(machine=round_machine(n))).throughput_tokens_per_s for n in (1, 2)]
+        assert rates[0] < rates[1] < 2 * rates[0]
+
+    @pytest.mark.parametrize("name", ALL)
+    @pytest.mark.parametrize(
+        ("model", "machine"),
+        [("qwen3-30b-a3b", "rtx4090"), ("deepseek-v2-lite", "rtx3090"), ("gpt-oss-120b", "l40s")],
+    )
+    def test_other_models_on_other_machines(self, name, model, machine):
+        problem = Problem(preset(model), Hardware.load(machine), Workload.load("mtbench").with_(gen_len=24))
+        schedule = by_name(name)
+        setup = Setup(problem, schedule, Policy.usual(schedule, 16 if schedule.one_batch else 48, 16))
+        said = evaluate(setup)
+        assert said.total_s == pytest.approx(evaluate(setup, exact=True).total_s, rel=2e-3)
+        assert said.lower_bound_s <= said.total_s
+        weights = sum(setup.policy.streamed_bytes(schedule, problem.model, layer) for layer in problem.model.layers)
+        streams_s = 24 * weights / problem.hardware.link.h2d_bytes_per_s
+        assert said.total_s > streams_s, "every step brings all streamed weights over the link"
