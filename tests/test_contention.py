@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from schedule_rules import EVERY, FIVE_LANES, contended, examples, shapes, simulate, task
 from test_bandwidth import filled_exactly
 
+from sim.schedule.registry import by_name
 from sim.schedule.task import CPU, D2H, GPU, H2D
-from sim.simulator import Cost
+from sim.simulator import Cost, Simulation
 
 every_schedule = pytest.mark.parametrize("schedule", EVERY, ids=lambda schedule: schedule.name)
 SECOND = 10**9
@@ -138,3 +139,19 @@ def test_the_same_run_twice_is_the_same(schedule, data):
     costs, capacities = data.draw(contended(list(schedule.tasks(shape, 4))))
     first = simulate(schedule.steps(shape, 0, 4), costs, capacities)
     assert simulate(schedule.steps(shape, 0, 4), costs, capacities) == first
+
+
+@examples(15)
+@given(data=st.data())
+def test_costs_made_anew_for_each_task_share_as_those_that_are_kept(data):
+    schedule = by_name("cgopipe")
+    shape = data.draw(shapes(schedule, 3, 4, 4))
+    costs, capacities = data.draw(contended(list(schedule.tasks(shape, 4))))
+
+    def ends_with(cost):
+        found = {}
+        steps = schedule.steps(shape, 0, 4)
+        Simulation(steps, cost, capacities, on_task=lambda one: found.update({one.task.id: one.end_ns})).run()
+        return found
+
+    assert ends_with(lambda one: Cost(*costs[one.id])) == ends_with(lambda one: costs[one.id])

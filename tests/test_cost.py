@@ -10,12 +10,12 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sim_examples import few_layers, made_setup, one_task, preset, round_machine
 
 import sim.cost
 from sim.cost import ALL_CORES, CPU_CORES, DRAM, hbm, link
 from sim.schedule.task import WHOLE, Op, Task
 from sim.workload import Workload
-from tests.sim_examples import few_layers, made_setup, one_task, preset, round_machine
 
 US = 1e3  # nanoseconds
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=60)

@@ -1,4 +1,4 @@
-"""The executor: lanes in order of issue, dependencies and nothing else; a failure stops everything and hangs nothing."""
+"""The executor: lanes in order of issue, dependencies and nothing else; a failure stops all and hangs nothing."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ from engine.device.emulated import EmulatedDevice
 from engine.executor import Executor, TaskError
 from engine.queue import DeadlockError
 from sim.schedule.registry import by_name, registered
-from sim.schedule.shape import PipelineShape, Place
+from sim.schedule.shape import PipelineShape
 from sim.schedule.task import CPU, GPU, H2D, Op, Task
 from traces.errors import InputError
 

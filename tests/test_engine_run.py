@@ -8,7 +8,7 @@ import torch
 from engine_models import PROMPTS, VOCAB, make, reference
 
 import engine
-from engine.device.emulated import EmulatedDevice, HostLane
+from engine.device.emulated import EmulatedDevice, EmulatedLane
 from engine.device.ledger import DeviceOutOfMemory
 from engine.executor import TaskError
 from engine.session import Session
@@ -119,7 +119,7 @@ def test_prefill_moves_hidden_states_out_and_in_and_keys_and_values_out():
     assert sum(moved["StoreKV"]) == 3 * tokens * 2 * 2 * 8 * 4
 
 
-class _DeadLane(HostLane):
+class _DeadLane(EmulatedLane):
     """Copies arrive as zeros."""
 
     def copy_h2d(self, dst, src, *, pinned=True):
@@ -134,7 +134,7 @@ class _DeadLink(EmulatedDevice):
         self.dead = dead
 
     def open_lane(self, kind):
-        return (_DeadLane if kind is self.dead else HostLane)(kind, 1, 1, self.h2d, self.d2h)
+        return (_DeadLane if kind is self.dead else EmulatedLane)(kind, 1, 1, self.h2d, self.d2h)
 
 
 @pytest.mark.parametrize("dead", [LaneKind.H2D, LaneKind.D2H, None])
@@ -300,7 +300,8 @@ def test_half_precision():
     try:
         result = engine.run(model, PROMPTS, micro_batch_size=2, max_new_tokens=NEW)
         expected = reference(model, PROMPTS, 2, NEW)
-        same = sum(a == b for one, other in zip(result.sequences, expected, strict=True) for a, b in zip(one, other))
+        pairs = [pair for rows in zip(result.sequences, expected, strict=True) for pair in zip(*rows, strict=True)]
+        same = sum(one == other for one, other in pairs)
         assert same / (len(PROMPTS) * NEW) > 0.7
     finally:
         make.cache_clear()

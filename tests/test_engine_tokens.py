@@ -1,10 +1,15 @@
 """The engine's tokens equal plain generate()'s, whatever the family, the schedule and the shape of the batch."""
 
+import random
+import time
+
 import pytest
 import torch
 from engine_models import FAMILIES, PROMPTS, make, make_prompts, reference
+from hypothesis import given, settings, strategies
 
 import engine
+from engine.device.emulated import EmulatedDevice, EmulatedLane
 from sim.policy import Policy
 from sim.schedule.registry import by_name, registered
 
@@ -131,10 +136,59 @@ def test_equal_prompts_without_padding():
 
 def test_the_model_is_left_as_it_was():
     model = make("mixtral")
-    before = {name: parameter for name, parameter in model.named_parameters()}
+    before = dict(model.named_parameters())
     expected = reference(model, PROMPTS, 2, NEW)
     engine.run(model, PROMPTS, micro_batch_size=2, max_new_tokens=2, policy=Policy(7, 2, experts_on_device=0.5))
     assert all(parameter is before[name] for name, parameter in model.named_parameters())
     assert model.config._attn_implementation == "sdpa"
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert reference(model, PROMPTS, 2, NEW) == expected
+
+
+class _JitteryLane(EmulatedLane):
+    """A lane that dawdles before and after each copy and mark, differently every time."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.random = random.Random(self.kind.value)
+
+    def mark(self):
+        time.sleep(self.random.choice((0, 0, 0, 1e-4, 2e-3)))
+        return super().mark()
+
+
+class _Jittery(EmulatedDevice):
+    def __init__(self):
+        super().__init__(None, None, 1 << 30)
+
+    def open_lane(self, kind):
+        return _JitteryLane(kind, 1, 1, self.h2d, self.d2h)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "minimax"])
+@pytest.mark.parametrize("schedule", registered())
+def test_lanes_of_any_speed_give_the_same_tokens(family, schedule):
+    model = make(family)
+    result = engine.run(model, PROMPTS, schedule, micro_batch_size=2, max_new_tokens=5, device=_Jittery())
+    assert result.sequences == reference(model, PROMPTS, 2, 5)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    schedule=strategies.sampled_from(list(registered())),
+    lengths=strategies.lists(strategies.integers(1, 14), min_size=1, max_size=7),
+    size=strategies.integers(1, 4),
+    pages=strategies.integers(1, 6),
+    new=strategies.integers(1, 6),
+    share=strategies.sampled_from([0.0, 0.5, 1.0]),
+    batch=strategies.integers(1, 8),
+)
+def test_any_policy_gives_the_same_tokens(schedule, lengths, size, pages, new, share, batch):
+    if by_name(schedule).streams_non_experts:
+        share = float(int(share))
+    model, prompts = make("mixtral"), make_prompts(*lengths)
+    size = min(size, batch)
+    batch -= batch % size  # so that micro-batches do not straddle batches in the reference
+    policy = Policy.usual(by_name(schedule), batch, size, pages=pages, experts_on_device=share)
+    result = engine.run(model, prompts, schedule, policy, max_new_tokens=new)
+    assert result.sequences == reference(model, prompts, size, new)

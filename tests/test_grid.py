@@ -134,6 +134,30 @@ def test_the_estimate_is_near_the_simulation_of_real_models(machine, model, name
         assert grid._estimate_s(setup) == pytest.approx(evaluate(setup).total_s, rel=0.06)
 
 
+def test_the_bound_is_tight_where_one_lane_does_all():
+    for name in ("zero", "accelerate"):
+        setup = Setup(problem_of(num_layers=32), by_name(name), Policy.usual(by_name(name), 1, 1))
+        assert grid._bounded(setup).bound_s == pytest.approx(evaluate(setup).total_s, rel=0.02)
+
+
+def test_the_estimate_leaves_out_what_only_the_first_and_the_last_layer_see():
+    """The heads of a large vocabulary fall into the last layer, and let weights be fetched ahead for the first."""
+    asked = Workload.load("mtbench").with_(gen_len=16)
+    setup = Setup(
+        Problem(preset("gpt-oss-20b"), Hardware.load("rtx3090"), asked), by_name("cgopipe"), Policy(1280, 160)
+    )
+    assert grid._estimate_s(setup) == pytest.approx(evaluate(setup).total_s, rel=0.04)
+
+
+def test_the_estimate_extends_layers_with_experts_not_the_dense_ones_that_lead():
+    model = preset("deepseek-v2-lite")
+    model = replace(model, layers=(model.layers[0],) * 3 + model.layers[1:])
+    problem = Problem(model, round_machine(), Workload.fixed(100, 8))
+    for name in ("cgopipe", "flexgen", "accelerate"):
+        setup = Setup(problem, by_name(name), Policy.usual(by_name(name), 8, 8))
+        assert grid._estimate_s(setup) == pytest.approx(evaluate(setup).total_s, rel=0.15)
+
+
 @on_small_grid
 class TestExpertsOnTheDevice:
     def test_as_many_as_fit_and_whole(self):

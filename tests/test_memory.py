@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sim_examples import few_layers, made_setup, preset, round_machine
 
 from sim.batching import make_batch
 from sim.hardware import Hardware
@@ -18,7 +19,6 @@ from sim.policy import Policy
 from sim.schedule.registry import by_name, registered
 from sim.setup import Problem, Setup
 from sim.workload import Workload
-from tests.sim_examples import few_layers, made_setup, preset, round_machine
 from traces.errors import InputError
 
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=60)

@@ -6,11 +6,11 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sim_examples import few_layers, preset
 
 from sim.policy import Policy, read_policy_file
 from sim.schedule.registry import by_name, registered
 from sim.schedule.shape import Place
-from tests.sim_examples import few_layers, preset
 from traces.errors import InputError
 
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=100)

@@ -1,0 +1,110 @@
+"""Counts the device memory that the model's own code takes: what it holds between tasks, and what a task works with."""
+
+import contextlib
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from engine.desk import Desk
+from engine.device.base import Device
+from engine.kvcache import LayerCache
+from engine.microbatch import AttentionCall, LayerEntry, MicroBatch, StackEnd
+
+
+class Activations:
+    """The accounts of all micro-batches of a batch.
+
+    What a micro-batch holds is measured whenever it stops. The working set inside tasks is measured while the largest
+    micro-batch is prefilled: no other task needs more.
+    """
+
+    def __init__(self, device: Device, largest: MicroBatch) -> None:
+        self._device = device
+        self._largest = largest
+        self._held: dict[int, int] = {}
+        self._entered: dict[int, int] = {}
+
+    @contextlib.contextmanager
+    def working(self, micro_batch: MicroBatch) -> Iterator[None]:
+        """Around a task of the GPU lane: measures its working set where that is largest."""
+        if micro_batch is not self._largest or micro_batch.step > 0:
+            yield
+            return
+        with _WorkingSet() as working_set:
+            yield
+        with self._device.accounted("working set", working_set.peak_bytes):
+            return
+
+    def stopped(self, micro_batch: MicroBatch, desk: Desk) -> None:
+        """A micro-batch has stopped: count what it holds."""
+        at, index = micro_batch.at, micro_batch.index
+        tensors: list[torch.Tensor] = []
+        if isinstance(at, LayerEntry | StackEnd):
+            tensors.append(at.hidden)
+            self._entered[index] = at.hidden.untyped_storage().nbytes()
+            inside_layer = 0
+        else:
+            inside_layer = self._entered.get(index, 0)
+        if isinstance(at, AttentionCall):
+            tensors += [at.query, at.key, at.value]
+        if desk.attended is not None:
+            tensors.append(desk.attended[0])
+        for layer in desk.cache.layers:
+            if isinstance(layer, LayerCache):
+                tensors += [tensor for new in list(layer.new.values()) for tensor in new]
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        self._count(index, sum(storages.values()) + inside_layer)
+
+    def close(self) -> None:
+        """Gives everything back."""
+        for index in list(self._held):
+            self._count(index, 0)
+
+    def _count(self, index: int, num_bytes: int) -> None:
+        name = f"activations of micro-batch {index}"
+        more = num_bytes - self._held.get(index, 0)
+        if more > 0:
+            self._device.account(name, more)
+        elif more < 0:
+            self._device.release(name, -more)
+        self._held[index] = num_bytes
+
+
+class _WorkingSet(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The most bytes that tensors made while it is entered held at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._tensors: dict[int, int] = {}  # tensors alive, by storage
+        self._bytes = 0
+        self.peak_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        inputs = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor, inputs)
+        return result
+
+    def _add(self, tensor: torch.Tensor, inputs: set[int]) -> None:
+        storage = tensor.untyped_storage()
+        pointer, num_bytes = storage.data_ptr(), storage.nbytes()
+        if pointer not in self._tensors and (pointer in inputs or not num_bytes):
+            return  # a view of what was there before
+        if pointer not in self._tensors:
+            self._bytes += num_bytes
+            self.peak_bytes = max(self.peak_bytes, self._bytes)
+        self._tensors[pointer] = self._tensors.get(pointer, 0) + 1
+        weakref.finalize(tensor, self._drop, pointer, num_bytes)
+
+    def _drop(self, pointer: int, num_bytes: int) -> None:
+        self._tensors[pointer] -= 1
+        if not self._tensors[pointer]:
+            del self._tensors[pointer]
+            self._bytes -= num_bytes

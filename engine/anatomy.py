@@ -1,0 +1,83 @@
+"""Where things are in a model: its decoder layers, and which parameters of a layer belong to routed experts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from traces.errors import InputError
+
+ATTENTION_NAMES = ("attn", "attention", "temporal_block", "mixer")
+
+
+class OwnedParameter(NamedTuple):
+    """A parameter and the module whose attribute it is."""
+
+    owner: nn.Module
+    name: str
+    tensor: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """The parts of a model that the engine handles apart."""
+
+    layers: tuple[nn.Module, ...]
+    experts: tuple[tuple[OwnedParameter, ...], ...]
+    """Per layer, the parameters of its routed experts."""
+    num_experts: int
+
+    @staticmethod
+    def of(model: PreTrainedModel) -> "Anatomy":
+        """Find the parts. Raises InputError if the model is no decoder-only Mixture of Experts."""
+        if model.config.is_encoder_decoder or not model.can_generate():
+            raise InputError(f"{type(model).__name__}: only decoder-only language models can be run")
+        layers = _decoder_layers(model)
+        num_experts = _num_experts(model)
+        experts = tuple(tuple(_routed(layer, num_experts)) for layer in layers)
+        if not any(experts):
+            raise InputError(f"{type(model).__name__} holds no routed experts: it must be a Mixture of Experts")
+        return Anatomy(layers, experts, num_experts)
+
+    def parameters(self, layer: int) -> tuple[OwnedParameter, ...]:
+        """All parameters of a layer."""
+        return tuple(_owned(self.layers[layer]))
+
+
+def _decoder_layers(model: PreTrainedModel) -> tuple[nn.Module, ...]:
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
+    for candidate in found:
+        kinds = {type(layer).__name__ for layer in candidate}
+        if any(kind.endswith(("DecoderLayer", "Block", "Layer")) for kind in kinds):
+            return tuple(candidate)
+    raise InputError(f"{type(model).__name__}: its {count} decoder layers were not found; the engine cannot run it")
+
+
+def _num_experts(model: PreTrainedModel) -> int:
+    config = model.config.get_text_config(decoder=True)
+    holders = [config, *(getattr(config, name, None) for name in ("ffn_config", "moe"))]
+    names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    counts = [getattr(holder, name, None) for holder in holders if holder is not None for name in names]
+    found = [count if isinstance(count, int) else max(count) for count in counts if count]
+    return max(found, default=0)
+
+
+def _routed(layer: nn.Module, num_experts: int) -> Iterator[OwnedParameter]:
+    for path, module in layer.named_modules():
+        parts = path.split(".")
+        if any(name in part for part in parts for name in ATTENTION_NAMES) or any("shared" in part for part in parts):
+            continue
+        for name, tensor in module.named_parameters(recurse=False):
+            fused = tensor.dim() == 3 and tensor.shape[0] == num_experts
+            if "experts" in parts or fused or isinstance(module, nn.Embedding):
+                yield OwnedParameter(module, name, tensor)
+
+
+def _owned(layer: nn.Module) -> Iterator[OwnedParameter]:
+    for module in layer.modules():
+        for name, tensor in module.named_parameters(recurse=False):
+            yield OwnedParameter(module, name, tensor)

@@ -1,0 +1,74 @@
+"""A layer whose routed experts are partly resident: the library's own expert code, run once for each part.
+
+`experts_on_device` keeps the first experts of each layer on the device while the others stream. The library's fused
+implementations skip tokens whose expert has the index `num_experts` (it uses that for expert parallelism), so each part
+computes its own tokens and the results add up.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from engine.anatomy import OwnedParameter
+
+IMPLEMENTATION = "grouped_mm"
+
+
+def can_split(parameters: tuple[OwnedParameter, ...], num_experts: int) -> bool:
+    """Whether these are the fused parameters of one module that the library's expert implementations can run."""
+    owners = {id(parameter.owner) for parameter in parameters}
+    fused = all(parameter.tensor.shape[0] == num_experts for parameter in parameters)
+    return len(owners) == 1 and fused and hasattr(parameters[0].owner, "_is_expert_parallel")
+
+
+class SplitExperts:
+    """Takes the place of an experts module's `forward` until `remove`.
+
+    `resident` are the module's parameters cut down to the experts on the device. The module's parameters themselves
+    must be those of the streamed experts whenever it is called.
+    """
+
+    def __init__(self, module: nn.Module, resident: dict[str, nn.Parameter]) -> None:
+        self._module = module
+        self._resident = resident
+        self._num_resident = next(iter(resident.values())).shape[0]
+        self._num_experts: int = module.num_experts  # type: ignore[assignment]
+        module.forward = self
+
+    def __call__(
+        self, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor, *_: Any
+    ) -> torch.Tensor:
+        streamed = {name: self._module._parameters[name] for name in self._resident}
+        resident = self._part(self._resident, 0, self._num_resident, hidden, top_k_index, top_k_weights)
+        rest = self._part(streamed, self._num_resident, self._num_experts, hidden, top_k_index, top_k_weights)
+        return resident + rest
+
+    def remove(self) -> None:
+        """Gives the module its own `forward` back."""
+        del self._module.forward
+
+    def _part(
+        self,
+        parameters: Any,
+        first: int,
+        stop: int,
+        hidden: torch.Tensor,
+        top_k_index: torch.Tensor,
+        top_k_weights: torch.Tensor,
+    ) -> torch.Tensor:
+        module: Any = self._module
+        ours = (top_k_index >= first) & (top_k_index < stop)
+        index = torch.where(ours, top_k_index - first, stop - first)
+        before = {name: module._parameters[name] for name in parameters}
+        module._parameters.update(parameters)
+        module.num_experts, module._is_expert_parallel = stop - first, True
+        try:
+            result: torch.Tensor = ALL_EXPERTS_FUNCTIONS[IMPLEMENTATION](
+                module, hidden, index, top_k_weights.masked_fill(~ours, 0.0)
+            )
+        finally:
+            module._parameters.update(before)
+            module.num_experts, module._is_expert_parallel = self._num_experts, False
+        return result

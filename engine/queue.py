@@ -1,0 +1,144 @@
+"""The tasks that lanes share: issued step by step, handed to each lane in order, once their dependencies have ended."""
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+from engine.device.base import Mark
+from sim.schedule.task import Lane, Task
+
+STEPS_AHEAD = 2
+"""How many steps may be issued beyond the one that the slowest lane works on: bounds memory, not speed."""
+
+STEPS_REMEMBERED = 4
+"""Marks of tasks in earlier steps are let go of; all that a lane did then has ended long ago."""
+
+
+class DeadlockError(RuntimeError):
+    """The schedule's tasks wait for each other: none of them can start."""
+
+
+def describe(task: Task) -> str:
+    """A task in words."""
+    parts = [("step", task.step), ("layer", task.layer), ("micro-batch", task.micro_batch), ("page", task.page)]
+    return f"task {task.op} ({', '.join(f'{name} {n}' for name, n in parts if n >= 0)}) on lane {task.lane}"
+
+
+class TaskQueue:
+    """Gives each lane its tasks. All methods may be called from any thread."""
+
+    def __init__(self, steps: Iterable[list[Task]], lanes: Iterable[Lane]) -> None:
+        self._steps = iter(steps)
+        self._issued: dict[Lane, deque[Task]] = {lane: deque() for lane in lanes}
+        self._lock = threading.Lock()
+        self._changed = {lane: threading.Condition(self._lock) for lane in self._issued}
+        self._at_work = set(self._issued)  # lanes that neither wait nor have left
+        self._waiting_for_dep: dict[int, list[Lane]] = {}
+        self._waiting_for_issue: list[Lane] = []
+        self._marks: dict[int, Mark] = {}
+        self._forgotten = 0  # tasks with a lower id ended long ago: their marks are gone
+        self._open_steps: deque[list[int]] = deque()  # [first id, tasks not ended] of each step, oldest first
+        self._ended_steps: deque[int] = deque()  # first ids of steps that have ended, oldest first
+        self._exhausted = False
+        self._stopped = False
+        self._deadlocked = False
+
+    def tasks(self, lane: Lane) -> Iterator[tuple[Task, list[Mark]]]:
+        """The lane's tasks, each when all its dependencies have ended, with their marks. Raises DeadlockError."""
+        try:
+            while (task := self._next(lane)) is not None:
+                with self._lock:
+                    for dep in task.deps:
+                        while not self._stopped and dep >= self._forgotten and dep not in self._marks:
+                            self._wait(lane, self._waiting_for_dep.setdefault(dep, []), task)
+                    if self._stopped:
+                        return
+                    marks = [self._marks[dep] for dep in task.deps if dep >= self._forgotten]
+                yield task, marks
+        finally:
+            with self._lock:
+                self._leave(lane)
+
+    def ended(self, task: Task, mark: Mark) -> None:
+        """The task's work is done, or will be once the mark is reached."""
+        with self._lock:
+            self._marks[task.id] = mark
+            self._wake(self._waiting_for_dep.pop(task.id, []))
+            self._count_down(task)
+
+    def stop(self) -> None:
+        """No lane gets another task."""
+        with self._lock:
+            self._stopped = True
+            self._wake_all()
+
+    def _next(self, lane: Lane) -> Task | None:
+        with self._lock:
+            queue = self._issued[lane]
+            while not queue and not self._exhausted and not self._stopped:
+                if len(self._open_steps) <= STEPS_AHEAD:
+                    self._issue_step()
+                else:
+                    self._wait(lane, self._waiting_for_issue, None)
+            return queue.popleft() if queue and not self._stopped else None
+
+    def _issue_step(self) -> None:
+        tasks = next(self._steps, None)
+        if tasks is None:
+            self._exhausted = True
+        elif tasks:
+            for task in tasks:
+                if task.lane not in self._issued:
+                    raise RuntimeError(f"{describe(task)}: the run was given no such lane")
+                self._issued[task.lane].append(task)
+            self._open_steps.append([tasks[0].id, len(tasks)])
+        self._wake_for_issue()
+
+    def _count_down(self, task: Task) -> None:
+        for step in reversed(self._open_steps):
+            if step[0] <= task.id:
+                step[1] -= 1
+                break
+        if not self._open_steps or self._open_steps[0][1]:
+            return
+        while self._open_steps and not self._open_steps[0][1]:
+            self._ended_steps.append(self._open_steps.popleft()[0])
+        while len(self._ended_steps) > STEPS_REMEMBERED:
+            self._ended_steps.popleft()
+            for id_ in range(self._forgotten, self._ended_steps[0]):
+                self._marks.pop(id_, None)
+            self._forgotten = self._ended_steps[0]
+        self._wake_for_issue()
+
+    # waiting: who is woken counts as at work from that moment, so that "all wait" means what it says ------------
+
+    def _wait(self, lane: Lane, others: list[Lane], task: Task | None) -> None:
+        others.append(lane)
+        self._leave(lane)
+        if not self._deadlocked:
+            self._changed[lane].wait()
+        if self._deadlocked:
+            what = f"{describe(task)} needs a task that cannot start" if task else "no step can be issued"
+            raise DeadlockError(f"the schedule's tasks wait for each other: {what}")
+
+    def _leave(self, lane: Lane) -> None:
+        self._at_work.discard(lane)
+        waits = self._waiting_for_issue or self._waiting_for_dep
+        if not self._at_work and waits and not self._stopped:
+            self._deadlocked = self._stopped = True
+            self._wake_all()
+
+    def _wake(self, lanes: list[Lane]) -> None:
+        for lane in lanes:
+            self._at_work.add(lane)
+            self._changed[lane].notify()
+
+    def _wake_for_issue(self) -> None:
+        self._wake(self._waiting_for_issue)
+        self._waiting_for_issue.clear()
+
+    def _wake_all(self) -> None:
+        self._wake_for_issue()
+        for lanes in self._waiting_for_dep.values():
+            self._wake(lanes)
+        self._waiting_for_dep.clear()

@@ -1,0 +1,304 @@
+"""`python -m engine`: files of requests in, results out, interruptions and resumption, mistakes in one line."""
+
+import _thread
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from engine_models import reference
+
+import engine
+from engine.cli import main
+from engine.demo import make_model
+from engine.load import load_model, load_tokenizer
+from engine.requests import Results, read_requests
+from traces.chrome_reader import read
+
+NEW = 4
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    make_model(path, hidden_size=32, num_layers=2)
+    return path
+
+
+@pytest.fixture
+def command(folder, tmp_path):
+    def build(lines, *extra, output="results.jsonl"):
+        text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+        (tmp_path / "in.jsonl").write_text(text, encoding="utf-8")
+        paths = ["--model", str(folder), "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / output)]
+        sizes = ["--micro-batch-size", "2", "--num-micro-batches", "2", "--max-new-tokens", str(NEW)]
+        return ["run", *paths, *sizes, "--device", "emulated", *extra]
+
+    return build
+
+
+def results(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+TEXTS = ["A mixture", "of", "experts runs", "here", "and now", "in", "pages of weights", "!", "end"]
+
+
+def test_results_in_order_equal_to_plain_generation(folder, command, tmp_path):
+    assert main(command([{"prompt": text} for text in TEXTS], "--trace", str(tmp_path / "run.json.gz"))) == 0
+    tokenizer, model = load_tokenizer(folder), load_model(folder)
+    expected = reference(model, [tokenizer(text)["input_ids"] for text in TEXTS], 2, NEW)
+    found = results(tmp_path)
+    assert [line["prompt"] for line in found] == TEXTS
+    assert [line["token_ids"] for line in found] == expected
+    assert [line["text"] for line in found] == tokenizer.batch_decode(expected, skip_special_tokens=True)
+    assert read(tmp_path / "run.json.gz").metadata["schedule"] == "cgopipe"
+
+
+def test_the_call_takes_a_folder_and_text(folder):
+    result = engine.run(folder, TEXTS, micro_batch_size=3, max_new_tokens=NEW)
+    tokenizer, model = load_tokenizer(folder), load_model(folder)
+    expected = reference(model, [tokenizer(text)["input_ids"] for text in TEXTS], 3, NEW)
+    assert result.sequences == expected
+    assert result.texts == tokenizer.batch_decode(expected, skip_special_tokens=True)
+
+
+def test_stop_strings_and_other_arguments_of_generate(folder):
+    tokenizer, model = load_tokenizer(folder), load_model(folder)
+    ids = [tokenizer(text)["input_ids"] for text in TEXTS]
+    free = reference(model, ids, 3, 12)
+    stop = next(text for row in free for text in map(tokenizer.decode, row[3:9]) if text.isascii() and text)
+    kwargs = {"stop_strings": stop, "tokenizer": tokenizer}
+    result = engine.run(model, ids, micro_batch_size=3, max_new_tokens=12, **kwargs)
+    padded = reference(model, ids, 3, 12, **kwargs)
+    assert any(len(row) < 12 for row in result.sequences)
+    for found, expected in zip(result.sequences, padded, strict=True):
+        assert found == expected[: len(found)]
+        assert set(expected[len(found) :]) <= {tokenizer.pad_token_id}
+
+
+def test_prompts_as_token_ids_and_sampling(folder, command, tmp_path):
+    ids = [[5, 6, 7], [8, 9], [10, 11, 12, 13]]
+    sampling = ["--temperature", "1.5", "--top-k", "50", "--repetition-penalty", "1.2", "--seed", "7"]
+    assert main(command([{"prompt_token_ids": one} for one in ids], *sampling)) == 0
+    options = {"do_sample": True, "temperature": 1.5, "top_k": 50, "repetition_penalty": 1.2}
+    expected = reference(load_model(folder), ids, 2, NEW, seed=7, **options)
+    assert [line["token_ids"] for line in results(tmp_path)] == expected
+
+
+def test_lines_that_cannot_be_run_are_named_and_the_others_run(command, tmp_path, capsys):
+    long = {"prompt": "x" * 600}
+    lines = [{"prompt": "one"}, "{not json", "[1]", {"prompt": ""}, long, {"text": "two"}, {"prompt": "three"}]
+    assert main(command(lines)) == 0
+    found = results(tmp_path)
+    assert [("token_ids" in line, "error" in line) for line in found] == [
+        (True, False),
+        *[(False, True)] * 5,
+        (True, False),
+    ]
+    told = capsys.readouterr().err
+    assert "line 2 is not JSON" in told
+    assert found[1]["error"].startswith("line 2 is not JSON")
+    assert "line 3 is no JSON object but a list" in found[2]["error"]
+    assert "line 4" in found[3]["error"]
+    assert "is empty" in found[3]["error"]
+    assert "line 5" in found[4]["error"]
+    assert "512 positions" in found[4]["error"]
+    assert "line 6: no prompt found" in found[5]["error"]
+
+
+def openai(custom_id, **body):
+    return {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+
+def test_openai_batch_format(folder, command, tmp_path):
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    own = tmp_path / "chat"
+    load_model(folder).save_pretrained(own)
+    tokenizer.save_pretrained(own)
+    messages = [{"role": "user", "content": "Hi"}]
+    lines = [
+        openai("a", model="m", messages=messages, max_tokens=2),
+        openai("b", model="m", messages=messages),
+        openai("c", model="m", messages=messages, temperature=0.5),
+        openai("d", model="m"),
+    ]
+    arguments = command(lines)
+    arguments[2] = str(own)
+    assert main(arguments) == 0
+    a, b, c, d = results(tmp_path)
+    assert [line["custom_id"] for line in (a, b, c, d)] == ["a", "b", "c", "d"]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    expected = reference(load_model(folder), [ids], 1, NEW)[0]
+    choice = b["response"]["body"]["choices"][0]
+    assert choice["message"] == {"role": "assistant", "content": tokenizer.decode(expected, skip_special_tokens=True)}
+    assert b["response"]["body"]["usage"] == {
+        "prompt_tokens": len(ids),
+        "completion_tokens": NEW,
+        "total_tokens": len(ids) + NEW,
+    }
+    assert a["response"]["body"]["usage"]["completion_tokens"] == 2
+    assert choice["finish_reason"] == "length"
+    assert "temperature" in c["error"]["message"]
+    assert "messages" in d["error"]["message"]
+    assert c["response"] is d["response"] is None
+
+
+def test_an_interrupted_run_resumes_and_repeats_nothing(command, tmp_path, monkeypatch):
+    from engine import serve
+
+    lines = [{"prompt": text} for text in TEXTS]
+    whole = command(lines)
+    assert main(whole) == 0
+    expected = (tmp_path / "results.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "results.jsonl").unlink()
+
+    real_run, generated = serve.run, []
+
+    def interrupted(model, prompts, *args, on_batch, **kwargs):
+        def stop(batch):
+            on_batch(batch)
+            generated.extend(batch.result.sequences)
+            if len(generated) == 4:
+                _thread.interrupt_main()
+
+        return real_run(model, prompts, *args, on_batch=stop, **kwargs)
+
+    monkeypatch.setattr(serve, "run", interrupted)
+    assert main(whole) == 130
+    assert len(results(tmp_path)) == len(generated) == 4
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write('{"prompt": "and n')  # cut off in the middle of a line
+    assert main([*whole, "--resume"]) == 0
+    assert (tmp_path / "results.jsonl").read_text(encoding="utf-8") == expected
+    assert len(generated) == len(TEXTS)
+    assert main([*whole, "--resume"]) == 0
+    assert len(generated) == len(TEXTS)
+
+
+def test_resuming_another_inputs_results_is_refused(command, tmp_path, capsys):
+    assert main(command([{"prompt": "one"}])) == 0
+    assert main(command([{"prompt": "two"}])) == 2
+    assert "give --resume to go on with it" in capsys.readouterr().err
+    assert main(command([{"prompt": "two"}], "--resume")) == 2
+    assert "does not belong to this input, see line 1" in capsys.readouterr().err
+
+
+def test_a_full_disk_while_writing_results(tmp_path, folder):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "one"}\n', encoding="utf-8")
+    arguments = ["run", "--model", str(folder), "--input", str(source), "--output", "/dev/full", "--device", "emulated"]
+    done = subprocess.run(
+        [sys.executable, "-m", "engine", *arguments, "--max-new-tokens", "2"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "error: output /dev/full: cannot be written: No space left on device; 0 lines are complete" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_corrupt_weights(folder, command, tmp_path, capsys):
+    own = tmp_path / "broken"
+    own.mkdir()
+    for file in folder.iterdir():
+        (own / file.name).write_bytes(file.read_bytes())
+    weights = own / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    arguments = command([{"prompt": "one"}])
+    arguments[2] = str(own)
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    assert f"error: model '{own}' cannot be loaded: " in told
+    assert "sound *.safetensors files" in told
+
+
+def test_pickled_weights_are_not_loaded(folder, command, tmp_path, capsys):
+    import torch
+
+    own = tmp_path / "pickled"
+    own.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (own / name).write_bytes((folder / name).read_bytes())
+    torch.save(load_model(folder).state_dict(), own / "pytorch_model.bin")
+    arguments = command([{"prompt": "one"}])
+    arguments[2] = str(own)
+    assert main(arguments) == 2
+    assert "cannot be loaded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        (["--schedule", "cgopip"], "did you mean cgopipe"),
+        (["--device-memory-gb", "0.0001"], "the plan: schedule cgopipe"),
+        (["--device", "tpu"], "device: 'tpu' is not known"),
+        (["--h2d-gbs", "0"], "h2d bandwidth"),
+        (["--policy", "none.json"], "leave --micro-batch-size"),
+        (["--plan-for", "t4"], "--plan-for chooses policy and sizes"),
+        (["--trace", "trace.txt"], "ends in .json or .json.gz"),
+        (["--output", "/nowhere/out.jsonl"], "there is no folder /nowhere"),
+        (["--input", "/nowhere/in.jsonl"], "cannot be read"),
+        (["--model", "/nowhere/model"], "cannot be loaded"),
+        (["--nonsense"], "unrecognized arguments"),
+    ],
+)
+def test_mistakes_are_one_line(command, capsys, extra, told):
+    assert main(command([{"prompt": "one"}], *extra)) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert told in last
+
+
+def test_an_empty_input(command, tmp_path, capsys):
+    assert main(command([])) == 2
+    assert "holds no request" in capsys.readouterr().err
+
+
+def test_a_policy_file(command, tmp_path):
+    policy = tmp_path / "policy.json"
+    policy.write_text('{"schedule": "flexgen", "micro_batch_size": 2, "num_micro_batches": 2}', encoding="utf-8")
+    arguments = command([{"prompt": text} for text in TEXTS], "--schedule", "flexgen", "--policy", str(policy))
+    at = arguments.index("--micro-batch-size")
+    del arguments[at : at + 4]
+    assert main(arguments) == 0
+    assert len(results(tmp_path)) == len(TEXTS)
+
+
+def test_unwritten_results_are_told_apart_from_written_ones(tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt_token_ids": [3]}\n{"prompt_token_ids": [4]}\n', encoding="utf-8")
+    requests = read_requests(source, None)
+    out = Results(tmp_path / "out.jsonl", requests, resume=True)
+    out.append(['{"prompt_token_ids": [3], "token_ids": [9]}\n'])
+    out.close()
+    again = Results(tmp_path / "out.jsonl", requests, resume=True)
+    assert again.done == 1
+    again.close()
+
+
+def test_demo_runs_every_schedule_it_is_given(tmp_path, capsys):
+    assert main(["demo", "--folder", str(tmp_path / "demo"), "--schedule", "zero"]) == 0
+    out = capsys.readouterr().out
+    assert out.count(" -> [") == 8
+    assert "run.json.gz" in out
+
+
+@pytest.mark.parametrize("schedule", ["cgopipe", "zero"])
+def test_a_planned_policy_says_what_it_expects_and_what_came(command, tmp_path, capsys, schedule):
+    arguments = command([{"prompt": text} for text in TEXTS], "--plan-for", "t4", "--schedule", schedule)
+    at = arguments.index("--micro-batch-size")
+    del arguments[at : at + 4]
+    assert main(arguments) == 0
+    told = capsys.readouterr().err
+    assert re.search(r"policy: \d+×\d+ requests, .*; expected [\d.]+ tokens/s, bottleneck \w+, schedule", told)
+    assert re.search(r"expected [\d.]+ tokens/s on t4, measured [\d.]+ on emulated device", told)
+    assert len(results(tmp_path)) == len(TEXTS)
+
+
+def test_only_errors(command, tmp_path):
+    assert main(command(["{", {"prompt": ""}])) == 0
+    assert ["error" in line for line in results(tmp_path)] == [True, True]

@@ -1,0 +1,192 @@
+"""Memory: peaks against the policy's plan, pages of weights, the cache as the model sees it."""
+
+import pytest
+import torch
+from engine_models import PROMPTS, make, make_prompts
+from torch import nn
+
+import engine
+from engine.anatomy import Anatomy, OwnedParameter
+from engine.device.emulated import EmulatedDevice
+from engine.kvcache import KeysValues, LayerCache, Store, cache_for
+from engine.weights import StreamedLayer, WeightStream
+from sim.batching import Batch, MicroBatch
+from sim.memory import plan_memory
+from sim.model import Model
+from sim.policy import Policy
+from sim.schedule.registry import by_name, registered
+from sim.schedule.task import WHOLE, LaneKind
+
+WIDE = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_local_experts": 8,
+    "num_attention_heads": 8,
+    "head_dim": 16,
+}
+NEW = 6
+
+
+@pytest.mark.parametrize("name", registered())
+@pytest.mark.parametrize(
+    "places", [{}, {"experts_on_device": 0.5}, {"attention": "gpu"}, {"attention": "gpu", "kv_on_device": 1.0}]
+)
+def test_peak_of_the_device_is_what_was_planned(name, places, tmp_path):
+    schedule = by_name(name)
+    if places.get("attention", schedule.attention[0]) not in schedule.attention:
+        pytest.skip("not a place where this schedule attends")
+    if schedule.streams_non_experts and places:
+        pytest.skip("streams all weights and keeps the whole cache")
+    model = make("mixtral", dtype=torch.bfloat16, **WIDE).to(torch.bfloat16)
+    model.config.save_pretrained(tmp_path)
+    planned = Model.load(tmp_path)
+    policy = Policy.usual(schedule, 12, 3, **places)
+    batch = Batch((MicroBatch(3, 36, 3 * 144, 12),) * 4, 0, NEW)
+    plan = plan_memory(schedule, policy.shape(schedule, planned), policy, planned, batch).peak_bytes()["device"]
+    with EmulatedDevice(None, None, 1 << 30) as device:
+        result = engine.run(model, make_prompts(*[12] * 12), schedule, policy, max_new_tokens=NEW, device=device)
+    peak = result.stats.peak_bytes["device"]
+    assert plan <= 1.15 * peak
+    assert peak <= 1.02 * plan
+
+
+def test_device_memory_grows_with_resident_experts_and_shrinks_host_traffic():
+    peaks, moved = [], []
+    for share in (0.0, 0.5):
+        result = engine.run(
+            make("mixtral", **WIDE), PROMPTS, policy=Policy(7, 2, experts_on_device=share), max_new_tokens=3
+        )
+        peaks.append(result.stats.peak_bytes["device"])
+        moved.append(sum(span.bytes for span in result.trace.spans if span.op.startswith("LoadWeights")))
+    experts = 4 * 8 * 3 * 128 * 256 * 4
+    assert moved[0] == 3 * experts
+    assert moved[1] == 3 * experts // 2
+    assert peaks[1] - peaks[0] == pytest.approx(experts / 2 - 2 * experts / 4 / 2, rel=0.01)
+
+
+@pytest.fixture
+def stream():
+    with EmulatedDevice(None, None, 1 << 24) as device, device.open_lane(LaneKind.H2D) as lane:
+        torch.manual_seed(0)
+        modules = [nn.Bilinear(5, 7, 3, bias=False) for _ in range(3)]
+        layers = [
+            StreamedLayer.of([OwnedParameter(module, "weight", module.weight)]) if i != 1 else None
+            for i, module in enumerate(modules)
+        ]
+        device.reserve_pinned(WeightStream.pinned_bytes(layers, 1, False))
+        yield WeightStream(device, layers, 1), modules, lane, device
+
+
+@pytest.mark.parametrize("num_pages", [1, 2, 5, 9])
+def test_pages_together_are_the_layer(stream, num_pages):
+    weights, modules, lane, _ = stream
+    original = modules[2].weight.detach().clone()
+    weights.begin_batch(num_pages)
+    moved = 0
+    for page in range(num_pages):
+        weights.pin(2, page)
+        moved += weights.load(lane, 2, page)
+    weights.bind(2)
+    assert modules[2].weight.data_ptr() != original.data_ptr()
+    assert torch.equal(modules[2].weight, original)
+    assert original.nbytes <= moved < original.nbytes + 64
+
+
+def test_a_page_that_is_missing_or_old_is_noticed(stream):
+    weights, _, lane, _ = stream
+    weights.begin_batch(2)
+    weights.load_pageable(lane, 0, 0)
+    with pytest.raises(RuntimeError, match="page 1 of layer 0 is not in the device"):
+        weights.bind(0)
+    weights.load_pageable(lane, 0, WHOLE)
+    weights.bind(0)
+    with pytest.raises(RuntimeError, match="it holds run 0, needed is run 6"):
+        weights.bind(6)
+    weights.pin(0, 0)
+    with pytest.raises(RuntimeError, match="page 0 of layer 2 is not in staging"):
+        weights.load(lane, 2, 0)
+
+
+def test_closing_gives_the_parameters_and_the_memory_back(stream):
+    weights, modules, lane, device = stream
+    original = modules[0].weight
+    weights.begin_batch(1)
+    weights.load_pageable(lane, 0, WHOLE)
+    weights.bind(0)
+    assert modules[0].weight is not original
+    weights.close()
+    assert modules[0].weight is original
+    assert device.usage.current_bytes == 0
+
+
+def pair(tokens, fill):
+    return KeysValues(torch.full((2, 1, tokens, 4), fill), torch.full((2, 3, tokens, 5), fill))
+
+
+def test_a_store_keeps_tokens_in_order():
+    made = []
+
+    def allocate(name, shape, dtype):
+        made.append(shape)
+        return torch.zeros(shape, dtype=dtype)
+
+    store = Store(pair(3, 1.0), 6, allocate, "kv")
+    store.append(pair(3, 1.0))
+    store.append(pair(1, 2.0))
+    assert made == [(2, 1, 6, 4), (2, 3, 6, 5)]
+    assert store.content.keys[0, 0, :, 0].tolist() == [1, 1, 1, 2]
+    assert store.content.values.shape == (2, 3, 4, 5)
+
+
+def test_a_cache_that_is_only_passed_on_is_recognised():
+    layer = LayerCache(0)
+    keys, values = layer.update(*pair(3, 1.0))
+    received = layer.received(keys, values)
+    assert layer.passed_on
+    assert type(received.keys) is torch.Tensor
+    assert layer.get_seq_length() == 3
+    assert layer.take(0).num_tokens == 3
+    assert layer.take(0) is None
+
+
+@pytest.mark.parametrize("touch", [lambda t: t + 1, lambda t: t.transpose(1, 2), lambda t: t.shape])
+def test_a_model_that_computes_with_the_cache_is_noticed(touch):
+    layer = LayerCache(0)
+    keys, _ = layer.update(*pair(3, 1.0))
+    touch(keys)
+    assert not layer.passed_on
+
+
+def test_a_touch_in_decode_only_is_an_error_rather_than_wrong_tokens():
+    layer = LayerCache(0)
+    layer.update(*pair(3, 1.0))
+    keys, _ = layer.update(*pair(1, 1.0))
+    with pytest.raises(RuntimeError, match="reads its KV cache in decode"):
+        keys.sum()
+
+
+def test_models_with_a_cache_of_their_own_get_it():
+    assert type(cache_for(make("minimax"))).__name__ == "MiniMaxCache"
+    assert len(cache_for(make("gpt_oss")).layers) == 3
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("mixtral", {"gate_up_proj", "down_proj"}),
+        ("gpt_oss", {"gate_up_proj", "down_proj", "gate_up_proj_bias", "down_proj_bias"}),
+        ("dbrx", {"w1", "v1", "w2"}),
+        ("jetmoe", {"weight"}),
+        ("doge", {"weight"}),
+        ("qwen2_moe", {"gate_up_proj", "down_proj"}),
+    ],
+)
+def test_which_parameters_are_routed_experts(family, names):
+    anatomy = Anatomy.of(make(family))
+    assert {parameter.name for parameter in anatomy.experts[2]} == names
+    assert all(parameter.tensor.dim() >= 2 for parameter in anatomy.experts[2])
+
+
+def test_dense_layers_hold_none():
+    assert [bool(experts) for experts in Anatomy.of(make("deepseek_v3")).experts] == [False, True, True]
