@@ -2,10 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from traces.command import OneLineParser, add_command, run_command
 from traces.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,47 +16,37 @@ if TYPE_CHECKING:
     from sim.policy import Policy
     from sim.schedule.base import Schedule
 
-USAGE_ERROR = 2
-INTERRUPTED = 130
 GIGA = 1e9
 
 USUAL_MICRO_BATCH_SIZE = 4
 USUAL_NUM_MICRO_BATCHES = 4
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line, as all others of the project."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
+_RUN_EXAMPLES = (
+    "python -m engine run --model ./model --input prompts.jsonl --output results.jsonl --max-new-tokens 32",
+    "python -m engine run --model ./model --input prompts.jsonl --output results.jsonl --resume",
+)
+_DEMO_EXAMPLES = ("python -m engine demo", "python -m engine demo --schedule flexgen --folder demo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    try:
-        args = _parser().parse_args(argv)
-        command: Callable[[argparse.Namespace], int] = args.command
-        return command(args)
-    except InputError as error:
-        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        sys.stderr.write(f"error: {error}{notes}\n")
-        return USAGE_ERROR
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: finished batches are written, --resume goes on with the others\n")
-        return INTERRUPTED
+    return run_command(_parser(), argv, "interrupted: finished batches are written, --resume goes on with the others")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m engine", description="Run an offloaded Mixture-of-Experts model by a schedule.")
+def _parser() -> OneLineParser:
+    parser = OneLineParser(
+        prog="python -m engine",
+        description="Run an offloaded Mixture-of-Experts model by a schedule.",
+        examples=(_DEMO_EXAMPLES[0], _RUN_EXAMPLES[0]),
+    )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="generate for every request of a file", description=_run.__doc__)
-    run.set_defaults(command=_run)
+    run = add_command(commands, "run", "generate for every request of a file", _run, _RUN_EXAMPLES)
     _add_files(run)
     _add_policy(run)
     _add_device(run)
     _add_generation(run)
-    demo = commands.add_parser("demo", help="make a small random model and run it", description="A minute's tour.")
-    demo.set_defaults(command=_demo)
+    demo = add_command(commands, "demo", "make a small random model and run it", _demo, _DEMO_EXAMPLES)
     demo.add_argument("--folder", type=Path, help="where to keep the model and the results (default: nowhere)")
     demo.add_argument("--schedule", default="cgopipe")
     return parser

@@ -107,3 +107,8 @@ def one_task(op, step=1, layer=0, micro_batch=0, page=-1, *, rank=0, on_cpu=Fals
     """A task by itself, on the lane it belongs to."""
     lane = CPU._replace(rank=rank) if on_cpu else Lane(ON_LANE.get(op, LaneKind.GPU), rank)
     return Task(0, op, lane, step, layer, micro_batch, page)
+
+
+def cost_of(task, **setup):
+    """What the task costs in `made_setup(**setup)`."""
+    return made_setup(**setup).costs()(task)
