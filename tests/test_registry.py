@@ -56,7 +56,7 @@ def test_it_can_be_compared(installed, capsys):
 
 def test_an_entry_point_that_is_no_schedule_is_named(installed):
     installed(print)
-    with pytest.raises(InputError, match="cgopipe.schedules:elsewhere is not a Schedule class"):
+    with pytest.raises(InputError, match=r"cgopipe\.schedules:elsewhere is not a Schedule class"):
         registry.registered()
 
 
