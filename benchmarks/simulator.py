@@ -8,6 +8,7 @@ and then for the duration. It shares no bandwidth, keeps no account of who waite
 """
 
 import argparse
+import gc
 import json
 import platform
 import statistics
@@ -72,7 +73,7 @@ def timed(run: Callable[[], object]) -> float:
 
 def measure(schedule: str, repeats: int) -> dict[str, object]:
     setup = setup_of(schedule)
-    cost_model = setup.costs()
+    cost_model = setup.costs(only_contended=True)
     steps = list(setup.schedule.steps(setup.shape, 0, STEPS, last=127))
     tasks = [task for step in steps for task in step]
     costs = {task.id: cost_model(task) for task in tasks}
@@ -83,9 +84,13 @@ def measure(schedule: str, repeats: int) -> dict[str, object]:
         "simulator, nothing contended": lambda: Simulation(steps, by_task, unshared).run(),
         "simulator": lambda: Simulation(steps, by_task, cost_model.capacities).run(),
         "with generation and costs": lambda: Simulation(
-            setup.schedule.steps(setup.shape, 0, STEPS, last=127), setup.costs(), cost_model.capacities
+            setup.schedule.steps(setup.shape, 0, STEPS, last=127),
+            setup.costs(only_contended=True),
+            cost_model.capacities,
         ).run(),
     }
+    gc.collect()
+    gc.freeze()  # the stored list is there for the comparison only: its objects should not slow collections down
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
@@ -104,7 +109,7 @@ def measure(schedule: str, repeats: int) -> dict[str, object]:
 def peak_bytes(num_steps: int) -> int:
     """Most memory that Python held while it simulated so many steps, templates made before."""
     setup = setup_of("cgopipe")
-    cost_model = setup.costs()
+    cost_model = setup.costs(only_contended=True)
     list(setup.schedule.steps(setup.shape, 0, 5, last=num_steps))
     tracemalloc.start()
     Simulation(setup.schedule.steps(setup.shape, 0, num_steps, last=num_steps), cost_model, cost_model.capacities).run()

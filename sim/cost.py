@@ -32,6 +32,9 @@ PAGEABLE_TRAFFIC = 3
 CACHE_LIMIT = 5_000
 """Costs remembered before the memory of them starts anew."""
 
+ROUNDING = 16
+"""More than the demands on a pool can gain by being whole bytes per second."""
+
 GROWS_WITH_CONTEXT = frozenset({Op.ATTN, Op.LOAD_KV})
 """Ops whose cost differs from one decode step to the next; the others tell only prefill from decode."""
 
@@ -57,6 +60,7 @@ class Work(NamedTuple):
 class CostModel:
     """Costs of all tasks of one run; call it with a task.
 
+    `only_contended` leaves out demands on pools that all lanes together cannot exceed, which need no watching.
     Equal tasks are computed once: the cost depends on the op, the layer's kind, the micro-batch's, the page, the rank
     and prefill or decode, and in `GROWS_WITH_CONTEXT` on the step.
     """
@@ -69,10 +73,13 @@ class CostModel:
         model: Model,
         batch: Batch,
         hardware: Hardware,
+        *,
+        only_contended: bool = False,
     ) -> None:
         self._shape, self._policy, self._model, self._hardware = shape, policy, model, hardware
         self._ranks = hardware.num_devices
         self._kv_pageable = not schedule.pins_kv
+        self._left_out = _never_exceeded(hardware) if only_contended else frozenset[int]()
         self._micro_batches = batch.micro_batches
         self._streamed = [policy.streamed_bytes(schedule, model, layer) for layer in model.layers]
         self._layer_kind = [*model.layer_kinds, -1]  # the last entry answers for NONE
@@ -106,17 +113,16 @@ class CostModel:
         if cost is None:
             if len(self._known) > CACHE_LIMIT:
                 self._known.clear()
-            cost = self._known[key] = self._formulas[op](task)
+            cost = self._formulas[op](task)
+            if self._left_out:
+                cost = cost._replace(demands=tuple(one for one in cost.demands if one[0] not in self._left_out))
+            self._known[key] = cost
         return cost
 
     @property
     def capacities(self) -> Sequence[int]:
         """Per pool, what it gives in a second."""
-        per_rank = (
-            int(self._hardware.device_memory.bandwidth_bytes_per_s),
-            int(self._hardware.link.duplex_bytes_per_s),
-        )
-        return (int(self._hardware.host_memory.bandwidth_bytes_per_s), ALL_CORES, *(per_rank * self._ranks))
+        return _capacities(self._hardware)
 
     # what a task works on -------------------------------------------------------------------------------------
 
@@ -302,6 +308,31 @@ class CostModel:
             return Cost(0)
         roofs = {"network latency": float(network.latency_s), "network": moved / network.bandwidth_bytes_per_s}
         return _cost(roofs, {}, moved, 0.0)
+
+
+def _capacities(hardware: Hardware) -> tuple[int, ...]:
+    per_rank = (int(hardware.device_memory.bandwidth_bytes_per_s), int(hardware.link.duplex_bytes_per_s))
+    return (int(hardware.host_memory.bandwidth_bytes_per_s), ALL_CORES, *(per_rank * hardware.num_devices))
+
+
+def _never_exceeded(hardware: Hardware) -> frozenset[int]:
+    """Pools that hold even if every lane asks for the most that any of its tasks can."""
+    ranks, device, host, links = hardware.num_devices, hardware.device, hardware.host, hardware.link
+    pinned = (links.h2d_bytes_per_s, links.d2h_bytes_per_s)
+    pageable = (links.h2d_pageable_bytes_per_s, links.d2h_pageable_bytes_per_s)
+    on_link = sum(map(max, pinned, pageable)) + ROUNDING
+    through_dram = sum(max(rate, PAGEABLE_TRAFFIC * slow) for rate, slow in zip(pinned, pageable, strict=True))
+    attention = hardware.host_memory.bandwidth_bytes_per_s * host.attention.memory
+    kernels = max(device.gemm.memory, device.experts.memory, device.attention.memory)
+    most = {
+        DRAM: ranks * (attention + PIN_TRAFFIC * hardware.pin_bytes_per_s + through_dram + ROUNDING),
+        CPU_CORES: float(ranks * ALL_CORES),
+    }
+    for rank in range(ranks):
+        most[hbm(rank)] = hardware.device_memory.bandwidth_bytes_per_s * kernels + on_link
+        most[link(rank)] = on_link
+    capacities = _capacities(hardware)
+    return frozenset(pool for pool, amount in most.items() if amount <= capacities[pool])
 
 
 def _cost(roofs: dict[str, float], traffic: dict[int, float], moved: float, flops: float) -> Cost:

@@ -127,7 +127,7 @@ class _Sampler:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._cost = setup.costs()
+        self._cost = setup.costs(only_contended=True)
         self._warm_up = -(-WARM_UP_LAYERS // setup.shape.num_layers)
         self.start = 2 + self._warm_up
         """Steps kept from the beginning: prefill and decode steps until one is like those that follow."""

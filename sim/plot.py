@@ -56,7 +56,7 @@ def layer_view(setup: Setup) -> LayerView:
     step = (setup.last_step + 1) // 2
     first = max(step - 1, min(step, 1))
     steps = setup.schedule.steps(setup.shape, first, step + 1, last=setup.last_step)
-    cost = setup.costs()
+    cost = setup.costs(only_contended=True)
     ranked = over_ranks(steps, setup.problem.hardware.num_devices)
     Simulation(ranked, cost, cost.capacities, on_task=executed.append).run()
     layer_ends = {

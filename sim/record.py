@@ -21,7 +21,7 @@ def record(setup: Setup, metadata: dict[str, Any], num_steps: int = RECORDED_STE
     executed: list[Executed] = []
     stop = min(num_steps, setup.last_step + 1)
     steps = setup.schedule.steps(setup.shape, 0, stop, last=setup.last_step)
-    cost = setup.costs()
+    cost = setup.costs(only_contended=True)
     Simulation(
         over_ranks(steps, setup.problem.hardware.num_devices), cost, cost.capacities, on_task=executed.append
     ).run()

@@ -68,6 +68,15 @@ class Setup:
         """Number of decode steps: prefill gives the first token."""
         return self.problem.workload.gen_len - 1
 
-    def costs(self) -> CostModel:
-        """A cost model for this run."""
-        return CostModel(self.schedule, self.shape, self.policy, self.problem.model, self.batch, self.problem.hardware)
+    def costs(self, *, only_contended: bool = False) -> CostModel:
+        """A cost model for this run, with all demands or only those that can slow a task down."""
+        problem = self.problem
+        return CostModel(
+            self.schedule,
+            self.shape,
+            self.policy,
+            problem.model,
+            self.batch,
+            problem.hardware,
+            only_contended=only_contended,
+        )

@@ -13,6 +13,7 @@ from sim_examples import few_layers, made_setup, preset, round_machine
 from sim.evaluate import evaluate, to_dict
 from sim.grid import best_on_grid
 from sim.hardware import Hardware
+from sim.model import Model
 from sim.policy import Policy
 from sim.schedule.registry import by_name, registered
 from sim.schedule.task import LaneKind, Op
@@ -300,3 +301,26 @@ class TestOtherMachines:
         weights = sum(setup.policy.streamed_bytes(schedule, problem.model, layer) for layer in problem.model.layers)
         streams_s = 24 * weights / problem.hardware.link.h2d_bytes_per_s
         assert said.total_s > streams_s, "every step brings all streamed weights over the link"
+
+
+@pytest.mark.parametrize("hardware", ["gcp-t4", "gcp-2xt4", "rtx4090"])
+@pytest.mark.parametrize("name", registered())
+def test_demands_that_cannot_slow_anything_down_change_nothing(name, hardware):
+    """Leaving them out is only a matter of speed: every task runs exactly as with all of them."""
+    problem = Problem(
+        Model.load("mixtral-8x7b"), Hardware.load(hardware), Workload.load("mtbench").with_(gen_len=8, padded=True)
+    )
+    setup = Setup(problem, by_name(name), Policy.usual(by_name(name), 36, 12))
+    runs = []
+    for only_contended in (False, True):
+        costs, times = setup.costs(only_contended=only_contended), []
+        steps = over_ranks(setup.schedule.steps(setup.shape, 0, 3), problem.hardware.num_devices)
+        Simulation(
+            steps,
+            costs,
+            costs.capacities,
+            on_task=lambda one, times=times: times.append((one.task, one.start_ns, one.end_ns)),
+        ).run()
+        runs.append(times)
+    assert runs[0] == runs[1]
+    assert any(len(setup.costs()(task).demands) > len(costs(task).demands) for task, *_ in runs[0])

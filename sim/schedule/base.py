@@ -211,7 +211,12 @@ def _steady(schedule: type[Schedule], shape: PipelineShape, *, final: bool) -> t
 
 
 def _relocate(template: tuple[Task, ...], base: int, step: int) -> list[Task]:
+    new = tuple.__new__  # what Task(…) comes down to
     return [
-        Task(base + i, op, lane, step + ahead, layer, j, page, tuple([base + d for d in deps]) if deps else deps)
+        new(Task, (base + i, op, lane, step + ahead, layer, j, page, _moved(deps, base) if deps else deps))
         for i, op, lane, ahead, layer, j, page, deps in template
     ]
+
+
+def _moved(deps: tuple[int, ...], base: int) -> tuple[int, ...]:
+    return (base + deps[0],) if len(deps) == 1 else tuple([base + dep for dep in deps])
