@@ -23,6 +23,9 @@ from sim.schedule.base import Schedule
 from sim.schedule.shape import PipelineShape, Place
 from traces.errors import InputError
 
+USUAL_KV_BITS = 16.0
+"""What a policy says of the KV cache unless it asks for another width."""
+
 SWITCH_INTERVAL_S = 2e-4
 """How long a thread may hold Python's lock while others wait: the lanes hand over to each other often."""
 
@@ -69,18 +72,8 @@ class Session:
 
     def shape(self, num_micro_batches: int) -> PipelineShape:
         """The pipeline that a batch of so many micro-batches makes."""
-        schedule, policy, n = self._schedule, self._policy, num_micro_batches
-        return PipelineShape(
-            num_layers=len(self.anatomy.layers),
-            num_micro_batches=n,
-            num_pages=(policy.pages or n) if schedule.paged else 1,
-            attention=policy.attention,
-            streamed=tuple(layer is not None for layer in self._streamed),
-            streams_non_experts=schedule.streams_non_experts,
-            streams_kv=policy.kv_on_device < 1,
-            offloads_hidden=schedule.offloads_hidden and n > 1,
-            weights_pinned=policy.pin_weights,
-        )
+        streamed = tuple(layer is not None for layer in self._streamed)
+        return self._policy.pipeline(self._schedule, streamed, num_micro_batches)
 
     def run_batch(
         self,
@@ -132,15 +125,11 @@ class Session:
 
 
 def _check(policy: Policy, schedule: Schedule) -> None:
-    if policy.attention not in schedule.attention:
-        places = " or ".join(schedule.attention)
-        raise InputError(f"attention: {policy.attention} is not what {schedule.name} does; it attends on {places}")
-    if schedule.kv_on_device and policy.kv_on_device < 1:
-        raise InputError(f"kv_on_device: {policy.kv_on_device:g} is not what {schedule.name} does: give 1")
+    policy.check_places(schedule)
     if 0 < policy.kv_on_device < 1:
         raise InputError(f"kv_on_device: {policy.kv_on_device:g}: the engine keeps all of it on the device or none")
-    if policy.attention == "cpu" and policy.kv_on_device:
-        raise InputError("kv_on_device: attention on the cpu reads the KV cache in host memory: give 0")
+    if policy.weight_bits is not None or policy.kv_bits != USUAL_KV_BITS:
+        raise InputError("weight_bits, kv_bits: the engine runs a model at its own widths: leave both out")
 
 
 @contextlib.contextmanager

@@ -92,22 +92,29 @@ class Policy:
 
     def shape(self, schedule: Schedule, model: Model, num_micro_batches: int | None = None) -> PipelineShape:
         """The pipeline this policy makes of the model. Raises InputError where the schedule cannot work so."""
-        self._check_places(schedule)
         streamed = [self.streamed_bytes(schedule, model, layer) > 0 for layer in model.distinct_layers]
+        return self.pipeline(schedule, tuple(streamed[kind] for kind in model.layer_kinds), num_micro_batches)
+
+    def pipeline(
+        self, schedule: Schedule, streamed: tuple[bool, ...], num_micro_batches: int | None = None
+    ) -> PipelineShape:
+        """The pipeline of layers of which those `streamed` have weights that stream. Raises InputError as `shape`."""
+        self.check_places(schedule)
         n = self.num_micro_batches if num_micro_batches is None else num_micro_batches
         return PipelineShape(
-            num_layers=model.num_layers,
+            num_layers=len(streamed),
             num_micro_batches=n,
             num_pages=(self.pages or n) if schedule.paged else 1,
             attention=self.attention,
-            streamed=tuple(streamed[kind] for kind in model.layer_kinds),
+            streamed=streamed,
             streams_non_experts=schedule.streams_non_experts,
             streams_kv=self.kv_on_device < 1,
             offloads_hidden=schedule.offloads_hidden and n > 1,
             weights_pinned=self.pin_weights,
         )
 
-    def _check_places(self, schedule: Schedule) -> None:
+    def check_places(self, schedule: Schedule) -> None:
+        """Raise InputError where the schedule attends, or keeps its KV cache, elsewhere."""
         if self.attention not in schedule.attention:
             places = " or ".join(schedule.attention)
             raise InputError(f"attention: {self.attention} is not what {schedule.name} does; it attends on {places}")

@@ -305,3 +305,9 @@ def test_half_precision():
         assert same / (len(PROMPTS) * NEW) > 0.7
     finally:
         make.cache_clear()
+
+
+@pytest.mark.parametrize("widths", [{"weight_bits": 4}, {"kv_bits": 8.0}])
+def test_widths_that_the_engine_does_not_run_are_refused(widths):
+    with pytest.raises(InputError, match="weight_bits, kv_bits"):
+        engine.run(make("mixtral"), PROMPTS, policy=Policy(7, 2, **widths), max_new_tokens=2)
