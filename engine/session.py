@@ -23,9 +23,6 @@ from sim.schedule.base import Schedule
 from sim.schedule.shape import PipelineShape, Place
 from traces.errors import InputError
 
-USUAL_KV_BITS = 16.0
-"""What a policy says of the KV cache unless it asks for another width."""
-
 SWITCH_INTERVAL_S = 2e-4
 """How long a thread may hold Python's lock while others wait: the lanes hand over to each other often."""
 
@@ -128,7 +125,7 @@ def _check(policy: Policy, schedule: Schedule) -> None:
     policy.check_places(schedule)
     if 0 < policy.kv_on_device < 1:
         raise InputError(f"kv_on_device: {policy.kv_on_device:g}: the engine keeps all of it on the device or none")
-    if policy.weight_bits is not None or policy.kv_bits != USUAL_KV_BITS:
+    if policy.weight_bits is not None or policy.kv_bits is not None:
         raise InputError("weight_bits, kv_bits: the engine runs a model at its own widths: leave both out")
 
 

@@ -10,15 +10,13 @@ from typing import NamedTuple
 from sim.batching import Batch, MicroBatch
 from sim.hardware import Efficiency, Hardware
 from sim.layer import Layer, packed_bytes
-from sim.memory import ACTIVATION_BITS, kept_tokens
+from sim.memory import kept_tokens
 from sim.model import Model
 from sim.policy import Policy
 from sim.schedule.base import Schedule
 from sim.schedule.shape import PipelineShape
 from sim.schedule.task import WHOLE, LaneKind, Op, Task
 from sim.simulator import Cost
-
-ACTIVATION_BYTES = ACTIVATION_BITS // 8
 
 DRAM, CPU_CORES = 0, 1
 """Pools of the host. Cores are counted in thousandths of all of them."""
@@ -28,6 +26,8 @@ PIN_TRAFFIC = 2
 """DRAM bytes per byte pinned: one read, one written."""
 PAGEABLE_TRAFFIC = 3
 """DRAM bytes per byte of a pageable copy: the driver reads it, writes its relay buffer, and the DMA reads that."""
+EMULATED_TRAFFIC = 2
+"""DRAM bytes per byte that an emulated link copies: device memory is host memory."""
 
 CACHE_LIMIT = 5_000
 """Costs remembered before the memory of them starts anew."""
@@ -78,6 +78,8 @@ class CostModel:
     ) -> None:
         self._shape, self._policy, self._model, self._hardware = shape, policy, model, hardware
         self._ranks = hardware.num_devices
+        self._activation_bits, self._activation_bytes = model.activation_bits, model.activation_bits / 8
+        self._kv_bits = policy.cache_bits(model)
         self._kv_pageable = not schedule.pins_kv
         self._left_out = _never_exceeded(hardware) if only_contended else frozenset[int]()
         self._micro_batches = batch.micro_batches
@@ -143,20 +145,20 @@ class CostModel:
         layer, tokens = self._layer(task), self._tokens(task)
         weights = packed_bytes(layer.attention.pre_params, self._model.other_bits)
         moved = tokens * (
-            layer.hidden_size * ACTIVATION_BYTES + self._share(layer.qkv_bytes_per_token(ACTIVATION_BITS))
+            layer.hidden_size * self._activation_bytes + self._share(layer.qkv_bytes_per_token(self._activation_bits))
         )
         work = Work(self._share(layer.pre_attn_flops(tokens)), self._share(weights) + moved, self._hardware.device.gemm)
         return self._on_gpu(task, [work])
 
     def _attn(self, task: Task) -> Cost:
         layer, one = self._layer(task), self._micro_batch(task)
-        bits = self._policy.kv_bits
+        bits = self._kv_bits
         if task.step == 0:
             pairs = min(
                 one.prompt_tokens_squared / 2, one.prompt_tokens * (layer.attention.window or one.prompt_tokens)
             )
-            per_token = layer.qkv_bytes_per_token(ACTIVATION_BITS) + layer.attention_output_bytes_per_token(
-                ACTIVATION_BITS
+            per_token = layer.qkv_bytes_per_token(self._activation_bits) + layer.attention_output_bytes_per_token(
+                self._activation_bits
             )
             moved = float(one.prompt_tokens * per_token)
             flops = layer.attention_flops(pairs, expanded=True)
@@ -180,7 +182,7 @@ class CostModel:
     def _out_proj(self, task: Task) -> Work:
         layer, tokens = self._layer(task), self._tokens(task)
         weights = packed_bytes(layer.attention.post_params, self._model.other_bits)
-        moved = tokens * (layer.attention_output_bytes_per_token(ACTIVATION_BITS) + weights / max(tokens, 1))
+        moved = tokens * (layer.attention_output_bytes_per_token(self._activation_bits) + weights / max(tokens, 1))
         return Work(self._share(layer.out_proj_flops(tokens)), self._share(moved), self._hardware.device.gemm)
 
     def _ffn(self, task: Task) -> list[Work]:
@@ -189,7 +191,7 @@ class CostModel:
         expert = layer.expert.weights if layer.expert else 0
         routed_flops = 2.0 * tokens * layer.top_k * expert
         routed_bytes = layer.experts_touched(tokens) * layer.expert_bytes(self._policy.expert_bits(self._model))
-        through = 2 * tokens * layer.hidden_size * ACTIVATION_BYTES
+        through = 2 * tokens * layer.hidden_size * self._activation_bytes
         always = layer.router_params + layer.shared_expert_params + layer.dense_ffn_params
         plain = Work(
             self._share(layer.ffn_flops(tokens) - routed_flops),
@@ -198,7 +200,7 @@ class CostModel:
         )
         if not layer.num_experts:
             return [plain]
-        activations = tokens * layer.top_k * 2 * layer.hidden_size * ACTIVATION_BYTES
+        activations = tokens * layer.top_k * 2 * layer.hidden_size * self._activation_bytes
         routed = Work(self._share(routed_flops), self._share(routed_bytes) + activations, self._hardware.device.experts)
         return [plain, routed]
 
@@ -207,7 +209,7 @@ class CostModel:
         work = Work(
             self._share(self._model.head_flops(requests)),
             self._share(self._model.head_bytes()),
-            self._hardware.device.gemm,
+            self._hardware.device.head or self._hardware.device.gemm,
         )
         return self._on_gpu(task, [work])
 
@@ -217,14 +219,18 @@ class CostModel:
 
     def _on_gpu(self, task: Task, works: Sequence[Work]) -> Cost:
         device, memory = self._hardware.device, self._hardware.device_memory
-        roofs: dict[str, float] = {"launch latency": float(device.launch_latency_s)}
+        latencies = [float(work.efficiency.latency_s or 0.0) for work in works]
+        roofs: dict[str, float] = {"launch latency": device.launch_latency_s + sum(latencies)}
         for work in works:
             compute = work.flops / (device.peak_flops_per_s * work.efficiency.compute)
             traffic = work.bytes / (memory.bandwidth_bytes_per_s * work.efficiency.memory)
             roof = "device compute" if compute >= traffic else "device memory"
             roofs[roof] = roofs.get(roof, 0.0) + max(compute, traffic)
         moved = sum(work.bytes for work in works)
-        return _cost(roofs, {hbm(task.lane.rank): moved}, moved, sum(work.flops for work in works))
+        flops, emulation = sum(work.flops for work in works), self._hardware.emulation
+        if emulation is None:
+            return _cost(roofs, {hbm(task.lane.rank): moved}, moved, flops)
+        return _keeping_cores(_cost(roofs, {DRAM: moved}, moved, flops), emulation.device_cores)
 
     # CPU ------------------------------------------------------------------------------------------------------
 
@@ -238,24 +244,25 @@ class CostModel:
             "request overhead": requests * host.request_overhead_s,
             ("host compute" if compute >= traffic else "host memory"): max(compute, traffic),
         }
-        cost = _cost(roofs, {DRAM: moved}, moved, flops)
-        return cost._replace(demands=(*cost.demands, (CPU_CORES, ALL_CORES)))
+        emulation = self._hardware.emulation
+        cores = 1.0 if emulation is None else emulation.attention_cores
+        return _keeping_cores(_cost(roofs, {DRAM: moved}, moved, flops), cores)
 
     # copies ---------------------------------------------------------------------------------------------------
 
     def _offload_qkv(self, task: Task) -> Cost:
-        size = self._tokens(task) * self._share(self._layer(task).qkv_bytes_per_token(ACTIVATION_BITS))
+        size = self._tokens(task) * self._share(self._layer(task).qkv_bytes_per_token(self._activation_bits))
         return self._copy(task, size)
 
     def _load_hidden(self, task: Task) -> Cost:
         """Decode: what CPU attention returns, each rank its heads. Prefill: the hidden states, whole on each rank."""
         layer, tokens = self._layer(task), self._tokens(task)
         if task.step == 0:
-            return self._copy(task, tokens * layer.hidden_bytes_per_token(ACTIVATION_BITS))
-        return self._copy(task, tokens * self._share(layer.attention_output_bytes_per_token(ACTIVATION_BITS)))
+            return self._copy(task, tokens * layer.hidden_bytes_per_token(self._activation_bits))
+        return self._copy(task, tokens * self._share(layer.attention_output_bytes_per_token(self._activation_bits)))
 
     def _store_hidden(self, task: Task) -> Cost:
-        return self._copy(task, self._tokens(task) * self._layer(task).hidden_bytes_per_token(ACTIVATION_BITS))
+        return self._copy(task, self._tokens(task) * self._layer(task).hidden_bytes_per_token(self._activation_bits))
 
     def _load_weights(self, task: Task) -> Cost:
         return self._copy(task, self._page_bytes(task))
@@ -266,13 +273,13 @@ class CostModel:
     def _load_kv(self, task: Task) -> Cost:
         layer = self._layer(task)
         cached = kept_tokens(layer, self._micro_batch(task), task.step - 1) * (1 - self._policy.kv_on_device)
-        size = self._share(cached * layer.kv_bytes_per_token(self._policy.kv_bits))
+        size = self._share(cached * layer.kv_bytes_per_token(self._kv_bits))
         return self._copy(task, size, pageable=self._kv_pageable)
 
     def _store_kv(self, task: Task) -> Cost:
         layer, one = self._layer(task), self._micro_batch(task)
         new = kept_tokens(layer, one, 0) if task.step == 0 else one.num_requests
-        stored = new * (1 - self._policy.kv_on_device) * layer.kv_bytes_per_token(self._policy.kv_bits)
+        stored = new * (1 - self._policy.kv_on_device) * layer.kv_bytes_per_token(self._kv_bits)
         return self._copy(task, self._share(stored), pageable=self._kv_pageable)
 
     def _page_bytes(self, task: Task) -> float:
@@ -289,20 +296,26 @@ class CostModel:
         else:
             rate, name = (links.d2h_pageable_bytes_per_s if pageable else links.d2h_bytes_per_s), "link d2h"
         roofs = {"copy latency": float(links.latency_s), f"{name} pageable" if pageable else name: size / rate}
-        traffic = {DRAM: size * (PAGEABLE_TRAFFIC if pageable else 1), hbm(rank): size, link(rank): size}
-        return _cost(roofs, traffic, size, 0.0)
+        emulation = self._hardware.emulation
+        if emulation is None:
+            traffic = {DRAM: size * (PAGEABLE_TRAFFIC if pageable else 1), hbm(rank): size, link(rank): size}
+            return _cost(roofs, traffic, size, 0.0)
+        copying = emulation.one_core * min(1.0, rate / emulation.copy_bytes_per_s)
+        return _keeping_cores(_cost(roofs, {DRAM: EMULATED_TRAFFIC * size, link(rank): size}, size, 0.0), copying)
 
     def _pin_weights(self, task: Task) -> Cost:
         size = self._page_bytes(task)
-        roofs = {"pin copy": size / self._hardware.pin_bytes_per_s}
-        return _cost(roofs, {DRAM: PIN_TRAFFIC * size}, size, 0.0)
+        latency = float(self._hardware.host.launch_latency_s)
+        roofs = {"launch latency": latency, "pin copy": size / self._hardware.pin_bytes_per_s}
+        cost, emulation = _cost(roofs, {DRAM: PIN_TRAFFIC * size}, size, 0.0), self._hardware.emulation
+        return cost if emulation is None else _keeping_cores(cost, emulation.one_core)
 
     # collectives ----------------------------------------------------------------------------------------------
 
     def _all_reduce(self, task: Task) -> Cost:
         """Ring all-reduce of the hidden states: each rank sends and receives 2 (r − 1) / r of them."""
         network = self._hardware.network
-        size = self._tokens(task) * self._layer(task).hidden_bytes_per_token(ACTIVATION_BITS)
+        size = self._tokens(task) * self._layer(task).hidden_bytes_per_token(self._activation_bits)
         moved = 2 * (self._ranks - 1) / self._ranks * size
         if network is None:
             return Cost(0)
@@ -317,6 +330,8 @@ def _capacities(hardware: Hardware) -> tuple[int, ...]:
 
 def _never_exceeded(hardware: Hardware) -> frozenset[int]:
     """Pools that hold even if every lane asks for the most that any of its tasks can."""
+    if hardware.emulation is not None:
+        return frozenset(map(hbm, range(hardware.num_devices)))
     ranks, device, host, links = hardware.num_devices, hardware.device, hardware.host, hardware.link
     pinned = (links.h2d_bytes_per_s, links.d2h_bytes_per_s)
     pageable = (links.h2d_pageable_bytes_per_s, links.d2h_pageable_bytes_per_s)
@@ -333,6 +348,11 @@ def _never_exceeded(hardware: Hardware) -> frozenset[int]:
         most[link(rank)] = on_link
     capacities = _capacities(hardware)
     return frozenset(pool for pool, amount in most.items() if amount <= capacities[pool])
+
+
+def _keeping_cores(cost: Cost, share: float) -> Cost:
+    """The cost with a demand for a share of the host's cores."""
+    return cost._replace(demands=(*cost.demands, (CPU_CORES, round(ALL_CORES * share))))
 
 
 def _cost(roofs: dict[str, float], traffic: dict[int, float], moved: float, flops: float) -> Cost:

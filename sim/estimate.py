@@ -6,7 +6,6 @@ T = max(link, GPU, CPU) per layer and decode step, N · n / (T · (n − 1)) sum
 
 from typing import NamedTuple
 
-from sim.cost import ACTIVATION_BYTES
 from sim.hardware import Hardware
 from sim.layer import Layer
 from sim.schedule.shape import Place
@@ -55,19 +54,20 @@ def hrm_tokens_per_s(setup: Setup) -> float | None:
 
 def _layer_s(setup: Setup, layer: Layer, peaks: _Peaks) -> float:
     """One layer in one decode step. The optimizer counts attention at prompt + gen_len tokens of context."""
-    policy, workload = setup.policy, setup.problem.workload
+    policy, workload, model = setup.policy, setup.problem.workload, setup.problem.model
+    activation_bytes = model.activation_bits / 8
     n, mu = policy.num_micro_batches, policy.micro_batch_size
     context = layer.attended(round(workload.mean_prompt_tokens + workload.gen_len))
-    experts = layer.num_experts * layer.expert_bytes(policy.expert_bits(setup.problem.model))
+    experts = layer.num_experts * layer.expert_bytes(policy.expert_bits(model))
     width = layer.expert.intermediate_size if layer.expert else 0
-    ffn_bytes = experts + mu * ACTIVATION_BYTES * (layer.hidden_size + width)
+    ffn_bytes = experts + mu * activation_bytes * (layer.hidden_size + width)
     ffn_flops = 2.0 * mu * layer.top_k * (layer.expert.weights if layer.expert else 0)
     attention = layer.attention
     attn_flops = 2.0 * mu * context * (attention.sent_query_width + attention.num_query_heads)
-    kv_bytes = mu * context * layer.kv_bytes_per_token(policy.kv_bits)
-    attn_bytes = kv_bytes + 2 * mu * ACTIVATION_BYTES * attention.sent_query_width
+    kv_bytes = mu * context * layer.kv_bytes_per_token(policy.cache_bits(model))
+    attn_bytes = kv_bytes + 2 * mu * activation_bytes * attention.sent_query_width
     gpu_s = n * max(ffn_flops / peaks.gpu_flops_per_s, ffn_bytes / peaks.gpu_bytes_per_s)
-    cpu_s, link_bytes = 0.0, float(policy.streamed_bytes(setup.schedule, setup.problem.model, layer))
+    cpu_s, link_bytes = 0.0, float(policy.streamed_bytes(setup.schedule, model, layer))
     if policy.attention is Place.CPU:
         cpu_s = n * max(attn_flops / peaks.cpu_flops_per_s, attn_bytes / peaks.cpu_bytes_per_s)
     else:

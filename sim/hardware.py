@@ -64,10 +64,12 @@ class Memory(_Part):
 
 @dataclass(frozen=True, slots=True)
 class Efficiency(_Part):
-    """The share of the peaks that one class of ops reaches, above 0 and at most 1."""
+    """The share of the peaks that one class of ops reaches, above 0 and at most 1, and a fixed time of such work."""
 
     compute: Quantity
     memory: Quantity
+    latency_s: Quantity | None = None
+    """What work of this class takes on top of the launch latency however small it is: its kernels, one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class Processor(_Part):
     """A device or the host's cores.
 
     `launch_latency_s` is a fixed cost of every task, `request_overhead_s` one of every request in decode attention.
+    `head` is the class of LM head, sampling and the next embedding; without it they count as `gemm`.
     """
 
     peak_flops_per_s: Quantity
@@ -83,6 +86,7 @@ class Processor(_Part):
     gemm: Efficiency
     experts: Efficiency
     attention: Efficiency
+    head: Efficiency | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,21 @@ class Network(_Part):
 
     bandwidth_bytes_per_s: Quantity
     latency_s: Quantity
+
+
+@dataclass(frozen=True, slots=True)
+class Emulation(_Part):
+    """A device that the host's own cores and memory play: what it does, it takes from the host.
+
+    `device_cores` and `attention_cores` are the shares of the host's cores that compute on the device and attention on
+    the host keep busy, `one_core` is the share of one. `copy` is how fast one core copies: a transfer that is paced
+    below that keeps its core busy for the rest of its time only.
+    """
+
+    device_cores: Quantity
+    attention_cores: Quantity
+    one_core: Quantity
+    copy_bytes_per_s: Quantity
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +166,7 @@ class Hardware(_Part):
     network: Network | None = None
     disk: Memory | None = None
     optimizer: OptimizerConstants | None = None
+    emulation: Emulation | None = None
 
     def __post_init__(self) -> None:
         if not self.name.strip():

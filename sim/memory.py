@@ -12,7 +12,6 @@ from sim.schedule.accesses import KV_SLOTS, WEIGHT_SLOTS
 from sim.schedule.base import Schedule
 from sim.schedule.shape import PipelineShape, Place
 
-ACTIVATION_BITS = 16
 ACTIVATION_SLOTS = 2
 """Device buffers of one micro-batch's hidden states that take turns while the others wait on the host."""
 
@@ -80,7 +79,7 @@ def kv_bytes(model: Model, policy: Policy, batch: Batch, step: int) -> int:
 
     def of_layer(layer: Layer) -> int:
         tokens = sum(kept_tokens(layer, one, step) for one in batch.micro_batches)
-        return tokens * layer.kv_bytes_per_token(policy.kv_bits)
+        return tokens * layer.kv_bytes_per_token(policy.cache_bits(model))
 
     return model.over_layers(of_layer)
 
@@ -97,7 +96,7 @@ def plan_memory(
     cache = kv_bytes(model, policy, batch, batch.gen_len - 1)
     cache_on_device = round(cache * policy.kv_on_device)
     staging = 0 if shape.weights_pinned else schedule.pinned_layers * slot
-    hidden = packed_bytes(batch.prompt_tokens * model.hidden_size, ACTIVATION_BITS)
+    hidden = packed_bytes(batch.prompt_tokens * model.hidden_size, model.activation_bits)
     largest = max(one.prompt_tokens for one in batch.micro_batches)
     waiting = ACTIVATION_SLOTS * largest + batch.num_requests if shape.offloads_hidden else batch.prompt_tokens
     device = {
@@ -110,7 +109,7 @@ def plan_memory(
     }
     device = {name: -(-size // num_devices) for name, size in device.items()}
     device["activations"] = _activations(model, batch, num_devices)
-    device["hidden states"] = packed_bytes(waiting * model.hidden_size, ACTIVATION_BITS)
+    device["hidden states"] = packed_bytes(waiting * model.hidden_size, model.activation_bits)
     host = {
         "streamed weights": model.over_layers(streamed),
         "kv cache": cache - cache_on_device,
@@ -144,7 +143,7 @@ def _kv_buffers(shape: PipelineShape, policy: Policy, model: Model, batch: Batch
         return 0
     largest = 0
     for layer in model.distinct_layers:
-        per_token = layer.kv_bytes_per_token(policy.kv_bits)
+        per_token = layer.kv_bytes_per_token(policy.cache_bits(model))
         new = max(kept_tokens(layer, one, 0) for one in batch.micro_batches)
         loaded = 0
         if shape.attention is Place.GPU:
@@ -170,7 +169,7 @@ def _activations(model: Model, batch: Batch, num_devices: int) -> int:
         always = 3 * (_width(layer.shared) + _width(layer.dense)) / num_devices
         widest = max(widest, 2 * layer.hidden_size + max(heads, routed + always))
     logits = requests * model.vocab_size * LOGIT_BYTES // num_devices
-    return max(packed_bytes(round(tokens * widest), ACTIVATION_BITS), logits)
+    return max(packed_bytes(round(tokens * widest), model.activation_bits), logits)
 
 
 def _width(network: object) -> int:

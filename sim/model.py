@@ -21,7 +21,7 @@ class Model:
     """A Mixture-of-Experts language model.
 
     `expert_bits`, `other_bits` and `embedding_bits` are the native widths of routed experts, of the rest of a layer,
-    and of embedding and head, scales of quantised formats included. Layers that predict further tokens (MTP) and
+    and of embedding and head, scales of quantised formats included; `activation_bits` is what it computes in. Layers that predict further tokens (MTP) and
     encoders of other modalities are not part of it. Raises InputError for an empty or dense model.
     """
 
@@ -32,6 +32,7 @@ class Model:
     expert_bits: float = 16.0
     other_bits: float = 16.0
     embedding_bits: float = 16.0
+    activation_bits: float = 16.0
     final_norm_params: int = 0
     head_bias: bool = False
     distinct_layers: tuple[Layer, ...] = field(init=False, repr=False, compare=False)
@@ -42,7 +43,7 @@ class Model:
     """Of each distinct layer, how many the model has."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, 1, "vocab_size", "expert_bits", "other_bits", "embedding_bits")
+        check_at_least(self, 1, "vocab_size", "expert_bits", "other_bits", "embedding_bits", "activation_bits")
         if not any(layer.num_experts for layer in self.layers):
             raise InputError(f"Model.layers of {self.name!r} hold no experts; it must be a Mixture of Experts")
         if len({layer.hidden_size for layer in self.layers}) > 1:

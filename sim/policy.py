@@ -34,7 +34,7 @@ class Policy:
     pages: int | None = None
     pin_weights: bool = False
     weight_bits: float | None = None
-    kv_bits: float = 16.0
+    kv_bits: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "micro_batch_size", "pages"):
@@ -49,7 +49,7 @@ class Policy:
                 raise InputError(f"{_flag(name)}: {value!r} is not allowed; it is a share from 0 to 1")
         for name in ("weight_bits", "kv_bits"):
             value = getattr(self, name)
-            if value is None and name == "weight_bits":
+            if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not MIN_BITS <= value <= MAX_BITS:
                 raise InputError(f"{_flag(name)}: {value!r} is not allowed; it is a width from 1 to 32 bits")
@@ -84,6 +84,10 @@ class Policy:
     def expert_bits(self, model: Model) -> float:
         """Width of the routed experts' weights."""
         return model.expert_bits if self.weight_bits is None else self.weight_bits
+
+    def cache_bits(self, model: Model) -> float:
+        """Width of the KV cache's numbers."""
+        return model.activation_bits if self.kv_bits is None else self.kv_bits
 
     def streamed_bytes(self, schedule: Schedule, model: Model, layer: Layer) -> int:
         """Bytes of one layer that come over the link each time the layer runs, on all devices together."""

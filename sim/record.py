@@ -149,7 +149,7 @@ def _kv_growth(setup: Setup, task: Task) -> float:
     layer, micro_batch = problem.model.layers[task.layer], setup.batch.micro_batches[task.micro_batch]
     before = kept_tokens(layer, micro_batch, step - 1) if step > 0 else 0
     grown = kept_tokens(layer, micro_batch, step) - before
-    return grown * layer.kv_bytes_per_token(setup.policy.kv_bits) / problem.hardware.num_devices
+    return grown * layer.kv_bytes_per_token(setup.policy.cache_bits(problem.model)) / problem.hardware.num_devices
 
 
 def _last_uses(executed: list[Executed]) -> dict[tuple[int, int, int], int]:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sim_examples import few_layers, preset
 
+from sim.model import Model
 from sim.policy import Policy, read_policy_file
 from sim.schedule.registry import by_name, registered
 from sim.schedule.shape import Place
@@ -52,9 +53,11 @@ class TestFields:
     def test_widths_lie_between_1_and_32_bits(self, field, value):
         assert refusal(lambda: Policy(8, 4, **{field: value})).startswith(f"{field}: {value!r}")
 
-    def test_only_the_weights_have_a_native_width(self):
-        assert Policy(8, 4, weight_bits=None).weight_bits is None
-        assert refusal(lambda: Policy(8, 4, kv_bits=None)).startswith("kv_bits: None")
+    def test_widths_that_are_not_given_are_the_model_s_own(self):
+        model = replace(Model.load("mixtral-8x7b"), activation_bits=32.0)
+        assert Policy(8, 4).cache_bits(model) == 32
+        assert Policy(8, 4, kv_bits=8).cache_bits(model) == 8
+        assert Policy(8, 4).expert_bits(model) == model.expert_bits
 
     @pytest.mark.parametrize("value", [1, "yes", None])
     def test_pin_weights_is_true_or_false(self, value):

@@ -112,6 +112,7 @@ def read_model(config: Mapping[str, Any], name: str, source: str) -> Model:
             expert_bits=bits.expert,
             other_bits=bits.other,
             embedding_bits=bits.embedding,
+            activation_bits=bits.activation,
             final_norm_params=_norm_params(fields, family),
             head_bias=fields.flag(("lm_head_bias",)),
         )

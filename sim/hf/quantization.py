@@ -9,15 +9,17 @@ _EXCLUDED: Names = ("modules_to_not_convert", "ignored_layers", "ignore", "llm_i
 _BITS: Names = ("bits", "w_bit", "num_bits")
 _GROUP: Names = ("group_size", "q_group_size")
 _BLOCK: Names = ("weight_block_size",)
+_LEAST_ACTIVATION_BITS = 16.0
 _METHODS = ("mxfp4", "fp8", "gptq", "awq", "bitsandbytes", "compressed-tensors")
 
 
 class Bits(NamedTuple):
-    """Bits a stored weight takes."""
+    """Bits a stored weight takes, and an activation."""
 
     expert: float
     other: float
     embedding: float
+    activation: float
 
 
 def native_bits(fields: Fields) -> Bits:
@@ -30,13 +32,14 @@ def native_bits(fields: Fields) -> Bits:
     if dtype not in _DTYPE_BITS:
         raise fields.error(f"dtype {dtype!r} is not known; known are {', '.join(_DTYPE_BITS)}")
     plain = float(_DTYPE_BITS[dtype])
+    activation = max(plain, _LEAST_ACTIVATION_BITS)
     if "quantization_config" not in fields:
-        return Bits(plain, plain, plain)
+        return Bits(plain, plain, plain, activation)
     section = fields.section("quantization_config")
     quantised = _quantised_bits(section)
     excluded = [str(module) for module in section.entries(_EXCLUDED) or ()]
     attention_excluded = any("attn" in module for module in excluded)
-    return Bits(quantised, plain if attention_excluded else quantised, plain)
+    return Bits(quantised, plain if attention_excluded else quantised, plain, activation)
 
 
 def _quantised_bits(section: Fields) -> float:

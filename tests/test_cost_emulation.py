@@ -1,0 +1,97 @@
+"""Costs on a device that the host's own cores play, and fixed times of classes of work."""
+
+from dataclasses import replace
+
+import pytest
+from sim_examples import cost_of, made_setup, one_task, round_machine
+
+from sim.cost import ALL_CORES, CPU_CORES, DRAM, hbm, link
+from sim.hardware import Efficiency, Emulation, Hardware
+from sim.quantity import Basis, Quantity
+from sim.schedule.task import Op
+
+
+def number(value, unit="1"):
+    return Quantity(value, unit, Basis.ASSUMED, "a test")
+
+
+def emulated(**changes):
+    emulation = {"device_cores": 0.5, "attention_cores": 0.25, "one_core": 0.25, "copy_bytes_per_s": 20e9} | changes
+    units = {"copy_bytes_per_s": "B/s"}
+    made = {name: number(value, units.get(name, "1")) for name, value in emulation.items()}
+    return replace(round_machine(), emulation=Emulation(**made))
+
+
+def demand(cost, pool):
+    return dict(cost.demands).get(pool, 0)
+
+
+def with_latency(part, **latencies):
+    classes = {
+        name: Efficiency(number(0.5), number(0.5), number(seconds, "s") if seconds else None)
+        for name, seconds in latencies.items()
+    }
+    return replace(round_machine(), device=replace(part, **classes))
+
+
+@pytest.mark.parametrize(
+    ("task", "cores"),
+    [
+        (one_task(Op.PRE_ATTN), 0.5),
+        (one_task(Op.POST_ATTN), 0.5),
+        (one_task(Op.HEAD), 0.5),
+        (one_task(Op.ATTN, on_cpu=True), 0.25),
+        (one_task(Op.PIN_WEIGHTS), 0.25),
+    ],
+)
+def test_what_the_host_plays_takes_its_cores(task, cores):
+    assert demand(cost_of(task, machine=emulated()), CPU_CORES) == ALL_CORES * cores
+
+
+def test_a_paced_copy_keeps_its_core_busy_for_a_part_of_its_time():
+    h2d = float(round_machine().link.h2d_bytes_per_s)
+    for copy, busy in ((4 * h2d, 0.25), (h2d, 1.0), (h2d / 2, 1.0)):
+        cost = cost_of(one_task(Op.LOAD_WEIGHTS), machine=emulated(copy_bytes_per_s=copy))
+        assert demand(cost, CPU_CORES) == pytest.approx(ALL_CORES * 0.25 * busy, abs=1)
+
+
+def test_the_device_s_memory_is_the_host_s():
+    for op in (Op.POST_ATTN, Op.LOAD_WEIGHTS):
+        real, played = (cost_of(one_task(op), machine=machine) for machine in (round_machine(), emulated()))
+        assert real.duration_ns == played.duration_ns
+        assert demand(real, hbm(0)) > 0
+        assert demand(played, hbm(0)) == 0
+        times = 2 if op is Op.LOAD_WEIGHTS else 1
+        assert demand(played, DRAM) == pytest.approx(times * demand(real, hbm(0)), abs=times)
+        assert demand(played, link(0)) == demand(real, link(0))
+
+
+def test_no_demand_on_cores_is_left_out_as_harmless():
+    setup = made_setup(machine=emulated())
+    task = one_task(Op.POST_ATTN)
+    assert demand(setup.costs(only_contended=True)(task), CPU_CORES) == ALL_CORES * 0.5
+
+
+def test_a_class_of_work_has_a_fixed_time_of_its_own():
+    plain = with_latency(round_machine().device, gemm=0, experts=0, head=0)
+    slow = with_latency(round_machine().device, gemm=1e-3, experts=2e-3, head=4e-3)
+    for op, added_ms in ((Op.PRE_ATTN, 1), (Op.POST_ATTN, 1 + 1 + 2), (Op.HEAD, 4)):
+        before, after = (cost_of(one_task(op), machine=machine) for machine in (plain, slow))
+        assert after.duration_ns - before.duration_ns == pytest.approx(added_ms * 1e6, abs=2)
+
+
+def test_the_head_counts_as_gemm_where_it_has_no_class_of_its_own():
+    gemm, head = Efficiency(number(0.5), number(0.5)), Efficiency(number(0.25), number(0.25))
+    plain = replace(round_machine().device, gemm=gemm)
+    own, usual = (
+        cost_of(one_task(Op.HEAD), machine=replace(round_machine(), device=replace(plain, head=head_)))
+        for head_ in (head, None)
+    )
+    latency = 10_000
+    assert own.duration_ns - latency == pytest.approx(2 * (usual.duration_ns - latency), abs=2)
+
+
+def test_a_machine_with_an_emulated_device_survives_its_file():
+    machine = emulated()
+    assert Hardware.from_dict(machine.to_dict()) == machine
+    assert float(machine.value("emulation.copy")) == 20e9
