@@ -225,7 +225,8 @@ class CostModel:
             compute = work.flops / (device.peak_flops_per_s * work.efficiency.compute)
             traffic = work.bytes / (memory.bandwidth_bytes_per_s * work.efficiency.memory)
             roof = "device compute" if compute >= traffic else "device memory"
-            roofs[roof] = roofs.get(roof, 0.0) + max(compute, traffic)
+            hidden = 1.0 if work.efficiency.overlap is None else work.efficiency.overlap
+            roofs[roof] = roofs.get(roof, 0.0) + max(compute, traffic) + (1.0 - hidden) * min(compute, traffic)
         moved = sum(work.bytes for work in works)
         flops, emulation = sum(work.flops for work in works), self._hardware.emulation
         if emulation is None:

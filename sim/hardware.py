@@ -70,6 +70,8 @@ class Efficiency(_Part):
     memory: Quantity
     latency_s: Quantity | None = None
     """What work of this class takes on top of the launch latency however small it is: its kernels, one by one."""
+    overlap: Quantity | None = None
+    """Share of the shorter of compute and memory traffic that hides behind the longer; if not given all (HRM)."""
 
 
 @dataclass(frozen=True, slots=True)

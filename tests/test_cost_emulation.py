@@ -95,3 +95,20 @@ def test_a_machine_with_an_emulated_device_survives_its_file():
     machine = emulated()
     assert Hardware.from_dict(machine.to_dict()) == machine
     assert float(machine.value("emulation.copy")) == 20e9
+
+
+@pytest.mark.parametrize("hidden", [0.25, 1.0])
+def test_what_does_not_overlap_adds_up(hidden):
+    def took(compute, memory, overlap=None):
+        experts = Efficiency(number(compute), number(memory), None, overlap)
+        device = replace(round_machine().device, experts=experts)
+        task = one_task(Op.EXPERTS)
+        return cost_of(task, machine=replace(round_machine(), device=device), micro_batch_size=512).duration_ns
+
+    fast = 0.999
+    compute_bound, memory_bound = (took(*shares) - took(fast, fast) for shares in ((1e-4, fast), (fast, 1e-4)))
+    assert compute_bound > 0
+    assert memory_bound > 0
+    shorter, longer = sorted((took(1e-4, fast), took(fast, 1e-4)))
+    both = took(1e-4, 1e-4, number(hidden))
+    assert both == pytest.approx(longer + (1 - hidden) * shorter, rel=0.01)
