@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> OneLineParser:
+    from engine.calibration import command as calibration
+
     parser = OneLineParser(
         prog="python -m engine",
         description="Run an offloaded Mixture-of-Experts model by a schedule.",
@@ -46,6 +48,9 @@ def _parser() -> OneLineParser:
     _add_policy(run)
     _add_device(run)
     _add_generation(run)
+    calibrate = add_command(commands, "calibrate", "measure this machine for a model", _calibrate, calibration.EXAMPLES)
+    calibration.add_arguments(calibrate)
+    _add_device(calibrate)
     demo = add_command(commands, "demo", "make a small random model and run it", _demo, _DEMO_EXAMPLES)
     demo.add_argument("--folder", type=Path, help="where to keep the model and the results (default: nowhere)")
     demo.add_argument("--schedule", default="cgopipe")
@@ -88,13 +93,32 @@ def _add_generation(run: argparse.ArgumentParser) -> None:
     run.add_argument("--seed", type=int, help="of micro-batch 0; micro-batch j takes seed + j")
 
 
+def _calibrate(args: argparse.Namespace) -> int:
+    """Measure the device and its host, and write what was found."""
+    from transformers.utils import logging
+
+    from engine.calibration import command
+    from engine.calibration.calibrate import calibrate
+    from engine.load import load_model
+    from engine.select import open_device
+
+    command.check_out(args.out)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    with open_device(_device(args)) as device:
+        model = load_model(args.model, args.dtype, args.trust_remote_code)
+        measured = calibrate(model, device, args.out.stem, quick=args.quick, progress=command.bar())
+    measured.hardware.write(args.out)
+    command.print_summary(measured, args.out)
+    return 0
+
+
 def _run(args: argparse.Namespace) -> int:
     """Generate for every request of a file; results are appended as each batch ends."""
     from engine.select import open_device
     from sim.schedule.registry import by_name
 
     schedule = by_name(args.schedule)
-    policy = None if args.plan_for else _policy(args, schedule)
+    policy = None if _plans(args) else _policy(args, schedule)
     _check_paths(args)
     with open_device(_device(args)) as device:
         result = _run_file(args, schedule, policy, device)
@@ -132,7 +156,7 @@ def _run_file(
         return None
     planned = None
     if policy is None:
-        planned = _plan(args, model, schedule, requests.prompt_tokens)
+        planned = _plan(args, model, schedule, requests.prompt_tokens, device)
         policy = planned.policy
     sys.stderr.write(f"policy: {planned or f'{policy} requests'}, schedule {schedule.name}\n")
     total = len(requests.pending) * args.max_new_tokens
@@ -141,19 +165,37 @@ def _run_file(
     if planned is not None and result is not None:
         expected, measured = planned.expected.throughput_tokens_per_s, result.stats.tokens_per_s
         sys.stderr.write(
-            f"expected {expected:.1f} tokens/s on {args.plan_for}, measured {measured:.1f} on {result.trace.origin} "
+            f"expected {expected:.1f} tokens/s on {planned.machine}, measured {measured:.1f} on {result.trace.origin} "
             f"({measured / expected:.2f} of it)\n"
         )
     return result
 
 
-def _plan(args: argparse.Namespace, model: Any, schedule: "Schedule", prompt_tokens: list[int]) -> "Plan":
+def _gives_policy(args: argparse.Namespace) -> bool:
+    return bool(args.policy) or args.micro_batch_size is not None or args.num_micro_batches is not None
+
+
+def _plans(args: argparse.Namespace) -> bool:
+    """Whether the policy is to be planned: it is unless it is given. Raises InputError for both."""
+    if args.plan_for and _gives_policy(args):
+        raise InputError("--plan-for chooses policy and sizes: leave the other options for them out")
+    return not _gives_policy(args)
+
+
+def _plan(
+    args: argparse.Namespace, model: Any, schedule: "Schedule", prompt_tokens: list[int], device: "Device"
+) -> "Plan":
+    from engine.calibration.calibrate import calibrate
+    from engine.calibration.command import bar
     from engine.plan import plan
     from sim.hardware import Hardware
 
-    if args.policy or args.micro_batch_size is not None or args.num_micro_batches is not None:
-        raise InputError("--plan-for chooses policy and sizes: leave the other options for them out")
-    return plan(model, Hardware.load(args.plan_for), schedule, prompt_tokens, args.max_new_tokens)
+    if args.plan_for:
+        hardware = Hardware.load(args.plan_for)
+    else:
+        sys.stderr.write("measuring this machine to plan for it (--plan-for FILE or a policy skips this)\n")
+        hardware = calibrate(model, device, "this machine", quick=True, progress=bar()).hardware
+    return plan(model, hardware, schedule, prompt_tokens, args.max_new_tokens)
 
 
 def summary(result: "RunResult") -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from engine.device.base import Device, LaneContext, Mark
+from engine.profiled import named_batch, named_tasks
 from engine.queue import TaskQueue, describe
 from sim.schedule.task import Lane, LaneKind, Task
 from traces.errors import InputError
@@ -56,11 +57,12 @@ class Executor:
         on_thread_end: Callable[[Lane], None] = lambda lane: None,
     ) -> None:
         self._device = device
-        self._perform = perform
+        self._perform = named_tasks(perform)
         self._finished = finished
         self._on_thread_end = on_thread_end
         self._queue = TaskQueue(steps, lanes)
         self._threads = [threading.Thread(target=self._work, args=(lane,), name=str(lane)) for lane in lanes]
+        self._lanes_left = threading.Semaphore(0)
         self._ran: dict[Lane, list[Ran]] = {lane: [] for lane in lanes}
         self._failure: tuple[Task | None, BaseException] | None = None
 
@@ -69,21 +71,26 @@ class Executor:
 
         Raises what `perform` raised: InputError as it is, with a note that names the task; anything else as TaskError.
         """
-        started: list[threading.Thread] = []
-        try:
-            for thread in self._threads:
-                thread.start()
-                started.append(thread)
-            for thread in started:
-                while thread.is_alive():
-                    thread.join(SUPERVISION_S)
-        finally:  # also after Ctrl-C
-            self._queue.stop()
-            for thread in started:
-                thread.join()
+        with named_batch(self._device.origin):
+            self._run_lanes()
         if self._failure is not None:
             raise self._error(*self._failure)
         return [ran for lane in self._ran.values() for ran in lane]
+
+    def _run_lanes(self) -> None:
+        started: list[threading.Thread] = []
+        try:
+            for thread in self._threads:
+                started.append(thread)
+                thread.start()  # Ctrl-C may come while this waits for a thread that is at work already
+            for _ in started:
+                while not self._lanes_left.acquire(timeout=SUPERVISION_S):  # Ctrl-C in Thread.join would end the join
+                    pass
+        finally:  # also after Ctrl-C
+            self._queue.stop()
+            for thread in started:
+                with contextlib.suppress(RuntimeError):  # it never started
+                    thread.join()
 
     def _error(self, task: Task | None, error: BaseException) -> BaseException:
         if task is None:
@@ -111,6 +118,8 @@ class Executor:
                         self._queue.stop()
         except BaseException as error:  # a lane must not die unnoticed, whatever killed it
             self._fail(failed, error)
+        finally:
+            self._lanes_left.release()
 
     def _fail(self, task: Task | None, error: BaseException) -> None:
         if self._failure is None:

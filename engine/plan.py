@@ -1,16 +1,14 @@
 """Chooses a policy with the simulator, for a described machine and the requests at hand, and says what it expects."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from engine.calibration.calibrate import described
 from sim.evaluate import Prediction, evaluate
 from sim.grid import NUM_MICRO_BATCHES, best_on_grid
 from sim.hardware import Hardware
-from sim.model import Model
 from sim.policy import Policy
 from sim.schedule.base import Schedule
 from sim.setup import Problem, Setup
@@ -24,6 +22,7 @@ class Plan:
 
     policy: Policy
     expected: Prediction
+    machine: str
 
     def __str__(self) -> str:
         policy, expected = self.policy, self.expected
@@ -38,13 +37,13 @@ def plan(
 ) -> Plan:
     """The best policy for these requests. Raises InputError if none fits the machine's memories."""
     workload = Workload("requests", tuple(prompt_tokens), max_new_tokens)
-    problem = Problem(_described(model), hardware, workload)
+    problem = Problem(described(model), hardware, workload)
     setups = list(_candidates(problem, schedule, len(prompt_tokens)))
     if not setups:
         best_on_grid(problem, schedule)  # says which memory is too small
         raise InputError(f"no policy of {schedule.name} fits {len(prompt_tokens)} requests: give the sizes yourself")
     best = max(map(evaluate, setups), key=lambda expected: expected.throughput_tokens_per_s)
-    return Plan(best.policy, best)
+    return Plan(best.policy, best, hardware.name)
 
 
 def _candidates(problem: Problem, schedule: Schedule, num_requests: int) -> Sequence[Setup]:
@@ -64,9 +63,3 @@ def _candidates(problem: Problem, schedule: Schedule, num_requests: int) -> Sequ
     except InputError:
         return []
     return [any_size] if any_size.policy.batch_size <= num_requests else []
-
-
-def _described(model: PreTrainedModel) -> Model:
-    with tempfile.TemporaryDirectory() as folder:
-        model.config.save_pretrained(folder)
-        return Model.load(Path(folder) / "config.json")

@@ -6,6 +6,7 @@ from typing import Any
 
 from engine.executor import Ran
 from sim.schedule.task import Lane, Op
+from traces.causes import DEPENDENCY, cause_of
 from traces.trace import NONE, Span, Trace
 
 
@@ -37,12 +38,14 @@ class Stats:
 def make_trace(ran: Sequence[Ran], metadata: dict[str, Any]) -> Trace:
     """The trace of one batch: the tasks' own keys, in order of time, from 0 ns."""
     times = {one.task.id: (one.start.time_ns, one.end.time_ns) for one in ran}
+    ends_ns = {id_: end_ns for id_, (_, end_ns) in times.items()}
     start_ns = min((start for start, _ in times.values()), default=0)
     before: dict[Lane, int] = {}
     spans = []
     for one in sorted(ran, key=lambda one: one.task.id):
         task = one.task
-        cause, waited_for = _cause(one, before.get(task.lane, NONE), times)
+        previous = before.get(task.lane, NONE)
+        cause = cause_of(times[task.id][0], task.deps, previous, ends_ns)
         before[task.lane] = task.id
         first, last = (time - start_ns for time in times[task.id])
         spans.append(
@@ -58,7 +61,7 @@ def make_trace(ran: Sequence[Ran], metadata: dict[str, Any]) -> Trace:
                 first,
                 last,
                 bytes=one.num_bytes,
-                waited_for=waited_for,
+                waited_for="" if cause in (previous, NONE) else DEPENDENCY,
                 cause=cause,
             )
         )
@@ -70,12 +73,3 @@ def phases_s(trace: Trace) -> tuple[float, float]:
     heads = [span.end_ns for span in trace.spans if span.step == 0 and span.op == Op.HEAD]
     turn = max(heads, default=trace.end_ns)
     return (turn - trace.start_ns) / 1e9, (trace.end_ns - turn) / 1e9
-
-
-def _cause(one: Ran, before: int, times: dict[int, tuple[int, int]]) -> tuple[int, str]:
-    """The task whose end let this one start, and what its lane waited for if that was on another lane."""
-    ended = [id_ for id_ in (*one.task.deps, before) if id_ in times and times[id_][1] <= times[one.task.id][0]]
-    if not ended:
-        return NONE, ""
-    cause = max(ended, key=lambda id_: times[id_][1])
-    return cause, "" if cause == before else "dependency"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
 
-from sim.quantity import Dimension, Quantity, check_keys, how_to_give, nearest
+from sim.quantity import Basis, Dimension, Quantity, check_keys, how_to_give, nearest
 from traces.errors import InputError
 
 _PRESETS = Path(__file__).parent / "presets" / "hardware"
@@ -208,6 +208,17 @@ class Hardware(_Part):
         """Return the tables of the machine's file; `from_dict` gives the same machine back."""
         return _tables(self)
 
+    def write(self, path: str | Path) -> None:
+        """Write the machine's file; `load` gives the same machine back. Raises InputError if it cannot be written."""
+        import tomli_w
+
+        if Path(path).suffix != ".toml":
+            raise InputError(f"{path}: a machine's file ends in .toml")
+        try:
+            Path(path).write_text(tomli_w.dumps(self.to_dict()), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+
     def quantities(self) -> Iterator[tuple[str, Quantity]]:
         """Yield every number of the machine with its dotted name, such as `link.h2d`."""
         return _walk(self, "")
@@ -219,9 +230,11 @@ class Hardware(_Part):
             raise InputError(f"{path}: no such number in {self.name}{nearest(path, known)}; known: {', '.join(known)}")
         return known[path]
 
-    def with_value(self, path: str, si_value: float, source: str = "given by the caller") -> Self:
-        """Return the machine with the number at `path` set, in the SI base unit and assumed. Raises InputError."""
-        value = self.value(path).replaced(si_value, source)
+    def with_value(
+        self, path: str, si_value: float, source: str = "given by the caller", basis: Basis = Basis.ASSUMED
+    ) -> Self:
+        """Return the machine with the number at `path` set, in the SI base unit. Raises InputError."""
+        value = self.value(path).replaced(si_value, source, basis)
         try:
             return _replaced(self, path.split("."), value)
         except InputError as error:

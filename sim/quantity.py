@@ -91,9 +91,9 @@ class Quantity(float):
         """The number as it was given, with its unit: `300 GB/s`."""
         return f"{self.value:.6g}" if self.unit == "1" else f"{self.value:.6g} {self.unit}"
 
-    def replaced(self, si_value: float, source: str) -> Self:
-        """Return the same field with another value (in the SI base unit), in the same unit, and assumed."""
-        return type(self)(si_value / _SCALES[self.unit], self.unit, Basis.ASSUMED, source)
+    def replaced(self, si_value: float, source: str, basis: Basis = Basis.ASSUMED) -> Self:
+        """Return the same field with another value (in the SI base unit), in the same unit."""
+        return type(self)(si_value / _SCALES[self.unit], self.unit, basis, source)
 
     def to_dict(self) -> dict[str, object]:
         """Return the table that `parse` reads."""

@@ -191,7 +191,7 @@ def test_a_full_disk_while_writing_results(tmp_path, folder):
     source.write_text('{"prompt": "one"}\n', encoding="utf-8")
     arguments = ["run", "--model", str(folder), "--input", str(source), "--output", "/dev/full", "--device", "emulated"]
     done = subprocess.run(
-        [sys.executable, "-m", "engine", *arguments, "--max-new-tokens", "2"],
+        [sys.executable, "-m", "engine", *arguments, "--max-new-tokens", "2", "--micro-batch-size", "1"],
         capture_output=True,
         text=True,
         check=False,
@@ -302,3 +302,17 @@ def test_a_planned_policy_says_what_it_expects_and_what_came(command, tmp_path, 
 def test_only_errors(command, tmp_path):
     assert main(command(["{", {"prompt": ""}])) == 0
     assert ["error" in line for line in results(tmp_path)] == [True, True]
+
+
+def test_without_a_policy_it_plans_for_the_machine_at_hand(command, tmp_path, capsys):
+    arguments = command([{"prompt": text} for text in TEXTS], "--h2d-gbs", "1", "--device-memory-gb", "0.1")
+    for sized in ("--micro-batch-size", "--num-micro-batches"):
+        at = arguments.index(sized)
+        del arguments[at : at + 2]
+    assert main(arguments) == 0
+    told = capsys.readouterr().err
+    assert "measuring this machine" in told
+    assert "policy: " in told
+    assert "expected " in told
+    assert "tokens/s on this machine, measured" in told
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == len(TEXTS)

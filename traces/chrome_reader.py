@@ -28,10 +28,18 @@ def read(path: str | os.PathLike[str]) -> Trace:
     Raises InputError, naming the file and what is wrong with it, if it is missing, damaged, not ours or of another
     schema.
     """
+    with opened(path) as text, _no_collection():
+        return _Reader().read(text)
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[TextIO]:
+    """The text of a trace file, unpacked; whatever shows to be wrong with it becomes an InputError that names it."""
     source = Path(path)
     try:
-        with _opened(source) as text, _no_collection():
-            return _Reader().read(text)
+        with _unpacked(source) as text:
+            yield text
+        return
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         problem = f"it is a damaged gzip file: {error}"
     except UnicodeDecodeError:
@@ -45,7 +53,7 @@ def read(path: str | os.PathLike[str]) -> Trace:
     raise InputError(f"{source}: {problem}")
 
 
-def _opened(path: Path) -> TextIO:
+def _unpacked(path: Path) -> TextIO:
     with path.open("rb") as start:
         packed = start.read(2) == b"\x1f\x8b"
     return gzip.open(path, "rt", encoding="utf-8") if packed else path.open(encoding="utf-8")

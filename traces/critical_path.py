@@ -1,11 +1,12 @@
 """The chain of spans that made the run as long as it was: shorten none of these and nothing gets faster."""
 
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import groupby
+from typing import Any, NamedTuple
 
 from traces.errors import InputError
-from traces.trace import NONE, Span, Trace
+from traces.trace import KEY_FIELDS, NONE, Span, Trace, lane_name
 
 
 class Gap(NamedTuple):
@@ -14,6 +15,43 @@ class Gap(NamedTuple):
     start_ns: int
     end_ns: int
     before: Span  # the span that came next; its `waited_for` says what for
+
+    @property
+    def duration_ns(self) -> int:
+        return self.end_ns - self.start_ns
+
+    def to_dict(self) -> dict[str, Any]:
+        before = dict(zip(KEY_FIELDS, self.before.key, strict=True))
+        return {"start_s": self.start_ns / 1e9, "s": self.duration_ns / 1e9, "before": before}
+
+
+class Stretch(NamedTuple):
+    """Spans of one lane that follow each other on the critical path, with none of another lane between them."""
+
+    spans: tuple[Span, ...]
+    on_path_ns: int  # without the gaps between them
+    ns_by_op: dict[str, int]  # the same, largest first
+
+    @property
+    def first(self) -> Span:
+        return self.spans[0]
+
+    @property
+    def last(self) -> Span:
+        return self.spans[-1]
+
+    def to_dict(self) -> dict[str, Any]:
+        first, last = (dict(zip(KEY_FIELDS, span.key, strict=True)) for span in (self.first, self.last))
+        return {
+            "lane": lane_name((self.first.lane, self.first.rank)),
+            "start_s": self.first.start_ns / 1e9,
+            "end_s": self.last.end_ns / 1e9,
+            "on_path_s": self.on_path_ns / 1e9,
+            "by_op_s": {op: ns / 1e9 for op, ns in self.ns_by_op.items()},
+            "tasks": len(self.spans),
+            "first": first,
+            "last": last,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,24 +68,71 @@ class CriticalPath:
     makespan_ns: int
 
     @property
+    def gaps_ns(self) -> int:
+        """How long no span of the path ran."""
+        return sum(gap.duration_ns for gap in self.gaps)
+
+    @property
     def gap_share(self) -> float:
         """The part of the makespan, 0 to 1, in which no span of the path ran."""
-        return sum(gap.end_ns - gap.start_ns for gap in self.gaps) / self.makespan_ns if self.makespan_ns else 0.0
+        return self._share(self.gaps_ns)
 
     def share_by_op(self) -> dict[str, float]:
         """The part of the makespan, 0 to 1, that each op spent on the path, largest first."""
-        return self._share(lambda span: span.op)
+        return {op: self._share(ns) for op, ns in self.ns_by_op().items()}
 
     def share_by_lane(self) -> dict[str, float]:
         """The part of the makespan, 0 to 1, that the path spent on each kind of lane, largest first."""
-        return self._share(lambda span: span.lane)
+        return {lane: self._share(ns) for lane, ns in self.ns_by_lane().items()}
 
-    def _share(self, group: Callable[[Span], str]) -> dict[str, float]:
-        total: dict[str, int] = {}
-        for span, on_path_ns in zip(self.spans, self.on_path_ns, strict=True):
-            total[group(span)] = total.get(group(span), 0) + on_path_ns
-        ordered = sorted(total.items(), key=lambda item: (-item[1], item[0]))
-        return {name: ns / self.makespan_ns if self.makespan_ns else 0.0 for name, ns in ordered}
+    def ns_by_op(self) -> dict[str, int]:
+        """How long each op ran on the path, largest first."""
+        return _totals((span.op, ns) for span, ns in self._on_path())
+
+    def ns_by_lane(self) -> dict[str, int]:
+        """How long the path ran on each kind of lane, largest first."""
+        return _totals((span.lane, ns) for span, ns in self._on_path())
+
+    def gap_ns_by_op(self) -> dict[str, int]:
+        """How long the gaps before each op were, largest first."""
+        return _totals((gap.before.op, gap.duration_ns) for gap in self.gaps)
+
+    def stretches(self) -> list[Stretch]:
+        """The path cut where it goes from one lane to another, longest first."""
+        runs = groupby(self._on_path(), lambda item: (item[0].lane, item[0].rank))
+        found = []
+        for _, run in runs:
+            spans, on_path_ns = zip(*run, strict=True)
+            by_op = _totals((span.op, ns) for span, ns in zip(spans, on_path_ns, strict=True))
+            found.append(Stretch(spans, sum(on_path_ns), by_op))
+        return sorted(found, key=lambda stretch: (-stretch.on_path_ns, stretch.first.start_ns))
+
+    def to_dict(self, top: int) -> dict[str, Any]:
+        """The path as JSON values, in seconds, with so many of its longest stretches and gaps."""
+        largest = sorted(self.gaps, key=lambda gap: (-gap.duration_ns, gap.start_ns))[:top]
+        return {
+            "makespan_s": self.makespan_ns / 1e9,
+            "tasks": len(self.spans),
+            "by_op": self._parts(self.ns_by_op()),
+            "by_lane": self._parts(self.ns_by_lane()),
+            "gaps": {
+                "count": len(self.gaps),
+                "s": self.gaps_ns / 1e9,
+                "share": self.gap_share,
+                "before_op": self._parts(self.gap_ns_by_op()),
+                "longest": [gap.to_dict() for gap in largest],
+            },
+            "stretches": [stretch.to_dict() for stretch in self.stretches()[:top]],
+        }
+
+    def _parts(self, ns_by_name: dict[str, int]) -> dict[str, dict[str, float]]:
+        return {name: {"s": ns / 1e9, "share": self._share(ns)} for name, ns in ns_by_name.items()}
+
+    def _on_path(self) -> Iterator[tuple[Span, int]]:
+        return zip(self.spans, self.on_path_ns, strict=True)
+
+    def _share(self, ns: int) -> float:
+        return ns / self.makespan_ns if self.makespan_ns else 0.0
 
 
 def critical_path(trace: Trace) -> CriticalPath:
@@ -69,6 +154,13 @@ def critical_path(trace: Trace) -> CriticalPath:
         on_path_ns.append(max(0, span.end_ns - reached_ns))
         reached_ns = max(reached_ns, span.end_ns)
     return CriticalPath(tuple(spans), tuple(on_path_ns), tuple(gaps), reached_ns - start_ns)
+
+
+def _totals(parts: Iterable[tuple[str, int]]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for name, ns in parts:
+        total[name] = total.get(name, 0) + ns
+    return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _chain(spans: list[Span]) -> list[Span]:

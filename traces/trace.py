@@ -40,6 +40,9 @@ LaneId = tuple[str, int]
 Key = tuple[str, int, int, int, int, int]
 """(op, rank, step, layer, micro-batch, page): what a span did, the same in every run of a schedule."""
 
+KEY_FIELDS = ("op", "rank", "step", "layer", "micro_batch", "page")
+"""The fields of a span that make its key."""
+
 
 class Span(NamedTuple):
     """One task from start to end on one lane. A tuple, because a simulation makes hundreds of thousands."""
@@ -158,6 +161,12 @@ def lane_order(lane: LaneId) -> tuple[bool, int, int]:
     kind, rank = lane
     on_host = kind in HOST_LANES
     return (on_host, rank, (HOST_LANES if on_host else DEVICE_LANES).index(kind))
+
+
+def lane_name(lane: LaneId) -> str:
+    """What people call a lane: its kind, with the rank behind it where that is not 0."""
+    kind, rank = lane
+    return f"{kind}:{rank}" if rank else kind
 
 
 def _check_metadata(metadata: Mapping[str, Any]) -> None:

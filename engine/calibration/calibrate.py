@@ -1,0 +1,103 @@
+"""The calibration of a machine for a model: probes, short runs, a fit, and a `Hardware` that says where it is from."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from engine.calibration.fit import Fit, fit_all
+from engine.calibration.machine import settled, unfitted
+from engine.calibration.probes import FEW_REPEATS, REPEATS, Probes, probe
+from engine.calibration.samples import STEPS, Condition, Sample, conditions, host_cores, sample, threads_of
+from engine.calibration.truncate import first_layers, layers_to_measure
+from engine.describe import describe_model
+from engine.device.base import Device
+from sim.hardware import Hardware
+from sim.hf.config import read_model
+from sim.model import Model
+from sim.schedule.task import LaneKind, Op
+
+Progress = Callable[[int, int, str], None]
+"""Told how many of how many parts are done, and what comes next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contention:
+    """What two kinds of work cost each other: seconds of a task alone, and beside what streams."""
+
+    op: str
+    alone_s: float
+    beside_s: float
+
+    @property
+    def slowdown(self) -> float:
+        return self.beside_s / self.alone_s
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A measured machine, and what it was made of."""
+
+    hardware: Hardware
+    probes: Probes
+    fits: list[Fit]
+    contention: list[Contention]
+    samples: list[Sample]
+
+
+def described(model: PreTrainedModel, name: str = "model") -> Model:
+    """A loaded model as the simulator sees it, at the width it has in memory."""
+    return read_model(describe_model(model), name, f"the configuration of {type(model).__name__}")
+
+
+def calibrate(
+    model: PreTrainedModel,
+    device: Device,
+    name: str = "this machine",
+    *,
+    quick: bool = False,
+    progress: Progress = lambda done, total, doing: None,
+) -> Calibration:
+    """Measure the device and its host for the model; `quick` takes fewer sizes, for a plan rather than a proof.
+
+    Raises InputError for a model that cannot be run, DeviceOutOfMemory if its experts do not fit the device at all.
+    """
+    planned = conditions(_most_prompt_tokens(model), quick=quick)
+    total = len(planned) + 1
+    progress(0, total, "memories, links and matrix products")
+    probes = probe(device, model.dtype, *threads_of(device), host_cores(), FEW_REPEATS if quick else REPEATS)
+    with first_layers(model, layers_to_measure(model, device.memory_bytes)):
+        samples = list(_sampled(model, device, planned, progress))
+        hardware, fits = fit_all(unfitted(name, device, probes), described(model), planned, samples)
+    return Calibration(settled(hardware), probes, fits, contended(planned, samples), samples)
+
+
+def _sampled(
+    model: PreTrainedModel, device: Device, planned: Sequence[Condition], progress: Progress
+) -> Iterator[Sample]:
+    progress(1, len(planned) + 1, str(planned[0]))
+    for done, found in enumerate(sample(model, device, planned), start=1):
+        yield from found
+        progress(done + 1, len(planned) + 1, str(planned[done]) if done < len(planned) else "fit")
+
+
+def contended(planned: Sequence[Condition], samples: Sequence[Sample]) -> list[Contention]:
+    """Tasks that ran both alone and beside a stream of weights, with equal sizes."""
+    found = []
+    for sample_ in samples:
+        task, condition = sample_.task, planned[sample_.run]
+        if condition.alone or task.step == 0 or task.lane.kind not in (LaneKind.CPU, LaneKind.GPU):
+            continue
+        for other in samples:
+            alone = planned[other.run]
+            same = (other.task.op, other.task.step, other.task.lane) == (task.op, task.step, task.lane)
+            if same and alone.alone and alone.size == condition.size and alone.places == condition.places:
+                where = "CPU" if task.lane.kind is LaneKind.CPU else "device"
+                label = f"{Op(task.op).value} on the {where}, {condition.schedule.name}, step {task.step}"
+                found.append(Contention(label, other.median_s, sample_.median_s))
+    return found
+
+
+def _most_prompt_tokens(model: PreTrainedModel) -> int:
+    positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return max(1, (positions or 1 << 20) - STEPS)

@@ -1,0 +1,144 @@
+"""From samples to rates: a robust least-squares fit of the cost model's own formulas.
+
+A group of parameters is fitted to the tasks of one op, in the logarithm of the times, so that a task of a microsecond
+is fitted as well as one of a second, with a loss that grows linearly for outliers (scipy's `soft_l1`). The groups
+follow each other: PostAttn contains plain matrix products, whose rates PreAttn has shown by then.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from engine.calibration.samples import Condition, Sample
+from sim.hardware import Hardware
+from sim.model import Model
+from sim.quantity import Basis
+from sim.schedule.task import LaneKind, Op
+
+OUTLIER = 0.1
+"""Residuals in the logarithm above this count linearly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A number of the machine that is fitted: where it stands, where to begin and within what it lies."""
+
+    path: str
+    start: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Parameters that are fitted together, and the tasks that show them."""
+
+    what: str
+    parameters: tuple[Parameter, ...]
+    ops: tuple[Op, ...]
+    lanes: tuple[LaneKind, ...]
+    alone: bool = True
+    """Whether only tasks count that ran with nothing beside them."""
+    in_prefill: bool = True
+
+    def shows(self, sample: Sample, condition: Condition) -> bool:
+        """Whether a sample belongs to this group."""
+        task = sample.task
+        return (
+            task.op in self.ops
+            and task.lane.kind in self.lanes
+            and (condition.alone or not self.alone)
+            and (self.in_prefill or task.step > 0)
+        )
+
+
+def _class(name: str) -> tuple[Parameter, ...]:
+    return (
+        Parameter(f"device.{name}.latency", 1e-4, 1e-7, 1.0),
+        Parameter(f"device.{name}.compute", 0.1, 1e-5, 1.0),
+        Parameter(f"device.{name}.memory", 0.1, 1e-5, 1.0),
+        Parameter(f"device.{name}.overlap", 0.3, 1e-3, 1.0),
+    )
+
+
+_ON_DEVICE = (LaneKind.GPU,)
+_LINK = (LaneKind.H2D, LaneKind.D2H)
+
+GROUPS = (
+    Group("PreAttn", _class("gemm"), (Op.PRE_ATTN,), _ON_DEVICE),
+    Group("PostAttn", _class("experts"), (Op.POST_ATTN,), _ON_DEVICE),
+    Group("attention on the device", _class("attention"), (Op.ATTN,), _ON_DEVICE),
+    Group("Head", _class("head"), (Op.HEAD,), _ON_DEVICE, in_prefill=False),
+    Group(
+        "attention on the host",
+        (
+            Parameter("host.launch_latency", 1e-4, 1e-7, 1.0),
+            Parameter("host.request_overhead", 1e-6, 1e-9, 1e-1),
+            Parameter("host.attention.memory", 0.1, 1e-5, 1.0),
+        ),
+        (Op.ATTN,),
+        (LaneKind.CPU,),
+    ),
+    Group(
+        "small copies",
+        (Parameter("link.latency", 1e-4, 1e-7, 1e-1),),
+        (Op.OFFLOAD_QKV, Op.LOAD_HIDDEN, Op.STORE_KV, Op.LOAD_KV, Op.STORE_HIDDEN),
+        _LINK,
+        alone=False,
+    ),
+)
+"""In the order in which they are fitted. The first prefill of a Head is like no other, so only decode counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What a fit of one group reached: relative errors of the tasks that it was fitted to."""
+
+    what: str
+    num_samples: int
+    median_error: float
+    worst_error: float
+
+
+def fit_all(
+    hardware: Hardware, model: Model, planned: Sequence[Condition], samples: Sequence[Sample]
+) -> tuple[Hardware, list[Fit]]:
+    """Fit every group that has samples, one after the other."""
+    fits = []
+    for group in GROUPS:
+        chosen = [one for one in samples if group.shows(one, planned[one.run])]
+        if chosen:
+            hardware, found = _fit(group, hardware, model, planned, chosen)
+            fits.append(found)
+    return hardware, fits
+
+
+def _fit(
+    group: Group, hardware: Hardware, model: Model, planned: Sequence[Condition], chosen: Sequence[Sample]
+) -> tuple[Hardware, Fit]:
+    measured = np.log([one.median_s for one in chosen])
+    runs = sorted({one.run for one in chosen})
+
+    def machine(logs: NDArray[np.float64], source: str = "trial") -> Hardware:
+        changed = hardware
+        for parameter, log in zip(group.parameters, logs, strict=True):
+            changed = changed.with_value(parameter.path, float(np.exp(log)), source, Basis.MEASURED)
+        return changed
+
+    def residuals(logs: NDArray[np.float64]) -> NDArray[np.float64]:
+        changed = machine(logs)
+        costs = {at: planned[at].costs(model, changed) for at in runs}
+        predicted = [costs[one.run](one.task).duration_ns / 1e9 for one in chosen]
+        return np.asarray(np.log(predicted) - measured)
+
+    lows, highs, starts = (
+        np.log([getattr(parameter, end) for parameter in group.parameters]) for end in ("low", "high", "start")
+    )
+    found = least_squares(residuals, starts, bounds=(lows, highs), loss="soft_l1", f_scale=OUTLIER, diff_step=1e-3)
+    errors = np.abs(np.expm1(residuals(found.x)))
+    result = Fit(group.what, len(chosen), float(np.median(errors)), float(errors.max()))
+    source = f"fit to {len(chosen)} kinds of tasks of {group.what}, median error {100 * result.median_error:.1f} %"
+    return machine(found.x, source), result

@@ -1,0 +1,247 @@
+"""Calibration: what is measured, what is fitted to it, and the machine's file that comes out."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from engine_models import make, make_prompts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import engine
+from engine.calibration.calibrate import calibrate, contended, described
+from engine.calibration.fit import GROUPS, fit_all
+from engine.calibration.machine import ROOM, settled, unfitted
+from engine.calibration.measured import Measured, repeated
+from engine.calibration.probes import FEW_REPEATS, probe
+from engine.calibration.samples import MAX_TOKENS, Sample, conditions, sample
+from engine.calibration.truncate import first_layers, layers_to_measure
+from engine.cli import main
+from engine.demo import make_model
+from engine.device.emulated import EmulatedDevice
+from sim.cost import GROWS_WITH_CONTEXT
+from sim.hardware import Hardware
+from sim.quantity import Basis
+from sim.schedule.task import Op
+
+MB = 1e6
+TRUE = {
+    "device.gemm.latency": 3e-4,
+    "device.gemm.compute": 0.12,
+    "device.gemm.memory": 0.2,
+    "device.gemm.overlap": 0.4,
+    "device.experts.latency": 5e-4,
+    "device.experts.compute": 0.2,
+    "device.experts.memory": 0.15,
+    "device.experts.overlap": 0.1,
+    "device.attention.latency": 2e-4,
+    "device.attention.compute": 0.03,
+    "device.attention.memory": 0.05,
+    "device.attention.overlap": 0.5,
+    "device.head.latency": 8e-4,
+    "device.head.compute": 0.1,
+    "device.head.memory": 0.1,
+    "device.head.overlap": 0.3,
+    "host.launch_latency": 2e-4,
+    "host.request_overhead": 4e-6,
+    "host.attention.memory": 0.3,
+    "link.latency": 1e-4,
+}
+"""What a made-up machine has; the fit is to find it again."""
+
+
+@pytest.fixture(scope="module")
+def device():
+    with EmulatedDevice(0.5e9, 0.25e9, 1 << 28) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def probes(device):
+    return probe(device, torch.float32, 1, 1, 1, FEW_REPEATS)
+
+
+@pytest.fixture(scope="module")
+def start(device, probes):
+    return unfitted("here", device, probes)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make("mixtral", hidden_size=64, intermediate_size=128, num_hidden_layers=3)
+
+
+def made_up_samples(hardware, model, planned, spoil=lambda seconds, at: seconds):
+    """What the runs would show on that machine: every task of the first layer, or the head."""
+    found = []
+    for run, condition in enumerate(planned):
+        cost, seen = condition.costs(model, hardware), set()
+        for task in (task for step in condition.schedule.steps(condition.shape(model), 0, 5) for task in step):
+            key = (task.op, task.step if task.op in GROWS_WITH_CONTEXT else task.step > 0, task.lane, task.page)
+            if key not in seen:
+                seen.add(key)
+                seconds = spoil(cost(task).duration_ns / 1e9, len(found))
+                found.append(Sample(run, task, seconds, seconds, seconds, 1))
+    return found
+
+
+def durations(hardware, model, planned, samples):
+    costs = [condition.costs(model, hardware) for condition in planned]
+    return np.array([costs[one.run](one.task).duration_ns for one in samples], float)
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_the_fit_finds_a_machine_again(start, model, spoilt):
+    truth = start
+    for path, value in TRUE.items():
+        truth = truth.with_value(path, value)
+    planned, known = conditions(4096), described(model)
+    samples = made_up_samples(truth, known, planned, lambda s, at: s * (4 if spoilt and at % 12 == 0 else 1))
+    found, fits = fit_all(start, known, planned, samples)
+    ratios = durations(found, known, planned, samples) / durations(truth, known, planned, samples)
+    assert np.median(np.abs(ratios - 1)) < (0.03 if spoilt else 0.01)
+    assert np.quantile(np.abs(ratios - 1), 0.9) < (0.1 if spoilt else 0.03)
+    assert {fit.what for fit in fits} == {group.what for group in GROUPS}
+    assert all(found.value(path).basis is Basis.MEASURED for path in TRUE)
+    if spoilt:
+        assert max(fit.worst_error for fit in fits) > 0.5
+
+
+def test_settling_changes_the_peaks_and_no_time(start, model):
+    truth = start
+    for path, value in TRUE.items():
+        truth = truth.with_value(path, value)
+    fast = truth.with_value("device.experts.compute", 0.9)
+    planned, known = conditions(64, quick=True), described(model)
+    samples = made_up_samples(fast, known, planned)
+    before, after = (durations(machine, known, planned, samples) for machine in (fast, settled(fast)))
+    assert np.allclose(before, after, rtol=1e-9, atol=2)
+    assert settled(fast).device.peak_flops_per_s == pytest.approx(0.9 * start.device.peak_flops_per_s)
+    assert settled(truth).device.peak_flops_per_s == pytest.approx(start.device.peak_flops_per_s / ROOM)
+    assert float(settled(fast).device.experts.compute) == 1.0
+
+
+@given(st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=20))
+@settings(max_examples=50, deadline=None)
+def test_a_measurement_lies_between_its_quartiles(values):
+    measured = Measured.of(values, "a test")
+    assert min(values) <= measured.low <= measured.median <= measured.high <= max(values)
+    assert measured.median == np.median(values)
+    assert measured.count == len(values)
+
+
+def test_the_first_measurement_does_not_count():
+    values = iter([100.0, 1.0, 2.0, 3.0])
+    measured = repeated(lambda: next(values), "a test", 3)
+    assert (measured.median, measured.low, measured.high) == (2, 1.5, 2.5)
+    quantity = measured.quantity("GB/s", 1e9)
+    assert quantity.basis is Basis.MEASURED
+    assert "median of 3" in quantity.source
+
+
+def test_probes_find_the_link_that_was_stated(probes):
+    link = probes.link
+    for found, stated in ((link.h2d, 0.5e9), (link.h2d_pageable, 0.5e9), (link.d2h, 0.25e9)):
+        assert found.high <= 1.01 * stated
+        assert found.high > 0.5 * stated
+    assert link.together.high <= 1.01 * 0.75e9
+    assert link.latency.median < 0.01
+    assert probes.host_copy.median > 1e8
+    assert probes.device_peak.median > 1e8
+
+
+def test_runs_grow_and_stay_within_the_model_s_positions():
+    for quick in (False, True):
+        for most in (16, 100, 4096):
+            planned = conditions(most, quick=quick)
+            assert all(one.prompt_tokens <= most for one in planned)
+            alone = [one for one in planned if one.alone]
+            assert max(one.batch.prompt_tokens for one in alone) <= MAX_TOKENS
+            assert {one.places for one in alone} == {"cpu", "gpu"}
+            assert any(not one.alone for one in planned)
+            assert all(one.policy.num_micro_batches == 1 for one in alone)
+    assert len(conditions(4096, quick=True)) < len(conditions(4096))
+
+
+def test_a_sample_stands_for_all_tasks_that_are_alike(model, device):
+    planned = conditions(16, quick=True)
+    found = [list(samples) for samples in sample(model, device, planned)]
+    assert len(found) == len(planned)
+    for condition, samples in zip(planned, found, strict=True):
+        ops = {(one.task.op, one.task.step > 0) for one in samples}
+        assert {(Op.PRE_ATTN, True), (Op.POST_ATTN, True), (Op.HEAD, True), (Op.ATTN, True)} <= ops
+        for one in samples:
+            assert 0 < one.low_s <= one.median_s <= one.high_s
+        post = next(one for one in samples if one.task.op == Op.POST_ATTN and one.task.step > 0)
+        assert post.num_tasks == 4 * 3 * condition.policy.num_micro_batches
+        assert all(
+            one.num_tasks == 3 for one in samples if one.task.op == Op.ATTN and condition.alone and one.task.step
+        )
+
+
+def test_contended_pairs_compare_equal_tasks():
+    planned = conditions(64, quick=True)
+    streaming = next(at for at, one in enumerate(planned) if not one.alone)
+    alone = next(at for at, one in enumerate(planned) if one.size == planned[streaming].size and one.places == "cpu")
+    steps = planned[streaming].schedule.steps(planned[streaming].shape(described(make("mixtral"))), 0, 3)
+    task = next(task for step in steps for task in step if task.op is Op.POST_ATTN and task.step == 1)
+    pair = contended(planned, [Sample(alone, task, 1.0, 1, 1, 1), Sample(streaming, task, 1.5, 1, 1, 1)])
+    assert [one.slowdown for one in pair] == [1.5]
+    other = replace(planned[alone], prompt_tokens=7)
+    planned[alone] = other
+    assert contended(planned, [Sample(alone, task, 1.0, 1, 1, 1), Sample(streaming, task, 1.5, 1, 1, 1)]) == []
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "deepseek_v3", "granitemoe"])
+def test_a_model_runs_with_its_first_layers_and_is_whole_again(family):
+    whole = make(family)
+    prompts = make_prompts(5, 5)
+    before = engine.run(whole, prompts, max_new_tokens=3).sequences
+    count = whole.config.num_hidden_layers
+    with first_layers(whole, count - 1):
+        assert described(whole).num_layers == count - 1
+        short = engine.run(whole, prompts, max_new_tokens=3)
+        assert 1 + max(span.layer for span in short.trace.spans) == count - 1
+    assert described(whole).num_layers == count
+    assert engine.run(whole, prompts, max_new_tokens=3).sequences == before
+
+
+def test_as_many_layers_are_measured_as_fit(model):
+    assert layers_to_measure(model, 1 << 30) == 3
+    assert layers_to_measure(model, 1) == 1
+    deep = make("mixtral", num_hidden_layers=20)
+    assert layers_to_measure(deep, 1 << 30) == 6
+
+
+def test_the_command_writes_a_machine_that_the_simulator_reads(tmp_path, capsys):
+    make_model(tmp_path / "model", hidden_size=32, num_layers=2)
+    out = tmp_path / "machine.toml"
+    arguments = ["calibrate", "--model", str(tmp_path / "model"), "--out", str(out), "--quick"]
+    device = ["--device", "emulated", "--h2d-gbs", "0.5", "--d2h-gbs", "0.5", "--device-memory-gb", "0.2"]
+    assert main([*arguments, *device]) == 0
+    hardware = Hardware.load(out)
+    assert hardware.name == "machine"
+    assert hardware.emulation is not None
+    assert hardware.device_memory.capacity_bytes == 200 * MB
+    assert "emulated device" in hardware.description
+    bases = [value.basis for name, value in hardware.quantities() if not name.startswith(("host.gemm", "host.exp"))]
+    assert bases.count(Basis.MEASURED) > 25
+    assert "written:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("out", "named"), [("machine.txt", ".toml"), ("no/such/folder/m.toml", "no folder")])
+def test_the_command_refuses_a_bad_name_before_it_measures(out, named, tmp_path, capsys):
+    assert main(["calibrate", "--model", str(tmp_path), "--out", str(tmp_path / out)]) == 2
+    message = capsys.readouterr().err
+    assert named in message
+    assert message.count("\n") == 1
+
+
+def test_progress_is_told_to_the_end(model, device, probes, monkeypatch):
+    told = []
+    monkeypatch.setattr("engine.calibration.calibrate.probe", lambda *_: probes)
+    calibrate(model, device, quick=True, progress=lambda done, total, doing: told.append((done, total)))
+    assert told[0][0] == 0
+    assert told[-1][0] == told[-1][1]
+    assert [done for done, _ in told] == sorted({done for done, _ in told})

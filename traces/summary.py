@@ -1,0 +1,165 @@
+"""What happened in one run: how busy each lane was and what it waited for, time by op, bytes moved, memory peaks."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from traces.trace import MEMORY, NONE, LaneId, Span, Trace, lane_name
+
+OVERHEAD = "overhead"
+"""Idle although neither the lane nor, as far as the trace knows, another task held the next task back."""
+
+END_OF_RUN = "end of run"
+"""Idle because the lane had nothing left to do."""
+
+COPY_LANES = ("H2D", "D2H", "PIN", "DISK", "NET")
+"""Lanes whose spans move bytes from one memory to another."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaneUse:
+    """What one lane did. `waited_ns` says what it idled for, largest first: an op, or one of the two words above."""
+
+    lane: LaneId
+    num_spans: int
+    busy_ns: int
+    idle_ns: int
+    waited_ns: Mapping[str, int]
+    moved_bytes: int
+
+    @property
+    def busy_share(self) -> float:
+        """The part of the run, 0 to 1, in which the lane worked."""
+        whole_ns = self.busy_ns + self.idle_ns
+        return self.busy_ns / whole_ns if whole_ns else 0.0
+
+    @property
+    def copies(self) -> bool:
+        """Whether the lane moves bytes from one memory to another."""
+        return self.lane[0] in COPY_LANES
+
+    @property
+    def bytes_per_s(self) -> float:
+        """The mean rate at which a copy lane moves bytes while it works."""
+        return self.moved_bytes / (self.busy_ns / 1e9) if self.busy_ns else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        fields: dict[str, Any] = {
+            "spans": self.num_spans,
+            "busy_s": self.busy_ns / 1e9,
+            "busy_share": self.busy_share,
+            "idle_s": self.idle_ns / 1e9,
+            "waited_s": {what: ns / 1e9 for what, ns in self.waited_ns.items()},
+        }
+        if self.copies:
+            fields |= {"bytes": self.moved_bytes, "bytes_per_s": self.bytes_per_s}
+        return fields
+
+
+@dataclass(frozen=True, slots=True)
+class OpUse:
+    """All spans of one op on one kind of lane."""
+
+    op: str
+    lane: str
+    num_spans: int
+    total_ns: int
+    longest_ns: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "op": self.op,
+            "lane": self.lane,
+            "spans": self.num_spans,
+            "total_s": self.total_ns / 1e9,
+            "longest_s": self.longest_ns / 1e9,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One run. Lanes in the order people read them, ops by the time they took; `memory_peak_bytes` by tier."""
+
+    metadata: Mapping[str, Any]
+    makespan_ns: int
+    lanes: tuple[LaneUse, ...]
+    ops: tuple[OpUse, ...]
+    memory_peak_bytes: Mapping[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers as JSON values, in seconds and bytes."""
+        return {
+            "metadata": dict(self.metadata),
+            "makespan_s": self.makespan_ns / 1e9,
+            "lanes": {lane_name(use.lane): use.to_dict() for use in self.lanes},
+            "ops": [use.to_dict() for use in self.ops],
+            "memory_peak_bytes": dict(self.memory_peak_bytes),
+        }
+
+
+def summarise(trace: Trace) -> Summary:
+    """Go over the spans of a run once. What a lane did and what it waited for add up to the makespan."""
+    of_lane: dict[LaneId, list[Span]] = {lane: [] for lane in trace.lanes()}
+    for span in trace.spans:
+        of_lane[span.lane, span.rank].append(span)
+    by_id = {span.id: span for span in trace.spans}
+    start_ns, end_ns = trace.start_ns, trace.end_ns
+    lanes = tuple(_lane(lane, spans, by_id, start_ns, end_ns) for lane, spans in of_lane.items())
+    return Summary(trace.metadata, end_ns - start_ns, lanes, _ops(trace), _memory_peaks(trace))
+
+
+def _lane(lane: LaneId, spans: list[Span], by_id: Mapping[int, Span], start_ns: int, end_ns: int) -> LaneUse:
+    waited: dict[str, int] = {}
+    busy_ns = moved = 0
+    free_at = start_ns
+    for span in sorted(spans, key=lambda span: (span.start_ns, span.end_ns)):
+        busy_ns += span.end_ns - span.start_ns
+        moved += span.bytes
+        if span.start_ns > free_at:
+            for what, ns in _waits(span, free_at, by_id):
+                waited[what] = waited.get(what, 0) + ns
+        free_at = span.end_ns
+    if end_ns > free_at:
+        waited[END_OF_RUN] = waited.get(END_OF_RUN, 0) + end_ns - free_at
+    return LaneUse(lane, len(spans), busy_ns, end_ns - start_ns - busy_ns, _largest_first(waited), moved)
+
+
+def _waits(span: Span, idle_from_ns: int, by_id: Mapping[int, Span]) -> Iterator[tuple[str, int]]:
+    """What a lane idled for before a span: until the end of its cause for that op, then for nothing that is known."""
+    idle_ns = span.start_ns - idle_from_ns
+    if span.cause == NONE:
+        yield span.waited_for or OVERHEAD, idle_ns
+        return
+    cause = by_id[span.cause]
+    held_ns = min(max(cause.end_ns - idle_from_ns, 0), idle_ns)  # 0 if the cause is on the same lane
+    if held_ns:
+        yield cause.op, held_ns
+    if idle_ns > held_ns:
+        yield OVERHEAD, idle_ns - held_ns
+
+
+def _ops(trace: Trace) -> tuple[OpUse, ...]:
+    totals: dict[tuple[str, str], list[int]] = {}
+    for span in trace.spans:
+        total = totals.setdefault((span.op, span.lane), [0, 0, 0])
+        ns = span.end_ns - span.start_ns
+        total[0] += 1
+        total[1] += ns
+        total[2] = max(total[2], ns)
+    uses = [OpUse(op, lane, *total) for (op, lane), total in totals.items()]
+    return tuple(sorted(uses, key=lambda use: (-use.total_ns, use.op, use.lane)))
+
+
+def _memory_peaks(trace: Trace) -> dict[str, float]:
+    """The most that each tier held: `device` of rank 0, `device:1` of rank 1, and those of the host."""
+    peaks: dict[tuple[str, int], float] = {}
+    for counter in trace.counters:
+        if counter.name == MEMORY:
+            for tier, held in counter.values.items():
+                where = (tier, counter.rank)
+                peaks[where] = max(peaks.get(where, held), held)
+    return {f"{tier}:{rank}" if rank > 0 else tier: peak for (tier, rank), peak in peaks.items()}
+
+
+def _largest_first(waited: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(waited.items(), key=lambda item: (-item[1], item[0])))
