@@ -1,0 +1,249 @@
+"""What a campaign's traces say: every layer of validation, each apart.
+
+A prediction depends on the case and the calibration only, so repeats share it. Durations of tasks are compared as
+medians over repeats, throughputs with their spread.
+"""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sim.estimate import hrm_tokens_per_s
+from traces import chrome
+from traces.trace import Key
+from validation.campaign.execute import PLANNED, Campaign
+from validation.campaign.grid import Case
+from validation.mechanics import Check, mechanics
+from validation.metrics import Ranking, Spread, bias, kendall_tau, mape, relative_error, spread_of, wape
+from validation.rebuild import rebuild, recorded
+from validation.replay import Replay, replay
+
+
+@dataclass(frozen=True, slots=True)
+class OpError:
+    """Durations of one op on one lane in prefill or decode: seconds are sums over its tasks, errors are shares."""
+
+    op: str
+    lane: str
+    phase: str
+    count: int
+    measured_s: float
+    predicted_s: float
+    mape: float
+    wape: float
+    bias: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """One case. Tokens per second; errors are shares of what was measured.
+
+    `layer1_errors` has one entry a repeat. `blame` is the op whose predicted time is furthest off, in seconds of the
+    whole run, and its lane.
+    """
+
+    case: Case
+    measured: Spread
+    predicted_tokens_per_s: float
+    error: float
+    prefill_error: float
+    decode_error: float
+    layer1_errors: tuple[float, ...]
+    busy_points: float
+    path_agreement: float
+    hrm_tokens_per_s: float | None
+    blame: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How a choice by prediction fares: the ranking of some cases of one model, and what following it costs."""
+
+    model: str
+    what: str
+    ranking: Ranking
+    cases: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Regret:
+    """The planner's choice run for real beside the best that was measured; `regret` is the share lost."""
+
+    model: str
+    chosen: str
+    chosen_tokens_per_s: float
+    best: str
+    best_tokens_per_s: float
+    regret: float
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """All layers. `missing` lists runs that have not been made."""
+
+    origin: str
+    repeats: int
+    mechanics: tuple[Check, ...]
+    runs: tuple[RunResult, ...]
+    ops: tuple[OpError, ...]
+    decisions: tuple[Decision, ...]
+    regrets: tuple[Regret, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def layer1_worst(self) -> float:
+        return max(abs(error) for run in self.runs for error in run.layer1_errors)
+
+    @property
+    def layer2_errors(self) -> dict[str, float]:
+        """WAPE of each op over lanes and phases, weighted by the time that they took."""
+        errors: dict[str, float] = {}
+        for op in {one.op for one in self.ops}:
+            own = [one for one in self.ops if one.op == op]
+            errors[op] = sum(one.wape * one.measured_s for one in own) / sum(one.measured_s for one in own)
+        return errors
+
+    @property
+    def layer3_median(self) -> float:
+        return statistics.median(abs(run.error) for run in self.runs)
+
+    @property
+    def layer3_worst(self) -> float:
+        return max(abs(run.error) for run in self.runs)
+
+
+def analyse(campaign: Campaign) -> Findings:
+    """Replay every trace of a campaign. Cases without a trace are listed as missing."""
+    results, pooled, missing, origin = [], list[OpError](), [], ""
+    for case in campaign.cases():
+        replays = list(_replays(campaign, case))
+        if len(replays) < campaign.repeats:
+            missing.append(f"{case.name}: {campaign.repeats - len(replays)} of {campaign.repeats} repeats")
+        if replays:
+            origin = replays[0].measured.origin
+            ops = _medians(replays)
+            pooled += ops
+            results.append(_result(case, replays, ops))
+    return Findings(
+        origin,
+        campaign.repeats,
+        tuple(mechanics()),
+        tuple(results),
+        _pool(pooled),
+        tuple(_decisions(campaign, results)),
+        tuple(_regrets(campaign, results)),
+        tuple(missing),
+    )
+
+
+def _replays(campaign: Campaign, case: Case) -> Iterable[Replay]:
+    machine = campaign.machine(case.model)
+    for repeat in range(campaign.repeats):
+        file = campaign.trace_file(case, repeat)
+        if file.exists():
+            yield replay(chrome.read(file), machine)
+
+
+def _medians(replays: Sequence[Replay]) -> list[OpError]:
+    """Errors per op of one case, each task at its median over repeats."""
+    predicted = replays[0].predicted
+    assert predicted is not None
+    durations: dict[Key, list[int]] = {}
+    for one in replays:
+        for span in one.measured.spans:
+            durations.setdefault(span.key, []).append(span.duration_ns)
+    groups: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+    for span in predicted.spans:
+        took_ns = statistics.median(durations.get(span.key, [0]))
+        if took_ns:
+            what = (span.op, span.lane, "decode" if span.step else "prefill")
+            groups.setdefault(what, []).append((took_ns / 1e9, span.duration_ns / 1e9))
+    return [_op_error(what, *zip(*pairs, strict=True)) for what, pairs in groups.items()]
+
+
+def _op_error(what: tuple[str, str, str], measured: Sequence[float], predicted: Sequence[float]) -> OpError:
+    errors = (mape(predicted, measured), wape(predicted, measured), bias(predicted, measured))
+    return OpError(*what, len(measured), sum(measured), sum(predicted), *errors)
+
+
+def _pool(lines: Iterable[OpError]) -> tuple[OpError, ...]:
+    """Lines of several cases as one per op, lane and phase: WAPE by measured time, MAPE by tasks."""
+    groups: dict[tuple[str, str, str], list[OpError]] = {}
+    for one in lines:
+        groups.setdefault((one.op, one.lane, one.phase), []).append(one)
+    pooled = [_pooled(what, own) for what, own in groups.items()]
+    return tuple(sorted(pooled, key=lambda one: -one.measured_s))
+
+
+def _pooled(what: tuple[str, str, str], own: Sequence[OpError]) -> OpError:
+    count, measured_s = sum(one.count for one in own), sum(one.measured_s for one in own)
+    predicted_s = sum(one.predicted_s for one in own)
+    by_task = sum(one.mape * one.count for one in own) / count
+    by_time = sum(one.wape * one.measured_s for one in own) / measured_s
+    return OpError(*what, count, measured_s, predicted_s, by_task, by_time, predicted_s / measured_s - 1)
+
+
+def _result(case: Case, replays: Sequence[Replay], ops: Sequence[OpError]) -> RunResult:
+    layers = [one.layer3 for one in replays if one.layer3 is not None]
+    predicted = layers[0]
+    measured = spread_of([layer.run.measured_tokens_per_s for layer in layers])
+    prefill_s = statistics.median(layer.prefill.measured_s for layer in layers)
+    decode_s = statistics.median(layer.decode.measured_s for layer in layers if layer.decode)
+    assert predicted.decode is not None
+    worst = max(ops, key=lambda one: abs(one.predicted_s - one.measured_s))
+    return RunResult(
+        case,
+        measured,
+        predicted.run.predicted_tokens_per_s,
+        relative_error(predicted.run.predicted_tokens_per_s, measured.median),
+        relative_error(predicted.prefill.predicted_s, prefill_s),
+        relative_error(predicted.decode.predicted_s, decode_s),
+        tuple(one.layer1.error for one in replays),
+        statistics.median(max(abs(share.points) for share in layer.lanes) for layer in layers),
+        statistics.median(layer.path_agreement for layer in layers),
+        _hrm(replays[0]),
+        f"{worst.op} on {worst.lane} in {worst.phase}: {worst.predicted_s - worst.measured_s:+.2f} s of "
+        f"{worst.measured_s:.2f} s",
+    )
+
+
+def _hrm(replayed: Replay) -> float | None:
+    """What HRM says of the run, on the same calibrated machine."""
+    assert replayed.hardware is not None
+    return hrm_tokens_per_s(rebuild(replayed.measured, recorded(replayed.measured), replayed.hardware))
+
+
+def _decisions(campaign: Campaign, results: Sequence[RunResult]) -> Iterable[Decision]:
+    for model in campaign.grid.models:
+        own = [one for one in results if one.case.model == model and one.case.label != PLANNED]
+        usual = {"schedules, same requests": [one for one in own if _is_usual(one.case, campaign)]}
+        policies = {"policies of cgopipe": [one for one in own if one.case.schedule == "cgopipe"], "all runs": own}
+        for what, chosen in (usual | policies).items():
+            if len(chosen) > 1:
+                names = tuple(one.case.name for one in chosen)
+                yield Decision(model, what, _tau(chosen), names)
+
+
+def _is_usual(case: Case, campaign: Campaign) -> bool:
+    grid = campaign.grid
+    size = grid.requests if case.chosen_schedule.one_batch else grid.micro_batch_size
+    return not case.fields and (case.batch_size, case.micro_batch_size) == (grid.requests, size)
+
+
+def _tau(results: Sequence[RunResult]) -> Ranking:
+    return kendall_tau(
+        [one.predicted_tokens_per_s for one in results],
+        [one.measured.median for one in results],
+        [one.measured.half_width for one in results],
+    )
+
+
+def _regrets(campaign: Campaign, results: Sequence[RunResult]) -> Iterable[Regret]:
+    """Over what was measured with as many requests as the planner was asked for."""
+    for model in campaign.grid.models:
+        own = [one for one in results if one.case.model == model and one.case.batch_size <= campaign.grid.requests]
+        planned = next((one for one in own if one.case.label == PLANNED), None)
+        if planned is not None:
+            best = max(own, key=lambda one: one.measured.median)
+            lost = 1 - planned.measured.median / best.measured.median
+            yield Regret(model, planned.case.name, planned.measured.median, best.case.name, best.measured.median, lost)

@@ -1,0 +1,131 @@
+"""Runs what is missing of a campaign: a calibration, then each case some times over, a trace for every run.
+
+The folder is the state: what has a file is not run again, and a file appears only when its run has ended. Repeats are
+the outer loop, so that a machine that grows slower or faster meets all cases alike.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+import engine
+from engine.calibration.calibrate import calibrate
+from engine.device.base import Device
+from engine.plan import Plan, plan
+from sim.hardware import Hardware
+from sim.schedule.registry import registered
+from traces import chrome
+from traces.errors import InputError
+from validation.campaign.grid import Case, Grid
+
+PLANNED_FIELDS = ("attention", "pages", "pin_weights", "experts_on_device", "kv_on_device")
+
+PLANNED = "planner"
+"""Label of the runs whose schedule and policy the planner chose."""
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Campaign:
+    """A grid on a device, in a folder."""
+
+    folder: Path
+    grid: Grid
+    repeats: int
+    make_device: Callable[[], Device]
+    quick_calibration: bool = False
+
+    def machine_file(self, model: str) -> Path:
+        return self.folder / f"machine-{model}.toml"
+
+    def trace_file(self, case: Case, repeat: int) -> Path:
+        return self.folder / "traces" / f"{case.name}.{repeat}.json.gz"
+
+    def machine(self, model: str) -> Hardware:
+        """What the calibration for a model found."""
+        return Hardware.load(self.machine_file(model))
+
+    def cases(self) -> list[Case]:
+        """The grid's cases, and for each model the planner's choice."""
+        return [*self.grid.cases(), *map(self._planned, self.grid.models)]
+
+    def run(self, progress: Progress = lambda done, total, doing: None) -> None:
+        """Run what is missing."""
+        (self.folder / "traces").mkdir(parents=True, exist_ok=True)
+        models = {name: make() for name, make in self.grid.models.items()}
+        total = len(models) + self.repeats * (len(self.grid.cases()) + len(models))
+        for at, (name, model) in enumerate(models.items()):
+            progress(at, total, f"calibration for {name}")
+            self._calibrate(name, model)
+            self._plan(name, model)
+        done = len(models)
+        for repeat in range(self.repeats):
+            for case in self.cases():
+                progress(done, total, f"{case.name}, repeat {repeat + 1}")
+                if not self.trace_file(case, repeat).exists():
+                    self._execute(case, models[case.model], repeat)
+                done += 1
+        progress(total, total, "done")
+
+    def _calibrate(self, name: str, model: PreTrainedModel) -> None:
+        if self.machine_file(name).exists():
+            return
+        with self.make_device() as device:
+            found = calibrate(model, device, f"machine-{name}", quick=self.quick_calibration)
+        with _appearing(self.machine_file(name)) as path:
+            found.hardware.write(path)
+
+    def _execute(self, case: Case, model: PreTrainedModel, repeat: int) -> None:
+        vocabulary = model.config.get_text_config(decoder=True).vocab_size
+        with self.make_device() as device:
+            result = engine.run(
+                model,
+                case.prompts(vocabulary),
+                case.chosen_schedule,
+                case.policy,
+                max_new_tokens=case.gen_len,
+                device=device,
+                do_sample=False,
+            )
+        with _appearing(self.trace_file(case, repeat)) as path:
+            chrome.write(result.trace, path)
+
+    def _plan(self, name: str, model: PreTrainedModel) -> None:
+        """Write down what the planner takes for the grid's requests, from the calibration alone."""
+        file = self.folder / f"planned-{name}.json"
+        if file.exists():
+            return
+        grid, machine = self.grid, self.machine(name)
+        plans: dict[str, Plan] = {}
+        for schedule in registered().values():
+            try:
+                plans[schedule.name] = plan(
+                    model, machine, schedule, [grid.prompt_tokens] * grid.requests, grid.gen_len
+                )
+            except InputError:
+                continue  # nothing fits
+        best = max(plans, key=lambda schedule: plans[schedule].expected.throughput_tokens_per_s)
+        chosen = {"schedule": best, "policy": plans[best].policy.to_dict()}
+        with _appearing(file) as path:
+            path.write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
+
+    def _planned(self, name: str) -> Case:
+        """The schedule and the policy that the planner chose."""
+        chosen = json.loads((self.folder / f"planned-{name}.json").read_text(encoding="utf-8"))
+        policy = chosen["policy"]
+        fields = {key: policy[key] for key in PLANNED_FIELDS}
+        sizes = (policy["batch_size"], policy["micro_batch_size"])
+        return Case(name, chosen["schedule"], *sizes, self.grid.prompt_tokens, self.grid.gen_len, fields, PLANNED)
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """A name to write under, which becomes `path` when all is written."""
+    hidden = path.with_name(f".unfinished-{path.name}")
+    yield hidden
+    hidden.replace(path)

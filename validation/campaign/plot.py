@@ -1,0 +1,65 @@
+"""Pictures of a campaign: predicted over measured throughput of every run, and the error of every op."""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from validation.campaign.analyse import Findings
+
+MARKERS = "osD^v"
+BAND = 0.05
+
+
+def draw_runs(findings: Findings, path: Path) -> None:
+    """Every run as a point: measured throughput with its range, predicted throughput, and a band of ±5 %."""
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    ax = figure.subplots()
+    models = list(dict.fromkeys(run.case.model for run in findings.runs))
+    schedules = list(dict.fromkeys(run.case.schedule for run in findings.runs))
+    for run in findings.runs:
+        spread = run.measured
+        ax.errorbar(
+            spread.median,
+            run.predicted_tokens_per_s,
+            xerr=[[spread.median - spread.low], [spread.high - spread.median]],
+            fmt=MARKERS[models.index(run.case.model) % len(MARKERS)],
+            color=f"C{schedules.index(run.case.schedule)}",
+            markersize=6,
+            elinewidth=1,
+            alpha=0.85,
+        )
+    values = [run.measured.low for run in findings.runs] + [run.measured.high for run in findings.runs]
+    ends = [min(values) * 0.9, max(values) * 1.1]
+    ax.plot(ends, ends, color="black", linewidth=1)
+    ax.fill_between(ends, [x * (1 - BAND) for x in ends], [x * (1 + BAND) for x in ends], color="0.88", zorder=0)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel(f"measured tokens/s ({findings.origin}), median and range of {findings.repeats}")
+    ax.set_ylabel("predicted tokens/s (simulated)")
+    ax.set_title(f"{len(findings.runs)} runs; grey: ±{BAND:.0%}", loc="left", fontsize=11)
+    for at, schedule in enumerate(schedules):
+        ax.plot([], [], "o", color=f"C{at}", label=schedule)
+    for at, model in enumerate(models):
+        ax.plot([], [], MARKERS[at % len(MARKERS)], color="0.4", label=model)
+    ax.legend(frameon=False, fontsize=9)
+    ax.grid(which="both", color="0.93", linewidth=0.6)
+    figure.savefig(path, dpi=130)
+
+
+def draw_ops(findings: Findings, path: Path) -> None:
+    """Measured and predicted seconds of every op, with its weighted error."""
+    ops = findings.ops
+    figure = Figure(figsize=(10, 1.2 + 0.36 * len(ops)), layout="constrained")
+    ax = figure.subplots()
+    rows = range(len(ops))
+    ax.barh([row - 0.2 for row in rows], [one.measured_s for one in ops], 0.38, label=f"measured ({findings.origin})")
+    ax.barh([row + 0.2 for row in rows], [one.predicted_s for one in ops], 0.38, label="predicted (simulated)")
+    for row, one in zip(rows, ops, strict=True):
+        ax.text(max(one.measured_s, one.predicted_s), row, f"  WAPE {one.wape:.0%}, bias {one.bias:+.0%}", va="center")
+    ax.set_yticks(rows, [f"{one.op}, {one.lane}, {one.phase}" for one in ops])
+    ax.invert_yaxis()
+    ax.set_xlabel("seconds over all runs")
+    ax.set_xlim(0, 1.25 * max(max(one.measured_s, one.predicted_s) for one in ops))
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    figure.savefig(path, dpi=130)
