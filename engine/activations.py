@@ -3,9 +3,10 @@
 import contextlib
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -27,6 +28,7 @@ class Activations:
         self._largest = largest
         self._held: dict[int, int] = {}
         self._entered: dict[int, int] = {}
+        self._passing: list[_Passing] = []  # what the largest micro-batch holds that a task may let go of
 
     @contextlib.contextmanager
     def working(self, micro_batch: MicroBatch) -> Iterator[None]:
@@ -34,7 +36,7 @@ class Activations:
         if micro_batch is not self._largest or micro_batch.step > 0:
             yield
             return
-        with _WorkingSet() as working_set:
+        with _WorkingSet(self._passing) as working_set:
             yield
         with self._device.accounted("working set", working_set.peak_bytes):
             return
@@ -56,8 +58,13 @@ class Activations:
         for layer in desk.cache.layers:
             if isinstance(layer, LayerCache):
                 tensors += [tensor for new in list(layer.new.values()) for tensor in new]
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-        self._count(index, sum(storages.values()) + inside_layer)
+        storages = {storage.data_ptr(): storage for storage in (t.untyped_storage() for t in tensors)}
+        if micro_batch is self._largest:
+            self._passing = [
+                _Passing(StorageWeakRef(one), one.nbytes())  # type: ignore[no-untyped-call]
+                for one in storages.values()
+            ]
+        self._count(index, sum(one.nbytes() for one in storages.values()) + inside_layer)
 
     def close(self) -> None:
         """Gives everything back."""
@@ -74,11 +81,23 @@ class Activations:
         self._held[index] = num_bytes
 
 
-class _WorkingSet(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The most bytes that tensors made while it is entered held at one time."""
+class _Passing(NamedTuple):
+    """Memory that is counted already, and dies at some point."""
 
-    def __init__(self) -> None:
+    storage: StorageWeakRef
+    num_bytes: int
+
+    @property
+    def gone(self) -> bool:
+        return bool(self.storage.expired())  # type: ignore[no-untyped-call]
+
+
+class _WorkingSet(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The most bytes that tensors made while it is entered held at one time, beyond what was counted and has died."""
+
+    def __init__(self, passing: list[_Passing]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._passing = passing
         self._tensors: dict[int, int] = {}  # tensors alive, by storage
         self._bytes = 0
         self.peak_bytes = 0
@@ -99,7 +118,8 @@ class _WorkingSet(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return  # a view of what was there before
         if pointer not in self._tensors:
             self._bytes += num_bytes
-            self.peak_bytes = max(self.peak_bytes, self._bytes)
+            gone = sum(one.num_bytes for one in self._passing if one.gone)
+            self.peak_bytes = max(self.peak_bytes, self._bytes - gone)
         self._tensors[pointer] = self._tensors.get(pointer, 0) + 1
         weakref.finalize(tensor, self._drop, pointer, num_bytes)
 

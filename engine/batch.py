@@ -141,7 +141,7 @@ class BatchRun:
 
         seed = None if generation.seed is None else generation.seed + first + j
         micro_batch = MicroBatch(j, tuple(padding), generate, seed)
-        return micro_batch, Desk(cache, width + generation.max_new_tokens)
+        return micro_batch, Desk(cache, width + generation.max_new_tokens - 1)  # the last token is not attended to
 
     def _generated(self, micro_batch: MicroBatch, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         at = micro_batch.at

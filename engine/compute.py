@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from engine.activations import Activations
 from engine.attend import DecodeAttention, attend_on_device
-from engine.desk import Desk
+from engine.desk import Attended, Desk
 from engine.device.base import Device
 from engine.kvcache import KeysValues, Store, layer_of
 from engine.microbatch import AttentionCall, CacheNeeded, LayerEntry, MicroBatch, StackEnd
@@ -105,11 +105,8 @@ class Compute:
 
     def _go_on(self, task: Task, micro_batch: MicroBatch, desk: Desk) -> None:
         match micro_batch.at:
-            case AttentionCall() as call:
-                attended, desk.attended = desk.attended, None
-                if attended is None and not call.whole_cache:
-                    raise RuntimeError("attention has no result")
-                micro_batch.resume(attended or attend_on_device(call, KeysValues(call.key, call.value)))
+            case AttentionCall():
+                micro_batch.resume(_take_attended(micro_batch.at, desk))
             case CacheNeeded():
                 micro_batch.resume(tuple(desk.take_loaded_cache(task)))
             case _:
@@ -136,6 +133,13 @@ class Compute:
         for whole, newest in zip(loaded, new, strict=True):
             whole[:, :, -new.num_tokens :].copy_(newest)
         return loaded
+
+
+def _take_attended(call: AttentionCall, desk: Desk) -> Attended:
+    attended, desk.attended = desk.attended, None
+    if attended is None and not call.whole_cache:
+        raise RuntimeError("attention has no result")
+    return attended or attend_on_device(call, KeysValues(call.key, call.value))
 
 
 def _has_left(micro_batch: MicroBatch, layer: int) -> bool:

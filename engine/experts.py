@@ -5,11 +5,14 @@ implementations skip tokens whose expert has the index `num_experts` (it uses th
 computes its own tokens and the results add up.
 """
 
+import contextlib
+import functools
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
-from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
 
 from engine.anatomy import OwnedParameter
 
@@ -21,6 +24,30 @@ def can_split(parameters: tuple[OwnedParameter, ...], num_experts: int) -> bool:
     owners = {id(parameter.owner) for parameter in parameters}
     fused = all(parameter.tensor.shape[0] == num_experts for parameter in parameters)
     return len(owners) == 1 and fused and hasattr(parameters[0].owner, "_is_expert_parallel")
+
+
+@contextlib.contextmanager
+def lean_gates(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """While entered, gated experts multiply gate and up in place: the same numbers, one expert-wide tensor fewer.
+
+    Experts whose family has a gate of its own keep it.
+    """
+    lean: list[Any] = [
+        module for module in modules if getattr(type(module), "_apply_gate", None) is _default_apply_gate
+    ]
+    for module in lean:
+        module._apply_gate = functools.partial(_apply_gate, module)
+    try:
+        yield
+    finally:
+        for module in lean:
+            del module._apply_gate
+
+
+def _apply_gate(module: Any, gate_up: torch.Tensor) -> torch.Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    activated: torch.Tensor = module.act_fn(gate)
+    return activated.mul_(up)
 
 
 class SplitExperts:

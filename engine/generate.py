@@ -13,6 +13,7 @@ import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.batch import BatchResult, Generation
+from engine.describe import describe_batch, describe_device, describe_model
 from engine.device.base import Device
 from engine.load import find_tokenizer, load_model
 from engine.microbatch import MicroBatch
@@ -98,9 +99,9 @@ def run(
     metadata = _metadata(model, chosen, policy, ids, generation)
     with open_device(device) as opened, Session(model, opened, chosen, policy, generation) as session:
         opened.memory.reset_peak()
-        metadata["origin"] = opened.origin
+        metadata |= {"origin": opened.origin, "device": describe_device(opened)}
         done = []
-        for batch in _batches(session, ids, policy, metadata, progress):
+        for batch in _batches(session, ids, policy, generation.max_new_tokens, metadata, progress):
             done.append(batch)
             if on_batch is not None:
                 on_batch(batch)
@@ -118,6 +119,7 @@ def _batches(
     session: Session,
     ids: list[list[int]],
     policy: Policy,
+    gen_len: int,
     metadata: dict[str, Any],
     progress: Callable[[int], None] | None,
 ) -> Iterator[BatchDone]:
@@ -128,7 +130,8 @@ def _batches(
     for first in range(0, len(ids), policy.batch_size):
         batch = ids[first : first + policy.batch_size]
         result = session.run_batch(batch, first // policy.micro_batch_size, on_head)
-        yield BatchDone(first, result, make_trace(result.ran, dict(metadata)))
+        about = describe_batch(session, batch, policy.micro_batch_size, gen_len)
+        yield BatchDone(first, result, make_trace(result.ran, metadata | about))
 
 
 def _usual_policy(schedule: Schedule, num_prompts: int, micro_batch_size: int | None) -> Policy:
@@ -167,6 +170,7 @@ def _metadata(
     return {
         "schedule": schedule.name,
         "model": model.config.model_type,
+        "model_config": describe_model(model),
         "policy": policy.to_dict(),
         "versions": {
             "python": platform.python_version(),

@@ -115,14 +115,16 @@ class MicroBatch:
     def resume(self, value: object = None) -> None:
         """Goes on to the next event, giving `value` to where it stopped. Errors inside come out here."""
         assert self._coroutine is not None
-        self.at = self._coroutine.switch(value)
+        given, self.at = [value], None  # neither the event nor the value must outlive its use inside
+        del value
+        self.at = self._coroutine.switch(given)
 
     def resume_and_draw(self) -> None:
         """Like `resume`, where the head may draw random numbers."""
         if self.seed is None:
             self.resume()
         else:
-            self._with_own_random(lambda coroutine: coroutine.switch(None))
+            self._with_own_random(lambda coroutine: coroutine.switch([None]))
 
     def abandon(self) -> None:
         """Ends an unfinished coroutine and lets go of all it holds. Only from the thread that started it."""
@@ -153,7 +155,8 @@ def suspend(event: Event) -> Any:
     """Stops the running coroutine with `event`; returns what it is resumed with."""
     parent = getcurrent().parent
     assert parent is not None
-    return parent.switch(event)
+    given: list[Any] = parent.switch(event)
+    return given.pop()
 
 
 def _random_state() -> list[torch.Tensor]:

@@ -18,7 +18,7 @@ def streamed_layers(
     model: PreTrainedModel, anatomy: Anatomy, experts_on_device: float, streams_non_experts: bool
 ) -> list[StreamedLayer | None]:
     """What streams of each layer when int(E x experts_on_device) of its E routed experts stay on the device."""
-    resident = int(anatomy.num_experts * experts_on_device)
+    resident = int(anatomy.num_experts * experts_on_device + 1e-9)
     layers: list[StreamedLayer | None] = []
     for i, experts in enumerate(anatomy.experts):
         rest = anatomy.parameters(i) if streams_non_experts else ()
@@ -28,10 +28,6 @@ def streamed_layers(
             raise InputError(
                 f"experts_on_device: {experts_on_device:g}: the experts of {type(model).__name__} cannot be split "
                 f"between device and host; give 0 or 1"
-            )
-        if resident and not stays and experts and rest:
-            raise InputError(
-                f"experts_on_device: {experts_on_device:g} with a schedule that streams all weights; give 0 or 1"
             )
         parameters = rest if stays else (*experts, *rest)
         layers.append(StreamedLayer.of(parameters, 0 if rest else resident) if parameters else None)

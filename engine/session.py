@@ -14,6 +14,7 @@ from engine.attention import BITS, HostAttention
 from engine.batch import BatchResult, BatchRun, Generation
 from engine.device.base import Device, pinned_footprint_bytes
 from engine.device.ledger import Ledger
+from engine.experts import lean_gates
 from engine.hooks import Split
 from engine.microbatch import MicroBatch
 from engine.placement import Placement, streamed_layers
@@ -54,6 +55,7 @@ class Session:
             self._charge_host(stack)
             placement = stack.enter_context(Placement(self._model, self._device, self._streamed, *pinning))
             self._weights = placement.weights
+            stack.enter_context(lean_gates(self._model.modules()))
             stack.enter_context(Split(self._model, self.anatomy.layers, placement.owners))
             self._kernel = stack.enter_context(HostAttention(_attention_threads(self._device)))
             if self._policy.attention is Place.CPU and self._model.dtype in BITS:
@@ -71,6 +73,11 @@ class Session:
         """The pipeline that a batch of so many micro-batches makes."""
         streamed = tuple(layer is not None for layer in self._streamed)
         return self._policy.pipeline(self._schedule, streamed, num_micro_batches)
+
+    @property
+    def streamed_bytes(self) -> list[int]:
+        """Per layer, what comes over the link each time the layer runs."""
+        return [0 if layer is None else layer.num_bytes for layer in self._streamed]
 
     def run_batch(
         self,

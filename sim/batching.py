@@ -1,8 +1,9 @@
 """Splits requests into micro-batches of about equal work: Algorithm 2 of MoE-Lightning (arXiv 2411.11217)."""
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from sim.workload import Workload
 from traces.errors import InputError
@@ -18,6 +19,14 @@ class MicroBatch:
     prompt_tokens_squared: int
     """Sum of their squares: attention in prefill grows with it."""
     max_prompt_tokens: int
+    padding_tokens: int = 0
+    """How many of `prompt_tokens` are padding, which is computed and stored but which CPU attention does not read."""
+
+    @classmethod
+    def padded(cls, lengths: Sequence[int]) -> Self:
+        """Prompts of these lengths, padded to the longest of them."""
+        rows, width = len(lengths), max(lengths)
+        return cls(rows, rows * width, rows * width**2, width, rows * width - sum(lengths))
 
     def context_tokens(self, step: int) -> int:
         """KV entries that the micro-batch reads in decode step `step`, the new token of each request included.
@@ -36,16 +45,18 @@ class Batch:
     num_deferred: int
     """Requests that found no room in the KV cache and wait for the next batch."""
     gen_len: int
+    copies: int = 1
+    """Devices that each work on micro-batches like these, where the schedule gives each a part of the requests."""
 
     @property
     def num_requests(self) -> int:
         """Requests that run: those asked for, less the deferred ones."""
-        return sum(micro_batch.num_requests for micro_batch in self.micro_batches)
+        return self.copies * sum(micro_batch.num_requests for micro_batch in self.micro_batches)
 
     @property
     def prompt_tokens(self) -> int:
         """Prompt tokens of all requests that run."""
-        return sum(micro_batch.prompt_tokens for micro_batch in self.micro_batches)
+        return self.copies * sum(micro_batch.prompt_tokens for micro_batch in self.micro_batches)
 
     @property
     def generated_tokens(self) -> int:

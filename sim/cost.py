@@ -4,7 +4,7 @@ Solo time = launch latency + max(FLOPs / rate, bytes / bandwidth) over the level
 MoE-Lightning section 3), at rates of peak × efficiency of the op's class. All cost formulas of the project are here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 from sim.batching import Batch, MicroBatch
@@ -28,6 +28,11 @@ PAGEABLE_TRAFFIC = 3
 """DRAM bytes per byte of a pageable copy: the driver reads it, writes its relay buffer, and the DMA reads that."""
 EMULATED_TRAFFIC = 2
 """DRAM bytes per byte that an emulated link copies: device memory is host memory."""
+
+WORKSPACE_BITS = 32
+"""Width of the numbers that attention works with where it copies the KV cache first."""
+EXPANDED_PASSES = 3
+"""Times such a copy goes through DRAM: its cache lines are fetched to be written, written, and read by the products."""
 
 CACHE_LIMIT = 5_000
 """Costs remembered before the memory of them starts anew."""
@@ -61,8 +66,9 @@ class CostModel:
     """Costs of all tasks of one run; call it with a task.
 
     `only_contended` leaves out demands on pools that all lanes together cannot exceed, which need no watching.
-    Equal tasks are computed once: the cost depends on the op, the layer's kind, the micro-batch's, the page, the rank
-    and prefill or decode, and in `GROWS_WITH_CONTEXT` on the step.
+    Equal tasks are computed once: the cost depends on the op, the kinds of layer, micro-batch and page, the rank and
+    prefill or decode, and in `GROWS_WITH_CONTEXT` on the step. Kinds are numbers from 0 on; the last entry of a list of
+    kinds is -1 and answers for `NONE` and `WHOLE`.
     """
 
     def __init__(
@@ -77,16 +83,21 @@ class CostModel:
         only_contended: bool = False,
     ) -> None:
         self._shape, self._policy, self._model, self._hardware = shape, policy, model, hardware
-        self._ranks = hardware.num_devices
+        self._parts = hardware.num_devices if schedule.splits_batch else 1
+        """Devices beside this one, and it, that share the host while each does its own part of the batch."""
+        self._ranks = hardware.num_devices // self._parts
+        self._expands_cache = schedule.expands_cache
+        self._gathered = self._parts if schedule.gathers_weights else 1
         self._activation_bits, self._activation_bytes = model.activation_bits, model.activation_bits / 8
         self._kv_bits = policy.cache_bits(model)
         self._kv_pageable = not schedule.pins_kv
         self._left_out = _never_exceeded(hardware) if only_contended else frozenset[int]()
         self._micro_batches = batch.micro_batches
         self._streamed = [policy.streamed_bytes(schedule, model, layer) for layer in model.layers]
-        self._layer_kind = [*model.layer_kinds, -1]  # the last entry answers for NONE
-        alike: dict[MicroBatch, int] = {}
-        self._batch_kind = [*(alike.setdefault(one, len(alike)) for one in batch.micro_batches), -1]
+        self.layer_kinds = [*model.layer_kinds, -1]
+        self.batch_kinds = [*_kinds(batch.micro_batches), -1]
+        self.page_kinds = self._page_kinds()
+        """Per kind of layer, of pages with equally many bytes; the last entry is for no layer."""
         self._known: dict[tuple[Op, int, int, int, int, int], Cost] = {}
         self._formulas: dict[Op, Callable[[Task], Cost]] = {
             Op.PRE_ATTN: self._pre_attn,
@@ -110,7 +121,8 @@ class CostModel:
         """Solo time, demands and the physics of one task."""
         _, op, lane, step, layer, j, page, _ = task
         when = step if op in GROWS_WITH_CONTEXT else step > 0
-        key = (op, when, self._layer_kind[layer], self._batch_kind[j], page, lane.rank)
+        kind = self.layer_kinds[layer]
+        key = (op, when, kind, self.batch_kinds[j], self.page_kinds[kind][page], lane.rank)
         cost = self._known.get(key)
         if cost is None:
             if len(self._known) > CACHE_LIMIT:
@@ -123,8 +135,19 @@ class CostModel:
 
     @property
     def capacities(self) -> Sequence[int]:
-        """Per pool, what it gives in a second."""
-        return _capacities(self._hardware)
+        """Per pool, what it gives in a second; of the host, what is left to one of the parts of the batch."""
+        dram, cores, *of_device = _capacities(self._hardware)
+        return (dram // self._parts, cores // self._parts, *of_device)
+
+    def _page_kinds(self) -> list[list[int]]:
+        pages = self._shape.num_pages
+        of_layer = dict(zip(self.layer_kinds, self._streamed, strict=False))
+        return [[*_kinds(self._sizes(whole)), -1] for _, whole in sorted(of_layer.items())] + [[-1] * (pages + 1)]
+
+    def _sizes(self, whole: int) -> list[int]:
+        """Bytes of each page of a layer; they differ by a byte at most."""
+        pages = self._shape.num_pages
+        return [whole * (page + 1) // pages - whole * page // pages for page in range(pages)]
 
     # what a task works on -------------------------------------------------------------------------------------
 
@@ -164,10 +187,12 @@ class CostModel:
             flops = layer.attention_flops(pairs, expanded=True)
             return self._on_gpu(task, [Work(self._share(flops), self._share(moved), self._hardware.device.attention)])
         context = kept_tokens(layer, one, task.step)
+        if task.lane.kind is LaneKind.CPU:
+            context = min(context, one.context_tokens(task.step) - one.padding_tokens)
         flops = self._share(layer.attention_flops(context))
         moved = self._share(context * layer.kv_bytes_per_token(bits))
         if task.lane.kind is LaneKind.CPU:
-            return self._on_cpu(flops, moved, self._share(one.num_requests))
+            return self._on_cpu(flops, moved * self._passes(layer), self._share(one.num_requests))
         return self._on_gpu(task, [Work(flops, moved, self._hardware.device.attention)])
 
     def _post_attn(self, task: Task) -> Cost:
@@ -249,6 +274,13 @@ class CostModel:
         cores = 1.0 if emulation is None else emulation.attention_cores
         return _keeping_cores(_cost(roofs, {DRAM: moved}, moved, flops), cores)
 
+    def _passes(self, layer: Layer) -> float:
+        """Bytes that attention on the host moves per byte of KV cache."""
+        if not self._expands_cache:
+            return 1.0
+        group = layer.attention.num_query_heads / layer.attention.num_kv_heads
+        return 1.0 + EXPANDED_PASSES * group * WORKSPACE_BITS / self._kv_bits
+
     # copies ---------------------------------------------------------------------------------------------------
 
     def _offload_qkv(self, task: Task) -> Cost:
@@ -266,10 +298,23 @@ class CostModel:
         return self._copy(task, self._tokens(task) * self._layer(task).hidden_bytes_per_token(self._activation_bits))
 
     def _load_weights(self, task: Task) -> Cost:
-        return self._copy(task, self._page_bytes(task))
+        return self._gather(self._page_bytes(task), lambda own: self._copy(task, own))
 
     def _load_weights_pageable(self, task: Task) -> Cost:
-        return self._copy(task, self._page_bytes(task), pageable=True)
+        return self._gather(self._page_bytes(task), lambda own: self._copy(task, own, pageable=True))
+
+    def _gather(self, whole: float, copy: Callable[[float], Cost]) -> Cost:
+        """This device's part of some weights from the host, then the other parts from its peers (ZeRO stage 3)."""
+        own, network = whole / self._gathered, self._hardware.network
+        cost = copy(own)
+        if network is None or self._gathered == 1:
+            return cost
+        seconds = network.latency_s + (whole - own) / network.bandwidth_bytes_per_s
+        duration_ns = cost.duration_ns + round(seconds * 1e9)
+        slower = cost.duration_ns / duration_ns
+        demands = tuple((pool, round(amount * slower)) for pool, amount in cost.demands)
+        bound = cost.bound if slower > 1 / 2 else "network"
+        return Cost(duration_ns, demands, round(whole), 0, bound)
 
     def _load_kv(self, task: Task) -> Cost:
         layer = self._layer(task)
@@ -284,7 +329,7 @@ class CostModel:
         return self._copy(task, self._share(stored), pageable=self._kv_pageable)
 
     def _page_bytes(self, task: Task) -> float:
-        """One rank's part of a page; pages differ by a byte at most."""
+        """One rank's part of a page."""
         whole, pages = self._streamed[task.layer], self._shape.num_pages
         if task.page == WHOLE:
             return self._share(whole)
@@ -322,6 +367,12 @@ class CostModel:
             return Cost(0)
         roofs = {"network latency": float(network.latency_s), "network": moved / network.bandwidth_bytes_per_s}
         return _cost(roofs, {}, moved, 0.0)
+
+
+def _kinds(things: Iterable[Hashable]) -> list[int]:
+    """Of each thing a number that it shares with equal ones, from 0 on."""
+    alike: dict[Hashable, int] = {}
+    return [alike.setdefault(one, len(alike)) for one in things]
 
 
 def _capacities(hardware: Hardware) -> tuple[int, ...]:

@@ -62,6 +62,8 @@ class Attention:
     """The result is multiplied by a projection of the hidden state as wide as itself (AFMoE)."""
     stored_query_heads: int | None = None
     """Query heads that exist, where a token is routed to some of them (JetMoE); None is `num_query_heads`."""
+    sinks: bool = False
+    """Each head has a weight that takes part in the softmax (gpt-oss)."""
     extra_params: int = 0
     """Norms of queries, keys and latents, attention sinks."""
 
@@ -145,6 +147,15 @@ class Attention:
         return self.post_weights + self.hidden_size * self.idle_query_heads * self.value_head_dim + bias
 
 
+Held = tuple[tuple[int, int], ...]
+"""Vectors that one token holds inside a network, at each moment that may be the widest: (so many as wide as the hidden
+state, so many as wide as the network)."""
+
+FUSED: Held = ((1, 3), (4, 0))
+"""Input, gate, up and their product; later input and output, the latter as computed, weighted, and put back in the
+order of tokens: the fused experts of transformers 5."""
+
+
 @dataclass(frozen=True, slots=True)
 class FeedForward:
     """A gated feed-forward network: gate and up projections, activation, down projection."""
@@ -152,6 +163,8 @@ class FeedForward:
     hidden_size: int
     intermediate_size: int
     bias: bool = False
+    held: Held = FUSED
+    """What a routed token holds of it."""
 
     def __post_init__(self) -> None:
         check_at_least(self, 1, "hidden_size", "intermediate_size")
@@ -164,6 +177,11 @@ class FeedForward:
     @property
     def params(self) -> int:
         return self.weights + (2 * self.intermediate_size + self.hidden_size if self.bias else 0)
+
+    def held_numbers(self, num_devices: int) -> float:
+        """Numbers of the widest moment of a routed token, where devices share the network's width."""
+        width = self.intermediate_size / num_devices
+        return max(hidden * self.hidden_size + inner * width for hidden, inner in self.held)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +200,8 @@ class Layer:
     dense: FeedForward | None = None
     router_params: int = 0
     norm_params: int = 0
+    computes_all_experts: bool = False
+    """Whether every token goes through every expert, those it does not use with an input of zero (Llama 4)."""
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "num_experts", "router_params", "norm_params")
@@ -193,6 +213,11 @@ class Layer:
     @property
     def hidden_size(self) -> int:
         return self.attention.hidden_size
+
+    @property
+    def computed_experts(self) -> int:
+        """Routed experts that the model's code computes for a token."""
+        return self.num_experts if self.computes_all_experts else self.top_k
 
     @property
     def attention_params(self) -> int:

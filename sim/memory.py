@@ -79,7 +79,7 @@ def kv_bytes(model: Model, policy: Policy, batch: Batch, step: int) -> int:
 
     def of_layer(layer: Layer) -> int:
         tokens = sum(kept_tokens(layer, one, step) for one in batch.micro_batches)
-        return tokens * layer.kv_bytes_per_token(policy.cache_bits(model))
+        return batch.copies * tokens * layer.kv_bytes_per_token(policy.cache_bits(model))
 
     return model.over_layers(of_layer)
 
@@ -95,30 +95,35 @@ def plan_memory(
     slot = max(streamed(layer) for layer in model.distinct_layers)
     cache = kv_bytes(model, policy, batch, batch.gen_len - 1)
     cache_on_device = round(cache * policy.kv_on_device)
+    exchange = _exchange(shape, model, batch)
     staging = 0 if shape.weights_pinned else schedule.pinned_layers * slot
     hidden = packed_bytes(batch.prompt_tokens * model.hidden_size, model.activation_bits)
     largest = max(one.prompt_tokens for one in batch.micro_batches)
-    waiting = ACTIVATION_SLOTS * largest + batch.num_requests if shape.offloads_hidden else batch.prompt_tokens
+    here = batch.num_requests // batch.copies
+    waiting = ACTIVATION_SLOTS * largest + here if shape.offloads_hidden else batch.prompt_tokens // batch.copies
     device = {
         "embedding and head": model.resident_bytes() - _non_experts(model),
         "non-expert weights": 0 if schedule.streams_non_experts else _non_experts(model),
         "resident experts": _resident_experts(policy, model),
-        "weight slots": WEIGHT_SLOTS * slot,
+        "weight slots": WEIGHT_SLOTS * slot * batch.copies,
         "kv cache": cache_on_device,
-        "kv buffers": _kv_buffers(shape, policy, model, batch),
+        "kv buffers": _kv_buffers(shape, policy, model, batch) * batch.copies,
+        "attention exchange": exchange,
     }
     device = {name: -(-size // num_devices) for name, size in device.items()}
-    device["activations"] = _activations(model, batch, num_devices)
+    device["activations"] = _activations(policy, model, batch, num_devices // batch.copies)
     device["hidden states"] = packed_bytes(waiting * model.hidden_size, model.activation_bits)
     host = {
         "streamed weights": model.over_layers(streamed),
         "kv cache": cache - cache_on_device,
         "hidden states": hidden if shape.offloads_hidden else 0,
+        "attention exchange": exchange,
         "staging": staging,
     }
     pinned = {
         "streamed weights": host["streamed weights"] if shape.weights_pinned else 0,
         "kv cache": host["kv cache"] if shape.attention is Place.GPU and schedule.pins_kv else 0,
+        "attention exchange": exchange,
         "staging": staging,
     }
     return MemoryPlan(_present(device), _present(host), _present(pinned))
@@ -137,6 +142,15 @@ def _resident_experts(policy: Policy, model: Model) -> int:
     return model.over_layers(lambda layer: policy.resident_experts(layer) * layer.expert_bytes(bits))
 
 
+def _exchange(shape: PipelineShape, model: Model, batch: Batch) -> int:
+    """What attention on the host gets and gives in decode: query, new keys and values, output of every request."""
+    if shape.attention is not Place.CPU or batch.gen_len == 1:
+        return 0
+    attentions = [layer.attention for layer in model.distinct_layers]
+    widest = max(one.sent_query_width + one.cached_width + one.returned_width for one in attentions)
+    return packed_bytes(batch.num_requests * widest, model.activation_bits)
+
+
 def _kv_buffers(shape: PipelineShape, policy: Policy, model: Model, batch: Batch) -> int:
     """Buffers that take turns: new entries of one micro-batch's prompts, and with GPU attention its streamed cache."""
     if not shape.streams_kv:
@@ -153,23 +167,61 @@ def _kv_buffers(shape: PipelineShape, policy: Policy, model: Model, batch: Batch
     return largest
 
 
-def _activations(model: Model, batch: Batch, num_devices: int) -> int:
-    """Working set of the largest micro-batch in prefill, on one device: every routed token's expert inputs at once.
-
-    Hidden states normalised and summed up; query, key, value and the attention's output; per token and routed expert
-    one input and gate, up and their product (the optimizer of MoE-Lightning counts the same).
-    """
-    tokens = max(one.prompt_tokens for one in batch.micro_batches)
+def _activations(policy: Policy, model: Model, batch: Batch, num_devices: int) -> int:
+    """Working set of the largest micro-batch in prefill, on one device: the layer that needs most, or the logits."""
+    largest = max(batch.micro_batches, key=lambda one: one.prompt_tokens)
+    scored = max(one.num_requests * one.max_prompt_tokens**2 for one in batch.micro_batches)
     requests = max(one.num_requests for one in batch.micro_batches)
-    widest = 0.0
+    needed = requests * model.vocab_size * LOGIT_BYTES // num_devices
     for layer in model.distinct_layers:
-        attention = layer.attention
-        heads = (attention.query_width + attention.cached_width + attention.output_width) / num_devices
-        routed = layer.top_k * (layer.hidden_size + 3 * _width(layer.expert) / num_devices)
-        always = 3 * (_width(layer.shared) + _width(layer.dense)) / num_devices
-        widest = max(widest, 2 * layer.hidden_size + max(heads, routed + always))
-    logits = requests * model.vocab_size * LOGIT_BYTES // num_devices
-    return max(packed_bytes(round(tokens * widest), model.activation_bits), logits)
+        scores = _scores_held(layer, scored, num_devices)
+        attention = largest.prompt_tokens * (2 * layer.hidden_size + _attention_held(layer, num_devices)) + scores
+        split = 0 < policy.resident_experts(layer) < layer.num_experts
+        feed_forward = largest.prompt_tokens * (2 * layer.hidden_size + _feed_forward_held(layer, num_devices, split))
+        numbers = packed_bytes(round(max(attention, feed_forward)), model.activation_bits)
+        needed = max(needed, numbers + largest.prompt_tokens * _routing_bytes(layer))
+    return needed
+
+
+def _attention_held(layer: Layer, num_devices: int) -> float:
+    """Numbers a token holds beside its hidden state, normalised and summed up: query, key, value; the query rotated.
+
+    Rotation holds the query times its cosines, its halves swapped, and these times their sines. In prefill MLA has
+    keys and values of every head, and their parts before they are put together.
+    """
+    attention = layer.attention
+    keys_values = attention.cached_width
+    if attention.latent:
+        keys_values += 2 * attention.num_query_heads * (attention.head_dim + attention.value_head_dim)
+    return (4 * attention.query_width + keys_values) / num_devices
+
+
+def _scores_held(layer: Layer, pairs: int, num_devices: int) -> float:
+    """Numbers of the matrices of scores, where no kernel spares them: with sinks, before and after, and shifted."""
+    return 3 * layer.attention.num_query_heads * pairs / num_devices if layer.attention.sinks else 0.0
+
+
+def _feed_forward_held(layer: Layer, num_devices: int, split: bool) -> float:
+    """Numbers a token holds in the experts: all of its routed experts are computed at once, in the order of experts.
+
+    Mostly that is input, gate, up and their product (the optimizer of MoE-Lightning counts the same). With experts in
+    two places each part computes all tokens and blanks those of the other: it holds gate and up twice, and the other
+    part's result.
+    """
+    always = 3 * (_width(layer.shared) + _width(layer.dense)) / num_devices
+    if layer.expert is None:
+        return always
+    hidden, expert = layer.hidden_size, layer.expert
+    routed = expert.held_numbers(num_devices)
+    if split:
+        routed = max(routed, hidden + 4 * expert.intermediate_size / num_devices)
+    kept = hidden * (bool(layer.shared) + split)
+    return max(layer.computed_experts * routed, always) + kept
+
+
+def _routing_bytes(layer: Layer) -> int:
+    """A token's scores of all experts, and of each that it uses the weight, the number, and the place in the order."""
+    return 8 * layer.num_experts + 48 * layer.top_k
 
 
 def _width(network: object) -> int:

@@ -118,7 +118,7 @@ class Policy:
         )
 
     def check_places(self, schedule: Schedule) -> None:
-        """Raise InputError where the schedule attends, or keeps its KV cache, elsewhere."""
+        """Raise InputError where the schedule attends, or keeps its KV cache or its experts, elsewhere."""
         if self.attention not in schedule.attention:
             places = " or ".join(schedule.attention)
             raise InputError(f"attention: {self.attention} is not what {schedule.name} does; it attends on {places}")
@@ -129,6 +129,11 @@ class Policy:
         if self.attention is Place.CPU and self.kv_on_device > 0:
             raise InputError(
                 f"kv_on_device: {self.kv_on_device:g} with attention on the cpu, which reads it on the host: give 0"
+            )
+        if schedule.streams_non_experts and 0 < self.experts_on_device < 1:
+            raise InputError(
+                f"experts_on_device: {self.experts_on_device:g} is not what {schedule.name} does; all experts of a "
+                f"layer stream with it, or stay: give 0 or 1"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """A simulated run as a `traces.Trace`: its tasks as spans, and what they leave in each memory and on each link."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
+from sim.batching import Batch
 from sim.memory import kept_tokens
-from sim.schedule.shape import Place
+from sim.schedule.shape import PipelineShape, Place
 from sim.schedule.task import LaneKind, Op, Task
 from sim.schedule.tensor_parallel import over_ranks
 from sim.setup import Setup
@@ -23,7 +25,7 @@ def record(setup: Setup, metadata: dict[str, Any], num_steps: int = RECORDED_STE
     steps = setup.schedule.steps(setup.shape, 0, stop, last=setup.last_step)
     cost = setup.costs(only_contended=True)
     Simulation(
-        over_ranks(steps, setup.problem.hardware.num_devices), cost, cost.capacities, on_task=executed.append
+        over_ranks(steps, setup.num_ranks), cost, cost.capacities, on_task=executed.append
     ).run()
     whole = {
         "origin": "simulated",
@@ -32,12 +34,23 @@ def record(setup: Setup, metadata: dict[str, Any], num_steps: int = RECORDED_STE
         "hardware": setup.problem.hardware.name,
         "policy": setup.policy.to_dict(),
         "steps": [0, stop],
+        **structure(setup.shape, setup.batch),
         **metadata,
     }
-    return Trace(whole, [_span(one) for one in executed], [*_memory(setup, executed), *_link_rates(executed)])
+    return Trace(whole, [span_of(one) for one in executed], [*_memory(setup, executed), *_link_rates(executed)])
 
 
-def _span(one: Executed) -> Span:
+def structure(shape: PipelineShape, batch: Batch) -> dict[str, Any]:
+    """What it takes to issue a run's tasks once more, and to know how much each has to do, as JSON values."""
+    micro_batches = [asdict(one) for one in batch.micro_batches]
+    return {
+        "shape": {**asdict(shape), "attention": shape.attention.value, "streamed": list(shape.streamed)},
+        "batch": {"gen_len": batch.gen_len, "copies": batch.copies, "micro_batches": micro_batches},
+    }
+
+
+def span_of(one: Executed) -> Span:
+    """A simulated task as a trace keeps it."""
     task, cost = one.task, one.cost
     return Span(
         task.id,
@@ -69,7 +82,7 @@ class _Change(NamedTuple):
 
 def _memory(setup: Setup, executed: list[Executed]) -> Iterator[Counter]:
     """Samples of what each tier holds, on top of what the plan keeps there for the whole run."""
-    ranks = range(setup.problem.hardware.num_devices)
+    ranks = range(setup.num_ranks)
     plan = setup.memory
     moving_device = plan.device.get("weight slots", 0) + plan.device.get("kv cache", 0)
     moving_host = sum(plan.host.get(part, 0) for part in ("kv cache", "hidden states", "staging"))
@@ -149,7 +162,7 @@ def _kv_growth(setup: Setup, task: Task) -> float:
     layer, micro_batch = problem.model.layers[task.layer], setup.batch.micro_batches[task.micro_batch]
     before = kept_tokens(layer, micro_batch, step - 1) if step > 0 else 0
     grown = kept_tokens(layer, micro_batch, step) - before
-    return grown * layer.kv_bytes_per_token(setup.policy.cache_bits(problem.model)) / problem.hardware.num_devices
+    return grown * layer.kv_bytes_per_token(setup.policy.cache_bits(problem.model)) / setup.num_ranks
 
 
 def _last_uses(executed: list[Executed]) -> dict[tuple[int, int, int], int]:

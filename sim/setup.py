@@ -1,6 +1,6 @@
 """One schedule and one policy on one problem, made ready to run: batch, pipeline, memory plan and costs."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from sim.batching import Batch, make_batch
@@ -37,18 +37,34 @@ class Setup:
     problem: Problem
     schedule: Schedule
     policy: Policy
+    given_batch: Batch | None = None
+    """What runs, instead of the batch that Algorithm 2 makes of the workload: a run that was measured."""
     batch: Batch = field(init=False)
     shape: PipelineShape = field(init=False)
     memory: MemoryPlan = field(init=False)
 
     def __post_init__(self) -> None:
         problem, policy = self.problem, self.policy
-        batch = _batch(problem.workload, policy.batch_size, policy.micro_batch_size)
+        batch = self.given_batch or self._batch()
         shape = policy.shape(self.schedule, problem.model, len(batch.micro_batches))
         memory = plan_memory(self.schedule, shape, policy, problem.model, batch, problem.hardware.num_devices)
         object.__setattr__(self, "batch", batch)
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "memory", memory)
+
+    def _batch(self) -> Batch:
+        size, parts = self.policy.batch_size, self._num_parts
+        batch = _batch(self.problem.workload, -(-size // parts), self.policy.micro_batch_size)
+        return replace(batch, copies=parts) if parts > 1 else batch
+
+    @property
+    def _num_parts(self) -> int:
+        return self.problem.hardware.num_devices if self.schedule.splits_batch else 1
+
+    @property
+    def num_ranks(self) -> int:
+        """Devices that are simulated: all that share each tensor, or one of those that each do their own requests."""
+        return self.problem.hardware.num_devices // self._num_parts
 
     @property
     def shortages(self) -> list[Shortage]:

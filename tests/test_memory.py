@@ -28,6 +28,8 @@ EXPERTS = 8 * EXPERT  # of a layer
 EMBEDDING_AND_HEAD = 2 * (2 * 32_000 * 4096 + 4096)  # and the final norm
 NON_EXPERTS = 2 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 8 * 4096 + 2 * 4096)  # attention, router, two norms
 KV = 4096  # of a token and layer
+EXCHANGE = 2 * (4096 + 2 * 1024 + 4096)  # of a request: query, new key and value, attention's output
+ROUTING = 8 * 8 + 48 * 2  # of a token: scores of 8 experts; of 2 of them weight, number and place
 
 
 def plan(schedule="cgopipe", size=36, count=14, **changes):
@@ -45,18 +47,20 @@ class TestByHand:
                 "non-expert weights": 32 * NON_EXPERTS,
                 "weight slots": 2 * EXPERTS,
                 "kv buffers": 2 * prompt * KV,
-                "activations": 2 * prompt * (2 * 4096 + 2 * (4096 + 3 * 14336)),
+                "attention exchange": 504 * EXCHANGE,
+                "activations": prompt * (2 * (2 * 4096 + 2 * (4096 + 3 * 14336)) + ROUTING),
                 "hidden states": 2 * 4096 * (2 * prompt + 504),
             },
             host={
                 "streamed weights": 32 * EXPERTS,
                 "kv cache": 32 * 504 * (418 + 127) * KV,
                 "hidden states": 2 * 4096 * 504 * 418,
+                "attention exchange": 504 * EXCHANGE,
                 "staging": EXPERTS,
             },
-            pinned={"staging": EXPERTS},
+            pinned={"attention exchange": 504 * EXCHANGE, "staging": EXPERTS},
         )
-        assert plan().peak_bytes() == {"device": 12_304_195_584, "host": 130_741_567_488, "pinned": 2_818_572_288}
+        assert plan().peak_bytes() == {"device": 12_316_925_184, "host": 130_751_889_408, "pinned": 2_828_894_208}
 
     def test_fastdecode_stages_two_layers(self):
         assert plan("fastdecode").host["staging"] == plan("fastdecode").pinned["staging"] == 2 * EXPERTS
@@ -65,8 +69,12 @@ class TestByHand:
     def test_flexgen_buffers_the_cache_of_a_micro_batch_and_stages_nothing(self):
         flexgen, cgopipe = plan("flexgen"), plan()
         assert flexgen.device["kv buffers"] == 2 * 36 * (418 + 545) * KV, "new entries, and the cache at its longest"
-        assert {**flexgen.device, "kv buffers": 0} == {**cgopipe.device, "kv buffers": 0}
-        assert flexgen.host == {part: size for part, size in cgopipe.host.items() if part != "staging"}
+        assert {**flexgen.device, "kv buffers": 0, "attention exchange": 504 * EXCHANGE} == {
+            **cgopipe.device,
+            "kv buffers": 0,
+        }
+        exchanged = ("staging", "attention exchange")
+        assert flexgen.host == {part: size for part, size in cgopipe.host.items() if part not in exchanged}
         assert flexgen.pinned == {}
 
     def test_zero_streams_all_layers_and_keeps_the_cache(self):
@@ -76,7 +84,7 @@ class TestByHand:
                 "embedding and head": EMBEDDING_AND_HEAD,
                 "weight slots": 2 * (EXPERTS + NON_EXPERTS),
                 "kv cache": 32 * 32 * 545 * KV,
-                "activations": 2 * prompt * (2 * 4096 + 2 * (4096 + 3 * 14336)),
+                "activations": prompt * (2 * (2 * 4096 + 2 * (4096 + 3 * 14336)) + ROUTING),
                 "hidden states": 2 * 4096 * prompt,
             },
             host={"streamed weights": 32 * (EXPERTS + NON_EXPERTS)},
@@ -85,10 +93,10 @@ class TestByHand:
 
     def test_two_devices_share_weights_and_cache_but_not_hidden_states(self):
         alone, shared = plan(), plan(machine=round_machine(2))
-        for part in ("embedding and head", "non-expert weights", "weight slots", "kv buffers"):
+        for part in ("embedding and head", "non-expert weights", "weight slots", "kv buffers", "attention exchange"):
             assert 2 * shared.device[part] == alone.device[part]
         assert shared.device["hidden states"] == alone.device["hidden states"]
-        assert shared.device["activations"] == 2 * 36 * 418 * (2 * 4096 + 2 * (4096 + 3 * 14336 // 2))
+        assert shared.device["activations"] == 36 * 418 * (2 * (2 * 4096 + 2 * (4096 + 3 * 14336 // 2)) + ROUTING)
         assert (shared.host, shared.pinned) == (alone.host, alone.pinned)
 
     def test_logits_count_where_a_vocabulary_is_larger_than_the_rest(self):
@@ -102,9 +110,26 @@ class TestByHand:
         assert made.host["streamed weights"] == 26 * experts
         assert made.device["weight slots"] == 2 * experts
         assert made.host["kv cache"] == 27 * 16 * 103 * 2 * (512 + 64)
-        routed, always = 6 * (2048 + 3 * 1408), 3 * 2 * 1408
-        dense = 3 * 10_944
-        assert made.device["activations"] == 2 * 800 * (2 * 2048 + max(routed + always, dense))
+        outputs, shared_output = (
+            6 * 4 * 2048,
+            2048,
+        )  # wider than input, gate, up and product, and than the dense network
+        routing = 8 * 64 + 48 * 6
+        assert made.device["activations"] == 800 * (2 * (2 * 2048 + outputs + shared_output) + routing)
+
+    def test_experts_in_two_places_hold_gate_and_up_twice_and_the_other_places_result(self):
+        half = plan(experts_on_device=0.5).device["activations"]
+        assert half == 36 * 418 * (2 * (2 * 4096 + 2 * (4096 + 4 * 14336) + 4096) + ROUTING)
+        assert plan(experts_on_device=1.0).device["activations"] == plan().device["activations"]
+
+    def test_sinks_need_the_scores(self):
+        # gpt-oss-20b: hidden size 2880, 64 heads, 4 of 32 experts of width 2880 with biases and clamped gates.
+        short, long = (
+            made_setup(model=preset("gpt-oss-20b"), workload=Workload.fixed(tokens, 4)) for tokens in (20, 2000)
+        )
+        assert short.memory.device["activations"] == 8 * 20 * (2 * (2 * 2880 + 4 * 10 * 2880) + 8 * 32 + 48 * 4)
+        held = 8 * 2000 * (2 * 2880 + 4 * 64 * 64 + 2 * 8 * 64) + 3 * 64 * 8 * 2000**2
+        assert long.memory.device["activations"] == 2 * held + 8 * 2000 * (8 * 32 + 48 * 4)
 
 
 class TestParts:
@@ -118,7 +143,7 @@ class TestParts:
 
     def test_pinned_weights_replace_the_staging_and_stay_in_the_hosts_memory(self):
         made = plan(pin_weights=True)
-        assert made.pinned == {"streamed weights": 32 * EXPERTS}
+        assert made.pinned == {"streamed weights": 32 * EXPERTS, "attention exchange": 504 * EXCHANGE}
         assert made.host == {part: size for part, size in plan().host.items() if part != "staging"}
 
     @pytest.mark.parametrize("name", sorted(registered()))
@@ -187,7 +212,7 @@ class TestParts:
 
 class TestShortage:
     def test_it_names_the_memory_and_the_exact_bytes(self):
-        needed = 12_304_195_584
+        needed = 12_316_925_184
         setup = made_setup(
             micro_batch_size=36,
             num_micro_batches=14,
@@ -201,7 +226,7 @@ class TestShortage:
         assert "\n" not in message
         assert message.startswith("cgopipe with policy 36×14 does not fit round: ")
         assert "device memory is 1,234,567 bytes short" in message
-        assert "needs 12.30 GB of 12.30 GB" in message
+        assert "needs 12.32 GB of 12.32 GB" in message
 
     @pytest.mark.parametrize(
         ("tier", "path"),

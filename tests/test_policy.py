@@ -265,3 +265,12 @@ class TestFile:
         path = tmp_path / "policy.json"
         path.write_bytes(b"\xff\xfe{}")
         assert "not JSON" in refusal(lambda: read_policy_file(path))
+
+
+@pytest.mark.parametrize("name", ["accelerate", "zero"])
+def test_a_schedule_that_streams_whole_layers_keeps_all_experts_or_none(name):
+    schedule = by_name(name)
+    for share in (0.0, 1.0):
+        Policy.usual(schedule, 8, 4, experts_on_device=share).check_places(schedule)
+    with pytest.raises(InputError, match=rf"^experts_on_device: 0.5 is not what {name} does; .* give 0 or 1$"):
+        Policy.usual(schedule, 8, 4, experts_on_device=0.5).check_places(schedule)

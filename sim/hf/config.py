@@ -155,8 +155,18 @@ def _layer(fields: Fields, family: Family, index: int) -> Layer:
         router += num_experts * hidden + 2 * hidden
     if family.shared_gate and shared:
         router += hidden
-    expert = FeedForward(hidden, fields.count(_EXPERT_WIDTH, layer=index), family.expert_bias)
-    return Layer(attention, num_experts, top_k, expert, shared, router_params=router, norm_params=norms)
+    width = fields.count(_EXPERT_WIDTH, layer=index)
+    expert = FeedForward(hidden, width, family.expert_bias, held=family.expert_held)
+    return Layer(
+        attention,
+        num_experts,
+        top_k,
+        expert,
+        shared,
+        router_params=router,
+        norm_params=norms,
+        computes_all_experts=family.computes_all_experts,
+    )
 
 
 def _shared(fields: Fields, family: Family, hidden: int, index: int) -> FeedForward | None:
@@ -217,6 +227,7 @@ def _attention(fields: Fields, family: Family, index: int) -> Attention:
         output_bias=qkv_bias and family.output_bias_as_qkv,
         output_gate=family.output_gate,
         stored_query_heads=stored_heads,
+        sinks=family.sinks,
         extra_params=norms + (heads if family.sinks else 0),
     )
 

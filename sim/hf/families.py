@@ -5,6 +5,8 @@ Read off the modelling files of transformers 5; a test compares each with the pa
 
 from dataclasses import dataclass
 
+from sim.layer import FUSED, Held
+
 
 @dataclass(frozen=True, slots=True)
 class Family:
@@ -21,6 +23,8 @@ class Family:
     router_bias: bool = False
     """A bias of the router, or a correction that balances the choice of experts: one number an expert either way."""
     expert_bias: bool = False
+    expert_held: Held = FUSED
+    computes_all_experts: bool = False
     shared_experts: int = 0
     shared_gate: bool = False
     routed_heads: bool = False
@@ -37,10 +41,12 @@ FAMILIES = {
     "flex_olmo": Family(qk_norm="width"),
     "glm4_moe": Family(output_bias_as_qkv=False, router_bias=True),
     "glm4_moe_lite": Family(router_bias=True),
-    "gpt_oss": Family(sinks=True, router_bias=True, expert_bias=True, qkv_bias=True, full_every=2),
+    "gpt_oss": Family(
+        sinks=True, router_bias=True, expert_bias=True, expert_held=((1, 9), (5, 0)), qkv_bias=True, full_every=2
+    ),
     "hunyuan_v1_moe": Family(qk_norm="head", shared_experts=1),
-    "jetmoe": Family(routed_heads=True, tie_embeddings=True),
-    "llama4": Family(qk_norm="none", shared_experts=1),
+    "jetmoe": Family(routed_heads=True, expert_held=((1, 4), (4, 3)), tie_embeddings=True),
+    "llama4": Family(qk_norm="none", shared_experts=1, computes_all_experts=True, expert_held=((1, 4), (2, 3))),
     "minimax_m2": Family(qk_norm="width", router_bias=True),
     "olmoe": Family(qk_norm="width"),
     "phimoe": Family(norm_bias=True),
