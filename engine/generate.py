@@ -18,7 +18,7 @@ from engine.device.base import Device
 from engine.load import find_tokenizer, load_model
 from engine.microbatch import MicroBatch
 from engine.prompts import Prompt, check_generate_kwargs, check_lengths, pad_token, to_token_ids
-from engine.record import Stats, make_trace, phases_s
+from engine.record import Stats, make_trace, peak_bytes, phases_s
 from engine.select import open_device
 from engine.session import Session
 from sim.policy import Policy
@@ -105,11 +105,7 @@ def run(
             done.append(batch)
             if on_batch is not None:
                 on_batch(batch)
-        peaks = {
-            "device": opened.usage.peak_bytes,
-            "pinned": opened.pinned.usage.peak_bytes,
-            "host": session.host.usage.peak_bytes,
-        }
+        peaks = peak_bytes([batch.trace for batch in done]) | {"device": opened.usage.peak_bytes}
     sequences = [sequence for batch in done for sequence in batch.result.sequences]
     texts = None if tokenizer is None else tokenizer.batch_decode(sequences, skip_special_tokens=True)
     return RunResult(sequences, texts, _stats(done, peaks), [batch.trace for batch in done])
@@ -129,9 +125,13 @@ def _batches(
 
     for first in range(0, len(ids), policy.batch_size):
         batch = ids[first : first + policy.batch_size]
+        memories = session.memories
+        for memory in memories.values():
+            memory.start_history()
         result = session.run_batch(batch, first // policy.micro_batch_size, on_head)
+        histories = {tier: memory.take_history() for tier, memory in memories.items()}
         about = describe_batch(session, batch, policy.micro_batch_size, gen_len)
-        yield BatchDone(first, result, make_trace(result.ran, metadata | about))
+        yield BatchDone(first, result, make_trace(result.ran, metadata | about, histories))
 
 
 def _usual_policy(schedule: Schedule, num_prompts: int, micro_batch_size: int | None) -> Policy:

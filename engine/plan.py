@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from engine.calibration.calibrate import described
+from sim.batching import Batch, MicroBatch
 from sim.evaluate import Prediction, evaluate
+from sim.grid import Grid
 from sim.hardware import Hardware
 from sim.planner import best_policy
 from sim.policy import Policy
 from sim.schedule.base import Schedule
-from sim.setup import Problem
-from sim.space import Grid
+from sim.setup import Problem, Setup
 from sim.workload import Workload
 
 WHAT_THE_ENGINE_RUNS = Grid(kv_shares=(0.0, 1.0))
@@ -46,5 +47,14 @@ def plan(
     workload = Workload("requests", tuple(prompt_tokens), max_new_tokens)
     problem = Problem(described(model), hardware, workload)
     found = best_policy(problem, schedule, num_requests=len(prompt_tokens), grid=WHAT_THE_ENGINE_RUNS, refine=False)
-    expected = evaluate(found.best.setup)
-    return Plan(expected.policy, expected, hardware.name)
+    policy = found.best.setup.policy
+    as_run = Setup(problem, schedule, policy, _first_batch(policy, prompt_tokens, max_new_tokens))
+    expected = evaluate(found.best.setup if as_run.shortages else as_run)
+    return Plan(policy, expected, hardware.name)
+
+
+def _first_batch(policy: Policy, prompt_tokens: Sequence[int], max_new_tokens: int) -> Batch:
+    """The batch as the engine cuts it: in order of input, each micro-batch padded to its longest prompt."""
+    lengths, size = prompt_tokens[: policy.batch_size], policy.micro_batch_size
+    cut = [lengths[first : first + size] for first in range(0, len(lengths), size)]
+    return Batch(tuple(map(MicroBatch.padded, cut)), 0, max_new_tokens)

@@ -1,13 +1,16 @@
 """From the tasks that ran to a trace and to the numbers that people ask for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from engine.executor import Ran
 from sim.schedule.task import Lane, Op
 from traces.causes import DEPENDENCY, cause_of
-from traces.trace import NONE, Span, Trace
+from traces.trace import MEMORY, NONE, Counter, Span, Trace
+
+History = Sequence[tuple[int, int]]
+"""(host clock in ns, bytes) after each change of what a memory holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,11 @@ class Stats:
         return {**asdict(self), "tokens_per_s": self.tokens_per_s}
 
 
-def make_trace(ran: Sequence[Ran], metadata: dict[str, Any]) -> Trace:
-    """The trace of one batch: the tasks' own keys, in order of time, from 0 ns."""
+def make_trace(ran: Sequence[Ran], metadata: dict[str, Any], memory: Mapping[str, History] | None = None) -> Trace:
+    """The trace of one batch: the tasks' own keys, in order of time, from 0 ns, and what each tier held.
+
+    `memory` has the histories of the tiers `device`, `pinned` and `host`, the last without what is pinned.
+    """
     times = {one.task.id: (one.start.time_ns, one.end.time_ns) for one in ran}
     ends_ns = {id_: end_ns for id_, (_, end_ns) in times.items()}
     start_ns = min((start for start, _ in times.values()), default=0)
@@ -65,7 +71,31 @@ def make_trace(ran: Sequence[Ran], metadata: dict[str, Any]) -> Trace:
                 cause=cause,
             )
         )
-    return Trace(metadata, spans)
+    return Trace(metadata, spans, _memory(memory or {}, start_ns))
+
+
+def _memory(histories: Mapping[str, History], start_ns: int) -> list[Counter]:
+    """Samples of each tier from the first span on; pinned memory is part of the host's, as in the memory plan."""
+    changes = sorted((ns, tier, num_bytes) for tier, history in histories.items() for ns, num_bytes in history)
+    held = dict.fromkeys(histories, 0)
+    samples: dict[tuple[int, int], dict[str, float]] = {}
+    for ns, tier, num_bytes in changes:
+        held[tier] = num_bytes
+        time_ns = max(0, ns - start_ns)
+        if tier == "device":
+            samples[time_ns, 0] = {"device": held["device"]}
+        else:
+            samples[time_ns, NONE] = {"host": held["host"] + held["pinned"], "pinned": held["pinned"]}
+    return [Counter(MEMORY, time_ns, values, rank) for (time_ns, rank), values in samples.items()]
+
+
+def peak_bytes(traces: Sequence[Trace]) -> dict[str, int]:
+    """The most that each tier held in any of the traces."""
+    peaks: dict[str, int] = {}
+    for counter in (counter for trace in traces for counter in trace.counters if counter.name == MEMORY):
+        for tier, value in counter.values.items():
+            peaks[tier] = max(peaks.get(tier, 0), round(value))
+    return peaks
 
 
 def phases_s(trace: Trace) -> tuple[float, float]:

@@ -69,6 +69,11 @@ class Session:
     ) -> None:
         self._entered.close()
 
+    @property
+    def memories(self) -> dict[str, Ledger]:
+        """The accounts of every tier; `host` is without what is page-locked."""
+        return {"device": self._device.memory, "pinned": self._device.pinned, "host": self.host}
+
     def shape(self, num_micro_batches: int) -> PipelineShape:
         """The pipeline that a batch of so many micro-batches makes."""
         streamed = tuple(layer is not None for layer in self._streamed)

@@ -22,6 +22,7 @@ from sim.schedule.shape import Place
 from sim.schedule.task import LaneKind
 from sim.simulator import Cost, Simulation
 from traces.errors import InputError
+from traces.trace import MEMORY, NONE
 
 NEW = 6
 
@@ -311,3 +312,18 @@ def test_half_precision():
 def test_widths_that_the_engine_does_not_run_are_refused(widths):
     with pytest.raises(InputError, match="weight_bits, kv_bits"):
         engine.run(make("mixtral"), PROMPTS, policy=Policy(7, 2, **widths), max_new_tokens=2)
+
+
+def test_the_trace_shows_what_each_memory_held():
+    """Both tiers from the first task on; the device's peak is the one in the statistics; all is given back at the end."""
+    result = engine.run(make("mixtral"), PROMPTS, "cgopipe", micro_batch_size=2, max_new_tokens=4, device="emulated")
+    counters = [counter for counter in result.trace.counters if counter.name == MEMORY]
+    device = [counter.values["device"] for counter in counters if counter.rank == 0]
+    host = [counter.values for counter in counters if counter.rank == NONE]
+    assert max(device) == result.stats.peak_bytes["device"]
+    assert max(values["host"] for values in host) == result.stats.peak_bytes["host"]
+    assert max(values["pinned"] for values in host) == result.stats.peak_bytes["pinned"] > 0
+    assert all(values["host"] >= values["pinned"] for values in host)
+    assert [counter.time_ns for counter in counters] == sorted(counter.time_ns for counter in counters)
+    assert counters[0].time_ns == 0
+    assert device[-1] < max(device)

@@ -1,6 +1,7 @@
 """Who holds how many bytes of a memory: current and peak use, and a clear no when it is full."""
 
 import threading
+import time
 from dataclasses import dataclass
 
 from traces.errors import InputError
@@ -43,6 +44,7 @@ class Ledger:
         self._held: dict[str, int] = {}
         self._current_bytes = 0
         self._peak_bytes = 0
+        self._history: list[tuple[int, int]] | None = None
 
     @property
     def usage(self) -> Usage:
@@ -65,6 +67,7 @@ class Ledger:
             self._held[name] = self._held.get(name, 0) + num_bytes
             self._current_bytes += num_bytes
             self._peak_bytes = max(self._peak_bytes, self._current_bytes)
+            self._note()
 
     def refund(self, name: str, num_bytes: int) -> None:
         """Takes away from what `name` holds. Raises KeyError if it does not hold that much: a bug of the caller."""
@@ -77,6 +80,23 @@ class Ledger:
                 self._held.pop(name, None)
             else:
                 self._held[name] = held - num_bytes
+            self._note()
+
+    def start_history(self) -> None:
+        """Notes from now on what is held after each change, and when."""
+        with self._lock:
+            self._history = []
+            self._note()
+
+    def take_history(self) -> list[tuple[int, int]]:
+        """(host clock in ns, bytes held) since `start_history`, which it ends."""
+        with self._lock:
+            history, self._history = self._history, None
+            return history or []
+
+    def _note(self) -> None:
+        if self._history is not None:
+            self._history.append((time.perf_counter_ns(), self._current_bytes))
 
     def reset_peak(self) -> None:
         """Starts a new peak from what is held now."""
