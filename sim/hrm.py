@@ -207,6 +207,8 @@ class PolicyNumbers:
     num_devices: int = 1
     whole_batch_in_prefill: bool = True
     """Prefill keeps the hidden states of all N prompts on the device, as in the artifact (unless padded, on L4)."""
+    attention_on_gpu: bool = False
+    """Attention runs on the device and the whole KV cache is there: the other choice in the case study of figure 10."""
 
     def __post_init__(self) -> None:
         if self.gen_len < 2:
@@ -231,19 +233,20 @@ class LayerTime:
 
 
 def layer_time(dims: MoEDims, policy: PolicyNumbers, constants: OptimizerConstants) -> LayerTime:
-    """Estimate one layer of one decode step with attention on the CPU, T = max(link, GPU, CPU) (section 4.2).
+    """Estimate one layer of one decode step, T = max(link, GPU, CPU) (section 4.2).
 
     `num_devices` multiplies the device's rates; the link's rate is the host's, as in the artifact.
     """
     micro_batch, context = policy.micro_batch_size, policy.prompt_len + policy.gen_len
-    gpu_s = np.maximum(
-        ffn_flops(dims, micro_batch) / (constants.gpu_peak_flops_per_s * policy.num_devices),
-        ffn_bytes(dims, micro_batch) / (constants.gpu_bandwidth_bytes_per_s * policy.num_devices),
-    )
-    cpu_s = np.maximum(
-        attention_flops(dims, micro_batch, context) / constants.cpu_peak_flops_per_s,
-        attention_bytes(dims, micro_batch, context) / constants.cpu_bandwidth_bytes_per_s,
-    )
+    gpu_flops_per_s = constants.gpu_peak_flops_per_s * policy.num_devices
+    gpu_bytes_per_s = constants.gpu_bandwidth_bytes_per_s * policy.num_devices
+    flops, moved = attention_flops(dims, micro_batch, context), attention_bytes(dims, micro_batch, context)
+    gpu_s = np.maximum(ffn_flops(dims, micro_batch) / gpu_flops_per_s, ffn_bytes(dims, micro_batch) / gpu_bytes_per_s)
+    cpu_s: Amount = 0.0 * flops
+    if policy.attention_on_gpu:
+        gpu_s = gpu_s + np.maximum(flops / gpu_flops_per_s, moved / gpu_bytes_per_s)
+    else:
+        cpu_s = np.maximum(flops / constants.cpu_peak_flops_per_s, moved / constants.cpu_bandwidth_bytes_per_s)
     link_s = dims.expert_bytes * (1 - policy.weight_share) / constants.link_bytes_per_s
     return LayerTime(link_s, policy.num_micro_batches * gpu_s, policy.num_micro_batches * cpu_s)
 
@@ -264,16 +267,23 @@ def gpu_memory_bytes(dims: MoEDims, policy: PolicyNumbers) -> Amount:
         hidden = tp * (4 * dims.h1 * micro_batch * s + 2 * dims.h1 * policy.batch_size * s)
     else:
         hidden = 8 * dims.h1 * micro_batch * s
-    home = resident + np.maximum(hidden + kv, 4 * dims.h1 * policy.batch_size * tp)
+    cache = kv_cache_bytes(dims, policy) if policy.attention_on_gpu else 0.0
+    home = resident + np.maximum(hidden + kv, 4 * dims.h1 * policy.batch_size * tp + cache)
     intermediate = 2.4 * micro_batch * s * dims.k * (dims.h1 * tp + 3 * dims.h2)
     return home + 2 * dims.expert_bytes * (1 - policy.weight_share) + intermediate
+
+
+def kv_cache_bytes(dims: MoEDims, policy: PolicyNumbers) -> Amount:
+    """Bytes of the KV cache of the whole batch at the end of the generation, in fp16."""
+    context = policy.prompt_len + policy.gen_len
+    return 2 * context * dims.kv_width * policy.batch_size * dims.n_layers
 
 
 def cpu_memory_bytes(dims: MoEDims, policy: PolicyNumbers) -> Amount:
     """Bytes that the optimizer counts on the host: streamed experts, KV cache, hidden states, two layers' staging."""
     s, batch, streamed = policy.prompt_len, policy.batch_size, dims.expert_bytes * (1 - policy.weight_share)
-    kv = 2 * (s + policy.gen_len) * dims.kv_width * batch * dims.n_layers
-    return streamed * dims.n_layers + kv + 2 * dims.h1 * batch * s * policy.num_devices + 2 * streamed
+    cache = 0.0 if policy.attention_on_gpu else kv_cache_bytes(dims, policy)
+    return streamed * dims.n_layers + cache + 2 * dims.h1 * batch * s * policy.num_devices + 2 * streamed
 
 
 def fits(dims: MoEDims, policy: PolicyNumbers, constants: OptimizerConstants) -> bool | NDArray[np.bool_]:

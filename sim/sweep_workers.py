@@ -1,0 +1,116 @@
+"""Who computes a sweep: this process, all cores, or a Dask or Ray cluster that is there already, all by joblib."""
+
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from traces.errors import InputError
+
+BACKENDS = ("loky", "threading", "dask", "ray")
+"""Processes on this machine, threads of this process, and clusters."""
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """`jobs` at once (default: one per core, or all that the cluster has) on a joblib backend.
+
+    `cluster` is the address of a Dask scheduler or Ray head; without one, these start their own on this machine.
+    """
+
+    jobs: int | None = None
+    backend: str = "loky"
+    cluster: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.cluster is not None and self.backend not in ("dask", "ray"):
+            raise InputError(f"--cluster: {self.backend} has none; give --backend dask or --backend ray with it")
+
+    def map(self, work: Callable[[_T], _R], items: Iterable[_T]) -> Generator[_R]:
+        """Yield the results in the order of the items, each as soon as it and those before it are there."""
+        jobs = self.jobs or os.cpu_count() or 1
+        if self.backend == "loky" and jobs == 1:
+            yield from map(work, items)
+            return
+        from joblib import Parallel, delayed
+
+        with ExitStack() as stack:
+            stack.enter_context(self._backend())
+            count = jobs if self.backend in ("loky", "threading") else self.jobs or -1
+            with _uninterrupted():  # workers that start here inherit it
+                results = Parallel(count, return_as="generator")(delayed(work)(item) for item in items)
+            stack.callback(_give_up, results)
+            for result in results:  # noqa: UP028 - closed by `_give_up`, not before it
+                yield result
+
+    def _backend(self) -> AbstractContextManager[Any]:
+        from joblib import parallel_config
+
+        if self.backend == "dask":
+            return _dask(self.cluster)
+        if self.backend == "ray":
+            _register_ray(self.cluster)
+        alone = {"initializer": _leave_interrupts_to_the_parent} if self.backend == "loky" else {}
+        context: AbstractContextManager[Any] = parallel_config(self.backend, **alone)
+        return context
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ignore Ctrl-C for a moment; only the main thread ever gets it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _give_up(results: Any) -> None:
+    """Stop what still runs; that results are missing then is no news."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        results.close()
+
+
+def _dask(cluster: str | None) -> AbstractContextManager[Any]:
+    try:
+        from distributed import Client
+    except ImportError:
+        raise InputError("--backend dask: needs the package `distributed`: pip install distributed") from None
+    from joblib import parallel_config
+
+    stack = ExitStack()
+    try:
+        client = stack.enter_context(Client(cluster, timeout=10))  # type: ignore[no-untyped-call]
+    except (OSError, ValueError) as error:
+        raise InputError(f"--cluster {cluster}: no Dask scheduler answers there: {error}") from None
+    stack.enter_context(parallel_config("dask", client=client))
+    return stack
+
+
+def _register_ray(cluster: str | None) -> None:
+    try:
+        import ray  # type: ignore[import-not-found]
+        from ray.util.joblib import register_ray  # type: ignore[import-not-found]
+    except ImportError:
+        raise InputError("--backend ray: needs the package `ray`: pip install ray") from None
+    if not ray.is_initialized():
+        try:
+            ray.init(address=cluster)
+        except ConnectionError as error:
+            raise InputError(f"--cluster {cluster}: no Ray head answers there: {error}") from None
+    register_ray()
