@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from sim_examples import few_layers, made_setup, preset, round_machine
 
 from sim.evaluate import evaluate, to_dict
-from sim.grid import best_on_grid
 from sim.hardware import Hardware
 from sim.model import Model
+from sim.planner import best_policy
 from sim.policy import Policy
 from sim.schedule.registry import by_name, registered
 from sim.schedule.task import LaneKind, Op
@@ -68,7 +68,8 @@ def any_setup(draw, gen_lens, schedules=tuple(ALL)):
     workload = Workload("any", lengths, draw(gen_lens), padded=padded)
     schedule = by_name(draw(st.sampled_from(schedules)))
     size = draw(st.sampled_from([1, 3, 8]))
-    policy = {"experts_on_device": draw(st.sampled_from([0.0, 0.0, 0.5])), "pin_weights": draw(st.booleans())}
+    share = 1.0 if schedule.streams_non_experts else 0.5
+    policy = {"experts_on_device": draw(st.sampled_from([0.0, 0.0, share])), "pin_weights": draw(st.booleans())}
     if schedule.name == "flexgen":
         policy["kv_on_device"] = draw(st.sampled_from([0.0, 0.5, 1.0]))
     count = 1 if schedule.one_batch else draw(st.integers(1, 5))
@@ -241,7 +242,7 @@ def on_s1(name, size, count, gen_len):
     asked = Workload.load("mtbench").with_(gen_len=gen_len, padded=True)
     problem, schedule = Problem(preset("mixtral-8x7b"), Hardware.load("gcp-t4"), asked), by_name(name)
     if size is None:
-        return evaluate(best_on_grid(problem, schedule).setup).throughput_tokens_per_s
+        return evaluate(best_policy(problem, schedule).best.setup).throughput_tokens_per_s
     return evaluate(Setup(problem, schedule, Policy.usual(schedule, size * count, size))).throughput_tokens_per_s
 
 

@@ -1,0 +1,354 @@
+"""The fast path against the SimPy simulator and the schedules' own tasks: the same steps, to the nanosecond."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from schedule_rules import EVERY, Backwards, contended, examples, random_durations, shapes
+from sim_examples import few_layers, made_setup, preset, round_machine
+from test_evaluate import SETTINGS, any_setup
+
+from sim import fastpath_kernel, jit
+from sim.evaluate import evaluate
+from sim.fastpath import FastPath, generation_s
+from sim.fastpath_dependencies import LANE, OP, OPS
+from sim.fastpath_kernel import Costs, Tasks, simulate
+from sim.fastpath_program import program_of, repeated_layers
+from sim.hardware import Hardware
+from sim.model import Model
+from sim.policy import Policy
+from sim.sampling import sample
+from sim.schedule.accesses import Layout
+from sim.schedule.cgopipe import CGOPipe
+from sim.schedule.registry import by_name
+from sim.schedule.shape import PipelineShape
+from sim.schedule.task import Op
+from sim.schedule.tensor_parallel import over_ranks
+from sim.setup import Problem, Setup
+from sim.simulator import Cost, DeadlockError, Simulation
+from sim.workload import Workload
+
+every_schedule = pytest.mark.parametrize("schedule", EVERY, ids=lambda schedule: schedule.name)
+
+
+class MoreStaging(CGOPipe):
+    """Made up for these tests: the layout is another class, so the program cannot know what it does."""
+
+    class Deeper(Layout):
+        """Three layers of pages fit into staging."""
+
+        def __init__(self, shape):
+            super().__init__(shape, 3)
+
+        @property
+        def reach_steps(self):
+            return 4
+
+    def layout(self, shape):
+        return self.Deeper(shape)
+
+
+# the tasks ---------------------------------------------------------------------------------------------------------
+
+
+def told(program, kind):
+    """One step of a program, lane by lane: (op, lane, step ahead, layer, micro-batch, page, dependencies)."""
+    steps = {}
+    for lane, name in enumerate(program.lanes):
+        for place in range(program.lane_start[kind, lane], program.lane_start[kind, lane + 1]):
+            deps = program.deps[program.dep_start[place] : program.dep_start[place + 1]].tolist()
+            op, _, *where = program.rows[place].tolist()[:-1]
+            assert program.rows[place, LANE] == lane
+            steps.setdefault(name, []).append(
+                (OPS[op], *where, [(program.lanes[on], at, OPS[of]) for on, at, of in deps])
+            )
+    return steps
+
+
+def as_told(steps):
+    """Steps of tasks in the same words: a dependency is a lane, a place there from that step's first task, an op."""
+    place, found, counts = {}, [], {}
+    for number, tasks in enumerate(steps):
+        before, own = dict(counts), {}
+        for one in tasks:
+            place[one.id] = (one.lane, counts.get(one.lane, 0), one.op)
+            counts[one.lane] = counts.get(one.lane, 0) + 1
+        for one in tasks:
+            deps = [place[dep] for dep in one.deps if dep in place]
+            deps = [(lane, at - before.get(lane, 0), op) for lane, at, op in deps]
+            ahead = one.step - number
+            own.setdefault(one.lane, []).append((one.op, ahead, one.layer, one.micro_batch, one.page, deps))
+        found.append(own)
+    return found
+
+
+@every_schedule
+@examples(25)
+@given(data=st.data(), last=st.integers(0, 6), ranks=st.sampled_from((1, 1, 2, 3)))
+def test_a_program_is_the_tasks_of_the_schedule(schedule, data, last, ranks):
+    """Of more layers than are issued, too."""
+    shape = data.draw(shapes(schedule, 14, 4, 5))
+    expected = as_told(over_ranks(schedule.steps(shape, 0, last + 1), ranks))
+    program = program_of(schedule, shape, ranks, 0, last)
+    kinds = program.kinds(0, last + 1, last)
+    assert [told(program, kind) for kind in kinds] == expected
+
+
+@pytest.mark.parametrize("schedule", [MoreStaging(), Backwards()], ids=lambda schedule: type(schedule).__name__)
+@examples(15)
+@given(data=st.data(), last=st.integers(0, 5))
+def test_schedules_of_other_packages_have_programs_too(schedule, data, last):
+    shape = data.draw(shapes(schedule, 7, 3, 3))
+    program = program_of(schedule, shape, 1, 0, last)
+    assert [told(program, kind) for kind in program.kinds(0, last + 1, last)] == as_told(
+        schedule.steps(shape, 0, last + 1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("streamed", "left_out"),
+    [
+        ((True,) * 32, (0, 1, 28)),
+        ((False, False, *[True] * 30), (2, 1, 26)),
+        ((True, False) * 20, (0, 2, 16)),
+        ((True, False, True, True), (0, 1, 0)),
+        ((True,) * 5, (0, 1, 1)),
+    ],
+    ids=str,
+)
+def test_layers_that_repeat_are_found(streamed, left_out):
+    assert repeated_layers(streamed) == left_out
+
+
+# the kernel --------------------------------------------------------------------------------------------------------
+
+
+def fast(schedule, shape, ranks, first, stop, last, costs, capacities):
+    """Uses of steps with a cost of each task by itself, as (end, {lane: (busy, {op: waited})})."""
+    program = program_of(schedule, shape, ranks, first, last)
+    kinds = program.kinds(first, stop, last)
+    steps = list(over_ranks(schedule.steps(shape, first, stop, last=last), ranks))
+    size = program.lane_start[:, -1].max() + 1
+    duration = np.zeros((len(kinds), size), np.int64)
+    amount = np.zeros((len(kinds), size, len(capacities)), np.int64)
+    for number, (kind, tasks) in enumerate(zip(kinds, steps, strict=True)):
+        for lane, name in enumerate(program.lanes):
+            own = [one for one in tasks if one.lane == name]
+            for place, one in enumerate(own, program.lane_start[kind, lane]):
+                duration[number, place] = costs[one.id].duration_ns
+                for pool, share in costs[one.id].demands:
+                    amount[number, place, pool] = share
+    table = np.zeros((len(program.rows) + 1, 3), np.int64)
+    table[:-1, fastpath_kernel.COST] = np.arange(len(program.rows))
+    table[:-1, fastpath_kernel.HEADS] = [OPS[op] is Op.HEAD for op in program.rows[:, OP].tolist()]
+    table[:, fastpath_kernel.DEPS] = program.dep_start
+    tasks = Tasks(program.lane_start, table, program.deps)
+    uses, left = simulate(np.array(kinds), tasks, Costs(duration, amount, np.array(capacities, np.int64)))
+    assert left == 0
+    found = []
+    for number in range(len(kinds)):
+        lanes = {}
+        for lane, name in enumerate(program.lanes):
+            waited = {op: int(ns) for op, ns in zip(OPS, uses.waited_ns[number, lane], strict=True) if ns}
+            lanes[name] = (int(uses.busy_ns[number, lane]), waited)
+        found.append((int(uses.end_ns[number]), that_did_something(lanes)))
+    return found
+
+
+def that_did_something(lanes):
+    return {lane: did for lane, did in lanes.items() if did != (0, {})}
+
+
+def simpy_uses(steps, cost, capacities=()):
+    uses = []
+    Simulation(steps, cost, capacities, on_step=uses.append).run()
+    return [as_uses(use) for use in uses]
+
+
+def as_uses(use):
+    """A StepUse without lanes that did nothing and waits of no length."""
+    lanes = {}
+    for lane, did in use.lanes.items():
+        lanes[lane] = (did.busy_ns, {op: ns for op, ns in did.waited_ns.items() if ns})
+    return use.end_ns, that_did_something(lanes)
+
+
+@st.composite
+def windows(draw, schedule):
+    """(shape, ranks, first step, stop, last step) of any pipeline."""
+    shape = draw(shapes(schedule, 7, 4, 5))
+    first = draw(st.sampled_from((0, 0, 0, 1, 5)))
+    stop = first + draw(st.integers(1, 5))
+    return shape, draw(st.sampled_from((1, 1, 2, 3))), first, stop, stop - 1 + draw(st.sampled_from((0, 0, 1, 4)))
+
+
+@every_schedule
+@examples(25)
+@given(data=st.data(), seed=st.integers(0, 2**32))
+def test_without_sharing_steps_are_those_of_simpy(schedule, data, seed):
+    shape, ranks, first, stop, last = data.draw(windows(schedule))
+    steps = list(over_ranks(schedule.steps(shape, first, stop, last=last), ranks))
+    durations = random_durations([one for tasks in steps for one in tasks], seed)
+    costs = {id_: Cost(duration) for id_, duration in durations.items()}
+    expected = simpy_uses(steps, lambda one: costs[one.id])
+    assert fast(schedule, shape, ranks, first, stop, last, costs, ()) == expected
+
+
+@every_schedule
+@examples(25)
+@given(data=st.data())
+def test_with_sharing_steps_are_those_of_simpy(schedule, data):
+    shape, ranks, first, stop, last = data.draw(windows(schedule))
+    steps = list(over_ranks(schedule.steps(shape, first, stop, last=last), ranks))
+    costs, capacities = data.draw(contended([one for tasks in steps for one in tasks]))
+    expected = simpy_uses(steps, lambda one: costs[one.id], capacities)
+    assert fast(schedule, shape, ranks, first, stop, last, costs, capacities) == expected
+
+
+@pytest.mark.parametrize("schedule", [CGOPipe(), by_name("flexgen")], ids=lambda schedule: schedule.name)
+@examples(6)
+@given(seed=st.integers(0, 2**32))
+def test_sharing_between_long_tasks_of_any_length_is_to_the_nanosecond(schedule, seed):
+    """Hours in nanoseconds and gigabytes a second, where sums of fractions have few digits left."""
+    random = Random(seed)
+    shape = PipelineShape(5, 4, 4 if schedule.paged else 1, schedule.attention[0], (True,) * 5)
+    steps = list(over_ranks(schedule.steps(shape, 0, 6), 2))
+    kinds = [
+        Cost(random.randrange(1, 10**9), tuple((pool, random.randrange(1, 10**11)) for pool in range(3)))
+        for _ in range(40)
+    ]
+    costs = {one.id: random.choice(kinds) for tasks in steps for one in tasks}
+    capacities = [random.randrange(10**10, 2 * 10**11) for _ in range(3)]
+    expected = simpy_uses(steps, lambda one: costs[one.id], capacities)
+    assert fast(schedule, shape, 2, 0, 6, 5, costs, capacities) == expected
+
+
+def test_tasks_that_wait_for_each_other_are_counted():
+    """GPU and H2D each wait for the other's first task."""
+    tasks = np.array([[0, 1, 0], [0, 0, 1], [0, 0, 2]])
+    deps = np.array([[1, 0, 0], [0, 0, 0]])
+    costs = Costs(np.full((1, 1), 5), np.zeros((1, 1, 0), np.int64), np.zeros(0, np.int64))
+    assert simulate(np.zeros(1, np.int64), Tasks(np.array([[0, 1, 2]]), tasks, deps), costs)[1] == 2
+    assert (
+        simulate(np.zeros(1, np.int64), Tasks(np.array([[0, 1, 2]]), tasks, deps - [[0, 0, 0], [0, 1, 0]]), costs)[1]
+        == 0
+    )
+
+
+@pytest.mark.skipif(not jit.COMPILES, reason="numba is not installed: what runs is plain Python anyway")
+@examples(5)
+@given(data=st.data(), schedule=st.sampled_from(EVERY))
+def test_plain_python_says_the_same(data, schedule):
+    """Where numba is not installed."""
+    shape, ranks, first, stop, last = data.draw(windows(schedule))
+    steps = list(over_ranks(schedule.steps(shape, first, stop, last=last), ranks))
+    costs, capacities = data.draw(contended([one for tasks in steps for one in tasks]))
+    compiled = fast(schedule, shape, ranks, first, stop, last, costs, capacities)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_run", "_share_fairly"):
+            patch.setattr(fastpath_kernel, name, getattr(fastpath_kernel, name).py_func)
+        assert fast(schedule, shape, ranks, first, stop, last, costs, capacities) == compiled
+
+
+# setups ------------------------------------------------------------------------------------------------------------
+
+
+def assert_equal(setup, *, exact=False):
+    """Everything that the fast path says is what the prediction says."""
+    ours, theirs = generation_s(setup, exact=exact), evaluate(setup, exact=exact)
+    assert (ours.prefill_s, ours.decode_s) == (theirs.prefill_s, theirs.decode_s)
+    assert ours.throughput_tokens_per_s == theirs.throughput_tokens_per_s
+    assert list(ours.simulated_steps) == theirs.simulated_steps
+    assert ours.simulated_tasks == theirs.simulated_tasks
+    assert ours.total_s == theirs.total_s
+    assert ours.bottleneck == theirs.bottleneck
+    assert ours.busy_s == pytest.approx({name: lane.busy_s for name, lane in theirs.lanes.items()}, rel=1e-12)
+    assert list(ours.busy_s) == list(theirs.lanes)
+    for phase, busy in ((theirs.prefill, ours.prefill_busy_s), (theirs.decode, ours.decode_busy_s)):
+        assert max(busy.values(), default=0.0) == phase.busiest_s
+
+
+@given(setup=any_setup(st.integers(1, 45)))
+@SETTINGS
+def test_any_setup_takes_as_long_as_predicted(setup):
+    assert_equal(setup)
+
+
+@given(setup=any_setup(st.integers(1, 25)))
+@SETTINGS
+def test_lanes_wait_as_long_as_predicted(setup):
+    theirs = evaluate(setup, exact=True)
+    found = sample(setup, FastPath(setup), exact=True)
+    waited = {}
+    for period in (found.prefill, found.decode):
+        for (lane, op), ns in period.waited_ns.items():
+            waited[str(lane), op] = waited.get((str(lane), op), 0.0) + ns * 1e-9
+    expected = {(lane, op): s for lane, did in theirs.lanes.items() for op, s in did.waited_s.items() if s}
+    assert waited == pytest.approx(expected, rel=1e-9)
+
+
+REAL = [
+    pytest.param("cgopipe", 36, 3, "mixtral-8x7b", "gcp-t4", id="cgopipe on S1"),
+    pytest.param("flexgen", 8, 6, "mixtral-8x7b", "gcp-t4", id="flexgen on S1"),
+    pytest.param("fastdecode", 16, 3, "mixtral-8x22b", "gcp-2xt4", id="two devices"),
+    pytest.param("zero", 16, 1, "qwen3-30b-a3b", "rtx4090", id="many experts"),
+    pytest.param("cgopipe", 8, 3, "deepseek-v2-lite", "rtx3090", id="a dense first layer"),
+    pytest.param("flexgen-c", 8, 3, "gpt-oss-120b", "l40s", id="every other layer has a window"),
+]
+
+
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "unpadded"])
+@pytest.mark.parametrize(("name", "size", "count", "model", "machine"), REAL)
+def test_real_models_on_real_machines(name, size, count, model, machine, padded):
+    workload = Workload.load("mtbench").with_(gen_len=24, padded=padded)
+    problem, schedule = Problem(Model.load(model), Hardware.load(machine), workload), by_name(name)
+    assert_equal(Setup(problem, schedule, Policy.usual(schedule, size * count, size)))
+
+
+@pytest.mark.parametrize("name", ["cgopipe", "flexgen"])
+def test_a_machine_whose_memories_are_all_exceeded(name):
+    machine = round_machine(2, host_memory__bandwidth=6e9, device_memory__bandwidth=1e10, link__duplex=9e9)
+    setup = made_setup(
+        name, 4, 3, model=few_layers("mixtral-8x7b", 6), machine=machine, workload=Workload.fixed(50, 30)
+    )
+    assert_equal(setup)
+    free = replace(setup, problem=replace(setup.problem, hardware=round_machine(2)))
+    assert generation_s(setup).total_s > 1.2 * generation_s(free).total_s, "contention slows it down"
+
+
+def test_policies_of_one_shape_share_their_arrays_and_not_their_costs():
+    small, large = (made_setup("cgopipe", size, 3, workload=Workload.fixed(100, 30)) for size in (4, 64))
+    assert small.shape == large.shape
+    alone = generation_s(large).total_s
+    assert generation_s(small).total_s < alone
+    assert generation_s(large).total_s == alone == evaluate(large).total_s
+
+
+def test_a_custom_schedule_runs_on_the_fast_path():
+    setup = made_setup("cgopipe", model=few_layers("mixtral-8x7b", 8), workload=Workload.fixed(50, 24))
+    for schedule in (Backwards(), MoreStaging()):
+        assert_equal(replace(setup, schedule=schedule))
+
+
+def test_what_is_stuck_says_so(monkeypatch):
+    setup = made_setup(model=preset("mixtral-8x7b"))
+    monkeypatch.setattr("sim.fastpath_kernel._run", lambda *_: 3)
+    with pytest.raises(DeadlockError, match="3 tasks never ended"):
+        generation_s(setup)
+
+
+def test_importing_it_does_not_import_numba():
+    code = "import sys, sim.fastpath; assert 'numba' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_cannot_be_kept_is_compiled_all_the_same():
+    """A function without a file has no place for a cache, as one in a folder that nobody may write to."""
+    made = {}
+    exec("def double(x):\n    return 2 * x", made)
+    assert jit.compiled(made["double"])(4) == 8
