@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> OneLineParser:
-    from sim import roofline
+    from sim import plan_command, roofline, sweep_command
 
     parser = OneLineParser(
         prog="python -m sim",
@@ -45,6 +45,8 @@ def _parser() -> OneLineParser:
     roofline.add_arguments(
         add_command(commands, "roofline", "place a model under a machine's roofs", roofline.run, _ROOFLINE_EXAMPLES)
     )
+    plan_command.add_to(commands)
+    sweep_command.add_to(commands)
     listing = add_command(commands, "list", "show every preset and schedule", _list, _LIST_EXAMPLES)
     listing.add_argument("hardware", nargs="?", help="show every number of this machine, with basis and source")
     return parser

@@ -11,12 +11,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from sim.evaluate import Prediction, evaluate, to_dict
-from sim.grid import best_on_grid
+from sim.planner import NothingFitsError, best_policy
 from sim.policy import Policy
 from sim.schedule.base import Schedule
 from sim.schedule.registry import by_name
 from sim.setup import Problem, Setup
-from traces.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +90,6 @@ def _outcome(problem: Problem, asked: Asked, name: str) -> Outcome:
     return Outcome(name, setup, evaluate(setup, exact=asked.exact))
 
 
-class NothingFitsError(InputError):
-    """No policy of a schedule fits the machine."""
-
-
 def _set_up(problem: Problem, asked: Asked, name: str) -> Setup:
     schedule = by_name(name)
     given = asked.policies.get(name, asked.policies.get(""))
@@ -103,10 +98,7 @@ def _set_up(problem: Problem, asked: Asked, name: str) -> Setup:
     size, count = asked.micro_batch_size, asked.num_micro_batches
     if size is not None and count is not None:
         return _usual(problem, schedule, size, count)
-    try:
-        return best_on_grid(problem, schedule, size, count).setup
-    except InputError as error:
-        raise NothingFitsError(str(error)) from None
+    return best_policy(problem, schedule, micro_batch_size=size, num_micro_batches=count).best.setup
 
 
 def _usual(problem: Problem, schedule: Schedule, micro_batch_size: int, num_micro_batches: int) -> Setup:

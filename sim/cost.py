@@ -91,6 +91,7 @@ class CostModel:
         self._activation_bits, self._activation_bytes = model.activation_bits, model.activation_bits / 8
         self._kv_bits = policy.cache_bits(model)
         self._kv_pageable = not schedule.pins_kv
+        self._activations_pageable = not schedule.pins_activations
         self._left_out = _never_exceeded(hardware) if only_contended else frozenset[int]()
         self._micro_batches = batch.micro_batches
         self._streamed = [policy.streamed_bytes(schedule, model, layer) for layer in model.layers]
@@ -285,17 +286,20 @@ class CostModel:
 
     def _offload_qkv(self, task: Task) -> Cost:
         size = self._tokens(task) * self._share(self._layer(task).qkv_bytes_per_token(self._activation_bits))
-        return self._copy(task, size)
+        return self._copy(task, size, pageable=self._activations_pageable)
 
     def _load_hidden(self, task: Task) -> Cost:
         """Decode: what CPU attention returns, each rank its heads. Prefill: the hidden states, whole on each rank."""
-        layer, tokens = self._layer(task), self._tokens(task)
+        layer, bits = self._layer(task), self._activation_bits
         if task.step == 0:
-            return self._copy(task, tokens * layer.hidden_bytes_per_token(self._activation_bits))
-        return self._copy(task, tokens * self._share(layer.attention_output_bytes_per_token(self._activation_bits)))
+            per_token = float(layer.hidden_bytes_per_token(bits))
+        else:
+            per_token = self._share(layer.attention_output_bytes_per_token(bits))
+        return self._copy(task, self._tokens(task) * per_token, pageable=self._activations_pageable)
 
     def _store_hidden(self, task: Task) -> Cost:
-        return self._copy(task, self._tokens(task) * self._layer(task).hidden_bytes_per_token(self._activation_bits))
+        size = self._tokens(task) * self._layer(task).hidden_bytes_per_token(self._activation_bits)
+        return self._copy(task, size, pageable=self._activations_pageable)
 
     def _load_weights(self, task: Task) -> Cost:
         return self._gather(self._page_bytes(task), lambda own: self._copy(task, own))
@@ -304,7 +308,7 @@ class CostModel:
         return self._gather(self._page_bytes(task), lambda own: self._copy(task, own, pageable=True))
 
     def _gather(self, whole: float, copy: Callable[[float], Cost]) -> Cost:
-        """This device's part of some weights from the host, then the other parts from its peers (ZeRO stage 3)."""
+        """Fetch this device's part of some weights from the host, then the other parts from its peers (ZeRO stage 3)."""
         own, network = whole / self._gathered, self._hardware.network
         cost = copy(own)
         if network is None or self._gathered == 1:

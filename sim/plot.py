@@ -57,7 +57,7 @@ def layer_view(setup: Setup) -> LayerView:
     first = max(step - 1, min(step, 1))
     steps = setup.schedule.steps(setup.shape, first, step + 1, last=setup.last_step)
     cost = setup.costs(only_contended=True)
-    ranked = over_ranks(steps, setup.problem.hardware.num_devices)
+    ranked = over_ranks(steps, setup.num_ranks)
     Simulation(ranked, cost, cost.capacities, on_task=executed.append).run()
     layer_ends = {
         one.task.layer: one.end_ns

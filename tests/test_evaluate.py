@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter as Tally
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sim_examples import few_layers, made_setup, preset, round_machine
 
-from sim.evaluate import evaluate, to_dict
+from sim.evaluate import LaneSummary, Phase, evaluate, to_dict
 from sim.hardware import Hardware
 from sim.model import Model
 from sim.planner import best_policy
@@ -215,6 +216,17 @@ class TestNumbers:
         assert first.pop("wall_s") > 0
         assert second.pop("wall_s") > 0
         assert first == second
+
+    def test_time_beyond_the_busiest_lane_is_that_of_each_phase_s_own(self):
+        """10 s of which a lane works 8, then 30 s of which another works 24: 40 s for 32 s of work."""
+        by_hand = replace(evaluate(made_setup()), prefill=Phase(10.0, "GPU", 8.0), decode=Phase(30.0, "CPU", 24.0))
+        assert by_hand.over_busiest == pytest.approx(0.25)
+
+    def test_devices_are_idle_for_the_mean_of_what_they_do_not_work(self):
+        told = evaluate(made_setup(model=few_layers("mixtral-8x7b", 2), machine=round_machine(2)))
+        lanes = {"GPU:0": 0.5, "GPU:1": 0.75, "CPU:0": 0.1}
+        by_hand = replace(told, lanes={name: LaneSummary(1.0, share, {}) for name, share in lanes.items()})
+        assert by_hand.gpu_idle == pytest.approx(0.375)
 
     def test_it_is_told_as_json(self):
         told = to_dict(evaluate(made_setup()))

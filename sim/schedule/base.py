@@ -54,10 +54,24 @@ class Schedule(ABC):
     """Whether the system usually keeps all streamed weights page-locked, where they fit."""
     pins_kv: ClassVar[bool] = False
     """Whether a KV cache on the host is page-locked; else it is copied at the pageable rate."""
+    pins_activations: ClassVar[bool] = True
+    """Whether what goes to the host and back beside weights and KV cache is page-locked there."""
     one_batch: ClassVar[bool] = False
     """Whether the system runs all requests as one micro-batch."""
     prefill_barrier: ClassVar[bool] = False
     """Whether all lanes meet after each (layer, micro-batch) of prefill."""
+    splits_batch: ClassVar[bool] = False
+    """On several devices: each does the whole work of its part of the batch, instead of its share of every tensor.
+
+    Data parallelism, and a pipeline of stages too: r stages that take turns on r parts of the batch each run 1/r of the
+    layers r times a step, which is as much as all layers once.
+    """
+    expands_cache: ClassVar[bool] = False
+    """Whether attention on the CPU first copies the cache to 32 bits and to every query head, for want of a kernel that
+    reads it where it is.
+    """
+    gathers_weights: ClassVar[bool] = False
+    """On several devices: each fetches an equal part of the weights from the host and the others from its peers."""
 
     @abstractmethod
     def decode(self, shape: PipelineShape, step: int, more: bool) -> Issues:

@@ -7,35 +7,42 @@ from sim.schedule.task import Op
 
 
 class FlexGen(Schedule):
-    """Per (layer, micro-batch): fetch the next KV cache, store the last one, compute; then all lanes meet.
+    """Attention and experts are two layers, each for all micro-batches before the next; all lanes meet after each turn.
 
-    The next layer's weights are all issued at a layer's first micro-batch, so its barrier waits for them. Neither
-    weights nor KV cache are page-locked (FlexGen's cache allocator switches that off for its memory overhead).
+    In a turn of the attention the next micro-batch's KV cache is fetched and the last one's stored. The experts'
+    weights are all issued at the attention's first turn, so its barrier waits for them; beside the experts nothing
+    but the next layer's first KV cache is fetched. Neither weights nor KV cache are page-locked (FlexGen's cache
+    allocator switches that off for its memory overhead). Several devices are stages of a pipeline.
     """
 
     name = "flexgen"
-    summary = "GPU attention, KV of the next micro-batch fetched during compute, a full barrier after each micro-batch"
+    summary = "GPU attention with the next KV cache fetched beside it, then the experts; a full barrier after each turn"
     attention = (Place.GPU,)
+    pins_activations = False
     prefill_barrier = True
+    splits_batch = True
 
     def prefill(self, shape: PipelineShape, more: bool) -> Issues:
-        yield from super().prefill(shape, more)
+        yield from super().prefill(shape, more=False)  # decode fetches its own weights
         if more and shape.streams_kv:
             yield issue(Op.LOAD_KV, 1, 0, 0)
 
     def decode(self, shape: PipelineShape, step: int, more: bool) -> Issues:
-        turns = [(layer, j) for layer in range(shape.num_layers) for j in range(shape.num_micro_batches)]
-        for (layer, j), before, after in zip(turns, [None, *turns], [*turns[1:], None], strict=False):
-            if before is not None and shape.streams_kv:
-                yield issue(Op.STORE_KV, step, *before)
-            if j == 0:
-                yield from self.load_layer(shape, *next_layer(shape, step, layer, more))
-            if after is not None and shape.streams_kv:
-                yield issue(Op.LOAD_KV, step, *after)
-            yield from self.attend_on_gpu(step, layer, j)
-            yield from self.finish_layer(shape, step, layer, j)
-            yield BARRIER
-        if shape.streams_kv:
-            yield issue(Op.STORE_KV, step, *turns[-1])
-            if more:
-                yield issue(Op.LOAD_KV, step + 1, 0, 0)
+        last = shape.num_micro_batches - 1
+        for layer in range(shape.num_layers):
+            yield from self.load_layer(shape, step, layer)
+            for j in range(shape.num_micro_batches):
+                if j > 0 and shape.streams_kv:
+                    yield issue(Op.STORE_KV, step, layer, j - 1)
+                if j < last and shape.streams_kv:
+                    yield issue(Op.LOAD_KV, step, layer, j + 1)
+                yield from self.attend_on_gpu(step, layer, j)
+                yield BARRIER
+            if shape.streams_kv:
+                yield issue(Op.STORE_KV, step, layer, last)
+            for j in range(shape.num_micro_batches):
+                after = next_layer(shape, step, layer, more)
+                if j == last and shape.streams_kv and after[0] >= 0:
+                    yield issue(Op.LOAD_KV, *after, 0)
+                yield from self.finish_layer(shape, step, layer, j)
+                yield BARRIER

@@ -5,7 +5,10 @@ from sim.schedule.shape import PipelineShape, Place
 
 
 class Zero(Schedule):
-    """The next layer's weights are fetched while this layer computes; the KV cache stays on the device."""
+    """The next layer's weights are fetched while this layer computes; the KV cache stays on the device.
+
+    On several devices parameters are partitioned and gathered before use, and requests are divided (ZeRO stage 3).
+    """
 
     name = "zero"
     summary = "next layer's weights fetched during this layer's compute, KV on the device (DeepSpeed ZeRO-Inference)"
@@ -15,6 +18,8 @@ class Zero(Schedule):
     offloads_hidden = False
     one_batch = True
     pins_weights = True
+    splits_batch = True
+    gathers_weights = True
 
     def decode(self, shape: PipelineShape, step: int, more: bool) -> Issues:
         for layer in range(shape.num_layers):

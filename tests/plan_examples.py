@@ -1,0 +1,57 @@
+"""Small problems for the planner, in which any lane, pool or memory may bind."""
+
+from hypothesis import strategies as st
+from sim_examples import few_layers, round_machine
+
+from sim.grid import Grid
+from sim.planner import best_policy
+from sim.setup import Problem
+from sim.workload import Workload
+
+SMALL = Grid((1, 6, 40), (1, 3, 8), kv_shares=(0.0, 0.5, 1.0), pages=(0.0, 0.5, 1.0, 2.0), expert_values=3)
+RATES = (
+    "pin",
+    "device.gemm.compute",
+    "device.experts.memory",
+    "device_memory.bandwidth",
+    "host.request_overhead",
+    "host.attention.memory",
+    "host_memory.bandwidth",
+    "link.h2d",
+    "link.d2h",
+    "link.duplex",
+    "link.h2d_pageable",
+)
+MODELS = ("mixtral-8x7b", "mixtral-8x7b", "qwen3-30b-a3b", "deepseek-v2-lite")
+
+
+def machine_of(num_devices=1, **changes):
+    return round_machine(num_devices, **changes)
+
+
+@st.composite
+def problems(draw, most_gen_len=24, most_layers=6):
+    """A few layers of a real model on the round machine, some of its rates and memories changed."""
+    machine = round_machine(draw(st.sampled_from([1, 1, 1, 2])))
+    for path in draw(st.lists(st.sampled_from(RATES), max_size=3, unique=True)):
+        value = machine.value(path) * draw(st.sampled_from([0.02, 0.1, 0.3, 3.0, 20.0]))
+        machine = machine.with_value(path, min(1.0, value) if path.endswith((".compute", ".memory")) else value)
+    machine = machine.with_value("device_memory.capacity", draw(st.sampled_from([8e9, 16e9, 64e9])))
+    machine = machine.with_value("host_memory.capacity", draw(st.sampled_from([16e9, 30e9, 1e12])))
+    machine = machine.with_value("pinned", draw(st.sampled_from([2e9, 12e9, 500e9])))
+    lengths, padded = draw(st.sampled_from([((40,), True), ((5, 60, 25, 90), False), ((10, 700), True)]))
+    workload = Workload("any", lengths, draw(st.integers(1, most_gen_len)), padded=padded)
+    window = draw(st.sampled_from([None, None, 50]))
+    model = few_layers(draw(st.sampled_from(MODELS)), draw(st.integers(2, most_layers)), window)
+    return Problem(model, machine, workload)
+
+
+def simple_problem(gen_len=12, num_layers=6, num_devices=1, **machine):
+    """Mixtral 8x7B with a few layers, prompts of 100 tokens."""
+    model = few_layers("mixtral-8x7b", num_layers)
+    return Problem(model, round_machine(num_devices, **machine), Workload.fixed(100, gen_len))
+
+
+def planned(problem, schedule, **options):
+    """The best policy of the small grid and no other."""
+    return best_policy(problem, schedule, **{"grid": SMALL, "refine": False, **options})

@@ -1,0 +1,166 @@
+"""`python -m sim plan`: its options, its files, and the way of a policy from plan to compare and to the engine."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from sim.cli import main
+from sim.grid import Grid
+from sim.policy import Policy, read_policy_file
+from sim.schedule.registry import by_name
+from traces.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def small_grid(monkeypatch):
+    """A few sizes, so that a plan takes no time."""
+    sizes = {"micro_batch_sizes": (1, 8, 64), "num_micro_batches": (1, 4, 16), "expert_values": 3}
+
+    def few(*args, **given):
+        return Grid(*args, **given) if args else Grid(**{**sizes, **given})
+
+    monkeypatch.setattr("sim.grid.Grid", few)
+    monkeypatch.setattr("sim.planner.Grid", few)
+    monkeypatch.setattr("sim.plan_plot.PER_DOUBLING", 1)
+
+
+SMALL = ["--model", "olmoe-1b-7b", "--hardware", "t4", "--prompt-len", "60", "--gen-len", "5", "--jobs", "1"]
+QUICK = ["--schedules", "cgopipe,accelerate", "--quick"]
+
+
+def run(*args, code=0):
+    assert main(["plan", *SMALL, *QUICK, *args]) == code
+
+
+def planned(capsys, *args):
+    run("--json", "-", *args)
+    return json.loads(capsys.readouterr().out)
+
+
+class TestOutput:
+    def test_json_has_the_plan_its_effort_and_its_reasons(self, capsys):
+        table = planned(capsys)
+        assert table["schedule"] == "cgopipe"
+        assert table["candidates"] > 50
+        assert table["considered"] >= table["candidates"] >= table["simulated"] >= 3
+        assert table["left_out"] == 0
+        assert table["wall_s"] > 0
+        assert set(table["explanation"]["memory"]) == {"device", "host", "pinned"}
+        assert table["top"][0]["policy"] == table["policy"]
+        assert table["top"][0]["throughput_tokens_per_s"] == table["throughput_tokens_per_s"]
+
+    def test_top_limits_the_list(self, capsys):
+        assert len(planned(capsys, "--top", "2")["top"]) == 2
+
+    def test_the_table_names_the_choice_and_the_reasons(self, capsys):
+        run()
+        text = capsys.readouterr().out
+        assert "Best throughput: cgopipe with" in text
+        assert "where the bytes are" in text
+        assert "Next best schedule: accelerate" in text
+        assert "policies considered" in text
+
+    def test_what_more_of_each_resource_gives(self, capsys):
+        assert main(["plan", *SMALL, "--schedules", "cgopipe"]) == 0
+        text = capsys.readouterr().out
+        assert "planned anew with other machines" in text
+        assert "DRAM bandwidth" in text
+        assert "Twice as much of one resource would give" in text
+
+    def test_a_width_is_planned_with(self, capsys):
+        table = planned(capsys, "--weight-bits", "4", "--kv-bits", "8")
+        assert table["policy"]["weight_bits"] == 4
+        assert table["policy"]["kv_bits"] == 8
+
+    def test_latency_prefers_a_smaller_batch(self, capsys):
+        fast = planned(capsys, "--objective", "latency")
+        most = planned(capsys)
+        assert fast["num_requests"] < most["num_requests"]
+        assert fast["seconds_per_token"] < most["seconds_per_token"]
+        assert fast["objective"] == "latency"
+
+    def test_the_papers_search(self, capsys):
+        assert main(["plan", "--optimizer", "hrm", "--gen-len", "8", "--quick", "--json", "-", "--top", "1"]) == 0
+        table = json.loads(capsys.readouterr().out)
+        assert (table["policy"]["micro_batch_size"], table["policy"]["num_micro_batches"]) == (36, 14)
+        assert table["throughput_tokens_per_s"] <= table["bound_tokens_per_s"] * 1.002
+
+    def test_a_picture(self, tmp_path):
+        run("--plot", str(tmp_path / "plan.png"))
+        assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
+
+
+class TestPolicyFile:
+    def test_goes_from_plan_to_compare(self, tmp_path, capsys):
+        path = tmp_path / "policy.json"
+        table = planned(capsys, "--out", str(path))
+        assert main(["compare", *SMALL, "--schedules", "cgopipe", "--policy", str(path), "--json", "-"]) == 0
+        (result,) = json.loads(capsys.readouterr().out)["results"]
+        assert result["policy"] == table["policy"]
+        assert result["throughput_tokens_per_s"] == pytest.approx(table["throughput_tokens_per_s"], rel=1e-9)
+
+    def test_goes_from_plan_to_the_engine(self, tmp_path):
+        engine = pytest.importorskip("engine.cli")
+        path = tmp_path / "policy.json"
+        run("--out", str(path))
+        schedule, fields = read_policy_file(path)
+        given = argparse.Namespace(policy=path, micro_batch_size=None, num_micro_batches=None)
+        read = engine._policy(given, by_name(schedule))
+        assert read == Policy.from_dict(fields, by_name(schedule))
+        assert {"schedule": schedule, **read.to_dict()} == json.loads(path.read_text())
+        with pytest.raises(InputError, match="is for schedule cgopipe: give --schedule cgopipe"):
+            engine._policy(given, by_name("flexgen"))
+
+    def test_an_unknown_field_is_refused_by_name(self, tmp_path, capsys):
+        path = tmp_path / "policy.json"
+        run("--out", str(path))
+        path.write_text(json.dumps({**json.loads(path.read_text()), "experts_on_devise": 1}))
+        capsys.readouterr()
+        assert main(["compare", *SMALL, "--schedules", "cgopipe", "--policy", str(path)]) == 2
+        assert "experts_on_devise: unknown field; did you mean experts_on_device" in capsys.readouterr().err
+
+    def test_a_missing_field_is_refused_by_name(self, tmp_path, capsys):
+        path = tmp_path / "policy.json"
+        run("--out", str(path))
+        table = json.loads(path.read_text())
+        del table["micro_batch_size"], table["num_micro_batches"]
+        path.write_text(json.dumps(table))
+        capsys.readouterr()
+        assert main(["compare", *SMALL, "--schedules", "cgopipe", "--policy", str(path)]) == 2
+        assert "micro_batch_size: missing" in capsys.readouterr().err
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (["--objective", "speed"], "--objective: 'speed' is none of throughput, latency, memory"),
+            (["--optimizer", "magic"], "--optimizer: 'magic' is none of simulator, hrm"),
+            (["--top", "0"], "--top: 0 is not allowed"),
+            (["--gen-len", "0"], "--gen-len: 0 is not allowed"),
+            (["--schedules", "cgopip"], "unknown schedule 'cgopip'; did you mean cgopipe?"),
+            (["--plot", "plan.bmp"], "--plot: 'plan.bmp' is not a picture"),
+            (["--out", "/nowhere/policy.json"], "/nowhere/policy.json: cannot be written"),
+            (["--optimizer", "hrm", "--objective", "latency"], "--optimizer hrm: it knows throughput and cgopipe only"),
+        ],
+    )
+    def test_is_one_line_that_says_what(self, args, message, capsys):
+        run(*args, code=2)
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+    def test_nothing_fits_says_the_smallest_change(self, tmp_path, capsys):
+        path: Path = tmp_path / "small.toml"
+        quantity = '{ value = 6, unit = "GB", basis = "assumed", source = "a small one" }'
+        path.write_text(
+            f'extends = "t4"\n[host_memory]\ncapacity = {quantity}\n[device_memory]\ncapacity = {quantity}\n'
+        )
+        run("--hardware", str(path), "--prompt-len", "20", code=2)
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "host memory is" in error
+        assert "bytes short" in error
+        assert "with weight_bits 8" in error
