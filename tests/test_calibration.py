@@ -166,17 +166,20 @@ def test_runs_grow_and_stay_within_the_model_s_positions():
 
 def test_a_sample_stands_for_all_tasks_that_are_alike(model, device):
     planned = conditions(16, quick=True)
-    found = [list(samples) for samples in sample(model, device, planned)]
-    assert len(found) == len(planned)
-    for condition, samples in zip(planned, found, strict=True):
+    runs = []
+    found = sample(model, device, planned, 2, runs.append)
+    assert runs == 2 * planned
+    assert {one.run for one in found} == set(range(len(planned)))
+    for at, condition in enumerate(planned):
+        samples = [one for one in found if one.run == at]
         ops = {(one.task.op, one.task.step > 0) for one in samples}
         assert {(Op.PRE_ATTN, True), (Op.POST_ATTN, True), (Op.HEAD, True), (Op.ATTN, True)} <= ops
         for one in samples:
             assert 0 < one.low_s <= one.median_s <= one.high_s
         post = next(one for one in samples if one.task.op == Op.POST_ATTN and one.task.step > 0)
-        assert post.num_tasks == 4 * 3 * condition.policy.num_micro_batches
+        assert post.num_tasks == 2 * 4 * 3 * condition.policy.num_micro_batches
         assert all(
-            one.num_tasks == 3 for one in samples if one.task.op == Op.ATTN and condition.alone and one.task.step
+            one.num_tasks == 2 * 3 for one in samples if one.task.op == Op.ATTN and condition.alone and one.task.step
         )
 
 

@@ -1,6 +1,6 @@
 """The calibration of a machine for a model: probes, short runs, a fit, and a `Hardware` that says where it is from."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel
@@ -16,6 +16,9 @@ from sim.hardware import Hardware
 from sim.hf.config import read_model
 from sim.model import Model
 from sim.schedule.task import LaneKind, Op
+
+ROUNDS = 3
+"""How often each run of a full calibration is made."""
 
 Progress = Callable[[int, int, str], None]
 """Told how many of how many parts are done, and what comes next."""
@@ -62,23 +65,27 @@ def calibrate(
 
     Raises InputError for a model that cannot be run, DeviceOutOfMemory if its experts do not fit the device at all.
     """
-    planned = conditions(_most_prompt_tokens(model), quick=quick)
-    total = len(planned) + 1
-    progress(0, total, "memories, links and matrix products")
+    planned, rounds = conditions(_most_prompt_tokens(model), quick=quick), 1 if quick else ROUNDS
+    parts = _Parts(progress, 1 + rounds * len(planned))
+    parts.begin("memories, links and matrix products")
     probes = probe(device, model.dtype, *threads_of(device), host_cores(), FEW_REPEATS if quick else REPEATS)
     with first_layers(model, layers_to_measure(model, device.memory_bytes)):
-        samples = list(_sampled(model, device, planned, progress))
+        samples = sample(model, device, planned, rounds, lambda condition: parts.begin(str(condition)))
         hardware, fits = fit_all(unfitted(name, device, probes), described(model), planned, samples)
+    parts.begin("done")
     return Calibration(settled(hardware), probes, fits, contended(planned, samples), samples)
 
 
-def _sampled(
-    model: PreTrainedModel, device: Device, planned: Sequence[Condition], progress: Progress
-) -> Iterator[Sample]:
-    progress(1, len(planned) + 1, str(planned[0]))
-    for done, found in enumerate(sample(model, device, planned), start=1):
-        yield from found
-        progress(done + 1, len(planned) + 1, str(planned[done]) if done < len(planned) else "fit")
+class _Parts:
+    """Counts the parts of a calibration as they begin."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, -1
+
+    def begin(self, doing: str) -> None:
+        """The part before has ended."""
+        self._done += 1
+        self._progress(self._done, self._total, doing)
 
 
 def contended(planned: Sequence[Condition], samples: Sequence[Sample]) -> list[Contention]:

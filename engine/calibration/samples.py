@@ -7,7 +7,7 @@ others stream weights and KV cache, and show the copies, and what CPU attention 
 
 import os
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -127,11 +127,24 @@ def _streaming(schedule: Schedule, size: int, width: int) -> Condition:
     return Condition(schedule, policy, width, alone=False)
 
 
-def sample(model: PreTrainedModel, device: Device, planned: Sequence[Condition]) -> Iterator[list[Sample]]:
-    """Run each condition and yield its samples; warms the model up first."""
+def sample(
+    model: PreTrainedModel,
+    device: Device,
+    planned: Sequence[Condition],
+    rounds: int = 1,
+    on_run: Callable[[Condition], None] = lambda condition: None,
+) -> list[Sample]:
+    """Run every condition once a round, after a run that warms up, and return the samples of all rounds together.
+
+    Rounds are the outer loop, so that a machine that others slow down for a while shows it in all conditions alike.
+    """
     run_one(model, device, planned[0])
-    for at, condition in enumerate(planned):
-        yield list(_samples(at, run_one(model, device, condition)))
+    spans: list[list[Span]] = [[] for _ in planned]
+    for _ in range(rounds):
+        for condition, found in zip(planned, spans, strict=True):
+            on_run(condition)
+            found.extend(run_one(model, device, condition))
+    return [one for at, found in enumerate(spans) for one in _samples(at, found)]
 
 
 def run_one(model: PreTrainedModel, device: Device, condition: Condition) -> list[Span]:
