@@ -308,7 +308,7 @@ class CostModel:
         return self._gather(self._page_bytes(task), lambda own: self._copy(task, own, pageable=True))
 
     def _gather(self, whole: float, copy: Callable[[float], Cost]) -> Cost:
-        """Fetch this device's part of some weights from the host, then the other parts from its peers (ZeRO stage 3)."""
+        """Fetch this device's part of some weights from the host, then the others from its peers (ZeRO stage 3)."""
         own, network = whole / self._gathered, self._hardware.network
         cost = copy(own)
         if network is None or self._gathered == 1:

@@ -84,6 +84,12 @@ def test_context_grows_by_one_token_per_request_and_step():
     assert [micro_batch.context_tokens(step) for step in (0, 1, 2, 127)] == [17, 20, 23, 17 + 3 * 127]
 
 
+def test_prompts_padded_to_the_longest_are_all_as_long_as_it():
+    padded = MicroBatch.padded([3, 7, 5])
+    assert padded == MicroBatch(3, 3 * 7, 3 * 7**2, 7, padding_tokens=4 + 2)
+    assert of(3, 7, 5).padding_tokens == 0
+
+
 def test_one_request_is_a_batch():
     assert make_batch(workload_of((8,)), 1, 64).micro_batches == (of(8),)
 

@@ -4,11 +4,14 @@ The arithmetic is written out from the published dimensions of the models (Mixtr
 8 KV heads of 128, 8 experts of width 14336, 2 of them a token) and from the rates of the machine in `sim_examples`.
 """
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sim_examples import cost_of, made_setup, one_task, round_machine
+from sim_examples import cost_of, few_layers, made_setup, one_task, round_machine
 
+from sim.batching import Batch, MicroBatch
 from sim.cost import ALL_CORES, CPU_CORES, DRAM, hbm, link
 from sim.schedule.task import WHOLE, Op
 from sim.workload import Workload
@@ -256,6 +259,17 @@ class TestKernels:
         assert cost.flops == 4 * 8 * 103 * 4096
         assert cost.duration_ns == pytest.approx(20 * US + 8 * 5 * US + moved / 25, abs=1)
         assert cost.bound == "host memory"
+
+    def test_cpu_attention_reads_no_padding_and_the_device_does(self):
+        setup = replace(made_setup(), given_batch=Batch((MicroBatch.padded([60, 100]),), 0, 4))
+        assert setup.costs()(one_task(Op.ATTN, step=2, on_cpu=True)).bytes == (62 + 102) * KV_BYTES
+        assert setup.costs()(one_task(Op.ATTN, step=2)).bytes == 2 * 102 * KV_BYTES
+        assert setup.costs()(one_task(Op.LOAD_KV, step=2)).bytes == 2 * 101 * KV_BYTES
+
+    def test_cpu_attention_reads_no_more_than_its_window_of_a_padded_prompt(self):
+        model = few_layers("mixtral-8x7b", 2, window=64)
+        setup = replace(made_setup(model=model), given_batch=Batch((MicroBatch.padded([60, 100]),), 0, 4))
+        assert setup.costs()(one_task(Op.ATTN, step=2, on_cpu=True)).bytes == 2 * 64 * KV_BYTES
 
     def test_cpu_attention_names_what_binds_it(self):
         few_bytes = Workload.fixed(1, 4)

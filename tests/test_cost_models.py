@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sim_examples import cost_of, few_layers, made_setup, one_task, preset, round_machine
 
+from sim.cost import DRAM, hbm, link
 from sim.schedule.task import Op
 from sim.workload import Workload
 
@@ -21,6 +22,11 @@ EXPERTS_BYTES = 8 * EXPERT_BYTES  # of one layer: 2.819 GB
 ROUTER_WEIGHTS = 8 * 4096
 
 COPIES = {Op.LOAD_WEIGHTS, Op.LOAD_WEIGHTS_PAGEABLE, Op.OFFLOAD_QKV, Op.LOAD_HIDDEN, Op.LOAD_KV, Op.STORE_KV}
+
+
+def carried(cost, pool):
+    """What a task takes out of a pool altogether."""
+    return dict(cost.demands).get(pool, 0) * cost.duration_ns * 1e-9
 
 
 class TestOtherModels:
@@ -91,6 +97,19 @@ class TestOtherModels:
         assert cost_of(one_task(Op.OFFLOAD_QKV), kv_bits=8).bytes == 8 * D1_BYTES
 
 
+class TestExpandedCache:
+    def test_a_copy_for_every_query_head_in_32_bits_is_fetched_written_and_read(self):
+        """Mixtral: 32 query heads on 8 KV heads, so a byte of 16-bit cache becomes 8 bytes, each moved three times."""
+        here, expanded = (cost_of(one_task(Op.ATTN, on_cpu=True), schedule=name) for name in ("cgopipe", "flexgen-c"))
+        assert expanded.bytes == (1 + 3 * 8) * here.bytes
+        assert expanded.flops == here.flops
+        assert expanded.duration_ns == pytest.approx(20 * US + 8 * 5 * US + 25 * 808 * KV_BYTES / 25, abs=1)
+
+    def test_a_narrower_cache_grows_more(self):
+        cost = cost_of(one_task(Op.ATTN, on_cpu=True), schedule="flexgen-c", kv_bits=8)
+        assert cost.bytes == (1 + 3 * 16) * 808 * KV_BYTES // 2
+
+
 class TestTensorParallelism:
     """Heads, expert columns and the vocabulary are split; hidden states and requests are not."""
 
@@ -100,14 +119,14 @@ class TestTensorParallelism:
         [
             (Op.LOAD_WEIGHTS, 1, {}),
             (Op.PIN_WEIGHTS, 1, {}),
-            (Op.LOAD_WEIGHTS_PAGEABLE, 1, {"schedule": "zero"}),
+            (Op.LOAD_WEIGHTS_PAGEABLE, 1, {}),
             (Op.OFFLOAD_QKV, 1, {}),
             (Op.LOAD_HIDDEN, 1, {}),
-            (Op.LOAD_KV, 1, {"schedule": "flexgen"}),
-            (Op.STORE_KV, 0, {"schedule": "flexgen"}),
-            (Op.STORE_KV, 1, {"schedule": "flexgen"}),
+            (Op.LOAD_KV, 1, {"attention": "gpu"}),
+            (Op.STORE_KV, 0, {"attention": "gpu"}),
+            (Op.STORE_KV, 1, {"attention": "gpu"}),
             (Op.ATTN, 0, {}),
-            (Op.ATTN, 1, {"schedule": "flexgen"}),
+            (Op.ATTN, 1, {"attention": "gpu"}),
             (Op.HEAD, 1, {}),
         ],
     )
@@ -156,3 +175,40 @@ class TestTensorParallelism:
         costs = made_setup(pages=pages, machine=round_machine(2)).costs()
         sizes = [costs(one_task(Op.LOAD_WEIGHTS, page=page)).bytes for page in range(pages)]
         assert sum(sizes) == pytest.approx(EXPERTS_BYTES / 2, abs=pages / 2)
+
+
+class TestPartsOfTheBatch:
+    """Devices that each run a part of the requests: whole tensors, and an equal part of what the host gives."""
+
+    @pytest.mark.parametrize("ranks", [2, 4])
+    def test_a_device_does_the_whole_work_of_its_own_requests(self, ranks):
+        alone = made_setup("flexgen", 8, 2)
+        part = made_setup("flexgen", 8, 2 * ranks, machine=round_machine(ranks))
+        assert part.batch.micro_batches == alone.batch.micro_batches
+        assert part.batch.num_requests == ranks * alone.batch.num_requests
+        one, other = alone.costs(), part.costs()
+        for op in (Op.PRE_ATTN, Op.ATTN, Op.POST_ATTN, Op.LOAD_KV, Op.STORE_KV, Op.LOAD_WEIGHTS, Op.PIN_WEIGHTS):
+            assert other(one_task(op)) == one(one_task(op))
+
+    @pytest.mark.parametrize(("name", "parts"), [("flexgen", 4), ("zero", 4), ("cgopipe", 1)])
+    def test_it_has_an_equal_part_of_the_host_and_its_device_to_itself(self, name, parts):
+        dram, cores, *devices = made_setup(name, 8, 4, machine=round_machine(4)).costs().capacities
+        assert (dram, cores) == (100e9 // parts, 1000 // parts)
+        assert devices == [10**12, 16 * 10**9] * 4
+
+    def test_gathered_weights_come_half_from_the_host_and_half_from_the_peer(self):
+        cost = cost_of(one_task(Op.LOAD_WEIGHTS_PAGEABLE), schedule="zero", machine=round_machine(2))
+        whole = cost_of(one_task(Op.LOAD_WEIGHTS_PAGEABLE), schedule="zero").bytes
+        assert cost.bytes == whole
+        assert cost.duration_ns == pytest.approx(30 * US + whole / 2 / 4 + 40 * US + whole / 2 / 2, abs=2)
+        assert cost.bound == "network"
+        for pool, times in ((DRAM, 3), (hbm(0), 1), (link(0), 1)):
+            assert carried(cost, pool) == pytest.approx(times * whole / 2, rel=1e-6)
+
+    def test_a_fast_network_leaves_the_link_to_bind(self):
+        machine = round_machine(2, network__bandwidth=100e9)
+        assert cost_of(one_task(Op.LOAD_WEIGHTS), schedule="zero", machine=machine).bound == "link h2d"
+
+    def test_stages_of_a_pipeline_gather_nothing(self):
+        alone, part = (cost_of(one_task(Op.LOAD_WEIGHTS), schedule="flexgen", machine=round_machine(n)) for n in (1, 2))
+        assert part == alone

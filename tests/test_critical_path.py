@@ -59,3 +59,17 @@ def test_as_json_it_holds_the_longest_of_what_is_asked_for():
             "before": {"op": "Experts", "rank": 0, "step": 1, "layer": 0, "micro_batch": 0, "page": -1},
         }
     ]
+    assert told["gaps"]["s"] == 10e-9
+    assert told["by_lane"]["CPU"] == {"s": 3_506e-9, "share": 3_506 / 9_999}
+
+
+def test_a_stretch_in_json_begins_with_its_first_task_and_ends_with_its_last():
+    spans = [
+        span(0, "PreAttn", end_ns=5),
+        span(1, "PostAttn", start_ns=7, end_ns=20, cause=0),
+        span(2, "Attn", "CPU", 20, 29, cause=1),
+    ]
+    longest, other = critical_path(Trace(SIMULATED, spans)).to_dict(top=2)["stretches"]
+    assert [longest[key] for key in ("lane", "start_s", "end_s", "on_path_s", "tasks")] == ["GPU", 0.0, 20e-9, 18e-9, 2]
+    assert (longest["first"]["op"], longest["last"]["op"]) == ("PreAttn", "PostAttn")
+    assert [other[key] for key in ("lane", "start_s", "end_s", "on_path_s", "tasks")] == ["CPU", 20e-9, 29e-9, 9e-9, 1]

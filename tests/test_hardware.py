@@ -88,20 +88,17 @@ class TestPresets:
         assert link.d2h_pageable_bytes_per_s == pytest.approx(2.015 * 2**30)
         assert link.h2d_pageable_bytes_per_s.basis is Basis.FITTED
 
-    @pytest.mark.parametrize(("name", "overhead_us", "per_token_us"), [("gcp-t4", 60, 1.2), ("gcp-l4", 41, 0.5)])
-    def test_cpu_attention_costs_what_the_published_runs_show(self, name, overhead_us, per_token_us):
+    @pytest.mark.parametrize("name", ["gcp-t4", "gcp-l4"])
+    def test_cpu_attention_of_the_paper_machines_reads_as_its_kernel_alone_does(self, name):
         machine = Hardware.load(name)
-        rate = machine.host.attention.memory * machine.host_memory.bandwidth_bytes_per_s
-        assert machine.host.request_overhead_s == pytest.approx(overhead_us * 1e-6)
-        assert 4096 / rate == pytest.approx(per_token_us * 1e-6, rel=2e-3)  # 4096 B: KV of a token, one Mixtral layer
+        assert machine.host.attention.memory * machine.host_memory.bandwidth_bytes_per_s == pytest.approx(45e9)
+        assert machine.host.request_overhead_s.basis is Basis.FITTED
 
-    @pytest.mark.parametrize(("name", "milliseconds"), [("gcp-t4", 4.0), ("gcp-l4", 0.83)])
-    def test_prefill_costs_what_the_published_runs_show(self, name, milliseconds):
+    @pytest.mark.parametrize("name", ["gcp-t4", "gcp-l4"])
+    def test_one_fitted_share_of_the_peak_serves_all_of_prefill(self, name):
         device = Hardware.load(name).device
-        for efficiency in (device.gemm, device.experts):
-            assert 2 * 12.9e9 / (efficiency.compute * device.peak_flops_per_s) == pytest.approx(
-                milliseconds * 1e-3, rel=1e-2
-            )
+        assert device.gemm.compute == device.experts.compute == device.attention.compute
+        assert device.gemm.compute.basis is Basis.FITTED
 
     def test_several_devices_have_a_network_and_one_has_none(self):
         assert [Hardware.load(name).num_devices for name in PAPER] == [1, 1, 2, 4]

@@ -197,6 +197,14 @@ class TestPaperOptimizer:
         kv_and_queries = 2 * (2 * 324 * 4096 + 324 * 109 * 2048)
         assert time.cpu_s == pytest.approx(14 * kv_and_queries / (76 * 2**30))
 
+    def test_attention_on_the_device_takes_its_time_and_none_of_the_hosts(self):
+        on_cpu, on_gpu = (
+            layer_time(MIXTRAL, replace(S2, attention_on_gpu=place), L4_OPTIMIZER) for place in (False, True)
+        )
+        kv_and_queries = 2 * (2 * 324 * 4096 + 324 * 109 * 2048)
+        assert on_gpu.gpu_s - on_cpu.gpu_s == pytest.approx(14 * kv_and_queries / (285 * 2**30))
+        assert (on_gpu.cpu_s, on_gpu.link_s) == (0, on_cpu.link_s)
+
     def test_memory_of_the_gpu_by_hand(self):
         attention = (4 * 4096**2 + 4 * 4096**2 // 4) * 32
         resident = attention + 2_818_572_288 * 32 * 0.0559
@@ -240,6 +248,9 @@ class TestPaperOptimizer:
         one, two = (layer_time(MIXTRAL, replace(S2, num_devices=n), L4_OPTIMIZER) for n in (1, 2))
         assert two.gpu_s == pytest.approx(one.gpu_s / 2)
         assert (two.link_s, two.cpu_s) == (one.link_s, one.cpu_s)
+        compute_bound = replace(L4_OPTIMIZER, gpu_bandwidth_bytes_per_s=1e18)
+        one, two = (layer_time(MIXTRAL, replace(S2, num_devices=n), compute_bound) for n in (1, 2))
+        assert two.gpu_s == pytest.approx(one.gpu_s / 2)
 
     def test_a_grid_of_policies_is_one_call(self):
         batches = np.array([324.0, 648.0, 4536.0, 9072.0])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sim_examples import few_layers, made_setup, preset, round_machine
 
-from sim.batching import make_batch
+from sim.batching import Batch, MicroBatch, make_batch
 from sim.hardware import Hardware
 from sim.memory import MemoryPlan, Shortage, kept_tokens, kv_bytes
 from sim.model import Model
@@ -130,6 +130,66 @@ class TestByHand:
         assert short.memory.device["activations"] == 8 * 20 * (2 * (2 * 2880 + 4 * 10 * 2880) + 8 * 32 + 48 * 4)
         held = 8 * 2000 * (2 * 2880 + 4 * 64 * 64 + 2 * 8 * 64) + 3 * 64 * 8 * 2000**2
         assert long.memory.device["activations"] == 2 * held + 8 * 2000 * (8 * 32 + 48 * 4)
+
+    def test_two_devices_share_heads_scores_and_vocabulary(self):
+        made = made_setup(model=preset("gpt-oss-20b"), workload=Workload.fixed(2000, 4), machine=round_machine(2))
+        held = 8 * 2000 * (2 * 2880 + (4 * 64 * 64 + 2 * 8 * 64) // 2) + 3 * 64 * 8 * 2000**2 // 2
+        assert made.memory.device["activations"] == 2 * held + 8 * 2000 * (8 * 32 + 48 * 4)
+        model = replace(preset("mixtral-8x7b"), vocab_size=2_000_000)
+        shared = plan(size=100, model=model, workload=Workload.fixed(1, 4), machine=round_machine(2))
+        assert shared.device["activations"] == 4 * 100 * 1_000_000
+
+    @pytest.mark.parametrize("ranks", [1, 2])
+    def test_latent_attention_holds_keys_and_values_of_every_head_twice_in_prefill(self, ranks):
+        # DeepSeek-V2-Lite: 16 heads of 192 with values of 128, a cache of 576; with one expert a token it needs most.
+        deepseek = preset("deepseek-v2-lite")
+        model = replace(deepseek, layers=tuple(replace(one, top_k=1, shared=None) for one in deepseek.layers[1:3]))
+        made = made_setup(model=model, workload=Workload.fixed(100, 4), machine=round_machine(ranks)).memory
+        held = (4 * 16 * 192 + 576 + 2 * 16 * (192 + 128)) // ranks
+        assert made.device["activations"] == 800 * (2 * (2 * 2048 + held) + 8 * 64 + 48)
+
+    @pytest.mark.parametrize("ranks", [1, 2])
+    def test_a_dense_network_holds_gate_up_and_their_product(self, ranks):
+        dense, sparse = preset("deepseek-v2-lite").layers[:2]
+        model = replace(preset("deepseek-v2-lite"), layers=(dense, replace(sparse, top_k=1, shared=None)))
+        made = made_setup(model=model, workload=Workload.fixed(100, 4), machine=round_machine(ranks)).memory
+        assert made.device["activations"] == 800 * 2 * (2 * 2048 + 3 * 10_944 // ranks)
+
+
+class TestUnevenMicroBatches:
+    @pytest.mark.parametrize("model", ["mixtral-8x7b", "gpt-oss-20b"])
+    def test_buffers_are_those_of_the_largest(self, model):
+        short, long = MicroBatch(8, 8_000, 8_000_000, 1000), MicroBatch(8, 16_000, 32_000_000, 2000)
+        setup = made_setup(model=preset(model), attention="gpu")
+        plans = [replace(setup, given_batch=Batch(two, 0, 4)).memory for two in ((short, long), (long, short))]
+        even = replace(setup, given_batch=Batch((long, long), 0, 4)).memory
+        for made in plans:
+            for part in ("kv buffers", "activations", "hidden states"):
+                assert made.device[part] == even.device[part]
+
+    def test_logits_are_those_of_the_most_requests(self):
+        model = replace(preset("mixtral-8x7b"), vocab_size=2_000_000)
+        few, many = MicroBatch(8, 8, 8, 1), MicroBatch(100, 100, 100, 1)
+        made = replace(made_setup(model=model), given_batch=Batch((few, many), 0, 4)).memory
+        assert made.device["activations"] == 4 * 100 * 2_000_000
+
+
+class TestPartsOfTheBatch:
+    """Devices that each run a part of the requests, as stages of a pipeline or with ZeRO."""
+
+    @pytest.mark.parametrize(("name", "alone", "shared"), [("flexgen", (8, 3), (8, 6)), ("zero", (8, 1), (16, 1))])
+    def test_each_has_buffers_of_its_own_and_a_part_of_what_stays(self, name, alone, shared):
+        one, two = plan(name, *alone), plan(name, *shared, machine=round_machine(2))
+        for part in {"weight slots", "kv buffers", "kv cache", "activations", "hidden states"} & one.device.keys():
+            assert two.device[part] == one.device[part]
+        for part in {"embedding and head", "non-expert weights"} & one.device.keys():
+            assert 2 * two.device[part] == one.device[part]
+
+    def test_the_host_holds_the_weights_once_and_the_cache_of_all(self):
+        one, two = plan("flexgen", 8, 3), plan("flexgen", 8, 6, machine=round_machine(2))
+        assert two.host["streamed weights"] == one.host["streamed weights"]
+        for part in ("kv cache", "hidden states"):
+            assert two.host[part] == 2 * one.host[part]
 
 
 class TestParts:
@@ -295,7 +355,11 @@ def test_a_published_policy_fits_the_machine_it_ran_on(name, setting, workload, 
     schedule = by_name(name)
     policy = Policy.usual(schedule, size * count, size)
     setup = Setup(Problem(preset(model), Hardware.load(machine), asked), schedule, policy)
-    assert setup.shortages == []
+    if schedule.name in ("flexgen", "flexgen-c") and (size, count) == (16, 46):
+        assert [one.tier for one in setup.shortages] == ["device"], "two layers of weights are planned, FlexGen has one"
+        assert setup.shortages[0].short_bytes < 0.06 * setup.shortages[0].capacity_bytes
+    else:
+        assert setup.shortages == []
     assert setup.batch.num_requests == pytest.approx(size * count, rel=0.01), "all but a few requests run"
 
 

@@ -100,6 +100,8 @@ class TestFromTable:
     def test_the_number_of_micro_batches_may_stand_for_the_batch(self):
         policy = Policy.from_dict({"micro_batch_size": 36, "num_micro_batches": 14}, by_name("cgopipe"))
         assert (policy.batch_size, policy.micro_batch_size, policy.num_micro_batches) == (504, 36, 14)
+        alone = Policy.from_dict({"micro_batch_size": 1, "num_micro_batches": 1}, by_name("cgopipe"))
+        assert alone.batch_size == 1
 
     def test_the_number_of_micro_batches_may_agree_with_the_batch(self):
         table = {"batch_size": 500, "micro_batch_size": 36, "num_micro_batches": 14}

@@ -225,35 +225,53 @@ def test_prefill_from_pinned_memory_needs_no_relay():
 # flexgen -----------------------------------------------------------------------------------------------------------
 
 FLEXGEN_TURNS = """
-    LoadWeightsPageable 1:*; LoadKV 0,1; PreAttn 0,0; Attn 0,0; PostAttn 0,0
-    StoreKV 0,0; LoadKV 1,0; PreAttn 0,1; Attn 0,1; PostAttn 0,1
-    StoreKV 0,1; LoadWeightsPageable 0:*'; LoadKV 1,1; PreAttn 1,0; Attn 1,0; PostAttn 1,0; Head 0
-    StoreKV 1,0; PreAttn 1,1; Attn 1,1; PostAttn 1,1; Head 1
+    LoadWeightsPageable 0:*; LoadKV 0,1; PreAttn 0,0; Attn 0,0
+    StoreKV 0,0; PreAttn 0,1; Attn 0,1
+    StoreKV 0,1; PostAttn 0,0
+    LoadKV 1,0; PostAttn 0,1
+    LoadWeightsPageable 1:*; LoadKV 1,1; PreAttn 1,0; Attn 1,0
+    StoreKV 1,0; PreAttn 1,1; Attn 1,1
+    StoreKV 1,1; PostAttn 1,0; Head 0
+    LoadKV 0,0'; PostAttn 1,1; Head 1
 """
-BEHIND_THE_LAST = ["StoreKV 1,1", "LoadKV 0,0'"]
 
 
-def test_flexgen_fetches_the_next_cache_and_stores_the_last_in_each_turn_and_weights_in_the_first():
-    assert issued(FLEXGEN, ON_GPU, 1) == lines(FLEXGEN_TURNS) + BEHIND_THE_LAST
-    last = [one for one in lines(FLEXGEN_TURNS) if not one.endswith("'")]
-    assert issued(FLEXGEN, ON_GPU, 3) == [*last, BEHIND_THE_LAST[0]]
+def test_flexgen_is_two_layers_a_layer_with_the_next_cache_beside_attention_and_weights_in_its_first_turn():
+    assert issued(FLEXGEN, ON_GPU, 1) == lines(FLEXGEN_TURNS)
+    assert issued(FLEXGEN, ON_GPU, 3) == [one for one in lines(FLEXGEN_TURNS) if not one.endswith("'")]
 
 
 def flexgen_turn(task, shape):
-    """The number of the (layer, micro-batch) in which FlexGen issues a task: its barriers lie between turns."""
+    """The number of the turn in which FlexGen issues a task: its barriers lie between turns."""
     n, layers = shape.num_micro_batches, shape.num_layers
-    turn = (task.step * layers + task.layer) * n + task.micro_batch
+    if task.step == 0:
+        return flexgen_prefill_turn(task, shape)
+    layer = layers - 1 if task.op is Op.HEAD else task.layer
+    first = layers * n + (task.step - 1) * 2 * layers * n + 2 * n * layer  # of this layer's attention
+    weights = task.op in (Op.LOAD_WEIGHTS, Op.LOAD_WEIGHTS_PAGEABLE)
+    begins = task.op is Op.LOAD_KV and task.step == 1 and task.layer == 0 and task.micro_batch == 0
+    offset = {
+        Op.HEAD: n,
+        Op.POST_ATTN: n,
+        Op.STORE_KV: 1,  # while the next one computes
+        Op.LOAD_KV: 0 if begins else -1,
+        Op.LOAD_HIDDEN: n - 1,
+    }.get(task.op, 0)
+    return first if weights else first + task.micro_batch + offset
+
+
+def flexgen_prefill_turn(task, shape):
+    n = shape.num_micro_batches
+    turn = task.layer * n + task.micro_batch
     match task.op:
         case Op.HEAD:
-            return ((task.step + 1) * layers - 1) * n + task.micro_batch
+            return (shape.num_layers - 1) * n + task.micro_batch
         case Op.STORE_KV | Op.STORE_HIDDEN:
-            return turn + 1  # while the next one computes
+            return turn + 1
         case Op.LOAD_WEIGHTS | Op.LOAD_WEIGHTS_PAGEABLE:
-            return max(0, (task.step * layers + task.layer - 1) * n)  # at the first micro-batch of the layer before
-        case Op.LOAD_HIDDEN if shape.attention is Place.GPU or task.step == 0:
+            return max(0, (task.layer - 1) * n)  # at the first micro-batch of the layer before
+        case Op.LOAD_HIDDEN:
             return turn - 1
-        case Op.LOAD_KV if task.layer > 0 or task.micro_batch > 0:
-            return turn - 1  # the first of a step comes when the last cache of the step before is stored
         case _:
             return turn
 
@@ -261,7 +279,7 @@ def flexgen_turn(task, shape):
 @pytest.mark.parametrize("schedule", [FLEXGEN, FLEXGEN_C], ids=["flexgen", "flexgen-c"])
 @examples(50)
 @given(data=st.data(), seed=st.integers(0, 2**32), steps=st.integers(1, 4))
-def test_flexgens_barrier_holds_all_lanes_after_each_layer_and_micro_batch(schedule, data, seed, steps):
+def test_flexgens_barrier_holds_all_lanes_after_each_turn(schedule, data, seed, steps):
     shape = data.draw(shapes(schedule, 4, 4))
     durations = random_durations(list(schedule.tasks(shape, steps)), seed)
     turns = defaultdict(list)
@@ -274,24 +292,33 @@ def test_flexgens_barrier_holds_all_lanes_after_each_layer_and_micro_batch(sched
 
 
 def test_flexgens_barrier_makes_the_first_turn_wait_for_all_weights():
-    """Only weights take time: each layer's second micro-batch starts when the next layer has come."""
+    """Only weights take time: each layer's second micro-batch starts when its experts' weights have come."""
     shape = PipelineShape(3, 2, 1, Place.GPU, (True,) * 3)
     found = spans(FLEXGEN, shape, 2, durations_by_op(FLEXGEN, shape, 2, {Op.LOAD_WEIGHTS_PAGEABLE: 10}))
     starts = [found[f"PreAttn {layer},{j}'"][0] for layer in range(3) for j in range(2)]
-    assert starts == [40, 50, 50, 60, 60, 60]  # four layers came before decode; the last step fetches two more
+    assert starts == [30, 40, 40, 50, 50, 60]  # three layers came before decode
+
+
+def test_flexgen_fetches_no_cache_but_the_next_layers_first_beside_the_experts():
+    """Caches of 3 ns and experts of 5: beside attention, which takes nothing, all but the first cost their time."""
+    shape = PipelineShape(2, 4, 1, Place.GPU, (False, False))
+    found = spans(FLEXGEN, shape, 3, durations_by_op(FLEXGEN, shape, 3, {Op.LOAD_KV: 3, Op.POST_ATTN: 5}))
+    starts = [found[f"PostAttn {layer},0''"][0] for layer in (0, 1)]
+    assert starts[1] - starts[0] == 4 * 5 + 3 * 3
 
 
 # flexgen-c ---------------------------------------------------------------------------------------------------------
 
 
-def test_flexgen_c_sends_each_micro_batch_to_the_cpu_and_back_before_the_next():
+def test_flexgen_c_sends_each_micro_batch_to_the_cpu_before_the_next_and_then_fetches_each_beside_experts():
     shape = PipelineShape(2, 2, 1, Place.CPU, (True, True))
-    assert issued(FLEXGEN_C, shape, 1) == lines("""
-        PreAttn 0,0; OffloadQKV 0,0; Attn 0,0; LoadHidden 0,0; LoadWeightsPageable 1:*; PostAttn 0,0
-        PreAttn 0,1; OffloadQKV 0,1; Attn 0,1; LoadHidden 0,1; PostAttn 0,1
-        PreAttn 1,0; OffloadQKV 1,0; Attn 1,0; LoadHidden 1,0; LoadWeightsPageable 0:*'; PostAttn 1,0; Head 0
-        PreAttn 1,1; OffloadQKV 1,1; Attn 1,1; LoadHidden 1,1; PostAttn 1,1; Head 1
-    """)
+    layers = """
+        LoadWeightsPageable {0}:*; PreAttn {0},0; OffloadQKV {0},0; Attn {0},0
+        PreAttn {0},1; OffloadQKV {0},1; Attn {0},1; LoadHidden {0},0
+        LoadHidden {0},1; PostAttn {0},0; {1}PostAttn {0},1{2}
+    """
+    heads = layers.format(1, "Head 0; ", "; Head 1")
+    assert issued(FLEXGEN_C, shape, 1) == lines(layers.format(0, "", "")) + lines(heads)
 
 
 @examples(30)

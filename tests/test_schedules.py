@@ -151,7 +151,7 @@ def test_a_billion_steps_are_begun_at_once(schedule):
 def test_only_the_last_step_fetches_nothing_for_a_next_one(schedule):
     shape = shape_of(schedule)
     ahead = [any(task.step > step for task in tasks) for step, tasks in enumerate(schedule.steps(shape, 0, 5))]
-    fetches = schedule.name != "accelerate"
+    fetches = schedule.name not in ("accelerate", "flexgen-c")
     assert ahead == [fetches] * 4 + [False]
     assert [any(t.step > step for t in tasks) for step, tasks in enumerate(schedule.steps(shape, 0, 5, last=9))] == [
         fetches

@@ -1,0 +1,220 @@
+"""Fits the paper machines' few unknown rates to published rows, with the simulator itself as the model.
+
+Residuals are logarithms of predicted over measured throughput, weighed by how closely a system has to be met, under a
+loss that a few odd runs cannot pull (run-to-run noise of one configuration is 2 to 8 %, once 31 %).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import exp, log
+from typing import Any
+
+from sim.fastpath import generation_s
+from sim.hardware import Hardware
+from validation.published.bars import BASELINE_BAR, CGOPIPE_BAR
+from validation.published.rows import Row
+from validation.published.setups import machine_of, pose, schedule_of
+
+SOFTENS_AT = 0.1
+"""Residual from which the loss grows more slowly than its square: the usual noise."""
+
+STEP = 0.03
+"""Relative change of a rate that shows its effect: larger than what rounding to nanoseconds and requests hides."""
+
+ROUNDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One unknown of a machine: the numbers of its file that it sets alike, in SI units, and its physical bounds."""
+
+    name: str
+    paths: tuple[str, ...]
+    low: float
+    high: float
+    bound_by: str
+    several_devices: bool = False
+    """Whether only hosts with several devices have it."""
+
+    def of(self, hardware: Hardware) -> bool:
+        """Whether it is a number of this machine."""
+        return hardware.num_devices > 1 or not self.several_devices
+
+
+PREFILL = Parameter(
+    "prefill efficiency",
+    ("device.gemm.compute", "device.experts.compute", "device.attention.compute"),
+    0.02,
+    0.6,
+    "the tensor cores' peak",
+)
+DECODE = Parameter("expert GEMMs in decode", ("device.experts.memory",), 0.35, 0.9, "the device's memory")
+PIN = Parameter("pin copy", ("pin",), 3e9, 5e10, "half of the host's memory: a read and a write")
+REQUEST = Parameter("attention per request", ("host.request_overhead",), 1e-6, 1e-3, "above 0")
+PORT = Parameter(
+    "link of one of several devices",
+    ("link.h2d", "link.d2h"),
+    5.14e9,
+    12.3e9,
+    "pageable copies below, the link of a single device above",
+    several_devices=True,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One kind of machine: whose rows it is fitted to, and what is unknown of it, on several devices as on one."""
+
+    machine: str
+    settings: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+    start: tuple[float, ...]
+    """Where the fit begins: closed-form estimates. From far away it can end where it is worse."""
+    cgopipe_settings: tuple[str, ...] = ()
+    """Settings of several such devices: cgopipe's rows tell their link, all other rows are left to be predicted."""
+    several: str = ""
+    """The preset with several such devices, from which larger ones inherit."""
+
+    @property
+    def rows(self) -> str:
+        """Which rows it is fitted to, in words."""
+        also = f" and of cgopipe in {' and '.join(self.cgopipe_settings)}" if self.cgopipe_settings else ""
+        return f"published rows with a known policy of {' and '.join(self.settings)}{also}"
+
+
+CASES = (
+    Case("gcp-t4", ("S1",), (PREFILL, DECODE, PIN, REQUEST, PORT), (0.11, 0.55, 8e9, 2e-4, 6e9), ("S6",), "gcp-2xt4"),
+    Case("gcp-l4", ("S2",), (PREFILL, PIN, REQUEST), (0.27, 1e10, 1e-4)),
+)
+"""Known already: both hosts' attention and the L4's expert GEMMs (figure 9), links, and pageable copies (artifact)."""
+
+Values = dict[str, float]
+"""Values of parameters by name."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What came out for one machine."""
+
+    case: Case
+    values: Values
+    num_rows: int
+    rounds: int
+
+    @property
+    def source(self) -> str:
+        """What to write beside the values."""
+        return (
+            f"fitted to the {self.num_rows} {self.case.rows} "
+            "(MoE-Lightning, arXiv 2411.11217, and its artifact, branch asplos25): python -m validation published --fit"
+        )
+
+
+def usable(rows: Sequence[Row], case: Case) -> list[Row]:
+    """Rows that a case is fitted to: of its settings, with a measurement and a published policy."""
+    known = [one for one in rows if one.tokens_per_s and one.micro_batch_size]
+    return [one for one in known if one.setting in case.settings or _tells_link(one, case)]
+
+
+def _tells_link(row: Row, case: Case) -> bool:
+    return row.setting in case.cgopipe_settings and row.schedule == "cgopipe"
+
+
+def with_values(hardware: Hardware, case: Case, values: Values, source: str = "a fit under way") -> Hardware:
+    """The machine with a case's parameters set."""
+    for parameter in case.parameters:
+        for path in parameter.paths if parameter.of(hardware) else ():
+            hardware = hardware.with_value(path, values[parameter.name], source)
+    return hardware
+
+
+def fit(
+    case: Case, rows: Sequence[Row], jobs: int, progress: Progress | None = None, begin: Values | None = None
+) -> Fitted:
+    """Fit one case to its usable rows; `begin` stands for the case's own start."""
+    import numpy as np
+    from scipy.optimize import least_squares
+
+    used = usable(rows, case)
+    weights = np.array([_weight(row) for row in used])
+    bounds = [log(one.low) for one in case.parameters], [log(one.high) for one in case.parameters]
+    start = list(map(log, case.start if begin is None else begin.values()))
+    with _evaluator(used, case, jobs) as evaluate:
+        tried = 0
+
+        def residuals(logs: Any) -> Any:
+            nonlocal tried
+            tried += 1
+            if progress is not None:
+                progress(f"{case.machine}: {len(used)} rows, trial {tried}")
+            return weights * np.array(evaluate(_values(case, logs)))
+
+        found = least_squares(
+            residuals,
+            start,
+            bounds=bounds,
+            loss="soft_l1",
+            f_scale=SOFTENS_AT,
+            diff_step=STEP,
+            xtol=1e-3,
+            ftol=1e-4,
+            max_nfev=ROUNDS,
+        )
+    return Fitted(case, _values(case, found.x), len(used), int(found.nfev))
+
+
+def _weight(row: Row) -> float:
+    """Rows that must be met within a smaller error count more."""
+    return BASELINE_BAR / CGOPIPE_BAR if schedule_of(row).name == "cgopipe" else 1.0
+
+
+def _values(case: Case, logs: Any) -> Values:
+    return {one.name: exp(float(value)) for one, value in zip(case.parameters, logs, strict=True)}
+
+
+@contextmanager
+def _evaluator(rows: Sequence[Row], case: Case, jobs: int) -> Iterator[Callable[[Values], list[float]]]:
+    """Log errors of all rows as a function of the values. Each process keeps its rows, and so what it knows of them."""
+    parts = [rows[i::jobs] for i in range(min(jobs, len(rows)))]
+    if len(parts) <= 1:
+        yield lambda values: log_errors(rows, case, values)
+        return
+    pools = [ProcessPoolExecutor(1) for _ in parts]
+
+    def evaluate(values: Values) -> list[float]:
+        running = [pool.submit(log_errors, part, case, values) for pool, part in zip(pools, parts, strict=True)]
+        found = [0.0] * len(rows)
+        for i, future in enumerate(running):
+            found[i :: len(parts)] = future.result()
+        return found
+
+    try:
+        yield evaluate
+    finally:
+        for pool in pools:
+            pool.shutdown(cancel_futures=True)
+
+
+def log_errors(rows: Sequence[Row], case: Case, values: Values) -> list[float]:
+    """Log of predicted over measured throughput per row, with a case's values on the row's machine."""
+    return [log(_throughput(row, case, values) / (row.tokens_per_s or 1.0)) for row in rows]
+
+
+def _throughput(row: Row, case: Case, values: Values) -> float:
+    hardware = with_values(Hardware.load(machine_of(row)), case, values)
+    return generation_s(pose(row, hardware).setup).throughput_tokens_per_s
+
+
+def machines(fits: Sequence[Fitted], names: Sequence[str]) -> Mapping[str, Hardware]:
+    """The named presets with what was fitted: several devices get the values of one."""
+    found: dict[str, Hardware] = {}
+    for name in names:
+        kind = name.rpartition("-")[2].lstrip("0123456789x")
+        for one in fits:
+            if one.case.machine == f"gcp-{kind}":
+                found[name] = with_values(Hardware.load(name), one.case, one.values, one.source)
+    return found

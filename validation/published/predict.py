@@ -1,0 +1,97 @@
+"""Predictions of published rows with machines as they are: throughput, HRM's beside it, or why there is none."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sim.estimate import hrm_tokens_per_s
+from sim.fastpath import generation_s
+from sim.hardware import Hardware
+from traces.errors import InputError
+from validation.published.rows import Row
+from validation.published.setups import machine_of, pose
+
+Machines = Mapping[str, Hardware]
+"""Machines by preset name that take the place of the presets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What is predicted of one row; `reason` says why nothing is, `assumed` what the row left open."""
+
+    row: Row
+    tokens_per_s: float | None
+    hrm_tokens_per_s: float | None
+    policy: str = ""
+    bottleneck: str = ""
+    assumed: str = ""
+    reason: str = ""
+
+    @property
+    def error(self) -> float | None:
+        """Relative error of the prediction; None without a measurement or a prediction."""
+        return _error(self.tokens_per_s, self.row.tokens_per_s)
+
+    @property
+    def hrm_error(self) -> float | None:
+        return _error(self.hrm_tokens_per_s, self.row.tokens_per_s)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "setting": self.row.setting,
+            "schedule": self.row.schedule,
+            "workload": self.row.workload,
+            "padded": self.row.padded,
+            "gen_len": self.row.gen_len,
+            "policy": self.policy,
+            "measured_tokens_per_s": self.row.tokens_per_s,
+            "predicted_tokens_per_s": self.tokens_per_s,
+            "hrm_tokens_per_s": self.hrm_tokens_per_s,
+            "bottleneck": self.bottleneck,
+            "assumed": self.assumed,
+            "reason": self.reason,
+        }
+
+
+def _error(said: float | None, measured: float | None) -> float | None:
+    return None if said is None or measured is None else said / measured - 1
+
+
+def predict(row: Row, machines: Machines | None = None) -> Predicted:
+    """Simulate one row. A row that asks for what is unknown or impossible gets a reason instead of a number."""
+    try:
+        machine = machine_of(row)
+        posed = pose(row, None if machines is None else machines.get(machine))
+        said = generation_s(posed.setup)
+    except InputError as error:
+        return Predicted(row, None, None, reason=str(error))
+    policy = f"{posed.setup.policy}{' pinned' if posed.setup.policy.pin_weights else ''}"
+    return Predicted(
+        row,
+        said.throughput_tokens_per_s,
+        hrm_tokens_per_s(posed.setup),
+        policy,
+        said.bottleneck,
+        posed.assumed,
+    )
+
+
+def predict_all(rows: Sequence[Row], machines: Machines | None = None, jobs: int | None = None) -> Iterator[Predicted]:
+    """Predictions in the order of the rows, each as soon as it is there; `jobs` processes share the work."""
+    work = partial(predict, machines=machines)
+    workers = min(jobs or os.cpu_count() or 1, len(rows))
+    if workers <= 1:
+        yield from map(work, rows)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        yield from pool.map(work, rows)
+
+
+def mean_absolute_error(predictions: Iterable[Predicted]) -> float | None:
+    """Mean of |error| over rows with both numbers; None if there are none."""
+    errors = [abs(one.error) for one in predictions if one.error is not None]
+    return sum(errors) / len(errors) if errors else None

@@ -1,0 +1,49 @@
+"""Writes fitted values into machines' files, line by line, so that everything else in them stays as it is."""
+
+import re
+from pathlib import Path
+
+import sim
+from sim.quantity import Quantity
+from traces.errors import InputError
+from validation.published.fit import Fitted
+
+PRESETS = Path(sim.__file__).parent / "presets" / "hardware"
+
+DIGITS = 4
+"""Significant digits of a fitted value: more than the noise of the runs carries."""
+
+
+def write_presets(fits: list[Fitted], folder: Path = PRESETS) -> list[Path]:
+    """Set every fitted number in its machine's file in `folder`. Raises InputError where the file lacks its line."""
+    written: list[Path] = []
+    for one in fits:
+        for parameter in one.case.parameters:
+            path = folder / f"{one.case.several if parameter.several_devices else one.case.machine}.toml"
+            try:
+                text = path.read_text(encoding="utf-8")
+                for number in parameter.paths:
+                    text = _with_number(text, number, one.values[parameter.name], one.source, path)
+                path.write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+            if path not in written:
+                written.append(path)
+    return written
+
+
+def _with_number(text: str, number: str, si_value: float, source: str, path: Path) -> str:
+    """The file with the line of one number replaced; its unit stays."""
+    table, _, key = number.rpartition(".")
+    lines, inside = text.splitlines(), not table
+    for at, line in enumerate(lines):
+        heading = re.fullmatch(r"\[([^\]]+)\]\s*(#.*)?", line.strip())
+        if heading:
+            inside = heading[1] == table
+        unit = re.search(r'unit = "([^"]+)"', line) if inside and re.match(rf"{key}\s*=", line) else None
+        if unit:
+            scale = Quantity(1.0, unit[1])
+            value = f"{si_value / scale:.{DIGITS}g}"
+            lines[at] = f'{key} = {{ value = {value}, unit = "{unit[1]}", basis = "fitted", source = "{source}" }}'
+            return "\n".join(lines) + "\n"
+    raise InputError(f"{path}: has no line for {number}; add one, with any value, for the fit to replace")

@@ -1,0 +1,144 @@
+"""From a published row to a setup: its machine, model, workload, schedule and policy."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from sim.hardware import Hardware
+from sim.model import Model
+from sim.planner import best_policy
+from sim.policy import Policy
+from sim.quantity import nearest
+from sim.schedule.base import Schedule
+from sim.schedule.registry import by_name, registered
+from sim.setup import Problem, Setup
+from sim.workload import Workload
+from traces.errors import InputError
+from validation.published.rows import Row
+
+SETTINGS = {
+    "S1": ("mixtral-8x7b", "gcp-t4"),
+    "S2": ("mixtral-8x7b", "gcp-l4"),
+    "S6": ("mixtral-8x22b", "gcp-2xt4"),
+    "S7": ("mixtral-8x22b", "gcp-4xt4"),
+    "S8": ("dbrx", "gcp-2xt4"),
+    "S9": ("dbrx", "gcp-4xt4"),
+}
+"""Model and machine of each setting (MoE-Lightning, table of settings)."""
+
+SYSTEMS = {"deepspeed": "zero"}
+"""Systems whose schedule has another name here."""
+
+ROOMY = 1e15
+"""Bytes of a memory that a run, as it was published, is taken to fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Posed:
+    """A row made ready to simulate, and what was assumed about it."""
+
+    row: Row
+    setup: Setup
+    assumed: str = ""
+
+
+def schedule_of(row: Row) -> Schedule:
+    """The schedule of the row's system. Raises InputError with the nearest names if there is none."""
+    name = SYSTEMS.get(row.schedule, row.schedule)
+    if name not in registered():
+        known = [*registered(), *SYSTEMS]
+        raise InputError(
+            f"schedule {row.schedule!r} is unknown{nearest(row.schedule, known)}; known: {', '.join(known)}"
+        )
+    return by_name(name)
+
+
+def machine_of(row: Row) -> str:
+    """The preset of the row's setting, checked against its devices. Raises InputError."""
+    if row.setting not in SETTINGS:
+        raise InputError(f"setting {row.setting!r} is unknown; known: {', '.join(SETTINGS)}")
+    name = SETTINGS[row.setting][1]
+    hardware = _hardware(name)
+    kind = name.rpartition("-")[2].lstrip("24x").upper()
+    if row.gpu and row.gpu.upper() != kind:
+        raise InputError(f"gpu {row.gpu!r} is not what setting {row.setting} has: {hardware.num_devices} {kind}")
+    if row.n_gpu is not None and row.n_gpu != hardware.num_devices:
+        raise InputError(f"n_gpu {row.n_gpu} is not what setting {row.setting} has: {hardware.num_devices} {kind}")
+    return name
+
+
+def problem_of(row: Row, hardware: Hardware | None = None) -> Problem:
+    """What the row asked of which machine; `hardware` stands for its preset."""
+    machine = machine_of(row)
+    model = _model(row.model or SETTINGS[row.setting][0])
+    workload = _workload(row.workload).with_(gen_len=row.gen_len, padded=row.padded)
+    return Problem(model, hardware or _hardware(machine), workload)
+
+
+def pose(row: Row, hardware: Hardware | None = None) -> Posed:
+    """Make a row ready to simulate. Raises InputError where the row asks for what is unknown or cannot be."""
+    schedule, problem = schedule_of(row), problem_of(row, hardware)
+    if row.micro_batch_size is None and row.num_micro_batches is None:
+        return _own_best(row, problem, schedule)
+    size, count, assumed = _sizes(row)
+    posed = _with_sizes(row, problem, schedule, size, count, assumed)
+    if not posed.setup.shortages:
+        return posed
+    short = f"it ran, though by the memory plan {'; '.join(map(str, posed.setup.shortages))}"
+    return _with_sizes(row, _roomy(problem), schedule, size, count, f"{assumed}; {short}" if assumed else short)
+
+
+def _sizes(row: Row) -> tuple[int, int, str]:
+    """Micro-batch size and count. More requests than they hold cannot have finished: the size was larger then."""
+    finished = row.requests_finished
+    size, count = row.micro_batch_size, row.num_micro_batches
+    if size is None or count is None:
+        given = size or count or 1
+        if finished is None:
+            raise InputError("micro_batch_size and num_micro_batches: give both, or neither, or requests_finished too")
+        other = -(-finished // given)
+        return (given, other, "") if size is not None else (other, given, "")
+    if finished is not None and finished > size * count:
+        larger = -(-finished // count)
+        return larger, count, f"{finished} requests finished: micro-batches of {larger}, not {size}"
+    return size, count, ""
+
+
+def _with_sizes(row: Row, problem: Problem, schedule: Schedule, size: int, count: int, assumed: str) -> Posed:
+    """The usual policy of the system; weights are page-locked where it does so and they fit."""
+    setups = [
+        Setup(problem, schedule, Policy.usual(schedule, size * count, size, pin_weights=pin))
+        for pin in dict.fromkeys((schedule.pins_weights, False))
+    ]
+    return Posed(row, next((one for one in setups if not one.shortages), setups[-1]), assumed)
+
+
+def _own_best(row: Row, problem: Problem, schedule: Schedule) -> Posed:
+    setup = best_setup(problem, schedule)
+    return Posed(row, setup, f"policy not published: {setup.policy} is the schedule's own best here")
+
+
+def best_setup(problem: Problem, schedule: Schedule) -> Setup:
+    """The policy that the schedule would choose for itself."""
+    return best_policy(problem, schedule).best.setup
+
+
+def _roomy(problem: Problem) -> Problem:
+    hardware = problem.hardware
+    for path in ("device_memory.capacity", "host_memory.capacity"):
+        hardware = hardware.with_value(path, ROOMY, "the run was published, so it fitted")
+    return Problem(problem.model, hardware, problem.workload)
+
+
+@lru_cache(maxsize=16)
+def _hardware(name: str) -> Hardware:
+    return Hardware.load(name)
+
+
+@lru_cache(maxsize=16)
+def _model(name: str) -> Model:
+    return Model.load(name)
+
+
+@lru_cache(maxsize=16)
+def _workload(name: str) -> Workload:
+    return Workload.load(name)
