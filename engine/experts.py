@@ -1,8 +1,7 @@
 """A layer whose routed experts are partly resident: the library's own expert code, run once for each part.
 
-`experts_on_device` keeps the first experts of each layer on the device while the others stream. The library's fused
-implementations skip tokens whose expert has the index `num_experts` (it uses that for expert parallelism), so each part
-computes its own tokens and the results add up.
+`experts_on_device` keeps the first experts of each layer on the device while the others stream. Each part computes the
+(token, expert) pairs that are its own, as tokens with one expert each, and the results add up.
 """
 
 import contextlib
@@ -86,15 +85,16 @@ class SplitExperts:
         top_k_weights: torch.Tensor,
     ) -> torch.Tensor:
         module: Any = self._module
-        ours = (top_k_index >= first) & (top_k_index < stop)
-        index = torch.where(ours, top_k_index - first, stop - first)
+        rows, slots = ((top_k_index >= first) & (top_k_index < stop)).nonzero(as_tuple=True)
+        index = (top_k_index[rows, slots] - first).unsqueeze(-1)
+        weights = top_k_weights[rows, slots].unsqueeze(-1)
         before = {name: module._parameters[name] for name in parameters}
         module._parameters.update(parameters)
         module.num_experts, module._is_expert_parallel = stop - first, True
+        result = torch.zeros_like(hidden)
         try:
-            result: torch.Tensor = ALL_EXPERTS_FUNCTIONS[IMPLEMENTATION](
-                module, hidden, index, top_k_weights.masked_fill(~ours, 0.0)
-            )
+            if len(rows):
+                result.index_add_(0, rows, ALL_EXPERTS_FUNCTIONS[IMPLEMENTATION](module, hidden[rows], index, weights))
         finally:
             module._parameters.update(before)
             module.num_experts, module._is_expert_parallel = self._num_experts, False

@@ -257,6 +257,8 @@ class CostModel:
         flops, emulation = sum(work.flops for work in works), self._hardware.emulation
         if emulation is None:
             return _cost(roofs, {hbm(task.lane.rank): moved}, moved, flops)
+        if task.step and (any(self._shape.streamed) or self._shape.streams_kv):
+            roofs["beside a stream"] = sum(roofs.values()) * (1 / emulation.beside_stream - 1)
         return _keeping_cores(_cost(roofs, {DRAM: moved}, moved, flops), emulation.device_cores)
 
     # CPU ------------------------------------------------------------------------------------------------------

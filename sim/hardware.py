@@ -122,13 +122,15 @@ class Emulation(_Part):
 
     `device_cores` and `attention_cores` are the shares of the host's cores that compute on the device and attention on
     the host keep busy, `one_core` is the share of one. `copy` is how fast one core copies: a transfer that is paced
-    below that keeps its core busy for the rest of its time only.
+    below that keeps its core busy for the rest of its time only. `beside_stream` is the share of its speed that compute
+    on the device keeps in decode while weights or KV cache stream: they share caches and the interpreter too.
     """
 
     device_cores: Quantity
     attention_cores: Quantity
     one_core: Quantity
     copy_bytes_per_s: Quantity
+    beside_stream: Quantity
 
 
 @dataclass(frozen=True, slots=True)

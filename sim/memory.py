@@ -205,16 +205,15 @@ def _feed_forward_held(layer: Layer, num_devices: int, split: bool) -> float:
     """Numbers a token holds in the experts: all of its routed experts are computed at once, in the order of experts.
 
     Mostly that is input, gate, up and their product (the optimizer of MoE-Lightning counts the same). With experts in
-    two places each part computes all tokens and blanks those of the other: it holds gate and up twice, and the other
-    part's result.
+    two places each part gathers its own tokens, which may be all of them, and adds to a common result.
     """
     always = 3 * (_width(layer.shared) + _width(layer.dense)) / num_devices
     if layer.expert is None:
         return always
-    hidden, expert = layer.hidden_size, layer.expert
-    routed = expert.held_numbers(num_devices)
+    hidden = layer.hidden_size
+    routed = layer.expert.held_numbers(num_devices)
     if split:
-        routed = max(routed, hidden + 4 * expert.intermediate_size / num_devices)
+        routed += hidden
     kept = hidden * (bool(layer.shared) + split)
     return max(layer.computed_experts * routed, always) + kept
 

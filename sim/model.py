@@ -22,7 +22,8 @@ class Model:
 
     `expert_bits`, `other_bits` and `embedding_bits` are the native widths of routed experts, of the rest of a layer,
     and of embedding and head, scales of quantised formats included; `activation_bits` is what it computes in. Layers
-    that predict further tokens (MTP) and encoders of other modalities are not part of it. Raises InputError for an empty or dense model.
+    that predict further tokens (MTP) and encoders of other modalities are not part of it. Raises InputError for an
+    empty or dense model.
     """
 
     name: str

@@ -15,7 +15,8 @@ from engine.calibration.fit import GROUPS, fit_all
 from engine.calibration.machine import ROOM, settled, unfitted
 from engine.calibration.measured import Measured, repeated
 from engine.calibration.probes import FEW_REPEATS, probe
-from engine.calibration.samples import MAX_TOKENS, Sample, conditions, sample
+from engine.calibration.rounds import Round, median_probes
+from engine.calibration.samples import MAX_TOKENS, Sample, conditions, run_all, samples_of
 from engine.calibration.truncate import first_layers, layers_to_measure
 from engine.cli import main
 from engine.demo import make_model
@@ -167,8 +168,9 @@ def test_runs_grow_and_stay_within_the_model_s_positions():
 def test_a_sample_stands_for_all_tasks_that_are_alike(model, device):
     planned = conditions(16, quick=True)
     runs = []
-    found = sample(model, device, planned, 2, runs.append)
+    once, again = (run_all(model, device, planned, runs.append) for _ in range(2))
     assert runs == 2 * planned
+    found = samples_of([*one, *other] for one, other in zip(once, again, strict=True))
     assert {one.run for one in found} == set(range(len(planned)))
     for at, condition in enumerate(planned):
         samples = [one for one in found if one.run == at]
@@ -248,3 +250,22 @@ def test_progress_is_told_to_the_end(model, device, probes, monkeypatch):
     assert told[0][0] == 0
     assert told[-1][0] == told[-1][1]
     assert [done for done, _ in told] == sorted({done for done, _ in told})
+
+
+def test_a_round_survives_its_file(model, device, probes, tmp_path):
+    planned = conditions(8, quick=True)
+    made = Round(probes, run_all(model, device, planned[:2]))
+    made.write(tmp_path / "round.json")
+    read = Round.read(tmp_path / "round.json")
+    assert read.probes == probes
+    assert samples_of(read.spans) == samples_of(made.spans)
+
+
+def test_rounds_are_probed_at_their_median(probes):
+    def slower(factor):
+        peak = replace(probes.device_peak, median=probes.device_peak.median * factor)
+        return Round(replace(probes, device_peak=peak), [])
+
+    found = median_probes([slower(0.5), slower(0.9), slower(1.0)])
+    assert found.device_peak.median == pytest.approx(0.9 * probes.device_peak.median)
+    assert found.link == probes.link

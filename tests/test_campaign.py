@@ -67,10 +67,12 @@ def test_every_schedule_and_the_planner_s_choice_are_run(campaign, findings):
 
 
 def test_nothing_is_run_twice(campaign):
-    files = {file: file.stat().st_mtime_ns for file in campaign.folder.rglob("*.*") if "report" not in file.name}
+    machines = {file: file.read_text() for file in campaign.folder.glob("machine-*.toml")}
+    files = {file: file.stat().st_mtime_ns for file in campaign.folder.rglob("*.json*") if "report" not in file.name}
     gone = sorted(files)[-1]
     gone.unlink()
     campaign.run()
+    assert {file: file.read_text() for file in machines} == machines
     for file, before in files.items():
         assert (file.stat().st_mtime_ns != before) == (file == gone)
 

@@ -16,7 +16,13 @@ def number(value, unit="1"):
 
 
 def emulated(**changes):
-    emulation = {"device_cores": 0.5, "attention_cores": 0.25, "one_core": 0.25, "copy_bytes_per_s": 20e9} | changes
+    emulation = {
+        "device_cores": 0.5,
+        "attention_cores": 0.25,
+        "one_core": 0.25,
+        "copy_bytes_per_s": 20e9,
+        "beside_stream": 1.0,
+    } | changes
     units = {"copy_bytes_per_s": "B/s"}
     made = {name: number(value, units.get(name, "1")) for name, value in emulation.items()}
     return replace(round_machine(), emulation=Emulation(**made))
@@ -112,3 +118,15 @@ def test_what_does_not_overlap_adds_up(hidden):
     shorter, longer = sorted((took(1e-4, fast), took(fast, 1e-4)))
     both = took(1e-4, 1e-4, number(hidden))
     assert both == pytest.approx(longer + (1 - hidden) * shorter, rel=0.01)
+
+
+def test_compute_beside_a_stream_keeps_a_share_of_its_speed_in_decode():
+    slow = emulated(beside_stream=0.8)
+    for op in (Op.PRE_ATTN, Op.POST_ATTN, Op.HEAD):
+        for step, factor in ((0, 1.0), (1, 1.25)):
+            task = one_task(op, step)
+            usual, beside = (cost_of(task, machine=machine).duration_ns for machine in (emulated(), slow))
+            assert beside == pytest.approx(factor * usual, abs=2)
+    alone = {"experts_on_device": 1.0, "attention": "gpu", "kv_on_device": 1.0}
+    usual, resident = (cost_of(one_task(Op.POST_ATTN), machine=one, **alone) for one in (emulated(), slow))
+    assert usual.duration_ns == resident.duration_ns

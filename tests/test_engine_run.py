@@ -315,7 +315,7 @@ def test_widths_that_the_engine_does_not_run_are_refused(widths):
 
 
 def test_the_trace_shows_what_each_memory_held():
-    """Both tiers from the first task on; the device's peak is the one in the statistics; all is given back at the end."""
+    """All tiers from the first task on; peaks are those in the statistics; the device gives activations back."""
     result = engine.run(make("mixtral"), PROMPTS, "cgopipe", micro_batch_size=2, max_new_tokens=4, device="emulated")
     counters = [counter for counter in result.trace.counters if counter.name == MEMORY]
     device = [counter.values["device"] for counter in counters if counter.rank == 0]

@@ -117,9 +117,9 @@ class TestByHand:
         routing = 8 * 64 + 48 * 6
         assert made.device["activations"] == 800 * (2 * (2 * 2048 + outputs + shared_output) + routing)
 
-    def test_experts_in_two_places_hold_gate_and_up_twice_and_the_other_places_result(self):
+    def test_experts_in_two_places_gather_their_tokens_and_share_a_result(self):
         half = plan(experts_on_device=0.5).device["activations"]
-        assert half == 36 * 418 * (2 * (2 * 4096 + 2 * (4096 + 4 * 14336) + 4096) + ROUTING)
+        assert half == 36 * 418 * (2 * (2 * 4096 + 2 * (4096 + 3 * 14336 + 4096) + 4096) + ROUTING)
         assert plan(experts_on_device=1.0).device["activations"] == plan().device["activations"]
 
     def test_sinks_need_the_scores(self):

@@ -6,9 +6,19 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from engine.calibration.fit import Fit, fit_all
-from engine.calibration.machine import settled, unfitted
+from engine.calibration.machine import beside_stream, settled, unfitted
 from engine.calibration.probes import FEW_REPEATS, REPEATS, Probes, probe
-from engine.calibration.samples import STEPS, Condition, Sample, conditions, host_cores, sample, threads_of
+from engine.calibration.rounds import Round, median_probes
+from engine.calibration.samples import (
+    STEPS,
+    Condition,
+    Sample,
+    conditions,
+    host_cores,
+    run_all,
+    samples_of,
+    threads_of,
+)
 from engine.calibration.truncate import first_layers, layers_to_measure
 from engine.describe import describe_model
 from engine.device.base import Device
@@ -31,6 +41,7 @@ class Contention:
     op: str
     alone_s: float
     beside_s: float
+    on_device: bool
 
     @property
     def slowdown(self) -> float:
@@ -65,15 +76,44 @@ def calibrate(
 
     Raises InputError for a model that cannot be run, DeviceOutOfMemory if its experts do not fit the device at all.
     """
-    planned, rounds = conditions(_most_prompt_tokens(model), quick=quick), 1 if quick else ROUNDS
-    parts = _Parts(progress, 1 + rounds * len(planned))
-    parts.begin("memories, links and matrix products")
+    planned, rounds = planned_for(model, quick=quick), 1 if quick else ROUNDS
+    parts = _Parts(progress, rounds * (1 + len(planned)))
+    done = [measure(model, device, planned, quick=quick, on_part=parts.begin) for _ in range(rounds)]
+    parts.begin("done")
+    return fitted(model, device, planned, done, name)
+
+
+def planned_for(model: PreTrainedModel, *, quick: bool = False) -> list[Condition]:
+    """The runs of a calibration for a model."""
+    return conditions(_most_prompt_tokens(model), quick=quick)
+
+
+def measure(
+    model: PreTrainedModel,
+    device: Device,
+    planned: Sequence[Condition],
+    *,
+    quick: bool = False,
+    on_part: Callable[[str], None] = lambda doing: None,
+) -> Round:
+    """One round: the probes, and every run once."""
+    on_part("memories, links and matrix products")
     probes = probe(device, model.dtype, *threads_of(device), host_cores(), FEW_REPEATS if quick else REPEATS)
     with first_layers(model, layers_to_measure(model, device.memory_bytes)):
-        samples = sample(model, device, planned, rounds, lambda condition: parts.begin(str(condition)))
-        hardware, fits = fit_all(unfitted(name, device, probes), described(model), planned, samples)
-    parts.begin("done")
-    return Calibration(settled(hardware), probes, fits, contended(planned, samples), samples)
+        return Round(probes, run_all(model, device, planned, lambda condition: on_part(str(condition))))
+
+
+def fitted(
+    model: PreTrainedModel, device: Device, planned: Sequence[Condition], rounds: Sequence[Round], name: str
+) -> Calibration:
+    """The machine that several rounds show together."""
+    probes = median_probes(rounds)
+    samples = samples_of([span for one in rounds for span in one.spans[at]] for at in range(len(planned)))
+    start = unfitted(name, device, probes)
+    hardware, fits = fit_all(start, described(model), planned, samples)
+    pairs = contended(planned, samples)
+    hardware = beside_stream(settled(hardware), [one for one in pairs if one.on_device])
+    return Calibration(hardware, probes, fits, pairs, samples)
 
 
 class _Parts:
@@ -101,7 +141,8 @@ def contended(planned: Sequence[Condition], samples: Sequence[Sample]) -> list[C
             if same and alone.alone and alone.size == condition.size and alone.places == condition.places:
                 where = "CPU" if task.lane.kind is LaneKind.CPU else "device"
                 label = f"{Op(task.op).value} on the {where}, {condition.schedule.name}, step {task.step}"
-                found.append(Contention(label, other.median_s, sample_.median_s))
+                on_device = task.lane.kind is LaneKind.GPU
+                found.append(Contention(label, other.median_s, sample_.median_s, on_device))
     return found
 
 

@@ -1,7 +1,7 @@
 """From samples to rates: a robust least-squares fit of the cost model's own formulas.
 
-A group of parameters is fitted to the tasks of one op, in the logarithm of the times, so that a task of a microsecond
-is fitted as well as one of a second, with a loss that grows linearly for outliers (scipy's `soft_l1`). The groups
+A group of parameters is fitted to the tasks of one op, in the logarithm of the times, so that short tasks count too,
+if somewhat less than long ones, with a loss that grows linearly for outliers (scipy's `soft_l1`). The groups
 follow each other: PostAttn contains plain matrix products, whose rates PreAttn has shown by then.
 """
 
@@ -20,6 +20,9 @@ from sim.schedule.task import LaneKind, Op
 
 OUTLIER = 0.1
 """Residuals in the logarithm above this count linearly."""
+
+EMPHASIS = 0.25
+"""A task counts with this power of its time: long ones decide how long a run takes, short ones show fixed times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,7 @@ def _fit(
     group: Group, hardware: Hardware, model: Model, planned: Sequence[Condition], chosen: Sequence[Sample]
 ) -> tuple[Hardware, Fit]:
     measured = np.log([one.median_s for one in chosen])
+    weights = np.exp(EMPHASIS * (measured - measured.max()))
     runs = sorted({one.run for one in chosen})
 
     def machine(logs: NDArray[np.float64], source: str = "trial") -> Hardware:
@@ -134,10 +138,13 @@ def _fit(
         predicted = [costs[one.run](one.task).duration_ns / 1e9 for one in chosen]
         return np.asarray(np.log(predicted) - measured)
 
+    def weighted(logs: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(residuals(logs) * weights)
+
     lows, highs, starts = (
         np.log([getattr(parameter, end) for parameter in group.parameters]) for end in ("low", "high", "start")
     )
-    found = least_squares(residuals, starts, bounds=(lows, highs), loss="soft_l1", f_scale=OUTLIER, diff_step=1e-3)
+    found = least_squares(weighted, starts, bounds=(lows, highs), loss="soft_l1", f_scale=OUTLIER, diff_step=1e-3)
     errors = np.abs(np.expm1(residuals(found.x)))
     result = Fit(group.what, len(chosen), float(np.median(errors)), float(errors.max()))
     source = f"fit to {len(chosen)} kinds of tasks of {group.what}, median error {100 * result.median_error:.1f} %"

@@ -127,24 +127,24 @@ def _streaming(schedule: Schedule, size: int, width: int) -> Condition:
     return Condition(schedule, policy, width, alone=False)
 
 
-def sample(
+def run_all(
     model: PreTrainedModel,
     device: Device,
     planned: Sequence[Condition],
-    rounds: int = 1,
     on_run: Callable[[Condition], None] = lambda condition: None,
-) -> list[Sample]:
-    """Run every condition once a round, after a run that warms up, and return the samples of all rounds together.
-
-    Rounds are the outer loop, so that a machine that others slow down for a while shows it in all conditions alike.
-    """
+) -> list[list[Span]]:
+    """Run every condition once, after a run that warms up; the spans of each."""
     run_one(model, device, planned[0])
-    spans: list[list[Span]] = [[] for _ in planned]
-    for _ in range(rounds):
-        for condition, found in zip(planned, spans, strict=True):
-            on_run(condition)
-            found.extend(run_one(model, device, condition))
-    return [one for at, found in enumerate(spans) for one in _samples(at, found)]
+    found = []
+    for condition in planned:
+        on_run(condition)
+        found.append(run_one(model, device, condition))
+    return found
+
+
+def samples_of(runs: Iterable[Sequence[Span]]) -> list[Sample]:
+    """The samples of runs, in the order of their conditions; the spans of several rounds may stand together."""
+    return [one for at, spans in enumerate(runs) for one in _samples(at, spans)]
 
 
 def run_one(model: PreTrainedModel, device: Device, condition: Condition) -> list[Span]:

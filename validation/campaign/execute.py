@@ -1,7 +1,8 @@
 """Runs what is missing of a campaign: a calibration, then each case some times over, a trace for every run.
 
 The folder is the state: what has a file is not run again, and a file appears only when its run has ended. Repeats are
-the outer loop, so that a machine that grows slower or faster meets all cases alike.
+the outer loop, and each begins with a round of calibration, so that a machine that grows slower or faster does so for
+all cases and for the calibration alike. They share no run.
 """
 
 import json
@@ -13,7 +14,8 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 import engine
-from engine.calibration.calibrate import calibrate
+from engine.calibration.calibrate import fitted, measure, planned_for
+from engine.calibration.rounds import Round
 from engine.device.base import Device
 from engine.plan import Plan, plan
 from sim.hardware import Hardware
@@ -46,8 +48,11 @@ class Campaign:
     def trace_file(self, case: Case, repeat: int) -> Path:
         return self.folder / "traces" / f"{case.name}.{repeat}.json.gz"
 
+    def round_file(self, model: str, repeat: int) -> Path:
+        return self.folder / "calibration" / f"{model}.{repeat}.json"
+
     def machine(self, model: str) -> Hardware:
-        """What the calibration for a model found."""
+        """What all rounds of the calibration for a model found."""
         return Hardware.load(self.machine_file(model))
 
     def cases(self) -> list[Case]:
@@ -56,15 +61,16 @@ class Campaign:
 
     def run(self, progress: Progress = lambda done, total, doing: None) -> None:
         """Run what is missing."""
-        (self.folder / "traces").mkdir(parents=True, exist_ok=True)
+        for name in ("traces", "calibration"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
         models = {name: make() for name, make in self.grid.models.items()}
-        total = len(models) + self.repeats * (len(self.grid.cases()) + len(models))
-        for at, (name, model) in enumerate(models.items()):
-            progress(at, total, f"calibration for {name}")
-            self._calibrate(name, model)
-            self._plan(name, model)
-        done = len(models)
+        total = self.repeats * (len(self.grid.cases()) + 2 * len(models))
+        done = 0
         for repeat in range(self.repeats):
+            for name, model in models.items():
+                progress(done, total, f"calibration for {name}, round {repeat + 1}")
+                self._measure(name, model, repeat)
+                done += 1
             for case in self.cases():
                 progress(done, total, f"{case.name}, repeat {repeat + 1}")
                 if not self.trace_file(case, repeat).exists():
@@ -72,13 +78,20 @@ class Campaign:
                 done += 1
         progress(total, total, "done")
 
-    def _calibrate(self, name: str, model: PreTrainedModel) -> None:
-        if self.machine_file(name).exists():
-            return
+    def _measure(self, name: str, model: PreTrainedModel, repeat: int) -> None:
+        """One round of calibration, then the machine from all rounds; the planner chooses after the first."""
+        file = self.round_file(name, repeat)
         with self.make_device() as device:
-            found = calibrate(model, device, f"machine-{name}", quick=self.quick_calibration)
+            planned = planned_for(model, quick=self.quick_calibration)
+            if not file.exists():
+                found = measure(model, device, planned, quick=self.quick_calibration)
+                with _appearing(file) as path:
+                    found.write(path)
+            rounds = [Round.read(one) for one in (self.round_file(name, r) for r in range(repeat + 1)) if one.exists()]
+            machine = fitted(model, device, planned, rounds, f"machine-{name}").hardware
         with _appearing(self.machine_file(name)) as path:
-            found.hardware.write(path)
+            machine.write(path)
+        self._plan(name, model)
 
     def _execute(self, case: Case, model: PreTrainedModel, repeat: int) -> None:
         vocabulary = model.config.get_text_config(decoder=True).vocab_size

@@ -34,6 +34,10 @@ def draw_runs(findings: Findings, path: Path) -> None:
     ax.fill_between(ends, [x * (1 - BAND) for x in ends], [x * (1 + BAND) for x in ends], color="0.88", zorder=0)
     ax.set_xscale("log")
     ax.set_yscale("log")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("{x:g}")
+        axis.set_tick_params(which="both", labelsize=8)
     ax.set_xlabel(f"measured tokens/s ({findings.origin}), median and range of {findings.repeats}")
     ax.set_ylabel("predicted tokens/s (simulated)")
     ax.set_title(f"{len(findings.runs)} runs; grey: ±{BAND:.0%}", loc="left", fontsize=11)
