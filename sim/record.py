@@ -91,8 +91,9 @@ def _memory(setup: Setup, executed: list[Executed]) -> Iterator[Counter]:
     held[NONE, "pinned"] = peaks["pinned"] - moving_pinned
     yield from (_sample(held, rank, 0) for rank in (*ranks, NONE))
     changes = sorted(_changes(setup, executed), key=lambda change: (change.time_ns, change.size))
+    copies = setup.batch.copies  # devices that divide the batch do alike, and the host serves them all
     for at, change in enumerate(changes):
-        held[change.rank, change.tier] += change.size
+        held[change.rank, change.tier] += change.size * (copies if change.rank == NONE else 1)
         following = changes[at + 1] if at + 1 < len(changes) else None
         if following is None or following.time_ns > change.time_ns:
             for rank in {one.rank for one in _at_time(changes, at)}:

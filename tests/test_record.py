@@ -76,7 +76,7 @@ class TestSpans:
         setup, trace = recorded
         stop = num_steps(setup)
         steps = setup.schedule.steps(setup.shape, 0, stop, last=setup.last_step)
-        tasks = [task for step in over_ranks(steps, setup.problem.hardware.num_devices) for task in step]
+        tasks = [task for step in over_ranks(steps, setup.num_ranks) for task in step]
         assert Tally(span.key for span in trace.spans) == Tally(task.key for task in tasks)
         assert {span.id: span.key for span in trace.spans} == {task.id: task.key for task in tasks}
         assert {span.step for span in trace.spans} >= set(range(stop))
@@ -85,7 +85,7 @@ class TestSpans:
         setup, trace = recorded
         costs = setup.costs()
         steps = setup.schedule.steps(setup.shape, 0, num_steps(setup), last=setup.last_step)
-        for task in (task for step in over_ranks(steps, setup.problem.hardware.num_devices) for task in step):
+        for task in (task for step in over_ranks(steps, setup.num_ranks) for task in step):
             (span,) = (one for one in trace.by_key()[task.key])
             cost = costs(task)
             assert (span.bytes, span.flops, span.bound) == (cost.bytes, cost.flops, cost.bound)
@@ -98,7 +98,7 @@ class TestSpans:
         ends = {span.id: span.end_ns for span in trace.spans}
         starts = {span.id: span.start_ns for span in trace.spans}
         steps = setup.schedule.steps(setup.shape, 0, num_steps(setup), last=setup.last_step)
-        for task in (task for step in over_ranks(steps, setup.problem.hardware.num_devices) for task in step):
+        for task in (task for step in over_ranks(steps, setup.num_ranks) for task in step):
             assert all(ends[dep] <= starts[task.id] for dep in task.deps)
 
     def test_the_critical_path_leads_without_a_gap_from_the_start_to_the_end(self, recorded):
@@ -120,7 +120,7 @@ class TestMemory:
     def test_every_device_and_the_host_are_counted_from_the_start(self, recorded):
         setup, trace = recorded
         values = samples(trace, MEMORY)
-        ranks = range(setup.problem.hardware.num_devices)
+        ranks = range(setup.num_ranks)
         assert set(values) == {*((rank, "device") for rank in ranks), (HOST, "host"), (HOST, "pinned")}
         assert all(series[0][0] == 0 for series in values.values())
 
@@ -129,9 +129,9 @@ class TestMemory:
         setup, trace = recorded
         plan, policy = setup.memory, setup.policy
         cache = kv_bytes(setup.problem.model, policy, setup.batch, num_steps(setup) - 1) * policy.kv_on_device
-        later = plan.device.get("kv cache", 0) - cache / setup.problem.hardware.num_devices
+        later = plan.device.get("kv cache", 0) - cache / setup.num_ranks
         unused = plan.device.get("weight slots", 0) / 2 if setup.schedule.name == "accelerate" else 0
-        for rank in range(setup.problem.hardware.num_devices):
+        for rank in range(setup.num_ranks):
             most = max(value for _, value in samples(trace, MEMORY)[rank, "device"])
             assert most == pytest.approx(plan.peak_bytes()["device"] - later - unused, rel=1e-3)
             assert most >= (0.8 if not unused else 0.4) * plan.peak_bytes()["device"]
@@ -158,7 +158,7 @@ class TestMemory:
 
     def test_a_layers_weights_are_held_until_the_last_task_that_reads_them(self, recorded):
         setup, trace = recorded
-        plan, ranks = setup.memory, setup.problem.hardware.num_devices
+        plan, ranks = setup.memory, setup.num_ranks
         stays = plan.peak_bytes()["device"] - plan.device.get("weight slots", 0) - plan.device.get("kv cache", 0)
         model = setup.problem.model
         weights = [setup.policy.streamed_bytes(setup.schedule, model, layer) // ranks for layer in model.layers]
@@ -192,7 +192,7 @@ class TestLinks:
 
     def test_the_rate_over_time_is_what_was_copied(self, recorded):
         setup, trace = recorded
-        for rank in range(setup.problem.hardware.num_devices):
+        for rank in range(setup.num_ranks):
             for kind in (LaneKind.H2D, LaneKind.D2H):
                 copied = sum(span.bytes for span in trace.spans if (span.lane, span.rank) == (kind, rank))
                 values = samples(trace, LINK_RATE)[rank, kind.value]
