@@ -2,17 +2,16 @@
 
 import argparse
 import json
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from traces.command import OneLineParser, add_command, run_command
+from sim.problem_arguments import add_problem, problem_of, schedules_of
+from traces.command import OneLineParser, add_command, run_command, write_text, writing
 from traces.errors import InputError
 
 if TYPE_CHECKING:
     from sim.compare import Asked, Outcome
-    from sim.workload import Workload
 
 MEND = "Try smaller or fewer micro-batches, a shorter prompt-len or gen-len, or fewer weight_bits in a policy file"
 
@@ -54,15 +53,7 @@ def _parser() -> OneLineParser:
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("problem")
-    what.add_argument("--schedules", metavar="A,B", help="names from the list (default: all registered)")
-    what.add_argument("--model", default="mixtral-8x7b", help="preset, config.json or folder (default: %(default)s)")
-    what.add_argument("--hardware", default="gcp-t4", help="preset or .toml file (default: %(default)s)")
-    what.add_argument("--workload", default="mtbench", help="preset, .toml or .jsonl file (default: %(default)s)")
-    what.add_argument("--prompt-len", type=int, metavar="TOKENS", help="every prompt this long, instead of a workload")
-    what.add_argument("--gen-len", type=int, metavar="TOKENS", help="generated per request (default: the workload's)")
-    padding = what.add_mutually_exclusive_group()
-    padding.add_argument("--padded", dest="padded", action="store_true", default=True, help="to the longest (default)")
-    padding.add_argument("--unpadded", dest="padded", action="store_false", help="balanced micro-batches (Algorithm 2)")
+    add_problem(what)
     policy = parser.add_argument_group("policy (without one, each schedule gets its own best)")
     policy.add_argument("--micro-batch-size", type=int, metavar="REQUESTS", help="μ")
     policy.add_argument("--num-micro-batches", type=int, metavar="COUNT", help="n; the batch is μ × n")
@@ -80,17 +71,14 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 def _compare(args: argparse.Namespace) -> int:
     from sim.compare import compare, input_hash, inputs
-    from sim.hardware import Hardware
-    from sim.model import Model
     from sim.pictures import check_format
-    from sim.setup import Problem
 
     for flag in ("micro_batch_size", "num_micro_batches", "jobs"):
         _at_least_one(f"--{flag.replace('_', '-')}", getattr(args, flag))
     if args.plot:
         check_format(args.plot)
-    problem = Problem(Model.load(args.model), Hardware.load(args.hardware), _workload(args))
-    names, asked = _schedules(args), _asked(args)
+    problem = problem_of(args)
+    names, asked = schedules_of(args), _asked(args)
     if args.baseline and args.baseline not in names:
         raise InputError(f"--baseline: {args.baseline!r} is not among the schedules compared: {', '.join(names)}")
     outcomes = compare(problem, names, asked, args.jobs)
@@ -99,7 +87,7 @@ def _compare(args: argparse.Namespace) -> int:
     if args.json:
         results = [one.to_dict() for one in outcomes]
         text = json.dumps({"inputs": everything, "input_hash": digest, "results": results}, indent=2) + "\n"
-        _write_text(args.json, text)
+        write_text(args.json, text)
     if all(one.prediction is None for one in outcomes):
         reasons = dict.fromkeys(f"{one.schedule}: {one.reason}" for one in outcomes)
         raise InputError(f"nothing fits {problem.hardware.name}: {' | '.join(reasons)}. {MEND}")
@@ -110,36 +98,15 @@ def _compare(args: argparse.Namespace) -> int:
     if args.plot:
         from sim.plot import draw
 
-        _writing(args.plot, lambda: draw(problem, outcomes, args.plot))
+        writing(args.plot, lambda: draw(problem, outcomes, args.plot))
     if args.trace:
-        _writing(args.trace, lambda: _write_traces(outcomes, Path(args.trace), digest))
+        writing(args.trace, lambda: _write_traces(outcomes, Path(args.trace), digest))
     return 0
 
 
 def _at_least_one(flag: str, value: int | None) -> None:
     if value is not None and value < 1:
         raise InputError(f"{flag}: {value} is not allowed; give a whole number of at least 1")
-
-
-def _workload(args: argparse.Namespace) -> "Workload":
-    from sim.workload import DEFAULT_GEN_LEN, Workload
-
-    if args.prompt_len is not None:
-        workload = Workload.fixed(args.prompt_len, args.gen_len or DEFAULT_GEN_LEN)
-    else:
-        workload = Workload.load(args.workload)
-    return workload.with_(gen_len=args.gen_len, padded=args.padded)
-
-
-def _schedules(args: argparse.Namespace) -> list[str]:
-    from sim.schedule.registry import by_name, registered
-
-    if args.schedules is None:
-        return list(registered())
-    names = list(dict.fromkeys(name.strip() for name in args.schedules.split(",") if name.strip()))
-    if not names:
-        raise InputError(f"--schedules: {args.schedules!r} names none; known are {', '.join(registered())}")
-    return [by_name(name).name for name in names]
 
 
 def _asked(args: argparse.Namespace) -> "Asked":
@@ -178,17 +145,3 @@ def _list(args: argparse.Namespace) -> int:
     else:
         print_known()
     return 0
-
-
-def _write_text(path: str, text: str) -> None:
-    if path == "-":
-        sys.stdout.write(text)
-    else:
-        _writing(path, lambda: Path(path).write_text(text, encoding="utf-8"))
-
-
-def _writing(path: str, write: Callable[[], object]) -> None:
-    try:
-        write()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None

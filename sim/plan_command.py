@@ -2,14 +2,11 @@
 
 import argparse
 import json
-import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.problem_arguments import add_problem, problem_of, schedules_of
-from traces.command import add_command
+from traces.command import add_command, write_text, writing
 from traces.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     wall_s = time.perf_counter() - started
     quiet = args.json == "-"
     if args.out:
-        _write(args.out, json.dumps(policy_file(choice.best), indent=2) + "\n")
+        write_text(args.out, json.dumps(policy_file(choice.best), indent=2) + "\n")
     if not quiet:
         from sim.plan_report import print_plan
 
@@ -81,11 +78,11 @@ def run(args: argparse.Namespace) -> int:
 
         print_explanation(choice, why)
     if args.json:
-        _write(args.json, json.dumps(to_dict(choice, why, args.top, wall_s), indent=2) + "\n")
+        write_text(args.json, json.dumps(to_dict(choice, why, args.top, wall_s), indent=2) + "\n")
     if args.plot:
         from sim.plan_plot import draw
 
-        _writing(args.plot, lambda: draw(choice, args.plot, args.jobs))
+        writing(args.plot, lambda: draw(choice, args.plot, args.jobs))
     return 0
 
 
@@ -154,17 +151,3 @@ def _candidate(one: "Candidate") -> dict[str, Any]:
         "bottleneck": one.simulated.bottleneck,
         "memory_peak_bytes": one.setup.memory.peak_bytes(),
     }
-
-
-def _write(path: str, text: str) -> None:
-    if path == "-":
-        sys.stdout.write(text)
-    else:
-        _writing(path, lambda: Path(path).write_text(text, encoding="utf-8"))
-
-
-def _writing(path: str, write: Callable[[], object]) -> None:
-    try:
-        write()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None

@@ -8,13 +8,13 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim.hardware import Hardware
 from sim.hrm import Hierarchy, Level, MoEDims, attention_intensity, ffn_intensity, ffn_tokens
+from traces.command import writing
 from traces.errors import InputError
 
 if TYPE_CHECKING:
@@ -192,21 +192,14 @@ def run(args: argparse.Namespace) -> int:
         if args.json == "-":
             sys.stdout.write(text)
         else:
-            _writing(args.json, lambda: Path(args.json).write_text(text, encoding="utf-8"))
+            writing(args.json, lambda: Path(args.json).write_text(text, encoding="utf-8"))
     if args.json != "-":
         print_table(result)
     if args.plot:
         from sim.roofline_plot import draw
 
-        _writing(args.plot, lambda: draw(result, args.plot))
+        writing(args.plot, lambda: draw(result, args.plot))
     return 0
-
-
-def _writing(path: str, write: Callable[[], object]) -> None:
-    try:
-        write()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def print_table(result: Roofline) -> None:

@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sim.problem_arguments import add_problem
 from traces.command import INTERRUPTED, add_command
 from traces.errors import InputError
 
@@ -38,15 +39,7 @@ def add_to(commands: Any) -> None:
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what varies, and what does not")
     what.add_argument("--axis", action="append", default=[], metavar="AXIS", help=AXIS_HELP)
-    what.add_argument("--schedules", metavar="A,B", help="each point is planned for each (default: all registered)")
-    what.add_argument("--model", default="mixtral-8x7b", help="preset, config.json or folder (default: %(default)s)")
-    what.add_argument("--hardware", default="gcp-t4", help="preset or .toml file (default: %(default)s)")
-    what.add_argument("--workload", default="mtbench", help="preset, .toml or .jsonl file (default: %(default)s)")
-    what.add_argument("--prompt-len", type=int, metavar="TOKENS", help="every prompt this long, instead of a workload")
-    what.add_argument("--gen-len", type=int, metavar="TOKENS", help="generated per request (default: the workload's)")
-    padding = what.add_mutually_exclusive_group()
-    padding.add_argument("--padded", dest="padded", action="store_true", default=True, help="to the longest (default)")
-    padding.add_argument("--unpadded", dest="padded", action="store_false", help="balanced micro-batches (Algorithm 2)")
+    add_problem(what)
     what.add_argument("--micro-batch-size", type=int, metavar="REQUESTS", help="fix μ")
     what.add_argument("--num-micro-batches", type=int, metavar="COUNT", help="fix n; the batch is μ × n")
     what.add_argument("--policy", metavar="FILE", help="fix the policy: JSON fields")

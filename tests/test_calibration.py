@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import engine
-from engine.calibration.calibrate import calibrate, contended, described
+from engine.calibration.calibrate import calibrate, described
+from engine.calibration.contention import Contention, beside_stream, contended
 from engine.calibration.fit import GROUPS, fit_all
 from engine.calibration.machine import ROOM, settled, unfitted
 from engine.calibration.measured import Measured, repeated
@@ -269,3 +270,12 @@ def test_rounds_are_probed_at_their_median(probes):
     found = median_probes([slower(0.5), slower(0.9), slower(1.0)])
     assert found.device_peak.median == pytest.approx(0.9 * probes.device_peak.median)
     assert found.link == probes.link
+
+
+def test_compute_on_the_device_keeps_the_share_of_its_speed_that_was_measured(start):
+    pairs = [Contention("a", 1.0, 1.5, True), Contention("b", 3.0, 3.5, True), Contention("cpu", 1.0, 9.0, False)]
+    assert beside_stream(start, pairs).emulation.beside_stream == pytest.approx(4 / 5)
+    faster = beside_stream(start, [Contention("a", 2.0, 1.0, True)])
+    assert faster.emulation.beside_stream == 1.0
+    assert beside_stream(start, pairs[2:]) == start
+    assert beside_stream(replace(start, emulation=None), pairs).emulation is None

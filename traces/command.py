@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from traces.errors import InputError
@@ -51,3 +52,19 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None, int
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def writing(path: str, write: Callable[[], object]) -> None:
+    """Write something to a file. Raises InputError, which names it, if it cannot be written."""
+    try:
+        write()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a text to a file, or to standard output if its name is `-`. Raises InputError as `writing`."""
+    if path == "-":
+        sys.stdout.write(text)
+    else:
+        writing(path, lambda: Path(path).write_text(text, encoding="utf-8"))

@@ -2,9 +2,8 @@
 
 import argparse
 import json
-import sys
-from pathlib import Path
 
+from traces.command import write_text, writing
 from traces.errors import InputError
 
 
@@ -32,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     except InputError as error:
         raise InputError(f"{args.trace}: {error}") from None
     if args.json:
-        _write(args.json, json.dumps(result.to_dict(), indent=2) + "\n")
+        write_text(args.json, json.dumps(result.to_dict(), indent=2) + "\n")
     if args.json != "-":
         from validation.replay_report import print_replay
 
@@ -40,18 +39,5 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         from validation.replay_plot import draw
 
-        try:
-            draw(result, args.plot)
-        except OSError as error:
-            raise InputError(f"{args.plot}: cannot be written: {error.strerror}") from None
+        writing(args.plot, lambda: draw(result, args.plot))
     return 0
-
-
-def _write(path: str, text: str) -> None:
-    if path == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None

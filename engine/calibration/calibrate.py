@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from engine.calibration.contention import Contention, beside_stream, contended
 from engine.calibration.fit import Fit, fit_all
-from engine.calibration.machine import beside_stream, settled, unfitted
+from engine.calibration.machine import settled, unfitted
 from engine.calibration.probes import FEW_REPEATS, REPEATS, Probes, probe
 from engine.calibration.rounds import Round, median_probes
 from engine.calibration.samples import (
@@ -25,27 +26,12 @@ from engine.device.base import Device
 from sim.hardware import Hardware
 from sim.hf.config import read_model
 from sim.model import Model
-from sim.schedule.task import LaneKind, Op
 
 ROUNDS = 3
 """How often each run of a full calibration is made."""
 
 Progress = Callable[[int, int, str], None]
 """Told how many of how many parts are done, and what comes next."""
-
-
-@dataclass(frozen=True, slots=True)
-class Contention:
-    """What two kinds of work cost each other: seconds of a task alone, and beside what streams."""
-
-    op: str
-    alone_s: float
-    beside_s: float
-    on_device: bool
-
-    @property
-    def slowdown(self) -> float:
-        return self.beside_s / self.alone_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +98,7 @@ def fitted(
     start = unfitted(name, device, probes)
     hardware, fits = fit_all(start, described(model), planned, samples)
     pairs = contended(planned, samples)
-    hardware = beside_stream(settled(hardware), [one for one in pairs if one.on_device])
+    hardware = beside_stream(settled(hardware), pairs)
     return Calibration(hardware, probes, fits, pairs, samples)
 
 
@@ -126,24 +112,6 @@ class _Parts:
         """The part before has ended."""
         self._done += 1
         self._progress(self._done, self._total, doing)
-
-
-def contended(planned: Sequence[Condition], samples: Sequence[Sample]) -> list[Contention]:
-    """Tasks that ran both alone and beside a stream of weights, with equal sizes."""
-    found = []
-    for sample_ in samples:
-        task, condition = sample_.task, planned[sample_.run]
-        if condition.alone or task.step == 0 or task.lane.kind not in (LaneKind.CPU, LaneKind.GPU):
-            continue
-        for other in samples:
-            alone = planned[other.run]
-            same = (other.task.op, other.task.step, other.task.lane) == (task.op, task.step, task.lane)
-            if same and alone.alone and alone.size == condition.size and alone.places == condition.places:
-                where = "CPU" if task.lane.kind is LaneKind.CPU else "device"
-                label = f"{Op(task.op).value} on the {where}, {condition.schedule.name}, step {task.step}"
-                on_device = task.lane.kind is LaneKind.GPU
-                found.append(Contention(label, other.median_s, sample_.median_s, on_device))
-    return found
 
 
 def _most_prompt_tokens(model: PreTrainedModel) -> int:

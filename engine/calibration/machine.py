@@ -2,10 +2,9 @@
 
 import os
 import platform
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -137,25 +136,6 @@ def settled(hardware: Hardware) -> Hardware:
         device=replace(device, peak_flops_per_s=_reached(device.peak_flops_per_s, compute), **shares),
         device_memory=replace(memory, bandwidth_bytes_per_s=_reached(memory.bandwidth_bytes_per_s, traffic)),
     )
-
-
-class Slowed(Protocol):
-    """A task's seconds alone, and beside what streams."""
-
-    @property
-    def alone_s(self) -> float: ...
-
-    @property
-    def beside_s(self) -> float: ...
-
-
-def beside_stream(hardware: Hardware, pairs: Sequence[Slowed]) -> Hardware:
-    """With the speed that compute on an emulated device keeps while weights stream, all tasks together."""
-    if hardware.emulation is None or not pairs:
-        return hardware
-    share = min(1.0, sum(one.alone_s for one in pairs) / sum(one.beside_s for one in pairs))
-    source = f"{len(pairs)} kinds of tasks in decode, alone and beside a stream of weights"
-    return hardware.with_value("emulation.beside_stream", share, source, Basis.MEASURED)
 
 
 def _part(share: Quantity, of: float) -> Quantity:
