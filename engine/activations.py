@@ -2,7 +2,7 @@
 
 import contextlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,31 +14,41 @@ from engine.desk import Desk
 from engine.device.base import Device
 from engine.kvcache import LayerCache
 from engine.microbatch import AttentionCall, LayerEntry, MicroBatch, StackEnd
+from sim.schedule.task import Op, Task
 
 
 class Activations:
     """The accounts of all micro-batches of a batch.
 
-    What a micro-batch holds is measured whenever it stops. The working set inside tasks is measured while the largest
-    micro-batch is prefilled: no other task needs more.
+    What a micro-batch holds is measured whenever it stops. The working set inside tasks counts while the largest
+    micro-batch is prefilled: no other task needs more. To look at every tensor slows a task down several times, so it
+    is measured once for each kind of layer (`kinds`: a number per layer) and taken to be the same in those alike.
     """
 
-    def __init__(self, device: Device, largest: MicroBatch) -> None:
+    def __init__(self, device: Device, largest: MicroBatch, kinds: Sequence[int]) -> None:
         self._device = device
         self._largest = largest
+        self._kinds = kinds
+        self._working_sets: dict[tuple[Op, int, bool], int] = {}
         self._held: dict[int, int] = {}
         self._entered: dict[int, int] = {}
         self._passing: list[_Passing] = []  # what the largest micro-batch holds that a task may let go of
 
     @contextlib.contextmanager
-    def working(self, micro_batch: MicroBatch) -> Iterator[None]:
-        """Around a task of the GPU lane: measures its working set where that is largest."""
+    def working(self, micro_batch: MicroBatch, task: Task) -> Iterator[None]:
+        """Around a task of the GPU lane: counts its working set where that is largest."""
         if micro_batch is not self._largest or micro_batch.step > 0:
             yield
             return
-        with _WorkingSet(self._passing) as working_set:
+        enters = task.op is Op.PRE_ATTN and task.layer == 0  # computes what comes before all layers too
+        alike = task.op, self._kinds[task.layer], enters
+        if alike in self._working_sets:
             yield
-        with self._device.accounted("working set", working_set.peak_bytes):
+        else:
+            with _WorkingSet(self._passing) as working_set:
+                yield
+            self._working_sets[alike] = working_set.peak_bytes
+        with self._device.accounted("working set", self._working_sets[alike]):
             return
 
     def stopped(self, micro_batch: MicroBatch, desk: Desk) -> None:

@@ -1,6 +1,6 @@
 """Where things are in a model: its decoder layers, and which parameters of a layer belong to routed experts."""
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,6 +29,8 @@ class Anatomy:
     experts: tuple[tuple[OwnedParameter, ...], ...]
     """Per layer, the parameters of its routed experts."""
     num_experts: int
+    kinds: tuple[int, ...]
+    """Per layer, a number that it shares with the layers that compute alike."""
 
     @staticmethod
     def of(model: PreTrainedModel) -> "Anatomy":
@@ -40,7 +42,7 @@ class Anatomy:
         experts = tuple(tuple(_routed(layer, num_experts)) for layer in layers)
         if not any(experts):
             raise InputError(f"{type(model).__name__} holds no routed experts: it must be a Mixture of Experts")
-        return Anatomy(layers, experts, num_experts)
+        return Anatomy(layers, experts, num_experts, tuple(_kinds(model, layers)))
 
     def parameters(self, layer: int) -> tuple[OwnedParameter, ...]:
         """All parameters of a layer."""
@@ -55,6 +57,19 @@ def _decoder_layers(model: PreTrainedModel) -> tuple[nn.Module, ...]:
         if any(kind.endswith(("DecoderLayer", "Block", "Layer")) for kind in kinds):
             return tuple(candidate)
     raise InputError(f"{type(model).__name__}: its {count} decoder layers were not found; the engine cannot run it")
+
+
+def _kinds(model: PreTrainedModel, layers: Sequence[nn.Module]) -> Iterator[int]:
+    """By what the layers are made of, and by the kind of attention that the configuration gives them."""
+    attention = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or [None] * len(layers)
+    known: dict[Hashable, int] = {}
+    for layer, kind in zip(layers, attention, strict=False):
+        parts = tuple((type(module).__name__, tuple(_shapes(module))) for module in layer.modules())
+        yield known.setdefault((kind, parts), len(known))
+
+
+def _shapes(module: nn.Module) -> Iterator[tuple[int, ...]]:
+    return (tuple(parameter.shape) for parameter in module.parameters(recurse=False))
 
 
 def _num_experts(model: PreTrainedModel) -> int:

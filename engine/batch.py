@@ -65,6 +65,7 @@ class BatchRun:
         kernel: HostAttention,
         host: Ledger,
         generation: Generation,
+        kinds: Sequence[int],
     ) -> None:
         self._model = model
         self._device = device
@@ -74,6 +75,7 @@ class BatchRun:
         self._kernel = kernel
         self._host = host
         self._generation = generation
+        self._kinds = kinds
 
     def run(
         self,
@@ -88,7 +90,8 @@ class BatchRun:
         running = [pair[0] for pair in pairs]
         desks = [pair[1] for pair in pairs]
         attention = DecodeAttention(self._kernel)
-        activations = Activations(self._device, max(running, key=_num_prompt_tokens(micro_batches)))
+        largest = max(running, key=_num_prompt_tokens(micro_batches))
+        activations = Activations(self._device, largest, self._kinds)
         compute = Compute(self._shape, self._weights, self._device, attention, activations, on_head)
         transfers = Transfers(self._shape, buffers, attention, activations)
         num_steps = self._generation.max_new_tokens

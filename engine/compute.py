@@ -38,7 +38,7 @@ class Compute:
             self._use_weights(task, micro_batch)
         else:
             micro_batch.weights_ready = False
-        with self._activations.working(micro_batch):
+        with self._activations.working(micro_batch, task):
             if micro_batch.at is None:
                 micro_batch.start()
             if not isinstance(micro_batch.at, LayerEntry) or micro_batch.at.layer != task.layer:
@@ -50,7 +50,7 @@ class Compute:
 
     def attn(self, task: Task, micro_batch: MicroBatch, desk: Desk) -> int:
         """Attention on the device, by the model's own code."""
-        with self._activations.working(micro_batch):
+        with self._activations.working(micro_batch, task):
             if isinstance(micro_batch.at, CacheNeeded):
                 micro_batch.resume(tuple(self._whole_cache(task, micro_batch, desk)))
             if not isinstance(micro_batch.at, AttentionCall):
@@ -68,7 +68,7 @@ class Compute:
     def post_attn(self, task: Task, micro_batch: MicroBatch, desk: Desk) -> int:
         """From the attention's result to the end of the layer."""
         self._use_weights(task, micro_batch)
-        with self._activations.working(micro_batch):
+        with self._activations.working(micro_batch, task):
             while not _has_left(micro_batch, task.layer):
                 self._go_on(task, micro_batch, desk)
         self._activations.stopped(micro_batch, desk)
@@ -76,7 +76,7 @@ class Compute:
 
     def head(self, task: Task, micro_batch: MicroBatch, desk: Desk) -> int:
         """From the end of the last layer to the entry of the first in the next step, or to the end of generation."""
-        with self._activations.working(micro_batch):
+        with self._activations.working(micro_batch, task):
             micro_batch.resume_and_draw()
         micro_batch.step += 1
         self._activations.stopped(micro_batch, desk)

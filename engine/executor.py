@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from engine.device.base import Device, LaneContext, Mark
 from engine.profiled import named_batch, named_tasks
-from engine.queue import TaskQueue, describe
+from engine.queue import Ready, TaskQueue, describe
 from sim.schedule.task import Lane, LaneKind, Task
 from traces.errors import InputError
 
@@ -107,11 +107,12 @@ class Executor:
         try:
             with self._device.open_lane(lane.kind) as context, contextlib.ExitStack() as at_end:
                 at_end.callback(self._on_thread_end, lane)
-                for task, marks in self._queue.tasks(lane):
+                before: Mark | None = None
+                for ready in self._queue.tasks(lane):
                     try:
-                        self._do(context, lane, task, marks)
+                        before = self._do(context, lane, ready, before)
                     except BaseException:
-                        failed = task
+                        failed = ready.task
                         self._queue.stop()  # before this lane leaves, so that no other takes that for a deadlock
                         raise
                     if self._finished():
@@ -126,14 +127,17 @@ class Executor:
             self._failure = (task, error)
         self._queue.stop()
 
-    def _do(self, context: LaneContext, lane: Lane, task: Task, marks: list[Mark]) -> None:
-        for mark in marks:
+    def _do(self, context: LaneContext, lane: Lane, ready: Ready, before: Mark | None) -> Mark:
+        """Does a task; `before` is the end of the lane's previous one. Returns the end."""
+        task, deps, slept = ready
+        for mark in deps:
             context.wait(mark)
-        start = context.mark()
+        start = context.mark() if slept or before is None else context.begin(before, deps)
         moved = self._perform(context, task)
         end = context.mark()
         if lane.kind is not LaneKind.GPU:
             end.wait()  # a copy's tensors may be let go of once its task has ended
+        self._queue.ended(task, end)  # first, so that lanes that wait for it lose no time
         if moved is not None:
             self._ran[lane].append(Ran(task, start, end, moved))
-        self._queue.ended(task, end)
+        return end

@@ -3,6 +3,7 @@
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from engine.device.base import Mark
 from sim.schedule.task import Lane, Task
@@ -18,10 +19,48 @@ class DeadlockError(RuntimeError):
     """The schedule's tasks wait for each other: none of them can start."""
 
 
+class _HandOver:
+    """A lock that also wakes sleeping lanes, once it is free: who wakes would only wait for it."""
+
+    def __init__(self, lanes: Iterable[Lane]) -> None:
+        self._lock = threading.Lock()
+        self._asleep = {lane: threading.Lock() for lane in lanes}
+        for gate in self._asleep.values():
+            gate.acquire()
+        self._to_wake: list[Lane] = []
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        woken, self._to_wake = self._to_wake, []
+        self._lock.release()
+        for lane in woken:
+            self._asleep[lane].release()
+
+    def wake(self, lanes: Iterable[Lane]) -> None:
+        """Each of the lanes sleeps, and was not woken yet. Only inside."""
+        self._to_wake += lanes
+
+    def sleep(self, lane: Lane) -> None:
+        """Go outside until another lane wakes this one. Only inside."""
+        self.__exit__()
+        self._asleep[lane].acquire()
+        self.__enter__()
+
+
 def describe(task: Task) -> str:
     """A task in words."""
     parts = [("step", task.step), ("layer", task.layer), ("micro-batch", task.micro_batch), ("page", task.page)]
     return f"task {task.op} ({', '.join(f'{name} {n}' for name, n in parts if n >= 0)}) on lane {task.lane}"
+
+
+class Ready(NamedTuple):
+    """A task whose dependencies have ended, their marks, and whether the lane slept before it could go on."""
+
+    task: Task
+    deps: list[Mark]
+    slept: bool
 
 
 class TaskQueue:
@@ -30,9 +69,9 @@ class TaskQueue:
     def __init__(self, steps: Iterable[list[Task]], lanes: Iterable[Lane]) -> None:
         self._steps = iter(steps)
         self._issued: dict[Lane, deque[Task]] = {lane: deque() for lane in lanes}
-        self._lock = threading.Lock()
-        self._changed = {lane: threading.Condition(self._lock) for lane in self._issued}
+        self._lock = _HandOver(self._issued)
         self._at_work = set(self._issued)  # lanes that neither wait nor have left
+        self._slept: set[Lane] = set()  # lanes that slept since their last task
         self._waiting_for_dep: dict[int, list[Lane]] = {}
         self._waiting_for_issue: list[Lane] = []
         self._marks: dict[int, Mark] = {}
@@ -43,8 +82,8 @@ class TaskQueue:
         self._stopped = False
         self._deadlocked = False
 
-    def tasks(self, lane: Lane) -> Iterator[tuple[Task, list[Mark]]]:
-        """The lane's tasks, each when all its dependencies have ended, with their marks. Raises DeadlockError."""
+    def tasks(self, lane: Lane) -> Iterator[Ready]:
+        """The lane's tasks, each when all its dependencies have ended. Raises DeadlockError."""
         try:
             while (task := self._next(lane)) is not None:
                 with self._lock:
@@ -54,7 +93,9 @@ class TaskQueue:
                     if self._stopped:
                         return
                     marks = [self._marks[dep] for dep in task.deps if dep >= self._forgotten]
-                yield task, marks
+                    slept = lane in self._slept
+                    self._slept.discard(lane)
+                yield Ready(task, marks, slept)
         finally:
             with self._lock:
                 self._leave(lane)
@@ -116,7 +157,8 @@ class TaskQueue:
         others.append(lane)
         self._leave(lane)
         if not self._deadlocked:
-            self._changed[lane].wait()
+            self._slept.add(lane)
+            self._lock.sleep(lane)
         if self._deadlocked:
             what = f"{describe(task)} needs a task that cannot start" if task else "no step can be issued"
             raise DeadlockError(f"the schedule's tasks wait for each other: {what}")
@@ -129,9 +171,8 @@ class TaskQueue:
             self._wake_all()
 
     def _wake(self, lanes: list[Lane]) -> None:
-        for lane in lanes:
-            self._at_work.add(lane)
-            self._changed[lane].notify()
+        self._at_work.update(lanes)
+        self._lock.wake(lanes)
 
     def _wake_for_issue(self) -> None:
         self._wake(self._waiting_for_issue)

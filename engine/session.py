@@ -102,6 +102,7 @@ class Session:
             self._kernel,
             self.host,
             self._generation,
+            self.anatomy.kinds,
         )
         return run.run(micro_batches, first, on_head)
 

@@ -11,6 +11,7 @@ resources, section 4.2, is the first; the others say what the schedule adds to i
 A path's length is linear in the durations, so micro-batches may be averaged, and so may steps while no sliding window
 fills up. Decode is cut into segments, each with its own longest path. A schedule without barriers that is no kin of
 CGOPipe is taken to run ahead of the GPU by no more than the usual buffers hold: one layer of weights, two KV caches.
+The machine's hand-over from lane to lane is left out: it only adds time.
 """
 
 import numpy as np

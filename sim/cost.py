@@ -14,7 +14,7 @@ from sim.memory import kept_tokens
 from sim.model import Model
 from sim.policy import Policy
 from sim.schedule.base import Schedule
-from sim.schedule.shape import PipelineShape
+from sim.schedule.shape import PipelineShape, Place
 from sim.schedule.task import WHOLE, LaneKind, Op, Task
 from sim.simulator import Cost
 
@@ -55,11 +55,12 @@ def link(rank: int) -> int:
 
 
 class Work(NamedTuple):
-    """FLOPs and bytes of one part of an op, and the class whose efficiency it reaches."""
+    """FLOPs and bytes of one part of an op, its class, and how often it pays the fixed time of that class."""
 
     flops: float
     bytes: float
     efficiency: Efficiency
+    launches: int = 1
 
 
 class CostModel:
@@ -88,6 +89,7 @@ class CostModel:
         self._ranks = hardware.num_devices // self._parts
         self._expands_cache = schedule.expands_cache
         self._gathered = self._parts if schedule.gathers_weights else 1
+        self._streams = any(shape.streamed) or (shape.streams_kv and shape.attention is Place.GPU)
         self._activation_bits, self._activation_bytes = model.activation_bits, model.activation_bits / 8
         self._kv_bits = policy.cache_bits(model)
         self._kv_pageable = not schedule.pins_kv
@@ -139,6 +141,11 @@ class CostModel:
         """Per pool, what it gives in a second; of the host, what is left to one of the parts of the batch."""
         dram, cores, *of_device = _capacities(self._hardware)
         return (dram // self._parts, cores // self._parts, *of_device)
+
+    @property
+    def hand_over_ns(self) -> int:
+        """How long after a task's end another lane notices it."""
+        return round((self._hardware.hand_over_s or 0.0) * 1e9)
 
     def _page_kinds(self) -> list[list[int]]:
         pages = self._shape.num_pages
@@ -194,10 +201,11 @@ class CostModel:
         moved = self._share(context * layer.kv_bytes_per_token(bits))
         if task.lane.kind is LaneKind.CPU:
             return self._on_cpu(flops, moved * self._passes(layer), self._share(one.num_requests))
-        return self._on_gpu(task, [Work(flops, moved, self._hardware.device.attention)])
+        device = self._hardware.device
+        return self._on_gpu(task, [Work(flops, moved, device.decode_attention or device.attention)])
 
     def _post_attn(self, task: Task) -> Cost:
-        return self._on_gpu(task, [self._out_proj(task), *self._ffn(task)])
+        return self._on_gpu(task, [self._out_proj(task)._replace(launches=0), *self._ffn(task)])
 
     def _out_proj_alone(self, task: Task) -> Cost:
         return self._on_gpu(task, [self._out_proj(task)])
@@ -212,7 +220,10 @@ class CostModel:
         return Work(self._share(layer.out_proj_flops(tokens)), self._share(moved), self._hardware.device.gemm)
 
     def _ffn(self, task: Task) -> list[Work]:
-        """Router, shared experts and dense network as plain GEMMs; routed experts as their own class."""
+        """Router, shared experts and dense network as plain GEMMs; routed experts as their own class.
+
+        The class of the experts has the fixed time of all of it, once for each place where experts are.
+        """
         layer, tokens = self._layer(task), self._tokens(task)
         expert = layer.expert.weights if layer.expert else 0
         routed_flops = 2.0 * tokens * layer.top_k * expert
@@ -226,9 +237,10 @@ class CostModel:
         )
         if not layer.num_experts:
             return [plain]
+        places = 2 if 0 < self._policy.experts_on_device < 1 else 1
         activations = tokens * layer.top_k * 2 * layer.hidden_size * self._activation_bytes
-        routed = Work(self._share(routed_flops), self._share(routed_bytes) + activations, self._hardware.device.experts)
-        return [plain, routed]
+        moved, efficiency = self._share(routed_bytes) + activations, self._hardware.device.experts
+        return [plain._replace(launches=0), Work(self._share(routed_flops), moved, efficiency, places)]
 
     def _head(self, task: Task) -> Cost:
         requests = self._micro_batch(task).num_requests
@@ -245,7 +257,7 @@ class CostModel:
 
     def _on_gpu(self, task: Task, works: Sequence[Work]) -> Cost:
         device, memory = self._hardware.device, self._hardware.device_memory
-        latencies = [float(work.efficiency.latency_s or 0.0) for work in works]
+        latencies = [work.launches * (work.efficiency.latency_s or 0.0) for work in works]
         roofs: dict[str, float] = {"launch latency": device.launch_latency_s + sum(latencies)}
         for work in works:
             compute = work.flops / (device.peak_flops_per_s * work.efficiency.compute)
@@ -257,9 +269,10 @@ class CostModel:
         flops, emulation = sum(work.flops for work in works), self._hardware.emulation
         if emulation is None:
             return _cost(roofs, {hbm(task.lane.rank): moved}, moved, flops)
-        if task.step and (any(self._shape.streamed) or self._shape.streams_kv):
+        if task.step and self._streams:
             roofs["beside a stream"] = sum(roofs.values()) * (1 / emulation.beside_stream - 1)
-        return _keeping_cores(_cost(roofs, {DRAM: moved}, moved, flops), emulation.device_cores)
+        cost = _cost(roofs, {DRAM: moved}, moved, flops)
+        return cost if emulation.device_cores is None else _keeping_cores(cost, emulation.device_cores)
 
     # CPU ------------------------------------------------------------------------------------------------------
 
@@ -274,8 +287,11 @@ class CostModel:
             ("host compute" if compute >= traffic else "host memory"): max(compute, traffic),
         }
         emulation = self._hardware.emulation
-        cores = 1.0 if emulation is None else emulation.attention_cores
-        return _keeping_cores(_cost(roofs, {DRAM: moved}, moved, flops), cores)
+        if emulation is None:
+            return _keeping_cores(_cost(roofs, {DRAM: moved}, moved, flops), 1.0)
+        if self._streams:
+            roofs["beside a stream"] = sum(roofs.values()) * (1 / emulation.attention_beside_stream - 1)
+        return _keeping_cores(_cost(roofs, {DRAM: moved}, moved, flops), emulation.attention_cores)
 
     def _passes(self, layer: Layer) -> float:
         """Bytes that attention on the host moves per byte of KV cache."""
@@ -287,8 +303,9 @@ class CostModel:
     # copies ---------------------------------------------------------------------------------------------------
 
     def _offload_qkv(self, task: Task) -> Cost:
+        """Query, keys and values, one after the other."""
         size = self._tokens(task) * self._share(self._layer(task).qkv_bytes_per_token(self._activation_bits))
-        return self._copy(task, size, pageable=self._activations_pageable)
+        return self._copy(task, size, pageable=self._activations_pageable, copies=3)
 
     def _load_hidden(self, task: Task) -> Cost:
         """Decode: what CPU attention returns, each rank its heads. Prefill: the hidden states, whole on each rank."""
@@ -326,13 +343,13 @@ class CostModel:
         layer = self._layer(task)
         cached = kept_tokens(layer, self._micro_batch(task), task.step - 1) * (1 - self._policy.kv_on_device)
         size = self._share(cached * layer.kv_bytes_per_token(self._kv_bits))
-        return self._copy(task, size, pageable=self._kv_pageable)
+        return self._copy(task, size, pageable=self._kv_pageable, copies=2)
 
     def _store_kv(self, task: Task) -> Cost:
         layer, one = self._layer(task), self._micro_batch(task)
         new = kept_tokens(layer, one, 0) if task.step == 0 else one.num_requests
         stored = new * (1 - self._policy.kv_on_device) * layer.kv_bytes_per_token(self._kv_bits)
-        return self._copy(task, self._share(stored), pageable=self._kv_pageable)
+        return self._copy(task, self._share(stored), pageable=self._kv_pageable, copies=2)
 
     def _page_bytes(self, task: Task) -> float:
         """One rank's part of a page."""
@@ -341,19 +358,17 @@ class CostModel:
             return self._share(whole)
         return self._share(whole * (task.page + 1) // pages - whole * task.page // pages)
 
-    def _copy(self, task: Task, size: float, *, pageable: bool = False) -> Cost:
+    def _copy(self, task: Task, size: float, *, pageable: bool = False, copies: int = 1) -> Cost:
         links, rank = self._hardware.link, task.lane.rank
         if task.lane.kind is LaneKind.H2D:
             rate, name = (links.h2d_pageable_bytes_per_s if pageable else links.h2d_bytes_per_s), "link h2d"
         else:
             rate, name = (links.d2h_pageable_bytes_per_s if pageable else links.d2h_bytes_per_s), "link d2h"
-        roofs = {"copy latency": float(links.latency_s), f"{name} pageable" if pageable else name: size / rate}
-        emulation = self._hardware.emulation
-        if emulation is None:
+        roofs = {"copy latency": copies * links.latency_s, f"{name} pageable" if pageable else name: size / rate}
+        if self._hardware.emulation is None:
             traffic = {DRAM: size * (PAGEABLE_TRAFFIC if pageable else 1), hbm(rank): size, link(rank): size}
             return _cost(roofs, traffic, size, 0.0)
-        copying = emulation.one_core * min(1.0, rate / emulation.copy_bytes_per_s)
-        return _keeping_cores(_cost(roofs, {DRAM: EMULATED_TRAFFIC * size, link(rank): size}, size, 0.0), copying)
+        return _cost(roofs, {DRAM: EMULATED_TRAFFIC * size, link(rank): size}, size, 0.0)
 
     def _pin_weights(self, task: Task) -> Cost:
         size = self._page_bytes(task)

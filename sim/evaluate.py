@@ -98,7 +98,8 @@ class _SimPy:
         setup, uses = self._setup, list[StepUse]()
         steps = setup.schedule.steps(setup.shape, first, stop, last=setup.last_step)
         ranked = over_ranks(steps, setup.num_ranks)
-        Simulation(ranked, self._cost, self._cost.capacities, on_step=uses.append).run()
+        cost = self._cost
+        Simulation(ranked, cost, cost.capacities, on_step=uses.append, hand_over_ns=cost.hand_over_ns).run()
         return uses
 
 

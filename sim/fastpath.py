@@ -104,7 +104,8 @@ class FastPath:
         if table is None:
             table = self._tables[id(program)] = CostTable(program, self._costs)
         kinds = program.kinds(first, stop, setup.last_step)
-        uses, left = simulate(np.array(kinds), table.tasks, table.of_steps(range(first, stop)))
+        costs = table.of_steps(range(first, stop))
+        uses, left = simulate(np.array(kinds), table.tasks, costs, self._costs.hand_over_ns)
         if left:
             raise DeadlockError(f"{left} tasks never ended")
         return _step_uses(program, kinds, uses)

@@ -25,8 +25,10 @@ DEP_LANE, DEP_PLACE, DEP_OP = range(3)
 
 PLACE, STOP, STEP, ENDED, READY, DEP, AWAITED, NEEDED, SINCE, DUE, ADVANCED = range(11)
 """Columns of a lane: its next or running task, the end of its tasks in this step, the step; tasks ended so far; whether
-it is to go on; the dependency it waits for, that one's lane (else -1), and how many tasks must have ended there; since
-when it runs or waits; when its task ends at its present rate; when the task's work was counted last."""
+it is to go on; the dependency it waits for, that one's lane (else NOBODY), and how many tasks must have ended there;
+since when it runs or waits; when its task ends at its present rate; when the task's work was counted last. Once the
+dependency has ended, the lane awaits the NEWS of it, and that is what is due."""
+NOBODY, NEWS = -1, -2
 RATE, REMAINING, FAIR = range(3)
 """Columns of a lane's speed: progress rate, solo nanoseconds left when counted last, the rate that is fair."""
 
@@ -93,19 +95,25 @@ def _run(  # noqa: PLR0912, PLR0915
     end: Array,
     busy: Array,
     waited: Array,
+    hand_over: int | None,
 ) -> int:
-    """One function, because each that it calls would be compiled again with it."""
+    """One function, because each that it calls would be compiled again with it.
+
+    Without a hand-over it is compiled by itself, with nothing that asks for one: so `hand_over` is None, not 0.
+    """
     num_lanes, num_pools, num_steps = lane_start.shape[1] - 1, len(capacity), len(kinds)
     lanes, speed = np.zeros((num_lanes, 11), np.int64), np.ones((num_lanes, 3))
     asked, load, was_contended = np.zeros((num_lanes, num_pools), np.int64), np.zeros(num_pools, np.int64), False
     before = np.zeros((num_steps + 1, num_lanes), np.int64)  # tasks of each lane in all earlier steps
     left = 0
     for lane in range(num_lanes):
-        lanes[lane, STEP], lanes[lane, READY], lanes[lane, AWAITED], lanes[lane, DUE] = -1, 1, -1, NEVER
+        lanes[lane, STEP], lanes[lane, READY], lanes[lane, AWAITED], lanes[lane, DUE] = -1, 1, NOBODY, NEVER
         for step in range(num_steps):
             count = lane_start[kinds[step], lane + 1] - lane_start[kinds[step], lane]
             before[step + 1, lane] = before[step, lane] + count
             left += count
+    if hand_over is not None:
+        ended = np.zeros((num_lanes, before[num_steps].max()), np.int64)  # when each task of a lane did
     now = 0
     while now < NEVER:
         for lane in range(num_lanes):  # each lane that is ready goes on to its next task
@@ -128,8 +136,13 @@ def _run(  # noqa: PLR0912, PLR0915
                 if lanes[other, ENDED] < needed:
                     lanes[lane, DEP], lanes[lane, AWAITED], lanes[lane, NEEDED] = dep, other, needed
                     break
+                if hand_over is not None and other != lane and needed > 0:
+                    heard = ended[other, needed - 1] + hand_over
+                    if heard > now:
+                        lanes[lane, DEP], lanes[lane, AWAITED], lanes[lane, DUE] = dep, NEWS, heard
+                        break
             lanes[lane, SINCE] = now
-            if lanes[lane, AWAITED] >= 0:
+            if lanes[lane, AWAITED] != NOBODY:
                 continue
             cost = tasks[task, COST]
             lanes[lane, ADVANCED], lanes[lane, DUE] = now, now + duration[step, cost]
@@ -157,10 +170,16 @@ def _run(  # noqa: PLR0912, PLR0915
             if lanes[lane, DUE] > now:
                 continue
             task, step = lanes[lane, PLACE], lanes[lane, STEP]
+            if hand_over is not None and lanes[lane, AWAITED] == NEWS:
+                waited[step, lane, deps[lanes[lane, DEP], DEP_OP]] += now - lanes[lane, SINCE]
+                lanes[lane, AWAITED], lanes[lane, DUE], lanes[lane, READY] = NOBODY, NEVER, 1
+                continue
             busy[step, lane] += now - lanes[lane, SINCE]
             if tasks[task, HEADS]:
                 end[step] = now
             left -= 1
+            if hand_over is not None:
+                ended[lane, lanes[lane, ENDED]] = now
             lanes[lane, PLACE] += 1
             lanes[lane, ENDED] += 1
             lanes[lane, DUE], lanes[lane, READY], speed[lane, RATE] = NEVER, 1, 1.0
@@ -169,15 +188,18 @@ def _run(  # noqa: PLR0912, PLR0915
                 asked[lane, pool] = 0
             for other in range(num_lanes):
                 if lanes[other, AWAITED] == lane and lanes[lane, ENDED] >= lanes[other, NEEDED]:
+                    if hand_over is not None:
+                        lanes[other, AWAITED], lanes[other, DUE] = NEWS, now + hand_over
+                        continue
                     waited[lanes[other, STEP], other, deps[lanes[other, DEP], DEP_OP]] += now - lanes[other, SINCE]
-                    lanes[other, AWAITED], lanes[other, READY] = -1, 1
+                    lanes[other, AWAITED], lanes[other, READY] = NOBODY, 1
     return left
 
 
-def simulate(kinds: Array, tasks: Tasks, costs: Costs) -> tuple[Uses, int]:
+def simulate(kinds: Array, tasks: Tasks, costs: Costs, hand_over_ns: int = 0) -> tuple[Uses, int]:
     """What steps of these kinds do one behind the other, and how many tasks could never start.
 
-    Dependencies on tasks before the first step have ended.
+    Other lanes notice a task's end `hand_over_ns` later. Dependencies on tasks before the first step have ended.
     """
     num_steps, num_lanes = len(kinds), tasks.lane_start.shape[1] - 1
     uses = Uses(
@@ -185,4 +207,4 @@ def simulate(kinds: Array, tasks: Tasks, costs: Costs) -> tuple[Uses, int]:
         np.zeros((num_steps, num_lanes), np.int64),
         np.zeros((num_steps, num_lanes, NUM_OPS), np.int64),
     )
-    return uses, _run(kinds, *tasks, *costs, *uses)
+    return uses, _run(kinds, *tasks, *costs, *uses, hand_over_ns or None)

@@ -80,6 +80,7 @@ class Processor(_Part):
 
     `launch_latency_s` is a fixed cost of every task, `request_overhead_s` one of every request in decode attention.
     `head` is the class of LM head, sampling and the next embedding; without it they count as `gemm`.
+    `decode_attention` is that of one new token a request on a device; without it it counts as `attention`.
     """
 
     peak_flops_per_s: Quantity
@@ -89,6 +90,7 @@ class Processor(_Part):
     experts: Efficiency
     attention: Efficiency
     head: Efficiency | None = None
+    decode_attention: Efficiency | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +122,18 @@ class Network(_Part):
 class Emulation(_Part):
     """A device that the host's own cores and memory play: what it does, it takes from the host.
 
-    `device_cores` and `attention_cores` are the shares of the host's cores that compute on the device and attention on
-    the host keep busy, `one_core` is the share of one. `copy` is how fast one core copies: a transfer that is paced
-    below that keeps its core busy for the rest of its time only. `beside_stream` is the share of its speed that compute
-    on the device keeps in decode while weights or KV cache stream: they share caches and the interpreter too.
+    `attention_cores` is the share of the host's cores that attention on the host keeps busy, `one_core` the share of
+    one, for a thread that pins, `device_cores` that of compute on the device; without it the device has cores apart,
+    and the shares are of the others. `beside_stream` and `attention_beside_stream` are the shares of their speed that
+    compute on the device and attention on the host keep in decode while weights or KV cache stream: they share cores,
+    caches and the interpreter with the copies, which keep their pace.
     """
 
-    device_cores: Quantity
     attention_cores: Quantity
     one_core: Quantity
-    copy_bytes_per_s: Quantity
     beside_stream: Quantity
+    attention_beside_stream: Quantity
+    device_cores: Quantity | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +157,8 @@ class Hardware(_Part):
     """A host with `num_devices` equal devices. Host memory and cores are shared; each device has a link of its own.
 
     `pinned_bytes` limits page-locked host memory; `pin_bytes_per_s` is the rate at which one thread copies pageable
-    memory into it. `network` is there exactly when there are several devices.
+    memory into it. `network` is there exactly when there are several devices. `hand_over_s` is how long after a task's
+    end another lane notices it: the wait on an event, or until a thread wakes; if not given, none.
     """
 
     name: str
@@ -171,6 +175,7 @@ class Hardware(_Part):
     disk: Memory | None = None
     optimizer: OptimizerConstants | None = None
     emulation: Emulation | None = None
+    hand_over_s: Quantity | None = None
 
     def __post_init__(self) -> None:
         if not self.name.strip():

@@ -58,7 +58,7 @@ def layer_view(setup: Setup) -> LayerView:
     steps = setup.schedule.steps(setup.shape, first, step + 1, last=setup.last_step)
     cost = setup.costs(only_contended=True)
     ranked = over_ranks(steps, setup.num_ranks)
-    Simulation(ranked, cost, cost.capacities, on_task=executed.append).run()
+    Simulation(ranked, cost, cost.capacities, on_task=executed.append, hand_over_ns=cost.hand_over_ns).run()
     layer_ends = {
         one.task.layer: one.end_ns
         for one in executed

@@ -24,7 +24,8 @@ def record(setup: Setup, metadata: dict[str, Any], num_steps: int = RECORDED_STE
     stop = min(num_steps, setup.last_step + 1)
     steps = setup.schedule.steps(setup.shape, 0, stop, last=setup.last_step)
     cost = setup.costs(only_contended=True)
-    Simulation(over_ranks(steps, setup.num_ranks), cost, cost.capacities, on_task=executed.append).run()
+    ranked = over_ranks(steps, setup.num_ranks)
+    Simulation(ranked, cost, cost.capacities, on_task=executed.append, hand_over_ns=cost.hand_over_ns).run()
     whole = {
         "origin": "simulated",
         "schedule": setup.schedule.name,

@@ -1,8 +1,9 @@
 """Runs a schedule in simulated time with SimPy: one process per lane, integer nanoseconds, shared pools.
 
 A lane walks its own queue in order of issue, as a CUDA stream does. (A `simpy.Resource` would grant in order of
-readiness, which reorders the very work that tells two schedules apart.) Tasks come step by step and are forgotten
-when they have ended, so memory does not grow with the number of steps.
+readiness, which reorders the very work that tells two schedules apart.) A task starts when the one before it on its
+lane has ended, and each of its dependencies: those of other lanes a fixed hand-over ago, if there is one. Tasks come
+step by step and are forgotten when they have ended, so memory does not grow with the number of steps.
 """
 
 from collections import deque
@@ -182,7 +183,8 @@ class _Pools:
 class Simulation:
     """One run of a stream of steps under a cost function.
 
-    `on_task` sees every task as it ends, `on_step` every step once all lanes have left it behind.
+    `on_task` sees every task as it ends, `on_step` every step once all lanes have left it behind. `hand_over_ns` is how
+    long after a task's end the other lanes notice it.
     """
 
     def __init__(
@@ -193,16 +195,18 @@ class Simulation:
         *,
         on_task: Callable[[Executed], None] | None = None,
         on_step: Callable[[StepUse], None] | None = None,
+        hand_over_ns: int = 0,
     ) -> None:
         self._env = simpy.Environment()
         self._steps: Iterator[list[Task]] = iter(steps)
         self._cost = cost
         self._on_task = on_task
         self._on_step = on_step
+        self._hand_over_ns = hand_over_ns
         self._pools = _Pools(capacities)
         self._queues: dict[Lane, deque[tuple[StepUse, list[Task]]]] = {}
         self._starving: dict[Lane, simpy.Event] = {}
-        self._unfinished: dict[int, simpy.Event | None] = {}  # an event once somebody waits for the task
+        self._unfinished: dict[int, simpy.Event | None] = {}  # as heard of; an event once somebody waits for the task
         self.result = Result()
 
     def run(self) -> Result:
@@ -254,10 +258,23 @@ class Simulation:
                 self._on_step(step)
             self._feed()
 
+    def _hand_over(self, task: Task, own: set[int]) -> None:
+        """A task has ended: its lane knows at once, by its `own` ended tasks, and the others when the time is over."""
+
+        def heard(_: simpy.Event) -> None:
+            own.remove(task.id)
+            awaited = self._unfinished.pop(task.id)
+            if awaited is not None:
+                awaited.succeed(task.op)
+
+        own.add(task.id)
+        self._env.timeout(self._hand_over_ns).callbacks.append(heard)
+
     def _walk(self, lane: Lane, run: _Run) -> Generator[simpy.Event, str, None]:
         """The process of one lane: step after step as issued, each task when what it needs is done."""
         env: Any = self._env  # its clock counts whole nanoseconds, which simpy's types cannot know
         cost_of, on_task, unfinished = self._cost, self._on_task, self._unfinished
+        hand_over_ns, own = self._hand_over_ns, set[int]()
         start_in_pools, end_in_pools, timeout = self._pools.start, self._pools.end, self._env.timeout
         queue, head, now, previous = self._queues[lane], Op.HEAD, env.now, -1
         while True:
@@ -270,7 +287,7 @@ class Simulation:
             for task in tasks:
                 waited_for, cause = "", previous
                 for dep in task.deps:
-                    if dep in unfinished:
+                    if dep in unfinished and dep not in own:
                         awaited = unfinished[dep]
                         if awaited is None:
                             awaited = unfinished[dep] = env.event()
@@ -291,8 +308,9 @@ class Simulation:
                 busy += now - start
                 if task.op is head:
                     step.end_ns = now
-                awaited = unfinished.pop(task.id)
-                if awaited is not None:
+                if hand_over_ns:
+                    self._hand_over(task, own)
+                elif (awaited := unfinished.pop(task.id)) is not None:
                     awaited.succeed(task.op)
                 previous = task.id
                 if on_task is not None:

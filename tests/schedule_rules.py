@@ -282,13 +282,16 @@ def random_durations(tasks, seed):
     return {task.id: random.randrange(12) * pace[task.lane] for task in tasks}
 
 
-def simulate(steps, durations, capacities=()):
+def simulate(steps, durations, capacities=(), hand_over_ns=0):
     """Every task as it ran; `durations` give nanoseconds, or costs, by id."""
     seen = []
     costs = {id_: cost if isinstance(cost, Cost) else Cost(cost) for id_, cost in durations.items()}
-    Simulation(steps, lambda task: costs[task.id], capacities, on_task=seen.append).run()
+    Simulation(steps, lambda task: costs[task.id], capacities, on_task=seen.append, hand_over_ns=hand_over_ns).run()
     return seen
 
+
+HAND_OVERS = st.sampled_from((0, 1, 7, 60, 900, 20_000))
+"""Nanoseconds, beside tasks of up to some thousand."""
 
 FIVE_LANES = (GPU, CPU, H2D, D2H, PIN)
 

@@ -6,6 +6,7 @@ from functools import cache
 from sim.hardware import Hardware
 from sim.model import Model
 from sim.policy import Policy
+from sim.quantity import Quantity
 from sim.schedule.registry import by_name
 from sim.schedule.task import CPU, Lane, LaneKind, Op, Task
 from sim.setup import Problem, Setup
@@ -75,6 +76,11 @@ def round_machine(num_devices=1, **changes):
     for path, value in changes.items():
         machine = machine.with_value(path.replace("__", "."), value)
     return machine
+
+
+def with_hand_over(machine, microseconds):
+    """The machine, whose lanes notice an end on another lane so much later."""
+    return replace(machine, hand_over_s=Quantity(microseconds, "us"))
 
 
 @cache

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import engine
-from engine.calibration.calibrate import calibrate, described
+from engine.calibration.calibrate import calibrate, described, fitted
 from engine.calibration.contention import Contention, beside_stream, contended
 from engine.calibration.fit import GROUPS, fit_all
+from engine.calibration.handover import hand_overs_s
 from engine.calibration.machine import ROOM, settled, unfitted
 from engine.calibration.measured import Measured, repeated
 from engine.calibration.probes import FEW_REPEATS, probe
@@ -26,6 +27,7 @@ from sim.cost import GROWS_WITH_CONTEXT
 from sim.hardware import Hardware
 from sim.quantity import Basis
 from sim.schedule.task import Op
+from traces.trace import Span
 
 MB = 1e6
 TRUE = {
@@ -277,5 +279,36 @@ def test_compute_on_the_device_keeps_the_share_of_its_speed_that_was_measured(st
     assert beside_stream(start, pairs).emulation.beside_stream == pytest.approx(4 / 5)
     faster = beside_stream(start, [Contention("a", 2.0, 1.0, True)])
     assert faster.emulation.beside_stream == 1.0
-    assert beside_stream(start, pairs[2:]) == start
+    on_host = beside_stream(start, pairs).emulation
+    assert on_host.attention_beside_stream == pytest.approx(1 / 9)
+    assert beside_stream(start, pairs[2:]).emulation.beside_stream == 1.0
+    assert beside_stream(start, []) == start
     assert beside_stream(replace(start, emulation=None), pairs).emulation is None
+
+
+def test_the_hand_over_is_the_gap_between_lanes_and_not_what_a_lane_does_alone(model):
+    known = described(model)
+    streaming = next(one for one in conditions(64, quick=True) if not one.alone)
+    tasks = [task for step in streaming.schedule.steps(streaming.shape(known), 0, 5) for task in step]
+    free, ended, spans = {}, {}, []
+    for task in tasks:
+        own, others = free.get(task.lane, 0), max((ended[dep] for dep in task.deps), default=0)
+        start = max(own + 7, others + 500)
+        free[task.lane] = ended[task.id] = start + 1000
+        where = (task.step, task.layer, task.micro_batch, task.page)
+        spans.append(Span(task.id, task.op, task.lane.kind, 0, *where, start, start + 1000))
+    found = hand_overs_s(known, streaming, spans)
+    assert len(found) > 20
+    assert np.median(found) == pytest.approx(500e-9)
+
+
+def test_a_calibrated_machine_knows_its_hand_over(model, device, probes):
+    planned = conditions(16, quick=True)
+    rounds = [Round(probes, run_all(model, device, planned)) for _ in range(2)]
+    hardware = fitted(model, device, planned, rounds, "here").hardware
+    assert hardware.hand_over_s is not None
+    assert hardware.hand_over_s.basis is Basis.MEASURED
+    assert 1e-6 < hardware.hand_over_s < 1e-2
+    alone = [at for at, one in enumerate(planned) if one.alone]
+    only = [Round(probes, [one.spans[at] for at in alone]) for one in rounds]
+    assert fitted(model, device, [planned[at] for at in alone], only, "here").hardware.hand_over_s is None

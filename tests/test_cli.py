@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from sim_examples import made_setup, round_machine, with_hand_over
 from trace_rules import assert_obeys_rules
 
 from sim.cli import main
@@ -155,6 +156,16 @@ def test_plot_writes_a_picture(capsys, tmp_path):
     assert code == 0
     assert file.read_bytes().startswith(b"\x89PNG")
     assert file.stat().st_size > 20_000
+
+
+def test_the_picture_shows_the_hand_over():
+    from sim.plot import layer_view
+
+    for microseconds in (0, 50_000):
+        view = layer_view(made_setup(machine=with_hand_over(round_machine(), microseconds)))
+        by_id = {one.task.id: one for one in view.tasks}
+        pairs = [(by_id[one.cause], one) for one in view.tasks if one.waited_for and one.cause in by_id]
+        assert {after.start_ns - before.end_ns for before, after in pairs} == {1000 * microseconds}
 
 
 def test_traces_of_all_schedules_obey_the_rules_and_read_back(capsys, tmp_path):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sim_examples import cost_of, few_layers, made_setup, one_task, round_machine
+from sim_examples import cost_of, few_layers, made_setup, one_task, round_machine, with_hand_over
 
 from sim.batching import Batch, MicroBatch
 from sim.cost import ALL_CORES, CPU_CORES, DRAM, hbm, link
@@ -39,13 +39,13 @@ def carried(cost, pool):
 
 
 class TestCopies:
-    """Latency (30 µs) and bytes over the rate of the direction."""
+    """Latency (30 µs) of each tensor and bytes over the rate of the direction."""
 
     def test_d1_is_query_key_and_value_of_each_request(self):
         assert D1_BYTES == 12_288
         cost = cost_of(one_task(Op.OFFLOAD_QKV))
         assert cost.bytes == 8 * D1_BYTES
-        assert cost.duration_ns == pytest.approx(30 * US + 8 * D1_BYTES / 8, abs=1)
+        assert cost.duration_ns == pytest.approx(3 * 30 * US + 8 * D1_BYTES / 8, abs=1)
 
     def test_d2_is_the_attention_output_of_each_request(self):
         assert D2_BYTES == 8_192
@@ -63,19 +63,19 @@ class TestCopies:
         for step, tokens in ((1, 800), (2, 808), (3, 816)):
             cost = cost_of(one_task(Op.LOAD_KV, step=step), schedule="flexgen")
             assert cost.bytes == tokens * KV_BYTES
-            assert cost.duration_ns == pytest.approx(30 * US + tokens * KV_BYTES / 4, abs=1), "pageable: 4 GB/s"
+            assert cost.duration_ns == pytest.approx(2 * 30 * US + tokens * KV_BYTES / 4, abs=1), "pageable: 4 GB/s"
 
     def test_prefill_stores_the_prompts_cache_and_decode_one_token_a_request(self):
         for step, tokens in ((0, 800), (1, 8), (3, 8)):
             cost = cost_of(one_task(Op.STORE_KV, step=step), schedule="flexgen")
             assert cost.bytes == tokens * KV_BYTES
-            assert cost.duration_ns == pytest.approx(30 * US + tokens * KV_BYTES / 2, abs=1), "pageable: 2 GB/s"
+            assert cost.duration_ns == pytest.approx(2 * 30 * US + tokens * KV_BYTES / 2, abs=1), "pageable: 2 GB/s"
 
     def test_a_cache_that_is_page_locked_moves_at_the_full_rate(self):
         loaded = cost_of(one_task(Op.LOAD_KV), attention="gpu")
         stored = cost_of(one_task(Op.STORE_KV), attention="gpu")
-        assert loaded.duration_ns == pytest.approx(30 * US + 800 * KV_BYTES / 10, abs=1)
-        assert stored.duration_ns == pytest.approx(30 * US + 8 * KV_BYTES / 8, abs=1)
+        assert loaded.duration_ns == pytest.approx(2 * 30 * US + 800 * KV_BYTES / 10, abs=1)
+        assert stored.duration_ns == pytest.approx(2 * 30 * US + 8 * KV_BYTES / 8, abs=1)
         assert (loaded.bound, stored.bound) == ("link h2d", "copy latency")
 
     def test_the_share_of_the_cache_on_the_device_is_not_moved(self):
@@ -122,6 +122,11 @@ class TestCopies:
         assert sum(sizes) == costs(one_task(op, page=WHOLE)).bytes
         assert sum(sizes) == setup.policy.streamed_bytes(setup.schedule, setup.problem.model, layer)
         assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_hand_over_is_whole_nanoseconds_and_none_is_nothing():
+    assert made_setup(machine=with_hand_over(round_machine(), 120.0004)).costs().hand_over_ns == 120_000
+    assert made_setup().costs().hand_over_ns == 0
 
 
 class TestTraffic:

@@ -1,5 +1,6 @@
 """Devices: memory that is counted, links that keep their pace, lanes that keep out of each other's way."""
 
+import os
 import statistics
 import threading
 import time
@@ -17,6 +18,7 @@ from engine.device.clock import ANCHOR_EVERY_NS, WIDEST_WINDOW_NS, DeviceClock
 from engine.device.cuda import CudaDevice
 from engine.device.emulated import EmulatedDevice
 from engine.device.ledger import DeviceOutOfMemory, Ledger, OutOfMemory, PinnedOutOfMemory
+from engine.device.paced_copy import _rows
 from sim.schedule.task import LaneKind
 from traces.errors import InputError
 
@@ -82,10 +84,11 @@ def test_freed_memory_can_be_had_again_and_the_peak_stays():
     with device(1000) as dev:
         first = dev.allocate("a", (200,), torch.float32)
         dev.free(first.view(2, 100))
-        dev.allocate("b", (250,), torch.float32)
+        second = dev.allocate("b", (250,), torch.float32)  # kept, or what comes next could take its place
         assert (dev.usage.current_bytes, dev.usage.peak_bytes) == (1000, 1000)
         with pytest.raises(KeyError):
             dev.free(torch.zeros(3))
+        dev.free(second)
 
 
 def test_activations_count_while_they_live():
@@ -171,7 +174,7 @@ def test_no_transfer_is_faster_than_the_link(direction, pinned, rate, num_bytes)
     assert min(copies(dev, direction, num_bytes, 3, pinned)) >= num_bytes / rate
 
 
-@pytest.mark.parametrize("milliseconds", [2, 5, 30])
+@pytest.mark.parametrize("milliseconds", [1, 5, 30])
 def test_transfers_take_the_time_that_the_link_needs(milliseconds):
     dev = device(h2d=1e9)
     due_s = milliseconds / 1e3
@@ -258,6 +261,8 @@ def test_bytes_arrive_evenly():
         lambda: torch.randn(30, 70, 100).transpose(0, 2),
         lambda: torch.randn(3, 70_000)[:, ::2],
         lambda: torch.randn(1, 1, 200_000).expand(2, 1, 200_000),
+        lambda: torch.randn(4, 2, 64, 48)[:, :, 3:50],
+        lambda: torch.randn(3, 2, 2, 2, 5, 40)[:, :, :1, :, 1:, :16],
         lambda: torch.tensor(3.5),
         lambda: torch.empty(0, 4),
         lambda: torch.arange(70_000, dtype=torch.int16).view(torch.bfloat16),
@@ -274,6 +279,33 @@ def test_every_layout_arrives(make, rate):
             lane.copy_h2d(dst, src)
         found, wanted = (t.contiguous().view(-1).view(torch.uint8) for t in (dst, src))
         assert torch.equal(found, wanted)
+
+
+def test_a_copy_is_taken_as_the_rows_that_lie_together_on_both_sides():
+    cache = torch.zeros(4, 2, 64, 48)
+    part = cache[:, :, :50]
+    assert _rows(torch.zeros(4, 2, 50, 48), part) == ((1, 1, 8), (0, 0, 9600), (0, 0, 12288), 9600)
+    assert _rows(cache, torch.zeros(4, 2, 64, 48)) == ((1, 1, 1), (0, 0, 0), (0, 0, 0), cache.nbytes)
+    assert _rows(torch.zeros(3, 5), torch.zeros(3, 10)[:, ::2]) is None
+    assert _rows(torch.zeros(2, 2, 2, 2, 3), torch.zeros(3, 3, 3, 3, 4)[:2, :2, :2, :2, :3]) is None
+
+
+def test_a_paced_copy_lets_other_threads_run_python():
+    """A copy of 0.2 s does not hold the interpreter's lock: another thread counts meanwhile."""
+    dev, counted = device(h2d=1e8), 0
+    done = threading.Event()
+
+    def copy():
+        copies(dev, "H2D", 20 * MB)
+        done.set()
+
+    thread = threading.Thread(target=copy)
+    thread.start()
+    while not done.is_set():
+        counted += 1
+        time.sleep(1e-4)
+    thread.join()
+    assert counted > 20
 
 
 @pytest.mark.parametrize("dst", [torch.empty(3), torch.empty(2, dtype=torch.float64)])
@@ -299,6 +331,22 @@ def test_an_impossible_device_is_refused_by_name(options, name):
 
 
 # lanes ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_device_and_the_other_lanes_have_cores_of_their_own():
+    before = os.sched_getaffinity(0)
+    for dev in (device(), device(gpu_threads=len(before))):
+        seen = {}
+        for kind in (LaneKind.GPU, LaneKind.CPU, LaneKind.H2D):
+            with dev.open_lane(kind):
+                seen[kind] = os.sched_getaffinity(0)
+        assert os.sched_getaffinity(0) == before
+        if dev.gpu_threads == len(before):
+            assert dev.cores is None
+            assert set(map(frozenset, seen.values())) == {frozenset(before)}
+        else:
+            assert len(seen[LaneKind.GPU]) == dev.gpu_threads
+            assert seen[LaneKind.CPU] == seen[LaneKind.H2D] == before - seen[LaneKind.GPU]
 
 
 def test_lanes_keep_their_thread_counts_whatever_the_others_set():

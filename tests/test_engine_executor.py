@@ -158,3 +158,35 @@ def test_a_task_that_waits_for_one_never_issued_is_an_error_and_no_hang(device):
     steps.append([Task(3, Op.LOAD_WEIGHTS, H2D, 3, deps=(77,))])
     with pytest.raises(DeadlockError, match="wait for each other"):
         Executor(device, steps, [GPU, H2D, CPU], lambda lane, task: 0).run()
+
+
+def test_a_lane_that_does_not_sleep_is_at_work_from_one_task_to_the_next(device):
+    """What a thread does between two tasks belongs to the second; a lane that slept starts when it is awake."""
+    held = threading.Event()
+
+    def perform(lane, task):
+        if task.id == 2:
+            assert held.wait(10)
+        if task.id == 1:
+            held.set()
+        return 0
+
+    tasks = [
+        Task(0, Op.PRE_ATTN, GPU, 0),
+        Task(1, Op.POST_ATTN, GPU, 0),
+        Task(2, Op.LOAD_WEIGHTS, H2D, 0),
+        Task(3, Op.HEAD, GPU, 0, deps=(2,)),
+    ]
+    ran = {one.task.id: one for one in Executor(device, [tasks], [GPU, H2D], perform).run()}
+    assert ran[1].start.time_ns == ran[0].end.time_ns
+    assert ran[3].start.time_ns >= ran[2].end.time_ns > ran[1].start.time_ns
+
+
+@pytest.mark.parametrize("name", registered())
+def test_no_task_starts_before_its_dependencies_have_ended(device, name):
+    schedule = by_name(name)
+    tasks = list(schedule.tasks(shape_for(schedule), 5))
+    ran = Executor(device, schedule.steps(shape_for(schedule), 0, 5), lanes_of(tasks), lambda lane, task: 0).run()
+    ends = {one.task.id: one.end.time_ns for one in ran}
+    for one in ran:
+        assert one.start.time_ns >= max((ends[dep] for dep in one.task.deps), default=0)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from schedule_rules import EVERY, Backwards, contended, examples, random_durations, shapes
-from sim_examples import few_layers, made_setup, preset, round_machine
+from schedule_rules import EVERY, HAND_OVERS, Backwards, contended, examples, random_durations, shapes
+from sim_examples import few_layers, made_setup, preset, round_machine, with_hand_over
 from test_evaluate import SETTINGS, any_setup
 
 from sim import fastpath_kernel, jit
@@ -128,7 +128,7 @@ def test_layers_that_repeat_are_found(streamed, left_out):
 # the kernel --------------------------------------------------------------------------------------------------------
 
 
-def fast(schedule, shape, ranks, first, stop, last, costs, capacities):
+def fast(schedule, shape, ranks, first, stop, last, costs, capacities, hand_over_ns=0):
     """Uses of steps with a cost of each task by itself, as (end, {lane: (busy, {op: waited})})."""
     program = program_of(schedule, shape, ranks, first, last)
     kinds = program.kinds(first, stop, last)
@@ -148,7 +148,8 @@ def fast(schedule, shape, ranks, first, stop, last, costs, capacities):
     table[:-1, fastpath_kernel.HEADS] = [OPS[op] is Op.HEAD for op in program.rows[:, OP].tolist()]
     table[:, fastpath_kernel.DEPS] = program.dep_start
     tasks = Tasks(program.lane_start, table, program.deps)
-    uses, left = simulate(np.array(kinds), tasks, Costs(duration, amount, np.array(capacities, np.int64)))
+    tables = Costs(duration, amount, np.array(capacities, np.int64))
+    uses, left = simulate(np.array(kinds), tasks, tables, hand_over_ns)
     assert left == 0
     found = []
     for number in range(len(kinds)):
@@ -164,9 +165,9 @@ def that_did_something(lanes):
     return {lane: did for lane, did in lanes.items() if did != (0, {})}
 
 
-def simpy_uses(steps, cost, capacities=()):
+def simpy_uses(steps, cost, capacities=(), hand_over_ns=0):
     uses = []
-    Simulation(steps, cost, capacities, on_step=uses.append).run()
+    Simulation(steps, cost, capacities, on_step=uses.append, hand_over_ns=hand_over_ns).run()
     return [as_uses(use) for use in uses]
 
 
@@ -210,10 +211,23 @@ def test_with_sharing_steps_are_those_of_simpy(schedule, data):
     assert fast(schedule, shape, ranks, first, stop, last, costs, capacities) == expected
 
 
+@every_schedule
+@examples(25)
+@given(data=st.data(), share=st.booleans(), hand_over_ns=HAND_OVERS)
+def test_with_a_hand_over_steps_are_those_of_simpy(schedule, data, share, hand_over_ns):
+    shape, ranks, first, stop, last = data.draw(windows(schedule))
+    steps = list(over_ranks(schedule.steps(shape, first, stop, last=last), ranks))
+    costs, capacities = data.draw(contended([one for tasks in steps for one in tasks]))
+    capacities = capacities if share else tuple(1000 * one for one in capacities)
+    expected = simpy_uses(steps, lambda one: costs[one.id], capacities, hand_over_ns)
+    assert fast(schedule, shape, ranks, first, stop, last, costs, capacities, hand_over_ns) == expected
+
+
+@pytest.mark.parametrize("hand_over_ns", [0, 12_345])
 @pytest.mark.parametrize("schedule", [CGOPipe(), by_name("flexgen")], ids=lambda schedule: schedule.name)
 @examples(6)
 @given(seed=st.integers(0, 2**32))
-def test_sharing_between_long_tasks_of_any_length_is_to_the_nanosecond(schedule, seed):
+def test_sharing_between_long_tasks_of_any_length_is_to_the_nanosecond(schedule, hand_over_ns, seed):
     """Hours in nanoseconds and gigabytes a second, where sums of fractions have few digits left."""
     random = Random(seed)
     shape = PipelineShape(5, 4, 4 if schedule.paged else 1, schedule.attention[0], (True,) * 5)
@@ -224,8 +238,19 @@ def test_sharing_between_long_tasks_of_any_length_is_to_the_nanosecond(schedule,
     ]
     costs = {one.id: random.choice(kinds) for tasks in steps for one in tasks}
     capacities = [random.randrange(10**10, 2 * 10**11) for _ in range(3)]
-    expected = simpy_uses(steps, lambda one: costs[one.id], capacities)
-    assert fast(schedule, shape, 2, 0, 6, 5, costs, capacities) == expected
+    expected = simpy_uses(steps, lambda one: costs[one.id], capacities, hand_over_ns)
+    assert fast(schedule, shape, 2, 0, 6, 5, costs, capacities, hand_over_ns) == expected
+
+
+@pytest.mark.parametrize("hand_over_ns", [0, 7])
+def test_a_lane_needs_no_time_to_know_of_its_own_tasks(hand_over_ns):
+    """GPU, GPU after it, and H2D after both: 5 and 5 without a wait, then 5 a hand-over later."""
+    tasks = np.array([[0, 0, 0], [0, 1, 0], [0, 1, 1], [0, 0, 3]])
+    deps = np.array([[0, 0, 0], [0, 0, 0], [0, 1, 0]])
+    costs = Costs(np.full((1, 1), 5), np.zeros((1, 1, 0), np.int64), np.zeros(0, np.int64))
+    uses, left = simulate(np.zeros(1, np.int64), Tasks(np.array([[0, 2, 3]]), tasks, deps), costs, hand_over_ns)
+    assert (left, uses.end_ns.tolist()) == (0, [15 + hand_over_ns])
+    assert uses.waited_ns[0, :, 0].tolist() == [0, 10 + hand_over_ns]
 
 
 def test_tasks_that_wait_for_each_other_are_counted():
@@ -233,7 +258,8 @@ def test_tasks_that_wait_for_each_other_are_counted():
     tasks = np.array([[0, 1, 0], [0, 0, 1], [0, 0, 2]])
     deps = np.array([[1, 0, 0], [0, 0, 0]])
     costs = Costs(np.full((1, 1), 5), np.zeros((1, 1, 0), np.int64), np.zeros(0, np.int64))
-    assert simulate(np.zeros(1, np.int64), Tasks(np.array([[0, 1, 2]]), tasks, deps), costs)[1] == 2
+    for hand_over_ns in (0, 9):
+        assert simulate(np.zeros(1, np.int64), Tasks(np.array([[0, 1, 2]]), tasks, deps), costs, hand_over_ns)[1] == 2
     assert (
         simulate(np.zeros(1, np.int64), Tasks(np.array([[0, 1, 2]]), tasks, deps - [[0, 0, 0], [0, 1, 0]]), costs)[1]
         == 0
@@ -242,17 +268,17 @@ def test_tasks_that_wait_for_each_other_are_counted():
 
 @pytest.mark.skipif(not jit.COMPILES, reason="numba is not installed: what runs is plain Python anyway")
 @examples(5)
-@given(data=st.data(), schedule=st.sampled_from(EVERY))
-def test_plain_python_says_the_same(data, schedule):
+@given(data=st.data(), schedule=st.sampled_from(EVERY), hand_over_ns=st.sampled_from((0, 50)))
+def test_plain_python_says_the_same(data, schedule, hand_over_ns):
     """Where numba is not installed."""
     shape, ranks, first, stop, last = data.draw(windows(schedule))
     steps = list(over_ranks(schedule.steps(shape, first, stop, last=last), ranks))
     costs, capacities = data.draw(contended([one for tasks in steps for one in tasks]))
-    compiled = fast(schedule, shape, ranks, first, stop, last, costs, capacities)
+    compiled = fast(schedule, shape, ranks, first, stop, last, costs, capacities, hand_over_ns)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("_run", "_share_fairly"):
             patch.setattr(fastpath_kernel, name, getattr(fastpath_kernel, name).py_func)
-        assert fast(schedule, shape, ranks, first, stop, last, costs, capacities) == compiled
+        assert fast(schedule, shape, ranks, first, stop, last, costs, capacities, hand_over_ns) == compiled
 
 
 # setups ------------------------------------------------------------------------------------------------------------
@@ -290,6 +316,16 @@ def test_lanes_wait_as_long_as_predicted(setup):
             waited[str(lane), op] = waited.get((str(lane), op), 0.0) + ns * 1e-9
     expected = {(lane, op): s for lane, did in theirs.lanes.items() for op, s in did.waited_s.items() if s}
     assert waited == pytest.approx(expected, rel=1e-9)
+
+
+@given(setup=any_setup(st.integers(1, 25)), microseconds=st.sampled_from((0.004, 30, 2_000, 500_000)))
+@SETTINGS
+def test_any_setup_takes_as_long_as_predicted_with_a_hand_over(setup, microseconds):
+    machine = with_hand_over(setup.problem.hardware, microseconds)
+    later = replace(setup, problem=replace(setup.problem, hardware=machine))
+    assert_equal(later)
+    if microseconds > 1_000:
+        assert generation_s(later, exact=True).total_s > generation_s(setup, exact=True).total_s
 
 
 REAL = [

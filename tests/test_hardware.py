@@ -210,6 +210,38 @@ class TestUserFile:
         assert message(lambda: Hardware.from_dict(tables)).startswith("network: one device has none")
 
 
+class TestHandOver:
+    """A number that a machine may have or not."""
+
+    GIVEN = 'hand_over = { value = 120, unit = "us", basis = "measured", source = "traces of my own" }'
+
+    def test_no_preset_has_one(self):
+        assert not any(Hardware.load(name).hand_over_s for name in Hardware.presets())
+
+    def test_it_survives_a_file_and_has_a_name(self, tmp_path):
+        mine = Hardware.load(written(tmp_path, f'extends = "gcp-t4"\n{self.GIVEN}\n'))
+        assert mine.hand_over_s == pytest.approx(120e-6)
+        mine.write(tmp_path / "again.toml")
+        again = Hardware.load(tmp_path / "again.toml")
+        assert again == mine
+        assert again.to_dict() == mine.to_dict()
+        assert (again.value("hand_over").text, again.value("hand_over").basis) == ("120 us", Basis.MEASURED)
+        assert "hand_over" not in Hardware.load("gcp-t4").to_dict()
+
+    def test_it_can_be_changed_down_to_nothing_but_not_below(self, tmp_path):
+        mine = Hardware.load(written(tmp_path, f'extends = "gcp-t4"\n{self.GIVEN}\n'))
+        assert mine.scaled("hand_over", 2).hand_over_s == pytest.approx(240e-6)
+        assert mine.with_value("hand_over", 0.0).hand_over_s == 0
+        expected = "hand_over: -1 us is not allowed; it must be 0 or more"
+        assert message(lambda: mine.with_value("hand_over", -1e-6)) == expected
+        path = written(tmp_path, f'extends = "gcp-t4"\n{self.GIVEN.replace("120", "-1")}\n')
+        assert message(lambda: Hardware.load(path)).endswith(expected)
+
+    def test_a_machine_without_one_says_so(self):
+        text = message(lambda: Hardware.load("l4").with_value("hand_over", 1e-6))
+        assert text.startswith("hand_over: no such number in l4")
+
+
 class TestWhatIf:
     @given(st.floats(0.01, 100))
     def test_scaled_multiplies_one_number_and_marks_it_assumed(self, factor):

@@ -5,7 +5,7 @@ from collections import defaultdict
 from itertools import pairwise
 
 import pytest
-from sim_examples import few_layers, made_setup, round_machine
+from sim_examples import few_layers, made_setup, round_machine, with_hand_over
 from trace_rules import assert_obeys_rules
 
 from sim.memory import kv_bytes
@@ -24,11 +24,12 @@ HOST = -1
 UNEVEN = Workload("uneven", (30, 60, 110), 6)
 
 
-def usual(name, *, ranks=1, gen_len=6, window=None, **policy):
+def usual(name, *, ranks=1, gen_len=6, window=None, hand_over_us=0, **policy):
     """Three layers, three micro-batches of up to four uneven prompts."""
     model = few_layers("mixtral-8x7b", 3, window=window)
     workload = UNEVEN.with_(gen_len=gen_len)
-    return made_setup(name, 4, 3, model=model, machine=round_machine(ranks), workload=workload, **policy)
+    machine = with_hand_over(round_machine(ranks), hand_over_us)
+    return made_setup(name, 4, 3, model=model, machine=machine, workload=workload, **policy)
 
 
 CASES = [
@@ -45,6 +46,8 @@ CASES = [
     ("flexgen", {"kv_on_device": 0.5, "ranks": 2}),
     ("flexgen", {"kv_on_device": 0.5, "window": 64, "gen_len": 3}),
     *((name, {"gen_len": 1}) for name in ALL),
+    *((name, {"hand_over_us": 200}) for name in ALL),
+    ("cgopipe", {"ranks": 2, "hand_over_us": 5000}),
 ]
 
 
@@ -102,12 +105,17 @@ class TestSpans:
             assert all(ends[dep] <= starts[task.id] for dep in task.deps)
 
     def test_the_critical_path_leads_without_a_gap_from_the_start_to_the_end(self, recorded):
-        _, trace = recorded
-        path = critical_path(trace).spans
-        assert path[0].start_ns == 0
-        assert path[-1].end_ns == trace.end_ns
-        for before, after in pairwise(path):
-            assert before.end_ns == after.start_ns
+        setup, trace = recorded
+        hand_over_ns = setup.costs().hand_over_ns
+        path = critical_path(trace)
+        assert path.spans[0].start_ns == 0
+        assert path.spans[-1].end_ns == trace.end_ns
+        changes = 0
+        for before, after in pairwise(path.spans):
+            crosses = (before.lane, before.rank) != (after.lane, after.rank)
+            assert after.start_ns - before.end_ns == hand_over_ns * crosses
+            changes += crosses
+        assert path.gaps_ns == hand_over_ns * changes
 
 
 class TestMemory:
@@ -218,10 +226,10 @@ class TestFile:
             assert trace.metadata["steps"] == [0, held]
             assert {span.step for span in trace.spans if span.op == Op.HEAD.value} == set(range(held))
 
-    @pytest.mark.parametrize("ranks", [1, 2])
+    @pytest.mark.parametrize(("ranks", "hand_over_us"), [(1, 0), (2, 0), (2, 120)])
     @pytest.mark.parametrize("name", ALL)
-    def test_it_survives_a_file_and_the_file_obeys_the_rules(self, tmp_path, name, ranks):
-        trace = record(usual(name, ranks=ranks), {})
+    def test_it_survives_a_file_and_the_file_obeys_the_rules(self, tmp_path, name, ranks, hand_over_us):
+        trace = record(usual(name, ranks=ranks, hand_over_us=hand_over_us), {})
         path = tmp_path / "trace.json.gz"
         chrome.write(trace, path)
         again = chrome.read(path)

@@ -7,11 +7,12 @@ from functools import cache
 
 import pytest
 from engine_models import PROMPTS, make, make_prompts
-from sim_examples import few_layers, made_setup, round_machine
+from sim_examples import few_layers, made_setup, round_machine, with_hand_over
 
 import engine
 from engine.device.emulated import EmulatedDevice
 from sim.batching import Batch, MicroBatch
+from sim.gaps import CLOCK_SLACK_NS, gaps_between
 from sim.hardware import Hardware
 from sim.model import PRESETS
 from sim.policy import Policy
@@ -25,7 +26,7 @@ from traces.errors import InputError
 from traces.trace import Span, Trace
 from validation.accuracy import path_agreement
 from validation.cli import main
-from validation.dispatch import CLOCK_SLACK_NS, gaps_between, summarise, with_latency
+from validation.dispatch import summarise, with_latency
 from validation.rebuild import rebuild, recorded
 from validation.replay import replay, simulate
 from validation.replay_plot import Window, bounds_ns, window_of
@@ -124,6 +125,21 @@ def test_ranks_are_replayed():
     assert {lane.lane for lane in result.layer3.lanes} >= {"GPU", "GPU:1", "NET"}
     with pytest.raises(InputError, match=r"gcp-t4 has 1 devices and the trace is of 2"):
         replay(trace, Hardware.load("gcp-t4"))
+
+
+@every_schedule
+def test_the_prediction_hands_over_as_its_machine_does_and_the_law_does_not(name):
+    """Half a millisecond for each step from lane to lane: the prediction has it, layer 1 misses all of it."""
+    machine = with_hand_over(machine_of(name), 500)
+    setup = replace(setup_of(name), problem=replace(setup_of(name).problem, hardware=machine))
+    trace = record(setup, {"model_config": simulated(name).metadata["model_config"]}, num_steps=GEN_LEN)
+    result = replay(trace, machine)
+    assert (result.layer2.wape, result.layer3.run.error, result.layer3.decode.error) == (0, 0, 0)
+    assert {s.key: (s.start_ns, s.end_ns) for s in result.predicted.spans} == {
+        s.key: (s.start_ns, s.end_ns) for s in trace.spans
+    }
+    assert result.layer1.error < 0
+    assert replay(trace, machine_of(name)).layer3.run.error < 0
 
 
 # errors of a known size ----------------------------------------------------------------------------------------------

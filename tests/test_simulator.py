@@ -7,31 +7,37 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from schedule_rules import EVERY, FIVE_LANES, contended, examples, random_durations, shapes, simulate, task
+from schedule_rules import EVERY, FIVE_LANES, HAND_OVERS, contended, examples, random_durations, shapes, simulate, task
 
 from sim.recurrence import task_ends
 from sim.schedule.registry import by_name
 from sim.schedule.shape import PipelineShape, Place
-from sim.schedule.task import CPU, GPU, H2D, PIN, Lane, LaneKind, Op
+from sim.schedule.task import CPU, D2H, GPU, H2D, PIN, Lane, LaneKind, Op
 from sim.simulator import Cost, DeadlockError, Simulation
 
 every_schedule = pytest.mark.parametrize("schedule", EVERY, ids=lambda schedule: schedule.name)
 AMPLE = 10**12
 
 
-def ends(tasks, durations):
+def ends(tasks, durations, hand_over_ns=0):
     """End of each task of one step by id."""
-    return {one.task.id: one.end_ns for one in simulate([tasks], durations)}
+    return {one.task.id: one.end_ns for one in simulate([tasks], durations, hand_over_ns=hand_over_ns)}
 
 
 # the recurrence ----------------------------------------------------------------------------------------------------
 
 
-def law(tasks, durations):
-    """The recurrence, written down again: a task starts when its lane is free and its dependencies have ended."""
-    ended, free = {}, {}
+def law(tasks, durations, hand_over_ns=0):
+    """The recurrence, written down again: a task starts when its lane is free and its dependencies have ended.
+
+    Those of other lanes have to have ended a hand-over ago.
+    """
+    ended, free, by_id = {}, {}, {one.id: one for one in tasks}
     for one in tasks:
-        start = max([free.get(one.lane, 0), *(ended.get(dep, 0) for dep in one.deps)])
+        start = free.get(one.lane, 0)
+        for dep in one.deps:
+            if dep in ended:
+                start = max(start, ended[dep] if by_id[dep].lane == one.lane else ended[dep] + hand_over_ns)
         ended[one.id] = free[one.lane] = start + durations[one.id]
     return ended
 
@@ -58,6 +64,62 @@ def test_without_sharing_every_task_ends_when_the_recurrence_says(schedule, data
     assert {one.task.id: one.end_ns for one in ran} == expected
     assert all(one.end_ns - one.start_ns == durations[one.task.id] for one in ran)
     assert task_ends(tasks, lambda one: durations[one.id]) == expected
+
+
+@every_schedule
+@examples(25)
+@given(data=st.data(), seed=st.integers(0, 2**32), num_steps=st.integers(1, 6), hand_over_ns=HAND_OVERS)
+def test_other_lanes_start_a_hand_over_later(schedule, data, seed, num_steps, hand_over_ns):
+    shape, first = data.draw(shapes(schedule)), data.draw(st.sampled_from((0, 0, 3)))
+    tasks = [one for step in schedule.steps(shape, first, first + num_steps) for one in step]
+    durations = random_durations(tasks, seed)
+    ran = simulate(schedule.steps(shape, first, first + num_steps), durations, hand_over_ns=hand_over_ns)
+    expected = law(tasks, durations, hand_over_ns)
+    assert {one.task.id: one.end_ns for one in ran} == expected
+    assert all(one.end_ns - one.start_ns == durations[one.task.id] for one in ran)
+    assert task_ends(tasks, lambda one: durations[one.id], hand_over_ns) == expected
+
+
+def test_a_hand_over_by_hand():
+    """The copy ends at 5, is heard of at 15 and waited for; the second of 6 at 16; the GPU's own end at once."""
+    tasks = [task(0, H2D), task(1, GPU, 0), task(2, H2D), task(3, GPU, 2, 1), task(4, GPU, 1, 3), task(5, CPU, 4, -1)]
+    durations = {0: 5, 1: 0, 2: 1, 3: 2, 4: 3, 5: 4}
+    by_hand = {0: 5, 1: 15, 2: 6, 3: 18, 4: 21, 5: 35}
+    assert ends(tasks, durations, 10) == by_hand
+    assert task_ends(tasks, lambda one: durations[one.id], 10) == by_hand
+    assert ends(tasks, durations) == {0: 5, 1: 5, 2: 6, 3: 8, 4: 11, 5: 15}
+
+
+@pytest.mark.parametrize("hand_over_ns", [0, 1, 1000])
+def test_a_lane_needs_no_time_to_know_of_its_own_tasks(hand_over_ns):
+    """Also while the news of them is under way to somebody else, who had asked before or asks then."""
+    chain = [task(0, GPU), *(task(number, GPU, *range(number)) for number in range(1, 20))]
+    assert max(ends(chain, dict.fromkeys(range(20), 7), hand_over_ns).values()) == 140
+    beside = [*chain, task(20, CPU, 3), task(21, CPU, 19, 20)]
+    found = ends(beside, dict.fromkeys(range(22), 7), hand_over_ns)
+    assert found[19] == 140
+    assert found[20] == 28 + hand_over_ns + 7
+    assert found[21] == 140 + hand_over_ns + 7
+
+
+def test_a_task_may_be_heard_of_by_several_lanes_at_several_times():
+    """H2D asks before the GPU's task ends, D2H while the news is under way, PIN when it has long arrived."""
+    tasks = [task(0, GPU), task(1, H2D, 0), task(2, D2H), task(3, D2H, 0), task(4, PIN), task(5, PIN, 0), task(6, CPU)]
+    durations = {0: 10, 1: 1, 2: 15, 3: 1, 4: 30, 5: 1, 6: 100}
+    assert ends(tasks, durations, 10) == {0: 10, 1: 21, 2: 15, 3: 21, 4: 30, 5: 31, 6: 100}
+
+
+@every_schedule
+@examples(10)
+@given(data=st.data(), seed=st.integers(0, 2**32), times=st.lists(st.integers(0, 500), min_size=2, max_size=5))
+def test_the_longer_the_hand_over_the_longer_the_run(schedule, data, seed, times):
+    shape = data.draw(shapes(schedule, 4, 4))
+    durations = random_durations(list(schedule.tasks(shape, 3)), seed)
+    cost = lambda one: Cost(durations[one.id])  # noqa: E731
+    spans = [
+        Simulation(schedule.steps(shape, 0, 3), cost, hand_over_ns=time).run().makespan_ns for time in sorted(times)
+    ]
+    assert spans == sorted(spans)
 
 
 @every_schedule
@@ -102,12 +164,13 @@ def test_two_stages_take_the_longer_for_all_but_one_and_both_for_the_last():
 
 @every_schedule
 @examples(15)
-@given(data=st.data(), share=st.booleans(), num_steps=st.integers(1, 5))
-def test_a_cause_is_what_ended_when_the_task_started(schedule, data, share, num_steps):
+@given(data=st.data(), share=st.booleans(), num_steps=st.integers(1, 5), hand_over_ns=HAND_OVERS)
+def test_a_cause_is_what_ended_when_the_task_started(schedule, data, share, num_steps, hand_over_ns):
     shape = data.draw(shapes(schedule, 3, 4, 4))
     tasks = list(schedule.tasks(shape, num_steps))
     costs, capacities = data.draw(contended(tasks))
-    ran = simulate(schedule.steps(shape, 0, num_steps), costs if share else without_pools(costs), capacities)
+    costs = costs if share else without_pools(costs)
+    ran = simulate(schedule.steps(shape, 0, num_steps), costs, capacities, hand_over_ns)
     by_id = {one.task.id: one for one in ran}
     before = {}
     for one in ran:
@@ -117,7 +180,7 @@ def test_a_cause_is_what_ended_when_the_task_started(schedule, data, share, num_
             assert (one.start_ns, one.waited_for, last) == (0, "", None)
             continue
         cause = by_id[one.cause]
-        assert cause.end_ns == one.start_ns
+        assert cause.end_ns + hand_over_ns * (cause.task.lane != one.task.lane) == one.start_ns
         if one.waited_for:
             assert one.cause in one.task.deps
             assert one.waited_for == cause.task.op
@@ -131,8 +194,8 @@ def without_pools(costs):
 
 @every_schedule
 @examples(15)
-@given(data=st.data(), share=st.booleans(), num_steps=st.integers(1, 5))
-def test_lanes_and_steps_add_up(schedule, data, share, num_steps):
+@given(data=st.data(), share=st.booleans(), num_steps=st.integers(1, 5), hand_over_ns=HAND_OVERS)
+def test_lanes_and_steps_add_up(schedule, data, share, num_steps, hand_over_ns):
     """Busy and waited fill a lane from 0 to its last end; steps add up to the whole and end with their last token."""
     shape = data.draw(shapes(schedule, 3, 4, 4))
     costs, capacities = data.draw(contended(list(schedule.tasks(shape, num_steps))))
@@ -144,6 +207,7 @@ def test_lanes_and_steps_add_up(schedule, data, share, num_steps):
         capacities,
         on_task=ran.append,
         on_step=uses.append,
+        hand_over_ns=hand_over_ns,
     )
     result = simulation.run()
     assert result.makespan_ns == max(one.end_ns for one in ran)
@@ -180,11 +244,35 @@ def test_waiting_is_told_by_what_was_waited_for():
     ]
 
 
+def test_waiting_for_the_news_is_waiting_for_the_task():
+    """The copy of 3 is heard of after 5, the CPU's 7 after 9: one wait of 5, one of 4 more, and 1 beside own work."""
+    tasks = [
+        task(0, H2D, op=Op.LOAD_KV),
+        task(1, CPU),
+        task(2, GPU, 0, 1, op=Op.POST_ATTN),
+        task(3, H2D, op=Op.LOAD_HIDDEN),
+        task(4, GPU, 3, op=Op.POST_ATTN),
+    ]
+    ran = []
+    durations = {0: 3, 1: 7, 2: 1, 3: 6, 4: 1}
+    simulation = Simulation([tasks], lambda one: Cost(durations[one.id]), on_task=ran.append, hand_over_ns=2)
+    gpu = simulation.run().lanes[GPU]
+    assert (gpu.busy_ns, gpu.waited_ns) == (2, {Op.LOAD_KV: 5, Op.ATTN: 4, Op.LOAD_HIDDEN: 1})
+    assert [(one.task.id, one.start_ns, one.waited_for, one.cause) for one in ran if one.task.lane == GPU] == [
+        (2, 9, Op.ATTN, 1),
+        (4, 11, Op.LOAD_HIDDEN, 3),
+    ]
+
+
 # steps without end, and mistakes -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("share", "many", "growth"), [(False, 400, 1.1), (True, 120, 1.2)], ids=["alone", "shared"])
-def test_memory_does_not_grow_with_steps(share, many, growth):
+@pytest.mark.parametrize(
+    ("share", "many", "growth", "hand_over_ns"),
+    [(False, 400, 1.1, 0), (True, 120, 1.2, 0), (False, 400, 1.1, 3)],
+    ids=["alone", "shared", "handed over"],
+)
+def test_memory_does_not_grow_with_steps(share, many, growth, hand_over_ns):
     """Costs grow from step to step, as attention's do; steps from 1,000 on, so that no number is a cached small one.
 
     Fair rates are remembered, up to a number that 40 steps reach: their leak would triple the peak.
@@ -194,7 +282,8 @@ def test_memory_does_not_grow_with_steps(share, many, growth):
 
     def peak(num_steps):
         steps = schedule.steps(shape, 1_000, 1_000 + num_steps)
-        simulation = Simulation(steps, lambda one: Cost(20 + one.step, demands.get(one.lane, ())), (100,))
+        cost = lambda one: Cost(20 + one.step, demands.get(one.lane, ()))  # noqa: E731
+        simulation = Simulation(steps, cost, (100,), hand_over_ns=hand_over_ns)
         gc.collect()
         tracemalloc.start()
         simulation.run()
@@ -235,10 +324,11 @@ def test_no_steps_take_no_time():
         pytest.param([task(1, CPU), task(5, GPU, 7), task(6, H2D, 5), task(7, CPU, 6)], id="three in a ring"),
     ],
 )
-def test_tasks_that_wait_for_each_other_are_a_deadlock(tasks):
+@pytest.mark.parametrize("hand_over_ns", [0, 100])
+def test_tasks_that_wait_for_each_other_are_a_deadlock(tasks, hand_over_ns):
     stuck = len([one for one in tasks if one.id != 1])
     with pytest.raises(DeadlockError, match=rf"{stuck} tasks never ended, the first of them is number 5"):
-        Simulation([tasks], lambda one: Cost(1)).run()
+        Simulation([tasks], lambda one: Cost(1), hand_over_ns=hand_over_ns).run()
 
 
 def test_a_deadlock_in_a_later_step_is_found():

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sim.batching import Batch
+from sim.gaps import gaps_between
 from sim.hardware import Hardware
 from sim.record import span_of
 from sim.schedule.task import Op, Task
@@ -17,7 +18,7 @@ from sim.simulator import Cost, Executed, Simulation
 from traces.errors import InputError
 from traces.trace import Key, Span, Trace
 from validation.accuracy import LaneShare, OpAccuracy, PathShare, lane_shares, op_accuracy, path_agreement
-from validation.dispatch import Gap, gaps_between, summarise, with_latency
+from validation.dispatch import Gap, summarise, with_latency
 from validation.metrics import relative_error, wape
 from validation.rebuild import Recorded, hardware_of, rebuild, recorded, spans_by_key
 
@@ -138,7 +139,7 @@ def replay(trace: Trace, hardware: Hardware | None = None) -> Replay:
         why_not = "the trace describes no machine: give the one that was calibrated with --hardware"
         return Replay(trace, replayed, None, num_requests, first, None, None, None, why_not)
     costs = rebuild(trace, run, machine).costs(only_contended=True)
-    predicted = simulate(run, spans, costs, costs.capacities)
+    predicted = simulate(run, spans, costs, costs.capacities, costs.hand_over_ns)
     second = layer_2(spans, predicted, {key: costs(task).duration_ns for key, task in tasks.items() if key in spans})
     third = layer_3(trace, predicted, run.batch)
     return Replay(trace, replayed, machine, num_requests, first, second, third, predicted)
@@ -162,7 +163,11 @@ def layer_1(trace: Trace, replayed: Trace, tasks: list[Task], spans: Mapping[Key
 
 
 def simulate(
-    run: Recorded, spans: Mapping[Key, Span], cost: Callable[[Task], Cost], capacities: Sequence[int] = ()
+    run: Recorded,
+    spans: Mapping[Key, Span],
+    cost: Callable[[Task], Cost],
+    capacities: Sequence[int] = (),
+    hand_over_ns: int = 0,
 ) -> Trace:
     """The run's schedule with other durations: a trace of the tasks that it did; the others take no time."""
     ran: dict[int, Executed] = {}
@@ -171,6 +176,7 @@ def simulate(
         lambda task: cost(task) if task.key in spans else NOTHING,
         capacities,
         on_task=lambda one: ran.update({one.task.id: one}),
+        hand_over_ns=hand_over_ns,
     ).run()
     kept = {id_: one for id_, one in ran.items() if one.task.key in spans}
     metadata = {"origin": "simulated", "schedule": run.schedule.name}

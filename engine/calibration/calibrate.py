@@ -7,15 +7,18 @@ from transformers import PreTrainedModel
 
 from engine.calibration.contention import Contention, beside_stream, contended
 from engine.calibration.fit import Fit, fit_all
+from engine.calibration.handover import with_hand_over
 from engine.calibration.machine import settled, unfitted
 from engine.calibration.probes import FEW_REPEATS, REPEATS, Probes, probe
 from engine.calibration.rounds import Round, median_probes
 from engine.calibration.samples import (
     STEPS,
+    Attempt,
     Condition,
     Sample,
     conditions,
     host_cores,
+    once,
     run_all,
     samples_of,
     threads_of,
@@ -81,12 +84,14 @@ def measure(
     *,
     quick: bool = False,
     on_part: Callable[[str], None] = lambda doing: None,
+    attempt: Attempt = once,
 ) -> Round:
-    """One round: the probes, and every run once."""
+    """One round: the probes, and every run once. `attempt` may make a part again that it does not trust."""
     on_part("memories, links and matrix products")
-    probes = probe(device, model.dtype, *threads_of(device), host_cores(), FEW_REPEATS if quick else REPEATS)
+    repeats = FEW_REPEATS if quick else REPEATS
+    probes = attempt(lambda: probe(device, model.dtype, *threads_of(device), host_cores(), repeats))
     with first_layers(model, layers_to_measure(model, device.memory_bytes)):
-        return Round(probes, run_all(model, device, planned, lambda condition: on_part(str(condition))))
+        return Round(probes, run_all(model, device, planned, lambda condition: on_part(str(condition)), attempt))
 
 
 def fitted(
@@ -99,6 +104,8 @@ def fitted(
     hardware, fits = fit_all(start, described(model), planned, samples)
     pairs = contended(planned, samples)
     hardware = beside_stream(settled(hardware), pairs)
+    with first_layers(model, layers_to_measure(model, device.memory_bytes)):
+        hardware = with_hand_over(hardware, described(model), planned, [one.spans for one in rounds])
     return Calibration(hardware, probes, fits, pairs, samples)
 
 

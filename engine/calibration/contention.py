@@ -42,10 +42,13 @@ def contended(planned: Sequence[Condition], samples: Sequence[Sample]) -> list[C
 
 
 def beside_stream(hardware: Hardware, pairs: Sequence[Contention]) -> Hardware:
-    """With the share of its speed that compute on an emulated device keeps while weights stream, all tasks together."""
-    slowed = [one for one in pairs if one.on_device]
-    if hardware.emulation is None or not slowed:
+    """With the shares of their speed that work on an emulated device and attention on its host keep beside a stream."""
+    if hardware.emulation is None:
         return hardware
-    share = min(1.0, sum(one.alone_s for one in slowed) / sum(one.beside_s for one in slowed))
-    source = f"{len(slowed)} kinds of tasks in decode, alone and beside a stream of weights"
-    return hardware.with_value("emulation.beside_stream", share, source, Basis.MEASURED)
+    for path, on_device in (("beside_stream", True), ("attention_beside_stream", False)):
+        slowed = [one for one in pairs if one.on_device is on_device]
+        if slowed:
+            share = min(1.0, sum(one.alone_s for one in slowed) / sum(one.beside_s for one in slowed))
+            source = f"{len(slowed)} kinds of tasks in decode, alone and beside a stream of weights"
+            hardware = hardware.with_value(f"emulation.{path}", share, source, Basis.MEASURED)
+    return hardware

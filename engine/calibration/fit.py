@@ -25,6 +25,10 @@ EMPHASIS = 0.25
 """A task counts with this power of its time: long ones decide how long a run takes, short ones show fixed times."""
 
 
+MANY_REQUESTS = 16
+"""The tokens of one prompt resemble each other: fewer prompts touch fewer experts than as many unlike tokens would."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """A number of the machine that is fitted: where it stands, where to begin and within what it lies."""
@@ -45,7 +49,9 @@ class Group:
     lanes: tuple[LaneKind, ...]
     alone: bool = True
     """Whether only tasks count that ran with nothing beside them."""
-    in_prefill: bool = True
+    prefill_from: int | None = 1
+    """Prefill of so many requests or more counts; None: of none."""
+    in_decode: bool = True
 
     def shows(self, sample: Sample, condition: Condition) -> bool:
         """Whether a sample belongs to this group."""
@@ -54,8 +60,11 @@ class Group:
             task.op in self.ops
             and task.lane.kind in self.lanes
             and (condition.alone or not self.alone)
-            and (self.in_prefill or task.step > 0)
+            and (self.in_decode if task.step else self._counts_prefill(condition))
         )
+
+    def _counts_prefill(self, condition: Condition) -> bool:
+        return self.prefill_from is not None and condition.size[0] >= self.prefill_from
 
 
 def _class(name: str) -> tuple[Parameter, ...]:
@@ -72,9 +81,10 @@ _LINK = (LaneKind.H2D, LaneKind.D2H)
 
 GROUPS = (
     Group("PreAttn", _class("gemm"), (Op.PRE_ATTN,), _ON_DEVICE),
-    Group("PostAttn", _class("experts"), (Op.POST_ATTN,), _ON_DEVICE),
-    Group("attention on the device", _class("attention"), (Op.ATTN,), _ON_DEVICE),
-    Group("Head", _class("head"), (Op.HEAD,), _ON_DEVICE, in_prefill=False),
+    Group("PostAttn", _class("experts"), (Op.POST_ATTN,), _ON_DEVICE, prefill_from=MANY_REQUESTS),
+    Group("attention in prefill", _class("attention"), (Op.ATTN,), _ON_DEVICE, in_decode=False),
+    Group("attention on the device", _class("decode_attention"), (Op.ATTN,), _ON_DEVICE, prefill_from=None),
+    Group("Head", _class("head"), (Op.HEAD,), _ON_DEVICE, prefill_from=None),
     Group(
         "attention on the host",
         (

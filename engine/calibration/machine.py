@@ -72,7 +72,7 @@ def unfitted(name: str, device: Device, probes: Probes) -> Hardware:
             d2h_pageable_bytes_per_s=link.d2h_pageable.quantity("GB/s", 1e9),
             latency_s=link.latency.quantity("us", 1e-6),
         ),
-        emulation=_emulation(device, probes, cores) if emulated else None,
+        emulation=_emulation(device, cores) if emulated else None,
     )
 
 
@@ -86,7 +86,7 @@ def _roomy(measured: Quantity) -> Quantity:
 
 
 def _device(peak: Quantity) -> Processor:
-    return Processor(peak, _nothing(), _nothing(), *(_to_be_fitted() for _ in range(4)))
+    return Processor(peak, _nothing(), _nothing(), *(_to_be_fitted() for _ in range(5)))
 
 
 def _host(peak: Quantity) -> Processor:
@@ -106,25 +106,28 @@ def _to_be_fitted() -> Efficiency:
     return Efficiency(share, share, latency, share)
 
 
-def _emulation(device: Device, probes: Probes, cores: int) -> Emulation:
+def _emulation(device: Device, cores: int) -> Emulation:
     assert isinstance(device, EmulatedDevice)
 
-    def share(threads: int, what: str) -> Quantity:
-        return Quantity(min(1.0, threads / cores), "1", Basis.MEASURED, f"{threads} of {cores} cores: {what}")
+    shared = cores if device.cores is None else len(device.cores[1])
 
+    def share(threads: int, what: str) -> Quantity:
+        return Quantity(min(1.0, threads / shared), "1", Basis.MEASURED, f"{threads} on {shared} cores: {what}")
+
+    unshown = Quantity(1.0, "1", Basis.ASSUMED, "no run showed both alone and beside a stream")
     return Emulation(
-        device_cores=share(device.gpu_threads, "threads of the emulated device"),
+        device_cores=share(device.gpu_threads, "threads of the emulated device") if device.cores is None else None,
         attention_cores=share(device.cpu_threads, "threads of attention on the host"),
-        one_core=share(1, "a thread that copies"),
-        copy_bytes_per_s=probes.host_copy.quantity("GB/s", 1e9),
-        beside_stream=Quantity(1.0, "1", Basis.ASSUMED, "no run showed both alone and beside a stream"),
+        one_core=share(1, "a thread that pins"),
+        beside_stream=unshown,
+        attention_beside_stream=unshown,
     )
 
 
 def settled(hardware: Hardware) -> Hardware:
     """The machine after its fit: the device's peaks come down to what was measured or, if that is more, reached."""
     device, memory = hardware.device, hardware.device_memory
-    classes = {name: getattr(device, name) for name in ("gemm", "experts", "attention", "head")}
+    classes = {name: getattr(device, name) for name in ("gemm", "experts", "attention", "head", "decode_attention")}
     compute = max(1 / ROOM, *(float(one.compute) for one in classes.values()))
     traffic = max(1 / ROOM, *(float(one.memory) for one in classes.values()))
     shares: dict[str, Any] = {

@@ -9,7 +9,8 @@ import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -27,6 +28,8 @@ from sim.schedule.shape import PipelineShape
 from sim.schedule.task import Lane, LaneKind, Op, Task
 from traces.trace import Span
 
+T = TypeVar("T")
+
 STEPS = 5
 """Tokens generated in each run: four decode steps."""
 
@@ -38,6 +41,17 @@ PROMPTS = (8, 64, 256)
 QUICK_SIZES = (1, 16)
 QUICK_PROMPTS = (8, 64)
 STREAMED_MICRO_BATCHES = 3
+
+
+class Attempt(Protocol):
+    """Makes something by calling `make`, as often as it takes; returns what the last call made."""
+
+    def __call__(self, make: Callable[[], T]) -> T: ...
+
+
+def once(make: Callable[[], T]) -> T:
+    """The simplest `Attempt`."""
+    return make()
 
 
 class Sample(NamedTuple):
@@ -132,13 +146,14 @@ def run_all(
     device: Device,
     planned: Sequence[Condition],
     on_run: Callable[[Condition], None] = lambda condition: None,
+    attempt: Attempt = once,
 ) -> list[list[Span]]:
-    """Run every condition once, after a run that warms up; the spans of each."""
+    """Run every condition once, after a run that warms up; the spans of each. `attempt` may make a run again."""
     run_one(model, device, planned[0])
-    found = []
+    found: list[list[Span]] = []
     for condition in planned:
         on_run(condition)
-        found.append(run_one(model, device, condition))
+        found.append(attempt(partial(run_one, model, device, condition)))
     return found
 
 

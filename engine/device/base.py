@@ -56,6 +56,13 @@ class LaneContext(ABC):
     def mark(self) -> Mark:
         """The point after all work given to this lane so far."""
 
+    def begin(self, before: Mark, deps: Sequence[Mark]) -> Mark:
+        """The point where a task starts that nothing holds back; `before` is the end of the lane's previous task.
+
+        `deps` are marks that were waited for: none of them may lie behind the point.
+        """
+        return self.mark()
+
     @abstractmethod
     def wait(self, mark: Mark) -> None:
         """Work given to this lane from now on starts after `mark`. May return before the mark is reached."""

@@ -11,20 +11,30 @@ import torch
 from engine.device.base import Device, LaneContext
 from engine.device.host import ThreadLane
 from engine.device.pacing import LinkUse, PacedLink
-from engine.device.threads import check_thread_count, prompt_sleep
+from engine.device.threads import Cores, check_thread_count, cores_apart, on_cores, prompt_sleep
 from sim.schedule.task import LaneKind
 
 
 class EmulatedLane(ThreadLane):
     """A lane that is a thread, on a machine whose link is paced."""
 
-    def __init__(self, kind: LaneKind, threads: int, default_threads: int, h2d: PacedLink, d2h: PacedLink) -> None:
+    def __init__(
+        self,
+        kind: LaneKind,
+        threads: int,
+        default_threads: int,
+        cores: Cores | None,
+        h2d: PacedLink,
+        d2h: PacedLink,
+    ) -> None:
         super().__init__(kind, threads, default_threads)
+        self._cores = cores
         self._h2d = h2d
         self._d2h = d2h
 
     def __enter__(self) -> Self:
         self._entered.enter_context(prompt_sleep())
+        self._entered.enter_context(on_cores(self._cores))
         return super().__enter__()
 
     def copy_h2d(self, dst: torch.Tensor, src: torch.Tensor, *, pinned: bool = True) -> None:
@@ -57,11 +67,14 @@ class EmulatedDevice(Device):
         self.d2h = PacedLink("d2h", d2h_bytes_per_s, d2h_pageable_bytes_per_s)
         self.gpu_threads = check_thread_count("gpu_threads", gpu_threads)
         self.cpu_threads = check_thread_count("cpu_threads", cpu_threads)
+        self.cores = cores_apart(self.gpu_threads)
+        """The device's cores and those of all other lanes; None where the machine has too few to tell them apart."""
         self._default_threads = torch.get_num_threads()
 
     def open_lane(self, kind: LaneKind) -> LaneContext:
         threads = {LaneKind.GPU: self.gpu_threads, LaneKind.CPU: self.cpu_threads}.get(kind, 1)
-        return EmulatedLane(kind, threads, self._default_threads, self.h2d, self.d2h)
+        cores = self.cores and self.cores[kind is not LaneKind.GPU]
+        return EmulatedLane(kind, threads, self._default_threads, cores, self.h2d, self.d2h)
 
     def synchronize(self) -> None:
         return

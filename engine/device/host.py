@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -49,6 +50,11 @@ class ThreadLane(LaneContext):
 
     def mark(self) -> Mark:
         return HostMark()
+
+    def begin(self, before: Mark, deps: Sequence[Mark]) -> Mark:
+        """A thread is at work from one task to the next: what it does between two is part of the second."""
+        points = [mark for mark in (before, *deps) if isinstance(mark, HostMark)]
+        return max(points, key=lambda mark: mark.time_ns) if len(points) == 1 + len(deps) else self.mark()
 
     def wait(self, mark: Mark) -> None:
         mark.wait()

@@ -8,11 +8,11 @@ the load on host memory is as even as on a real link. If the copy itself is slow
 import math
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
+from engine.device.paced_copy import copy_paced, prepare
 from traces.errors import InputError
 
 PIECE_S = 1e-3
@@ -20,9 +20,6 @@ PIECE_S = 1e-3
 
 MIN_PIECE_BYTES = 64 * 1024
 """Smaller pieces would cost more in calls than in copying."""
-
-SPIN_S = 60e-6
-"""The end of a copy is awaited by looking at the clock from here on: a sleep overshoots by about 40 µs."""
 
 
 @dataclass(slots=True)
@@ -50,6 +47,7 @@ class PacedLink:
         self.pageable_bytes_per_s = bytes_per_s if pageable_bytes_per_s is None else pageable_bytes_per_s
         self.use = LinkUse()
         self._lock = threading.Lock()
+        prepare()
 
     def transfer(self, dst: torch.Tensor, src: torch.Tensor, pinned: bool) -> None:
         """Copies `src` to `dst`; returns when the last byte is there and its time is over."""
@@ -59,65 +57,27 @@ class PacedLink:
             start_s = time.perf_counter()
         try:
             rate = self.bytes_per_s if pinned else self.pageable_bytes_per_s
-            due_s = self._copy(dst, src, rate, start_s)
+            due_s = self._copy(dst, src, rate)
             busy_s = time.perf_counter() - start_s
             self._count(src.nbytes, busy_s, 0.0 if rate is None else busy_s - due_s)
         finally:
             self._lock.release()
 
-    def _copy(self, dst: torch.Tensor, src: torch.Tensor, rate: float | None, start_s: float) -> float:
-        """Copies at `rate` from `start_s` on; returns how long that should take."""
+    def _copy(self, dst: torch.Tensor, src: torch.Tensor, rate: float | None) -> float:
+        """Copies at `rate`; returns how long that should take."""
         if dst.shape != src.shape or dst.dtype != src.dtype:
             raise ValueError(f"{self.name}: {_told(src)} cannot be copied to {_told(dst)}: one shape and dtype needed")
         if rate is None:
             dst.copy_(src)
             return 0.0
-        _copy_paced(dst, src, rate, start_s)
-        due_s = src.nbytes / rate
-        _wait_until(start_s + due_s)
-        return due_s
+        copy_paced(dst, src, rate, max(MIN_PIECE_BYTES, int(rate * PIECE_S)))
+        return src.nbytes / rate
 
     def _count(self, num_bytes: int, busy_s: float, late_s: float) -> None:
         self.use.transfers += 1
         self.use.bytes += num_bytes
         self.use.busy_s += busy_s
         self.use.late_s += max(0.0, late_s)
-
-
-def _copy_paced(dst: torch.Tensor, src: torch.Tensor, bytes_per_s: float, start_s: float) -> None:
-    piece_bytes = max(MIN_PIECE_BYTES, int(bytes_per_s * PIECE_S))
-    done_bytes = 0
-    for dst_piece, src_piece in _pieces(dst, src, piece_bytes):
-        ahead_s = start_s + done_bytes / bytes_per_s - time.perf_counter()
-        if ahead_s > 0:
-            time.sleep(ahead_s)
-        dst_piece.copy_(src_piece)
-        done_bytes += src_piece.nbytes
-
-
-def _pieces(dst: torch.Tensor, src: torch.Tensor, piece_bytes: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Splits both alike into pieces of about `piece_bytes`, along the first dimension that has several entries."""
-    if src.nbytes <= piece_bytes:
-        yield dst, src
-        return
-    if dst.is_contiguous() and src.is_contiguous():
-        dst, src = dst.view(-1), src.view(-1)
-    dim = next(i for i, size in enumerate(src.shape) if size > 1)
-    size = src.shape[dim]
-    step = max(1, size * piece_bytes // src.nbytes)
-    for at in range(0, size, step):
-        length = min(step, size - at)
-        dst_piece, src_piece = dst.narrow(dim, at, length), src.narrow(dim, at, length)
-        if length == 1 and src_piece.nbytes > piece_bytes:
-            yield from _pieces(dst_piece, src_piece, piece_bytes)
-        else:
-            yield dst_piece, src_piece
-
-
-def _wait_until(end_s: float) -> None:
-    while (left_s := end_s - time.perf_counter()) > 0:
-        if left_s > SPIN_S:
-            time.sleep(left_s - SPIN_S)
 
 
 def _told(tensor: torch.Tensor) -> str:

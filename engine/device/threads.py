@@ -9,6 +9,7 @@ barriers and so take cores from other lanes; a lane with one thread has none.
 
 import contextlib
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 
@@ -26,6 +27,31 @@ def intra_op_threads(count: int, default: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(default)
+
+
+Cores = frozenset[int]
+
+
+def cores_apart(count: int) -> tuple[Cores, Cores] | None:
+    """`count` of the cores that this process may use, and the others; None if there are no others, or no way to ask."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    cores = sorted(os.sched_getaffinity(0))
+    return (frozenset(cores[:count]), frozenset(cores[count:])) if len(cores) > count else None
+
+
+@contextlib.contextmanager
+def on_cores(cores: Cores | None) -> Iterator[None]:
+    """This thread, and those that it starts, run on these cores; None: wherever the system lets them."""
+    if cores is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 _PR_SET_TIMERSLACK = 29  # linux/prctl.h; 0 restores the default

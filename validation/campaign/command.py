@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--h2d-gbs", type=float, default=USUAL_GBS, help="emulated H2D in GB/s (default: %(default)s)")
     parser.add_argument("--d2h-gbs", type=float, default=USUAL_GBS, help="emulated D2H in GB/s (default: %(default)s)")
     parser.add_argument("--device-memory-gb", type=float, default=USUAL_MEMORY_GB, help="in GB (default: %(default)s)")
+    parser.add_argument("--any-speed", action="store_true", help="keep runs made while the machine is slow")
     parser.add_argument("--report-only", action="store_true", help="report on what is there; run nothing")
 
 
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.repeats < 1:
         raise InputError(f"--repeats: {args.repeats} is not allowed; give a whole number of at least 1")
-    campaign = Campaign(args.out, STANDARD, args.repeats, lambda: _device(args))
+    campaign = Campaign(args.out, STANDARD, args.repeats, lambda: _device(args), watches_speed=not args.any_speed)
     if not args.report_only:
         _device(args).close()  # a wrong option shows before anything runs
         _execute(campaign)
@@ -52,6 +53,7 @@ def write(campaign: "Campaign", findings: "Findings") -> None:
     """Write report.md, report.json and the pictures, and say where."""
     from validation.campaign.plot import draw_ops, draw_runs
     from validation.campaign.report import markdown
+    from validation.campaign.steady import told
     from validation.replay_plot import draw
 
     if not findings.runs:
@@ -66,7 +68,7 @@ def write(campaign: "Campaign", findings: "Findings") -> None:
         ("ops.png", "Seconds of every op over all runs, measured and predicted."),
         ("worst.png", f"The run that is furthest off, {worst.case.name}: measured above predicted."),
     ]
-    facts = [campaign.machine(model).description for model in campaign.grid.models]
+    facts = [campaign.machine(model).description for model in campaign.grid.models] + told(campaign.speed_file)
     (folder / "report.md").write_text(markdown(findings, list(dict.fromkeys(facts)), pictures), encoding="utf-8")
     (folder / "report.json").write_text(json.dumps(_json(findings), indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(f"{folder / 'report.md'}\n")

@@ -2,7 +2,7 @@
 
 The folder is the state: what has a file is not run again, and a file appears only when its run has ended. Repeats are
 the outer loop, and each begins with a round of calibration, so that a machine that grows slower or faster does so for
-all cases and for the calibration alike. They share no run.
+all cases and for the calibration alike. They share no run. Times when the machine is slow are kept out of both.
 """
 
 import json
@@ -16,13 +16,16 @@ from transformers import PreTrainedModel
 import engine
 from engine.calibration.calibrate import fitted, measure, planned_for
 from engine.calibration.rounds import Round
+from engine.calibration.samples import Attempt, once
 from engine.device.base import Device
 from engine.plan import Plan, plan
 from sim.hardware import Hardware
 from sim.schedule.registry import registered
 from traces import chrome
 from traces.errors import InputError
+from traces.trace import Trace
 from validation.campaign.grid import Case, Grid
+from validation.campaign.steady import Reference, Steady
 
 PLANNED_FIELDS = ("attention", "pages", "pin_weights", "experts_on_device", "kv_on_device")
 
@@ -41,6 +44,8 @@ class Campaign:
     repeats: int
     make_device: Callable[[], Device]
     quick_calibration: bool = False
+    watches_speed: bool = True
+    """Whether runs are made again that lie in a time when the machine was slow (`validation.campaign.steady`)."""
 
     def machine_file(self, model: str) -> Path:
         return self.folder / f"machine-{model}.toml"
@@ -50,6 +55,10 @@ class Campaign:
 
     def round_file(self, model: str, repeat: int) -> Path:
         return self.folder / "calibration" / f"{model}.{repeat}.json"
+
+    @property
+    def speed_file(self) -> Path:
+        return self.folder / "speed.json"
 
     def machine(self, model: str) -> Hardware:
         """What all rounds of the calibration for a model found."""
@@ -66,25 +75,27 @@ class Campaign:
         models = {name: make() for name, make in self.grid.models.items()}
         total = self.repeats * (len(self.grid.cases()) + 2 * len(models))
         done = 0
+        progress(done, total, "the machine's usual speed")
+        attempt: Attempt = Steady(Reference(self.make_device), self.speed_file) if self.watches_speed else once
         for repeat in range(self.repeats):
             for name, model in models.items():
                 progress(done, total, f"calibration for {name}, round {repeat + 1}")
-                self._measure(name, model, repeat)
+                self._measure(name, model, repeat, attempt)
                 done += 1
             for case in self.cases():
                 progress(done, total, f"{case.name}, repeat {repeat + 1}")
                 if not self.trace_file(case, repeat).exists():
-                    self._execute(case, models[case.model], repeat)
+                    self._execute(case, models[case.model], repeat, attempt)
                 done += 1
         progress(total, total, "done")
 
-    def _measure(self, name: str, model: PreTrainedModel, repeat: int) -> None:
+    def _measure(self, name: str, model: PreTrainedModel, repeat: int, attempt: Attempt) -> None:
         """One round of calibration, then the machine from all rounds; the planner chooses after the first."""
         file = self.round_file(name, repeat)
         with self.make_device() as device:
             planned = planned_for(model, quick=self.quick_calibration)
             if not file.exists():
-                found = measure(model, device, planned, quick=self.quick_calibration)
+                found = measure(model, device, planned, quick=self.quick_calibration, attempt=attempt)
                 with _appearing(file) as path:
                     found.write(path)
             rounds = [Round.read(one) for one in (self.round_file(name, r) for r in range(repeat + 1)) if one.exists()]
@@ -93,10 +104,15 @@ class Campaign:
             machine.write(path)
         self._plan(name, model)
 
-    def _execute(self, case: Case, model: PreTrainedModel, repeat: int) -> None:
+    def _execute(self, case: Case, model: PreTrainedModel, repeat: int, attempt: Attempt) -> None:
+        trace = attempt(lambda: self._trace(case, model))
+        with _appearing(self.trace_file(case, repeat)) as path:
+            chrome.write(trace, path)
+
+    def _trace(self, case: Case, model: PreTrainedModel) -> Trace:
         vocabulary = model.config.get_text_config(decoder=True).vocab_size
         with self.make_device() as device:
-            result = engine.run(
+            return engine.run(
                 model,
                 case.prompts(vocabulary),
                 case.chosen_schedule,
@@ -104,9 +120,7 @@ class Campaign:
                 max_new_tokens=case.gen_len,
                 device=device,
                 do_sample=False,
-            )
-        with _appearing(self.trace_file(case, repeat)) as path:
-            chrome.write(result.trace, path)
+            ).trace
 
     def _plan(self, name: str, model: PreTrainedModel) -> None:
         """Write down what the planner takes for the grid's requests, from the calibration alone."""

@@ -1,0 +1,163 @@
+"""A paced copy as one compiled call: no step of it needs Python's lock, so it neither holds up other lanes nor waits.
+
+A copy in Python wakes a thousand times a second, and each time takes the lock from the lane that computes. Here pieces
+are copied, and the time between them is slept, by the C library.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from sim.jit import compiled
+
+POSIX: Final = sys.platform != "win32"
+
+OUTER_DIMS: Final = 3
+"""Dimensions of a copy beyond its contiguous rows."""
+
+SPIN_NS: Final = 60_000
+"""The end of a copy is awaited by looking at the clock from here on: a sleep overshoots by about 40 µs."""
+
+_CLOCK: Final = time.CLOCK_MONOTONIC if POSIX else 0
+_intrinsic: Callable[[Callable[..., Any]], Any] = intrinsic
+
+Sizes = tuple[int, int, int]
+Rows = tuple[Sizes, Sizes, Sizes, int]
+"""Of a copy: sizes and both strides (bytes, `dst` first) of the outer dimensions, and the bytes of a row."""
+
+
+@_intrinsic
+def _now_ns(typing_context: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word, clock = ir.IntType(64), ir.IntType(32)
+        moment = cgutils.alloca_once(builder, ir.ArrayType(word, 2))  # type: ignore[no-untyped-call]
+        kind = ir.FunctionType(clock, [clock, ir.ArrayType(word, 2).as_pointer()])
+        function = cgutils.get_or_insert_function(builder.module, kind, "clock_gettime")  # type: ignore[no-untyped-call]
+        builder.call(function, [ir.Constant(clock, _CLOCK), moment])
+        seconds, rest = (builder.extract_value(builder.load(moment), i) for i in range(2))
+        return builder.add(builder.mul(seconds, ir.Constant(word, 10**9)), rest)
+
+    return types.int64(), emit
+
+
+@_intrinsic
+def _sleep_ns(typing_context: Any, duration: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        word = ir.IntType(64)
+        pair = ir.ArrayType(word, 2)
+        length = cgutils.alloca_once(builder, pair)  # type: ignore[no-untyped-call]
+        second = ir.Constant(word, 10**9)
+        value = builder.insert_value(ir.Constant(pair, ir.Undefined), builder.udiv(args[0], second), 0)
+        builder.store(builder.insert_value(value, builder.urem(args[0], second), 1), length)
+        kind = ir.FunctionType(ir.IntType(32), [pair.as_pointer(), pair.as_pointer()])
+        function = cgutils.get_or_insert_function(builder.module, kind, "nanosleep")  # type: ignore[no-untyped-call]
+        builder.call(function, [length, ir.Constant(pair.as_pointer(), None)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), emit
+
+
+@_intrinsic
+def _copy_bytes(typing_context: Any, dst: Any, src: Any, count: Any) -> Any:
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        byte = ir.IntType(8).as_pointer()
+        to, origin = (builder.inttoptr(address, byte) for address in args[:2])
+        cgutils.raw_memcpy(builder, to, origin, args[2], 1)  # type: ignore[no-untyped-call]
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), emit
+
+
+@compiled
+def _wait_until(end_ns: int, spin_ns: int) -> None:
+    left_ns = end_ns - _now_ns()
+    while left_ns > 0:
+        if left_ns > spin_ns:
+            _sleep_ns(left_ns - spin_ns)
+        left_ns = end_ns - _now_ns()
+
+
+@compiled
+def _copy_rows(
+    dst: int,
+    src: int,
+    sizes: Sizes,
+    dst_strides: Sizes,
+    src_strides: Sizes,
+    row_bytes: int,
+    piece_bytes: int,
+    ns_per_byte: float,
+    start_ns: int,
+) -> None:
+    done = due = 0
+    for a in range(sizes[0]):
+        for b in range(sizes[1]):
+            for c in range(sizes[2]):
+                to = dst + a * dst_strides[0] + b * dst_strides[1] + c * dst_strides[2]
+                origin = src + a * src_strides[0] + b * src_strides[1] + c * src_strides[2]
+                at = 0
+                while at < row_bytes:
+                    if done >= due:
+                        _wait_until(start_ns + int(done * ns_per_byte), 0)
+                        due += piece_bytes
+                    count = min(row_bytes - at, due - done)
+                    _copy_bytes(to + at, origin + at, count)
+                    at += count
+                    done += count
+    _wait_until(start_ns + int(done * ns_per_byte), SPIN_NS)
+
+
+def prepare() -> None:
+    """Compiles, or loads what was compiled before: seconds that the first copy is spared."""
+    copy_paced(torch.empty(1), torch.empty(1), 1e9, 1)
+
+
+def copy_paced(dst: torch.Tensor, src: torch.Tensor, bytes_per_s: float, piece_bytes: int) -> None:
+    """Copies `src` to `dst`, of one shape and dtype; returns no sooner than `bytes_per_s` allows.
+
+    Pieces of `piece_bytes` begin no sooner than their turn; a layout without rows of bytes is copied in one piece.
+    """
+    start_ns = _clock_ns()
+    rows = _rows(dst, src)
+    if POSIX and rows is not None:
+        _copy_rows(dst.data_ptr(), src.data_ptr(), *rows, max(1, piece_bytes), 1e9 / bytes_per_s, start_ns)
+        return
+    dst.copy_(src)
+    while (left_s := src.nbytes / bytes_per_s - (_clock_ns() - start_ns) / 1e9) > 0:
+        time.sleep(left_s)
+
+
+def _clock_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC) if POSIX else time.perf_counter_ns()
+
+
+def _rows(dst: torch.Tensor, src: torch.Tensor) -> Rows | None:
+    """The copy as rows of bytes that lie together on both sides; None if there are none, or too many dimensions."""
+    itemsize = src.itemsize
+    dims = [  # innermost first: size, stride in dst, stride in src
+        (size, to * itemsize, origin * itemsize)
+        for size, to, origin in zip(src.shape, dst.stride(), src.stride(), strict=True)
+        if size != 1
+    ]
+    dims.sort(key=lambda dim: (dim[1], dim[2]))
+    row_bytes = itemsize
+    while dims and dims[0][1] == dims[0][2] == row_bytes:
+        row_bytes *= dims.pop(0)[0]
+    merged: list[tuple[int, int, int]] = []
+    for size, to, origin in dims:
+        if merged and (to, origin) == (merged[-1][0] * merged[-1][1], merged[-1][0] * merged[-1][2]):
+            merged[-1] = (merged[-1][0] * size, *merged[-1][1:])
+        else:
+            merged.append((size, to, origin))
+    if not src.numel() or row_bytes == itemsize != src.nbytes or len(merged) > OUTER_DIMS:
+        return None
+    padded = [(1, 0, 0)] * (OUTER_DIMS - len(merged)) + merged[::-1]
+    sizes, to_strides, from_strides = zip(*padded, strict=True)
+    return sizes, to_strides, from_strides, row_bytes
