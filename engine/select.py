@@ -28,7 +28,7 @@ def make_device(name: str, **options: Any) -> Device:
     from engine.device.emulated import EmulatedDevice
 
     half_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     usual = {
         "h2d_bytes_per_s": None,
         "d2h_bytes_per_s": None,

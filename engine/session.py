@@ -22,6 +22,7 @@ from engine.weights import WeightStream
 from sim.policy import Policy
 from sim.schedule.base import Schedule
 from sim.schedule.shape import PipelineShape, Place
+from sim.schedule.task import LaneKind
 from traces.errors import InputError
 
 SWITCH_INTERVAL_S = 2e-4
@@ -59,7 +60,8 @@ class Session:
             stack.enter_context(Split(self._model, self.anatomy.layers, placement.owners))
             self._kernel = stack.enter_context(HostAttention(_attention_threads(self._device)))
             if self._policy.attention is Place.CPU and self._model.dtype in BITS:
-                self._kernel.prepare(self._model.dtype)
+                with self._device.open_lane(LaneKind.CPU):  # its helpers start on the cores of that lane
+                    self._kernel.prepare(self._model.dtype)
             stack.enter_context(_switch_interval(SWITCH_INTERVAL_S))
             self._entered = stack.pop_all()
         return self

@@ -8,13 +8,13 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 from sim.batching import Batch, MicroBatch
-from sim.hardware import Efficiency, Hardware
+from sim.hardware import Efficiency, Hardware, Processor
 from sim.layer import Layer, packed_bytes
 from sim.memory import kept_tokens
 from sim.model import Model
 from sim.policy import Policy
 from sim.schedule.base import Schedule
-from sim.schedule.shape import PipelineShape, Place
+from sim.schedule.shape import PipelineShape
 from sim.schedule.task import WHOLE, LaneKind, Op, Task
 from sim.simulator import Cost
 
@@ -28,6 +28,8 @@ PAGEABLE_TRAFFIC = 3
 """DRAM bytes per byte of a pageable copy: the driver reads it, writes its relay buffer, and the DMA reads that."""
 EMULATED_TRAFFIC = 2
 """DRAM bytes per byte that an emulated link copies: device memory is host memory."""
+
+WHOLE_INTERPRETER = 1000
 
 WORKSPACE_BITS = 32
 """Width of the numbers that attention works with where it copies the KV cache first."""
@@ -52,6 +54,11 @@ def hbm(rank: int) -> int:
 def link(rank: int) -> int:
     """Pool of one device's link, both directions together."""
     return 3 + 2 * rank
+
+
+def interpreter(num_devices: int) -> int:
+    """Pool of the interpreter that all lanes of an emulated device are threads of."""
+    return 2 + 2 * num_devices
 
 
 class Work(NamedTuple):
@@ -89,7 +96,7 @@ class CostModel:
         self._ranks = hardware.num_devices // self._parts
         self._expands_cache = schedule.expands_cache
         self._gathered = self._parts if schedule.gathers_weights else 1
-        self._streams = any(shape.streamed) or (shape.streams_kv and shape.attention is Place.GPU)
+        self._interpreter = interpreter(hardware.num_devices)
         self._activation_bits, self._activation_bytes = model.activation_bits, model.activation_bits / 8
         self._kv_bits = policy.cache_bits(model)
         self._kv_pageable = not schedule.pins_kv
@@ -266,36 +273,29 @@ class CostModel:
             hidden = 1.0 if work.efficiency.overlap is None else work.efficiency.overlap
             roofs[roof] = roofs.get(roof, 0.0) + max(compute, traffic) + (1.0 - hidden) * min(compute, traffic)
         moved = sum(work.bytes for work in works)
-        flops, emulation = sum(work.flops for work in works), self._hardware.emulation
-        if emulation is None:
+        flops = sum(work.flops for work in works)
+        if self._hardware.emulation is None:
             return _cost(roofs, {hbm(task.lane.rank): moved}, moved, flops)
-        if task.step and self._streams:
-            roofs["beside a stream"] = sum(roofs.values()) * (1 / emulation.beside_stream - 1)
-        cost = _cost(roofs, {DRAM: moved}, moved, flops)
-        return cost if emulation.device_cores is None else _keeping_cores(cost, emulation.device_cores)
+        return self._in_turn(_cost(roofs, {DRAM: moved}, moved, flops))
 
     # CPU ------------------------------------------------------------------------------------------------------
 
     def _on_cpu(self, flops: float, moved: float, requests: float) -> Cost:
         """Attention beside the KV cache; each request also costs a fixed time. One task can use all cores."""
         host, memory = self._hardware.host, self._hardware.host_memory
-        compute = flops / (host.peak_flops_per_s * host.attention.compute)
-        traffic = moved / (memory.bandwidth_bytes_per_s * host.attention.memory)
+        kernel = host.decode_attention or host.attention
+        compute = flops / (host.peak_flops_per_s * kernel.compute)
+        traffic = moved / (memory.bandwidth_bytes_per_s * kernel.memory)
         roofs = {
             "launch latency": float(host.launch_latency_s),
             "request overhead": requests * host.request_overhead_s,
             ("host compute" if compute >= traffic else "host memory"): max(compute, traffic),
         }
-        emulation = self._hardware.emulation
-        if emulation is None:
-            return _keeping_cores(_cost(roofs, {DRAM: moved}, moved, flops), 1.0)
-        if self._streams:
-            roofs["beside a stream"] = sum(roofs.values()) * (1 / emulation.attention_beside_stream - 1)
-        return _keeping_cores(_cost(roofs, {DRAM: moved}, moved, flops), emulation.attention_cores)
+        return self._in_turn(_keeping_cores(_cost(roofs, {DRAM: moved}, moved, flops), 1.0))
 
     def _passes(self, layer: Layer) -> float:
-        """Bytes that attention on the host moves per byte of KV cache."""
-        if not self._expands_cache:
+        """Bytes that attention on the host moves per byte of KV cache. A kernel that was measured reads it in place."""
+        if not self._expands_cache or self._hardware.host.decode_attention is not None:
             return 1.0
         group = layer.attention.num_query_heads / layer.attention.num_kv_heads
         return 1.0 + EXPANDED_PASSES * group * WORKSPACE_BITS / self._kv_bits
@@ -368,14 +368,22 @@ class CostModel:
         if self._hardware.emulation is None:
             traffic = {DRAM: size * (PAGEABLE_TRAFFIC if pageable else 1), hbm(rank): size, link(rank): size}
             return _cost(roofs, traffic, size, 0.0)
-        return _cost(roofs, {DRAM: EMULATED_TRAFFIC * size, link(rank): size}, size, 0.0)
+        cost = _cost(roofs, {DRAM: EMULATED_TRAFFIC * size, link(rank): size}, size, 0.0)
+        return self._in_turn(cost, roofs["copy latency"] / sum(roofs.values()))
 
     def _pin_weights(self, task: Task) -> Cost:
         size = self._page_bytes(task)
         latency = float(self._hardware.host.launch_latency_s)
         roofs = {"launch latency": latency, "pin copy": size / self._hardware.pin_bytes_per_s}
-        cost, emulation = _cost(roofs, {DRAM: PIN_TRAFFIC * size}, size, 0.0), self._hardware.emulation
-        return cost if emulation is None else _keeping_cores(cost, emulation.one_core)
+        return self._in_turn(_cost(roofs, {DRAM: PIN_TRAFFIC * size}, size, 0.0))
+
+    def _in_turn(self, cost: Cost, part: float = 1.0) -> Cost:
+        """The cost with a demand for the interpreter in a part of its time, if lanes are threads of one."""
+        emulation = self._hardware.emulation
+        if emulation is None:
+            return cost
+        demand = (self._interpreter, round(WHOLE_INTERPRETER * emulation.turns * part))
+        return cost._replace(demands=(*cost.demands, demand))
 
     # collectives ----------------------------------------------------------------------------------------------
 
@@ -398,7 +406,8 @@ def _kinds(things: Iterable[Hashable]) -> list[int]:
 
 def _capacities(hardware: Hardware) -> tuple[int, ...]:
     per_rank = (int(hardware.device_memory.bandwidth_bytes_per_s), int(hardware.link.duplex_bytes_per_s))
-    return (int(hardware.host_memory.bandwidth_bytes_per_s), ALL_CORES, *(per_rank * hardware.num_devices))
+    behind = () if hardware.emulation is None else (WHOLE_INTERPRETER,)
+    return (int(hardware.host_memory.bandwidth_bytes_per_s), ALL_CORES, *(per_rank * hardware.num_devices), *behind)
 
 
 def _never_exceeded(hardware: Hardware) -> frozenset[int]:
@@ -410,8 +419,8 @@ def _never_exceeded(hardware: Hardware) -> frozenset[int]:
     pageable = (links.h2d_pageable_bytes_per_s, links.d2h_pageable_bytes_per_s)
     on_link = sum(map(max, pinned, pageable)) + ROUNDING
     through_dram = sum(max(rate, PAGEABLE_TRAFFIC * slow) for rate, slow in zip(pinned, pageable, strict=True))
-    attention = hardware.host_memory.bandwidth_bytes_per_s * host.attention.memory
-    kernels = max(device.gemm.memory, device.experts.memory, device.attention.memory)
+    attention = hardware.host_memory.bandwidth_bytes_per_s * _highest_memory_share(host)
+    kernels = _highest_memory_share(device)
     most = {
         DRAM: ranks * (attention + PIN_TRAFFIC * hardware.pin_bytes_per_s + through_dram + ROUNDING),
         CPU_CORES: float(ranks * ALL_CORES),
@@ -421,6 +430,11 @@ def _never_exceeded(hardware: Hardware) -> frozenset[int]:
         most[link(rank)] = on_link
     capacities = _capacities(hardware)
     return frozenset(pool for pool, amount in most.items() if amount <= capacities[pool])
+
+
+def _highest_memory_share(processor: Processor) -> float:
+    classes = (processor.gemm, processor.experts, processor.attention, processor.head, processor.decode_attention)
+    return max(float(one.memory) for one in classes if one is not None)
 
 
 def _keeping_cores(cost: Cost, share: float) -> Cost:

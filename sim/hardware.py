@@ -80,7 +80,8 @@ class Processor(_Part):
 
     `launch_latency_s` is a fixed cost of every task, `request_overhead_s` one of every request in decode attention.
     `head` is the class of LM head, sampling and the next embedding; without it they count as `gemm`.
-    `decode_attention` is that of one new token a request on a device; without it it counts as `attention`.
+    `decode_attention` is that of one new token a request; without it it counts as `attention`. On the host it is that
+    of a kernel which reads the KV cache where it lies, also for schedules whose own systems copy it first.
     """
 
     peak_flops_per_s: Quantity
@@ -122,18 +123,12 @@ class Network(_Part):
 class Emulation(_Part):
     """A device that the host's own cores and memory play: what it does, it takes from the host.
 
-    `attention_cores` is the share of the host's cores that attention on the host keeps busy, `one_core` the share of
-    one, for a thread that pins, `device_cores` that of compute on the device; without it the device has cores apart,
-    and the shares are of the others. `beside_stream` and `attention_beside_stream` are the shares of their speed that
-    compute on the device and attention on the host keep in decode while weights or KV cache stream: they share cores,
-    caches and the interpreter with the copies, which keep their pace.
+    Its lanes are threads of one interpreter beside each other in the same caches. `turns` is the share of its time in
+    which a task needs what they share, so that work beside it waits: at 1 two tasks take turns, at 1/2 they do not
+    meet. A copy needs it for its latency only, not while bytes flow.
     """
 
-    attention_cores: Quantity
-    one_core: Quantity
-    beside_stream: Quantity
-    attention_beside_stream: Quantity
-    device_cores: Quantity | None = None
+    turns: Quantity
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import engine
-from engine.calibration.calibrate import calibrate, described, fitted
-from engine.calibration.contention import Contention, beside_stream, contended
+from engine.calibration.calibrate import calibrate, described, fitted, measure
+from engine.calibration.contention import contended
 from engine.calibration.fit import GROUPS, fit_all
 from engine.calibration.handover import hand_overs_s
 from engine.calibration.machine import ROOM, settled, unfitted
@@ -20,13 +20,16 @@ from engine.calibration.probes import FEW_REPEATS, probe
 from engine.calibration.rounds import Round, median_probes
 from engine.calibration.samples import MAX_TOKENS, Sample, conditions, run_all, samples_of
 from engine.calibration.truncate import first_layers, layers_to_measure
+from engine.calibration.turns import measured_slowdowns, with_turns
 from engine.cli import main
 from engine.demo import make_model
 from engine.device.emulated import EmulatedDevice
 from sim.cost import GROWS_WITH_CONTEXT
 from sim.hardware import Hardware
 from sim.quantity import Basis
+from sim.record import span_of
 from sim.schedule.task import Op
+from sim.simulator import Simulation
 from traces.trace import Span
 
 MB = 1e6
@@ -49,7 +52,7 @@ TRUE = {
     "device.head.overlap": 0.3,
     "host.launch_latency": 2e-4,
     "host.request_overhead": 4e-6,
-    "host.attention.memory": 0.3,
+    "host.decode_attention.memory": 0.3,
     "link.latency": 1e-4,
 }
 """What a made-up machine has; the fit is to find it again."""
@@ -255,6 +258,20 @@ def test_progress_is_told_to_the_end(model, device, probes, monkeypatch):
     assert [done for done, _ in told] == sorted({done for done, _ in told})
 
 
+def test_every_part_of_a_round_may_be_made_again(model, device, probes, monkeypatch):
+    planned, made = conditions(8, quick=True), []
+
+    def twice(make):
+        made.append(make())
+        return make()
+
+    monkeypatch.setattr("engine.calibration.calibrate.probe", lambda *_: probes)
+    found = measure(model, device, planned, quick=True, attempt=twice)
+    assert len(made) == 1 + len(planned)
+    assert made[0] == probes
+    assert all(kept is not dropped for kept, dropped in zip(found.spans, made[1:], strict=True))
+
+
 def test_a_round_survives_its_file(model, device, probes, tmp_path):
     planned = conditions(8, quick=True)
     made = Round(probes, run_all(model, device, planned[:2]))
@@ -274,16 +291,38 @@ def test_rounds_are_probed_at_their_median(probes):
     assert found.link == probes.link
 
 
-def test_compute_on_the_device_keeps_the_share_of_its_speed_that_was_measured(start):
-    pairs = [Contention("a", 1.0, 1.5, True), Contention("b", 3.0, 3.5, True), Contention("cpu", 1.0, 9.0, False)]
-    assert beside_stream(start, pairs).emulation.beside_stream == pytest.approx(4 / 5)
-    faster = beside_stream(start, [Contention("a", 2.0, 1.0, True)])
-    assert faster.emulation.beside_stream == 1.0
-    on_host = beside_stream(start, pairs).emulation
-    assert on_host.attention_beside_stream == pytest.approx(1 / 9)
-    assert beside_stream(start, pairs[2:]).emulation.beside_stream == 1.0
-    assert beside_stream(start, []) == start
-    assert beside_stream(replace(start, emulation=None), pairs).emulation is None
+@pytest.mark.parametrize("turns", [0.2, 0.75, 0.9, 1.0])
+def test_turns_are_found_again(start, model, turns):
+    """Runs of a made-up machine, alone and beside others, show how much its lanes get in each other's way."""
+    truth = start.with_value("emulation.turns", turns)
+    for path, value in TRUE.items():
+        truth = truth.with_value(path, value)
+    planned, known = conditions(64, quick=True), described(model)
+    runs = [[simulated_spans(truth, known, one) for one in planned]]
+    slow = measured_slowdowns(planned, runs)
+    assert len(slow) == sum(not one.alone for one in planned)
+    assert (max(one.ratio for one in slow) > 1.05) == (turns > 0.2)
+    guess = truth.with_value("emulation.turns", 0.6)
+    found = with_turns(guess, known, planned, runs).emulation.turns
+    assert found == pytest.approx(turns, abs=0.051)
+    assert found.basis is Basis.MEASURED
+
+
+def test_turns_need_runs_alone_and_beside_others_and_an_emulated_device(start, model):
+    planned, known = conditions(64, quick=True), described(model)
+    runs = [[simulated_spans(start, known, one) for one in planned]]
+    alone = [at for at, one in enumerate(planned) if one.alone]
+    assert with_turns(start, known, [planned[at] for at in alone], [[runs[0][at] for at in alone]]) == start
+    real = replace(start, emulation=None)
+    assert with_turns(real, known, planned, runs) == real
+
+
+def simulated_spans(hardware, model, condition):
+    """What a run of the condition would leave behind on a machine."""
+    costs, spans = condition.costs(model, hardware), []
+    steps = condition.schedule.steps(condition.shape(model), 0, 5)
+    Simulation(steps, costs, costs.capacities, on_task=lambda one: spans.append(span_of(one))).run()
+    return spans
 
 
 def test_the_hand_over_is_the_gap_between_lanes_and_not_what_a_lane_does_alone(model):

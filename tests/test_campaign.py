@@ -78,6 +78,27 @@ def test_nothing_is_run_twice(campaign):
         assert (file.stat().st_mtime_ns != before) == (file == gone)
 
 
+def test_runs_are_watched_over_unless_any_speed_will_do(campaign, monkeypatch):
+    watched = []
+
+    class Watch:
+        def __init__(self, reference, file):
+            assert file.parent == campaign.folder
+
+        def __call__(self, make):
+            watched.append(make())
+            return watched[-1]
+
+    monkeypatch.setattr("validation.campaign.execute.Steady", Watch)
+    file = campaign.trace_file(campaign.cases()[0], 0)
+    for watches, times in ((True, 1), (False, 0)):
+        watched.clear()
+        file.unlink()
+        dataclasses.replace(campaign, watches_speed=watches).run()
+        assert len(watched) == times
+        assert file.exists()
+
+
 def test_an_interrupted_run_leaves_no_half_file(campaign, monkeypatch):
     case = campaign.cases()[0]
     file = campaign.trace_file(case, 0)

@@ -5,26 +5,19 @@ from dataclasses import replace
 import pytest
 from sim_examples import cost_of, made_setup, one_task, round_machine
 
-from sim.cost import ALL_CORES, CPU_CORES, DRAM, hbm, link
+from sim.cost import DRAM, WHOLE_INTERPRETER, hbm, interpreter, link
 from sim.hardware import Efficiency, Emulation, Hardware
 from sim.quantity import Basis, Quantity
-from sim.schedule.task import Op
+from sim.schedule.task import CPU, GPU, Op, Task
+from sim.simulator import Cost, Simulation
 
 
 def number(value, unit="1"):
     return Quantity(value, unit, Basis.ASSUMED, "a test")
 
 
-def emulated(**changes):
-    emulation = {
-        "device_cores": 0.5,
-        "attention_cores": 0.25,
-        "one_core": 0.25,
-        "beside_stream": 1.0,
-        "attention_beside_stream": 1.0,
-    } | changes
-    made = {name: None if value is None else number(value) for name, value in emulation.items()}
-    return replace(round_machine(), emulation=Emulation(**made))
+def emulated(turns=0.75):
+    return replace(round_machine(), emulation=Emulation(number(turns)))
 
 
 def demand(cost, pool):
@@ -39,29 +32,44 @@ def with_latency(part, **latencies):
     return replace(round_machine(), device=replace(part, **classes))
 
 
+INTERPRETER = interpreter(1)
+
+
 @pytest.mark.parametrize(
-    ("task", "cores"),
+    "task",
     [
-        (one_task(Op.PRE_ATTN), 0.5),
-        (one_task(Op.POST_ATTN), 0.5),
-        (one_task(Op.HEAD), 0.5),
-        (one_task(Op.ATTN, on_cpu=True), 0.25),
-        (one_task(Op.PIN_WEIGHTS), 0.25),
+        one_task(Op.PRE_ATTN),
+        one_task(Op.POST_ATTN),
+        one_task(Op.HEAD),
+        one_task(Op.ATTN, on_cpu=True),
+        one_task(Op.PIN_WEIGHTS),
     ],
 )
-def test_what_the_host_plays_takes_its_cores(task, cores):
-    assert demand(cost_of(task, machine=emulated()), CPU_CORES) == ALL_CORES * cores
+def test_lanes_of_one_interpreter_take_turns(task):
+    assert demand(cost_of(task, machine=emulated()), INTERPRETER) == WHOLE_INTERPRETER * 0.75
+    assert demand(cost_of(task), INTERPRETER) == 0
 
 
-def test_a_device_with_cores_apart_takes_none_of_the_host_s():
-    apart = emulated(device_cores=None)
-    assert demand(cost_of(one_task(Op.POST_ATTN), machine=apart), CPU_CORES) == 0
-    assert demand(cost_of(one_task(Op.ATTN, on_cpu=True), machine=apart), CPU_CORES) == ALL_CORES * 0.25
-    assert Hardware.from_dict(apart.to_dict()) == apart
+@pytest.mark.parametrize("op", [Op.LOAD_WEIGHTS, Op.LOAD_KV, Op.OFFLOAD_QKV])
+def test_a_copy_takes_its_turn_for_its_latency_only(op):
+    task, latency_ns = one_task(op), {Op.LOAD_WEIGHTS: 1, Op.LOAD_KV: 2, Op.OFFLOAD_QKV: 3}[op] * 30_000
+    cost = cost_of(task, machine=emulated())
+    part = demand(cost, INTERPRETER) / (WHOLE_INTERPRETER * 0.75)
+    assert part == pytest.approx(latency_ns / cost.duration_ns, abs=1e-3)
 
 
-def test_a_paced_copy_keeps_its_pace_whoever_has_the_cores():
-    assert demand(cost_of(one_task(Op.LOAD_WEIGHTS), machine=emulated()), CPU_CORES) == 0
+@pytest.mark.parametrize(("turns", "times"), [(0.5, 1.0), (0.75, 1.5), (1.0, 2.0)])
+def test_two_that_take_turns_need_that_much_longer(turns, times):
+    costs, ended = made_setup(machine=emulated(turns)).costs(only_contended=True), {}
+    demands = [cost_of(one_task(op), machine=emulated(turns)).demands for op in (Op.POST_ATTN, Op.PRE_ATTN)]
+    pair = [Cost(1000, tuple(one for one in own if one[0] == INTERPRETER)) for own in demands]
+    tasks = [Task(0, Op.POST_ATTN, GPU, 1), Task(1, Op.ATTN, CPU, 1)]
+
+    def note(one):
+        ended[one.task.id] = one.end_ns
+
+    Simulation([tasks], lambda task: pair[task.id], costs.capacities, on_task=note).run()
+    assert ended == {0: 1000 * times, 1: 1000 * times}
 
 
 def test_the_device_s_memory_is_the_host_s():
@@ -75,10 +83,24 @@ def test_the_device_s_memory_is_the_host_s():
         assert demand(played, link(0)) == demand(real, link(0))
 
 
-def test_no_demand_on_cores_is_left_out_as_harmless():
+def test_no_demand_on_the_interpreter_is_left_out_as_harmless():
     setup = made_setup(machine=emulated())
     task = one_task(Op.POST_ATTN)
-    assert demand(setup.costs(only_contended=True)(task), CPU_CORES) == ALL_CORES * 0.5
+    assert demand(setup.costs(only_contended=True)(task), INTERPRETER) == WHOLE_INTERPRETER * 0.75
+
+
+def test_a_measured_kernel_reads_the_cache_where_it_lies_whatever_the_schedule():
+    kernel = Efficiency(number(1.0), number(0.5))
+    plain = replace(round_machine().host, attention=Efficiency(number(1.0), number(0.5)))
+    copying, measured = (
+        cost_of(
+            one_task(Op.ATTN, on_cpu=True),
+            schedule="flexgen-c",
+            machine=replace(round_machine(), host=replace(plain, decode_attention=one)),
+        )
+        for one in (None, kernel)
+    )
+    assert copying.bytes == 25 * measured.bytes
 
 
 def test_a_class_of_work_has_a_fixed_time_of_its_own():
@@ -125,7 +147,7 @@ def test_the_head_counts_as_gemm_where_it_has_no_class_of_its_own():
 def test_a_machine_with_an_emulated_device_survives_its_file():
     machine = emulated()
     assert Hardware.from_dict(machine.to_dict()) == machine
-    assert float(machine.value("emulation.one_core")) == 0.25
+    assert float(machine.value("emulation.turns")) == 0.75
 
 
 @pytest.mark.parametrize("hidden", [0.25, 1.0])
@@ -145,18 +167,16 @@ def test_what_does_not_overlap_adds_up(hidden):
     assert both == pytest.approx(longer + (1 - hidden) * shorter, rel=0.01)
 
 
-def test_compute_beside_a_stream_keeps_a_share_of_its_speed_in_decode():
-    slow = emulated(beside_stream=0.8)
-    for op in (Op.PRE_ATTN, Op.POST_ATTN, Op.HEAD):
-        for step, factor in ((0, 1.0), (1, 1.25)):
-            task = one_task(op, step)
-            usual, beside = (cost_of(task, machine=machine).duration_ns for machine in (emulated(), slow))
-            assert beside == pytest.approx(factor * usual, abs=2)
-    on_host = one_task(Op.ATTN, on_cpu=True)
-    usual, beside = (
-        cost_of(on_host, machine=emulated(attention_beside_stream=share)).duration_ns for share in (1.0, 0.5)
-    )
-    assert beside == pytest.approx(2 * usual, abs=2)
-    alone = {"experts_on_device": 1.0, "attention": "gpu", "kv_on_device": 1.0}
-    usual, resident = (cost_of(one_task(Op.POST_ATTN), machine=one, **alone) for one in (emulated(), slow))
-    assert usual.duration_ns == resident.duration_ns
+def test_pools_that_decode_attention_alone_can_fill_are_watched():
+    low, high = (Efficiency(number(1.0), number(share)) for share in (0.05, 1.0))
+    classes = {"gemm": low, "experts": low, "attention": low}
+    for attention, whose, pool in (("gpu", "device", hbm(0)), ("cpu", "host", DRAM)):
+        task = one_task(Op.ATTN, on_cpu=attention == "cpu")
+        for own, watched in ((low, False), (high, True)):
+            machine = round_machine()
+            for part in ("device", "host"):
+                shares = {**classes, "decode_attention": own if part == whose else low}
+                machine = replace(machine, **{part: replace(getattr(machine, part), **shares)})
+            setup = made_setup(machine=machine, attention=attention)
+            assert demand(setup.costs()(task), pool) > 0
+            assert (demand(setup.costs(only_contended=True)(task), pool) > 0) == watched

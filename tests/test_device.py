@@ -333,6 +333,7 @@ def test_an_impossible_device_is_refused_by_name(options, name):
 # lanes ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not tell")
 def test_the_device_and_the_other_lanes_have_cores_of_their_own():
     before = os.sched_getaffinity(0)
     for dev in (device(), device(gpu_threads=len(before))):

@@ -6,8 +6,9 @@ import time
 import pytest
 
 from engine.device.emulated import EmulatedDevice
+from engine.device.host import HostMark
 from engine.executor import Executor, TaskError
-from engine.queue import DeadlockError
+from engine.queue import DeadlockError, TaskQueue
 from sim.schedule.registry import by_name, registered
 from sim.schedule.shape import PipelineShape
 from sim.schedule.task import CPU, GPU, H2D, Op, Task
@@ -180,6 +181,26 @@ def test_a_lane_that_does_not_sleep_is_at_work_from_one_task_to_the_next(device)
     ran = {one.task.id: one for one in Executor(device, [tasks], [GPU, H2D], perform).run()}
     assert ran[1].start.time_ns == ran[0].end.time_ns
     assert ran[3].start.time_ns >= ran[2].end.time_ns > ran[1].start.time_ns
+
+
+def test_the_queue_says_which_lane_had_to_sleep():
+    tasks = [Task(0, Op.PRE_ATTN, GPU, 0), Task(1, Op.HEAD, GPU, 0, deps=(2,)), Task(2, Op.LOAD_KV, H2D, 0)]
+    queue = TaskQueue([tasks], [GPU, H2D])
+    slept, on_gpu, on_link = {}, queue.tasks(GPU), queue.tasks(H2D)
+    first, copy = next(on_gpu), next(on_link)
+    slept |= {0: first.slept, 2: copy.slept}
+    queue.ended(first.task, HostMark())
+
+    def compute():
+        slept[1] = next(on_gpu).slept
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    while GPU in queue._at_work:
+        time.sleep(1e-4)
+    queue.ended(copy.task, HostMark())
+    thread.join()
+    assert slept == {0: False, 1: True, 2: False}
 
 
 @pytest.mark.parametrize("name", registered())

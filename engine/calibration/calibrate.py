@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from engine.calibration.contention import Contention, beside_stream, contended
+from engine.calibration.contention import Contention, contended
 from engine.calibration.fit import Fit, fit_all
 from engine.calibration.handover import with_hand_over
 from engine.calibration.machine import settled, unfitted
@@ -24,6 +24,7 @@ from engine.calibration.samples import (
     threads_of,
 )
 from engine.calibration.truncate import first_layers, layers_to_measure
+from engine.calibration.turns import with_turns
 from engine.describe import describe_model
 from engine.device.base import Device
 from sim.hardware import Hardware
@@ -103,9 +104,10 @@ def fitted(
     start = unfitted(name, device, probes)
     hardware, fits = fit_all(start, described(model), planned, samples)
     pairs = contended(planned, samples)
-    hardware = beside_stream(settled(hardware), pairs)
+    runs = [one.spans for one in rounds]
     with first_layers(model, layers_to_measure(model, device.memory_bytes)):
-        hardware = with_hand_over(hardware, described(model), planned, [one.spans for one in rounds])
+        hardware = with_hand_over(settled(hardware), described(model), planned, runs)
+        hardware = with_turns(hardware, described(model), planned, runs)
     return Calibration(hardware, probes, fits, pairs, samples)
 
 

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.calibration.samples import Condition, Sample
-from sim.hardware import Hardware
-from sim.quantity import Basis
 from sim.schedule.task import LaneKind, Op
 
 
@@ -16,7 +14,6 @@ class Contention:
     op: str
     alone_s: float
     beside_s: float
-    on_device: bool
 
     @property
     def slowdown(self) -> float:
@@ -36,19 +33,5 @@ def contended(planned: Sequence[Condition], samples: Sequence[Sample]) -> list[C
             if same and alone.alone and alone.size == condition.size and alone.places == condition.places:
                 where = "CPU" if task.lane.kind is LaneKind.CPU else "device"
                 label = f"{Op(task.op).value} on the {where}, {condition.schedule.name}, step {task.step}"
-                on_device = task.lane.kind is LaneKind.GPU
-                found.append(Contention(label, other.median_s, sample_.median_s, on_device))
+                found.append(Contention(label, other.median_s, sample_.median_s))
     return found
-
-
-def beside_stream(hardware: Hardware, pairs: Sequence[Contention]) -> Hardware:
-    """With the shares of their speed that work on an emulated device and attention on its host keep beside a stream."""
-    if hardware.emulation is None:
-        return hardware
-    for path, on_device in (("beside_stream", True), ("attention_beside_stream", False)):
-        slowed = [one for one in pairs if one.on_device is on_device]
-        if slowed:
-            share = min(1.0, sum(one.alone_s for one in slowed) / sum(one.beside_s for one in slowed))
-            source = f"{len(slowed)} kinds of tasks in decode, alone and beside a stream of weights"
-            hardware = hardware.with_value(f"emulation.{path}", share, source, Basis.MEASURED)
-    return hardware

@@ -90,7 +90,7 @@ GROUPS = (
         (
             Parameter("host.launch_latency", 1e-4, 1e-7, 1.0),
             Parameter("host.request_overhead", 1e-6, 1e-9, 1e-1),
-            Parameter("host.attention.memory", 0.1, 1e-5, 1.0),
+            Parameter("host.decode_attention.memory", 0.1, 1e-5, 1.0),
         ),
         (Op.ATTN,),
         (LaneKind.CPU,),

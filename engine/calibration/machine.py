@@ -44,7 +44,7 @@ def _cpu_name() -> str:
 
 def unfitted(name: str, device: Device, probes: Probes) -> Hardware:
     """The machine as the probes see it, with every class of work at the start of its fit."""
-    link, cores = probes.link, os.cpu_count() or 1
+    link = probes.link
     emulated = isinstance(device, EmulatedDevice)
     peak = Quantity(max(link.h2d.high, link.d2h.high) / 1e9, "GB/s", Basis.MEASURED, "the faster direction of the link")
     return Hardware(
@@ -72,7 +72,7 @@ def unfitted(name: str, device: Device, probes: Probes) -> Hardware:
             d2h_pageable_bytes_per_s=link.d2h_pageable.quantity("GB/s", 1e9),
             latency_s=link.latency.quantity("us", 1e-6),
         ),
-        emulation=_emulation(device, cores) if emulated else None,
+        emulation=_emulation() if emulated else None,
     )
 
 
@@ -93,7 +93,7 @@ def _host(peak: Quantity) -> Processor:
     """Only attention runs on the host: its memory share is fitted, the rest is there because files need it."""
     whole = Quantity(1.0, "1", Basis.ASSUMED, "not measured: only attention runs on the host, bound by memory")
     every = Efficiency(whole, whole)
-    return Processor(peak, _nothing(), _nothing(), every, every, every)
+    return Processor(peak, _nothing(), _nothing(), every, every, every, decode_attention=every)
 
 
 def _nothing() -> Quantity:
@@ -106,22 +106,8 @@ def _to_be_fitted() -> Efficiency:
     return Efficiency(share, share, latency, share)
 
 
-def _emulation(device: Device, cores: int) -> Emulation:
-    assert isinstance(device, EmulatedDevice)
-
-    shared = cores if device.cores is None else len(device.cores[1])
-
-    def share(threads: int, what: str) -> Quantity:
-        return Quantity(min(1.0, threads / shared), "1", Basis.MEASURED, f"{threads} on {shared} cores: {what}")
-
-    unshown = Quantity(1.0, "1", Basis.ASSUMED, "no run showed both alone and beside a stream")
-    return Emulation(
-        device_cores=share(device.gpu_threads, "threads of the emulated device") if device.cores is None else None,
-        attention_cores=share(device.cpu_threads, "threads of attention on the host"),
-        one_core=share(1, "a thread that pins"),
-        beside_stream=unshown,
-        attention_beside_stream=unshown,
-    )
+def _emulation() -> Emulation:
+    return Emulation(Quantity(0.2, "1", Basis.ASSUMED, "no run showed tasks both alone and beside others"))
 
 
 def settled(hardware: Hardware) -> Hardware:

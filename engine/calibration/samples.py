@@ -41,6 +41,8 @@ PROMPTS = (8, 64, 256)
 QUICK_SIZES = (1, 16)
 QUICK_PROMPTS = (8, 64)
 STREAMED_MICRO_BATCHES = 3
+BUSY_MICRO_BATCHES = 8
+"""So many keep the device busy all the time while weights stream, where a few would wait for the weights."""
 
 
 class Attempt(Protocol):
@@ -125,7 +127,8 @@ def conditions(max_prompt_tokens: int, *, quick: bool = False) -> list[Condition
     found.sort(key=lambda one: one.batch.prompt_tokens)
     width = min(64, max_prompt_tokens)
     names = ("cgopipe",) if quick else ("cgopipe", "flexgen")
-    return [*found, *(_streaming(by_name(name), 16, width) for name in names)]
+    busy = _streaming(by_name("cgopipe"), 16, min(QUICK_PROMPTS[0], max_prompt_tokens), BUSY_MICRO_BATCHES)
+    return [*found, *(_streaming(by_name(name), 16, width) for name in names), busy]
 
 
 def _alone(size: int, width: int, place: str) -> Condition:
@@ -136,8 +139,8 @@ def _alone(size: int, width: int, place: str) -> Condition:
     return Condition(schedule, policy, width, alone=True)
 
 
-def _streaming(schedule: Schedule, size: int, width: int) -> Condition:
-    policy = Policy.usual(schedule, STREAMED_MICRO_BATCHES * size, size)
+def _streaming(schedule: Schedule, size: int, width: int, micro_batches: int = STREAMED_MICRO_BATCHES) -> Condition:
+    policy = Policy.usual(schedule, micro_batches * size, size)
     return Condition(schedule, policy, width, alone=False)
 
 

@@ -9,6 +9,7 @@ from typing import Self
 import torch
 
 from engine.device.base import Device, LaneContext
+from engine.device.heap import keep_freed_memory
 from engine.device.host import ThreadLane
 from engine.device.pacing import LinkUse, PacedLink
 from engine.device.threads import Cores, check_thread_count, cores_apart, on_cores, prompt_sleep
@@ -48,7 +49,8 @@ class EmulatedDevice(Device):
     """Host memory that plays device memory, behind a link of stated bandwidths.
 
     A bandwidth of None is unthrottled; a pageable bandwidth of None equals the pinned one. Each direction carries one
-    transfer at a time; both together run at full speed each, as far as the host's memory allows.
+    transfer at a time; both together run at full speed each, as far as the host's memory allows. The process keeps the
+    memory that it frees from then on (`engine.device.heap`).
     """
 
     def __init__(
@@ -63,11 +65,12 @@ class EmulatedDevice(Device):
         d2h_pageable_bytes_per_s: float | None = None,
     ) -> None:
         super().__init__("emulated", "emulated device", torch.device("cpu"), memory_bytes)
+        keep_freed_memory()
         self.h2d = PacedLink("h2d", h2d_bytes_per_s, h2d_pageable_bytes_per_s)
         self.d2h = PacedLink("d2h", d2h_bytes_per_s, d2h_pageable_bytes_per_s)
         self.gpu_threads = check_thread_count("gpu_threads", gpu_threads)
         self.cpu_threads = check_thread_count("cpu_threads", cpu_threads)
-        self.cores = cores_apart(self.gpu_threads)
+        self.cores = cores_apart(self.gpu_threads, self.cpu_threads)
         """The device's cores and those of all other lanes; None where the machine has too few to tell them apart."""
         self._default_threads = torch.get_num_threads()
 

@@ -1,7 +1,7 @@
 """One direction of an emulated link: real copies that take as long as a stated bandwidth says.
 
-A copy runs in pieces of about a millisecond, each of which may not end before its share of the time is over, so that
-the load on host memory is as even as on a real link. If the copy itself is slower than the pace, its times say so and
+A copy runs in pieces of about a millisecond, each of which begins no sooner than its turn, so that the load on host
+memory is as even as on a real link. If the copy itself is slower than the pace, its times say so and
 `LinkUse` counts what it was late.
 """
 
@@ -47,7 +47,8 @@ class PacedLink:
         self.pageable_bytes_per_s = bytes_per_s if pageable_bytes_per_s is None else pageable_bytes_per_s
         self.use = LinkUse()
         self._lock = threading.Lock()
-        prepare()
+        if self.bytes_per_s is not None or self.pageable_bytes_per_s is not None:
+            prepare()
 
     def transfer(self, dst: torch.Tensor, src: torch.Tensor, pinned: bool) -> None:
         """Copies `src` to `dst`; returns when the last byte is there and its time is over."""

@@ -32,17 +32,20 @@ def intra_op_threads(count: int, default: int) -> Iterator[None]:
 Cores = frozenset[int]
 
 
-def cores_apart(count: int) -> tuple[Cores, Cores] | None:
-    """`count` of the cores that this process may use, and the others; None if there are no others, or no way to ask."""
+def cores_apart(count: int, others: int) -> tuple[Cores, Cores] | None:
+    """`count` of the cores that this process may use, and the rest, at least `others`.
+
+    None if there are too few, or no way to ask.
+    """
     if not hasattr(os, "sched_getaffinity"):
         return None
     cores = sorted(os.sched_getaffinity(0))
-    return (frozenset(cores[:count]), frozenset(cores[count:])) if len(cores) > count else None
+    return (frozenset(cores[:count]), frozenset(cores[count:])) if len(cores) >= count + others else None
 
 
 @contextlib.contextmanager
 def on_cores(cores: Cores | None) -> Iterator[None]:
-    """This thread, and those that it starts, run on these cores; None: wherever the system lets them."""
+    """Keeps the calling thread, and those that it starts, on these cores; None: wherever the system lets them."""
     if cores is None:
         yield
         return

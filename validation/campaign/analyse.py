@@ -104,6 +104,15 @@ class Findings:
         return errors
 
     @property
+    def layer2_wape(self) -> float:
+        """All tasks together."""
+        return sum(one.wape * one.measured_s for one in self.ops) / sum(one.measured_s for one in self.ops)
+
+    def share_of_time(self, op: str) -> float:
+        """The part of all tasks' time that an op took."""
+        return sum(one.measured_s for one in self.ops if one.op == op) / sum(one.measured_s for one in self.ops)
+
+    @property
     def layer3_median(self) -> float:
         return statistics.median(abs(run.error) for run in self.runs)
 

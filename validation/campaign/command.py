@@ -89,7 +89,8 @@ def _json(findings: "Findings") -> dict[str, Any]:
         told["case"]["name"] = run_.case.name
     summary = {
         "layer1_worst": findings.layer1_worst,
-        "layer2_wape": findings.layer2_errors,
+        "layer2_wape": findings.layer2_wape,
+        "layer2_wape_by_op": findings.layer2_errors,
         "layer3_median": findings.layer3_median,
         "layer3_worst": findings.layer3_worst,
     }

@@ -6,8 +6,7 @@ all cases and for the calibration alike. They share no run. Times when the machi
 """
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +17,14 @@ from engine.calibration.calibrate import fitted, measure, planned_for
 from engine.calibration.rounds import Round
 from engine.calibration.samples import Attempt, once
 from engine.device.base import Device
+from engine.device.emulated import EmulatedDevice
 from engine.plan import Plan, plan
 from sim.hardware import Hardware
 from sim.schedule.registry import registered
 from traces import chrome
 from traces.errors import InputError
 from traces.trace import Trace
+from validation.campaign.files import appearing
 from validation.campaign.grid import Case, Grid
 from validation.campaign.steady import Reference, Steady
 
@@ -76,7 +77,7 @@ class Campaign:
         total = self.repeats * (len(self.grid.cases()) + 2 * len(models))
         done = 0
         progress(done, total, "the machine's usual speed")
-        attempt: Attempt = Steady(Reference(self.make_device), self.speed_file) if self.watches_speed else once
+        attempt = self._attempt()
         for repeat in range(self.repeats):
             for name, model in models.items():
                 progress(done, total, f"calibration for {name}, round {repeat + 1}")
@@ -89,6 +90,12 @@ class Campaign:
                 done += 1
         progress(total, total, "done")
 
+    def _attempt(self) -> Attempt:
+        """An emulated device shares its host's cores with whoever uses the machine; a real one is one's own."""
+        with self.make_device() as device:
+            emulated = isinstance(device, EmulatedDevice)
+        return Steady(Reference(self.make_device), self.speed_file) if self.watches_speed and emulated else once
+
     def _measure(self, name: str, model: PreTrainedModel, repeat: int, attempt: Attempt) -> None:
         """One round of calibration, then the machine from all rounds; the planner chooses after the first."""
         file = self.round_file(name, repeat)
@@ -96,17 +103,17 @@ class Campaign:
             planned = planned_for(model, quick=self.quick_calibration)
             if not file.exists():
                 found = measure(model, device, planned, quick=self.quick_calibration, attempt=attempt)
-                with _appearing(file) as path:
+                with appearing(file) as path:
                     found.write(path)
             rounds = [Round.read(one) for one in (self.round_file(name, r) for r in range(repeat + 1)) if one.exists()]
             machine = fitted(model, device, planned, rounds, f"machine-{name}").hardware
-        with _appearing(self.machine_file(name)) as path:
+        with appearing(self.machine_file(name)) as path:
             machine.write(path)
         self._plan(name, model)
 
     def _execute(self, case: Case, model: PreTrainedModel, repeat: int, attempt: Attempt) -> None:
         trace = attempt(lambda: self._trace(case, model))
-        with _appearing(self.trace_file(case, repeat)) as path:
+        with appearing(self.trace_file(case, repeat)) as path:
             chrome.write(trace, path)
 
     def _trace(self, case: Case, model: PreTrainedModel) -> Trace:
@@ -138,7 +145,7 @@ class Campaign:
                 continue  # nothing fits
         best = max(plans, key=lambda schedule: plans[schedule].expected.throughput_tokens_per_s)
         chosen = {"schedule": best, "policy": plans[best].policy.to_dict()}
-        with _appearing(file) as path:
+        with appearing(file) as path:
             path.write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
 
     def _planned(self, name: str) -> Case:
@@ -148,11 +155,3 @@ class Campaign:
         fields = {key: policy[key] for key in PLANNED_FIELDS}
         sizes = (policy["batch_size"], policy["micro_batch_size"])
         return Case(name, chosen["schedule"], *sizes, self.grid.prompt_tokens, self.grid.gen_len, fields, PLANNED)
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
-    """A name to write under, which becomes `path` when all is written."""
-    hidden = path.with_name(f".unfinished-{path.name}")
-    yield hidden
-    hidden.replace(path)

@@ -72,8 +72,10 @@ def _summary(findings: Findings) -> Iterator[tuple[str, ...]]:
     whole = len(findings.mechanics)
     yield "0", "do the mechanics hold?", f"{exact} of {whole} exact", "all", _met(exact == whole)
     yield _line("1", "measured durations replayed: worst makespan error", findings.layer1_worst, BARS["layer 1"])
+    yield _line("2", "durations, all tasks together: WAPE", findings.layer2_wape, BARS["layer 2"])
     op, error = max(findings.layer2_errors.items(), key=lambda one: one[1])
-    yield _line("2", f"durations by op: worst WAPE ({op})", error, BARS["layer 2"])
+    worst = f"durations by op: worst WAPE ({op}, {findings.share_of_time(op):.1%} of all time)"
+    yield _line("2", worst, error, BARS["layer 2"])
     yield _line("3", "throughput: median error", findings.layer3_median, BARS["layer 3 median"])
     yield _line("3", "throughput: worst error", findings.layer3_worst, BARS["layer 3 worst"])
     for one in findings.decisions:

@@ -1,7 +1,7 @@
 """Runs things only while the machine is as fast as it usually is.
 
 On a machine that others use too, compute slows down by a third for seconds at a time. A reference product is timed
-before and after each run; a run that lies in such a time is made again. What decides is the reference alone, never what
+between runs; a run with a slow look before or after it is made again. What decides is the reference alone, never what
 the run itself took, and the counts are told in the report.
 """
 
@@ -18,21 +18,28 @@ import torch
 
 from engine.device.base import Device
 from sim.schedule.task import LaneKind
+from validation.campaign.files import appearing
 
 T = TypeVar("T")
 
 TOLERANCE = 0.08
-"""The reference may be off its usual time by so much."""
+"""The reference may take so much longer than usual."""
 
-FIRST_LOOKS = 60
-"""Looks from which the usual time is taken, a pause between each."""
+FIRST_LOOKS = 40
+LOOKS = 3
+"""Times that the reference is run for one look; the middle one counts: a slow moment is no slow time."""
 
-PAUSE_S = 0.25
-PATIENCE_S = 60.0
-"""How long a slow machine is waited for, before each try."""
+FASTER_LOOKS = 3
+"""So many looks one after the other that are faster than usual say that the machine was slow before."""
 
-TRIES = 4
+PAUSE_S = 0.1
+FRESH_S = 2.0
+"""A look that is older says nothing about a run that begins."""
 
+PATIENCE_S = 20.0
+"""How long a slow machine is waited for, before each try; what the reference itself takes comes on top."""
+
+TRIES = 3
 
 REFERENCE_SIZE = 1024
 REFERENCE_WEIGHTS = 8
@@ -65,11 +72,15 @@ class Reference:
 
 @dataclass(slots=True)
 class Counts:
-    """`usual_s`: the reference's usual time. Runs made once more, and runs kept although the machine was not steady."""
+    """`usual_s`: the reference's usual time, and how often a shorter one took its place.
+
+    Runs made again, and runs kept although the machine was not steady.
+    """
 
     usual_s: float = 0.0
     made_again: int = 0
     kept_unsteady: int = 0
+    found_faster: int = 0
 
 
 def told(file: Path) -> list[str]:
@@ -78,9 +89,10 @@ def told(file: Path) -> list[str]:
         return []
     counts = Counts(**json.loads(file.read_text(encoding="utf-8")))
     return [
-        f"Before and after each run a reference product was timed (usually {1e3 * counts.usual_s:.2f} ms). Where it "
-        f"was off by more than {TOLERANCE:.0%} the run was made again, whatever it had taken: {counts.made_again} times. "
-        f"After {TRIES} tries it was kept: {counts.kept_unsteady} times."
+        f"Between runs a reference product was timed (usually {1e3 * counts.usual_s:.2f} ms). Where it "
+        f"took {TOLERANCE:.0%} longer the run was made again, whatever it had taken itself: {counts.made_again} times. "
+        f"After {TRIES} tries it was kept: {counts.kept_unsteady} times. The usual time was corrected to a shorter one "
+        f"{counts.found_faster} times."
     ]
 
 
@@ -91,50 +103,69 @@ class Steady:
     reference: Callable[[], float]
     file: Path
     sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
     counts: Counts = field(default_factory=Counts)
+    _last: tuple[float, float] | None = None
+    """The last look, in seconds, and when that was."""
+    _faster: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.file.exists():
             self.counts = Counts(**json.loads(self.file.read_text(encoding="utf-8")))
         else:
-            self.counts.usual_s = self._usual_s()
+            self.counts.usual_s = statistics.quantiles([self._look() for _ in range(FIRST_LOOKS)], n=4)[0]
             self._write()
 
     def __call__(self, make: Callable[[], T]) -> T:
         """What `make` returns, made on a steady machine if one can be had."""
         for _ in range(TRIES):
-            calm = self._wait()
+            before = self._wait()
             made = make()
-            if calm and self._is_usual():
+            after = self._look()
+            self._learn(after)
+            if self._usual(before) and self._usual(after):  # by what is known now
                 return made
             self._count(made_again=1)
         self._count(made_again=-1, kept_unsteady=1)
         return made
 
-    def _usual_s(self) -> float:
-        """The lower quartile of many looks: noise only ever makes work slower."""
-        looks = []
-        for _ in range(FIRST_LOOKS):
-            looks.append(self.reference())
+    def _wait(self) -> float:
+        """The last look, once it is as usual or patience has ended."""
+        if self._last is not None and self.clock() - self._last[1] <= FRESH_S and self._usual(self._last[0]):
+            return self._last[0]
+        for _ in range(round(PATIENCE_S / (LOOKS * PAUSE_S))):
+            look = self._look()
+            self._learn(look)
+            if self._usual(look):
+                break
+        return look
+
+    def _look(self) -> float:
+        times = []
+        for _ in range(LOOKS):
             self.sleep(PAUSE_S)
-        return statistics.quantiles(looks, n=4)[0]
+            times.append(self.reference())
+        look = statistics.median(times)
+        self._last = look, self.clock()
+        return look
 
-    def _wait(self) -> bool:
-        waited_s = 0.0
-        while not self._is_usual():
-            if waited_s >= PATIENCE_S:
-                return False
-            self.sleep(PAUSE_S)
-            waited_s += PAUSE_S
-        return True
+    def _usual(self, look: float) -> bool:
+        return look <= (1 + TOLERANCE) * self.counts.usual_s
 
-    def _is_usual(self) -> bool:
-        return abs(self.reference() / self.counts.usual_s - 1) <= TOLERANCE
+    def _learn(self, look: float) -> None:
+        """Noise makes work slower: a machine that stays faster than usual was slow when that was taken."""
+        self._faster = [*self._faster, look] if look < (1 - TOLERANCE) * self.counts.usual_s else []
+        if len(self._faster) == FASTER_LOOKS:
+            self.counts.usual_s = statistics.median(self._faster)
+            self._faster = []
+            self._count(found_faster=1)
 
-    def _count(self, made_again: int = 0, kept_unsteady: int = 0) -> None:
+    def _count(self, made_again: int = 0, kept_unsteady: int = 0, found_faster: int = 0) -> None:
+        self.counts.found_faster += found_faster
         self.counts.made_again += made_again
         self.counts.kept_unsteady += kept_unsteady
         self._write()
 
     def _write(self) -> None:
-        self.file.write_text(json.dumps(asdict(self.counts), indent=1) + "\n", encoding="utf-8")
+        with appearing(self.file) as path:
+            path.write_text(json.dumps(asdict(self.counts), indent=1) + "\n", encoding="utf-8")

@@ -20,6 +20,8 @@ RED = frozenset({1, 2, 4})
 
 FIRST_RED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 
+IMPORTS_ENGINE = re.compile(r"^(?:import|from) engine\b", re.MULTILINE)
+
 TAIL = 2_000
 """Characters kept of what pytest wrote."""
 
@@ -79,7 +81,7 @@ class Pytest:
             process = subprocess.Popen(
                 [sys.executable, "-m", "pytest", *options, *tests],
                 cwd=copy.root,
-                env=_environment(copy.root),
+                env=_environment(copy.root, tests),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -91,14 +93,21 @@ class Pytest:
         return process
 
 
-def _environment(root: Path) -> dict[str, str]:
+def _environment(root: Path, tests: Sequence[str]) -> dict[str, str]:
     """The caller's, with the copy in front of whatever is installed.
 
-    Compiled functions run as plain Python: a cache of an earlier version of them could hide a mistake.
+    Compiled functions run as plain Python, which is quicker here. Those of the engine exist only compiled: tests that
+    import it keep what was compiled in the copy itself, by the state of the file that it was compiled from.
     """
     path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
-    plain = {"MPLBACKEND": "Agg", "HF_HUB_OFFLINE": "1", "NUMBA_DISABLE_JIT": "1", "COLUMNS": "500"}
+    engine = any(IMPORTS_ENGINE.search(_text(root / test.partition("::")[0])) for test in tests)
+    numba = {"NUMBA_CACHE_DIR": str(root / ".numba")} if engine else {"NUMBA_DISABLE_JIT": "1"}
+    plain = {"MPLBACKEND": "Agg", "HF_HUB_OFFLINE": "1", "COLUMNS": "500", **numba}
     return {**os.environ, **plain, "PYTHONPATH": path}
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
