@@ -90,12 +90,12 @@ class SplitExperts:
         weights = top_k_weights[rows, slots].unsqueeze(-1)
         before = {name: module._parameters[name] for name in parameters}
         module._parameters.update(parameters)
-        module.num_experts, module._is_expert_parallel = stop - first, True
+        module.num_experts = stop - first
         result = torch.zeros_like(hidden)
         try:
             if len(rows):
                 result.index_add_(0, rows, ALL_EXPERTS_FUNCTIONS[IMPLEMENTATION](module, hidden[rows], index, weights))
         finally:
             module._parameters.update(before)
-            module.num_experts, module._is_expert_parallel = self._num_experts, False
+            module.num_experts = self._num_experts
         return result

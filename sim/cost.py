@@ -14,7 +14,7 @@ from sim.memory import kept_tokens
 from sim.model import Model
 from sim.policy import Policy
 from sim.schedule.base import Schedule
-from sim.schedule.shape import PipelineShape
+from sim.schedule.shape import PipelineShape, Place
 from sim.schedule.task import WHOLE, LaneKind, Op, Task
 from sim.simulator import Cost
 
@@ -96,6 +96,7 @@ class CostModel:
         self._ranks = hardware.num_devices // self._parts
         self._expands_cache = schedule.expands_cache
         self._gathered = self._parts if schedule.gathers_weights else 1
+        self._streams = any(shape.streamed) or (shape.streams_kv and shape.attention is Place.GPU)
         self._interpreter = interpreter(hardware.num_devices)
         self._activation_bits, self._activation_bytes = model.activation_bits, model.activation_bits / 8
         self._kv_bits = policy.cache_bits(model)
@@ -273,9 +274,11 @@ class CostModel:
             hidden = 1.0 if work.efficiency.overlap is None else work.efficiency.overlap
             roofs[roof] = roofs.get(roof, 0.0) + max(compute, traffic) + (1.0 - hidden) * min(compute, traffic)
         moved = sum(work.bytes for work in works)
-        flops = sum(work.flops for work in works)
-        if self._hardware.emulation is None:
+        flops, emulation = sum(work.flops for work in works), self._hardware.emulation
+        if emulation is None:
             return _cost(roofs, {hbm(task.lane.rank): moved}, moved, flops)
+        if task.step and self._streams:
+            roofs["beside a stream"] = sum(roofs.values()) * (1 / emulation.beside_stream - 1)
         return self._in_turn(_cost(roofs, {DRAM: moved}, moved, flops))
 
     # CPU ------------------------------------------------------------------------------------------------------
@@ -369,21 +372,21 @@ class CostModel:
             traffic = {DRAM: size * (PAGEABLE_TRAFFIC if pageable else 1), hbm(rank): size, link(rank): size}
             return _cost(roofs, traffic, size, 0.0)
         cost = _cost(roofs, {DRAM: EMULATED_TRAFFIC * size, link(rank): size}, size, 0.0)
-        return self._in_turn(cost, roofs["copy latency"] / sum(roofs.values()))
+        return self._in_turn(cost) if cost.bound == "copy latency" else cost
 
     def _pin_weights(self, task: Task) -> Cost:
         size = self._page_bytes(task)
         latency = float(self._hardware.host.launch_latency_s)
         roofs = {"launch latency": latency, "pin copy": size / self._hardware.pin_bytes_per_s}
-        return self._in_turn(_cost(roofs, {DRAM: PIN_TRAFFIC * size}, size, 0.0))
+        cost = _cost(roofs, {DRAM: PIN_TRAFFIC * size}, size, 0.0)
+        return self._in_turn(cost) if cost.bound == "launch latency" else cost
 
-    def _in_turn(self, cost: Cost, part: float = 1.0) -> Cost:
-        """The cost with a demand for the interpreter in a part of its time, if lanes are threads of one."""
+    def _in_turn(self, cost: Cost) -> Cost:
+        """The cost with a demand for the interpreter, if lanes are threads of one."""
         emulation = self._hardware.emulation
         if emulation is None:
             return cost
-        demand = (self._interpreter, round(WHOLE_INTERPRETER * emulation.turns * part))
-        return cost._replace(demands=(*cost.demands, demand))
+        return cost._replace(demands=(*cost.demands, (self._interpreter, round(WHOLE_INTERPRETER * emulation.turns))))
 
     # collectives ----------------------------------------------------------------------------------------------
 

@@ -16,8 +16,8 @@ def number(value, unit="1"):
     return Quantity(value, unit, Basis.ASSUMED, "a test")
 
 
-def emulated(turns=0.75):
-    return replace(round_machine(), emulation=Emulation(number(turns)))
+def emulated(turns=0.75, beside_stream=1.0):
+    return replace(round_machine(), emulation=Emulation(number(turns), number(beside_stream)))
 
 
 def demand(cost, pool):
@@ -42,7 +42,6 @@ INTERPRETER = interpreter(1)
         one_task(Op.POST_ATTN),
         one_task(Op.HEAD),
         one_task(Op.ATTN, on_cpu=True),
-        one_task(Op.PIN_WEIGHTS),
     ],
 )
 def test_lanes_of_one_interpreter_take_turns(task):
@@ -50,12 +49,14 @@ def test_lanes_of_one_interpreter_take_turns(task):
     assert demand(cost_of(task), INTERPRETER) == 0
 
 
-@pytest.mark.parametrize("op", [Op.LOAD_WEIGHTS, Op.LOAD_KV, Op.OFFLOAD_QKV])
-def test_a_copy_takes_its_turn_for_its_latency_only(op):
-    task, latency_ns = one_task(op), {Op.LOAD_WEIGHTS: 1, Op.LOAD_KV: 2, Op.OFFLOAD_QKV: 3}[op] * 30_000
-    cost = cost_of(task, machine=emulated())
-    part = demand(cost, INTERPRETER) / (WHOLE_INTERPRETER * 0.75)
-    assert part == pytest.approx(latency_ns / cost.duration_ns, abs=1e-3)
+@pytest.mark.parametrize("op", [Op.LOAD_WEIGHTS, Op.PIN_WEIGHTS, Op.LOAD_HIDDEN])
+def test_only_a_copy_that_is_mostly_latency_takes_turns(op):
+    small, usual = emulated(), emulated()
+    for path in ("link.latency", "host.launch_latency"):
+        small = small.with_value(path, 10.0)
+        usual = usual.with_value(path, 0.0)
+    demands = [demand(cost_of(one_task(op), machine=machine), INTERPRETER) for machine in (small, usual)]
+    assert demands == [WHOLE_INTERPRETER * 0.75, 0]
 
 
 @pytest.mark.parametrize(("turns", "times"), [(0.5, 1.0), (0.75, 1.5), (1.0, 2.0)])
@@ -180,3 +181,16 @@ def test_pools_that_decode_attention_alone_can_fill_are_watched():
             setup = made_setup(machine=machine, attention=attention)
             assert demand(setup.costs()(task), pool) > 0
             assert (demand(setup.costs(only_contended=True)(task), pool) > 0) == watched
+
+
+def test_compute_beside_a_stream_keeps_a_share_of_its_speed_in_decode():
+    slow = emulated(beside_stream=0.8)
+    for op in (Op.PRE_ATTN, Op.POST_ATTN, Op.HEAD):
+        for step, factor in ((0, 1.0), (1, 1.25)):
+            task = one_task(op, step)
+            usual, beside = (cost_of(task, machine=machine).duration_ns for machine in (emulated(), slow))
+            assert beside == pytest.approx(factor * usual, abs=2)
+    for place in ("cpu", "gpu"):
+        alone = {"experts_on_device": 1.0, "attention": place, "kv_on_device": float(place == "gpu")}
+        usual, resident = (cost_of(one_task(Op.POST_ATTN), machine=one, **alone) for one in (emulated(), slow))
+        assert usual.duration_ns == resident.duration_ns

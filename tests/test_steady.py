@@ -106,12 +106,12 @@ def test_patience_ends_and_the_run_is_kept_and_counted(file):
     machine = Machine(1.5)
     steady = watch(machine, file)
     assert steady(counting()) == TRIES
-    assert machine.slept_s == pytest.approx(TRIES * (PATIENCE_S + LOOKS * PAUSE_S), rel=0.05)
+    assert machine.slept_s == pytest.approx((TRIES - 1) * PATIENCE_S + TRIES * LOOKS * PAUSE_S, rel=0.05)
     assert (steady.counts.made_again, steady.counts.kept_unsteady) == (TRIES - 1, 1)
 
 
 def test_counts_and_the_usual_time_survive_a_restart(file):
-    watch(Machine(1.0, 1.3, 1.0, 1.0), file)(counting())
+    watch(Machine(1.3, 1.0, 1.0), file)(counting())
     machine = Machine()
     again = Steady(machine.reference, file, machine.sleep, machine.clock)
     assert (again.counts.usual_s, again.counts.made_again) == (1.0, 1)

@@ -107,7 +107,8 @@ def _to_be_fitted() -> Efficiency:
 
 
 def _emulation() -> Emulation:
-    return Emulation(Quantity(0.2, "1", Basis.ASSUMED, "no run showed tasks both alone and beside others"))
+    source = "no run showed tasks both alone and beside others"
+    return Emulation(*(Quantity(value, "1", Basis.ASSUMED, source) for value in (0.2, 1.0)))
 
 
 def settled(hardware: Hardware) -> Hardware:

@@ -3,6 +3,7 @@
 Runs that keep several lanes busy are simulated with more and more of it, until tasks slow down as much as they did.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -15,8 +16,11 @@ from sim.schedule.task import LaneKind
 from sim.simulator import Executed, Simulation
 from traces.trace import Span
 
-SHARES = tuple(share / 100 for share in range(20, 101, 5))
+TURNS = tuple(share / 100 for share in range(20, 101, 10))
 """From what lets five lanes work side by side to taking turns."""
+
+BESIDE = tuple(share / 100 for share in range(70, 101, 2))
+
 COMPUTES = (LaneKind.GPU.value, LaneKind.CPU.value)
 
 Kind = tuple[str, str]
@@ -50,7 +54,7 @@ def measured_slowdowns(planned: Sequence[Condition], runs: Sequence[Sequence[Seq
 def with_turns(
     hardware: Hardware, model: Model, planned: Sequence[Condition], runs: Sequence[Sequence[Sequence[Span]]]
 ) -> Hardware:
-    """The machine with the share at which simulated tasks slow down most nearly as measured ones do.
+    """The machine with the shares at which simulated tasks slow down most nearly as measured ones do.
 
     `model` is as it was run. A machine without an emulated device stays as it is.
     """
@@ -58,19 +62,20 @@ def with_turns(
     if hardware.emulation is None or not found:
         return hardware
 
-    def off(share: float) -> float:
-        machine = _taking(hardware, share, "trial")
+    def off(shares: tuple[float, float]) -> float:
+        machine = _with(hardware, shares, "trial")
         return sum(abs(math.log(simulated_slowdown(machine, model, one) / one.ratio)) for one in found)
 
-    share = min(SHARES, key=off)
     told = ", ".join(f"{one.ratio:.2f}" for one in found)
-    return _taking(hardware, share, f"tasks of {len(found)} runs took {told} times as long as alone")
+    best = min(itertools.product(TURNS, BESIDE), key=off)
+    return _with(hardware, best, f"tasks of {len(found)} runs took {told} times as long as alone")
 
 
 def simulated_slowdown(hardware: Hardware, model: Model, measured: Slowdown) -> float:
     """The same ratio as the simulator has it."""
     condition = measured.condition
     costs = condition.costs(model, hardware)
+    alone = condition.costs(model, hardware.with_value("emulation.beside_stream", 1.0))
     steps = condition.schedule.steps(condition.shape(model), 0, condition.batch.gen_len)
     ran: list[Executed] = []
     observe: Callable[[Executed], None] = ran.append
@@ -78,7 +83,8 @@ def simulated_slowdown(hardware: Hardware, model: Model, measured: Slowdown) -> 
     chosen = [
         one for one in ran if one.task.step > 0 and (one.task.op.value, one.task.lane.kind.value) in measured.kinds
     ]
-    return sum(one.end_ns - one.start_ns for one in chosen) / sum(one.cost.duration_ns for one in chosen)
+    taken_ns = sum(one.end_ns - one.start_ns for one in chosen)
+    return taken_ns / sum(alone(one.task).duration_ns for one in chosen)
 
 
 def _alike(one: Condition, other: Condition) -> bool:
@@ -93,5 +99,7 @@ def _by_kind(spans: Iterable[Span]) -> dict[Kind, list[float]]:
     return found
 
 
-def _taking(hardware: Hardware, share: float, source: str) -> Hardware:
-    return hardware.with_value("emulation.turns", share, source, Basis.MEASURED)
+def _with(hardware: Hardware, shares: tuple[float, float], source: str) -> Hardware:
+    turns, beside = shares
+    taking_turns = hardware.with_value("emulation.turns", turns, source, Basis.MEASURED)
+    return taking_turns.with_value("emulation.beside_stream", beside, source, Basis.MEASURED)
