@@ -294,7 +294,8 @@ class CostModel:
             "request overhead": requests * host.request_overhead_s,
             ("host compute" if compute >= traffic else "host memory"): max(compute, traffic),
         }
-        return self._in_turn(_keeping_cores(_cost(roofs, {DRAM: moved}, moved, flops), 1.0))
+        cost = _cost(roofs, {DRAM: moved}, moved, flops)
+        return self._in_turn(cost._replace(demands=(*cost.demands, (CPU_CORES, ALL_CORES))))
 
     def _passes(self, layer: Layer) -> float:
         """Bytes that attention on the host moves per byte of KV cache. A kernel that was measured reads it in place."""
@@ -438,11 +439,6 @@ def _never_exceeded(hardware: Hardware) -> frozenset[int]:
 def _highest_memory_share(processor: Processor) -> float:
     classes = (processor.gemm, processor.experts, processor.attention, processor.head, processor.decode_attention)
     return max(float(one.memory) for one in classes if one is not None)
-
-
-def _keeping_cores(cost: Cost, share: float) -> Cost:
-    """The cost with a demand for a share of the host's cores."""
-    return cost._replace(demands=(*cost.demands, (CPU_CORES, round(ALL_CORES * share))))
 
 
 def _cost(roofs: dict[str, float], traffic: dict[int, float], moved: float, flops: float) -> Cost:
