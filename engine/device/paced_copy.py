@@ -23,10 +23,7 @@ OUTER_DIMS: Final = 3
 """Dimensions of a copy beyond its contiguous rows."""
 
 SPIN_NS: Final = 60_000
-"""The end of a copy is awaited by looking at the clock from here on: a sleep overshoots by some tens of µs."""
-
-_TIMER_SLACK: Final = 29
-"""Option of Linux's `prctl`: by how many ns a thread's sleeps may be prolonged (50 µs unless told; 0: as before)."""
+"""The end of a copy is awaited by looking at the clock from here on: a sleep overshoots by about 40 µs."""
 
 _CLOCK: Final = time.CLOCK_MONOTONIC if POSIX else 0
 _intrinsic: Callable[[Callable[..., Any]], Any] = intrinsic
@@ -68,21 +65,6 @@ def _sleep_ns(typing_context: Any, duration: Any) -> Any:
 
 
 @_intrinsic
-def _set_timer_slack(typing_context: Any, slack_ns: Any) -> Any:
-    """For the thread that calls; nothing where there is no such thing."""
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if sys.platform == "linux":
-            number = ir.IntType(32)
-            kind = ir.FunctionType(number, [number], var_arg=True)
-            function = cgutils.get_or_insert_function(builder.module, kind, "prctl")  # type: ignore[no-untyped-call]
-            builder.call(function, [ir.Constant(number, _TIMER_SLACK), args[0]])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), emit
-
-
-@_intrinsic
 def _copy_bytes(typing_context: Any, dst: Any, src: Any, count: Any) -> Any:
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         byte = ir.IntType(8).as_pointer()
@@ -114,7 +96,6 @@ def _copy_rows(
     ns_per_byte: float,
     start_ns: int,
 ) -> None:
-    _set_timer_slack(1)
     done = due = 0
     for a in range(sizes[0]):
         for b in range(sizes[1]):
@@ -131,7 +112,6 @@ def _copy_rows(
                     at += count
                     done += count
     _wait_until(start_ns + int(done * ns_per_byte), SPIN_NS)
-    _set_timer_slack(0)
 
 
 def prepare() -> None:
