@@ -41,9 +41,7 @@ def main():
         for milliseconds in (0.1, 0.3, 1, 2, 5, 30):
             for directions in ((LaneKind.H2D,), (LaneKind.H2D, LaneKind.D2H)):
                 with ThreadPoolExecutor(2) as pool:
-                    done = [
-                        pool.submit(ratios, device, one, rate, milliseconds, options.repeats) for one in directions
-                    ]
+                    done = [pool.submit(ratios, device, one, rate, milliseconds, options.repeats) for one in directions]
                     found = [ratio for one in done for ratio in one.result()]
                 print(
                     f"{milliseconds:5g} ms {len(directions):10} {statistics.median(found):8.3f} "

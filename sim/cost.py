@@ -62,12 +62,13 @@ def interpreter(num_devices: int) -> int:
 
 
 class Work(NamedTuple):
-    """FLOPs and bytes of one part of an op, its class, and how often it pays the fixed time of that class."""
+    """FLOPs and bytes of one part of an op, its class, how often it pays the fixed time of that class, and tokens."""
 
     flops: float
     bytes: float
     efficiency: Efficiency
     launches: int = 1
+    rows: float = 1.0
 
 
 class CostModel:
@@ -186,8 +187,8 @@ class CostModel:
         moved = tokens * (
             layer.hidden_size * self._activation_bytes + self._share(layer.qkv_bytes_per_token(self._activation_bits))
         )
-        work = Work(self._share(layer.pre_attn_flops(tokens)), self._share(weights) + moved, self._hardware.device.gemm)
-        return self._on_gpu(task, [work])
+        flops, moved = self._share(layer.pre_attn_flops(tokens)), self._share(weights) + moved
+        return self._on_gpu(task, [Work(flops, moved, self._hardware.device.gemm, rows=tokens)])
 
     def _attn(self, task: Task) -> Cost:
         layer, one = self._layer(task), self._micro_batch(task)
@@ -225,7 +226,8 @@ class CostModel:
         layer, tokens = self._layer(task), self._tokens(task)
         weights = packed_bytes(layer.attention.post_params, self._model.other_bits)
         moved = tokens * (layer.attention_output_bytes_per_token(self._activation_bits) + weights / max(tokens, 1))
-        return Work(self._share(layer.out_proj_flops(tokens)), self._share(moved), self._hardware.device.gemm)
+        flops = self._share(layer.out_proj_flops(tokens))
+        return Work(flops, self._share(moved), self._hardware.device.gemm, rows=tokens)
 
     def _ffn(self, task: Task) -> list[Work]:
         """Router, shared experts and dense network as plain GEMMs; routed experts as their own class.
@@ -242,13 +244,14 @@ class CostModel:
             self._share(layer.ffn_flops(tokens) - routed_flops),
             self._share(packed_bytes(always, self._model.other_bits)) + through,
             self._hardware.device.gemm,
+            rows=tokens,
         )
         if not layer.num_experts:
             return [plain]
         places = 2 if 0 < self._policy.experts_on_device < 1 else 1
         activations = tokens * layer.top_k * 2 * layer.hidden_size * self._activation_bytes
         moved, efficiency = self._share(routed_bytes) + activations, self._hardware.device.experts
-        return [plain._replace(launches=0), Work(self._share(routed_flops), moved, efficiency, places)]
+        return [plain._replace(launches=0), Work(self._share(routed_flops), moved, efficiency, places, tokens)]
 
     def _head(self, task: Task) -> Cost:
         requests = self._micro_batch(task).num_requests
@@ -256,6 +259,7 @@ class CostModel:
             self._share(self._model.head_flops(requests)),
             self._share(self._model.head_bytes()),
             self._hardware.device.head or self._hardware.device.gemm,
+            rows=requests,
         )
         return self._on_gpu(task, [work])
 
@@ -265,14 +269,16 @@ class CostModel:
 
     def _on_gpu(self, task: Task, works: Sequence[Work]) -> Cost:
         device, memory = self._hardware.device, self._hardware.device_memory
-        latencies = [work.launches * (work.efficiency.latency_s or 0.0) for work in works]
-        roofs: dict[str, float] = {"launch latency": device.launch_latency_s + sum(latencies)}
+        roofs: dict[str, float] = {"launch latency": float(device.launch_latency_s)}
         for work in works:
+            ratio = work.efficiency.time_ratio(work.rows)
+            roofs["launch latency"] += ratio * work.launches * (work.efficiency.latency_s or 0.0)
             compute = work.flops / (device.peak_flops_per_s * work.efficiency.compute)
             traffic = work.bytes / (memory.bandwidth_bytes_per_s * work.efficiency.memory)
             roof = "device compute" if compute >= traffic else "device memory"
             hidden = 1.0 if work.efficiency.overlap is None else work.efficiency.overlap
-            roofs[roof] = roofs.get(roof, 0.0) + max(compute, traffic) + (1.0 - hidden) * min(compute, traffic)
+            seconds = max(compute, traffic) + (1.0 - hidden) * min(compute, traffic)
+            roofs[roof] = roofs.get(roof, 0.0) + ratio * seconds
         moved = sum(work.bytes for work in works)
         flops, emulation = sum(work.flops for work in works), self._hardware.emulation
         if emulation is None:
@@ -438,7 +444,7 @@ def _never_exceeded(hardware: Hardware) -> frozenset[int]:
 
 def _highest_memory_share(processor: Processor) -> float:
     classes = (processor.gemm, processor.experts, processor.attention, processor.head, processor.decode_attention)
-    return max(float(one.memory) for one in classes if one is not None)
+    return max(one.memory / min((step.time_ratio for step in one.steps), default=1.0) for one in classes if one)
 
 
 def _cost(roofs: dict[str, float], traffic: dict[int, float], moved: float, flops: float) -> Cost:

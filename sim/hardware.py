@@ -1,5 +1,7 @@
 """A machine to offload on: devices, host, memories and links, every number with its unit, basis and source."""
 
+import bisect
+import itertools
 import math
 import tomllib
 import types
@@ -13,6 +15,7 @@ from traces.errors import InputError
 
 _PRESETS = Path(__file__).parent / "presets" / "hardware"
 _SUFFIXES = {
+    "_ratio": Dimension.RATIO,
     "_bytes_per_s": Dimension.RATE,
     "_flops_per_s": Dimension.COMPUTE,
     "_bytes": Dimension.SIZE,
@@ -63,6 +66,14 @@ class Memory(_Part):
 
 
 @dataclass(frozen=True, slots=True)
+class Step(_Part):
+    """What work on `rows` tokens takes over what roofs and fixed times say: kernels cut matrices into tiles."""
+
+    rows: int
+    time_ratio: Quantity
+
+
+@dataclass(frozen=True, slots=True)
 class Efficiency(_Part):
     """The share of the peaks that one class of ops reaches, above 0 and at most 1, and a fixed time of such work."""
 
@@ -72,6 +83,25 @@ class Efficiency(_Part):
     """What work of this class takes on top of the launch latency however small it is: its kernels, one by one."""
     overlap: Quantity | None = None
     """Share of the shorter of compute and memory traffic that hides behind the longer; if not given all (HRM)."""
+    steps: tuple[Step, ...] = ()
+    """By ascending rows; none: as the roofs say."""
+
+    def __post_init__(self) -> None:
+        _Part.__post_init__(self)
+        rows = [step.rows for step in self.steps]
+        if rows and (rows[0] < 1 or any(after <= before for before, after in itertools.pairwise(rows))):
+            raise InputError(f"steps: their rows are {rows}; they must ascend from 1 or more")
+
+    def time_ratio(self, rows: float) -> float:
+        """Time over what the roofs say, for work on `rows` tokens: between steps along the logarithm of the rows."""
+        if not self.steps:
+            return 1.0
+        at = bisect.bisect_right(self.steps, rows, key=lambda step: step.rows)
+        if at in (0, len(self.steps)):
+            return float(self.steps[max(0, at - 1)].time_ratio)
+        before, after = self.steps[at - 1], self.steps[at]
+        share = math.log(rows / before.rows) / math.log(after.rows / before.rows)
+        return (1 - share) * before.time_ratio + share * after.time_ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +338,7 @@ def _build(part: type[_P], table: object, path: str) -> _P:
         raise InputError(f"{path}: {table!r} is not a table of {', '.join(_key(f.name)[0] for f in fields(part))}")
     hints = get_type_hints(part)
     keys = {_key(field.name)[0]: field.name for field in fields(part)}
-    optional = {key for key, name in keys.items() if get_origin(hints[name]) is types.UnionType}
+    optional = {key for key, name in keys.items() if get_origin(hints[name]) in (types.UnionType, tuple)}
     missing = [key for key in keys if key not in optional and key not in table]
     hint = how_to_give(_key(keys[missing[0]])[1]) if missing and hints[keys[missing[0]]] is Quantity else ""
     check_keys(table, keys, [*missing], path, hint)
@@ -323,6 +353,10 @@ def _value(kind: type, name: str, content: object, path: str) -> object:
     """Read one field of a table as what its annotation asks for."""
     if get_origin(kind) is types.UnionType:
         kind = get_args(kind)[0]
+    if get_origin(kind) is tuple:
+        if not isinstance(content, list):
+            raise InputError(f"{path}: {content!r} is not a list of tables")
+        return tuple(_build(get_args(kind)[0], one, f"{path}[{at}]") for at, one in enumerate(content))
     if kind is Quantity:
         return Quantity.parse(content, path, _key(name)[1])
     if issubclass(kind, _Part):
@@ -334,11 +368,16 @@ def _value(kind: type, name: str, content: object, path: str) -> object:
 
 def _tables(part: _Part) -> dict[str, Any]:
     content = {_key(field.name)[0]: getattr(part, field.name) for field in fields(part)}
-    return {
-        key: value.to_dict() if isinstance(value, Quantity) else _tables(value) if isinstance(value, _Part) else value
-        for key, value in content.items()
-        if value is not None
-    }
+    return {key: _written(value) for key, value in content.items() if value not in (None, ())}
+
+
+def _written(value: Any) -> object:
+    """A field's value as its file has it."""
+    if isinstance(value, Quantity):
+        return value.to_dict()
+    if isinstance(value, tuple):
+        return [_tables(one) for one in value]
+    return _tables(value) if isinstance(value, _Part) else value
 
 
 def _walk(part: _Part, dot: str) -> Iterator[tuple[str, Quantity]]:

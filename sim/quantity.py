@@ -26,6 +26,7 @@ class Dimension(StrEnum):
     COMPUTE = "a compute rate"
     TIME = "a time"
     SHARE = "a share"
+    RATIO = "a ratio"
 
 
 _SIZES = {
@@ -40,6 +41,7 @@ UNITS: Mapping[Dimension, Mapping[str, float]] = {
     Dimension.COMPUTE: {"FLOPS": 1.0, "KFLOPS": 1e3, "MFLOPS": 1e6, "GFLOPS": 1e9, "TFLOPS": 1e12, "PFLOPS": 1e15},
     Dimension.TIME: {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9},
     Dimension.SHARE: {"1": 1.0},
+    Dimension.RATIO: {"1": 1.0},
 }
 """The units of each dimension, with their size in the SI base unit."""
 
@@ -49,6 +51,7 @@ _TYPICAL = {
     Dimension.COMPUTE: "TFLOPS",
     Dimension.TIME: "us",
     Dimension.SHARE: "1",
+    Dimension.RATIO: "1",
 }
 _SCALES = {unit: scale for units in UNITS.values() for unit, scale in units.items()}
 _KEYS = ("value", "unit", "basis", "source")

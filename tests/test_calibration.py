@@ -267,9 +267,10 @@ def test_every_part_of_a_round_may_be_made_again(model, device, probes, monkeypa
 
     monkeypatch.setattr("engine.calibration.calibrate.probe", lambda *_: probes)
     found = measure(model, device, planned, quick=True, attempt=twice)
-    assert len(made) == 1 + len(planned)
+    assert len(made) == 2 + len(planned)
     assert made[0] == probes
-    assert all(kept is not dropped for kept, dropped in zip(found.spans, made[1:], strict=True))
+    assert found.second_place is not made[1]
+    assert all(kept is not dropped for kept, dropped in zip(found.spans, made[2:], strict=True))
 
 
 def test_a_round_survives_its_file(model, device, probes, tmp_path):

@@ -9,8 +9,9 @@ from engine.calibration.contention import Contention, contended
 from engine.calibration.fit import Fit, fit_all
 from engine.calibration.handover import with_hand_over
 from engine.calibration.machine import settled, unfitted
+from engine.calibration.places import second_place
 from engine.calibration.probes import FEW_REPEATS, REPEATS, Probes, probe
-from engine.calibration.rounds import Round, median_probes
+from engine.calibration.rounds import Round, median_probes, median_second_place
 from engine.calibration.samples import (
     STEPS,
     Attempt,
@@ -92,7 +93,8 @@ def measure(
     repeats = FEW_REPEATS if quick else REPEATS
     probes = attempt(lambda: probe(device, model.dtype, *threads_of(device), host_cores(), repeats))
     with first_layers(model, layers_to_measure(model, device.memory_bytes)):
-        return Round(probes, run_all(model, device, planned, lambda condition: on_part(str(condition)), attempt))
+        apart = attempt(lambda: second_place(model, described(model), device, repeats))
+        return Round(probes, run_all(model, device, planned, lambda condition: on_part(str(condition)), attempt), apart)
 
 
 def fitted(
@@ -101,7 +103,7 @@ def fitted(
     """The machine that several rounds show together."""
     probes = median_probes(rounds)
     samples = samples_of([span for one in rounds for span in one.spans[at]] for at in range(len(planned)))
-    start = unfitted(name, device, probes)
+    start = unfitted(name, device, probes, median_second_place(rounds))
     hardware, fits = fit_all(start, described(model), planned, samples)
     pairs = contended(planned, samples)
     runs = [one.spans for one in rounds]

@@ -2,17 +2,19 @@
 
 A group of parameters is fitted to the tasks of one op, in the logarithm of the times, so that short tasks count too,
 if somewhat less than long ones, with a loss that grows linearly for outliers (scipy's `soft_l1`). The groups
-follow each other: PostAttn contains plain matrix products, whose rates PreAttn has shown by then.
+follow each other: PostAttn contains plain matrix products, whose rates PreAttn has shown by then. What the roofs of
+matrix products miss at each number of tokens is noted beside them (`engine.calibration.steps`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from engine.calibration.samples import Condition, Sample
+from engine.calibration.steps import with_steps
 from sim.hardware import Hardware
 from sim.model import Model
 from sim.quantity import Basis
@@ -24,6 +26,7 @@ OUTLIER = 0.1
 EMPHASIS = 0.25
 """A task counts with this power of its time: long ones decide how long a run takes, short ones show fixed times."""
 
+EXPERTS_LATENCY = "device.experts.latency"
 
 MANY_REQUESTS = 16
 """The tokens of one prompt resemble each other: fewer prompts touch fewer experts than as many unlike tokens would."""
@@ -52,6 +55,8 @@ class Group:
     prefill_from: int | None = 1
     """Prefill of so many requests or more counts; None: of none."""
     in_decode: bool = True
+    steps: str = ""
+    """The class of work whose times at the measured numbers of tokens are noted beside its roofs, if any."""
 
     def shows(self, sample: Sample, condition: Condition) -> bool:
         """Whether a sample belongs to this group."""
@@ -80,11 +85,11 @@ _ON_DEVICE = (LaneKind.GPU,)
 _LINK = (LaneKind.H2D, LaneKind.D2H)
 
 GROUPS = (
-    Group("PreAttn", _class("gemm"), (Op.PRE_ATTN,), _ON_DEVICE),
-    Group("PostAttn", _class("experts"), (Op.POST_ATTN,), _ON_DEVICE, prefill_from=MANY_REQUESTS),
+    Group("PreAttn", _class("gemm"), (Op.PRE_ATTN,), _ON_DEVICE, steps="gemm"),
+    Group("PostAttn", _class("experts"), (Op.POST_ATTN,), _ON_DEVICE, prefill_from=MANY_REQUESTS, steps="experts"),
     Group("attention in prefill", _class("attention"), (Op.ATTN,), _ON_DEVICE, in_decode=False),
     Group("attention on the device", _class("decode_attention"), (Op.ATTN,), _ON_DEVICE, prefill_from=None),
-    Group("Head", _class("head"), (Op.HEAD,), _ON_DEVICE, prefill_from=None),
+    Group("Head", _class("head"), (Op.HEAD,), _ON_DEVICE, prefill_from=None, steps="head"),
     Group(
         "attention on the host",
         (
@@ -119,12 +124,14 @@ class Fit:
 def fit_all(
     hardware: Hardware, model: Model, planned: Sequence[Condition], samples: Sequence[Sample]
 ) -> tuple[Hardware, list[Fit]]:
-    """Fit every group that has samples, one after the other."""
+    """Fit every group that has samples, one after the other. A fixed time of the experts that was measured stays."""
     fits = []
+    known = {EXPERTS_LATENCY} if hardware.value(EXPERTS_LATENCY).basis is Basis.MEASURED else set()
     for group in GROUPS:
         chosen = [one for one in samples if group.shows(one, planned[one.run])]
         if chosen:
-            hardware, found = _fit(group, hardware, model, planned, chosen)
+            parameters = tuple(one for one in group.parameters if one.path not in known)
+            hardware, found = _fit(replace(group, parameters=parameters), hardware, model, planned, chosen)
             fits.append(found)
     return hardware, fits
 
@@ -142,20 +149,22 @@ def _fit(
             changed = changed.with_value(parameter.path, float(np.exp(log)), source, Basis.MEASURED)
         return changed
 
-    def residuals(logs: NDArray[np.float64]) -> NDArray[np.float64]:
-        changed = machine(logs)
+    def residuals(changed: Hardware) -> NDArray[np.float64]:
         costs = {at: planned[at].costs(model, changed) for at in runs}
         predicted = [costs[one.run](one.task).duration_ns / 1e9 for one in chosen]
         return np.asarray(np.log(predicted) - measured)
 
     def weighted(logs: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(residuals(logs) * weights)
+        return np.asarray(residuals(machine(logs)) * weights)
 
     lows, highs, starts = (
         np.log([getattr(parameter, end) for parameter in group.parameters]) for end in ("low", "high", "start")
     )
     found = least_squares(weighted, starts, bounds=(lows, highs), loss="soft_l1", f_scale=OUTLIER, diff_step=1e-3)
-    errors = np.abs(np.expm1(residuals(found.x)))
-    result = Fit(group.what, len(chosen), float(np.median(errors)), float(errors.max()))
-    source = f"fit to {len(chosen)} kinds of tasks of {group.what}, median error {100 * result.median_error:.1f} %"
-    return machine(found.x, source), result
+    error = float(np.median(np.abs(np.expm1(residuals(machine(found.x))))))
+    source = f"fit to {len(chosen)} kinds of tasks of {group.what}, median error {100 * error:.1f} %"
+    fitted = machine(found.x, source)
+    if group.steps:
+        fitted = with_steps(fitted, group.steps, model, planned, chosen)
+    errors = np.abs(np.expm1(residuals(fitted)))
+    return fitted, Fit(group.what, len(chosen), float(np.median(errors)), float(errors.max()))

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from engine.calibration.measured import Measured
 from engine.calibration.probes import Probes
 from engine.device.base import Device
 from engine.device.emulated import EmulatedDevice
@@ -42,8 +43,11 @@ def _cpu_name() -> str:
     return named[0] if named else platform.machine()
 
 
-def unfitted(name: str, device: Device, probes: Probes) -> Hardware:
-    """The machine as the probes see it, with every class of work at the start of its fit."""
+def unfitted(name: str, device: Device, probes: Probes, second_place: Measured | None = None) -> Hardware:
+    """The machine as the probes see it, with every class of work at the start of its fit.
+
+    `second_place` is what experts take longer in two places: the fixed time of their class, which is not fitted then.
+    """
     link = probes.link
     emulated = isinstance(device, EmulatedDevice)
     peak = Quantity(max(link.h2d.high, link.d2h.high) / 1e9, "GB/s", Basis.MEASURED, "the faster direction of the link")
@@ -53,7 +57,7 @@ def unfitted(name: str, device: Device, probes: Probes) -> Hardware:
         num_devices=1,
         pinned_bytes=_pinned(),
         pin_bytes_per_s=probes.host_copy.quantity("GB/s", 1e9),
-        device=_device(_roomy(probes.device_peak.quantity("GFLOPS", 1e9))),
+        device=_device(_roomy(probes.device_peak.quantity("GFLOPS", 1e9)), second_place),
         device_memory=Memory(
             Quantity(float(device.memory_bytes), "B", Basis.MEASURED, "memory that the device was given"),
             _roomy(probes.device_read.quantity("GB/s", 1e9)),
@@ -85,8 +89,13 @@ def _roomy(measured: Quantity) -> Quantity:
     return measured.replaced(measured * ROOM, measured.source, Basis.MEASURED)
 
 
-def _device(peak: Quantity) -> Processor:
-    return Processor(peak, _nothing(), _nothing(), *(_to_be_fitted() for _ in range(5)))
+def _device(peak: Quantity, second_place: Measured | None) -> Processor:
+    made = Processor(peak, _nothing(), _nothing(), *(_to_be_fitted() for _ in range(5)))
+    if second_place is None:
+        return made
+    found = second_place.quantity("us", 1e-6)
+    latency = found.replaced(max(0.0, found), found.source, found.basis)
+    return replace(made, experts=replace(made.experts, latency_s=latency))
 
 
 def _host(peak: Quantity) -> Processor:

@@ -15,21 +15,26 @@ _KEPT = ("id", "op", "lane", "rank", "step", "layer", "micro_batch", "page", "st
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round: the probes, and per run of the calibration the spans of its tasks."""
+    """One round: the probes, per run of the calibration the spans of its tasks, and what a second place costs."""
 
     probes: Probes
     spans: list[list[Span]]
+    second_place: Measured | None = None
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
         spans = [[[getattr(span, name) for name in _KEPT] for span in run] for run in self.spans]
-        path.write_text(json.dumps({"probes": asdict(self.probes), "spans": spans}) + "\n", encoding="utf-8")
+        place = self.second_place and asdict(self.second_place)
+        content = {"probes": asdict(self.probes), "spans": spans, "second_place": place}
+        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read what `write` wrote."""
         content = json.loads(path.read_text(encoding="utf-8"))
-        return cls(_probes(content["probes"]), [[Span(*span) for span in run] for run in content["spans"]])
+        spans = [[Span(*span) for span in run] for run in content["spans"]]
+        place = content.get("second_place")
+        return cls(_probes(content["probes"]), spans, Measured(**place) if place else None)
 
 
 def _probes(table: dict[str, Any]) -> Probes:
@@ -43,6 +48,12 @@ def median_probes(rounds: Sequence[Round]) -> Probes:
     link = {name: _middle([table["link"][name] for table in tables]) for name in tables[0]["link"]}
     rest = {name: _middle([table[name] for table in tables]) for name in tables[0] if name != "link"}
     return _probes({"link": link, **rest})
+
+
+def median_second_place(rounds: Sequence[Round]) -> Measured | None:
+    """That of the middle round; None where it was not measured."""
+    found = [asdict(one.second_place) for one in rounds if one.second_place is not None]
+    return Measured(**_middle(found)) if found else None
 
 
 def _middle(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:

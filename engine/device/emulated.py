@@ -12,12 +12,15 @@ from engine.device.base import Device, LaneContext
 from engine.device.heap import keep_freed_memory
 from engine.device.host import ThreadLane
 from engine.device.pacing import LinkUse, PacedLink
-from engine.device.threads import Cores, check_thread_count, cores_apart, on_cores, prompt_sleep
+from engine.device.threads import Cores, behind_copies, check_thread_count, cores_apart, on_cores, prompt_sleep
 from sim.schedule.task import LaneKind
 
 
 class EmulatedLane(ThreadLane):
-    """A lane that is a thread, on a machine whose link is paced."""
+    """A lane that is a thread, on a machine whose link is paced.
+
+    Lanes that compute on the host let copies go first: those of a real device need no core.
+    """
 
     def __init__(
         self,
@@ -36,6 +39,8 @@ class EmulatedLane(ThreadLane):
     def __enter__(self) -> Self:
         self._entered.enter_context(prompt_sleep())
         self._entered.enter_context(on_cores(self._cores))
+        if self.kind in (LaneKind.CPU, LaneKind.PIN):
+            self._entered.enter_context(behind_copies())
         return super().__enter__()
 
     def copy_h2d(self, dst: torch.Tensor, src: torch.Tensor, *, pinned: bool = True) -> None:
