@@ -34,6 +34,8 @@ def main():
     parser.add_argument("--gb-per-s", type=float, default=1.0, help="of each direction")
     parser.add_argument("--repeats", type=int, default=100)
     options = parser.parse_args()
+    if options.repeats < 2:
+        parser.error(f"--repeats: {options.repeats} is not enough; give 2 or more")
     rate = options.gb_per_s * 1e9
     print(f"{options.gb_per_s:g} GB/s, {options.repeats} copies: time of a copy over what its bytes need")
     print(f"\n{'copy':>8} {'directions':>10} {'median':>8} {'90 % below':>10} {'worst':>8}")

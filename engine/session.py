@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
@@ -60,8 +61,8 @@ class Session:
             stack.enter_context(Split(self._model, self.anatomy.layers, placement.owners))
             self._kernel = stack.enter_context(HostAttention(_attention_threads(self._device)))
             if self._policy.attention is Place.CPU and self._model.dtype in BITS:
-                with self._device.open_lane(LaneKind.CPU):  # its helpers start on the cores of that lane
-                    self._kernel.prepare(self._model.dtype)
+                with ThreadPoolExecutor(1) as apart:  # the kernel's helpers inherit what the lane asks of its thread
+                    apart.submit(self._prepare_kernel).result()
             stack.enter_context(_switch_interval(SWITCH_INTERVAL_S))
             self._entered = stack.pop_all()
         return self
@@ -70,6 +71,10 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._entered.close()
+
+    def _prepare_kernel(self) -> None:
+        with self._device.open_lane(LaneKind.CPU):
+            self._kernel.prepare(self._model.dtype)
 
     @property
     def memories(self) -> dict[str, Ledger]:

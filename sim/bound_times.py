@@ -177,7 +177,8 @@ class _Asked:
 def _averaged(batches: Sequence[MicroBatch]) -> tuple[tuple[MicroBatch, ...], list[int]]:
     """Different micro-batches and how many there are of each; those that are about even count as their mean.
 
-    Where a duration is not convex in the tokens, that is wrong by no more than the square of their spread.
+    Where a duration is not convex in the tokens, that is wrong by no more than the square of their spread; at one of a
+    class's measured numbers of tokens, where the slope changes, by its change times the spread.
     """
     alike: dict[int, list[MicroBatch]] = {}
     for one in batches:

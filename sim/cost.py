@@ -68,7 +68,7 @@ class Work(NamedTuple):
     bytes: float
     efficiency: Efficiency
     launches: int = 1
-    rows: float = 1.0
+    tokens: float = 1.0
 
 
 class CostModel:
@@ -188,7 +188,7 @@ class CostModel:
             layer.hidden_size * self._activation_bytes + self._share(layer.qkv_bytes_per_token(self._activation_bits))
         )
         flops, moved = self._share(layer.pre_attn_flops(tokens)), self._share(weights) + moved
-        return self._on_gpu(task, [Work(flops, moved, self._hardware.device.gemm, rows=tokens)])
+        return self._on_gpu(task, [Work(flops, moved, self._hardware.device.gemm, tokens=tokens)])
 
     def _attn(self, task: Task) -> Cost:
         layer, one = self._layer(task), self._micro_batch(task)
@@ -202,7 +202,8 @@ class CostModel:
             )
             moved = float(one.prompt_tokens * per_token)
             flops = layer.attention_flops(pairs, expanded=True)
-            return self._on_gpu(task, [Work(self._share(flops), self._share(moved), self._hardware.device.attention)])
+            kernel = self._hardware.device.attention
+            return self._on_gpu(task, [Work(self._share(flops), self._share(moved), kernel, tokens=one.prompt_tokens)])
         context = kept_tokens(layer, one, task.step)
         if task.lane.kind is LaneKind.CPU:
             context = min(context, one.context_tokens(task.step) - one.padding_tokens)
@@ -211,7 +212,8 @@ class CostModel:
         if task.lane.kind is LaneKind.CPU:
             return self._on_cpu(flops, moved * self._passes(layer), self._share(one.num_requests))
         device = self._hardware.device
-        return self._on_gpu(task, [Work(flops, moved, device.decode_attention or device.attention)])
+        kernel = device.decode_attention or device.attention
+        return self._on_gpu(task, [Work(flops, moved, kernel, tokens=one.num_requests)])
 
     def _post_attn(self, task: Task) -> Cost:
         return self._on_gpu(task, [self._out_proj(task)._replace(launches=0), *self._ffn(task)])
@@ -227,7 +229,7 @@ class CostModel:
         weights = packed_bytes(layer.attention.post_params, self._model.other_bits)
         moved = tokens * (layer.attention_output_bytes_per_token(self._activation_bits) + weights / max(tokens, 1))
         flops = self._share(layer.out_proj_flops(tokens))
-        return Work(flops, self._share(moved), self._hardware.device.gemm, rows=tokens)
+        return Work(flops, self._share(moved), self._hardware.device.gemm, tokens=tokens)
 
     def _ffn(self, task: Task) -> list[Work]:
         """Router, shared experts and dense network as plain GEMMs; routed experts as their own class.
@@ -244,7 +246,7 @@ class CostModel:
             self._share(layer.ffn_flops(tokens) - routed_flops),
             self._share(packed_bytes(always, self._model.other_bits)) + through,
             self._hardware.device.gemm,
-            rows=tokens,
+            tokens=tokens,
         )
         if not layer.num_experts:
             return [plain]
@@ -259,7 +261,7 @@ class CostModel:
             self._share(self._model.head_flops(requests)),
             self._share(self._model.head_bytes()),
             self._hardware.device.head or self._hardware.device.gemm,
-            rows=requests,
+            tokens=requests,
         )
         return self._on_gpu(task, [work])
 
@@ -271,8 +273,9 @@ class CostModel:
         device, memory = self._hardware.device, self._hardware.device_memory
         roofs: dict[str, float] = {"launch latency": float(device.launch_latency_s)}
         for work in works:
-            ratio = work.efficiency.time_ratio(work.rows)
-            roofs["launch latency"] += ratio * work.launches * (work.efficiency.latency_s or 0.0)
+            ratio = work.efficiency.time_ratio(work.tokens)
+            fixed_s = work.efficiency.latency_s or 0.0
+            roofs["launch latency"] += (work.launches - 1 + ratio) * fixed_s if work.launches else 0.0
             compute = work.flops / (device.peak_flops_per_s * work.efficiency.compute)
             traffic = work.bytes / (memory.bandwidth_bytes_per_s * work.efficiency.memory)
             roof = "device compute" if compute >= traffic else "device memory"
@@ -295,10 +298,11 @@ class CostModel:
         kernel = host.decode_attention or host.attention
         compute = flops / (host.peak_flops_per_s * kernel.compute)
         traffic = moved / (memory.bandwidth_bytes_per_s * kernel.memory)
+        ratio = kernel.time_ratio(requests)
         roofs = {
             "launch latency": float(host.launch_latency_s),
-            "request overhead": requests * host.request_overhead_s,
-            ("host compute" if compute >= traffic else "host memory"): max(compute, traffic),
+            "request overhead": ratio * requests * host.request_overhead_s,
+            ("host compute" if compute >= traffic else "host memory"): ratio * max(compute, traffic),
         }
         cost = _cost(roofs, {DRAM: moved}, moved, flops)
         return self._in_turn(cost._replace(demands=(*cost.demands, (CPU_CORES, ALL_CORES))))
@@ -444,7 +448,7 @@ def _never_exceeded(hardware: Hardware) -> frozenset[int]:
 
 def _highest_memory_share(processor: Processor) -> float:
     classes = (processor.gemm, processor.experts, processor.attention, processor.head, processor.decode_attention)
-    return max(one.memory / min((step.time_ratio for step in one.steps), default=1.0) for one in classes if one)
+    return max(one.memory / min((at.time_ratio for at in one.at_tokens), default=1.0) for one in classes if one)
 
 
 def _cost(roofs: dict[str, float], traffic: dict[int, float], moved: float, flops: float) -> Cost:

@@ -4,61 +4,20 @@ import bisect
 import itertools
 import math
 import tomllib
-import types
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Self
 
-from sim.quantity import Basis, Dimension, Quantity, check_keys, how_to_give, nearest
+from sim.parts import Part, build, replaced, tables, walk
+from sim.quantity import Basis, Quantity, nearest
 from traces.errors import InputError
 
 _PRESETS = Path(__file__).parent / "presets" / "hardware"
-_SUFFIXES = {
-    "_ratio": Dimension.RATIO,
-    "_bytes_per_s": Dimension.RATE,
-    "_flops_per_s": Dimension.COMPUTE,
-    "_bytes": Dimension.SIZE,
-    "_s": Dimension.TIME,
-}
-
-
-def _key(field_name: str) -> tuple[str, Dimension]:
-    """Split `h2d_bytes_per_s` into its name in files (`h2d`) and its dimension; no suffix means a share."""
-    for suffix, dimension in _SUFFIXES.items():
-        if field_name.endswith(suffix):
-            return field_name.removesuffix(suffix), dimension
-    return field_name, Dimension.SHARE
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """What all parts of a machine have in common: their quantities are checked when they are made."""
-
-    def __post_init__(self) -> None:
-        for key, dimension, value in self._own_quantities():
-            if dimension is Dimension.SHARE:
-                allowed, rule = 0 < value <= 1, "above 0 and at most 1"
-            elif dimension is Dimension.TIME:
-                allowed, rule = 0 <= value < math.inf, "0 or more"
-            else:
-                allowed, rule = 0 < value < math.inf, "above 0"
-            if not allowed:
-                given = value.text if isinstance(value, Quantity) else f"{value:g}"
-                raise InputError(f"{key}: {given} is not allowed; it must be {rule}")
-
-    def _own_quantities(self) -> Iterator[tuple[str, Dimension, float]]:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, float):
-                yield (*_key(field.name), value)
-
-
-_P = TypeVar("_P", bound=_Part)
-
-
-@dataclass(frozen=True, slots=True)
-class Memory(_Part):
+class Memory(Part):
     """One memory: how much it holds, and how fast its own processor reads it at best."""
 
     capacity_bytes: Quantity
@@ -66,15 +25,15 @@ class Memory(_Part):
 
 
 @dataclass(frozen=True, slots=True)
-class Step(_Part):
-    """What work on `rows` tokens takes over what roofs and fixed times say: kernels cut matrices into tiles."""
+class AtTokens(Part):
+    """What work on so many tokens takes over what roofs and fixed times say: kernels cut matrices into tiles."""
 
-    rows: int
+    tokens: int
     time_ratio: Quantity
 
 
 @dataclass(frozen=True, slots=True)
-class Efficiency(_Part):
+class Efficiency(Part):
     """The share of the peaks that one class of ops reaches, above 0 and at most 1, and a fixed time of such work."""
 
     compute: Quantity
@@ -83,29 +42,32 @@ class Efficiency(_Part):
     """What work of this class takes on top of the launch latency however small it is: its kernels, one by one."""
     overlap: Quantity | None = None
     """Share of the shorter of compute and memory traffic that hides behind the longer; if not given all (HRM)."""
-    steps: tuple[Step, ...] = ()
-    """By ascending rows; none: as the roofs say."""
+    at_tokens: tuple[AtTokens, ...] = ()
+    """By ascending tokens; none: as the roofs say."""
 
     def __post_init__(self) -> None:
-        _Part.__post_init__(self)
-        rows = [step.rows for step in self.steps]
-        if rows and (rows[0] < 1 or any(after <= before for before, after in itertools.pairwise(rows))):
-            raise InputError(f"steps: their rows are {rows}; they must ascend from 1 or more")
+        Part.__post_init__(self)
+        given = [one.tokens for one in self.at_tokens]
+        if given and (given[0] < 1 or any(after <= before for before, after in itertools.pairwise(given))):
+            raise InputError(f"at_tokens: {given} is not allowed; tokens must ascend from 1 or more")
 
-    def time_ratio(self, rows: float) -> float:
-        """Time over what the roofs say, for work on `rows` tokens: between steps along the logarithm of the rows."""
-        if not self.steps:
+    def time_ratio(self, tokens: float) -> float:
+        """Time over what the roofs say, for work on `tokens` tokens.
+
+        Between two given numbers it follows the logarithm of the tokens, beyond them it stays what it is at the last.
+        """
+        if not self.at_tokens:
             return 1.0
-        at = bisect.bisect_right(self.steps, rows, key=lambda step: step.rows)
-        if at in (0, len(self.steps)):
-            return float(self.steps[max(0, at - 1)].time_ratio)
-        before, after = self.steps[at - 1], self.steps[at]
-        share = math.log(rows / before.rows) / math.log(after.rows / before.rows)
+        at = bisect.bisect_right(self.at_tokens, tokens, key=lambda one: one.tokens)
+        if at in (0, len(self.at_tokens)):
+            return float(self.at_tokens[max(0, at - 1)].time_ratio)
+        before, after = self.at_tokens[at - 1], self.at_tokens[at]
+        share = math.log(tokens / before.tokens) / math.log(after.tokens / before.tokens)
         return (1 - share) * before.time_ratio + share * after.time_ratio
 
 
 @dataclass(frozen=True, slots=True)
-class Processor(_Part):
+class Processor(Part):
     """A device or the host's cores.
 
     `launch_latency_s` is a fixed cost of every task, `request_overhead_s` one of every request in decode attention.
@@ -125,7 +87,7 @@ class Processor(_Part):
 
 
 @dataclass(frozen=True, slots=True)
-class Link(_Part):
+class Link(Part):
     """The link of one device to the host.
 
     `peak` is the theoretical rate of one direction (the HRM's roof), the others are sustained. `duplex` is the sum of
@@ -142,7 +104,7 @@ class Link(_Part):
 
 
 @dataclass(frozen=True, slots=True)
-class Network(_Part):
+class Network(Part):
     """What carries an all-reduce between the devices of one host."""
 
     bandwidth_bytes_per_s: Quantity
@@ -150,7 +112,7 @@ class Network(_Part):
 
 
 @dataclass(frozen=True, slots=True)
-class Emulation(_Part):
+class Emulation(Part):
     """A device that the host's own cores and memory play: what it does, it takes from the host.
 
     Its lanes are threads of one interpreter beside each other in the same caches. `turns` is the share of its time in
@@ -165,7 +127,7 @@ class Emulation(_Part):
 
 
 @dataclass(frozen=True, slots=True)
-class OptimizerConstants(_Part):
+class OptimizerConstants(Part):
     """The constants that MoE-Lightning's own policy optimizer was given, per device (its artifact, branch asplos25).
 
     They are not what the machine does: they are here so that the paper's estimates can be reproduced.
@@ -181,7 +143,7 @@ class OptimizerConstants(_Part):
 
 
 @dataclass(frozen=True, slots=True)
-class Hardware(_Part):
+class Hardware(Part):
     """A host with `num_devices` equal devices. Host memory and cores are shared; each device has a link of its own.
 
     `pinned_bytes` limits page-locked host memory; `pin_bytes_per_s` is the rate at which one thread copies pageable
@@ -214,7 +176,7 @@ class Hardware(_Part):
             raise InputError(f"network: missing; {self.num_devices} devices need one for their all-reduces")
         if self.num_devices == 1 and self.network is not None:
             raise InputError("network: one device has none; remove it, or set num_devices")
-        _Part.__post_init__(self)
+        Part.__post_init__(self)
 
     @classmethod
     def presets(cls) -> tuple[str, ...]:
@@ -237,11 +199,11 @@ class Hardware(_Part):
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Self:
         """Build a machine from the tables of its file. Raises InputError that starts with the dotted field."""
-        return _build(cls, table, "")
+        return build(cls, table, "")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the tables of the machine's file; `from_dict` gives the same machine back."""
-        return _tables(self)
+        return tables(self)
 
     def write(self, path: str | Path) -> None:
         """Write the machine's file; `load` gives the same machine back. Raises InputError if it cannot be written."""
@@ -256,7 +218,7 @@ class Hardware(_Part):
 
     def quantities(self) -> Iterator[tuple[str, Quantity]]:
         """Yield every number of the machine with its dotted name, such as `link.h2d`."""
-        return _walk(self, "")
+        return walk(self)
 
     def value(self, path: str) -> Quantity:
         """Return the number at a dotted path such as `link.h2d`. Raises InputError when there is none."""
@@ -271,7 +233,7 @@ class Hardware(_Part):
         """Return the machine with the number at `path` set, in the SI base unit. Raises InputError."""
         value = self.value(path).replaced(si_value, source, basis)
         try:
-            return _replaced(self, path.split("."), value)
+            return replaced(self, path, value)
         except InputError as error:
             raise InputError(f"{path.rpartition('.')[0]}.{error}".removeprefix(".")) from None
 
@@ -329,66 +291,3 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         else:
             result[key] = value
     return result
-
-
-def _build(part: type[_P], table: object, path: str) -> _P:
-    """Build the dataclass `part` from a table; the dotted `path` of the table starts every error."""
-    dot = f"{path}." if path else ""
-    if not isinstance(table, Mapping):
-        raise InputError(f"{path}: {table!r} is not a table of {', '.join(_key(f.name)[0] for f in fields(part))}")
-    hints = get_type_hints(part)
-    keys = {_key(field.name)[0]: field.name for field in fields(part)}
-    optional = {key for key, name in keys.items() if get_origin(hints[name]) in (types.UnionType, tuple)}
-    missing = [key for key in keys if key not in optional and key not in table]
-    hint = how_to_give(_key(keys[missing[0]])[1]) if missing and hints[keys[missing[0]]] is Quantity else ""
-    check_keys(table, keys, [*missing], path, hint)
-    values = {keys[key]: _value(hints[keys[key]], keys[key], table[key], dot + key) for key in table}
-    try:
-        return part(**values)
-    except InputError as error:
-        raise InputError(f"{dot}{error}") from None
-
-
-def _value(kind: type, name: str, content: object, path: str) -> object:
-    """Read one field of a table as what its annotation asks for."""
-    if get_origin(kind) is types.UnionType:
-        kind = get_args(kind)[0]
-    if get_origin(kind) is tuple:
-        if not isinstance(content, list):
-            raise InputError(f"{path}: {content!r} is not a list of tables")
-        return tuple(_build(get_args(kind)[0], one, f"{path}[{at}]") for at, one in enumerate(content))
-    if kind is Quantity:
-        return Quantity.parse(content, path, _key(name)[1])
-    if issubclass(kind, _Part):
-        return _build(kind, content, path)
-    if isinstance(content, bool) or not isinstance(content, kind):
-        raise InputError(f"{path}: {content!r} is not {'a whole number' if kind is int else 'a text'}")
-    return content
-
-
-def _tables(part: _Part) -> dict[str, Any]:
-    content = {_key(field.name)[0]: getattr(part, field.name) for field in fields(part)}
-    return {key: _written(value) for key, value in content.items() if value not in (None, ())}
-
-
-def _written(value: Any) -> object:
-    """A field's value as its file has it."""
-    if isinstance(value, Quantity):
-        return value.to_dict()
-    if isinstance(value, tuple):
-        return [_tables(one) for one in value]
-    return _tables(value) if isinstance(value, _Part) else value
-
-
-def _walk(part: _Part, dot: str) -> Iterator[tuple[str, Quantity]]:
-    for field in fields(part):
-        value, path = getattr(part, field.name), dot + _key(field.name)[0]
-        if isinstance(value, Quantity):
-            yield path, value
-        elif isinstance(value, _Part):
-            yield from _walk(value, f"{path}.")
-
-
-def _replaced(part: _P, path: list[str], value: Quantity) -> _P:
-    name = next(field.name for field in fields(part) if _key(field.name)[0] == path[0])
-    return replace(part, **{name: value if len(path) == 1 else _replaced(getattr(part, name), path[1:], value)})

@@ -131,6 +131,8 @@ def test_the_numbers_are_those_of_the_traces(campaign, findings):
     assert run.predicted_tokens_per_s == pytest.approx(tokens / (replays[0].predicted.makespan_ns / 1e9))
     assert run.error == pytest.approx(run.predicted_tokens_per_s / run.measured.median - 1)
     assert run.layer1_errors == tuple(one.layer1.error for one in replays)
+    assert run.handed_over_errors == tuple(one.layer1.error_with_hand_over for one in replays)
+    assert all(after > before for before, after in zip(run.layer1_errors, run.handed_over_errors, strict=True))
 
 
 def test_ops_hold_all_the_time_that_the_tasks_took(campaign, findings):
@@ -165,6 +167,7 @@ def test_the_report_says_what_was_found_and_misses_no_bar_silently(campaign, fin
     assert numbers["summary"]["layer3_worst"] == findings.layer3_worst
     assert ("**missed**" in text) == (
         findings.layer1_worst > 0.03
+        or findings.handed_over_worst > 0.03
         or max(findings.layer2_errors.values()) > 0.1
         or findings.layer3_median > 0.05
         or findings.layer3_worst > 0.12

@@ -6,7 +6,7 @@ import pytest
 from sim_examples import cost_of, made_setup, one_task, round_machine
 
 from sim.cost import DRAM, WHOLE_INTERPRETER, hbm, interpreter, link
-from sim.hardware import Efficiency, Emulation, Hardware
+from sim.hardware import AtTokens, Efficiency, Emulation, Hardware
 from sim.quantity import Basis, Quantity
 from sim.schedule.task import CPU, GPU, Op, Task
 from sim.simulator import Cost, Simulation
@@ -115,6 +115,72 @@ def test_a_class_of_work_has_a_fixed_time_of_its_own():
             cost_of(one_task(Op.POST_ATTN), machine=machine, experts_on_device=share) for machine in (plain, slow)
         )
         assert after.duration_ns - before.duration_ns == pytest.approx(added_ms * 1e6, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("op", "classes"),
+    [
+        (Op.PRE_ATTN, ["gemm"]),
+        (Op.POST_ATTN, ["gemm", "experts"]),
+        (Op.EXPERTS, ["gemm", "experts"]),
+        (Op.HEAD, ["head"]),
+    ],
+)
+def test_work_takes_what_was_measured_at_its_number_of_tokens(op, classes):
+    """A ratio holds for all of a class's time in a task of so many tokens, but not for the task's launch."""
+    latencies = dict.fromkeys(("gemm", "experts", "head"), 1e-3)
+    plain = with_latency(round_machine().device, **latencies)
+    launch_ns = 10_000
+
+    def took(requests, ratio):
+        known = (AtTokens(4, number(1.0)), AtTokens(16, number(ratio)))
+        changed = {name: replace(getattr(plain.device, name), at_tokens=known) for name in classes}
+        machine = replace(plain, device=replace(plain.device, **changed))
+        return cost_of(one_task(op), machine=machine, micro_batch_size=requests).duration_ns - launch_ns
+
+    for requests in (4, 8, 16, 32):
+        half, usual = took(requests, 0.5), cost_of(one_task(op), machine=plain, micro_batch_size=requests).duration_ns
+        expected = {4: 1.0, 8: 0.75, 16: 0.5, 32: 0.5}[requests]
+        assert half == pytest.approx(expected * (usual - launch_ns), abs=3)
+
+
+def test_a_second_place_costs_the_same_at_every_number_of_tokens():
+    """It was measured in seconds; the ratio is of experts in one place."""
+    plain = with_latency(round_machine().device, gemm=0, experts=1e-3)
+    experts = replace(plain.device.experts, at_tokens=(AtTokens(1, number(0.25)),))
+    machine = replace(plain, device=replace(plain.device, experts=experts))
+    one, two = (
+        cost_of(one_task(Op.POST_ATTN), machine=machine, experts_on_device=share).duration_ns for share in (0.0, 0.5)
+    )
+    assert two - one == pytest.approx(1e6, abs=2)
+
+
+@pytest.mark.parametrize(("place", "fixed_ns"), [("gpu", 10_000), ("cpu", None)])
+def test_attention_takes_what_was_measured_for_its_requests(place, fixed_ns):
+    part, task = ("host" if place == "cpu" else "device"), one_task(Op.ATTN, on_cpu=place == "cpu")
+    usual = round_machine()
+    fixed_ns = fixed_ns or 1e9 * usual.host.launch_latency_s
+    known = (AtTokens(4, number(1.0)), AtTokens(16, number(3.0)))
+    kernel = replace(getattr(usual, part).attention, at_tokens=known)
+    slow = replace(usual, **{part: replace(getattr(usual, part), attention=kernel)})
+    for requests, ratio in ((4, 1), (8, 2), (16, 3)):
+        took = [
+            cost_of(task, machine=machine, micro_batch_size=requests, attention=place).duration_ns - fixed_ns
+            for machine in (usual, slow)
+        ]
+        assert took[1] == pytest.approx(ratio * took[0], abs=3)
+
+
+def test_memory_that_work_uses_faster_than_its_share_is_watched():
+    """Half the time for as many bytes is twice the bandwidth."""
+    low = Efficiency(number(1.0), number(0.4), None, number(1.0))
+    fast = replace(low, at_tokens=(AtTokens(1, number(0.4)),))
+    for gemm, watched in ((low, False), (fast, True)):
+        classes = {"gemm": gemm, "experts": low, "attention": low}
+        machine = replace(round_machine(), device=replace(round_machine().device, **classes))
+        setup = made_setup(machine=machine)
+        assert demand(setup.costs()(one_task(Op.PRE_ATTN)), hbm(0)) > 0
+        assert (demand(setup.costs(only_contended=True)(one_task(Op.PRE_ATTN)), hbm(0)) > 0) == watched
 
 
 def test_decode_attention_has_a_class_of_its_own_if_the_machine_says_so():

@@ -242,6 +242,60 @@ class TestHandOver:
         assert text.startswith("hand_over: no such number in l4")
 
 
+class TestAtTokens:
+    """What a class of work takes at some numbers of tokens, over what its roofs say: a list of tables."""
+
+    def given(self, folder, *known):
+        lines = ['extends = "gcp-t4"']
+        for tokens, ratio in known:
+            lines += ["[[device.experts.at_tokens]]", f"tokens = {tokens}"]
+            lines += [f'time_ratio = {{ value = {ratio}, unit = "1", basis = "measured", source = "my own run" }}']
+        return written(folder, "\n".join(lines))
+
+    def test_they_survive_a_file_and_have_names(self, tmp_path):
+        mine = Hardware.load(self.given(tmp_path, (1, 1.5), (16, 0.9)))
+        assert [(one.tokens, float(one.time_ratio)) for one in mine.device.experts.at_tokens] == [(1, 1.5), (16, 0.9)]
+        mine.write(tmp_path / "again.toml")
+        assert Hardware.load(tmp_path / "again.toml") == mine
+        changed = mine.with_value("device.experts.at_tokens[1].time_ratio", 1.1)
+        assert [float(one.time_ratio) for one in changed.device.experts.at_tokens] == [1.5, 1.1]
+        assert float(changed.value("device.experts.at_tokens[1].time_ratio")) == 1.1
+        assert "at_tokens" not in Hardware.load("gcp-t4").to_dict()["device"]["experts"]
+
+    def test_between_two_the_ratio_follows_the_logarithm_and_beyond_it_stays(self, tmp_path):
+        experts = Hardware.load(self.given(tmp_path, (4, 2.0), (16, 1.0), (64, 1.5))).device.experts
+        asked = (1, 4, 8, 16, 32, 64, 1000)
+        assert [experts.time_ratio(tokens) for tokens in asked] == pytest.approx([2, 2, 1.5, 1, 1.25, 1.5, 1.5])
+        assert Hardware.load("gcp-t4").device.experts.time_ratio(16) == 1
+
+    @pytest.mark.parametrize(
+        ("known", "expected"),
+        [
+            ([(16, 1.0), (4, 1.0)], "device.experts.at_tokens: [16, 4] is not allowed; tokens must ascend from 1"),
+            ([(4, 1.0), (4, 1.0)], "device.experts.at_tokens: [4, 4] is not allowed"),
+            ([(0, 1.0)], "device.experts.at_tokens: [0] is not allowed"),
+            ([(1, 1.0), (2, 0.0)], "device.experts.at_tokens[1].time_ratio: 0 is not allowed; it must be above 0"),
+            ([("1.5", 1.0)], "device.experts.at_tokens[0].tokens: 1.5 is not a whole number"),
+        ],
+    )
+    def test_wrong_ones_are_named(self, tmp_path, known, expected):
+        path = self.given(tmp_path, *known)
+        assert message(lambda: Hardware.load(path)).startswith(f"{path}: {expected}")
+
+    @pytest.mark.parametrize(
+        ("content", "expected"),
+        [
+            ("3", "device.experts.at_tokens: not a list of tables; each starts with [[device.experts.at_tokens]]"),
+            ("{ tokens = 3 }", "device.experts.at_tokens: not a list of tables; each starts with [["),
+            ("[3]", "device.experts.at_tokens[0]: 3 is not a table of tokens, time_ratio"),
+            ("[{ tokens = 3 }]", "device.experts.at_tokens[0].time_ratio: missing; give it as"),
+        ],
+    )
+    def test_what_is_no_such_list_is_refused(self, tmp_path, content, expected):
+        path = written(tmp_path, f'extends = "gcp-t4"\n[device.experts]\nat_tokens = {content}\n')
+        assert message(lambda: Hardware.load(path)).startswith(f"{path}: {expected}")
+
+
 class TestWhatIf:
     @given(st.floats(0.01, 100))
     def test_scaled_multiplies_one_number_and_marks_it_assumed(self, factor):

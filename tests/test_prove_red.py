@@ -218,7 +218,7 @@ class TestCommand:
             [sys.executable, "-c", script], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as process:
             _wait_until(lambda: any("a -= 0" in file.read_text() for file in temporary.glob("*/*/toy/sums.py")))
-            time.sleep(0.5)  # until the first outcome has been told
+            time.sleep(1.5)  # until the first outcome has been told
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=60)
         assert process.returncode == 130

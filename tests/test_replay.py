@@ -139,7 +139,10 @@ def test_the_prediction_hands_over_as_its_machine_does_and_the_law_does_not(name
         s.key: (s.start_ns, s.end_ns) for s in trace.spans
     }
     assert result.layer1.error < 0
-    assert replay(trace, machine_of(name)).layer3.run.error < 0
+    assert result.layer1.error_with_hand_over == 0
+    unaware = replay(trace, machine_of(name))
+    assert unaware.layer1.error_with_hand_over == unaware.layer1.error == result.layer1.error
+    assert unaware.layer3.run.error < 0
 
 
 # errors of a known size ----------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ whole simulated run, contention included, takes as long and keeps the lanes as b
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sim.batching import Batch
@@ -34,7 +34,8 @@ class Layer1:
     """Measured durations through the same schedule. Seconds; errors are shares of the measured makespan.
 
     `error` is the law's alone. `error_with_dispatch` adds between tasks the median gap of each pair of lanes, as
-    measured in this very trace. `absent` tasks were issued but had nothing to do; they take no time.
+    measured in this very trace; `error_with_hand_over` the hand-over between lanes that the machine has, if one is
+    known. `absent` tasks were issued but had nothing to do; they take no time.
     """
 
     measured_s: float
@@ -45,6 +46,7 @@ class Layer1:
     tasks: int
     absent: int
     gaps: tuple[Gap, ...]
+    error_with_hand_over: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,11 @@ def replay(trace: Trace, hardware: Hardware | None = None) -> Replay:
     spans = spans_by_key(trace, tasks)
     if not trace.makespan_ns:
         raise InputError("the trace's tasks take no time at all: there is nothing to replay")
-    replayed = simulate(run, spans, lambda task: Cost(spans[task.key].duration_ns, (), spans[task.key].bytes))
+
+    def lasting(task: Task) -> Cost:
+        return Cost(spans[task.key].duration_ns, (), spans[task.key].bytes)
+
+    replayed = simulate(run, spans, lasting)
     first = layer_1(trace, replayed, list(tasks.values()), spans)
     num_requests = run.batch.num_requests
     machine = hardware or hardware_of(trace)
@@ -139,6 +145,8 @@ def replay(trace: Trace, hardware: Hardware | None = None) -> Replay:
         why_not = "the trace describes no machine: give the one that was calibrated with --hardware"
         return Replay(trace, replayed, None, num_requests, first, None, None, None, why_not)
     costs = rebuild(trace, run, machine).costs(only_contended=True)
+    handed_over_ns = simulate(run, spans, lasting, hand_over_ns=costs.hand_over_ns).makespan_ns
+    first = replace(first, error_with_hand_over=relative_error(handed_over_ns, trace.makespan_ns))
     predicted = simulate(run, spans, costs, costs.capacities, costs.hand_over_ns)
     second = layer_2(spans, predicted, {key: costs(task).duration_ns for key, task in tasks.items() if key in spans})
     third = layer_3(trace, predicted, run.batch)

@@ -24,6 +24,10 @@ def print_replay(result: Replay) -> None:
         out.print(f"Layers 2 and 3, the cost model: not done, {result.why_not}.")
         return
     out.print(f"Prediction for {result.hardware.name}: simulated.")
+    handed_over = result.layer1.error_with_hand_over
+    if handed_over is not None and result.hardware.hand_over_s:
+        microseconds = f"{1e6 * result.hardware.hand_over_s:.0f} µs"
+        out.print(f"Layer 1 with that machine's hand-over between lanes, {microseconds}: {_percent(handed_over)}.")
     _print_layer_2(out, result.layer2)
     _print_layer_3(out, result.layer3)
 

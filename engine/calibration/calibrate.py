@@ -68,7 +68,7 @@ def calibrate(
     Raises InputError for a model that cannot be run, DeviceOutOfMemory if its experts do not fit the device at all.
     """
     planned, rounds = planned_for(model, quick=quick), 1 if quick else ROUNDS
-    parts = _Parts(progress, rounds * (1 + len(planned)))
+    parts = _Parts(progress, rounds * (2 + len(planned)))
     done = [measure(model, device, planned, quick=quick, on_part=parts.begin) for _ in range(rounds)]
     parts.begin("done")
     return fitted(model, device, planned, done, name)
@@ -93,6 +93,7 @@ def measure(
     repeats = FEW_REPEATS if quick else REPEATS
     probes = attempt(lambda: probe(device, model.dtype, *threads_of(device), host_cores(), repeats))
     with first_layers(model, layers_to_measure(model, device.memory_bytes)):
+        on_part("experts in two places")
         apart = attempt(lambda: second_place(model, described(model), device, repeats))
         return Round(probes, run_all(model, device, planned, lambda condition: on_part(str(condition)), attempt), apart)
 

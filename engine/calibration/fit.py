@@ -3,7 +3,7 @@
 A group of parameters is fitted to the tasks of one op, in the logarithm of the times, so that short tasks count too,
 if somewhat less than long ones, with a loss that grows linearly for outliers (scipy's `soft_l1`). The groups
 follow each other: PostAttn contains plain matrix products, whose rates PreAttn has shown by then. What the roofs of
-matrix products miss at each number of tokens is noted beside them (`engine.calibration.steps`).
+matrix products miss at each number of tokens is noted beside them (`engine.calibration.ratios`).
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from engine.calibration.ratios import with_ratios
 from engine.calibration.samples import Condition, Sample
-from engine.calibration.steps import with_steps
 from sim.hardware import Hardware
 from sim.model import Model
 from sim.quantity import Basis
@@ -55,7 +55,7 @@ class Group:
     prefill_from: int | None = 1
     """Prefill of so many requests or more counts; None: of none."""
     in_decode: bool = True
-    steps: str = ""
+    with_ratios_of: str = ""
     """The class of work whose times at the measured numbers of tokens are noted beside its roofs, if any."""
 
     def shows(self, sample: Sample, condition: Condition) -> bool:
@@ -85,11 +85,18 @@ _ON_DEVICE = (LaneKind.GPU,)
 _LINK = (LaneKind.H2D, LaneKind.D2H)
 
 GROUPS = (
-    Group("PreAttn", _class("gemm"), (Op.PRE_ATTN,), _ON_DEVICE, steps="gemm"),
-    Group("PostAttn", _class("experts"), (Op.POST_ATTN,), _ON_DEVICE, prefill_from=MANY_REQUESTS, steps="experts"),
+    Group("PreAttn", _class("gemm"), (Op.PRE_ATTN,), _ON_DEVICE, with_ratios_of="gemm"),
+    Group(
+        "PostAttn",
+        _class("experts"),
+        (Op.POST_ATTN,),
+        _ON_DEVICE,
+        prefill_from=MANY_REQUESTS,
+        with_ratios_of="experts",
+    ),
     Group("attention in prefill", _class("attention"), (Op.ATTN,), _ON_DEVICE, in_decode=False),
     Group("attention on the device", _class("decode_attention"), (Op.ATTN,), _ON_DEVICE, prefill_from=None),
-    Group("Head", _class("head"), (Op.HEAD,), _ON_DEVICE, prefill_from=None, steps="head"),
+    Group("Head", _class("head"), (Op.HEAD,), _ON_DEVICE, prefill_from=None, with_ratios_of="head"),
     Group(
         "attention on the host",
         (
@@ -113,7 +120,7 @@ GROUPS = (
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What a fit of one group reached: relative errors of the tasks that it was fitted to."""
+    """What a fit of one group reached: relative errors of the tasks that it was fitted to, by the roofs alone."""
 
     what: str
     num_samples: int
@@ -161,10 +168,10 @@ def _fit(
         np.log([getattr(parameter, end) for parameter in group.parameters]) for end in ("low", "high", "start")
     )
     found = least_squares(weighted, starts, bounds=(lows, highs), loss="soft_l1", f_scale=OUTLIER, diff_step=1e-3)
-    error = float(np.median(np.abs(np.expm1(residuals(machine(found.x))))))
-    source = f"fit to {len(chosen)} kinds of tasks of {group.what}, median error {100 * error:.1f} %"
+    errors = np.abs(np.expm1(residuals(machine(found.x))))
+    result = Fit(group.what, len(chosen), float(np.median(errors)), float(errors.max()))
+    source = f"fit to {len(chosen)} kinds of tasks of {group.what}, median error {100 * result.median_error:.1f} %"
     fitted = machine(found.x, source)
-    if group.steps:
-        fitted = with_steps(fitted, group.steps, model, planned, chosen)
-    errors = np.abs(np.expm1(residuals(fitted)))
-    return fitted, Fit(group.what, len(chosen), float(np.median(errors)), float(errors.max()))
+    if group.with_ratios_of:
+        fitted = with_ratios(fitted, group.with_ratios_of, model, planned, chosen)
+    return fitted, result

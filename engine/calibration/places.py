@@ -1,5 +1,7 @@
 """What experts in a second place cost: one layer's experts on the device, run in one part and in two, in turn."""
 
+import contextlib
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -32,14 +34,15 @@ def second_place(model: PreTrainedModel, described: Model, device: Device, repea
     if at is None:
         return None
     experts = anatomy.experts[at]
-    placed = {one.name: device.place("calibration", one.tensor.detach()) for one in experts}
-    try:
-        with lean_gates(model.modules()), device.open_lane(LaneKind.GPU) as lane:
-            both = _Places(experts[0].owner, placed, count // 2, _call(described.layers[at], model.dtype, device))
-            pairs = [both.seconds(lane) for _ in range(1 + PAIRS * repeats)]
-    finally:
-        for tensor in placed.values():
-            device.free(tensor)
+    with contextlib.ExitStack() as stack:
+        placed = {}
+        for one in experts:
+            placed[one.name] = device.place("calibration", one.tensor.detach())
+            stack.callback(device.free, placed[one.name])
+        stack.enter_context(lean_gates(model.modules()))
+        lane = stack.enter_context(device.open_lane(LaneKind.GPU))
+        both = _Places(experts[0].owner, placed, count // 2, _call(described.layers[at], model.dtype, device))
+        pairs = [both.seconds(lane, apart_first=bool(i % 2)) for i in range(1 + PAIRS * repeats)]
     what = f"experts of a layer in two places less in one, {TOKENS} tokens, by turns"
     return Measured.of([apart - together for together, apart in pairs[1:]], what)
 
@@ -53,20 +56,29 @@ class _Places:
         self._resident = _parameters({name: tensor[:first] for name, tensor in placed.items()})
         self._rest = _parameters({name: tensor[first:] for name, tensor in placed.items()})
 
-    def seconds(self, lane: LaneContext) -> tuple[float, float]:
+    def seconds(self, lane: LaneContext, *, apart_first: bool) -> tuple[float, float]:
         """In one place, and in two."""
         table = self._module._parameters
         before = dict(table)
         try:
-            table.update(self._whole)
-            together = self._timed(lane)
-            table.update(self._rest)
-            split = SplitExperts(self._module, self._resident)
-            apart = self._timed(lane)
-            split.remove()
+            if apart_first:
+                apart = self._apart(lane)
+                return self._together(lane), apart
+            return self._together(lane), self._apart(lane)
         finally:
             table.update(before)
-        return together, apart
+
+    def _together(self, lane: LaneContext) -> float:
+        self._module._parameters.update(self._whole)
+        return self._timed(lane)
+
+    def _apart(self, lane: LaneContext) -> float:
+        self._module._parameters.update(self._rest)
+        split = SplitExperts(self._module, self._resident)
+        try:
+            return self._timed(lane)
+        finally:
+            split.remove()
 
     def _timed(self, lane: LaneContext) -> float:
         start = lane.mark()

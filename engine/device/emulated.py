@@ -19,7 +19,7 @@ from sim.schedule.task import LaneKind
 class EmulatedLane(ThreadLane):
     """A lane that is a thread, on a machine whose link is paced.
 
-    Lanes that compute on the host let copies go first: those of a real device need no core.
+    Lanes that compute on cores which copies use too let these go first: those of a real device need no core.
     """
 
     def __init__(
@@ -33,13 +33,14 @@ class EmulatedLane(ThreadLane):
     ) -> None:
         super().__init__(kind, threads, default_threads)
         self._cores = cores
+        self._behind = {LaneKind.CPU, LaneKind.PIN} | ({LaneKind.GPU} if cores is None else set())
         self._h2d = h2d
         self._d2h = d2h
 
     def __enter__(self) -> Self:
         self._entered.enter_context(prompt_sleep())
         self._entered.enter_context(on_cores(self._cores))
-        if self.kind in (LaneKind.CPU, LaneKind.PIN):
+        if self.kind in self._behind:
             self._entered.enter_context(behind_copies())
         return super().__enter__()
 

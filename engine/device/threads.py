@@ -1,4 +1,4 @@
-"""What a lane asks of its thread: how many helpers torch gives it, and how promptly it wakes.
+"""What a lane asks of its thread: its helpers in torch, its cores, how promptly it wakes, and who goes first.
 
 `torch.set_num_threads` (OpenMP builds, torch 2.13) sets the calling thread's count and, beside it, the count that a
 thread gets when it first uses torch. That first use overwrites what the thread itself had set before: a lane that
@@ -77,8 +77,8 @@ def prompt_sleep() -> Iterator[None]:
 
 
 BEHIND: Final = 5
-"""Niceness of lanes that compute on a core which copies share: a copy that is due goes first, work that is left goes on
-at a third of the weight. Without it a copy of half a millisecond took two while another lane computed."""
+"""By how much lanes that compute on a core which copies share are nicer than the process: a copy that is due goes
+first, and work goes on at a third of its weight. Without it a copy of half a millisecond took two beside others."""
 
 
 @contextlib.contextmanager
@@ -92,7 +92,8 @@ def behind_copies() -> Iterator[None]:
         yield
         return
     before = os.getpriority(os.PRIO_PROCESS, thread)
-    os.setpriority(os.PRIO_PROCESS, thread, max(before, BEHIND))
+    with contextlib.suppress(PermissionError):
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, os.getpid()) + BEHIND)
     try:
         yield
     finally:

@@ -38,7 +38,8 @@ class OpError:
 class RunResult:
     """One case. Tokens per second; errors are shares of what was measured.
 
-    `layer1_errors` has one entry a repeat. `blame` is the op whose predicted time is furthest off, in seconds of the
+    `layer1_errors` has one entry a repeat, and so has `handed_over_errors`: with the hand-over between lanes that the
+    calibration measured. `blame` is the op whose predicted time is furthest off, in seconds of the
     whole run, and its lane.
     """
 
@@ -49,6 +50,7 @@ class RunResult:
     prefill_error: float
     decode_error: float
     layer1_errors: tuple[float, ...]
+    handed_over_errors: tuple[float, ...]
     busy_points: float
     path_agreement: float
     hrm_tokens_per_s: float | None
@@ -93,6 +95,16 @@ class Findings:
     @property
     def layer1_worst(self) -> float:
         return max(abs(error) for run in self.runs for error in run.layer1_errors)
+
+    @property
+    def handed_over_worst(self) -> float:
+        """Of layer 1 with the machine's hand-over between lanes."""
+        return max(abs(error) for run in self.runs for error in run.handed_over_errors)
+
+    def layer1_within(self, bar: float) -> str:
+        """How many of all traces layer 1 meets."""
+        errors = [abs(error) for run in self.runs for error in run.layer1_errors]
+        return f"{sum(error <= bar for error in errors)} of {len(errors)}"
 
     @property
     def layer2_errors(self) -> dict[str, float]:
@@ -208,6 +220,7 @@ def _result(case: Case, replays: Sequence[Replay], ops: Sequence[OpError]) -> Ru
         relative_error(predicted.prefill.predicted_s, prefill_s),
         relative_error(predicted.decode.predicted_s, decode_s),
         tuple(one.layer1.error for one in replays),
+        tuple(one.layer1.error_with_hand_over or 0.0 for one in replays),
         statistics.median(max(abs(share.points) for share in layer.lanes) for layer in layers),
         statistics.median(layer.path_agreement for layer in layers),
         _hrm(replays[0]),

@@ -89,6 +89,7 @@ def _json(findings: "Findings") -> dict[str, Any]:
         told["case"]["name"] = run_.case.name
     summary = {
         "layer1_worst": findings.layer1_worst,
+        "layer1_worst_with_hand_over": findings.handed_over_worst,
         "layer2_wape": findings.layer2_wape,
         "layer2_wape_by_op": findings.layer2_errors,
         "layer3_median": findings.layer3_median,

@@ -71,7 +71,10 @@ def _summary(findings: Findings) -> Iterator[tuple[str, ...]]:
     exact = sum(check.exact for check in findings.mechanics)
     whole = len(findings.mechanics)
     yield "0", "do the mechanics hold?", f"{exact} of {whole} exact", "all", _met(exact == whole)
-    yield _line("1", "measured durations replayed: worst makespan error", findings.layer1_worst, BARS["layer 1"])
+    bar = BARS["layer 1"]
+    within = f"{findings.layer1_within(bar)} traces within {bar:.0%}"
+    yield _line("1", f"measured durations replayed: worst makespan error ({within})", findings.layer1_worst, bar)
+    yield _line("1", "the same with the hand-over between lanes, as calibrated", findings.handed_over_worst, bar)
     yield _line("2", "durations, all tasks together: WAPE", findings.layer2_wape, BARS["layer 2"])
     op, error = max(findings.layer2_errors.items(), key=lambda one: one[1])
     worst = f"durations by op: worst WAPE ({op}, {findings.share_of_time(op):.1%} of all time)"
