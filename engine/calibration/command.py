@@ -50,7 +50,7 @@ def bar() -> "Progress":
 
 
 def print_summary(calibration: "Calibration", path: Path) -> None:
-    """The main numbers, how well the cost model fits, and what runs slow beside what."""
+    """The main numbers, how well the roofs fit, and what runs slow beside what."""
     link, probes = calibration.probes.link, calibration.probes
     h2d, d2h, both, read, copy, device, host = (
         one.median / 1e9
@@ -64,7 +64,7 @@ def print_summary(calibration: "Calibration", path: Path) -> None:
         f"link: H2D {h2d:.2f} GB/s, D2H {d2h:.2f} GB/s, both at once {both:.2f} GB/s",
         f"host memory: read at {read:.1f} GB/s, copied by one thread at {copy:.1f} GB/s",
         f"matrix products: device {device:.0f} GFLOP/s, host {host:.0f} GFLOP/s",
-        "how well the cost model fits, by kind of task:",
+        "how well the roofs alone fit, by kind of task:",
         *(
             f"  {one.what}: {one.num_samples} kinds, error {100 * one.median_error:.1f} % (median), "
             f"{100 * one.worst_error:.0f} % (worst)"
