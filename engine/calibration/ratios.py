@@ -21,8 +21,11 @@ def with_ratios(
 ) -> Hardware:
     """The machine whose class of work `name` takes as long as the samples at their numbers of tokens, in the median.
 
-    `samples` are of one op, in which that class has a part.
+    `samples` are of one op, in which that class has a part. Prefill counts only for more tokens than decode shows: a
+    prompt of as many tokens is other work, with other fixed times.
     """
+    in_decode = max((_tokens(one, planned[one.run]) for one in samples if one.task.step), default=0)
+    samples = [one for one in samples if one.task.step or _tokens(one, planned[one.run]) > in_decode]
     usual, doubled = (
         _seconds(_with(hardware, name, (_at(1, ratio),)), model, planned, samples) for ratio in (1.0, 2.0)
     )
