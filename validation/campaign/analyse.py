@@ -220,7 +220,7 @@ def _result(case: Case, replays: Sequence[Replay], ops: Sequence[OpError]) -> Ru
         relative_error(predicted.prefill.predicted_s, prefill_s),
         relative_error(predicted.decode.predicted_s, decode_s),
         tuple(one.layer1.error for one in replays),
-        tuple(one.layer1.error_with_hand_over or 0.0 for one in replays),
+        tuple(error for one in replays if (error := one.layer1.error_with_hand_over) is not None),
         statistics.median(max(abs(share.points) for share in layer.lanes) for layer in layers),
         statistics.median(layer.path_agreement for layer in layers),
         _hrm(replays[0]),
