@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 import engine
 from engine.device.emulated import EmulatedDevice
 from engine.device.heap import keep_freed_memory
-from sim.policy import Policy
+from sim.problem.policy import Policy
 
 
 def plain_s(model: PreTrainedModel, prompts: list[list[int]], size: int, steps: int) -> float:

@@ -19,7 +19,7 @@ from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 import engine
 from engine.device.emulated import EmulatedDevice
 from engine.generate import RunResult
-from sim.policy import Policy
+from sim.problem.policy import Policy
 from sim.schedule.registry import by_name, registered
 from traces.trace import Trace
 

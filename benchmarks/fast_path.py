@@ -20,17 +20,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sim import fastpath_costs, fastpath_kernel, fastpath_program
-from sim.evaluate import evaluate
-from sim.fastpath import FastResult, generation_s, warm_up
-from sim.hardware import Hardware
-from sim.jit import COMPILES
-from sim.model import Model
-from sim.policy import Policy
+from sim.cost.setup import Problem, Setup
+from sim.problem.machine.hardware import Hardware
+from sim.problem.model.model import Model
+from sim.problem.policy import Policy
+from sim.problem.workload import Workload
 from sim.schedule import base
 from sim.schedule.registry import by_name
-from sim.setup import Problem, Setup
-from sim.workload import Workload
+from sim.simulation.compiled import cost_table as fastpath_costs
+from sim.simulation.compiled import event_loop as fastpath_kernel
+from sim.simulation.compiled import program as fastpath_program
+from sim.simulation.compiled.jit import COMPILES
+from sim.simulation.compiled.path import FastResult, generation_s, warm_up
+from sim.simulation.prediction import evaluate
 
 MANY_SIZES, MANY_COUNTS = range(4, 40, 4), range(2, 30, 3)
 
@@ -126,7 +128,7 @@ def setups_per_s(repeats: int) -> list[float]:
 
 def first_use() -> dict[str, float]:
     """Processor seconds of a new process until the first answer can come: with nothing compiled before, and with it."""
-    code = "import time; from sim.fastpath import warm_up; warm_up(); print(time.process_time())"
+    code = "import time; from sim.simulation.compiled.path import warm_up; warm_up(); print(time.process_time())"
     with tempfile.TemporaryDirectory() as cache:
         runs = [
             subprocess.run(

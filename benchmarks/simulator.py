@@ -19,14 +19,14 @@ from pathlib import Path
 
 import simpy
 
-from sim.hardware import Hardware
-from sim.model import Model
-from sim.policy import Policy
+from sim.cost.setup import Problem, Setup
+from sim.problem.machine.hardware import Hardware
+from sim.problem.model.model import Model
+from sim.problem.policy import Policy
+from sim.problem.workload import Workload
 from sim.schedule.registry import by_name
 from sim.schedule.task import Lane, Task
-from sim.setup import Problem, Setup
-from sim.simulator import Cost, Simulation
-from sim.workload import Workload
+from sim.simulation.simulator import Cost, Simulation
 
 STEPS = 40
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from traces.command import OneLineParser, add_command, run_command
+from traces.cli.frame import OneLineParser, add_command, run_command
 from traces.errors import InputError
 
 if TYPE_CHECKING:
     from engine.device.base import Device
     from engine.generate import RunResult
     from engine.plan import Plan
-    from sim.policy import Policy
+    from sim.problem.policy import Policy
     from sim.schedule.base import Schedule
 
 GIGA = 1e9
@@ -126,7 +126,7 @@ def _run(args: argparse.Namespace) -> int:
         sys.stderr.write("nothing left to do\n")
         return 0
     if args.trace:
-        from traces import chrome
+        from traces.files import chrome_writer as chrome
 
         chrome.write(result.trace, args.trace)
     sys.stderr.write(summary(result) + "\n")
@@ -188,7 +188,7 @@ def _plan(
     from engine.calibration.calibrate import calibrate
     from engine.calibration.command import bar
     from engine.plan import plan
-    from sim.hardware import Hardware
+    from sim.problem.machine.hardware import Hardware
 
     if args.plan_for:
         hardware = Hardware.load(args.plan_for)
@@ -211,7 +211,7 @@ def summary(result: "RunResult") -> str:
 
 
 def _policy(args: argparse.Namespace, schedule: "Schedule") -> "Policy":
-    from sim.policy import Policy, read_policy_file
+    from sim.problem.policy import Policy, read_policy_file
 
     if args.policy is None:
         size = USUAL_MICRO_BATCH_SIZE if args.micro_batch_size is None else args.micro_batch_size

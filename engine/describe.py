@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 
 from engine.device.base import Device
 from engine.session import Session
-from sim.batching import Batch, MicroBatch
-from sim.record import structure
+from sim.problem.batch import Batch, MicroBatch
+from sim.simulation.timeline import structure
 
 
 def describe_model(model: PreTrainedModel) -> dict[str, Any]:

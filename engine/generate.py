@@ -21,7 +21,7 @@ from engine.prompts import Prompt, check_generate_kwargs, check_lengths, pad_tok
 from engine.record import Stats, make_trace, peak_bytes, phases_s
 from engine.select import open_device
 from engine.session import Session
-from sim.policy import Policy
+from sim.problem.policy import Policy
 from sim.schedule.base import Schedule
 from sim.schedule.registry import by_name
 from traces.errors import InputError

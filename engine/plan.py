@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from engine.calibration.calibrate import described
-from sim.batching import Batch, MicroBatch
-from sim.evaluate import Prediction, evaluate
-from sim.grid import Grid
-from sim.hardware import Hardware
-from sim.planner import best_policy
-from sim.policy import Policy
+from sim.cost.setup import Problem, Setup
+from sim.planning.grid import Grid
+from sim.planning.planner import best_policy
+from sim.problem.batch import Batch, MicroBatch
+from sim.problem.machine.hardware import Hardware
+from sim.problem.policy import Policy
+from sim.problem.workload import Workload
 from sim.schedule.base import Schedule
-from sim.setup import Problem, Setup
-from sim.workload import Workload
+from sim.simulation.prediction import Prediction, evaluate
 
 WHAT_THE_ENGINE_RUNS = Grid(kv_shares=(0.0, 1.0))
 """The planner's grid without what the engine refuses: a KV cache that is split between device and host."""

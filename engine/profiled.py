@@ -1,4 +1,4 @@
-"""Names what a run does in a profile of the PyTorch profiler, so that `traces.kineto` can read the run back from it."""
+"""Names what a run does in a profile of the PyTorch profiler, so that `traces.files.pytorch_profile` can read the run back from it."""
 
 import contextlib
 from typing import TYPE_CHECKING
@@ -7,7 +7,7 @@ from torch.autograd import profiler
 
 from engine.device.base import LaneContext
 from sim.schedule.task import Task
-from traces.kineto import batch_range, ended_range, task_range
+from traces.files.pytorch_profile import batch_range, ended_range, task_range
 
 if TYPE_CHECKING:
     from engine.executor import Perform

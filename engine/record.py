@@ -6,7 +6,7 @@ from typing import Any
 
 from engine.executor import Ran
 from sim.schedule.task import Lane, Op
-from traces.causes import DEPENDENCY, cause_of
+from traces.analysis.causes import DEPENDENCY, cause_of
 from traces.trace import MEMORY, NONE, Counter, Span, Trace
 
 History = Sequence[tuple[int, int]]

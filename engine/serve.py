@@ -11,7 +11,7 @@ from engine.device.base import Device
 from engine.generate import BatchDone, RunResult, run
 from engine.prompts import check_length, end_tokens
 from engine.requests import Request, Results, error_line, in_order, output_line, read_requests
-from sim.policy import Policy
+from sim.problem.policy import Policy
 from sim.schedule.base import Schedule
 from traces.errors import InputError
 

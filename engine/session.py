@@ -20,7 +20,7 @@ from engine.hooks import Split
 from engine.microbatch import MicroBatch
 from engine.placement import Placement, streamed_layers
 from engine.weights import WeightStream
-from sim.policy import Policy
+from sim.problem.policy import Policy
 from sim.schedule.base import Schedule
 from sim.schedule.shape import PipelineShape, Place
 from sim.schedule.task import LaneKind

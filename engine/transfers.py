@@ -7,8 +7,8 @@ from engine.desk import Desk
 from engine.device.base import LaneContext
 from engine.kvcache import KeysValues, Store
 from engine.microbatch import AttentionCall, CacheNeeded, LayerEntry, MicroBatch
-from sim.schedule.accesses import KV_SLOTS
 from sim.schedule.shape import PipelineShape
+from sim.schedule.slots import KV_SLOTS
 from sim.schedule.task import Task
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from engine.anatomy import OwnedParameter
 from engine.device.base import ALIGNMENT_BYTES, Device, LaneContext
-from sim.schedule.accesses import WEIGHT_SLOTS
+from sim.schedule.slots import WEIGHT_SLOTS
 from sim.schedule.task import WHOLE
 
 

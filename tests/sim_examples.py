@@ -3,14 +3,14 @@
 from dataclasses import replace
 from functools import cache
 
-from sim.hardware import Hardware
-from sim.model import Model
-from sim.policy import Policy
-from sim.quantity import Quantity
+from sim.cost.setup import Problem, Setup
+from sim.problem.machine.hardware import Hardware
+from sim.problem.machine.quantity import Quantity
+from sim.problem.model.model import Model
+from sim.problem.policy import Policy
+from sim.problem.workload import Workload
 from sim.schedule.registry import by_name
 from sim.schedule.task import CPU, Lane, LaneKind, Op, Task
-from sim.setup import Problem, Setup
-from sim.workload import Workload
 
 ON_LANE = {
     Op.OFFLOAD_QKV: LaneKind.D2H,

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.axes import parse_axes, parse_axis, points
-from sim.hardware import Hardware
+from sim.problem.machine.hardware import Hardware
+from sim.sweep.axes import parse_axes, parse_axis, points
 from tests.sim_examples import round_machine
 from traces.errors import InputError
 

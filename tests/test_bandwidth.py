@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from schedule_rules import examples
 
-from sim.bandwidth import fair_rates
+from sim.simulation.fair_sharing import fair_rates
 
 TOLERANCE = 1e-9
 POOLS = 3

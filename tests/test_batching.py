@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.batching import MicroBatch, make_batch
-from sim.workload import Workload
+from sim.problem.batch import MicroBatch, make_batch
+from sim.problem.workload import Workload
 from traces.errors import InputError
 
 AMPLE = 10**9

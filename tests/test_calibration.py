@@ -26,12 +26,12 @@ from engine.calibration.turns import measured_slowdowns, with_turns
 from engine.cli import main
 from engine.demo import make_model
 from engine.device.emulated import EmulatedDevice
-from sim.cost import GROWS_WITH_CONTEXT
-from sim.hardware import AtTokens, Hardware
-from sim.quantity import Basis, Quantity
-from sim.record import span_of
+from sim.cost.durations import GROWS_WITH_CONTEXT
+from sim.problem.machine.hardware import AtTokens, Hardware
+from sim.problem.machine.quantity import Basis, Quantity
 from sim.schedule.task import Op
-from sim.simulator import Simulation
+from sim.simulation.simulator import Simulation
+from sim.simulation.timeline import span_of
 from traces.trace import Span
 
 MB = 1e6

@@ -8,7 +8,7 @@ import pytest
 
 from engine.device.emulated import EmulatedDevice
 from sim.schedule.registry import registered
-from traces import chrome
+from traces.files import chrome_writer as chrome
 from validation.campaign.analyse import analyse
 from validation.campaign.command import write
 from validation.campaign.execute import PLANNED, Campaign

@@ -17,10 +17,11 @@ from perfetto_engine import OpenTrace
 from trace_examples import NAMES, SIMULATED, span, traces, two_devices
 from trace_rules import assert_content_obeys_rules, assert_obeys_rules, load
 
-from traces import chrome, json_stream
-from traces.chrome_reader import _Reader
-from traces.critical_path import critical_path
+from traces.analysis.critical_path import critical_path
 from traces.errors import InputError
+from traces.files import chrome_writer as chrome
+from traces.files import json_stream
+from traces.files.chrome_reader import _Reader
 from traces.trace import MAX_NS, Trace
 
 

@@ -11,11 +11,11 @@ from sim_examples import made_setup, round_machine, with_hand_over
 from trace_rules import assert_obeys_rules
 
 from sim.cli import main
-from sim.hardware import Hardware
-from sim.model import Model
+from sim.problem.machine.hardware import Hardware
+from sim.problem.model.model import Model
+from sim.problem.workload import Workload
 from sim.schedule.registry import registered
-from sim.workload import Workload
-from traces import chrome_reader
+from traces.files import chrome_reader
 
 QUICK = ["--micro-batch-size", "36", "--num-micro-batches", "2", "--gen-len", "4", "--jobs", "1"]
 RESULT_KEYS = {
@@ -159,7 +159,7 @@ def test_plot_writes_a_picture(capsys, tmp_path):
 
 
 def test_the_picture_shows_the_hand_over():
-    from sim.plot import layer_view
+    from sim.comparison.picture import layer_view
 
     for microseconds in (0, 50_000):
         view = layer_view(made_setup(machine=with_hand_over(round_machine(), microseconds)))
@@ -295,12 +295,12 @@ def test_a_file_that_cannot_be_written_is_one_line(capsys, tmp_path):
 
 
 def test_interruption_is_quiet(monkeypatch, capsys):
-    import sim.compare
+    import sim.comparison.comparison
 
     def interrupted(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sim.compare, "compare", interrupted)
+    monkeypatch.setattr(sim.comparison.comparison, "compare", interrupted)
     code, _, err = run(capsys, "compare", *QUICK)
     assert code == 130
     assert err == "interrupted\n"

@@ -12,7 +12,7 @@ from test_bandwidth import filled_exactly
 
 from sim.schedule.registry import by_name
 from sim.schedule.task import CPU, D2H, GPU, H2D
-from sim.simulator import Cost, Simulation
+from sim.simulation.simulator import Cost, Simulation
 
 every_schedule = pytest.mark.parametrize("schedule", EVERY, ids=lambda schedule: schedule.name)
 SECOND = 10**9

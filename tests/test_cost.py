@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sim_examples import cost_of, few_layers, made_setup, one_task, round_machine, with_hand_over
 
-from sim.batching import Batch, MicroBatch
-from sim.cost import ALL_CORES, CPU_CORES, DRAM, hbm, link
+from sim.cost.durations import ALL_CORES, CPU_CORES, DRAM, hbm, link
+from sim.problem.batch import Batch, MicroBatch
+from sim.problem.workload import Workload
 from sim.schedule.task import WHOLE, Op
-from sim.workload import Workload
 
 US = 1e3  # nanoseconds
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=60)

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 from sim_examples import cost_of, made_setup, one_task, round_machine
 
-from sim.cost import DRAM, WHOLE_INTERPRETER, hbm, interpreter, link
-from sim.hardware import AtTokens, Efficiency, Emulation, Hardware
-from sim.quantity import Basis, Quantity
+from sim.cost.durations import DRAM, WHOLE_INTERPRETER, hbm, interpreter, link
+from sim.problem.machine.hardware import AtTokens, Efficiency, Emulation, Hardware
+from sim.problem.machine.quantity import Basis, Quantity
 from sim.schedule.task import CPU, GPU, Op, Task
-from sim.simulator import Cost, Simulation
+from sim.simulation.simulator import Cost, Simulation
 
 
 def number(value, unit="1"):

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sim_examples import cost_of, few_layers, made_setup, one_task, round_machine
 
-import sim.cost
+import sim.cost.durations
+from sim.problem.workload import Workload
 from sim.schedule.task import Op, Task
-from sim.workload import Workload
 
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=60)
 
@@ -88,7 +88,7 @@ class TestMonotonicity:
 class TestCaching:
     @pytest.mark.parametrize("limit", [1, 3, 50_000])
     def test_costs_do_not_depend_on_what_was_asked_before(self, monkeypatch, limit):
-        monkeypatch.setattr(sim.cost, "CACHE_LIMIT", limit)
+        monkeypatch.setattr(sim.cost.durations, "CACHE_LIMIT", limit)
         model = few_layers("mixtral-8x7b", 4, window=64)
         uneven = Workload("uneven", (10, 90, 200), 6, padded=False)
         setup = made_setup(model=model, workload=uneven, pages=5, micro_batch_size=3, num_micro_batches=3)

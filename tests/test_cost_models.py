@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sim_examples import cost_of, few_layers, made_setup, one_task, preset, round_machine
 
-from sim.cost import DRAM, hbm, link
+from sim.cost.durations import DRAM, hbm, link
+from sim.problem.workload import Workload
 from sim.schedule.task import Op
-from sim.workload import Workload
 
 US = 1e3  # nanoseconds
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=60)

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from run_examples import runs
 from trace_examples import SIMULATED, span, two_devices
 
-from traces.alignment import align
-from traces.critical_path import critical_path
-from traces.diff import diff
+from traces.analysis.alignment import align
+from traces.analysis.critical_path import critical_path
+from traces.analysis.diff import diff
 from traces.trace import Trace
 
 

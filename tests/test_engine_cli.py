@@ -14,7 +14,7 @@ from engine.cli import main
 from engine.demo import make_model
 from engine.load import load_model, load_tokenizer
 from engine.requests import Results, read_requests
-from traces.chrome_reader import read
+from traces.files.chrome_reader import read
 
 NEW = 4
 

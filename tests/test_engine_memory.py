@@ -11,10 +11,10 @@ from engine.device.emulated import EmulatedDevice
 from engine.experts import lean_gates
 from engine.kvcache import KeysValues, LayerCache, Store, cache_for
 from engine.weights import StreamedLayer, WeightStream
-from sim.batching import Batch, MicroBatch
-from sim.memory import plan_memory
-from sim.model import Model
-from sim.policy import Policy
+from sim.cost.memory import plan_memory
+from sim.problem.batch import Batch, MicroBatch
+from sim.problem.model.model import Model
+from sim.problem.policy import Policy
 from sim.schedule.registry import by_name, registered
 from sim.schedule.task import WHOLE, LaneKind
 from traces.errors import InputError

@@ -12,15 +12,15 @@ from engine.device.emulated import EmulatedDevice, EmulatedLane
 from engine.device.ledger import DeviceOutOfMemory
 from engine.executor import TaskError
 from engine.session import Session
-from sim.model import Model
-from sim.policy import Policy
+from sim.problem.model.model import Model
+from sim.problem.policy import Policy
 from sim.schedule.base import Schedule
-from sim.schedule.cgopipe import CGOPipe
-from sim.schedule.flexgen_c import FlexGenC
 from sim.schedule.registry import by_name, registered
 from sim.schedule.shape import Place
+from sim.schedule.systems.cgopipe import CGOPipe
+from sim.schedule.systems.flexgen_c import FlexGenC
 from sim.schedule.task import LaneKind
-from sim.simulator import Cost, Simulation
+from sim.simulation.simulator import Cost, Simulation
 from traces.errors import InputError
 from traces.trace import MEMORY, NONE
 

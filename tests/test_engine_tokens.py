@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies
 
 import engine
 from engine.device.emulated import EmulatedDevice, EmulatedLane
-from sim.policy import Policy
+from sim.problem.policy import Policy
 from sim.schedule.registry import by_name, registered
 
 NEW = 10

@@ -5,13 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sim_examples import few_layers, made_setup, preset, round_machine
 
-from sim.estimate import hrm_tokens_per_s
-from sim.hardware import Hardware
-from sim.hrm import MoEDims, PolicyNumbers, decode_tokens_per_s
-from sim.policy import Policy
+from sim.cost.setup import Problem, Setup
+from sim.hrm.estimate import MoEDims, PolicyNumbers, decode_tokens_per_s
+from sim.hrm.throughput import hrm_tokens_per_s
+from sim.problem.machine.hardware import Hardware
+from sim.problem.policy import Policy
+from sim.problem.workload import Workload
 from sim.schedule.registry import by_name, registered
-from sim.setup import Problem, Setup
-from sim.workload import Workload
 
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=25)
 GIB = 2**30

@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sim_examples import few_layers, made_setup, preset, round_machine
 
-from sim.evaluate import LaneSummary, Phase, evaluate, to_dict
-from sim.hardware import Hardware
-from sim.model import Model
-from sim.planner import best_policy
-from sim.policy import Policy
+from sim.cost.setup import Problem, Setup
+from sim.planning.planner import best_policy
+from sim.problem.machine.hardware import Hardware
+from sim.problem.model.model import Model
+from sim.problem.policy import Policy
+from sim.problem.workload import Workload
+from sim.schedule.ranks import over_ranks
 from sim.schedule.registry import by_name, registered
 from sim.schedule.task import LaneKind, Op
-from sim.schedule.tensor_parallel import over_ranks
-from sim.setup import Problem, Setup
-from sim.simulator import Simulation
-from sim.workload import Workload
+from sim.simulation.prediction import LaneSummary, Phase, evaluate, to_dict
+from sim.simulation.simulator import Simulation
 from traces.errors import InputError
 
 ALL = sorted(registered())

@@ -7,11 +7,11 @@ from functools import cache
 import pytest
 from plan_examples import SMALL, simple_problem
 
-from sim.evaluate import evaluate
-from sim.explain import FACTORS, RESOURCES, _replanned, explain, near, scaled, sentences
-from sim.planner import best_policy, plan
+from sim.planning.explanation import FACTORS, RESOURCES, _replanned, explain, near, scaled, sentences
+from sim.planning.planner import best_policy, plan
+from sim.planning.search import Objective
 from sim.schedule.shape import Place
-from sim.search import Objective
+from sim.simulation.prediction import evaluate
 from traces.errors import InputError
 
 NAMES = ["cgopipe", "flexgen-c", "zero"]

@@ -13,25 +13,26 @@ from schedule_rules import EVERY, HAND_OVERS, Backwards, contended, examples, ra
 from sim_examples import few_layers, made_setup, preset, round_machine, with_hand_over
 from test_evaluate import SETTINGS, any_setup
 
-from sim import fastpath_kernel, jit
-from sim.evaluate import evaluate
-from sim.fastpath import FastPath, generation_s
-from sim.fastpath_dependencies import LANE, OP, OPS
-from sim.fastpath_kernel import Costs, Tasks, simulate
-from sim.fastpath_program import program_of, repeated_layers
-from sim.hardware import Hardware
-from sim.model import Model
-from sim.policy import Policy
-from sim.sampling import sample
-from sim.schedule.accesses import Layout
-from sim.schedule.cgopipe import CGOPipe
+from sim.cost.setup import Problem, Setup
+from sim.problem.machine.hardware import Hardware
+from sim.problem.model.model import Model
+from sim.problem.policy import Policy
+from sim.problem.workload import Workload
+from sim.schedule.ranks import over_ranks
 from sim.schedule.registry import by_name
 from sim.schedule.shape import PipelineShape
+from sim.schedule.slots import Layout
+from sim.schedule.systems.cgopipe import CGOPipe
 from sim.schedule.task import Op
-from sim.schedule.tensor_parallel import over_ranks
-from sim.setup import Problem, Setup
-from sim.simulator import Cost, DeadlockError, Simulation
-from sim.workload import Workload
+from sim.simulation.compiled import event_loop as fastpath_kernel
+from sim.simulation.compiled import jit
+from sim.simulation.compiled.dependencies import LANE, OP, OPS
+from sim.simulation.compiled.event_loop import Costs, Tasks, simulate
+from sim.simulation.compiled.path import FastPath, generation_s
+from sim.simulation.compiled.program import program_of, repeated_layers
+from sim.simulation.prediction import evaluate
+from sim.simulation.sampling import sample
+from sim.simulation.simulator import Cost, DeadlockError, Simulation
 
 every_schedule = pytest.mark.parametrize("schedule", EVERY, ids=lambda schedule: schedule.name)
 
@@ -373,13 +374,13 @@ def test_a_custom_schedule_runs_on_the_fast_path():
 
 def test_what_is_stuck_says_so(monkeypatch):
     setup = made_setup(model=preset("mixtral-8x7b"))
-    monkeypatch.setattr("sim.fastpath_kernel._run", lambda *_: 3)
+    monkeypatch.setattr("sim.simulation.compiled.event_loop._run", lambda *_: 3)
     with pytest.raises(DeadlockError, match="3 tasks never ended"):
         generation_s(setup)
 
 
 def test_importing_it_does_not_import_numba():
-    code = "import sys, sim.fastpath; assert 'numba' not in sys.modules"
+    code = "import sys, sim.simulation.compiled.path; assert 'numba' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.hardware import Hardware
-from sim.quantity import UNITS, Basis, Dimension, Quantity
+from sim.problem.machine.hardware import Hardware
+from sim.problem.machine.quantity import UNITS, Basis, Dimension, Quantity
 from traces.errors import InputError
 
 GENERIC = ("t4", "l4", "a10", "a100-40gb", "a100-80gb", "l40s", "rtx3090", "rtx4090", "h100", "h200")
@@ -379,7 +379,7 @@ class TestQuantity:
 def test_importing_the_nouns_stays_light():
     """Neither plotting nor a tensor library comes with the numbers."""
     heavy = "{'torch', 'transformers', 'matplotlib', 'rich'}"
-    code = f"import sys, sim.hardware, sim.hrm, sim.roofline; print(*{heavy} & {{*sys.modules}})"
+    code = f"import sys, sim.problem.machine.hardware, sim.hrm.estimate, sim.hrm.roofline; print(*{heavy} & {{*sys.modules}})"
     root = Path(__file__).parent.parent
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert result.stdout.strip() == ""

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.hf.config import read_model
-from sim.model import PRESETS, FeedForward, Model
+from sim.problem.model.config import read_model
+from sim.problem.model.model import PRESETS, FeedForward, Model
 from traces.errors import InputError
 
 CONFIG = {

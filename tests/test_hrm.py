@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim import roofline
-from sim.hardware import Hardware
-from sim.hrm import (
+from sim.hrm import roofline
+from sim.hrm.estimate import (
     CPU_MEMORY_SHARE,
     GPU_MEMORY_SHARE,
     Hierarchy,
@@ -32,7 +31,8 @@ from sim.hrm import (
     largest_weight_share,
     layer_time,
 )
-from sim.model import Model
+from sim.problem.machine.hardware import Hardware
+from sim.problem.model.model import Model
 from traces.errors import InputError
 
 MIXTRAL = MoEDims(n_layers=32, h1=4096, h2=14336, n_q=32, n_kv=8, n_e=8, k=2)

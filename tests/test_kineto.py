@@ -15,8 +15,9 @@ import engine
 from engine.device.emulated import EmulatedDevice
 from engine.executor import Executor
 from sim.schedule.task import CPU, GPU, H2D, Op, Task
-from traces import files, kineto
 from traces.errors import InputError
+from traces.files import pytorch_profile as kineto
+from traces.files import reader as files
 
 CLOCK_NS = 20_000
 """The profiler's clock (the processor's counter, converted) against the engine's."""

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sim import simulator
 from sim.schedule.registry import registered
+from sim.simulation import simulator
 from validation.mechanics import Check, mechanics
 
 

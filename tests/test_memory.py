@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sim_examples import few_layers, made_setup, preset, round_machine
 
-from sim.batching import Batch, MicroBatch, make_batch
-from sim.hardware import Hardware
-from sim.memory import MemoryPlan, Shortage, kept_tokens, kv_bytes
-from sim.model import Model
-from sim.policy import Policy
+from sim.cost.memory import MemoryPlan, Shortage, kept_tokens, kv_bytes
+from sim.cost.setup import Problem, Setup
+from sim.problem.batch import Batch, MicroBatch, make_batch
+from sim.problem.machine.hardware import Hardware
+from sim.problem.model.model import Model
+from sim.problem.policy import Policy
+from sim.problem.workload import Workload
 from sim.schedule.registry import by_name, registered
-from sim.setup import Problem, Setup
-from sim.workload import Workload
 from traces.errors import InputError
 
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=60)

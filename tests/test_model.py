@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.model import PRESETS, Attention, FeedForward, Latent, Layer, Model
+from sim.problem.model.model import PRESETS, Attention, FeedForward, Latent, Layer, Model
 from traces.errors import InputError
 
 

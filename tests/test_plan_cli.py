@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from sim.cli import main
-from sim.grid import Grid
-from sim.policy import Policy, read_policy_file
+from sim.planning.grid import Grid
+from sim.problem.policy import Policy, read_policy_file
 from sim.schedule.registry import by_name
 from traces.errors import InputError
 
@@ -21,9 +21,9 @@ def small_grid(monkeypatch):
     def few(*args, **given):
         return Grid(*args, **given) if args else Grid(**{**sizes, **given})
 
-    monkeypatch.setattr("sim.grid.Grid", few)
-    monkeypatch.setattr("sim.planner.Grid", few)
-    monkeypatch.setattr("sim.plan_plot.PER_DOUBLING", 1)
+    monkeypatch.setattr("sim.planning.grid.Grid", few)
+    monkeypatch.setattr("sim.planning.planner.Grid", few)
+    monkeypatch.setattr("sim.planning.picture.PER_DOUBLING", 1)
 
 
 SMALL = ["--model", "olmoe-1b-7b", "--hardware", "t4", "--prompt-len", "60", "--gen-len", "5", "--jobs", "1"]

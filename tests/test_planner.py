@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 from plan_examples import SMALL, planned, problems, simple_problem
 from sim_examples import few_layers, preset, round_machine
 
-from sim.evaluate import evaluate
-from sim.fastpath import generation_s
-from sim.grid import Grid
-from sim.hardware import Hardware
-from sim.hrm_plan import hrm_setup
-from sim.planner import NothingFitsError, best_policy, plan
-from sim.policy import Policy
+from sim.cost.setup import Problem, Setup
+from sim.planning.candidates import space
+from sim.planning.grid import Grid
+from sim.planning.hrm import hrm_setup
+from sim.planning.planner import NothingFitsError, best_policy, plan
+from sim.planning.search import ENOUGH_THROUGHPUT, SAME_LATENCY, TOLERANCE, Objective, simulate
+from sim.problem.machine.hardware import Hardware
+from sim.problem.policy import Policy
+from sim.problem.workload import Workload
 from sim.schedule.registry import by_name, registered
-from sim.search import ENOUGH_THROUGHPUT, SAME_LATENCY, TOLERANCE, Objective, simulate
-from sim.setup import Problem, Setup
-from sim.space import space
-from sim.workload import Workload
+from sim.simulation.compiled.path import generation_s
+from sim.simulation.prediction import evaluate
 
 ALL = sorted(registered())
 FEW = Grid((7, 40), (1, 4), kv_shares=(0.0, 1.0), pages=(1.0,), expert_values=3)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sim_examples import few_layers, preset
 
-from sim.model import Model
-from sim.policy import Policy, read_policy_file
+from sim.problem.model.model import Model
+from sim.problem.policy import Policy, read_policy_file
 from sim.schedule.registry import by_name, registered
 from sim.schedule.shape import Place
 from traces.errors import InputError

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from sim.hardware import Hardware
-from sim.quantity import Basis
+from sim.problem.machine.hardware import Hardware
+from sim.problem.machine.quantity import Basis
 from traces.errors import InputError
 from validation.published.fit import CASES, Case, Fitted, fit, log_errors, machines, usable, with_values
 from validation.published.holdout import folds

@@ -8,15 +8,15 @@ import pytest
 from sim_examples import few_layers, made_setup, round_machine, with_hand_over
 from trace_rules import assert_obeys_rules
 
-from sim.memory import kv_bytes
-from sim.record import record
+from sim.cost.memory import kv_bytes
+from sim.problem.workload import Workload
+from sim.schedule.ranks import over_ranks
 from sim.schedule.registry import registered
 from sim.schedule.task import LaneKind, Op
-from sim.schedule.tensor_parallel import over_ranks
-from sim.workload import Workload
-from traces import chrome
-from traces.critical_path import critical_path
+from sim.simulation.timeline import record
+from traces.analysis.critical_path import critical_path
 from traces.errors import InputError
+from traces.files import chrome_writer as chrome
 from traces.trace import LINK_RATE, MEMORY, Trace
 
 ALL = sorted(registered())

@@ -3,7 +3,7 @@
 import pytest
 
 from sim.schedule import registry
-from sim.schedule.zero import Zero
+from sim.schedule.systems.zero import Zero
 from traces.errors import InputError
 
 

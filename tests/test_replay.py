@@ -11,18 +11,18 @@ from sim_examples import few_layers, made_setup, round_machine, with_hand_over
 
 import engine
 from engine.device.emulated import EmulatedDevice
-from sim.batching import Batch, MicroBatch
-from sim.gaps import CLOCK_SLACK_NS, gaps_between
-from sim.hardware import Hardware
-from sim.model import PRESETS
-from sim.policy import Policy
-from sim.record import record
+from sim.cost.setup import Setup
+from sim.problem.batch import Batch, MicroBatch
+from sim.problem.machine.hardware import Hardware
+from sim.problem.model.model import PRESETS
+from sim.problem.policy import Policy
 from sim.schedule.registry import by_name, registered
 from sim.schedule.task import CPU, D2H, GPU, H2D, Op, Task
-from sim.setup import Setup
-from sim.simulator import Cost
-from traces import chrome
+from sim.simulation.gaps import CLOCK_SLACK_NS, gaps_between
+from sim.simulation.simulator import Cost
+from sim.simulation.timeline import record
 from traces.errors import InputError
+from traces.files import chrome_writer as chrome
 from traces.trace import Span, Trace
 from validation.accuracy import path_agreement
 from validation.cli import main

@@ -22,9 +22,9 @@ from schedule_rules import (
 )
 
 from sim.schedule import registry
-from sim.schedule.accesses import Access
 from sim.schedule.base import issue_steps, steady_step
 from sim.schedule.shape import PipelineShape, Place
+from sim.schedule.slots import Access
 from sim.schedule.task import CPU, D2H, GPU, H2D, PIN, WHOLE, Op, Task
 from traces.errors import InputError
 

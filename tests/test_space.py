@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 from plan_examples import SMALL, problems, simple_problem
 from sim_examples import few_layers, preset
 
-from sim.bound import least_seconds
-from sim.evaluate import evaluate
-from sim.fastpath import generation_s
-from sim.grid import Grid, pin_choices, sizes_up_to, spots
-from sim.hardware import Hardware
-from sim.policy import Policy
+from sim.cost.setup import Problem, Setup
+from sim.planning.bounds.bound import least_seconds
+from sim.planning.candidates import TIERS, space
+from sim.planning.grid import Grid, pin_choices, sizes_up_to, spots
+from sim.problem.machine.hardware import Hardware
+from sim.problem.policy import Policy
+from sim.problem.workload import Workload
 from sim.schedule.registry import by_name, registered
 from sim.schedule.shape import Place
-from sim.setup import Problem, Setup
-from sim.space import TIERS, space
-from sim.workload import Workload
+from sim.simulation.compiled.path import generation_s
+from sim.simulation.prediction import evaluate
 from traces.errors import InputError
 
 ALL = sorted(registered())

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from run_examples import runs
 from trace_examples import SIMULATED, span, two_devices
 
-from traces.summary import END_OF_RUN, OVERHEAD, summarise
+from traces.analysis.summary import END_OF_RUN, OVERHEAD, summarise
 from traces.trace import MEMORY, Counter, Trace
 
 

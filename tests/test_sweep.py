@@ -12,18 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from sim.axes import parse_axes
 from sim.cli import main
-from sim.compare import Asked, compare
-from sim.hardware import Hardware
-from sim.hrm_search import search
-from sim.model import Model
+from sim.comparison.comparison import Asked, compare
+from sim.cost.setup import Problem
+from sim.hrm.search import search
+from sim.problem.machine.hardware import Hardware
+from sim.problem.model.model import Model
+from sim.problem.workload import Workload
 from sim.schedule.shape import Place
-from sim.setup import Problem
-from sim.sweep import Base, Sweep, row_of
-from sim.sweep_map import draw_map
-from sim.sweep_rows import read_rows
-from sim.workload import Workload
+from sim.sweep.axes import parse_axes
+from sim.sweep.map import draw_map
+from sim.sweep.rows import read_rows
+from sim.sweep.sweep import Base, Sweep, row_of
 from traces.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -226,7 +226,7 @@ class TestResume:
         content = whole.read_bytes()
         whole.write_bytes(content[: content[:-1].rfind(b"\n") + 1])
         computed = []
-        monkeypatch.setattr("sim.sweep.row_of", lambda point: computed.append(point) or row_of(point))
+        monkeypatch.setattr("sim.sweep.sweep.row_of", lambda point: computed.append(point) or row_of(point))
         sweep(*AXES, *SMALL, "--jobs", 1, "--out", whole, "--resume")
         assert len(computed) == 1
         assert whole.read_bytes() == content
@@ -367,9 +367,9 @@ def test_the_commands_of_the_docs_can_be_run(tmp_path, monkeypatch):
     subprocess.run(["bash", "-euc", f"PATH={tmp_path}:$PATH\n" + "".join(blocks)], cwd=tmp_path, check=True)
     commands = [text.split("\n") for text in (tmp_path / "commands").read_text().strip().split("\n\n")]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sim.sweep_command._write", lambda *_: 0)
-    monkeypatch.setattr("sim.sweep_command._draw", lambda *_: None)
-    monkeypatch.setattr("sim.sweep_rows.read_rows", lambda _: [])
+    monkeypatch.setattr("sim.sweep.command._write", lambda *_: 0)
+    monkeypatch.setattr("sim.sweep.command._draw", lambda *_: None)
+    monkeypatch.setattr("sim.sweep.rows.read_rows", lambda _: [])
     assert len(commands) == 6
     for command in commands:
         for file in tmp_path.glob("*.csv"):

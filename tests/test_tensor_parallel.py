@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from schedule_rules import EVERY, Order, assert_no_race, examples, random_durations, shapes, simulate
 
-from sim.recurrence import task_ends
-from sim.schedule.accesses import Access, Accesses
 from sim.schedule.base import LANE_OF
+from sim.schedule.ranks import over_ranks
 from sim.schedule.registry import by_name
 from sim.schedule.shape import PipelineShape, Place
+from sim.schedule.slots import Access, Accesses
 from sim.schedule.task import CPU, GPU, NET, Lane, LaneKind, Op, Task
-from sim.schedule.tensor_parallel import over_ranks
+from sim.simulation.recurrence import task_ends
 
 every_schedule = pytest.mark.parametrize("schedule", EVERY, ids=lambda schedule: schedule.name)
 SPLIT = {Op.OUT_PROJ, Op.EXPERTS, Op.ALL_REDUCE}

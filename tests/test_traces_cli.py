@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from trace_examples import SIMULATED, span, two_devices
 
-from traces import chrome
-from traces.cli import main
+from traces.cli.commands import main
+from traces.files import chrome_writer as chrome
 from traces.trace import Trace
 
 ROOT = Path(__file__).resolve().parent.parent

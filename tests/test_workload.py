@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.quantity import Basis
-from sim.workload import DEFAULT_GEN_LEN, Workload
+from sim.problem.machine.quantity import Basis
+from sim.problem.workload import DEFAULT_GEN_LEN, Workload
 from traces.errors import InputError
 
 LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=20).map(tuple)

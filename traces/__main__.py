@@ -2,6 +2,6 @@
 
 import sys
 
-from traces.cli import main
+from traces.cli.commands import main
 
 sys.exit(main())

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from sim.pictures import check_format
-from sim.plot import COLOURS, ROW_ORDER
+from sim.comparison.picture import COLOURS, ROW_ORDER
 from sim.schedule.task import Op
+from traces.cli.pictures import check_format
 from traces.trace import Span, Trace
 from validation.replay import Replay
 

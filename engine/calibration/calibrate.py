@@ -28,9 +28,9 @@ from engine.calibration.truncate import first_layers, layers_to_measure
 from engine.calibration.turns import with_turns
 from engine.describe import describe_model
 from engine.device.base import Device
-from sim.hardware import Hardware
-from sim.hf.config import read_model
-from sim.model import Model
+from sim.problem.machine.hardware import Hardware
+from sim.problem.model.config import read_model
+from sim.problem.model.model import Model
 
 ROUNDS = 3
 """How often each run of a full calibration is made."""

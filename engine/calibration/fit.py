@@ -15,9 +15,9 @@ from scipy.optimize import least_squares
 
 from engine.calibration.ratios import with_ratios
 from engine.calibration.samples import Condition, Sample
-from sim.hardware import Hardware
-from sim.model import Model
-from sim.quantity import Basis
+from sim.problem.machine.hardware import Hardware
+from sim.problem.machine.quantity import Basis
+from sim.problem.model.model import Model
 from sim.schedule.task import LaneKind, Op
 
 OUTLIER = 0.1

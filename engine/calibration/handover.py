@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from engine.calibration.measured import Measured
 from engine.calibration.samples import Condition
-from sim.gaps import gaps_between
-from sim.hardware import Hardware
-from sim.model import Model
+from sim.problem.machine.hardware import Hardware
+from sim.problem.model.model import Model
+from sim.simulation.gaps import gaps_between
 from traces.trace import Span
 
 

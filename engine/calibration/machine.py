@@ -12,8 +12,8 @@ from engine.calibration.measured import Measured
 from engine.calibration.probes import Probes
 from engine.device.base import Device
 from engine.device.emulated import EmulatedDevice
-from sim.hardware import Efficiency, Emulation, Hardware, Link, Memory, Processor
-from sim.quantity import Basis, Quantity
+from sim.problem.machine.hardware import Efficiency, Emulation, Hardware, Link, Memory, Processor
+from sim.problem.machine.quantity import Basis, Quantity
 
 ROOM = 4.0
 """Times the measured peaks that rates may reach in a fit: weights that stay in caches are read faster than memory."""

@@ -10,8 +10,8 @@ from engine.anatomy import Anatomy
 from engine.calibration.measured import Measured
 from engine.device.base import Device, LaneContext
 from engine.experts import SplitExperts, can_split, lean_gates
-from sim.layer import Layer
-from sim.model import Model
+from sim.problem.model.layer import Layer
+from sim.problem.model.model import Model
 from sim.schedule.task import LaneKind
 
 TOKENS = 16

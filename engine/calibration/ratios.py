@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from engine.calibration.samples import Condition, Sample
-from sim.hardware import AtTokens, Efficiency, Hardware
-from sim.model import Model
-from sim.quantity import Basis, Quantity
+from sim.problem.machine.hardware import AtTokens, Efficiency, Hardware
+from sim.problem.machine.quantity import Basis, Quantity
+from sim.problem.model.model import Model
 
 MOST = 2.0
 """A ratio is at most this, and at least its inverse: what is further off has another reason."""

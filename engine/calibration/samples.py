@@ -17,11 +17,11 @@ from transformers import PreTrainedModel
 
 from engine.device.base import Device
 from engine.generate import run
-from sim.batching import Batch, MicroBatch
-from sim.cost import GROWS_WITH_CONTEXT, CostModel
-from sim.hardware import Hardware
-from sim.model import Model
-from sim.policy import Policy
+from sim.cost.durations import GROWS_WITH_CONTEXT, CostModel
+from sim.problem.batch import Batch, MicroBatch
+from sim.problem.machine.hardware import Hardware
+from sim.problem.model.model import Model
+from sim.problem.policy import Policy
 from sim.schedule.base import Schedule
 from sim.schedule.registry import by_name
 from sim.schedule.shape import PipelineShape

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from engine.calibration.samples import Condition
-from sim.hardware import Hardware
-from sim.model import Model
-from sim.quantity import Basis
+from sim.problem.machine.hardware import Hardware
+from sim.problem.machine.quantity import Basis
+from sim.problem.model.model import Model
 from sim.schedule.task import LaneKind
-from sim.simulator import Executed, Simulation
+from sim.simulation.simulator import Executed, Simulation
 from traces.trace import Span
 
 TURNS = tuple(share / 100 for share in range(20, 101, 10))

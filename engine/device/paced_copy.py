@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from sim.jit import compiled
+from sim.simulation.compiled.jit import compiled
 
 POSIX: Final = sys.platform != "win32"
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import ClassVar
 
-from sim.schedule.accesses import Accesses, Layout
 from sim.schedule.dependencies import BARRIER, Barrier, DependencyTracker, Issue
 from sim.schedule.shape import PipelineShape, Place
+from sim.schedule.slots import Accesses, Layout
 from sim.schedule.task import CPU, D2H, GPU, H2D, PIN, WHOLE, Lane, Op, Task
 
 Issues = Iterator[Issue | Barrier]

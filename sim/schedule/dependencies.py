@@ -7,7 +7,7 @@ dependency too).
 
 from typing import NamedTuple
 
-from sim.schedule.accesses import Layout, Slot
+from sim.schedule.slots import Layout, Slot
 from sim.schedule.task import NONE, Lane, Op, Task
 
 

@@ -3,14 +3,14 @@
 from functools import lru_cache
 from importlib.metadata import entry_points
 
-from sim.quantity import nearest
-from sim.schedule.accelerate import Accelerate
+from sim.problem.machine.quantity import nearest
 from sim.schedule.base import Schedule
-from sim.schedule.cgopipe import CGOPipe
-from sim.schedule.fastdecode import FastDecode
-from sim.schedule.flexgen import FlexGen
-from sim.schedule.flexgen_c import FlexGenC
-from sim.schedule.zero import Zero
+from sim.schedule.systems.accelerate import Accelerate
+from sim.schedule.systems.cgopipe import CGOPipe
+from sim.schedule.systems.fastdecode import FastDecode
+from sim.schedule.systems.flexgen import FlexGen
+from sim.schedule.systems.flexgen_c import FlexGenC
+from sim.schedule.systems.zero import Zero
 from traces.errors import InputError
 
 ENTRY_POINTS = "cgopipe.schedules"

@@ -18,10 +18,10 @@ from typing import Any
 
 from cases import CASES, INPUTS, Case
 
-from sim.hardware import Hardware
-from sim.model import Model
+from sim.problem.machine.hardware import Hardware
+from sim.problem.model.model import Model
+from sim.problem.workload import Workload
 from sim.schedule.registry import registered
-from sim.workload import Workload
 
 RESULTS = Path(__file__).with_name("results")
 LEFT_OUT = frozenset({"wall_s", "version", "versions", "input_hash", "inputs", "schema"})

@@ -8,8 +8,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sim.estimate import hrm_tokens_per_s
-from traces import chrome
+from sim.hrm.throughput import hrm_tokens_per_s
+from traces.files import chrome_writer as chrome
 from traces.trace import Key
 from validation.campaign.execute import PLANNED, Campaign
 from validation.campaign.grid import Case

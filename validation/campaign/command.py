@@ -75,7 +75,7 @@ def write(campaign: "Campaign", findings: "Findings") -> None:
 
 
 def _replayed(campaign: "Campaign", name: str) -> Any:
-    from traces import chrome
+    from traces.files import chrome_writer as chrome
     from validation.replay import replay
 
     case = next(one for one in campaign.cases() if one.name == name)

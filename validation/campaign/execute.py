@@ -19,12 +19,12 @@ from engine.calibration.samples import Attempt, once
 from engine.device.base import Device
 from engine.device.emulated import EmulatedDevice
 from engine.plan import Plan, plan
-from sim.hardware import Hardware
+from sim.problem.machine.hardware import Hardware
 from sim.schedule.registry import registered
-from traces import chrome
 from traces.errors import InputError
+from traces.files import chrome_writer as chrome
+from traces.files.atomic import appearing
 from traces.trace import Trace
-from validation.campaign.files import appearing
 from validation.campaign.grid import Case, Grid
 from validation.campaign.steady import Reference, Steady
 

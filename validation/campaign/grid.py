@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from sim.policy import Policy
+from sim.problem.policy import Policy
 from sim.schedule.base import Schedule
 from sim.schedule.registry import by_name, registered
 

@@ -18,7 +18,7 @@ import torch
 
 from engine.device.base import Device
 from sim.schedule.task import LaneKind
-from validation.campaign.files import appearing
+from traces.files.atomic import appearing
 
 T = TypeVar("T")
 

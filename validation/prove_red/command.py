@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from traces.command import INTERRUPTED
+from traces.cli.frame import INTERRUPTED
 from traces.errors import InputError
 
 if TYPE_CHECKING:

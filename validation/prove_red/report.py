@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from sim.report import console
+from sim.comparison.report import console
 from validation.prove_red.mutants import Mutant
 from validation.prove_red.run import Outcome, Verdict
 

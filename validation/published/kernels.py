@@ -7,14 +7,14 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from sim.hardware import Hardware
-from sim.model import Model
-from sim.policy import Policy
+from sim.cost.setup import Problem, Setup
+from sim.problem.machine.hardware import Hardware
+from sim.problem.model.model import Model
+from sim.problem.policy import Policy
+from sim.problem.workload import Workload
 from sim.schedule.registry import by_name
 from sim.schedule.shape import Place
 from sim.schedule.task import CPU, GPU, H2D, Op, Task
-from sim.setup import Problem, Setup
-from sim.workload import Workload
 from traces.errors import InputError
 from validation.published.rows import FOLDER
 

@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
-from sim.hardware import Hardware
-from sim.model import Model
-from sim.planner import best_policy
-from sim.policy import Policy
-from sim.quantity import nearest
+from sim.cost.setup import Problem, Setup
+from sim.planning.planner import best_policy
+from sim.problem.machine.hardware import Hardware
+from sim.problem.machine.quantity import nearest
+from sim.problem.model.model import Model
+from sim.problem.policy import Policy
+from sim.problem.workload import Workload
 from sim.schedule.base import Schedule
 from sim.schedule.registry import by_name, registered
-from sim.setup import Problem, Setup
-from sim.workload import Workload
 from traces.errors import InputError
 from validation.published.rows import Row
 

@@ -1,0 +1,98 @@
+"""One schedule and one policy on one problem, made ready to run: batch, pipeline, memory plan and costs."""
+
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+from sim.cost.durations import CostModel
+from sim.cost.memory import MemoryPlan, Shortage, plan_memory
+from sim.problem.batch import Batch, make_batch
+from sim.problem.machine.hardware import Hardware
+from sim.problem.model.model import Model
+from sim.problem.policy import Policy
+from sim.problem.workload import Workload
+from sim.schedule.base import Schedule
+from sim.schedule.shape import PipelineShape
+from traces.errors import InputError
+
+
+@lru_cache(maxsize=1024)
+def _batch(workload: Workload, batch_size: int, micro_batch_size: int) -> Batch:
+    """The batch of the last policies seen: a grid asks for each many times."""
+    return make_batch(workload, batch_size, micro_batch_size)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is asked: a model, on a machine, for a workload."""
+
+    model: Model
+    hardware: Hardware
+    workload: Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A schedule with a policy on a problem. Raises InputError where the schedule cannot work as the policy says."""
+
+    problem: Problem
+    schedule: Schedule
+    policy: Policy
+    given_batch: Batch | None = None
+    """What runs, instead of the batch that Algorithm 2 makes of the workload: a run that was measured."""
+    batch: Batch = field(init=False)
+    shape: PipelineShape = field(init=False)
+    memory: MemoryPlan = field(init=False)
+
+    def __post_init__(self) -> None:
+        problem, policy = self.problem, self.policy
+        batch = self.given_batch or self._batch()
+        shape = policy.shape(self.schedule, problem.model, len(batch.micro_batches))
+        memory = plan_memory(self.schedule, shape, policy, problem.model, batch, problem.hardware.num_devices)
+        object.__setattr__(self, "batch", batch)
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "memory", memory)
+
+    def _batch(self) -> Batch:
+        size, parts = self.policy.batch_size, self._num_parts
+        batch = _batch(self.problem.workload, -(-size // parts), self.policy.micro_batch_size)
+        return replace(batch, copies=parts) if parts > 1 else batch
+
+    @property
+    def _num_parts(self) -> int:
+        return self.problem.hardware.num_devices if self.schedule.splits_batch else 1
+
+    @property
+    def num_ranks(self) -> int:
+        """Devices that are simulated: all that share each tensor, or one of those that each do their own requests."""
+        return self.problem.hardware.num_devices // self._num_parts
+
+    @property
+    def shortages(self) -> list[Shortage]:
+        """Memories that the policy does not fit; empty if it is feasible."""
+        return self.memory.shortages(self.problem.hardware)
+
+    def require_fit(self) -> None:
+        """Raise InputError, naming the memory and the bytes it is short of, if the policy does not fit."""
+        if self.shortages:
+            short = "; ".join(map(str, self.shortages))
+            raise InputError(
+                f"{self.schedule.name} with policy {self.policy} does not fit {self.problem.hardware.name}: {short}"
+            )
+
+    @property
+    def last_step(self) -> int:
+        """Number of decode steps: prefill gives the first token."""
+        return self.problem.workload.gen_len - 1
+
+    def costs(self, *, only_contended: bool = False) -> CostModel:
+        """A cost model for this run, with all demands or only those that can slow a task down."""
+        problem = self.problem
+        return CostModel(
+            self.schedule,
+            self.shape,
+            self.policy,
+            problem.model,
+            self.batch,
+            problem.hardware,
+            only_contended=only_contended,
+        )

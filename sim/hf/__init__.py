@@ -1,1 +1,0 @@
-"""Reading Hugging Face model configurations, without their library."""

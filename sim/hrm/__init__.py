@@ -1,0 +1,1 @@
+"""MoE-Lightning's own performance model, the Hierarchical Roofline Model."""

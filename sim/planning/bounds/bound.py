@@ -1,0 +1,156 @@
+"""The least time that each policy of a space can take: no order of work and no luck with contention beats it.
+
+A task never takes less than its solo time, so these all bound a generation from below (MoE-Lightning's T = max over
+resources, section 4.2, is the first; the others say what the schedule adds to it):
+
+- the work of each lane in a phase; decode begins when the GPU has ended prefill;
+- with barriers, the sum over the stretches between them of each one's longest path (`sim.planning.bounds.barriers`);
+- in CGOPipe and its kin, paths that lead from one step to the next: over one lane and back through a micro-batch's
+  chain at the step's end, over a chain every `LOOKAHEAD` micro-batches, and around pages that block hidden states.
+
+A path's length is linear in the durations, so micro-batches may be averaged, and so may steps while no sliding window
+fills up. Decode is cut into segments, each with its own longest path. A schedule without barriers that is no kin of
+CGOPipe is taken to run ahead of the GPU by no more than the usual buffers hold: one layer of weights, two KV caches.
+The machine's hand-over from lane to lane is left out: it only adds time.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.planning.bounds.barriers import sum_of_stretches
+from sim.planning.bounds.durations import DECODE_OPS, LEAST, MEAN, MOST, PREFILL_OPS, Times
+from sim.planning.candidates import Floats, Space
+from sim.schedule.systems.cgopipe import CGOPipe
+from sim.schedule.task import Op
+
+
+def least_seconds(space: Space) -> tuple[Floats, Floats]:
+    """Lower bounds of the whole generation and of its decode, in seconds. [row]."""
+    if not len(space):
+        return np.zeros(0), np.zeros(0)
+    times = Times(space)
+    staged = None if isinstance(space.schedule, CGOPipe) else sum_of_stretches(times)
+    return staged or _Paths(times).bound()
+
+
+class _Paths:
+    """Paths from one step to the next in schedules without barriers."""
+
+    def __init__(self, times: Times) -> None:
+        self.t, self.space = times, times.space
+        self.n = times.n[:, None]  # [row, 1]
+        self.pages = self.space.pages.astype(float)[:, None]
+        self.paged = isinstance(self.space.schedule, CGOPipe) and self.space.schedule.paged
+        pinned = self.space.pinned[:, None, None]
+        whole = np.where(pinned, times.whole_weights(Op.LOAD_WEIGHTS), times.whole_weights(Op.LOAD_WEIGHTS_PAGEABLE))
+        self.whole = whole
+        self.staged = isinstance(self.space.schedule, CGOPipe)
+        self.loads = times.paged_weights(Op.LOAD_WEIGHTS) if self.staged else whole
+        self.pins = np.where(pinned, 0.0, times.paged_weights(Op.PIN_WEIGHTS))
+
+    def bound(self) -> tuple[Floats, Floats]:
+        """Seconds of the generation and of its decode, at least. [row]."""
+        prefill = self._prefill()
+        if not self.t.segments:
+            return prefill, np.zeros(len(self.space))
+        decode = np.maximum.reduce(list(self._stretches())).sum(axis=1)
+        decode = decode - self.t.of_layer(np.maximum(self.whole, self.loads), 0)[:, 0]  # the last step fetches nothing
+        return prefill + decode, decode
+
+    def _prefill(self) -> Floats:
+        """Until the GPU has ended prefill: its work, behind the first weights, or all weights before the last layer."""
+        t, n = self.t, self.n
+        pre, attn, post, head, load, store, kv = (t.of("prefill", op) for op in PREFILL_OPS)
+        last = len(t.model.layers) - 1
+        heads = n * t.of_layer(head, 0)
+        gpu = n * t.over_layers(pre + attn + post) + heads
+        before = pre + attn if not self.space.schedule.streams_non_experts else np.zeros_like(pre)
+        first = gpu + t.of_layer(self.whole, 0) - t.of_layer(before, 0)
+        first = np.where(t.of_layer(self.whole, 0) > 0, first, gpu)
+        weights = t.over_layers(self.whole) + n * t.of_layer(post, last) + heads
+        hidden = n * (t.over_layers(load) - t.of_layer(load, 0))
+        link = t.over_layers(self.whole) + hidden
+        out = n * (t.over_layers(kv + store) - t.of_layer(kv + store, last))  # the last layer's may end later
+        longest: Floats = np.maximum.reduce([gpu, first, weights, link, out])[:, 0]
+        return longest
+
+    def _stretches(self) -> list[Floats]:
+        """Each path over each segment. [row, segment]."""
+        steps = self.t.weights
+        on_cpu = self.t.on_cpu[:, None]
+        found = [steps * np.where(on_cpu, path, 0.0) for path in self._over_the_cpu()]
+        for path, seam in self._lanes():
+            found.append(steps * path - np.where(on_cpu & (seam >= 0), 0.0, np.abs(seam)))
+        return found
+
+    def _lanes(self) -> list[tuple[Floats, Floats]]:
+        """Work of each lane in a step, and what of it may happen outside of the segment.
+
+        With attention on the CPU the GPU and the link are in step; staging that is filled ahead is not: below 0.
+        """
+        t, n = self.t, self.n
+        pre, off, attn, load, post, head, kv, store = (t.of("decode", op) for op in DECODE_OPS)
+        on_gpu = np.where(t.on_cpu[:, None, None], 0.0, attn)
+        gpu = n * (t.over_layers(pre + on_gpu + post) + t.of_layer(head, 0))
+        group = self._last_group()
+        h2d = n * t.over_layers(load + kv) + t.over_layers(self.loads)
+        h2d = h2d - np.where(t.on_cpu[:, None], group * t.of_layer(self.loads, 0), 0.0)
+        seam = self.loads.max(axis=1) + 2 * kv.max(axis=1)
+        out = n * t.over_layers(off + store)
+        lanes = [(gpu, 0.0 * gpu), (h2d, seam + 0.0 * h2d), (out, 2 * store.max(axis=1) + 0.0 * out)]
+        if self.staged:
+            ahead = (1 + self.space.schedule.pinned_layers) * (self.pins + self.loads).max(axis=1)
+            turns = (self.pins + self.loads) / (self.pages[..., None] * self.space.schedule.pinned_layers)
+            turns = np.where(self.space.pinned[:, None, None] | ~self._all_stream()[:, None, None], 0.0, turns)
+            lanes += [(t.over_layers(self.pins), -ahead - 1e-12), (t.over_layers(turns), -ahead - 1e-12)]
+        return lanes
+
+    def _over_the_cpu(self) -> list[Floats]:
+        """With CPU attention each step begins with PreAttn of the first micro-batch, when all heads have ended."""
+        t, n = self.t, self.n
+        pre, off, attn, load, post, head, _, _ = (t.of("decode", op) for op in DECODE_OPS)
+        chain, last = pre + off + attn + load + post, len(t.model.layers) - 1
+        least = {op: t.of("decode", op, LEAST) for op in DECODE_OPS}
+        one_head = t.of_layer(least[Op.HEAD], 0)
+        begin = t.of_layer(least[Op.PRE_ATTN] + least[Op.OFFLOAD_QKV], 0)
+        end = t.of_layer(least[Op.POST_ATTN], last) + one_head
+        around = least[Op.OFFLOAD_QKV] + least[Op.ATTN] + least[Op.LOAD_HIDDEN] - t.of("decode", Op.PRE_ATTN, MOST)
+        gpu = n * (t.over_layers(pre + post) + t.of_layer(head, 0))
+        gpu = gpu + np.where(n > 1, np.maximum(0.0, t.of_layer(around, 0)), 0.0)
+        cpu = n * t.over_layers(attn) + begin + t.of_layer(least[Op.LOAD_HIDDEN], last) + end
+        group = self._last_group()
+        h2d = n * t.over_layers(load) + t.over_layers(self.loads) - group * t.of_layer(self.loads, 0)
+        h2d = h2d + begin + t.of_layer(least[Op.ATTN], 0) + end
+        turns = np.where(n > 1, n / 2, 1.0) * t.over_layers(chain) + one_head
+        found = [gpu, cpu, h2d, turns]
+        if self.staged:
+            found.append(self._blocked())
+        return found
+
+    def _last_group(self) -> Floats:
+        """Share of a layer's weights that travel behind the last hidden states of a layer. [row, 1]."""
+        share: Floats = np.ceil(self.pages / self.n) / self.pages if self.paged else (self.n == 1).astype(float)
+        return share
+
+    def _blocked(self) -> Floats:
+        """Hidden states behind a page wait for it, and with them, two micro-batches on, PreAttn and attention."""
+        n, pages = self.n[..., None], self.pages[..., None]
+        pre, off, attn, load, post, _, _, _ = (self.t.of("decode", op, LEAST) for op in DECODE_OPS)
+        block = self.loads / pages + 2 * load + pre + off + attn + post
+        layer = pages * block + np.maximum(self._others(Op.ATTN), self._others(Op.PRE_ATTN, Op.POST_ATTN))
+        seam = (pages * block).max(axis=1) / self.t.weights  # the last step fetches nothing
+        step = self.t.over_layers(layer) - seam
+        if self.paged:
+            step = step - block.max(axis=1)
+        applies = (n // pages >= 3)[..., 0] & self._all_stream()[:, None]
+        return np.where(applies, step, 0.0)
+
+    def _others(self, *ops: Op) -> Floats:
+        """Work of a lane on all micro-batches of a layer but three a page."""
+        mean, most = (sum(self.t.of("decode", op, which) for op in ops) for which in (MEAN, MOST))
+        rest: Floats = np.maximum(0.0, self.n[..., None] * mean - 3 * self.pages[..., None] * most)
+        return rest
+
+    def _all_stream(self) -> NDArray[np.bool_]:
+        all_of_them: NDArray[np.bool_] = np.all(self.t.streams() > 0, axis=(1, 2))
+        return all_of_them

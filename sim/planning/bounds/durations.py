@@ -1,0 +1,273 @@
+"""How long each kind of task takes a policy of a space, asked of the cost model once for all policies that share it."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+
+from sim.cost.durations import CPU_CORES, DRAM, GROWS_WITH_CONTEXT, CostModel
+from sim.cost.setup import Setup
+from sim.planning.candidates import Floats, Space
+from sim.problem.batch import MicroBatch
+from sim.problem.model.model import Model
+from sim.schedule.base import LANE_OF
+from sim.schedule.shape import Place
+from sim.schedule.task import CPU, GPU, NET, WHOLE, Op, Task
+from sim.simulation.fair_sharing import Demands, fair_rates
+
+SEGMENTS = 4
+"""Stretches that decode is cut into."""
+
+LONG = 16
+"""Decode steps from which on several segments gain more than their seams lose."""
+
+DECODE_OPS = (Op.PRE_ATTN, Op.OFFLOAD_QKV, Op.ATTN, Op.LOAD_HIDDEN, Op.POST_ATTN, Op.HEAD, Op.LOAD_KV, Op.STORE_KV)
+PREFILL_OPS = (Op.PRE_ATTN, Op.ATTN, Op.POST_ATTN, Op.HEAD, Op.LOAD_HIDDEN, Op.STORE_HIDDEN, Op.STORE_KV)
+PLACED_OPS = frozenset({Op.ATTN, Op.LOAD_KV, Op.STORE_KV})
+"""Ops whose cost depends on where attention runs and the KV cache lives."""
+WEIGHT_OPS = (Op.LOAD_WEIGHTS, Op.LOAD_WEIGHTS_PAGEABLE, Op.PIN_WEIGHTS)
+
+MEAN, LEAST, MOST = 0, 1, 2
+"""Of which micro-batch a duration is: where all are alike they are one."""
+
+EVEN = 0.05
+"""Relative spread of the tokens of micro-batches up to which their mean stands for them."""
+
+Segment = tuple[int, int]
+"""(a decode step, how many steps it stands for)."""
+
+
+class Times:
+    """Mean durations of a micro-batch's tasks, in seconds, taken from the cost model itself.
+
+    `decode(op)` and `prefill(op)` are arrays [row, layer kind, segment] (one segment in prefill).
+    """
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self.model = space.problem.model
+        self.counts = np.array(self.model.layer_counts, dtype=float)
+        self.n = np.array([setup.shape.num_micro_batches for setup in space.cells.setups], dtype=float)[space.cell]
+        self.on_cpu = np.array([s.policy.attention is Place.CPU for s in space.cells.setups])[space.cell]
+        self.streams_kv = np.array([s.shape.streams_kv for s in space.cells.setups])[space.cell]
+        self.offloads = np.array([s.shape.offloads_hidden for s in space.cells.setups])[space.cell]
+        self.used, self._where = np.unique(space.cell, return_inverse=True)
+        self.segments = _segments(space)
+        self.weights = np.array([steps for _, steps in self.segments], dtype=float)
+        self._tables = self._fill()
+        self._streamed = _streamed(space)
+        self._pieces = {op: self._piece(op) for op in WEIGHT_OPS}
+
+    def of(self, phase: str, op: Op, which: int = MEAN) -> Floats:
+        """Seconds of one task, of the mean, the shortest or the longest micro-batch. [row, layer kind, segment]."""
+        table: Floats = self._tables[phase][op][self._where, which]
+        return table
+
+    def whole_weights(self, op: Op) -> Floats:
+        """Seconds of a layer's streamed weights as one piece; 0 where none stream. [row, layer kind, 1]."""
+        return self._weights(op, np.ones(len(self.space)))
+
+    def paged_weights(self, op: Op) -> Floats:
+        """As `whole_weights`, in pages."""
+        return self._weights(op, self.space.pages.astype(float))
+
+    def streams(self) -> Floats:
+        """1 where a layer has weights that stream. [row, layer kind, 1]."""
+        streams: Floats = (self._streamed > 0).astype(float)[..., None]
+        return streams
+
+    def over_layers(self, amount: Floats) -> Floats:
+        """Sum over all layers. [row, segment]."""
+        total: Floats = np.einsum("rks,k->rs", amount, self.counts)
+        return total
+
+    def of_layer(self, amount: Floats, layer: int) -> Floats:
+        """One layer's amount. [row, segment]."""
+        one: Floats = amount[:, self.model.layer_kinds[layer]]
+        return one
+
+    def _weights(self, op: Op, pieces: Floats) -> Floats:
+        latency, per_byte = self._pieces[op]
+        seconds = pieces[:, None] * latency + self._streamed * per_byte
+        seconds = np.where(self._streamed > 0, seconds - 1e-9 * pieces[:, None], 0.0)  # durations are whole ns
+        return np.maximum(seconds, 0.0)[..., None]
+
+    def _piece(self, op: Op) -> tuple[Floats, Floats]:
+        """(seconds a piece, seconds a byte) of each layer kind, from two sizes. [layer kind]."""
+        few = [_with_experts(self.space, experts) for experts in _two_values(self.space)]
+        costs = [_costs(one, replace(self.model, layers=self.model.distinct_layers), one.batch.micro_batches)
+                 for one in few]  # fmt: skip
+        sizes = [[one.policy.streamed_bytes(one.schedule, self.model, kind) for kind in self.model.distinct_layers]
+                 for one in few]  # fmt: skip
+        seconds = [[_seconds(one, cost, op, 1, kind, 0) for kind in range(len(self.counts))]
+                   for one, cost in zip(few, costs, strict=True)]  # fmt: skip
+        latency, per_byte = np.zeros(len(self.counts)), np.zeros(len(self.counts))
+        for kind, (large, small) in enumerate(zip(sizes[0], sizes[-1], strict=True)):
+            if large > small:
+                per_byte[kind] = (seconds[0][kind] - seconds[-1][kind]) / (large - small)
+                latency[kind] = max(0.0, seconds[0][kind] - per_byte[kind] * large)
+            elif large:
+                per_byte[kind] = seconds[0][kind] / large
+        return latency, per_byte
+
+    def _fill(self) -> dict[str, dict[Op, Floats]]:
+        """Ask the cost model, one distinct micro-batch after the other. Arrays of each op.
+
+        [used cell, which, layer kind, segment].
+        """
+        phases = (("prefill", PREFILL_OPS, [0]), ("decode", DECODE_OPS, [step for step, _ in self.segments]))
+        size, kinds = len(self.used), len(self.counts)
+        tables = {phase: {op: np.zeros((size, 3, kinds, len(steps))) for op in ops} for phase, ops, steps in phases}
+        known: dict[tuple[object, ...], list[float]] = {}
+        one_each = replace(self.model, layers=self.model.distinct_layers)
+        for at, cell in enumerate(self.used):
+            asked = _Asked(self.space.cells.setups[cell], one_each, known)
+            for phase, ops, steps in phases:
+                for op in ops:
+                    if steps and asked.happens(op, in_prefill=phase == "prefill"):
+                        tables[phase][op][at] = asked.durations(op, steps)
+        return tables
+
+
+class _Asked:
+    """Durations of one cell's micro-batches; what is known from another cell is not asked again."""
+
+    def __init__(self, setup: Setup, one_each: Model, known: dict[tuple[object, ...], list[float]]) -> None:
+        self._setup, self._one_each, self._known = setup, one_each, known
+        self._batches, self._counts = _averaged(setup.batch.micro_batches)
+        self._place = (setup.policy.attention, setup.policy.kv_on_device)
+        self._costs: CostModel | None = None
+
+    def happens(self, op: Op, *, in_prefill: bool) -> bool:
+        """Whether there are such tasks."""
+        shape = self._setup.shape
+        on_cpu = shape.attention is Place.CPU
+        if op in (Op.LOAD_KV, Op.STORE_KV):
+            return shape.streams_kv and (in_prefill or not on_cpu)
+        if op is Op.OFFLOAD_QKV:
+            return on_cpu
+        if op in (Op.LOAD_HIDDEN, Op.STORE_HIDDEN):
+            return shape.offloads_hidden if in_prefill else on_cpu
+        return True
+
+    def durations(self, op: Op, steps: list[int]) -> Floats:
+        """Seconds of one task. [which, layer kind, step]."""
+        kinds = range(self._one_each.num_layers)
+        every = np.array([[self._seconds(op, steps, kind, j) for kind in kinds] for j in range(len(self._batches))])
+        if len(every) == 1:
+            return np.repeat(every, 3, axis=0)
+        return np.stack((np.average(every, axis=0, weights=self._counts), every.min(axis=0), every.max(axis=0)))
+
+    def _seconds(self, op: Op, steps: list[int], kind: int, j: int) -> list[float]:
+        place = self._place if op in PLACED_OPS else ()
+        in_prefill, one = steps[0] == 0, self._batches[j]
+        tokens = one if in_prefill or op in GROWS_WITH_CONTEXT else one.num_requests
+        key = (op, in_prefill, kind, tokens, place)
+        known = self._known.get(key)
+        if known is None:
+            self._costs = self._costs or _costs(self._setup, self._one_each, self._batches)
+            asked = steps if op in GROWS_WITH_CONTEXT else steps[:1]
+            known = [_seconds(self._setup, self._costs, op, step, kind, j) for step in asked]
+            self._known[key] = known = known * (len(steps) // len(known))
+        return known
+
+
+def _averaged(batches: Sequence[MicroBatch]) -> tuple[tuple[MicroBatch, ...], list[int]]:
+    """Different micro-batches and how many there are of each; those that are about even count as their mean.
+
+    Where a duration is not convex in the tokens, that is wrong by no more than the square of their spread; at one of a
+    class's measured numbers of tokens, where the slope changes, by its change times the spread.
+    """
+    alike: dict[int, list[MicroBatch]] = {}
+    for one in batches:
+        alike.setdefault(one.num_requests, []).append(one)
+    found: Counter[MicroBatch] = Counter()
+    for some in alike.values():
+        tokens = [one.prompt_tokens for one in some]
+        if min(tokens) < max(tokens) <= min(tokens) * (1 + EVEN):
+            found[_mean(some)] += len(some)
+        else:
+            found.update(some)
+    return tuple(found), list(found.values())
+
+
+def _mean(some: Sequence[MicroBatch]) -> MicroBatch:
+    tokens = sum(one.prompt_tokens for one in some) // len(some)
+    squared = sum(one.prompt_tokens_squared for one in some) // len(some)
+    padding = sum(one.padding_tokens for one in some) // len(some)
+    return replace(some[0], prompt_tokens=tokens, prompt_tokens_squared=squared, padding_tokens=padding)
+
+
+def _costs(setup: Setup, one_each: Model, batches: tuple[MicroBatch, ...]) -> CostModel:
+    """Costs of a model of one layer of each kind."""
+    kinds = one_each.num_layers
+    shape = replace(setup.shape, num_layers=kinds, streamed=(True,) * kinds)
+    batch = replace(setup.batch, micro_batches=batches)
+    return CostModel(setup.schedule, shape, setup.policy, one_each, batch, setup.problem.hardware)
+
+
+def _segments(space: Space) -> list[Segment]:
+    """Steps that stand for others: the middle one, or the first one where a sliding window fills up on the way."""
+    last = space.problem.workload.gen_len - 1
+    if last < 1:
+        return []
+    parts = SEGMENTS if last >= LONG else 1
+    edges = [1 + last * at // parts for at in range(parts + 1)]
+    return [(_stands_for(space, low, high - 1), high - low) for low, high in pairwise(edges)]
+
+
+def _stands_for(space: Space, first: int, last: int) -> int:
+    windows = {layer.attention.window for layer in space.problem.model.distinct_layers} - {None}
+    lengths = space.problem.workload.prompt_tokens
+    shortest, longest = min(lengths) + first, max(lengths) + last
+    crossed = any(shortest < window < longest for window in windows if window is not None)
+    return first if crossed else (first + last) // 2
+
+
+def _streamed(space: Space) -> Floats:
+    """Bytes of each layer kind that come over the link. [row, layer kind]."""
+    model = space.problem.model
+    values, where = np.unique(space.experts, return_inverse=True)
+    base = space.cells.setups[0].policy
+    policies = [replace(base, experts_on_device=int(value) / model.num_experts) for value in values]
+    table = [[one.streamed_bytes(space.schedule, model, kind) for kind in model.distinct_layers] for one in policies]
+    streamed: Floats = np.array(table, dtype=float)[where]
+    return streamed
+
+
+def _with_experts(space: Space, experts: int) -> Setup:
+    base = space.cells.setups[0]
+    return replace(base, policy=replace(base.policy, experts_on_device=experts / space.problem.model.num_experts))
+
+
+def _two_values(space: Space) -> list[int]:
+    """The fewest experts on the device, and the most that leave something to stream."""
+    some = space.experts[space.experts < space.problem.model.num_experts]
+    most = int(some.max()) if len(some) else 0
+    return [0, most] if most else [0, 0 if space.schedule.streams_non_experts else space.problem.model.num_experts // 2]
+
+
+def _seconds(setup: Setup, costs: CostModel, op: Op, step: int, kind: int, j: int) -> float:
+    """One rank's time, at the rate it has beside its twins on the other ranks: alike, they do the same at all times.
+
+    Over several ranks PostAttn is its two halves and the sums behind them.
+    """
+    on_cpu = op is Op.ATTN and step > 0 and setup.policy.attention is Place.CPU
+    parts = [(op, CPU if on_cpu else LANE_OF[op])]
+    if op is Op.POST_ATTN and setup.num_ranks > 1:
+        parts = [(Op.OUT_PROJ, GPU), (Op.EXPERTS, GPU), (Op.ALL_REDUCE, NET), (Op.ALL_REDUCE, NET)]
+    seconds = 0.0
+    for one, lane in parts:
+        cost = costs(Task(0, one, lane, step, kind, j, WHOLE))
+        seconds += cost.duration_ns * 1e-9 / (1.0 if lane is NET else _rate(cost.demands, costs, setup.num_ranks))
+    return seconds
+
+
+def _rate(demands: Demands, costs: CostModel, num_ranks: int) -> float:
+    """The rate of a task that runs on all ranks at once, as far as the host's pools decide it."""
+    if num_ranks == 1:
+        return 1.0
+    of_host = tuple(one for one in demands if one[0] in (DRAM, CPU_CORES))
+    return fair_rates([of_host] * num_ranks, costs.capacities)[0]

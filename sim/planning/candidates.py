@@ -1,0 +1,251 @@
+"""The grid of policies of one schedule as arrays: which of them fit every memory, and how fast each can be at best.
+
+The axes are μ, the number of micro-batches, where attention runs, the KV cache's share on the device, whole experts on
+the device, pages, and page-locked weights. What a policy takes of a memory is a sum of a part that its batch decides
+and a part that its weights decide; both are asked of `plan_memory` itself, and numpy adds them up for the whole grid.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.cost.memory import Shortage
+from sim.cost.setup import Problem, Setup
+from sim.planning.grid import Grid, pin_choices, spots
+from sim.problem.policy import Policy
+from sim.schedule.base import Schedule
+from traces.errors import InputError
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+TIERS = ("device", "host", "pinned")
+
+HOPELESS = 1.1
+"""A number of micro-batches that needs so many times what all memories hold together ends the axis: more need more."""
+
+SHRINKING = frozenset({"weight slots", "staging", "activations"})
+"""What may take less with more experts on the device; it is left out of what a batch needs at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """What the batch decides: one entry per (spot, μ, number of micro-batches)."""
+
+    setups: list[Setup]
+    """With all experts on the host, one page a micro-batch, and pageable weights."""
+    bytes: Ints
+    """Bytes of each tier of `TIERS` with no expert on the device, some, and all. [cell, held, tier]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    """What the weights decide: whole experts on the device, and page-locked weights or not."""
+
+    experts: Ints
+    """Numbers of resident experts that the schedule can work with. [expert value]."""
+    held: Ints
+    """Whether those are none, some or all: an index. [expert value]."""
+    extra_bytes: Ints
+    """Bytes of each tier beyond those of the fewest that are held so, pageable. [pin choice, expert value, tier]."""
+
+    def fewest(self, held: int) -> int | None:
+        """The fewest experts of none, some or all; None if the schedule works with no such number."""
+        mine = self.experts[self.held == held]
+        return int(mine[0]) if len(mine) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """All policies of a schedule that fit, one row each, in the order of the axes."""
+
+    problem: Problem
+    schedule: Schedule
+    cells: Cells
+    cell: Ints
+    experts: Ints
+    pages: Ints
+    pinned: NDArray[np.bool_]
+    bytes: Ints
+    """Bytes of each tier of `TIERS`. [row, tier]."""
+    considered: int
+    """Points of the grid whose memory was looked at, those that do not fit with them."""
+    nearest: tuple[Shortage, ...] = field(default=())
+    """What the policy that comes nearest to fitting lacks, if none fits."""
+    nearest_policy: Policy | None = None
+
+    def __len__(self) -> int:
+        return len(self.cell)
+
+    def policy(self, row: int) -> Policy:
+        """The policy of one row."""
+        base = self.cells.setups[int(self.cell[row])].policy
+        pages = int(self.pages[row])
+        return replace(
+            base,
+            experts_on_device=int(self.experts[row]) / self.problem.model.num_experts,
+            pages=pages if self.schedule.paged and pages != base.num_micro_batches else None,
+            pin_weights=bool(self.pinned[row]),
+        )
+
+    def setup(self, row: int) -> Setup:
+        """The setup of one row."""
+        return Setup(self.problem, self.schedule, self.policy(row))
+
+    def of_cells(self, values: Sequence[float] | Floats) -> Floats:
+        """One value per cell, spread over the rows."""
+        spread: Floats = np.asarray(values, dtype=float)[self.cell]
+        return spread
+
+
+def space(problem: Problem, schedule: Schedule, grid: Grid | None = None) -> Space:
+    """Every policy on the grid that fits all memories. Empty, with the nearest lack, if none does."""
+    grid = grid or Grid()
+    setups, given_up = _setups(problem, schedule, grid)
+    residency, capacity = _residency(setups[0]), _capacity(problem)
+    cells = Cells(setups, _bytes(setups, residency, capacity))
+    need = cells.bytes[:, None, residency.held] + residency.extra_bytes[None]  # [cell, pin choice, expert value, tier]
+    fits = np.all(need <= capacity, axis=-1)
+    wanted = _wanted(fits, residency.experts, problem.model.num_experts, grid)
+    cell, pin, value = np.nonzero(fits & wanted)
+    pages = [_pages(schedule, grid, setup.shape.num_micro_batches) for setup in cells.setups]
+    repeats = np.array([len(pages[at]) for at in cell], dtype=np.int64)
+    rows = np.repeat(np.arange(len(cell)), repeats)
+    all_pages = np.array([page for at in cell for page in pages[at]], dtype=np.int64)
+    streams = residency.experts[value] < problem.model.num_experts
+    per_cell = np.array([len(one) for one in pages], dtype=np.int64)
+    considered = int((wanted.sum(axis=(1, 2)) * per_cell).sum()) + given_up
+    kept = streams[rows] | _first_of_each(rows) | schedule.streams_non_experts  # no pages where nothing streams
+    rows, all_pages = rows[kept], all_pages[kept]
+    short, nearest = ((), None) if len(rows) else _nearest(problem, schedule, cells, need, capacity, residency)
+    return Space(
+        problem,
+        schedule,
+        cells,
+        cell[rows],
+        residency.experts[value[rows]],
+        all_pages,
+        np.array(pin_choices(schedule))[pin[rows]],
+        need[cell, pin, value][rows],
+        considered,
+        short,
+        nearest,
+    )
+
+
+def _first_of_each(rows: Ints) -> NDArray[np.bool_]:
+    return np.concatenate(([True], rows[1:] != rows[:-1])) if len(rows) else np.zeros(0, dtype=bool)
+
+
+def _capacity(problem: Problem) -> Ints:
+    hardware = problem.hardware
+    limits = (hardware.device_memory.capacity_bytes, hardware.host_memory.capacity_bytes, hardware.pinned_bytes)
+    return np.array([int(limit) for limit in limits], dtype=np.int64)
+
+
+def _setups(problem: Problem, schedule: Schedule, grid: Grid) -> tuple[list[Setup], int]:
+    """All (spot, batch, micro-batch) but those beyond the hopeless ones, and how many those are."""
+    setups, given_up = [], 0
+    for spot in spots(schedule, grid):
+        for batches in grid.batches(schedule.one_batch):
+            for at, (batch_size, size) in enumerate(batches):
+                setup = Setup(problem, schedule, grid.policy(spot, batch_size, size))
+                setups.append(setup)
+                if _hopeless(setup):
+                    given_up += len(batches) - at - 1
+                    break
+    return setups, given_up
+
+
+def _bytes(setups: list[Setup], residency: Residency, capacity: Ints) -> Ints:
+    """Bytes of each tier. [cell, held, tier].
+
+    What is held changes the working set of a micro-batch. It is asked for where the policy would fit without any.
+    """
+    none = np.array([_peaks(setup) for setup in setups], dtype=np.int64)
+    found = np.repeat(none[:, None], 3, axis=1)
+    device = TIERS.index("device")
+    for held in (1, 2):
+        fewest = residency.fewest(held)
+        if fewest is None:
+            continue
+        rest = none[:, device] - [setup.memory.device.get("activations", 0) for setup in setups]
+        more = np.array(_bytes_with(setups[0], fewest, False)) - none[0]
+        activations = setups[0].memory.device.get("activations", 0)
+        possible = rest + min(more[device], more[device] + activations) <= capacity[device]
+        known: dict[object, Ints] = {}
+        for cell in range(len(setups)):
+            if not possible[cell]:
+                found[cell, held] += np.maximum(more, 0) + capacity  # fits nowhere
+                continue
+            key = (id(setups[cell].batch), setups[cell].policy.attention, setups[cell].policy.kv_on_device)
+            if key not in known:
+                known[key] = np.array(_bytes_with(setups[cell], fewest, False)) - none[cell]
+            found[cell, held] += known[key]
+    return found
+
+
+def _hopeless(setup: Setup) -> bool:
+    hardware, memory = setup.problem.hardware, setup.memory
+    room = hardware.host_memory.capacity_bytes + hardware.num_devices * hardware.device_memory.capacity_bytes
+    device = sum(size for name, size in memory.device.items() if name not in SHRINKING)
+    host = sum(size for name, size in memory.host.items() if name not in SHRINKING)
+    return host + hardware.num_devices * device > HOPELESS * room
+
+
+def _residency(setup: Setup) -> Residency:
+    """Ask the memory plan of one batch for every number of experts. A schedule may refuse some of them."""
+    total, found, needs = setup.problem.model.num_experts, [], []
+    for count in range(total + 1):
+        try:
+            needs.append([_bytes_with(setup, count, pin) for pin in pin_choices(setup.schedule)])
+        except InputError:
+            continue
+        found.append(count)
+    experts = np.array(found, dtype=np.int64)
+    held = (experts > 0).astype(np.int64) + (experts == total)
+    needed = np.array(needs, dtype=np.int64).transpose(1, 0, 2)  # [pin choice, expert value, tier]
+    base = needed[0, np.searchsorted(held, np.arange(3)).clip(max=len(found) - 1)]
+    return Residency(experts, held, needed - base[held])
+
+
+def _bytes_with(setup: Setup, experts: int, pin: bool) -> list[int]:
+    share = experts / setup.problem.model.num_experts
+    policy = replace(setup.policy, experts_on_device=share, pin_weights=pin)
+    return _peaks(Setup(setup.problem, setup.schedule, policy))
+
+
+def _peaks(setup: Setup) -> list[int]:
+    peaks = setup.memory.peak_bytes()
+    return [peaks[tier] for tier in TIERS]
+
+
+def _wanted(fits: NDArray[np.bool_], experts: Ints, total: int, grid: Grid) -> NDArray[np.bool_]:
+    """The expert values of the grid, and for each batch the most that fit. [cell, pin choice, expert value]."""
+    spread = {round(total * at / max(1, grid.expert_values - 1)) for at in range(grid.expert_values)}
+    wanted = np.zeros(fits.shape, dtype=bool) | np.isin(experts, list(spread))
+    most = fits.shape[-1] - 1 - np.argmax(fits[..., ::-1], axis=-1)
+    np.put_along_axis(wanted, most[..., None], True, axis=-1)
+    return wanted
+
+
+def _pages(schedule: Schedule, grid: Grid, num_micro_batches: int) -> list[int]:
+    if not schedule.paged:
+        return [1]
+    counts = {max(1, round(num_micro_batches * multiple)) for multiple in grid.pages}
+    return sorted(counts, key=lambda count: (count != num_micro_batches, count))
+
+
+def _nearest(
+    problem: Problem, schedule: Schedule, cells: Cells, need: Ints, capacity: Ints, residency: Residency
+) -> tuple[tuple[Shortage, ...], Policy]:
+    lack = np.maximum(need - capacity, 0).sum(axis=-1)
+    cell, pin, value = np.unravel_index(int(lack.argmin()), lack.shape)
+    policy = replace(
+        cells.setups[cell].policy,
+        experts_on_device=int(residency.experts[value]) / problem.model.num_experts,
+        pin_weights=pin_choices(schedule)[pin],
+    )
+    return tuple(Setup(problem, schedule, policy).shortages), policy

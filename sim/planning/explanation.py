@@ -1,0 +1,298 @@
+"""Why a plan is the best, in words and numbers: what binds, what fills each memory, what a better machine would give.
+
+Each change of the machine is planned anew, on a fine grid around the choice and a coarse one beyond it, for the
+schedule chosen and the runner-up. Gains are of the objective's own value.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from sim.cost.setup import Problem
+from sim.planning.grid import Grid
+from sim.planning.planner import Choice, NothingFitsError, Plan, best_policy, in_processes
+from sim.planning.search import Candidate, Objective, in_essence, ranked
+from sim.problem.machine.hardware import Hardware
+from sim.problem.policy import Policy
+from sim.schedule.registry import by_name
+from sim.simulation.prediction import Prediction
+from traces.errors import InputError
+
+FACTORS = (0.9, 1.1, 2.0)
+RESOURCES: dict[str, tuple[str, ...]] = {
+    "host memory": ("host_memory.capacity",),
+    "device memory": ("device_memory.capacity",),
+    "link": ("link.peak", "link.h2d", "link.d2h", "link.duplex"),
+    "DRAM bandwidth": ("host_memory.bandwidth",),
+    "CPU rate": ("host.peak", "1 / host.request_overhead"),
+    "GPU rate": ("device.peak",),
+}
+"""What each resource is on a machine; a time is divided by the factor."""
+
+NEAR_SIZES = (0.25, 0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 1, 1.05, 1.1, 1.15, 1.4, 2, 4)
+"""Multiples of the chosen μ that planning anew looks at."""
+
+FULL = 0.98
+"""Share of a memory above which it is called full."""
+
+NO_GAIN = 0.005
+"""Relative change below which a resource is said to give nothing, and up to which planning anew may be off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replanned:
+    """The best policy of a machine that has `factor` times as much of one resource."""
+
+    resource: str
+    factor: float
+    best: Candidate | None
+    """None if nothing fits any more, or the machine allows no such number."""
+    change: float | None
+    """Relative change of the objective's value: above 0 is better."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        best = self.best
+        return {
+            "resource": self.resource,
+            "factor": self.factor,
+            "change": self.change,
+            "throughput_tokens_per_s": best.throughput_tokens_per_s if best else None,
+            "schedule": best.schedule if best else None,
+            "policy": best.setup.policy.to_dict() if best else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """One memory: how much it holds, and what for."""
+
+    name: str
+    capacity_bytes: int
+    parts: dict[str, int]
+
+    @property
+    def used_bytes(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def share(self) -> float:
+        return self.used_bytes / self.capacity_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerUp:
+    """The next best, and why it lost: its seconds, and each lane's, for as many requests as the winner runs."""
+
+    candidate: Candidate
+    reason: str
+    lanes_s: dict[str, tuple[float, float]]
+    """Seconds busy a thousand tokens: of the winner, of the runner-up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """All of it."""
+
+    tiers: tuple[Tier, ...]
+    above_bound: float
+    """Time beyond the lower bound of this very policy, as a share of it."""
+    binding: tuple[str, ...]
+    next_schedule: RunnerUp | None
+    next_policy: RunnerUp | None
+    replanned: tuple[Replanned, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "binding": list(self.binding),
+            "memory": {
+                tier.name: {"capacity_bytes": tier.capacity_bytes, "used_bytes": tier.used_bytes, "parts": tier.parts}
+                for tier in self.tiers
+            },
+            "above_lower_bound": self.above_bound,
+            "next_schedule": _runner_up_dict(self.next_schedule),
+            "next_policy": _runner_up_dict(self.next_policy),
+            "replanned": [one.to_dict() for one in self.replanned],
+        }
+
+
+def explain(choice: Choice, prediction: Prediction, *, jobs: int | None = None, replan: bool = True) -> Explanation:
+    """Explain a choice that the simulator has confirmed. `jobs` processes plan anew (default: one per core)."""
+    best, tiers = choice.best, _tiers(choice.best)
+    mine = in_essence(best.setup.policy)
+    others = list(choice.plans.values())[1:]
+    runner_up = others[0].best if others else None
+    rival = next((one for one in choice.plan.ranked if in_essence(one.setup.policy) != mine), None)
+    return Explanation(
+        tiers,
+        best.bound_tokens_per_s / best.throughput_tokens_per_s - 1,
+        tuple(_binding(prediction, tiers)),
+        _lost(best, runner_up) if runner_up else None,
+        _lost(best, rival) if rival else None,
+        tuple(_replan(choice, jobs)) if replan else (),
+    )
+
+
+def _tiers(best: Candidate) -> tuple[Tier, ...]:
+    hardware = best.setup.problem.hardware
+    limits = {
+        "device": hardware.device_memory.capacity_bytes,
+        "host": hardware.host_memory.capacity_bytes,
+        "pinned": hardware.pinned_bytes,
+    }
+    plans = best.setup.memory.tiers()
+    return tuple(Tier(name, int(limits[name]), dict(plans[name])) for name in limits)
+
+
+def _binding(prediction: Prediction, tiers: Sequence[Tier]) -> Iterator[str]:
+    """The lane that each phase waits for, and the memories that are full."""
+    for name, phase in (("prefill", prediction.prefill), ("decode", prediction.decode)):
+        if phase.span_s:
+            share = min(1.0, phase.busiest_s / phase.span_s)
+            of_all = phase.span_s / prediction.total_s
+            yield f"{name} ({of_all:.0%} of the time) is bound by {phase.bottleneck}, {share:.0%} busy"
+    for tier in tiers:
+        if tier.share >= FULL:
+            largest = max(tier.parts, key=lambda part: tier.parts[part])
+            yield f"{tier.name} memory is full ({tier.share:.1%}), mostly with {largest}"
+
+
+def _lost(best: Candidate, other: Candidate) -> RunnerUp:
+    """Compare lane by lane, in seconds for a thousand tokens."""
+    lanes = dict.fromkeys([*best.simulated.busy_s, *other.simulated.busy_s])
+    mine, theirs = _per_thousand_tokens(best), _per_thousand_tokens(other)
+    both = {lane: (mine.get(lane, 0.0), theirs.get(lane, 0.0)) for lane in lanes}
+    return RunnerUp(other, _why_lost(best, other, both), both)
+
+
+def _per_thousand_tokens(one: Candidate) -> dict[str, float]:
+    tokens = one.setup.batch.generated_tokens / 1000
+    return {lane: seconds / tokens for lane, seconds in one.simulated.busy_s.items()}
+
+
+def _why_lost(best: Candidate, other: Candidate, lanes: dict[str, tuple[float, float]]) -> str:
+    slower = 1 - other.throughput_tokens_per_s / best.throughput_tokens_per_s
+    text = (
+        f"{other.schedule} {other.setup.policy} reaches {other.throughput_tokens_per_s:,.2f} tokens/s ({-slower:+.1%})"
+    )
+    took = 1000 / other.throughput_tokens_per_s
+    more = {lane: theirs - mine for lane, (mine, theirs) in lanes.items()}
+    lane = max(more, key=lambda lane: more[lane])
+    idle = took - max(theirs for _, theirs in lanes.values())
+    if more[lane] > 0.02 * took:
+        mine, theirs = lanes[lane]
+        text += f": {lane} works {theirs:,.1f} s instead of {mine:,.1f} s for a thousand tokens"
+    if idle > 0.05 * took:
+        text += f"; its busiest lane waits {idle / took:.0%} of the time"
+    return text
+
+
+def _runner_up_dict(one: RunnerUp | None) -> dict[str, Any] | None:
+    if one is None:
+        return None
+    return {
+        "schedule": one.candidate.schedule,
+        "policy": one.candidate.setup.policy.to_dict(),
+        "throughput_tokens_per_s": one.candidate.throughput_tokens_per_s,
+        "reason": one.reason,
+        "lanes_s_per_thousand_tokens": {
+            lane: {"best": mine, "this": theirs} for lane, (mine, theirs) in one.lanes_s.items()
+        },
+    }
+
+
+# what more of each resource would give ------------------------------------------------------------------------------
+
+
+def _replan(choice: Choice, jobs: int | None) -> list[Replanned]:
+    """Changes are relative to the machine as it is, planned in the same way."""
+    changes = [(resource, factor) for resource in RESOURCES for factor in FACTORS]
+    work = partial(_replanned, choice.problem, list(choice.plans)[:2], choice.objective, choice.best.setup.policy)
+    same, *others = in_processes(work, [(next(iter(RESOURCES)), 1.0), *changes], jobs)
+    before = max(_worth(one, choice.objective) for one in (choice.best, same) if one is not None)
+    return [
+        Replanned(resource, factor, best, _worth(best, choice.objective) / before - 1 if best else None)
+        for (resource, factor), best in zip(changes, others, strict=True)
+    ]
+
+
+def _replanned(
+    problem: Problem, schedules: Sequence[str], objective: Objective, policy: Policy, change: tuple[str, float]
+) -> Candidate | None:
+    """The best candidate of the changed machine; None if nothing fits or it allows no such number."""
+    try:
+        changed = replace(problem, hardware=scaled(problem.hardware, *change))
+    except InputError:
+        return None
+    plans = list(_plans(changed, schedules, objective, near(policy)))
+    return ranked([one.best for one in plans], objective)[0] if plans else None
+
+
+def _plans(problem: Problem, schedules: Sequence[str], objective: Objective, grid: Grid) -> Iterator[Plan]:
+    for name in schedules:
+        try:
+            yield best_policy(problem, by_name(name), objective=objective, grid=grid, refine=False, tolerance=NO_GAIN)
+        except NothingFitsError:
+            continue
+
+
+def scaled(hardware: Hardware, resource: str, factor: float) -> Hardware:
+    """A machine with `factor` times as much of a resource. Raises InputError where it allows no such number."""
+    for path in RESOURCES[resource]:
+        name, by = (path.removeprefix("1 / "), 1 / factor) if path.startswith("1 / ") else (path, factor)
+        hardware = hardware.scaled(name, by)
+    return hardware
+
+
+def near(policy: Policy) -> Grid:
+    """Sizes close to the policy's, and some from a quarter to four times as much."""
+    size, count = policy.micro_batch_size, policy.num_micro_batches
+    sizes = {
+        max(1, round(size * factor)) for factor in (0.25, 0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 1, 1.05, 1.1, 1.15, 1.4, 2, 4)
+    }
+    counts = {max(1, round(count * factor)) for factor in (0.25, 0.5, 0.7, 1.4, 2, 4)}
+    counts |= {max(1, count + step * max(1, count // 24)) for step in range(-4, 5)}
+    shares = (0.0, 0.5, 1.0, policy.kv_on_device)
+    return Grid(
+        tuple(sorted(sizes)),
+        tuple(sorted(counts)),
+        kv_shares=tuple(sorted(set(shares))),
+        pages=(0.5, 1.0),
+        weight_bits=policy.weight_bits,
+        kv_bits=policy.kv_bits,
+    )
+
+
+def _worth(one: Candidate, objective: Objective) -> float:
+    """What the objective measures, larger is better."""
+    if objective is Objective.LATENCY:
+        return 1 / one.token_s
+    if objective is Objective.MEMORY:
+        return 1 / one.device_bytes
+    return one.throughput_tokens_per_s
+
+
+def sentences(choice: Choice, why: Explanation) -> list[str]:
+    """The explanation in words, a sentence each."""
+    found = [f"{choice.best.schedule}: {'; '.join(why.binding)}."]
+    found.append(
+        f"It takes {why.above_bound:.1%} longer than the lower bound of this policy; {choice.simulated:,} of "
+        f"{choice.feasible:,} policies that fit were worth simulating."
+    )
+    if why.next_schedule:
+        found.append(f"Next best schedule: {why.next_schedule.reason}.")
+    if why.next_policy:
+        found.append(f"Next best policy: {why.next_policy.reason}.")
+    if why.replanned:
+        found.append(_gains(why.replanned))
+    return found
+
+
+def _gains(replanned: Sequence[Replanned]) -> str:
+    twice = [one for one in replanned if one.factor == max(FACTORS) and one.change is not None]
+    helpful = sorted((one for one in twice if (one.change or 0) > NO_GAIN), key=lambda one: -(one.change or 0))
+    idle = [one.resource for one in twice if one not in helpful]
+    text = ", ".join(f"{one.resource} {one.change:+.0%}" for one in helpful) or "nothing"
+    return f"Twice as much of one resource would give: {text}" + (f"; no gain from {', '.join(idle)}." if idle else ".")

@@ -1,0 +1,43 @@
+"""The policy of the paper's own search as a plan, simulated as all others are."""
+
+import time
+
+import numpy as np
+
+from sim.cost.setup import Problem, Setup
+from sim.hrm.search import SCHEDULE, search
+from sim.planning.bounds.bound import least_seconds
+from sim.planning.candidates import space
+from sim.planning.grid import Grid
+from sim.planning.planner import Choice, Plan
+from sim.planning.search import Candidate, Objective, simulate
+from sim.schedule.registry import by_name
+
+
+def hrm_setup(problem: Problem) -> tuple[Setup, int]:
+    """What the search chooses, and of how many policies. Whether it fits our memory plan is not looked at."""
+    found = search(problem.model, problem.hardware, problem.workload)
+    return Setup(problem, by_name(SCHEDULE), found.policy), found.candidates
+
+
+def hrm_plan(problem: Problem) -> Choice:
+    """The choice, simulated. Raises InputError if HRM finds none, or if what it finds does not fit our memory plan."""
+    started = time.perf_counter()
+    setup, candidates = hrm_setup(problem)
+    setup.require_fit()
+    best = Candidate(setup, simulate(setup), _bound(setup))
+    wall_s = time.perf_counter() - started
+    plan = Plan(problem, Objective.THROUGHPUT, best, (best,), candidates, candidates, 0, wall_s)
+    return Choice(problem, Objective.THROUGHPUT, {SCHEDULE: plan}, {}, wall_s)
+
+
+def _bound(setup: Setup) -> float:
+    policy, total = setup.policy, setup.problem.model.num_experts
+    grid = Grid((policy.micro_batch_size,), (policy.num_micro_batches,), pages=(1.0,), expert_values=total + 1)
+    found = space(setup.problem, setup.schedule, grid)
+    alike = [row for row in range(len(found)) if found.setup(row).shape == setup.shape
+             and found.setup(row).memory == setup.memory]  # fmt: skip
+    if not alike:
+        return float("inf")
+    total_s, _ = least_seconds(found)
+    return float(setup.batch.generated_tokens / np.min(total_s[alike]))

@@ -1,0 +1,216 @@
+"""The best policy: the whole grid bounded, then simulated exactly from the best bound on until no bound beats the best.
+
+Nothing is skipped but what its bound excludes: a candidate is left out only if even its lower bound of the time does
+not beat the best found by more than `TOLERANCE`, which is what the simulator's own numbers are good for. Where a limit
+on the number of simulations is given and met, `Plan.unsettled` says how many candidates might have been better.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sim.cost.setup import Problem
+from sim.planning.candidates import Space, space
+from sim.planning.grid import Grid
+from sim.planning.search import TOLERANCE, Candidate, Objective, Search, ranked
+from sim.schedule.base import Schedule
+from sim.schedule.registry import by_name
+from traces.errors import InputError
+
+if TYPE_CHECKING:
+    pass
+
+NARROWER_BITS = (8.0, 4.0)
+"""Widths of weights that are tried where nothing fits."""
+
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
+
+
+class NothingFitsError(InputError):
+    """No policy on the grid fits the machine. `short_bytes` is what the nearest one lacks."""
+
+    def __init__(self, message: str, short_bytes: int = 0) -> None:
+        super().__init__(message)
+        self.short_bytes = short_bytes
+
+    def __reduce__(self) -> tuple[type["NothingFitsError"], tuple[str, int]]:
+        return type(self), (str(self), self.short_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The best policy that one schedule has on the grid, and how thoroughly it was looked for."""
+
+    problem: Problem
+    objective: Objective
+    best: Candidate
+    ranked: tuple[Candidate, ...]
+    """All simulated candidates, the best first."""
+    considered: int
+    """Points of the grid whose memory was looked at."""
+    feasible: int
+    """Those that fit all memories; each has been bounded."""
+    unsettled: int
+    """Candidates that a limit left out although their bound beats the best."""
+    wall_s: float
+
+    @property
+    def simulated(self) -> int:
+        """Candidates that were simulated."""
+        return len(self.ranked)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The best policy of several schedules, and each one's own."""
+
+    problem: Problem
+    objective: Objective
+    plans: dict[str, Plan]
+    """By schedule, the best first; those that fit the machine."""
+    failed: dict[str, str]
+    """Why nothing fits, by schedule."""
+    wall_s: float
+
+    @property
+    def plan(self) -> Plan:
+        return next(iter(self.plans.values()))
+
+    @property
+    def best(self) -> Candidate:
+        return self.plan.best
+
+    @property
+    def ranked(self) -> list[Candidate]:
+        """All simulated candidates of all schedules, the best first."""
+        return ranked([one for plan in self.plans.values() for one in plan.ranked], self.objective)
+
+    @property
+    def considered(self) -> int:
+        return sum(plan.considered for plan in self.plans.values())
+
+    @property
+    def feasible(self) -> int:
+        return sum(plan.feasible for plan in self.plans.values())
+
+    @property
+    def simulated(self) -> int:
+        return sum(plan.simulated for plan in self.plans.values())
+
+    @property
+    def unsettled(self) -> int:
+        return sum(plan.unsettled for plan in self.plans.values())
+
+
+def plan(
+    problem: Problem,
+    schedules: Sequence[str],
+    *,
+    objective: Objective = Objective.THROUGHPUT,
+    jobs: int | None = None,
+    **options: Any,
+) -> Choice:
+    """The best policy of any of the schedules; `jobs` processes share the work (default: one per core).
+
+    Options are those of `best_policy`. Raises InputError for an unknown schedule, and NothingFitsError, with the
+    smallest change that would help, if no policy of any of them fits.
+    """
+    started = time.perf_counter()
+    for name in schedules:
+        by_name(name)
+    work = partial(_try, problem, objective, options)
+    found = dict(zip(schedules, in_processes(work, schedules, jobs), strict=True))
+    plans = {name: one for name, one in found.items() if isinstance(one, Plan)}
+    failed = {name: one for name, one in found.items() if isinstance(one, NothingFitsError)}
+    if not plans:
+        nearest = min(failed.values(), key=lambda one: one.short_bytes)
+        raise NothingFitsError(f"{nearest}{_narrower(problem, schedules, options)}", nearest.short_bytes)
+    order = [one.schedule for one in ranked([one.best for one in plans.values()], objective)]
+    reasons = {name: str(one) for name, one in failed.items()}
+    return Choice(problem, objective, {name: plans[name] for name in order}, reasons, time.perf_counter() - started)
+
+
+def in_processes(work: "Callable[[_Given], _Made]", given: Sequence[_Given], jobs: int | None) -> "list[_Made]":
+    """Map over processes, one per core unless told; in this one if one is enough."""
+    workers = min(jobs or os.cpu_count() or 1, len(given))
+    if workers <= 1:
+        return [work(one) for one in given]
+    with ProcessPoolExecutor(workers) as pool:
+        return list(pool.map(work, given))
+
+
+def _try(problem: Problem, objective: Objective, options: dict[str, Any], name: str) -> "Plan | NothingFitsError":
+    try:
+        return best_policy(problem, by_name(name), objective=objective, **options)
+    except NothingFitsError as error:
+        return error
+
+
+def _narrower(problem: Problem, schedules: Sequence[str], options: dict[str, Any]) -> str:
+    """Which usual width of the experts would fit, in words."""
+    grid = (options.get("grid") or Grid()).with_sizes(options.get("micro_batch_size"), options.get("num_micro_batches"))
+    native = grid.weight_bits or problem.model.expert_bits
+    for bits in (bits for bits in NARROWER_BITS if bits < native):
+        fitting = [name for name in schedules if len(space(problem, by_name(name), replace(grid, weight_bits=bits)))]
+        if fitting:
+            return f"; with weight_bits {bits:g} {', '.join(fitting)} would fit"
+    return f"; nor would it with weight_bits {NARROWER_BITS[-1]:g}" if native > NARROWER_BITS[-1] else ""
+
+
+def best_policy(
+    problem: Problem,
+    schedule: Schedule,
+    *,
+    objective: Objective = Objective.THROUGHPUT,
+    num_requests: int | None = None,
+    micro_batch_size: int | None = None,
+    num_micro_batches: int | None = None,
+    grid: Grid | None = None,
+    refine: bool = True,
+    tolerance: float = TOLERANCE,
+    most_simulations: int | None = None,
+    at_least: int = 1,
+) -> Plan:
+    """The best policy of one schedule, sizes that are given kept.
+
+    `num_requests` asks for exactly these requests in one batch, or if that fits no memory for the best smaller batch.
+    `at_least` so many candidates that differ in more than pages and page-locked weights are simulated, to have some to
+    compare with. Raises NothingFitsError with the smallest lack of memory on the grid.
+    """
+    started = time.perf_counter()
+    grid = (grid or Grid()).with_sizes(micro_batch_size, num_micro_batches)
+    if num_requests is not None:
+        grid = replace(grid, num_requests=num_requests)
+    found = space(problem, schedule, grid)
+    if not len(found) and num_requests is not None:
+        found = space(problem, schedule, replace(grid, num_requests=None, most_requests=num_requests))
+    if not len(found):
+        raise _nothing_fits(schedule.name, found)
+    search = Search(objective, tolerance, most_simulations)
+    search.look_through(found, at_least)
+    if refine and num_requests is None:
+        search.look_through(space(problem, schedule, grid.around(search.best.setup.policy)), 1)
+    found_all = tuple(search.ranked)
+    return Plan(
+        problem,
+        objective,
+        found_all[0],
+        found_all,
+        search.considered,
+        search.feasible,
+        search.unsettled,
+        time.perf_counter() - started,
+    )
+
+
+def _nothing_fits(schedule: str, found: Space) -> NothingFitsError:
+    if not found.nearest:
+        return NothingFitsError(f"{schedule}: the grid holds no policy: give other sizes", 0)
+    short = "; ".join(map(str, found.nearest))
+    text = f"{schedule}: no policy on the grid fits; with {found.nearest_policy}, the nearest, {short}"
+    return NothingFitsError(text, sum(one.short_bytes for one in found.nearest))

@@ -1,0 +1,54 @@
+"""The options that say what is asked: model, machine, workload and schedules."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from traces.errors import InputError
+
+if TYPE_CHECKING:
+    from sim.cost.setup import Problem
+    from sim.problem.workload import Workload
+
+
+def add_problem(group: Any) -> None:
+    """Add them to a parser or a group of it."""
+    group.add_argument("--schedules", metavar="A,B", help="names from the list (default: all registered)")
+    group.add_argument("--model", default="mixtral-8x7b", help="preset, config.json or folder (default: %(default)s)")
+    group.add_argument("--hardware", default="gcp-t4", help="preset or .toml file (default: %(default)s)")
+    group.add_argument("--workload", default="mtbench", help="preset, .toml or .jsonl file (default: %(default)s)")
+    group.add_argument("--prompt-len", type=int, metavar="TOKENS", help="every prompt this long, instead of a workload")
+    group.add_argument("--gen-len", type=int, metavar="TOKENS", help="generated per request (default: the workload's)")
+    padding = group.add_mutually_exclusive_group()
+    padding.add_argument("--padded", dest="padded", action="store_true", default=True, help="to the longest (default)")
+    padding.add_argument("--unpadded", dest="padded", action="store_false", help="balanced micro-batches (Algorithm 2)")
+
+
+def problem_of(args: argparse.Namespace) -> "Problem":
+    """What is asked. Raises InputError for a name that is not known or a file that cannot be read."""
+    from sim.cost.setup import Problem
+    from sim.problem.machine.hardware import Hardware
+    from sim.problem.model.model import Model
+
+    return Problem(Model.load(args.model), Hardware.load(args.hardware), _workload(args))
+
+
+def schedules_of(args: argparse.Namespace) -> list[str]:
+    """The schedules named, each once, or all. Raises InputError for an unknown name."""
+    from sim.schedule.registry import by_name, registered
+
+    if args.schedules is None:
+        return list(registered())
+    names = list(dict.fromkeys(name.strip() for name in args.schedules.split(",") if name.strip()))
+    if not names:
+        raise InputError(f"--schedules: {args.schedules!r} names none; known are {', '.join(registered())}")
+    return [by_name(name).name for name in names]
+
+
+def _workload(args: argparse.Namespace) -> "Workload":
+    from sim.problem.workload import DEFAULT_GEN_LEN, Workload
+
+    if args.prompt_len is not None:
+        workload = Workload.fixed(args.prompt_len, DEFAULT_GEN_LEN if args.gen_len is None else args.gen_len)
+    else:
+        workload = Workload.load(args.workload)
+    return workload.with_(gen_len=args.gen_len, padded=args.padded)

@@ -1,0 +1,129 @@
+"""Splits requests into micro-batches of about equal work: Algorithm 2 of MoE-Lightning (arXiv 2411.11217)."""
+
+import heapq
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from sim.problem.workload import Workload
+from traces.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Requests that go through a layer together: only the sums over them that decide what they cost."""
+
+    num_requests: int
+    prompt_tokens: int
+    """Sum of the effective prompt lengths."""
+    prompt_tokens_squared: int
+    """Sum of their squares: attention in prefill grows with it."""
+    max_prompt_tokens: int
+    padding_tokens: int = 0
+    """How many of `prompt_tokens` are padding, which is computed and stored but which CPU attention does not read."""
+
+    @classmethod
+    def padded(cls, lengths: Sequence[int]) -> Self:
+        """Prompts of these lengths, padded to the longest of them."""
+        rows, width = len(lengths), max(lengths)
+        return cls(rows, rows * width, rows * width**2, width, rows * width - sum(lengths))
+
+    def context_tokens(self, step: int) -> int:
+        """KV entries that the micro-batch reads in decode step `step`, the new token of each request included.
+
+        Step 1 is the first decode step: a request with a prompt of s tokens attends to s + 1 entries. Step 0, prefill,
+        leaves the s entries of the prompt behind. The last step is gen_len - 1.
+        """
+        return self.prompt_tokens + self.num_requests * step
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The requests that run together. No micro-batch is empty."""
+
+    micro_batches: tuple[MicroBatch, ...]
+    num_deferred: int
+    """Requests that found no room in the KV cache and wait for the next batch."""
+    gen_len: int
+    copies: int = 1
+    """Devices that each work on micro-batches like these, where the schedule gives each a part of the requests."""
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that run: those asked for, less the deferred ones."""
+        return self.copies * sum(micro_batch.num_requests for micro_batch in self.micro_batches)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Prompt tokens of all requests that run."""
+        return self.copies * sum(micro_batch.prompt_tokens for micro_batch in self.micro_batches)
+
+    @property
+    def generated_tokens(self) -> int:
+        """What throughput counts: the tokens that all requests generate, the one of prefill included."""
+        return self.num_requests * self.gen_len
+
+
+def make_batch(
+    workload: Workload, batch_size: int, micro_batch_size: int, kv_budget_tokens: int | None = None
+) -> Batch:
+    """Split the first `batch_size` requests into ceil(batch_size / micro_batch_size) micro-batches.
+
+    `kv_budget_tokens` is the room of one micro-batch in the KV cache, for prompts and generated tokens. By default it
+    is what a planner that knows only the average prompt sets aside: micro_batch_size x (mean prompt + gen_len).
+
+    Padded requests are alike: they fill one micro-batch after the other, and the last may be smaller. Unpadded ones are
+    balanced by Algorithm 2. A micro-batch that gets no request is dropped.
+    Raises InputError when a size is below 1 or when not one request fits the budget.
+    """
+    if isinstance(micro_batch_size, bool) or not isinstance(micro_batch_size, int) or micro_batch_size < 1:
+        raise InputError(f"micro-batch-size: {micro_batch_size!r} is not allowed; give a whole number of at least 1")
+    if kv_budget_tokens is None:
+        kv_budget_tokens = round(micro_batch_size * (workload.mean_prompt_tokens + workload.gen_len))
+    lengths = workload.requests(batch_size)
+    split = _fill_in_order if workload.padded else _balance
+    micro_batches = split(lengths, micro_batch_size, workload.gen_len, kv_budget_tokens)
+    if not micro_batches:
+        raise InputError(
+            f"kv budget of {kv_budget_tokens} tokens a micro-batch: holds no request; the shortest needs "
+            f"{min(lengths) + workload.gen_len} (prompt + gen_len); use a larger micro-batch-size or a shorter gen-len"
+        )
+    num_admitted = sum(micro_batch.num_requests for micro_batch in micro_batches)
+    return Batch(micro_batches, batch_size - num_admitted, workload.gen_len)
+
+
+def _fill_in_order(lengths: tuple[int, ...], capacity: int, gen_len: int, budget: int) -> tuple[MicroBatch, ...]:
+    """Fill one micro-batch after the other with requests of one length, as far as the budgets of all of them reach."""
+    num_micro_batches = -(-len(lengths) // capacity)
+    capacity = min(capacity, budget // (lengths[0] + gen_len))
+    sizes = (min(capacity, len(lengths) - j * capacity) for j in range(num_micro_batches))
+    length = lengths[0]
+    return tuple(MicroBatch(size, size * length, size * length**2, length) for size in sizes if size > 0)
+
+
+def _balance(lengths: Iterable[int], capacity: int, gen_len: int, budget: int) -> tuple[MicroBatch, ...]:
+    """Algorithm 2: the longest request first, each into the open micro-batch with the fewest tokens.
+
+    A micro-batch closes when it holds `capacity` requests. A request that would overflow the one it is meant for waits
+    for the next batch; shorter ones behind it may still fit. Of two with equally few tokens, the first takes it.
+    """
+    longest_first = sorted(lengths, reverse=True)
+    members: list[list[int]] = [[] for _ in range(-(-len(longest_first) // capacity))]
+    fewest = [(0, j) for j in range(len(members))]  # a heap of (prompt tokens, micro-batch) of the open ones
+    for length in longest_first:
+        if not fewest:
+            break
+        tokens, j = fewest[0]
+        mine = members[j]
+        if tokens + length + (1 + len(mine)) * gen_len > budget:
+            continue
+        mine.append(length)
+        if len(mine) == capacity:
+            heapq.heappop(fewest)
+        else:
+            heapq.heapreplace(fewest, (tokens + length, j))
+    return tuple(_micro_batch(mine) for mine in members if mine)
+
+
+def _micro_batch(lengths: list[int]) -> MicroBatch:
+    return MicroBatch(len(lengths), sum(lengths), sum(length * length for length in lengths), max(lengths))

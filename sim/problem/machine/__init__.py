@@ -1,0 +1,1 @@
+"""A machine in numbers, each of which says how it is known."""

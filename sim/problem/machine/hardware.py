@@ -1,0 +1,293 @@
+"""A machine to offload on: devices, host, memories and links, every number with its unit, basis and source."""
+
+import bisect
+import itertools
+import math
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from sim.problem.machine.quantity import Basis, Quantity, nearest
+from sim.problem.machine.tables import Part, build, replaced, tables, walk
+from traces.errors import InputError
+
+_PRESETS = Path(__file__).parents[2] / "presets" / "hardware"
+
+
+@dataclass(frozen=True, slots=True)
+class Memory(Part):
+    """One memory: how much it holds, and how fast its own processor reads it at best."""
+
+    capacity_bytes: Quantity
+    bandwidth_bytes_per_s: Quantity
+
+
+@dataclass(frozen=True, slots=True)
+class AtTokens(Part):
+    """What work on so many tokens takes over what roofs and fixed times say: kernels cut matrices into tiles."""
+
+    tokens: int
+    time_ratio: Quantity
+
+
+@dataclass(frozen=True, slots=True)
+class Efficiency(Part):
+    """The share of the peaks that one class of ops reaches, above 0 and at most 1, and a fixed time of such work."""
+
+    compute: Quantity
+    memory: Quantity
+    latency_s: Quantity | None = None
+    """What work of this class takes on top of the launch latency however small it is: its kernels, one by one."""
+    overlap: Quantity | None = None
+    """Share of the shorter of compute and memory traffic that hides behind the longer; if not given all (HRM)."""
+    at_tokens: tuple[AtTokens, ...] = ()
+    """By ascending tokens; none: as the roofs say."""
+
+    def __post_init__(self) -> None:
+        Part.__post_init__(self)
+        given = [one.tokens for one in self.at_tokens]
+        if given and (given[0] < 1 or any(after <= before for before, after in itertools.pairwise(given))):
+            raise InputError(f"at_tokens: {given} is not allowed; tokens must ascend from 1 or more")
+
+    def time_ratio(self, tokens: float) -> float:
+        """Time over what the roofs say, for work on `tokens` tokens.
+
+        Between two given numbers it follows the logarithm of the tokens, beyond them it stays what it is at the last.
+        """
+        if not self.at_tokens:
+            return 1.0
+        at = bisect.bisect_right(self.at_tokens, tokens, key=lambda one: one.tokens)
+        if at in (0, len(self.at_tokens)):
+            return float(self.at_tokens[max(0, at - 1)].time_ratio)
+        before, after = self.at_tokens[at - 1], self.at_tokens[at]
+        share = math.log(tokens / before.tokens) / math.log(after.tokens / before.tokens)
+        return (1 - share) * before.time_ratio + share * after.time_ratio
+
+
+@dataclass(frozen=True, slots=True)
+class Processor(Part):
+    """A device or the host's cores.
+
+    `launch_latency_s` is a fixed cost of every task, `request_overhead_s` one of every request in decode attention.
+    `head` is the class of LM head, sampling and the next embedding; without it they count as `gemm`.
+    `decode_attention` is that of one new token a request; without it it counts as `attention`. On the host it is that
+    of a kernel which reads the KV cache where it lies, also for schedules whose own systems copy it first.
+    """
+
+    peak_flops_per_s: Quantity
+    launch_latency_s: Quantity
+    request_overhead_s: Quantity
+    gemm: Efficiency
+    experts: Efficiency
+    attention: Efficiency
+    head: Efficiency | None = None
+    decode_attention: Efficiency | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Link(Part):
+    """The link of one device to the host.
+
+    `peak` is the theoretical rate of one direction (the HRM's roof), the others are sustained. `duplex` is the sum of
+    both directions when both are busy. `*_pageable` is for copies from or to memory that is not page-locked.
+    """
+
+    peak_bytes_per_s: Quantity
+    h2d_bytes_per_s: Quantity
+    d2h_bytes_per_s: Quantity
+    duplex_bytes_per_s: Quantity
+    h2d_pageable_bytes_per_s: Quantity
+    d2h_pageable_bytes_per_s: Quantity
+    latency_s: Quantity
+
+
+@dataclass(frozen=True, slots=True)
+class Network(Part):
+    """What carries an all-reduce between the devices of one host."""
+
+    bandwidth_bytes_per_s: Quantity
+    latency_s: Quantity
+
+
+@dataclass(frozen=True, slots=True)
+class Emulation(Part):
+    """A device that the host's own cores and memory play: what it does, it takes from the host.
+
+    Its lanes are threads of one interpreter beside each other in the same caches. `turns` is the share of its time in
+    which a task needs what they share, so that work beside it waits: at 1 two tasks take turns, at 1/2 they do not
+    meet. Copies, and copies into page-locked memory, need it only if they are so small that latency is most of them.
+    `beside_stream` is the share of its speed that compute on the device keeps in decode while weights or KV cache
+    stream, which share its caches.
+    """
+
+    turns: Quantity
+    beside_stream: Quantity
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerConstants(Part):
+    """The constants that MoE-Lightning's own policy optimizer was given, per device (its artifact, branch asplos25).
+
+    They are not what the machine does: they are here so that the paper's estimates can be reproduced.
+    """
+
+    gpu_memory_bytes: Quantity
+    gpu_bandwidth_bytes_per_s: Quantity
+    gpu_peak_flops_per_s: Quantity
+    cpu_memory_bytes: Quantity
+    cpu_bandwidth_bytes_per_s: Quantity
+    cpu_peak_flops_per_s: Quantity
+    link_bytes_per_s: Quantity
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware(Part):
+    """A host with `num_devices` equal devices. Host memory and cores are shared; each device has a link of its own.
+
+    `pinned_bytes` limits page-locked host memory; `pin_bytes_per_s` is the rate at which one thread copies pageable
+    memory into it. `network` is there exactly when there are several devices. `hand_over_s` is how long after a task's
+    end another lane notices it: the wait on an event, or until a thread wakes; if not given, none.
+    """
+
+    name: str
+    description: str
+    num_devices: int
+    pinned_bytes: Quantity
+    pin_bytes_per_s: Quantity
+    device: Processor
+    device_memory: Memory
+    host: Processor
+    host_memory: Memory
+    link: Link
+    network: Network | None = None
+    disk: Memory | None = None
+    optimizer: OptimizerConstants | None = None
+    emulation: Emulation | None = None
+    hand_over_s: Quantity | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise InputError("name: it is empty; give the machine a name")
+        if self.num_devices < 1:
+            raise InputError(f"num_devices: {self.num_devices} is not allowed; it must be 1 or more")
+        if self.num_devices > 1 and self.network is None:
+            raise InputError(f"network: missing; {self.num_devices} devices need one for their all-reduces")
+        if self.num_devices == 1 and self.network is not None:
+            raise InputError("network: one device has none; remove it, or set num_devices")
+        Part.__post_init__(self)
+
+    @classmethod
+    def presets(cls) -> tuple[str, ...]:
+        """Return the names of the machines that come with the project."""
+        return tuple(sorted(path.stem for path in _PRESETS.glob("[!_]*.toml")))
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Self:
+        """Return a preset by name, or the machine in a `.toml` file. Raises InputError, one line, for what is wrong.
+
+        A file may start from a preset or another file with `extends = "gcp-t4"` and give only what differs.
+        """
+        path = _locate(str(name_or_path), Path())
+        table = _read(path)
+        try:
+            return cls.from_dict({"name": path.stem, **table})
+        except InputError as error:
+            raise InputError(f"{name_or_path}: {error}") from None
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any]) -> Self:
+        """Build a machine from the tables of its file. Raises InputError that starts with the dotted field."""
+        return build(cls, table, "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the tables of the machine's file; `from_dict` gives the same machine back."""
+        return tables(self)
+
+    def write(self, path: str | Path) -> None:
+        """Write the machine's file; `load` gives the same machine back. Raises InputError if it cannot be written."""
+        import tomli_w
+
+        if Path(path).suffix != ".toml":
+            raise InputError(f"{path}: a machine's file ends in .toml")
+        try:
+            Path(path).write_text(tomli_w.dumps(self.to_dict()), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+
+    def quantities(self) -> Iterator[tuple[str, Quantity]]:
+        """Yield every number of the machine with its dotted name, such as `link.h2d`."""
+        return walk(self)
+
+    def value(self, path: str) -> Quantity:
+        """Return the number at a dotted path such as `link.h2d`. Raises InputError when there is none."""
+        known = dict(self.quantities())
+        if path not in known:
+            raise InputError(f"{path}: no such number in {self.name}{nearest(path, known)}; known: {', '.join(known)}")
+        return known[path]
+
+    def with_value(
+        self, path: str, si_value: float, source: str = "given by the caller", basis: Basis = Basis.ASSUMED
+    ) -> Self:
+        """Return the machine with the number at `path` set, in the SI base unit. Raises InputError."""
+        value = self.value(path).replaced(si_value, source, basis)
+        try:
+            return replaced(self, path, value)
+        except InputError as error:
+            raise InputError(f"{path.rpartition('.')[0]}.{error}".removeprefix(".")) from None
+
+    def scaled(self, path: str, factor: float) -> Self:
+        """Return the machine with the number at `path` multiplied by `factor`, and assumed. Raises InputError."""
+        return self.with_value(path, self.value(path) * factor, f"{factor:g} × the value of {self.name}")
+
+
+def _locate(name: str, beside: Path) -> Path:
+    """Return the file of a preset or of a path; a relative path in a file counts from the folder `beside`."""
+    preset = _PRESETS / f"{name}.toml"
+    if "/" not in name and preset.is_file():
+        return preset
+    path = beside / Path(name).expanduser()
+    if path.suffix == ".toml":
+        return path
+    presets = Hardware.presets()
+    raise InputError(
+        f"unknown hardware {name!r}{nearest(name, presets)}; presets: {', '.join(presets)}; "
+        "or give the path of a .toml file"
+    )
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a machine's file on top of what it extends. The name is each file's own, never inherited."""
+    path = path.resolve()
+    if path in seen:
+        raise InputError(f"{path}: extends itself by way of {', '.join(other.name for other in seen)}")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a TOML file: {error}") from None
+    base = table.pop("extends", None)
+    if base is None:
+        return table
+    if not isinstance(base, str):
+        raise InputError(f"{path}: extends: {base!r} is neither the name of a preset nor a path")
+    try:
+        inherited = _read(_locate(base, path.parent), (*seen, path))
+    except InputError as error:
+        raise InputError(f"{path.name}: extends: {error}") from None
+    inherited.pop("name", None)
+    return _merged(inherited, table)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Lay one file's tables over another's; a quantity is replaced as a whole."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        if isinstance(value, dict) and isinstance(old, dict) and "value" not in value:
+            result[key] = _merged(old, value)
+        else:
+            result[key] = value
+    return result

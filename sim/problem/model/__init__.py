@@ -1,0 +1,1 @@
+"""A model in numbers, read from its config.json."""

@@ -1,0 +1,285 @@
+"""From a Hugging Face `config.json` to a `Model`.
+
+Mixture-of-Experts families give the same dimensions different names; the tuples below list them. A family that
+`sim.problem.model.families` does not list is read by the usual names alone. What the nouns of `sim.problem.model.model` cannot describe is
+refused, not guessed.
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sim.problem.model.families import FAMILIES, REFUSED_FIELDS, REFUSED_TYPES, Family
+from sim.problem.model.fields import Fields, Names, read_json
+from sim.problem.model.model import PRESETS, Attention, FeedForward, Latent, Layer, Model
+from sim.problem.model.quantization import native_bits
+from traces.errors import InputError
+
+_HIDDEN: Names = ("hidden_size", "d_model", "n_embd", "dim")
+_LAYERS: Names = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
+_HEADS: Names = ("num_attention_heads", "n_heads", "n_head", "num_heads")
+_KV_HEADS: Names = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "attn_config.kv_n_heads")
+_HEAD_DIM: Names = ("head_dim", "kv_channels", "attention_head_dim")
+_EXPERTS: Names = (
+    "num_local_experts",
+    "num_experts",
+    "n_routed_experts",
+    "moe_num_experts",
+    "num_routed_experts",
+    "ffn_config.moe_num_experts",
+)
+_TOP_K: Names = (
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "experts_per_token",
+    "moe_topk",
+    "moe_top_k",
+    "moe_k",
+    "ffn_config.moe_top_k",
+    "top_k",
+)
+_DENSE_WIDTH: Names = (
+    "intermediate_size_mlp",
+    "prefix_dense_intermediate_size",
+    "intermediate_size",
+    "ffn_hidden_size",
+    "ffn_dim",
+)
+_EXPERT_WIDTH: Names = (
+    "moe_intermediate_size",
+    "moe_ffn_hidden_size",
+    "expert_ffn_hidden_size",
+    "ffn_config.ffn_hidden_size",
+    "intermediate_size",
+    "ffn_hidden_size",
+)
+_SHARED: Names = ("n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts")
+_SHARED_WIDTH: Names = (
+    "shared_expert_intermediate_size",
+    "moe_shared_expert_intermediate_size",
+    "shared_intermediate_size",
+    "share_expert_dim",
+)
+_LEADING_DENSE: Names = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
+_SPARSE_EVERY: Names = ("decoder_sparse_step", "moe_layer_interval", "interleave_moe_layer_step")
+_WINDOW: Names = ("sliding_window", "sliding_window_size")
+_FULL_EVERY: Names = ("sliding_window_pattern", "global_attn_every_n_layers")
+
+
+def load_model(name_or_path: str | Path) -> Model:
+    """Read a preset by its name, or a `config.json`, or a folder that holds one."""
+    preset = PRESETS / f"{str(name_or_path).lower()}.json"
+    if isinstance(name_or_path, str) and preset.stem in Model.presets():
+        return read_model(read_json(preset), preset.stem, f"model preset {preset.stem}")
+    path = _config_path(Path(name_or_path))
+    if path is None:
+        raise InputError(_not_found(str(name_or_path)))
+    name = path.resolve().parent.name if path.name == "config.json" else path.stem
+    return read_model(read_json(path), name, str(path))
+
+
+def _config_path(path: Path) -> Path | None:
+    try:
+        path = path / "config.json" if path.is_dir() else path
+        return path if path.exists() else None
+    except (OSError, ValueError):  # no name that a file can have
+        return None
+
+
+def _not_found(name: str) -> str:
+    presets = Model.presets()
+    near = difflib.get_close_matches(name.lower(), presets, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"presets are {', '.join(presets)}"
+    return f"model {name!r} is neither a preset nor a config.json or a folder with one; {hint}"
+
+
+def read_model(config: Mapping[str, Any], name: str, source: str) -> Model:
+    """The model that a configuration describes; `source` stands first in every error."""
+    fields = Fields(config, source)
+    _refuse(fields)
+    family = FAMILIES.get(fields.text(("model_type",)).removesuffix("_text"), Family())
+    try:
+        layers = tuple(_layer(fields, family, index) for index in range(fields.count(_LAYERS)))
+        if not any(layer.num_experts for layer in layers):
+            raise fields.error("no layer has experts: mlp_only_layers, first_k_dense_replace and their like leave none")
+        bits = native_bits(fields)
+        return Model(
+            name=name,
+            vocab_size=fields.count(("vocab_size",)),
+            layers=layers,
+            tie_embeddings=fields.flag(("tie_word_embeddings",), family.tie_embeddings),
+            expert_bits=bits.expert,
+            other_bits=bits.other,
+            embedding_bits=bits.embedding,
+            activation_bits=bits.activation,
+            final_norm_params=_norm_params(fields, family),
+            head_bias=fields.flag(("lm_head_bias",)),
+        )
+    except InputError as error:
+        if str(error).startswith(source):
+            raise
+        raise fields.error(str(error)) from error
+
+
+def _refuse(fields: Fields) -> None:
+    if not fields.count(_EXPERTS, default=0, minimum=0):
+        looked = ", ".join(_EXPERTS)
+        raise fields.error(f"has no experts (looked for {looked}); only Mixture-of-Experts models are handled")
+    if fields.flag(("is_encoder_decoder",)):
+        raise fields.error("is an encoder-decoder; only decoders are handled")
+    model_type = fields.text(("model_type",))
+    what = REFUSED_TYPES.get(model_type)
+    for field, contents in REFUSED_FIELDS.items():
+        what = what or (contents if field in fields else None)
+    if what:
+        raise fields.error(f"model type {model_type or '(not given)'} is not modelled: it has {what}")
+
+
+def _layer(fields: Fields, family: Family, index: int) -> Layer:
+    attention = _attention(fields, family, index)
+    hidden, norms = attention.hidden_size, family.norms_per_layer * _norm_params(fields, family)
+    if not _is_sparse(fields, index):
+        dense = FeedForward(hidden, fields.count(_DENSE_WIDTH, layer=index), family.expert_bias)
+        return Layer(attention, dense=dense, norm_params=norms)
+    num_experts = fields.count(_EXPERTS, layer=index)
+    top_k = fields.count(_TOP_K, layer=index)
+    if top_k > num_experts:
+        raise fields.error(
+            f"{fields.find(_TOP_K)[0]} = {top_k} exceeds {fields.find(_EXPERTS)[0]} = {num_experts}: "
+            f"a token cannot use more experts than there are"
+        )
+    shared = _shared(fields, family, hidden, index)
+    router = num_experts * (hidden + (1 if family.router_bias else 0))
+    if family.routed_heads:  # JetMoE: a second router, for heads, and a bias on the sum of both kinds of experts
+        router += num_experts * hidden + 2 * hidden
+    if family.shared_gate and shared:
+        router += hidden
+    width = fields.count(_EXPERT_WIDTH, layer=index)
+    expert = FeedForward(hidden, width, family.expert_bias, held=family.expert_held)
+    return Layer(
+        attention,
+        num_experts,
+        top_k,
+        expert,
+        shared,
+        router_params=router,
+        norm_params=norms,
+        computes_all_experts=family.computes_all_experts,
+    )
+
+
+def _shared(fields: Fields, family: Family, hidden: int, index: int) -> FeedForward | None:
+    number = fields.count(_SHARED, default=family.shared_experts, minimum=0, layer=index)
+    width = fields.count(_SHARED_WIDTH, default=0, minimum=0, layer=index)
+    if not width and number:
+        width = number * fields.count(_EXPERT_WIDTH, layer=index)
+    return FeedForward(hidden, width) if width else None
+
+
+def _is_sparse(fields: Fields, index: int) -> bool:
+    """Whether a layer has experts. The rules of all families hold together: a field that is absent does not speak."""
+    kind = fields.per_layer(("mlp_layer_types",), index)
+    if kind is not None:
+        return kind != "dense"
+    sparse_layers = fields.entries(("moe_layers",))
+    if sparse_layers is not None:
+        return index in sparse_layers
+    chosen = fields.per_layer(("moe_layer_freq",), index)
+    if chosen is not None:
+        return bool(chosen)
+    last = fields.count(("moe_layer_end_index",), default=-1, minimum=-1)
+    return (
+        index >= fields.count(_LEADING_DENSE, default=0, minimum=0)
+        and (last < 0 or index <= last)
+        and index not in (fields.entries(("mlp_only_layers",)) or ())
+        and (index + 1) % fields.count(_SPARSE_EVERY, default=1) == 0
+        and index % fields.count(("moe_layer_freq",), default=1) == 0
+    )
+
+
+def _norm_params(fields: Fields, family: Family) -> int:
+    return fields.count(_HIDDEN) * (2 if family.norm_bias else 1)
+
+
+def _attention(fields: Fields, family: Family, index: int) -> Attention:
+    hidden, heads = fields.count(_HIDDEN), fields.count(_HEADS)
+    latent = _latent(fields)
+    if latent:
+        kv_heads = heads
+        head_dim = fields.count(("qk_nope_head_dim",)) + latent.rope_head_dim
+        norms = latent.kv_rank + (latent.query_rank or 0)
+    else:
+        kv_heads = fields.count(_KV_HEADS, default=heads)
+        head_dim = _head_dim(fields, hidden, heads)
+        norms = _qk_norm_params(fields, family, (heads + kv_heads) * head_dim, 2 * head_dim)
+    qkv_bias = fields.flag(("qkv_bias", "attention_bias", "use_qkv_bias", "use_bias"), family.qkv_bias)
+    stored_heads = kv_heads * fields.count(_EXPERTS) if family.routed_heads else None
+    return Attention(
+        hidden_size=hidden,
+        num_query_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        value_head_dim=fields.count(("v_head_dim",), default=head_dim),
+        window=_window(fields, family, index),
+        latent=latent,
+        qkv_bias=qkv_bias,
+        output_bias=qkv_bias and family.output_bias_as_qkv,
+        output_gate=family.output_gate,
+        stored_query_heads=stored_heads,
+        sinks=family.sinks,
+        extra_params=norms + (heads if family.sinks else 0),
+    )
+
+
+def _latent(fields: Fields) -> Latent | None:
+    if "kv_lora_rank" not in fields:
+        return None
+    query_rank = fields.count(("q_lora_rank",), default=0, minimum=0) or None
+    return Latent(fields.count(("kv_lora_rank",)), fields.count(("qk_rope_head_dim",)), query_rank)
+
+
+def _head_dim(fields: Fields, hidden: int, heads: int) -> int:
+    head_dim = fields.count(_HEAD_DIM, default=0)
+    if not head_dim and hidden % heads:
+        raise fields.error(
+            f"{fields.find(_HIDDEN)[0]} = {hidden} is no multiple of {fields.find(_HEADS)[0]} = {heads}; "
+            f"add head_dim if that is meant"
+        )
+    return head_dim or hidden // heads
+
+
+def _qk_norm_params(fields: Fields, family: Family, width: int, per_head: int) -> int:
+    configured = "head" if fields.flag(("use_qk_norm", "use_qk_layernorm", "qk_layernorm")) else "none"
+    kind = configured if family.qk_norm == "as configured" else family.qk_norm
+    return {"width": width, "head": per_head, "none": 0}[kind]
+
+
+def _window(fields: Fields, family: Family, index: int) -> int | None:
+    """Tokens that a layer looks back on. Llama 4's chunks count as windows of their size, the most they reach."""
+    kind = fields.per_layer(("layer_types",), index)
+    if kind == "chunked_attention":
+        return fields.count(("attention_chunk_size",))
+    size = fields.count(_WINDOW, default=0, minimum=0) or None
+    if kind == "sliding_attention" and size is None:
+        raise fields.error(f"layer_types has sliding_attention, but {_WINDOW[0]} is missing")
+    if kind is not None:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise fields.error(
+                f"layer_types has {kind!r}; modelled are full_attention, sliding_attention and chunked_attention"
+            )
+        return size if kind == "sliding_attention" else None
+    return size if _slides(fields, family, index) else None
+
+
+def _slides(fields: Fields, family: Family, index: int) -> bool:
+    """Whether a layer uses the window, where no list says so: Qwen and dots1 by number, others by a pattern."""
+    if not fields.flag(("use_sliding_window",), default=True):
+        return False
+    pattern = fields.find(_FULL_EVERY)[1]
+    if isinstance(pattern, str) and pattern:
+        return pattern[index % len(pattern)] == "L"
+    full_every = fields.count(_FULL_EVERY, default=family.full_every, minimum=0)
+    if full_every:
+        return (index + 1) % full_every != 0
+    return index >= fields.count(("max_window_layers",), default=0, minimum=0)

@@ -1,0 +1,141 @@
+"""The model as the simulator sees it: a tuple of layers between an embedding and a head.
+
+All counts follow from the dimensions in a Hugging Face `config.json` (read by `sim.hf`), so a preset and a
+user's own model go the same way.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sim.problem.model.layer import Attention, FeedForward, Latent, Layer, check_at_least, packed_bytes
+from traces.errors import InputError
+
+__all__ = ["Attention", "FeedForward", "Latent", "Layer", "Model"]
+
+PRESETS = Path(__file__).parents[2] / "presets" / "models"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A Mixture-of-Experts language model.
+
+    `expert_bits`, `other_bits` and `embedding_bits` are the native widths of routed experts, of the rest of a layer,
+    and of embedding and head, scales of quantised formats included; `activation_bits` is what it computes in. Layers
+    that predict further tokens (MTP) and encoders of other modalities are not part of it. Raises InputError for an
+    empty or dense model.
+    """
+
+    name: str
+    vocab_size: int
+    layers: tuple[Layer, ...]
+    tie_embeddings: bool = False
+    expert_bits: float = 16.0
+    other_bits: float = 16.0
+    embedding_bits: float = 16.0
+    activation_bits: float = 16.0
+    final_norm_params: int = 0
+    head_bias: bool = False
+    distinct_layers: tuple[Layer, ...] = field(init=False, repr=False, compare=False)
+    """Each different layer once, in order of first use."""
+    layer_kinds: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """Per layer, its place in `distinct_layers`: equal kinds cost the same."""
+    layer_counts: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """Of each distinct layer, how many the model has."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "vocab_size", "expert_bits", "other_bits", "embedding_bits", "activation_bits")
+        if not any(layer.num_experts for layer in self.layers):
+            raise InputError(f"Model.layers of {self.name!r} hold no experts; it must be a Mixture of Experts")
+        if len({layer.hidden_size for layer in self.layers}) > 1:
+            raise InputError(f"Model.layers of {self.name!r} differ in hidden_size")
+        kinds: dict[Layer, int] = {}
+        object.__setattr__(self, "layer_kinds", tuple(kinds.setdefault(layer, len(kinds)) for layer in self.layers))
+        object.__setattr__(self, "distinct_layers", tuple(kinds))
+        object.__setattr__(self, "layer_counts", tuple(self.layer_kinds.count(kind) for kind in kinds.values()))
+
+    @staticmethod
+    def load(name_or_path: str | Path) -> "Model":
+        """Read a preset by its name, or a `config.json`, or a folder that holds one. Raises InputError."""
+        from sim.problem.model.config import load_model
+
+        return load_model(name_or_path)
+
+    @staticmethod
+    def presets() -> tuple[str, ...]:
+        return tuple(sorted(path.stem for path in PRESETS.glob("*.json")))
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.layers[0].hidden_size
+
+    @property
+    def embedding_params(self) -> int:
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def head_params(self) -> int:
+        """What the head stores of its own: nothing where it is the embedding."""
+        bias = self.vocab_size if self.head_bias else 0
+        return bias + (0 if self.tie_embeddings else self.embedding_params)
+
+    @property
+    def _ends_params(self) -> int:
+        return self.embedding_params + self.head_params + self.final_norm_params
+
+    def over_layers(self, amount: Callable[[Layer], int]) -> int:
+        """The sum over all layers of an amount that equal layers share."""
+        return sum(count * amount(layer) for layer, count in zip(self.distinct_layers, self.layer_counts, strict=True))
+
+    @property
+    def total_params(self) -> int:
+        return self._ends_params + self.over_layers(lambda layer: layer.total_params)
+
+    @property
+    def active_params(self) -> int:
+        """Parameters that one token uses, the whole embedding counted, as model cards mostly do."""
+        return self._ends_params + self.over_layers(lambda layer: layer.active_params)
+
+    @property
+    def num_experts(self) -> int:
+        """Routed experts of a layer: of the layer that has most."""
+        return max(layer.num_experts for layer in self.layers)
+
+    @property
+    def top_k(self) -> int:
+        return max(layer.top_k for layer in self.layers)
+
+    def experts_bytes(self, bits: float | None = None) -> int:
+        """Routed experts of all layers, at `bits` or at their native width."""
+        return self.over_layers(lambda layer: layer.experts_bytes(bits or self.expert_bits))
+
+    def resident_bytes(self, bits: float | None = None) -> int:
+        """Everything but routed experts, head and embedding included: what stays on the device in MoE-Lightning."""
+        layers = self.over_layers(lambda layer: layer.non_expert_bytes(bits or self.other_bits))
+        return layers + packed_bytes(self._ends_params, bits or self.embedding_bits)
+
+    def weight_bytes(self, bits: float | None = None) -> int:
+        return self.experts_bytes(bits) + self.resident_bytes(bits)
+
+    def kv_bytes_per_token(self, bits: float) -> int:
+        """What the KV caches of all layers keep of one token, before any window drops it."""
+        return self.over_layers(lambda layer: layer.kv_bytes_per_token(bits))
+
+    def head_bytes(self, bits: float | None = None) -> int:
+        """Weights that the head reads, shared with the embedding or not."""
+        return packed_bytes(self.embedding_params, bits or self.embedding_bits)
+
+    def head_flops(self, tokens: float) -> float:
+        return 2.0 * tokens * self.embedding_params
+
+    def __str__(self) -> str:
+        sparse = max(self.layers, key=lambda layer: layer.num_experts)
+        shared = " + shared" if sparse.shared else ""
+        return (
+            f"{self.name}: {self.total_params / 1e9:.1f} B parameters, {self.active_params / 1e9:.1f} B active, "
+            f"{self.num_layers} layers, {self.top_k} of {self.num_experts} experts{shared}"
+        )

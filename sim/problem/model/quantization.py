@@ -1,0 +1,67 @@
+"""The native width of a checkpoint's weights, scales included, from `torch_dtype` and `quantization_config`."""
+
+from typing import NamedTuple
+
+from sim.problem.model.fields import Fields, Names
+
+_DTYPE_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "float8_e4m3fn": 8, "float8_e5m2": 8}
+_EXCLUDED: Names = ("modules_to_not_convert", "ignored_layers", "ignore", "llm_int8_skip_modules")
+_BITS: Names = ("bits", "w_bit", "num_bits")
+_GROUP: Names = ("group_size", "q_group_size")
+_BLOCK: Names = ("weight_block_size",)
+_LEAST_ACTIVATION_BITS = 16.0
+_METHODS = ("mxfp4", "fp8", "gptq", "awq", "bitsandbytes", "compressed-tensors")
+
+
+class Bits(NamedTuple):
+    """Bits a stored weight takes, and an activation."""
+
+    expert: float
+    other: float
+    embedding: float
+    activation: float
+
+
+def native_bits(fields: Fields) -> Bits:
+    """Bits of routed experts, of the rest of a layer, and of embedding and head, which no format quantises.
+
+    The rest of a layer keeps the checkpoint's dtype where the quantisation leaves attention out, as gpt-oss does.
+    Raises InputError for a dtype or a method that is not known.
+    """
+    dtype = fields.text(("dtype", "torch_dtype"), "bfloat16").removeprefix("torch.")
+    if dtype not in _DTYPE_BITS:
+        raise fields.error(f"dtype {dtype!r} is not known; known are {', '.join(_DTYPE_BITS)}")
+    plain = float(_DTYPE_BITS[dtype])
+    activation = max(plain, _LEAST_ACTIVATION_BITS)
+    if "quantization_config" not in fields:
+        return Bits(plain, plain, plain, activation)
+    section = fields.section("quantization_config")
+    quantised = _quantised_bits(section)
+    excluded = [str(module) for module in section.entries(_EXCLUDED) or ()]
+    attention_excluded = any("attn" in module for module in excluded)
+    return Bits(quantised, plain if attention_excluded else quantised, plain, activation)
+
+
+def _quantised_bits(section: Fields) -> float:
+    method = section.text(("quant_method",))
+    if method == "mxfp4":  # OCP Microscaling: a shared 8-bit exponent for 32 values of 4 bits
+        return 4 + 8 / 32
+    if method == "fp8":  # a 32-bit scale per block
+        if "weight_block_size" not in section:
+            return 8
+        return 8 + 32 / (section.count(_BLOCK, layer=0) * section.count(_BLOCK, layer=1))
+    if method in ("gptq", "awq"):  # per group a 16-bit scale and a zero point as wide as a value
+        bits = section.count(_BITS)
+        return bits + _per_group(section, 16 + bits)
+    if method == "bitsandbytes":  # NF4: a 32-bit scale for 64 values
+        return 8 if section.flag(("load_in_8bit",)) else 4 + 32 / 64
+    if method == "compressed-tensors":  # a 16-bit scale per group
+        weights = section.section("config_groups").section("group_0").section("weights")
+        return weights.count(_BITS) + _per_group(weights, 16)
+    raise section.error(f"quant_method {method!r} is not known; known are {', '.join(_METHODS)}")
+
+
+def _per_group(section: Fields, extra_bits: float) -> float:
+    """Bits a value pays for its group's scale; a group size of -1 is a whole row, whose scale weighs nothing."""
+    group = section.count(_GROUP, default=-1, minimum=-1)
+    return extra_bits / group if group > 0 else 0.0

@@ -1,0 +1,186 @@
+"""The policy: how a batch is cut up and what lives where. The schedule says in which order; the policy, how much."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from sim.problem.machine.quantity import check_keys
+from sim.problem.model.model import Layer, Model
+from sim.schedule.base import Schedule
+from sim.schedule.shape import PipelineShape, Place
+from traces.errors import InputError
+
+MIN_BITS, MAX_BITS = 1.0, 32.0
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The paper's (N, μ, A_g, F_g, r_w, r_c) with pages and widths (MoE-Lightning section 4.2).
+
+    `experts_on_device` is r_w: of a layer with E routed experts, int(E · r_w) whole ones stay on the device.
+    `kv_on_device` is r_c. `pages` a layer's streamed weights travel in: None for one per micro-batch.
+    `pin_weights` keeps streamed weights in page-locked memory instead of copying them through staging.
+    `weight_bits` and `kv_bits` are the widths of stored numbers; None keeps the model's own width.
+    Raises InputError naming the field.
+    """
+
+    batch_size: int
+    micro_batch_size: int
+    attention: Place = Place.CPU
+    experts_on_device: float = 0.0
+    kv_on_device: float = 0.0
+    pages: int | None = None
+    pin_weights: bool = False
+    weight_bits: float | None = None
+    kv_bits: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "micro_batch_size", "pages"):
+            value = getattr(self, name)
+            if value is None and name == "pages":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"{_flag(name)}: {value!r} is not allowed; give a whole number of at least 1")
+        for name in ("experts_on_device", "kv_on_device"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise InputError(f"{_flag(name)}: {value!r} is not allowed; it is a share from 0 to 1")
+        for name in ("weight_bits", "kv_bits"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not MIN_BITS <= value <= MAX_BITS:
+                raise InputError(f"{_flag(name)}: {value!r} is not allowed; it is a width from 1 to 32 bits")
+        if not isinstance(self.pin_weights, bool):
+            raise InputError(f"pin_weights: {self.pin_weights!r} is not allowed; give true or false")
+        if not isinstance(self.attention, Place):
+            places = " or ".join(Place)
+            if self.attention not in tuple(Place):
+                raise InputError(f"attention: {self.attention!r} is not allowed; it runs on {places}")
+            object.__setattr__(self, "attention", Place(self.attention))
+        if self.micro_batch_size > self.batch_size:
+            object.__setattr__(self, "micro_batch_size", self.batch_size)
+
+    @classmethod
+    def usual(cls, schedule: Schedule, batch_size: int, micro_batch_size: int, **given: Any) -> Self:
+        """A policy with the places that the schedule usually works with, and `given` fields on top."""
+        usual = {"attention": schedule.attention[0], "kv_on_device": 1.0 if schedule.kv_on_device else 0.0}
+        return cls(batch_size, micro_batch_size, **{**usual, **given})
+
+    @property
+    def num_micro_batches(self) -> int:
+        """N = ⌈N / μ⌉; the last micro-batch may be smaller."""
+        return -(-self.batch_size // self.micro_batch_size)
+
+    def __str__(self) -> str:
+        return f"{self.micro_batch_size}×{self.num_micro_batches}"
+
+    def resident_experts(self, layer: Layer) -> int:
+        """Whole routed experts of a layer that stay on the device; m / E as a float is meant to be m of them."""
+        return int(layer.num_experts * self.experts_on_device + 1e-9)
+
+    def expert_bits(self, model: Model) -> float:
+        """Width of the routed experts' weights."""
+        return model.expert_bits if self.weight_bits is None else self.weight_bits
+
+    def cache_bits(self, model: Model) -> float:
+        """Width of the KV cache's numbers."""
+        return model.activation_bits if self.kv_bits is None else self.kv_bits
+
+    def streamed_bytes(self, schedule: Schedule, model: Model, layer: Layer) -> int:
+        """Bytes of one layer that come over the link each time the layer runs, on all devices together."""
+        experts = (layer.num_experts - self.resident_experts(layer)) * layer.expert_bytes(self.expert_bits(model))
+        return experts + (layer.non_expert_bytes(model.other_bits) if schedule.streams_non_experts else 0)
+
+    def shape(self, schedule: Schedule, model: Model, num_micro_batches: int | None = None) -> PipelineShape:
+        """The pipeline this policy makes of the model. Raises InputError where the schedule cannot work so."""
+        streamed = [self.streamed_bytes(schedule, model, layer) > 0 for layer in model.distinct_layers]
+        return self.pipeline(schedule, tuple(streamed[kind] for kind in model.layer_kinds), num_micro_batches)
+
+    def pipeline(
+        self, schedule: Schedule, streamed: tuple[bool, ...], num_micro_batches: int | None = None
+    ) -> PipelineShape:
+        """The pipeline of layers of which those `streamed` have weights that stream. Raises InputError as `shape`."""
+        self.check_places(schedule)
+        n = self.num_micro_batches if num_micro_batches is None else num_micro_batches
+        return PipelineShape(
+            num_layers=len(streamed),
+            num_micro_batches=n,
+            num_pages=(self.pages or n) if schedule.paged else 1,
+            attention=self.attention,
+            streamed=streamed,
+            streams_non_experts=schedule.streams_non_experts,
+            streams_kv=self.kv_on_device < 1,
+            offloads_hidden=schedule.offloads_hidden and n > 1,
+            weights_pinned=self.pin_weights,
+        )
+
+    def check_places(self, schedule: Schedule) -> None:
+        """Raise InputError where the schedule attends, or keeps its KV cache or its experts, elsewhere."""
+        if self.attention not in schedule.attention:
+            places = " or ".join(schedule.attention)
+            raise InputError(f"attention: {self.attention} is not what {schedule.name} does; it attends on {places}")
+        if schedule.kv_on_device and self.kv_on_device < 1:
+            raise InputError(
+                f"kv_on_device: {self.kv_on_device:g} is not what {schedule.name} does; it keeps it all there: give 1"
+            )
+        if self.attention is Place.CPU and self.kv_on_device > 0:
+            raise InputError(
+                f"kv_on_device: {self.kv_on_device:g} with attention on the cpu, which reads it on the host: give 0"
+            )
+        if schedule.streams_non_experts and 0 < self.experts_on_device < 1:
+            raise InputError(
+                f"experts_on_device: {self.experts_on_device:g} is not what {schedule.name} does; all experts of a "
+                f"layer stream with it, or stay: give 0 or 1"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values, `num_micro_batches` with them."""
+        return {**asdict(self), "attention": self.attention.value, "num_micro_batches": self.num_micro_batches}
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any], schedule: Schedule) -> Self:
+        """The policy in a table; places that are not given are the schedule's usual ones. Raises InputError by field.
+
+        `num_micro_batches` may stand for `batch_size`, or beside it if they agree.
+        """
+        values = dict(table)
+        known = [field.name for field in fields(cls)]
+        count = values.pop("num_micro_batches", None)
+        size = values.get("micro_batch_size")
+        if count is not None and "batch_size" not in values:
+            if not (_is_count(count) and _is_count(size)):
+                raise InputError("num_micro_batches: needs itself and micro_batch_size as whole numbers of at least 1")
+            values["batch_size"] = count * size
+        check_keys(values, known, ["batch_size", "micro_batch_size"], "policy", "")
+        policy = cls.usual(schedule, **values)
+        if count is not None and count != policy.num_micro_batches:
+            raise InputError(
+                f"num_micro_batches: {count} does not agree with batch_size {policy.batch_size} in micro-batches of "
+                f"{policy.micro_batch_size}, which are {policy.num_micro_batches}; leave it out"
+            )
+        return policy
+
+
+def read_policy_file(path: Path) -> tuple[str | None, dict[str, Any]]:
+    """The schedule that a policy file (JSON) is for, if it says so, and the policy's fields. Raises InputError."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"policy file {path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"policy file {path}: not JSON: {error}") from None
+    if not isinstance(table, dict):
+        raise InputError(f"policy file {path}: holds a {type(table).__name__}; it must be an object of policy fields")
+    schedule = table.pop("schedule", None)
+    return schedule, table
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-") if name.endswith("size") else name

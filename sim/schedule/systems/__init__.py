@@ -1,0 +1,1 @@
+"""The schedules of known systems, one file each."""

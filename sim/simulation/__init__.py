@@ -1,0 +1,1 @@
+"""A setup run in simulated time."""

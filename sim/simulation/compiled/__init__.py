@@ -1,0 +1,1 @@
+"""The same simulation over arrays in compiled code, for those who ask about many setups."""

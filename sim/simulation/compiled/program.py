@@ -1,0 +1,231 @@
+"""The steps of a schedule as arrays, made once for a shape and kept.
+
+Rows are what the schedule issues. Of the schedules of this package only a few layers are issued and the others follow
+by counting on, because their layers are alike; of any other schedule every layer is issued. Dependencies are found as
+`DependencyTracker` finds them, in compiled code; a schedule with buffers of its own gets them from there.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+import numpy as np
+
+from sim.schedule.base import Issues, Schedule, issue_steps, steady_step
+from sim.schedule.dependencies import Barrier
+from sim.schedule.registry import BUILT_IN
+from sim.schedule.shape import PipelineShape
+from sim.schedule.slots import Layout
+from sim.schedule.task import GPU, NET, Lane, LaneKind, Op
+from sim.simulation.compiled.dependencies import (
+    CODE_OF,
+    LANE,
+    LAYER,
+    MEETS,
+    NUM_COLUMNS,
+    OP,
+    STEP,
+    Array,
+    dependencies,
+    over_ranks,
+)
+
+PERIODS_KEPT = 4
+"""Of layers that are alike, as many periods are issued."""
+LONGEST_PERIOD = 4
+
+PROGRAMS_KEPT = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Program:
+    """Steps of a pipeline, lane by lane: step 0 to the first steady one, and one more that is the last if `is_long`."""
+
+    lanes: tuple[Lane, ...]
+    steady: int
+    """The step that stands for all later ones but the last."""
+    is_long: bool
+    """Whether there is a last step behind the steady one; else the generation is over before."""
+    rows: Array
+    """[tasks, columns]; steps count from the step that issues the task."""
+    step_of: Array
+    """[tasks]: the step that issues it."""
+    lane_start: Array
+    dep_start: Array
+    deps: Array
+    """[dependencies, columns]"""
+    first_on: tuple[tuple[int, ...], ...] = field(repr=False)
+    """Per step, its lanes in order of first issue."""
+
+    def kinds(self, first: int, stop: int, last: int) -> list[int]:
+        """Which step of the program each of `first` to `stop` - 1 is, as `Schedule.steps` has them."""
+        steps = [min(step, self.steady) if first == 0 else self.steady for step in range(first, stop)]
+        if self.is_long and first <= last < stop:
+            steps[last - first] = self.steady + 1
+        return steps
+
+
+def program_of(schedule: Schedule, shape: PipelineShape, num_ranks: int, first: int, last: int) -> Program:
+    """The steps of a generation that ends with step `last`, of which `first` is the first that is looked at."""
+    steady = steady_step(schedule, shape)
+    return _program(type(schedule), shape, num_ranks, last if first == 0 and last <= steady else None)
+
+
+@lru_cache(maxsize=PROGRAMS_KEPT)
+def _program(kind: type[Schedule], shape: PipelineShape, num_ranks: int, last: int | None) -> Program:
+    schedule = kind()
+    steady = steady_step(schedule, shape)
+    final = steady + 1 if last is None else last
+    lanes: dict[Lane, int] = {GPU: 0}
+    layout = schedule.layout(shape)
+    if type(layout) is Layout:
+        steps = _issued(schedule, shape, final, lanes)
+        rows = np.concatenate(steps)
+        start, deps = dependencies(layout, rows, np.array([lane.kind is LaneKind.CPU for lane in lanes]))
+    else:
+        steps, start, deps = _tracked(schedule, shape, final, lanes)
+        rows = np.concatenate(steps)
+    lengths = [len(step) for step in steps]
+    named = tuple(lanes)
+    if num_ranks > 1:
+        splits = [int((step[:, OP] == CODE_OF[Op.POST_ATTN]).sum()) for step in steps]
+        lengths = [num_ranks * (n + more) + 2 * more for n, more in zip(lengths, splits, strict=True)]
+        named = (*(Lane(lane.kind, rank) for lane in lanes for rank in range(num_ranks)), NET)
+        rows, start, deps = over_ranks(rows, start, deps, 0, len(named) - 1, num_ranks)
+    return _arranged(named, min(steady, final), last is None, rows, start, deps, lengths)
+
+
+def _arranged(
+    lanes: tuple[Lane, ...], steady: int, is_long: bool, rows: Array, start: Array, deps: Array, lengths: Sequence[int]
+) -> Program:
+    """Tasks lane by lane within each step; a dependency is told by its lane and its place there."""
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    firsts = tuple(tuple(dict.fromkeys(rows[a:b, LANE].tolist())) for a, b in itertools.pairwise(bounds))
+    num_steps, num_lanes = len(lengths), len(lanes)
+    step_of = np.repeat(np.arange(num_steps), lengths)
+    queue = step_of * num_lanes + rows[:, LANE]
+    numbers = np.bincount(queue, minlength=num_steps * num_lanes).reshape(num_steps, num_lanes)
+    lane_start = np.zeros((num_steps, num_lanes + 1), np.int64)
+    lane_start[:, 1:] = np.cumsum(numbers, axis=1)
+    lane_start += bounds[:-1, None]
+    before = np.cumsum(numbers, axis=0) - numbers
+    row_of = np.argsort(queue, kind="stable")
+    place = np.empty(len(rows), np.int64)  # on the lane, from its first task of all
+    place[row_of] = np.arange(len(rows))
+    place += (before - lane_start[:, :-1])[step_of, rows[:, LANE]]
+    num_deps = np.diff(start)[row_of]
+    dep_start = np.concatenate([[0], np.cumsum(num_deps)])
+    dep = deps[np.repeat(start[row_of] - dep_start[:-1], num_deps) + np.arange(len(deps))]
+    dep_lane = rows[dep, LANE]
+    dep_place = place[dep] - before[np.repeat(step_of, num_deps), dep_lane]
+    rows_by_lane = rows[row_of]
+    rows_by_lane[:, STEP] -= step_of
+    return Program(
+        lanes,
+        steady,
+        is_long,
+        rows_by_lane,
+        step_of,
+        lane_start,
+        dep_start,
+        np.stack([dep_lane, dep_place, rows[dep, OP]], axis=1),
+        firsts,
+    )
+
+
+def _issued(schedule: Schedule, shape: PipelineShape, final: int, lanes: dict[Lane, int]) -> list[Array]:
+    """Rows of steps 0 to `final`."""
+    steps = [_rows(schedule, shape, 0, final > 0, lanes)]
+    for step in range(1, final + 1):
+        if type(schedule) in BUILT_IN and 1 < step < final:
+            rows, meets = steps[1]
+            rows = rows.copy()
+            rows[:, STEP] += step - 1
+            steps.append((rows, meets))
+        else:
+            steps.append(_rows(schedule, shape, step, step < final, lanes))
+    for (_, meets), (rows, _) in reversed(list(itertools.pairwise(steps))):
+        rows[0, MEETS] |= meets
+    return [rows for rows, _ in steps]
+
+
+def _rows(
+    schedule: Schedule, shape: PipelineShape, step: int, more: bool, lanes: dict[Lane, int]
+) -> tuple[Array, bool]:
+    """One step as issued, and whether all lanes meet at its end."""
+    at, period, times = repeated_layers(shape.streamed)
+    if times and type(schedule) in BUILT_IN:
+        streamed = shape.streamed[:at] + shape.streamed[at + period * times :]
+        fewer = replace(shape, num_layers=len(streamed), streamed=streamed)
+        few, meets = _issue(schedule, fewer, step, more, lanes)
+        rows = _with_layers(few, step, at + 2 * period, period, times)
+        if rows is not None:
+            return rows, meets
+    return _issue(schedule, shape, step, more, lanes)
+
+
+def _issue(
+    schedule: Schedule, shape: PipelineShape, step: int, more: bool, lanes: dict[Lane, int]
+) -> tuple[Array, bool]:
+    issues: Issues = schedule.prefill(shape, more) if step == 0 else schedule.decode(shape, step, more)
+    rows: list[tuple[int, ...]] = []
+    meets = False
+    for item in issues:
+        if isinstance(item, Barrier):
+            meets = True
+        else:
+            op, lane, when, layer, j, page = item
+            rows.append((CODE_OF[op], lanes.setdefault(lane, len(lanes)), when, layer, j, page, meets))
+            meets = False
+    return np.array(rows, np.int64).reshape(-1, NUM_COLUMNS), meets
+
+
+def repeated_layers(streamed: Sequence[bool]) -> tuple[int, int, int]:
+    """(first, period, times): layers from `first` on whose pattern repeats, and how many periods can be left out."""
+    best = (0, 1, 0)
+    for period in range(1, LONGEST_PERIOD + 1):
+        begin = 0
+        for at in range(len(streamed) - period + 1):
+            if at < len(streamed) - period and streamed[at] == streamed[at + period]:
+                continue
+            times = (at + period - begin) // period - PERIODS_KEPT
+            if times * period > best[1] * best[2]:
+                best = (begin, period, times)
+            begin = at + 1
+    return best
+
+
+def _with_layers(few: Array, step: int, layer: int, period: int, times: int) -> Array | None:
+    """The rows with `times` more periods behind those of `layer`; None if they do not repeat as they should."""
+    counted = (few[:, STEP] == step) & (few[:, LAYER] >= layer) & (few[:, LAYER] < layer + period)
+    length = int(counted.sum())
+    shift = np.zeros(NUM_COLUMNS, np.int64)
+    shift[LAYER] = period
+    same = (few[length:] - few[:-length] == shift).all(axis=1)
+    differs = np.flatnonzero(np.concatenate([[True], ~same, [True]]))  # row r differs at r + 1
+    inside = int(counted.argmax())
+    after = int(np.searchsorted(differs, inside, side="right"))
+    begin = int(differs[after - 1])
+    if differs[after] - begin - 1 < length:
+        return None
+    cut = begin + length
+    block = np.tile(few[begin:cut], (times, 1))
+    block[:, LAYER] += np.repeat(np.arange(1, times + 1) * period, length)
+    tail = few[cut:].copy()
+    tail[(tail[:, STEP] == step) & (tail[:, LAYER] >= 0), LAYER] += times * period
+    return np.concatenate([few[:cut], block, tail])
+
+
+def _tracked(
+    schedule: Schedule, shape: PipelineShape, final: int, lanes: dict[Lane, int]
+) -> tuple[list[Array], Array, Array]:
+    """Rows and dependencies of steps 0 to `final` by the tracker itself."""
+    steps, start, deps = list[Array](), [0], list[int]()
+    for tasks in issue_steps(schedule, shape, 0, final + 1, final):
+        rows = [(CODE_OF[t.op], lanes.setdefault(t.lane, len(lanes)), *t[3:7], 0) for t in tasks]
+        steps.append(np.array(rows, np.int64))
+        for task in tasks:
+            deps.extend(task.deps)
+            start.append(len(deps))
+    return steps, np.array(start), np.array(deps, np.int64)

@@ -1,0 +1,135 @@
+"""Which decode steps are simulated, and what is made of those between.
+
+A generation has as many decode steps as tokens, and they differ only in the length of the KV cache. Every cost is the
+larger of functions linear in that length, and a makespan is a maximum of sums of costs: convex in it. So a few steps
+are simulated exactly, each behind the step before it, and those between are interpolated, with more steps simulated
+where the curve bends until a midpoint is met within `TOLERANCE`. The last step, which fetches nothing for a next one,
+and the one before it stand alone. `exact` simulates all of them and adds them up instead.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from sim.cost.setup import Setup
+from sim.schedule.task import Lane
+from sim.simulation.simulator import StepUse
+
+TOLERANCE = 1e-3
+"""Relative gap between a simulated midpoint and the interpolation that is accepted."""
+
+WARM_UP_LAYERS = 4
+"""Layers at least that are simulated, as whole steps, before a step that others are interpolated from: two weight slots
+and two staging buffers let lanes run ahead of each other by so much, and the step is to find them in their pace."""
+
+END = 3
+"""Steps kept up to the last: the last two, and the one that the interpolation ends with."""
+
+AFTER = 1
+"""Steps simulated behind a step that is kept: what they start early shares the pools with its last tasks."""
+
+Simulate = Callable[[int, int], list[StepUse]]
+"""Simulates steps `first` to `stop` - 1 of one setup, the generation beginning with `first`."""
+
+
+@dataclass(slots=True)
+class Period:
+    """Nanoseconds of a stretch of the run and what the lanes did in it; a linear space, so that steps interpolate."""
+
+    span_ns: float = 0.0
+    busy_ns: dict[Lane, float] = field(default_factory=dict)
+    waited_ns: dict[tuple[Lane, str], float] = field(default_factory=dict)
+
+    def add(self, other: "Period", weight: float = 1.0) -> None:
+        """Accumulate a weighted period."""
+        self.span_ns += weight * other.span_ns
+        for lane, busy in other.busy_ns.items():
+            self.busy_ns[lane] = self.busy_ns.get(lane, 0.0) + weight * busy
+        for what, waited in other.waited_ns.items():
+            self.waited_ns[what] = self.waited_ns.get(what, 0.0) + weight * waited
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Prefill and decode of one setup, and what was simulated to know them."""
+
+    prefill: Period
+    decode: Period
+    simulated_tasks: int
+    simulated_steps: list[int]
+
+
+class _Sampler:
+    """Simulates the steps that are asked for."""
+
+    def __init__(self, setup: Setup, simulate: Simulate) -> None:
+        self._last_step = setup.last_step
+        self._simulate = simulate
+        self._warm_up = -(-WARM_UP_LAYERS // setup.shape.num_layers)
+        self.start = 2 + self._warm_up
+        """Steps kept from the beginning: prefill and decode steps until one is like those that follow."""
+        self.simulated_tasks = 0
+        self.steps: dict[int, Period] = {}
+
+    def simulate(self, first: int, stop: int) -> None:
+        """Simulate steps `first` to `stop` - 1; keep those behind the warm-up that others, or nothing, come after."""
+        uses = self._simulate(first, stop)
+        before = 0
+        begin = 0 if first == 0 else first + self._warm_up
+        end = stop if stop > self._last_step else stop - AFTER
+        for step, use in zip(range(first, stop), uses, strict=True):
+            self.simulated_tasks += use.num_tasks
+            if begin <= step < end:
+                self.steps[step] = _period(use, before)
+            before = use.end_ns
+
+    def at(self, step: int) -> Period:
+        """One decode step between the steps around it."""
+        if step not in self.steps:
+            self.simulate(max(0, step - self._warm_up), step + 1 + AFTER)
+        return self.steps[step]
+
+    def ends(self) -> None:
+        """Simulate the first steps and the last ones."""
+        last = self._last_step
+        self.simulate(0, self.start + AFTER)
+        self.simulate(last + 1 - END - self._warm_up, last + 1)
+
+
+def _period(use: StepUse, before_ns: int) -> Period:
+    return Period(
+        use.end_ns - before_ns,
+        {lane: float(did.busy_ns) for lane, did in use.lanes.items()},
+        {(lane, op): float(waited) for lane, did in use.lanes.items() for op, waited in did.waited_ns.items()},
+    )
+
+
+def sample(setup: Setup, simulate: Simulate, *, exact: bool = False) -> Generation:
+    """The whole generation of a setup from the steps that `simulate` is asked for, all of them if `exact`."""
+    sampler, decode, last = _Sampler(setup, simulate), Period(), setup.last_step
+    if exact or last < 2 * (sampler.start + END):
+        sampler.simulate(0, last + 1)
+        alone: Iterable[int] = range(1, last + 1)
+    else:
+        sampler.ends()
+        _interpolate(sampler.at, sampler.start - 1, last + 1 - END, decode)
+        alone = [*range(1, sampler.start), *range(last + 2 - END, last + 1)]
+    for step in alone:
+        decode.add(sampler.at(step))
+    return Generation(sampler.steps[0], decode, sampler.simulated_tasks, sorted(sampler.steps))
+
+
+def _interpolate(at: Callable[[int], Period], low: int, high: int, total: Period) -> None:
+    """Add steps low + 1 to high to the total, by the chord if the midpoint lies on it, else by halves."""
+    if low == high:
+        return
+    middle = (low + high) // 2
+    if middle > low:
+        share = (middle - low) / (high - low)
+        chord = (1 - share) * at(low).span_ns + share * at(high).span_ns
+        if abs(at(middle).span_ns - chord) > TOLERANCE * chord:
+            _interpolate(at, low, middle, total)
+            _interpolate(at, middle, high, total)
+            return
+    steps = high - low
+    total.add(at(low), (steps - 1) / 2)  # sum over s of the chord's weights of both ends
+    total.add(at(high), (steps + 1) / 2)

@@ -1,0 +1,191 @@
+"""A simulated run as a `traces.Trace`: its tasks as spans, and what they leave in each memory and on each link."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+from sim.cost.memory import kept_tokens
+from sim.cost.setup import Setup
+from sim.problem.batch import Batch
+from sim.schedule.ranks import over_ranks
+from sim.schedule.shape import PipelineShape, Place
+from sim.schedule.task import LaneKind, Op, Task
+from sim.simulation.simulator import Executed, Simulation
+from traces.trace import LINK_RATE, MEMORY, NONE, Counter, Span, Trace
+
+RECORDED_STEPS = 3
+"""Prefill and the first two decode steps: what a person can look at, and all that differs from step to step."""
+
+
+def record(setup: Setup, metadata: dict[str, Any], num_steps: int = RECORDED_STEPS) -> Trace:
+    """Simulate the first steps of a setup and keep everything. The metadata says which steps the trace holds."""
+    setup.require_fit()
+    executed: list[Executed] = []
+    stop = min(num_steps, setup.last_step + 1)
+    steps = setup.schedule.steps(setup.shape, 0, stop, last=setup.last_step)
+    cost = setup.costs(only_contended=True)
+    ranked = over_ranks(steps, setup.num_ranks)
+    Simulation(ranked, cost, cost.capacities, on_task=executed.append, hand_over_ns=cost.hand_over_ns).run()
+    whole = {
+        "origin": "simulated",
+        "schedule": setup.schedule.name,
+        "model": setup.problem.model.name,
+        "hardware": setup.problem.hardware.name,
+        "policy": setup.policy.to_dict(),
+        "steps": [0, stop],
+        **structure(setup.shape, setup.batch),
+        **metadata,
+    }
+    return Trace(whole, [span_of(one) for one in executed], [*_memory(setup, executed), *_link_rates(executed)])
+
+
+def structure(shape: PipelineShape, batch: Batch) -> dict[str, Any]:
+    """What it takes to issue a run's tasks once more, and to know how much each has to do, as JSON values."""
+    micro_batches = [asdict(one) for one in batch.micro_batches]
+    return {
+        "shape": {**asdict(shape), "attention": shape.attention.value, "streamed": list(shape.streamed)},
+        "batch": {"gen_len": batch.gen_len, "copies": batch.copies, "micro_batches": micro_batches},
+    }
+
+
+def span_of(one: Executed) -> Span:
+    """A simulated task as a trace keeps it."""
+    task, cost = one.task, one.cost
+    return Span(
+        task.id,
+        task.op.value,
+        task.lane.kind.value,
+        task.lane.rank,
+        task.step,
+        task.layer,
+        task.micro_batch,
+        task.page,
+        one.start_ns,
+        one.end_ns,
+        cost.bytes,
+        cost.flops,
+        cost.bound,
+        str(one.waited_for),
+        one.cause,
+    )
+
+
+class _Change(NamedTuple):
+    """Bytes that come into a memory or leave it."""
+
+    time_ns: int
+    rank: int
+    tier: str
+    size: int
+
+
+def _memory(setup: Setup, executed: list[Executed]) -> Iterator[Counter]:
+    """Samples of what each tier holds, on top of what the plan keeps there for the whole run."""
+    ranks = range(setup.num_ranks)
+    plan = setup.memory
+    moving_device = plan.device.get("weight slots", 0) + plan.device.get("kv cache", 0)
+    moving_host = sum(plan.host.get(part, 0) for part in ("kv cache", "hidden states", "staging"))
+    moving_pinned = plan.pinned.get("staging", 0) + plan.pinned.get("kv cache", 0)
+    peaks = plan.peak_bytes()
+    held = {(rank, "device"): peaks["device"] - moving_device for rank in ranks}
+    held[NONE, "host"] = peaks["host"] - moving_host
+    held[NONE, "pinned"] = peaks["pinned"] - moving_pinned
+    yield from (_sample(held, rank, 0) for rank in (*ranks, NONE))
+    changes = sorted(_changes(setup, executed), key=lambda change: (change.time_ns, change.size))
+    copies = setup.batch.copies  # devices that divide the batch do alike, and the host serves them all
+    for at, change in enumerate(changes):
+        held[change.rank, change.tier] += change.size * (copies if change.rank == NONE else 1)
+        following = changes[at + 1] if at + 1 < len(changes) else None
+        if following is None or following.time_ns > change.time_ns:
+            for rank in {one.rank for one in _at_time(changes, at)}:
+                yield _sample(held, rank, change.time_ns)
+
+
+def _at_time(changes: list[_Change], last: int) -> Iterator[_Change]:
+    """The changes at one moment, the last of which is given."""
+    time_ns = changes[last].time_ns
+    while last >= 0 and changes[last].time_ns == time_ns:
+        yield changes[last]
+        last -= 1
+
+
+def _sample(held: dict[tuple[int, str], int], rank: int, time_ns: int) -> Counter:
+    return Counter(MEMORY, time_ns, {tier: held[of, tier] for of, tier in held if of == rank}, rank)
+
+
+def _changes(setup: Setup, executed: list[Executed]) -> Iterator[_Change]:
+    """Each task's effect on memory. A buffer is held from the start of the copy into it to the end of its last use."""
+    last_use = _last_uses(executed)
+    pinned_kv = setup.shape.attention is Place.GPU and setup.schedule.pins_kv
+    for one in executed:
+        op, rank, size = one.task.op, one.task.lane.rank, one.cost.bytes
+        if op in (Op.LOAD_WEIGHTS, Op.LOAD_WEIGHTS_PAGEABLE):
+            yield _Change(one.start_ns, rank, "device", size)
+            freed = last_use.get((rank, one.task.step, one.task.layer))
+            if freed is not None:
+                yield _Change(freed, rank, "device", -size)
+            if op is Op.LOAD_WEIGHTS and not setup.shape.weights_pinned:
+                yield _Change(one.end_ns, NONE, "host", -size)
+                yield _Change(one.end_ns, NONE, "pinned", -size)
+        elif op is Op.PIN_WEIGHTS:
+            yield _Change(one.start_ns, NONE, "host", size)
+            yield _Change(one.start_ns, NONE, "pinned", size)
+        elif op is Op.STORE_HIDDEN and rank == 0:
+            yield _Change(one.start_ns, NONE, "host", size)
+        elif op is Op.LOAD_HIDDEN and one.task.step == 0 and rank == 0:
+            yield _Change(one.end_ns, NONE, "host", -size)
+        elif op is Op.STORE_KV:
+            stored = _kv_growth(setup, one.task) * (1 - setup.policy.kv_on_device)
+            yield from _on_host(one.start_ns, round(stored), pinned=pinned_kv)
+        elif op is Op.ATTN:
+            yield from _grown(setup, one)
+
+
+def _on_host(time_ns: int, size: int, *, pinned: bool) -> Iterator[_Change]:
+    yield _Change(time_ns, NONE, "host", size)
+    if pinned:
+        yield _Change(time_ns, NONE, "pinned", size)
+
+
+def _grown(setup: Setup, one: Executed) -> Iterator[_Change]:
+    """New KV entries that attention itself keeps: on the host beside CPU attention, or of a cache on the device."""
+    task, grown = one.task, _kv_growth(setup, one.task)
+    if task.lane.kind is LaneKind.CPU:
+        yield from _on_host(one.end_ns, round(grown), pinned=False)
+    elif setup.policy.kv_on_device:
+        yield _Change(one.end_ns, task.lane.rank, "device", round(grown * setup.policy.kv_on_device))
+
+
+def _kv_growth(setup: Setup, task: Task) -> float:
+    """Bytes by which a task's step lengthens one rank's KV cache; a full sliding window drops as many as come."""
+    problem, step = setup.problem, task.step
+    layer, micro_batch = problem.model.layers[task.layer], setup.batch.micro_batches[task.micro_batch]
+    before = kept_tokens(layer, micro_batch, step - 1) if step > 0 else 0
+    grown = kept_tokens(layer, micro_batch, step) - before
+    return grown * layer.kv_bytes_per_token(setup.policy.cache_bits(problem.model)) / setup.num_ranks
+
+
+def _last_uses(executed: list[Executed]) -> dict[tuple[int, int, int], int]:
+    """Per (rank, step, layer), when its weights were read for the last time."""
+    last: dict[tuple[int, int, int], int] = {}
+    for one in executed:
+        if one.task.op in (Op.POST_ATTN, Op.EXPERTS):
+            key = (one.task.lane.rank, one.task.step, one.task.layer)
+            last[key] = max(last.get(key, 0), one.end_ns)
+    return last
+
+
+def _link_rates(executed: list[Executed]) -> Iterator[Counter]:
+    """What each link carries: the mean rate of the copy that is on it."""
+    rates: dict[int, dict[str, float]] = {}
+    edges: dict[tuple[int, int], dict[str, float]] = {}
+    for one in executed:
+        kind, rank = one.task.lane
+        if kind in (LaneKind.H2D, LaneKind.D2H) and one.end_ns > one.start_ns:
+            edges.setdefault((one.end_ns, rank), {}).setdefault(kind.value, 0.0)
+            rate = one.cost.bytes / (one.end_ns - one.start_ns) * 1e9
+            edges.setdefault((one.start_ns, rank), {})[kind.value] = rate
+    for (time_ns, rank), changed in sorted(edges.items()):
+        now = rates.setdefault(rank, {LaneKind.H2D.value: 0.0, LaneKind.D2H.value: 0.0})
+        now.update(changed)
+        yield Counter(LINK_RATE, time_ns, dict(now), rank)

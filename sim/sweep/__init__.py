@@ -1,0 +1,1 @@
+"""Every combination of settings, a row each."""

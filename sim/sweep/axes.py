@@ -1,0 +1,233 @@
+"""The axes of a sweep: which settings take which values, read from texts such as `hardware.link.h2d=8..64x8`.
+
+    NAME=V1,V2,...             each of these values
+    NAME=FROM..TOxCOUNT        COUNT values from FROM to TO, evenly spaced
+    NAME*=...                  factors on the machine's own number (of `hardware.` only)
+    NAME+NAME*=...             several settings together, each with the same value
+    LABEL:NAME=...             a shorter name for the column of the rows
+
+Numbers of the machine are in the unit that its file gives them in, or in one of their own: `hardware.link.h2d[GiB/s]`.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import product
+from typing import Any
+
+from sim.problem.machine.hardware import Hardware
+from sim.problem.machine.quantity import UNITS, Dimension, nearest
+from sim.problem.policy import Policy
+from sim.schedule.shape import Place
+from traces.errors import InputError
+
+Value = str | int | float | bool | None
+"""One value of a setting."""
+
+HARDWARE, POLICY = "hardware.", "policy."
+POLICY_FIELDS = (*(field.name for field in fields(Policy)), "num_micro_batches")
+FORM = "NAME=V1,V2 or NAME=FROM..TOxCOUNT, with *= instead of = to multiply"
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_AXIS = re.compile(r"(?:(?P<label>[^:=]+):)?(?P<names>[^:=]+?)(?P<factor>\*?)=(?P<values>.*)", re.DOTALL)
+_RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(?:x(\d+))?")
+_WITH_UNIT = re.compile(r"(?P<name>.+)\[(?P<unit>[^\[\]]+)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One thing that an axis sets. `scale` takes a number of the machine to its SI base unit; factors have none."""
+
+    name: str
+    scale: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """Settings that take one value after another, together."""
+
+    label: str
+    settings: tuple[Setting, ...]
+    values: tuple[Value, ...]
+    factor: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(setting.name for setting in self.settings)
+
+
+def parse_axes(texts: Sequence[str], hardware: Hardware) -> tuple[Axis, ...]:
+    """Read the axes of a sweep. Numbers of the machine have the units of `hardware` where none is given.
+
+    Raises InputError, one line, for an axis that cannot be read, and for two that set the same.
+    """
+    axes = tuple(parse_axis(text, hardware) for text in texts)
+    names = [name for axis in axes for name in axis.names]
+    for repeated in (*_repeated(names), *_repeated([axis.label for axis in axes])):
+        raise InputError(f"--axis: {repeated} is set twice; give all its values in one axis")
+    if {"prompt_len", "workload"} <= set(names):
+        raise InputError("--axis: prompt_len stands instead of a workload; sweep one of them")
+    return axes
+
+
+def parse_axis(text: str, hardware: Hardware) -> Axis:
+    """Read one axis. Raises InputError with what is allowed, and the nearest name where one is unknown."""
+    found = _AXIS.fullmatch(text)
+    if found is None:
+        raise InputError(f"--axis {text!r}: not an axis; give {FORM}")
+    factor = bool(found["factor"])
+    settings = tuple(_setting(name.strip(), factor, hardware) for name in found["names"].split("+"))
+    label = (found["label"] or found["names"]).strip() + ("" if found["label"] or not factor else "*")
+    reads = [_reader(setting.name) for setting in settings]
+    numeric = factor or all(read is not _as_text for read in reads)
+    words = _words(found["values"], label, numeric)
+    values = tuple(_read(word, label, _as_factor if factor else reads[0]) for word in words)
+    for read in reads[1:]:
+        for word in words:
+            _read(word, label, _as_factor if factor else read)
+    for repeated in _repeated(values):
+        raise InputError(f"--axis {label}: the value {repeated} is given twice")
+    return Axis(label, settings, values, factor)
+
+
+def _setting(name: str, factor: bool, hardware: Hardware) -> Setting:
+    with_unit = _WITH_UNIT.fullmatch(name)
+    name, unit = (with_unit["name"], with_unit["unit"]) if with_unit else (name, None)
+    if name.startswith(HARDWARE):
+        scale = _scale(name, unit, hardware)
+        return Setting(name, None if factor else scale)
+    if factor:
+        raise InputError(f"--axis {name}*=: only numbers of the machine ({HARDWARE}link.h2d, ...) can be multiplied")
+    if unit is not None:
+        raise InputError(f"--axis {name}[{unit}]: only numbers of the machine ({HARDWARE}link.h2d, ...) have units")
+    known = [*_READERS, *(POLICY + field for field in POLICY_FIELDS)]
+    if name not in known:
+        machine = [HARDWARE + path for path, _ in hardware.quantities()]
+        raise InputError(
+            f"--axis {name}: no such setting{_nearest(name, [*known, *machine])}; known: {', '.join(known)}, "
+            f"and every number of the machine as {HARDWARE}link.h2d (`python -m sim list {hardware.name}` shows them)"
+        )
+    return Setting(name)
+
+
+def _scale(name: str, unit: str | None, hardware: Hardware) -> float:
+    """The size of the unit that the setting's values are in."""
+    try:
+        own = hardware.value(name.removeprefix(HARDWARE))
+    except InputError:
+        known = [HARDWARE + path for path, _ in hardware.quantities()]
+        raise InputError(
+            f"--axis {name}: {hardware.name} has no such number{_nearest(name, known)}; "
+            f"`python -m sim list {hardware.name}` shows them"
+        ) from None
+    units = next(UNITS[dimension] for dimension in Dimension if own.unit in UNITS[dimension])
+    if unit is not None and unit not in units:
+        raise InputError(f"--axis {name}[{unit}]: it is given in {', '.join(units)}")
+    return units[unit or own.unit]
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    """The names that end so, else the nearest."""
+    ends = [one for one in known if one.endswith(f".{name.rpartition('.')[2]}")]
+    return f"; did you mean {' or '.join(ends[:3])}?" if ends else nearest(name, known)
+
+
+def _words(text: str, label: str, numeric: bool) -> list[str]:
+    """The values as texts, a range spelt out."""
+    span = _RANGE.fullmatch(text.strip()) if numeric else None
+    if span is None:
+        words = [word.strip() for word in text.split(",")]
+        if not all(words):
+            raise InputError(f"--axis {label}={text}: a value is missing; give {FORM}")
+        return words
+    first, last, count = float(span[1]), float(span[2]), int(span[3] or 0)
+    if count < 2:
+        raise InputError(f"--axis {label}={text}: say how many values, at least 2, as in {span[1]}..{span[2]}x5")
+    return [f"{first + (last - first) * at / (count - 1):.12g}" for at in range(count)]
+
+
+def _read(word: str, label: str, read: Callable[[str], Value]) -> Value:
+    try:
+        return read(word)
+    except ValueError as error:
+        raise InputError(f"--axis {label}: {word!r} is {error}") from None
+
+
+def _reader(name: str) -> Callable[[str], Value]:
+    if name.startswith(HARDWARE):
+        return _as_number
+    return _READERS.get(name) or _POLICY_READERS.get(name.removeprefix(POLICY), _as_share)
+
+
+def _as_text(word: str) -> Value:
+    return word
+
+
+def _as_number(word: str) -> Value:
+    if not re.fullmatch(_NUMBER, word):
+        raise ValueError("not a number")
+    return float(word)
+
+
+def _as_factor(word: str) -> Value:
+    if not re.fullmatch(_NUMBER, word) or float(word) <= 0:
+        raise ValueError("not a factor; give a number above 0")
+    return float(word)
+
+
+def _as_count(word: str) -> Value:
+    if not re.fullmatch(r"\+?\d+", word) or int(word) < 1:
+        raise ValueError("not a whole number of at least 1")
+    return int(word)
+
+
+def _as_flag(word: str) -> Value:
+    if word not in ("true", "false"):
+        raise ValueError("neither true nor false")
+    return word == "true"
+
+
+def _as_place(word: str) -> Value:
+    if word not in tuple(Place):
+        raise ValueError(f"not where attention runs; give {' or '.join(Place)}")
+    return word
+
+
+def _as_share(word: str) -> Value:
+    if not re.fullmatch(_NUMBER, word) or not 0 <= float(word) <= 1:
+        raise ValueError("not a share from 0 to 1")
+    return float(word)
+
+
+def _or_none(read: Callable[[str], Value]) -> Callable[[str], Value]:
+    return lambda word: None if word == "none" else read(word)
+
+
+_READERS: dict[str, Callable[[str], Value]] = {
+    "model": _as_text,
+    "hardware": _as_text,
+    "workload": _as_text,
+    "schedule": _as_text,
+    "gen_len": _as_count,
+    "prompt_len": _as_count,
+    "padded": _as_flag,
+}
+_POLICY_READERS: dict[str, Callable[[str], Value]] = {
+    "batch_size": _as_count,
+    "micro_batch_size": _as_count,
+    "num_micro_batches": _as_count,
+    "attention": _as_place,
+    "pages": _or_none(_as_count),
+    "pin_weights": _as_flag,
+    "weight_bits": _or_none(_as_number),
+    "kv_bits": _or_none(_as_number),
+}
+
+
+def _repeated(items: Sequence[Any]) -> list[Any]:
+    return [item for at, item in enumerate(items) if item in items[:at]]
+
+
+def points(axes: Sequence[Axis]) -> Iterator[tuple[Value, ...]]:
+    """Every combination of the axes' values, the last axis fastest."""
+    return product(*(axis.values for axis in axes))

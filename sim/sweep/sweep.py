@@ -1,0 +1,275 @@
+"""A sweep: every combination of the axes' values, each planned and simulated for every schedule; one row each.
+
+A row follows from its point alone, so that rows are the same whoever computes them, and come in the order of points.
+Rows come from the simulator, or from HRM alone: the paper's own search and its estimate, with nothing simulated.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+from sim.comparison.comparison import Asked, Outcome, compare, project_version
+from sim.cost.setup import Problem
+from sim.hrm.search import SCHEDULE, search
+from sim.planning.planner import best_policy
+from sim.problem.machine.hardware import Hardware
+from sim.problem.model.model import Model
+from sim.problem.workload import DEFAULT_GEN_LEN, Workload
+from sim.schedule.registry import by_name
+from sim.schedule.shape import Place
+from sim.simulation.prediction import evaluate, to_dict
+from sim.sweep.axes import HARDWARE, POLICY, Axis, Value, points
+from traces.errors import InputError
+
+Row = dict[str, Any]
+"""A row of results by column, in the order of the columns."""
+
+PROBLEM_COLUMNS = ("by", "model", "hardware", "workload", "gen_len", "padded", "schedule")
+POLICY_COLUMNS = (
+    "batch_size",
+    "micro_batch_size",
+    "num_micro_batches",
+    "attention",
+    "experts_on_device",
+    "kv_on_device",
+    "pages",
+    "pin_weights",
+    "weight_bits",
+    "kv_bits",
+)
+MEASURE_COLUMNS = (
+    "throughput_tokens_per_s",
+    "prefill_s",
+    "decode_s",
+    "bottleneck",
+    "gpu_idle",
+    "lower_bound_s",
+    "hrm_tokens_per_s",
+)
+SIZES = {"micro_batch_size", "num_micro_batches"}
+
+SIMULATOR, HRM = "simulator", "hrm"
+HRM_LANES = {"link": "H2D", "gpu": "GPU", "cpu": "CPU"}
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What the axes vary: names or paths, and the fields of the policy that are fixed."""
+
+    model: str
+    hardware: str
+    workload: str
+    prompt_len: int | None = None
+    gen_len: int | None = None
+    padded: bool = True
+    schedules: tuple[str, ...] = ()
+    policy: Mapping[str, Value] = field(default_factory=dict)
+    exact: bool = False
+    by: str = SIMULATOR
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One row to be: what is asked, and what the row begins with."""
+
+    start: Row
+    problem: Problem
+    schedule: str
+    asked: Asked
+
+
+class Sweep:
+    """All points of a base and axes. Raises InputError at once for any value that cannot be used."""
+
+    def __init__(self, base: Base, axes: Sequence[Axis]) -> None:
+        self._base, self._axes = base, tuple(axes)
+        self._models = {name: Model.load(name) for name in self._values("model", base.model)}
+        self._machines = {name: Hardware.load(name) for name in self._values("hardware", base.hardware)}
+        self._workloads = {name: Workload.load(name) for name in self._values("workload", base.workload)}
+        self._schedules = tuple(by_name(str(name)).name for name in self._values("schedule", *base.schedules))
+        self._check_numbers_of_machines()
+        self._check_policy()
+        self._check_labels()
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The names of a row's cells."""
+        labels = [axis.label for axis in self._axes]
+        problem = [name for name in PROBLEM_COLUMNS if name not in labels]
+        return ("sweep", *labels, *problem, "feasible", "reason", *POLICY_COLUMNS, *MEASURE_COLUMNS)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The columns that the axes fill."""
+        return tuple(axis.label for axis in self._axes)
+
+    @cached_property
+    def digest(self) -> str:
+        """Twelve digits of the SHA-256 of everything that the rows follow from; each row carries it."""
+        everything = {
+            "version": project_version(),
+            "axes": [asdict(axis) for axis in self._axes],
+            "base": asdict(self._base),
+            "schedules": self._schedules,
+            "models": {name: asdict(model) for name, model in self._models.items()},
+            "hardware": {name: machine.to_dict() for name, machine in self._machines.items()},
+            "workloads": {name: asdict(workload) for name, workload in self._workloads.items()},
+        }
+        return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self._combinations())
+
+    def points(self, start: int = 0) -> Iterator[Point]:
+        """The points from number `start` on."""
+        return (self._point(values, schedule) for values, schedule in islice(self._combinations(), start, None))
+
+    def _combinations(self) -> Iterator[tuple[tuple[Value, ...], str]]:
+        swept = [axis.names for axis in self._axes]
+        for values in points(self._axes):
+            if ("schedule",) in swept:
+                yield values, by_name(str(values[swept.index(("schedule",))])).name
+            else:
+                yield from ((values, schedule) for schedule in self._schedules)
+
+    def _values(self, name: str, *given: str) -> tuple[str, ...]:
+        """What a setting is anywhere in the sweep."""
+        swept = [axis.values for axis in self._axes if name in axis.names]
+        return tuple(str(value) for value in swept[0]) if swept else given
+
+    def _point(self, values: tuple[Value, ...], schedule: str) -> Point:
+        settings = {name: value for axis, value in zip(self._axes, values, strict=True) for name in axis.names}
+        model = self._models[str(settings.get("model", self._base.model))]
+        machine = self._machines[str(settings.get("hardware", self._base.hardware))]
+        for axis, value in zip(self._axes, values, strict=True):
+            machine = _with_numbers(machine, axis, value)
+        workload = self._workload(settings)
+        start = {
+            "sweep": self.digest,
+            "by": self._base.by,
+            "model": model.name,
+            "hardware": machine.name,
+            "workload": workload.name,
+            "gen_len": workload.gen_len,
+            "padded": workload.padded,
+            "schedule": schedule,
+            **dict(zip(self.labels, values, strict=True)),
+        }
+        ordered = {name: start[name] for name in self.columns if name in start}
+        return Point(ordered, Problem(model, machine, workload), schedule, self._asked(settings))
+
+    def _workload(self, settings: Mapping[str, Value]) -> Workload:
+        prompt_len = settings.get("prompt_len", self._base.prompt_len if "workload" not in settings else None)
+        if prompt_len is not None:
+            workload = Workload.fixed(int(prompt_len), DEFAULT_GEN_LEN)
+        else:
+            workload = self._workloads[str(settings.get("workload", self._base.workload))]
+        gen_len, padded = settings.get("gen_len", self._base.gen_len), settings.get("padded", self._base.padded)
+        return workload.with_(gen_len=None if gen_len is None else int(gen_len), padded=bool(padded))
+
+    def _asked(self, settings: Mapping[str, Value]) -> Asked:
+        """What of the policy is fixed: all of it, its sizes, or nothing."""
+        axes = {name.removeprefix(POLICY): value for name, value in settings.items() if name.startswith(POLICY)}
+        given: dict[str, Any] = {**self._base.policy, **axes}
+        if set(given) <= SIZES:
+            return Asked({}, given.get("micro_batch_size"), given.get("num_micro_batches"), self._base.exact)
+        return Asked({"": given}, exact=self._base.exact)
+
+    def _check_numbers_of_machines(self) -> None:
+        for axis in self._axes:
+            for machine in self._machines.values():
+                for value in axis.values:
+                    try:
+                        _with_numbers(machine, axis, value)
+                    except InputError as error:
+                        raise InputError(f"--axis {axis.label}: {error}") from None
+
+    def _check_policy(self) -> None:
+        swept = {name.removeprefix(POLICY) for axis in self._axes for name in axis.names if name.startswith(POLICY)}
+        given = swept | set(self._base.policy)
+        if self._base.by == HRM and (given or self._schedules != (SCHEDULE,)):
+            raise InputError(
+                f"--by hrm: searches the policy itself, for {SCHEDULE}: leave out policy and other schedules"
+            )
+        whole = "micro_batch_size" in given and given & {"batch_size", "num_micro_batches"}
+        if not given <= SIZES and not whole:
+            others = ", ".join(POLICY + name for name in sorted(given - SIZES))
+            raise InputError(
+                f"{others}: fix the sizes too, with --micro-batch-size and --num-micro-batches or as axes; "
+                "what is left open is planned only where nothing but sizes is fixed"
+            )
+
+    def _check_labels(self) -> None:
+        taken = {"sweep", "feasible", "reason", *PROBLEM_COLUMNS, *POLICY_COLUMNS, *MEASURE_COLUMNS}
+        for axis in self._axes:
+            if axis.label in taken and axis.names != (axis.label,):
+                raise InputError(f"--axis {axis.label}: is a column of the results already; choose another label")
+
+
+def _with_numbers(machine: Hardware, axis: Axis, value: Value) -> Hardware:
+    """The machine with what the axis sets of it."""
+    for setting in axis.settings:
+        if setting.name.startswith(HARDWARE) and isinstance(value, float):
+            path = setting.name.removeprefix(HARDWARE)
+            if setting.scale is None:
+                machine = machine.scaled(path, value)
+            else:
+                machine = machine.with_value(path, value * setting.scale, "an axis of a sweep")
+    return machine
+
+
+def row_of(point: Point) -> Row:
+    """Plan and simulate one point. What does not fit, or cannot be, is a row with the reason and no numbers."""
+    try:
+        found = _searched(point.problem) if point.start["by"] == HRM else _simulated(point)
+    except InputError as error:
+        found = Outcome(point.schedule, None, None, str(error)).to_dict()
+    policy = found["policy"] or {}
+    return {
+        **point.start,
+        "feasible": found["feasible"],
+        "reason": " ".join(found["reason"].split()),
+        **{name: policy.get(name) for name in POLICY_COLUMNS},
+        **{name: found[name] for name in MEASURE_COLUMNS},
+    }
+
+
+def _simulated(point: Point) -> Row:
+    asked = point.asked
+    if asked.policies or (asked.micro_batch_size and asked.num_micro_batches):
+        (outcome,) = compare(point.problem, [point.schedule], asked, jobs=1)
+        return outcome.to_dict()
+    plan = best_policy(
+        point.problem,
+        by_name(point.schedule),
+        micro_batch_size=asked.micro_batch_size,
+        num_micro_batches=asked.num_micro_batches,
+    )
+    return to_dict(evaluate(plan.best.setup, exact=asked.exact))
+
+
+def _searched(problem: Problem) -> Row:
+    """What HRM expects of its best policy, attention on the CPU or on the device with the whole KV cache."""
+    choices, errors = [], []
+    for place in Place:
+        try:
+            choices.append(search(problem.model, problem.hardware, problem.workload, attention=place))
+        except InputError as error:
+            errors.append(error)
+    if not choices:
+        raise errors[0]
+    best = max(choices, key=lambda choice: choice.tokens_per_s)
+    empty = Outcome(SCHEDULE, None, None).to_dict()
+    return {
+        **empty,
+        "feasible": True,
+        "policy": best.policy.to_dict(),
+        "throughput_tokens_per_s": best.tokens_per_s,
+        "decode_s": best.layer_s * problem.model.num_layers * (problem.workload.gen_len - 1),
+        "bottleneck": HRM_LANES[best.bottleneck],
+        "hrm_tokens_per_s": best.tokens_per_s,
+    }

@@ -1,0 +1,242 @@
+"""Reads a run of the engine from a PyTorch profile: Kineto's Chrome trace JSON, `.json` or `.json.gz`.
+
+While a profiler runs, the engine puts a range around each batch and each task and gives it a name from this module; the
+profile then says which task each moment belongs to. On an emulated device a task lasts as long as its range. On a GPU a
+range only covers the launches: a task on a device's lane lasts from the first to the last kernel or copy launched in
+its range, found by the correlation id that a launch (`cuda_runtime`, `cuda_driver`) shares with the work on the device
+(`kernel`, `gpu_memcpy`, `gpu_memset`).
+
+That second part is written from the format that Kineto documents in its source (libkineto: output_json.cpp,
+CuptiActivity.cpp) and tested on files made by hand in that format. It has not been tried on a GPU.
+"""
+
+import os
+import re
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from operator import attrgetter, itemgetter
+from typing import Any, NamedTuple
+
+from traces.analysis.causes import DEPENDENCY, cause_of
+from traces.errors import InputError
+from traces.files.chrome_reader import opened
+from traces.files.json_stream import members
+from traces.trace import DEVICE_LANES, NONE, Key, LaneId, Span, Trace
+
+PREFIX = "cgopipe::"
+"""What the names of the engine's ranges begin with."""
+
+HOW_TO_PROFILE = (
+    "run engine.run inside torch.profiler.profile(experimental_config=_ExperimentalConfig(profile_all_threads=True))"
+)
+
+_RANGES = "user_annotation"
+_LAUNCHES = ("cuda_runtime", "cuda_driver")
+_DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
+
+_BATCH = re.compile(rf"{PREFIX}batch of (.+)")
+_TASK = re.compile(
+    rf"{PREFIX}(\S+) s=(-?\d+) l=(-?\d+) m=(-?\d+) p=(-?\d+) lane=(\w+) rank=(\d+) id=(\d+) deps=([\d,]*)"
+)
+_ENDED = re.compile(rf"{PREFIX}ended id=(\d+) bytes=(\d+)")
+
+_Thread = tuple[int, int]
+
+
+def batch_range(origin: str) -> str:
+    """The name of the range around all tasks of a batch, run on a device of this origin."""
+    return f"{PREFIX}batch of {origin}"
+
+
+def task_range(id: int, key: Key, lane: str, deps: Iterable[int]) -> str:
+    """The name of the range around a task's work."""
+    op, rank, step, layer, micro_batch, page = key
+    where = f"s={step} l={layer} m={micro_batch} p={page} lane={lane} rank={rank}"
+    return f"{PREFIX}{op} {where} id={id} deps={','.join(map(str, deps))}"
+
+
+def ended_range(id: int, num_bytes: int) -> str:
+    """The name of the empty range that follows a task which did something: how many bytes it moved."""
+    return f"{PREFIX}ended id={id} bytes={num_bytes}"
+
+
+def read(path: str | os.PathLike[str]) -> Trace:
+    """The first batch that a profile holds, from 0 ns. Metadata: origin, and how many `batches` the profile holds.
+
+    Raises InputError, naming the file and what is wrong with it, if it is missing, damaged, or holds no task.
+    """
+    with opened(path) as text:
+        profile = _Profile()
+        for key, events in members(text, "traceEvents"):
+            if key == "traceEvents":
+                for event in events:
+                    profile.take(event)
+        return profile.trace()
+
+
+class _Batch(NamedTuple):
+    start_ns: int
+    end_ns: int
+    origin: str
+
+
+class _Task(NamedTuple):
+    """A task's range on its host thread."""
+
+    id: int
+    key: Key
+    lane: str
+    deps: tuple[int, ...]
+    thread: _Thread
+    start_ns: int
+    end_ns: int
+
+
+class _Ended(NamedTuple):
+    time_ns: int
+    id: int
+    num_bytes: int
+
+
+class _DeviceWork(NamedTuple):
+    correlation: int
+    start_ns: int
+    end_ns: int
+
+
+class _Profile:
+    """What one file holds, as far as it concerns the engine."""
+
+    def __init__(self) -> None:
+        self._batches: list[_Batch] = []
+        self._tasks: list[_Task] = []
+        self._ended: list[_Ended] = []
+        self._launches: dict[int, tuple[_Thread, int]] = {}  # correlation -> thread, time
+        self._device_work: list[_DeviceWork] = []
+
+    def take(self, event: dict[str, Any]) -> None:
+        try:
+            if event["ph"] != "X":
+                return
+            category = event.get("cat")
+            if category == _RANGES:
+                self._take_range(event["name"], event)
+            elif category in _LAUNCHES:
+                self._launches[event["args"].get("correlation", NONE)] = (_thread(event), _interval(event)[0])
+            elif category in _DEVICE_WORK:
+                self._device_work.append(_DeviceWork(event["args"]["correlation"], *_interval(event)))
+        except KeyError as error:
+            raise InputError(f"its event {event!r:.120} lacks {error}") from error
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise InputError(f"its event {event!r:.120} is malformed: {error}") from error
+
+    def _take_range(self, name: str, event: dict[str, Any]) -> None:
+        if not name.startswith(PREFIX):
+            return
+        start_ns, end_ns = _interval(event)
+        if found := _TASK.fullmatch(name):
+            op, step, layer, micro_batch, page, lane, rank, id_, deps = found.groups()
+            key = (op, int(rank), int(step), int(layer), int(micro_batch), int(page))
+            waits = tuple(map(int, deps.split(","))) if deps else ()
+            self._tasks.append(_Task(int(id_), key, lane, waits, _thread(event), start_ns, end_ns))
+        elif found := _ENDED.fullmatch(name):
+            self._ended.append(_Ended(start_ns, int(found[1]), int(found[2])))
+        elif found := _BATCH.fullmatch(name):
+            self._batches.append(_Batch(start_ns, end_ns, found[1]))
+        else:
+            raise ValueError("a range that this version does not know")
+
+    def trace(self) -> Trace:
+        if not self._batches:
+            raise InputError(
+                f"it is neither a trace of this project nor a PyTorch profile of a run of the engine, whose ranges are "
+                f"named {PREFIX}…; for such a profile {HOW_TO_PROFILE}"
+            )
+        batch = min(self._batches)
+        moved = {one.id: one.num_bytes for one in self._ended if batch.start_ns <= one.time_ns <= batch.end_ns}
+        tasks = [task for task in self._tasks if batch.start_ns <= task.start_ns <= batch.end_ns and task.id in moved]
+        if not tasks:
+            raise InputError(f"it is a PyTorch profile that holds a batch but none of its tasks: {HOW_TO_PROFILE}")
+        tasks.sort(key=attrgetter("id"))
+        on_gpu = batch.origin.startswith("real GPU")
+        times = self._device_times(tasks) if on_gpu else {task.id: (task.start_ns, task.end_ns) for task in tasks}
+        times, clipped_ns = _one_after_another(tasks, times)
+        metadata = {"origin": batch.origin, "source": "PyTorch profiler", "batches": len(self._batches)}
+        if clipped_ns:
+            metadata["clipped_ns"] = clipped_ns
+        return Trace(metadata, list(_spans(tasks, times, moved)))
+
+    def _device_times(self, tasks: list[_Task]) -> dict[int, tuple[int, int]]:
+        """When each task really ran: on a device's lane, when what it launched did."""
+        work = self._work_of(tasks)
+        if not work:
+            raise InputError("it holds no work of the GPU: profile with ProfilerActivity.CUDA among the activities")
+        times = {}
+        for task in tasks:
+            if task.lane not in DEVICE_LANES:
+                times[task.id] = (task.start_ns, task.end_ns)
+            elif task.id in work:
+                times[task.id] = (min(map(itemgetter(0), work[task.id])), max(map(itemgetter(1), work[task.id])))
+            else:
+                times[task.id] = (task.end_ns, task.end_ns)  # it launched nothing
+        return times
+
+    def _work_of(self, tasks: list[_Task]) -> dict[int, list[tuple[int, int]]]:
+        """The intervals of device work by the task whose range its launch lies in."""
+        ranges: defaultdict[_Thread, list[_Task]] = defaultdict(list)
+        for task in sorted(tasks, key=attrgetter("start_ns")):
+            ranges[task.thread].append(task)
+        found: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+        for work in self._device_work:
+            thread, time_ns = self._launches.get(work.correlation, ((NONE, NONE), NONE))
+            here = ranges.get(thread, [])
+            at = bisect_right(here, time_ns, key=attrgetter("start_ns")) - 1
+            if at >= 0 and time_ns <= here[at].end_ns:
+                found[here[at].id].append((work.start_ns, work.end_ns))
+        return found
+
+
+def _one_after_another(tasks: list[_Task], times: dict[int, tuple[int, int]]) -> tuple[dict[int, tuple[int, int]], int]:
+    """The times without overlaps on a lane, which works in order, and how much was clipped off in all.
+
+    Rounding makes overlaps of a nanosecond; clocks of a device and its host that differ could make longer ones.
+    """
+    free_at: dict[LaneId, int] = {}
+    in_order = {}
+    clipped_ns = 0
+    for task in tasks:
+        lane = (task.lane, task.key[1])
+        start_ns, end_ns = times[task.id]
+        begins_ns = max(start_ns, free_at.get(lane, start_ns))
+        free_at[lane] = max(end_ns, begins_ns)
+        in_order[task.id] = (begins_ns, free_at[lane])
+        clipped_ns += max(0, min(begins_ns, end_ns) - start_ns)
+    return in_order, clipped_ns
+
+
+def _spans(tasks: list[_Task], times: dict[int, tuple[int, int]], moved: dict[int, int]) -> Iterator[Span]:
+    first_ns = min(start_ns for start_ns, _ in times.values())
+    ends_ns = {id_: end_ns for id_, (_, end_ns) in times.items()}
+    before: dict[LaneId, int] = {}
+    for task in tasks:
+        op, rank, step, layer, micro_batch, page = task.key
+        lane = (task.lane, rank)
+        start_ns, end_ns = times[task.id]
+        last = before.get(lane, NONE)
+        cause = cause_of(start_ns, task.deps, last, ends_ns)
+        before[lane] = task.id
+        yield Span(
+            task.id, op, *lane, step, layer, micro_batch, page, start_ns - first_ns, end_ns - first_ns,
+            bytes=moved[task.id], waited_for="" if cause in (last, NONE) else DEPENDENCY, cause=cause,
+        )  # fmt: skip
+
+
+def _thread(event: dict[str, Any]) -> _Thread:
+    return (event["pid"], event["tid"])
+
+
+def _interval(event: dict[str, Any]) -> tuple[int, int]:
+    """Start and end in whole nanoseconds; the file has microseconds."""
+    start_ns = round(event["ts"] * 1000)
+    return start_ns, start_ns + round(event["dur"] * 1000)
