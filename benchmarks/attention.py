@@ -11,8 +11,8 @@ import time
 
 import torch
 
-from engine.attention import HostAttention
-from engine.bandwidth import MemoryReader
+from engine.attention.host import HostAttention
+from engine.calibration.measure.memory_bandwidth import MemoryReader
 
 SHAPES = {  # query heads, kv heads, head_dim
     "mixtral-8x7b": (32, 8, 128),

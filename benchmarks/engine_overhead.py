@@ -21,8 +21,8 @@ from engine_schedules import GIGA, PROMPT_TOKENS, make_model
 from transformers import PreTrainedModel
 
 import engine
-from engine.device.emulated import EmulatedDevice
-from engine.device.heap import keep_freed_memory
+from engine.device.emulated.device import EmulatedDevice
+from engine.device.emulated.heap import keep_freed_memory
 from sim.problem.policy import Policy
 
 

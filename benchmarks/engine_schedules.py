@@ -17,8 +17,8 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 import engine
-from engine.device.emulated import EmulatedDevice
-from engine.generate import RunResult
+from engine.device.emulated.device import EmulatedDevice
+from engine.generation.generate import RunResult
 from sim.problem.policy import Policy
 from sim.schedule.registry import by_name, registered
 from traces.trace import Trace

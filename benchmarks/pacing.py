@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from engine.device.emulated import EmulatedDevice
+from engine.device.emulated.device import EmulatedDevice
 from sim.schedule.task import LaneKind
 
 

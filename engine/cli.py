@@ -11,8 +11,8 @@ from traces.errors import InputError
 
 if TYPE_CHECKING:
     from engine.device.base import Device
-    from engine.generate import RunResult
-    from engine.plan import Plan
+    from engine.generation.generate import RunResult
+    from engine.planning import Plan
     from sim.problem.policy import Policy
     from sim.schedule.base import Schedule
 
@@ -98,9 +98,9 @@ def _calibrate(args: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     from engine.calibration import command
-    from engine.calibration.calibrate import calibrate
-    from engine.load import load_model
-    from engine.select import open_device
+    from engine.calibration.calibration import calibrate
+    from engine.device.open import open_device
+    from engine.generation.checkpoint import load_model
 
     command.check_out(args.out)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -114,7 +114,7 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     """Generate for every request of a file; results are appended as each batch ends."""
-    from engine.select import open_device
+    from engine.device.open import open_device
     from sim.schedule.registry import by_name
 
     schedule = by_name(args.schedule)
@@ -139,8 +139,8 @@ def _run_file(
     from tqdm import tqdm  # type: ignore[import-untyped]
     from transformers.utils import logging
 
-    from engine.load import find_tokenizer, load_model
-    from engine.serve import RequestFile
+    from engine.generation.checkpoint import find_tokenizer, load_model
+    from engine.generation.request_file import RequestFile
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one bar is enough: ours
 
@@ -185,9 +185,9 @@ def _plans(args: argparse.Namespace) -> bool:
 def _plan(
     args: argparse.Namespace, model: Any, schedule: "Schedule", prompt_tokens: list[int], device: "Device"
 ) -> "Plan":
-    from engine.calibration.calibrate import calibrate
+    from engine.calibration.calibration import calibrate
     from engine.calibration.command import bar
-    from engine.plan import plan
+    from engine.planning import plan
     from sim.problem.machine.hardware import Hardware
 
     if args.plan_for:
@@ -226,7 +226,7 @@ def _policy(args: argparse.Namespace, schedule: "Schedule") -> "Policy":
 
 
 def _device(args: argparse.Namespace) -> "Device":
-    from engine.select import make_device
+    from engine.device.open import make_device
 
     given = {
         "h2d_bytes_per_s": _scaled(args.h2d_gbs),
@@ -258,6 +258,6 @@ def _check_paths(args: argparse.Namespace) -> None:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from engine.demo import demo
+    from engine.generation.demo import demo
 
     return demo(args.folder, args.schedule, main)

@@ -11,7 +11,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Atten
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
 from transformers.models.mixtral.modeling_mixtral import MixtralAttention, eager_attention_forward
 
-from engine.attention import HostAttention, first_seen, unsupported
+from engine.attention.host import HostAttention, first_seen, unsupported
 
 
 def random(*shape, dtype=torch.float32, seed=0, scale=1.0):

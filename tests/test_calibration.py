@@ -10,22 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import engine
-from engine.calibration.calibrate import calibrate, described, fitted, measure
-from engine.calibration.contention import contended
-from engine.calibration.fit import GROUPS, fit_all
-from engine.calibration.handover import hand_overs_s
-from engine.calibration.machine import ROOM, settled, unfitted
-from engine.calibration.measured import Measured, repeated
-from engine.calibration.places import second_place
-from engine.calibration.probes import FEW_REPEATS, probe
-from engine.calibration.ratios import with_ratios
-from engine.calibration.rounds import Round, median_probes, median_second_place
-from engine.calibration.samples import MAX_TOKENS, Sample, conditions, run_all, samples_of
-from engine.calibration.truncate import first_layers, layers_to_measure
-from engine.calibration.turns import measured_slowdowns, with_turns
+from engine.calibration.calibration import calibrate, described, fitted, measure
+from engine.calibration.fit.contention import contended
+from engine.calibration.fit.hand_over import hand_overs_s
+from engine.calibration.fit.interference import measured_slowdowns, with_turns
+from engine.calibration.fit.machine import ROOM, settled, unfitted
+from engine.calibration.fit.ratios import with_ratios
+from engine.calibration.fit.roofs import GROUPS, fit_all
+from engine.calibration.measure.first_layers import first_layers, layers_to_measure
+from engine.calibration.measure.measured import Measured, repeated
+from engine.calibration.measure.probes import FEW_REPEATS, probe
+from engine.calibration.measure.rounds import Round, median_probes, median_second_place
+from engine.calibration.measure.runs import MAX_TOKENS, Sample, conditions, run_all, samples_of
+from engine.calibration.measure.split_experts import second_place
 from engine.cli import main
-from engine.demo import make_model
-from engine.device.emulated import EmulatedDevice
+from engine.device.emulated.device import EmulatedDevice
+from engine.generation.demo import make_model
 from sim.cost.durations import GROWS_WITH_CONTEXT
 from sim.problem.machine.hardware import AtTokens, Hardware
 from sim.problem.machine.quantity import Basis, Quantity
@@ -186,7 +186,7 @@ def test_a_ratio_that_is_far_off_is_cut_and_says_so(start, model):
 
 def test_a_second_place_costs_what_it_adds_to_the_first(model, device, monkeypatch):
     pairs = iter([(9.0, 9.0), *((1.0, 1.0 + 0.1 * at) for at in range(5))])
-    monkeypatch.setattr("engine.calibration.places._Places.seconds", lambda *_, **__: next(pairs))
+    monkeypatch.setattr("engine.calibration.measure.split_experts._Places.seconds", lambda *_, **__: next(pairs))
     found = second_place(model, described(model), device, 1)
     assert (found.median, found.count) == (pytest.approx(0.2), 5)
 
@@ -354,7 +354,7 @@ def test_the_command_refuses_a_bad_name_before_it_measures(out, named, tmp_path,
 
 def test_progress_is_told_to_the_end(model, device, probes, monkeypatch):
     told = []
-    monkeypatch.setattr("engine.calibration.calibrate.probe", lambda *_: probes)
+    monkeypatch.setattr("engine.calibration.calibration.probe", lambda *_: probes)
     calibrate(model, device, quick=True, progress=lambda done, total, doing: told.append((done, total)))
     assert told[0][0] == 0
     assert told[-1][0] == told[-1][1]
@@ -368,7 +368,7 @@ def test_every_part_of_a_round_may_be_made_again(model, device, probes, monkeypa
         made.append(make())
         return make()
 
-    monkeypatch.setattr("engine.calibration.calibrate.probe", lambda *_: probes)
+    monkeypatch.setattr("engine.calibration.calibration.probe", lambda *_: probes)
     found = measure(model, device, planned, quick=True, attempt=twice)
     assert len(made) == 2 + len(planned)
     assert made[0] == probes

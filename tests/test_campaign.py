@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from engine.device.emulated import EmulatedDevice
+from engine.device.emulated.device import EmulatedDevice
 from sim.schedule.registry import registered
 from traces.files import chrome_writer as chrome
 from validation.campaign.analyse import analyse

@@ -12,14 +12,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.bandwidth import MemoryReader
+from engine.calibration.measure.memory_bandwidth import MemoryReader
 from engine.device.base import ALIGNMENT_BYTES, pinned_footprint_bytes
-from engine.device.clock import ANCHOR_EVERY_NS, WIDEST_WINDOW_NS, DeviceClock
-from engine.device.cuda import CudaDevice
-from engine.device.emulated import EmulatedDevice
+from engine.device.cuda.clock import ANCHOR_EVERY_NS, WIDEST_WINDOW_NS, DeviceClock
+from engine.device.cuda.device import CudaDevice
+from engine.device.emulated.device import EmulatedDevice
+from engine.device.emulated.paced_copy import _rows
+from engine.device.emulated.threads import BEHIND
 from engine.device.ledger import DeviceOutOfMemory, Ledger, OutOfMemory, PinnedOutOfMemory
-from engine.device.paced_copy import _rows
-from engine.device.threads import BEHIND
 from sim.schedule.task import LaneKind
 from traces.errors import InputError
 

@@ -11,9 +11,9 @@ from engine_models import reference
 
 import engine
 from engine.cli import main
-from engine.demo import make_model
-from engine.load import load_model, load_tokenizer
-from engine.requests import Results, read_requests
+from engine.generation.checkpoint import load_model, load_tokenizer
+from engine.generation.demo import make_model
+from engine.generation.requests import Results, read_requests
 from traces.files.chrome_reader import read
 
 NEW = 4
@@ -147,7 +147,7 @@ def test_openai_batch_format(folder, command, tmp_path):
 
 
 def test_an_interrupted_run_resumes_and_repeats_nothing(command, tmp_path, monkeypatch):
-    from engine import serve
+    from engine.generation import request_file as serve
 
     lines = [{"prompt": text} for text in TEXTS]
     whole = command(lines)

@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from engine.device.emulated import EmulatedDevice
-from engine.device.host import HostMark
-from engine.executor import Executor, TaskError
-from engine.queue import DeadlockError, TaskQueue
+from engine.device.emulated.device import EmulatedDevice
+from engine.device.host_lane import HostMark
+from engine.lanes.executor import Executor, TaskError
+from engine.lanes.task_queue import DeadlockError, TaskQueue
 from sim.schedule.registry import by_name, registered
 from sim.schedule.shape import PipelineShape
 from sim.schedule.task import CPU, GPU, H2D, Op, Task

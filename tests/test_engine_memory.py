@@ -6,11 +6,11 @@ from engine_models import PROMPTS, make, make_prompts
 from torch import nn
 
 import engine
-from engine.anatomy import Anatomy, OwnedParameter
-from engine.device.emulated import EmulatedDevice
-from engine.experts import lean_gates
-from engine.kvcache import KeysValues, LayerCache, Store, cache_for
-from engine.weights import StreamedLayer, WeightStream
+from engine.device.emulated.device import EmulatedDevice
+from engine.memory.weights import StreamedLayer, WeightStream
+from engine.model.anatomy import Anatomy, OwnedParameter
+from engine.model.experts import lean_gates
+from engine.model.kvcache import KeysValues, LayerCache, Store, cache_for
 from sim.cost.memory import plan_memory
 from sim.problem.batch import Batch, MicroBatch
 from sim.problem.model.model import Model

@@ -8,10 +8,10 @@ import torch
 from engine_models import PROMPTS, VOCAB, make, reference
 
 import engine
-from engine.device.emulated import EmulatedDevice, EmulatedLane
+from engine.device.emulated.device import EmulatedDevice, EmulatedLane
 from engine.device.ledger import DeviceOutOfMemory
-from engine.executor import TaskError
-from engine.session import Session
+from engine.generation.session import Session
+from engine.lanes.executor import TaskError
 from sim.problem.model.model import Model
 from sim.problem.policy import Policy
 from sim.schedule.base import Schedule

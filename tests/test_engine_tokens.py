@@ -9,7 +9,7 @@ from engine_models import FAMILIES, PROMPTS, make, make_prompts, reference
 from hypothesis import given, settings, strategies
 
 import engine
-from engine.device.emulated import EmulatedDevice, EmulatedLane
+from engine.device.emulated.device import EmulatedDevice, EmulatedLane
 from sim.problem.policy import Policy
 from sim.schedule.registry import by_name, registered
 

@@ -12,8 +12,8 @@ from torch.autograd import profiler
 from torch.profiler import ProfilerActivity, profile
 
 import engine
-from engine.device.emulated import EmulatedDevice
-from engine.executor import Executor
+from engine.device.emulated.device import EmulatedDevice
+from engine.lanes.executor import Executor
 from sim.schedule.task import CPU, GPU, H2D, Op, Task
 from traces.errors import InputError
 from traces.files import pytorch_profile as kineto

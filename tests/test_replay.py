@@ -10,7 +10,7 @@ from engine_models import PROMPTS, make, make_prompts
 from sim_examples import few_layers, made_setup, round_machine, with_hand_over
 
 import engine
-from engine.device.emulated import EmulatedDevice
+from engine.device.emulated.device import EmulatedDevice
 from sim.cost.setup import Setup
 from sim.problem.batch import Batch, MicroBatch
 from sim.problem.machine.hardware import Hardware

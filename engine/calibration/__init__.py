@@ -1,1 +1,1 @@
-"""Measures this machine for a model: the numbers that the simulator needs, each with how it was found."""
+"""The machine at hand in numbers: what is measured, and the machine that is made of it."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from traces.errors import InputError
 
 if TYPE_CHECKING:
-    from engine.calibration.calibrate import Calibration, Progress
+    from engine.calibration.calibration import Calibration, Progress
 
 EXAMPLES = (
     "python -m engine calibrate --model ./model --out machine.toml",

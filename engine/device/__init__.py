@@ -1,1 +1,1 @@
-"""Devices: a memory with accounts and lanes that work in order, on a real accelerator or an emulated one."""
+"""The device and the host beside it: memories with accounts, and lanes that work in order of issue."""

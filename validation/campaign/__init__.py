@@ -1,1 +1,1 @@
-"""A campaign: calibrate, run the engine over a grid, predict each run from the calibration alone, and report."""
+"""Many runs of our own engine, predicted from a calibration alone."""

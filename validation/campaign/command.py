@@ -115,7 +115,7 @@ def _execute(campaign: "Campaign") -> None:
 
 
 def _device(args: argparse.Namespace) -> "Device":
-    from engine.select import make_device
+    from engine.device.open import make_device
 
     options: dict[str, Any] = {"memory_bytes": int(args.device_memory_gb * GIGA)}
     if args.device == "emulated":

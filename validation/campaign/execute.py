@@ -13,12 +13,12 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 import engine
-from engine.calibration.calibrate import fitted, measure, planned_for
-from engine.calibration.rounds import Round
-from engine.calibration.samples import Attempt, once
+from engine.calibration.calibration import fitted, measure, planned_for
+from engine.calibration.measure.rounds import Round
+from engine.calibration.measure.runs import Attempt, once
 from engine.device.base import Device
-from engine.device.emulated import EmulatedDevice
-from engine.plan import Plan, plan
+from engine.device.emulated.device import EmulatedDevice
+from engine.planning import Plan, plan
 from sim.problem.machine.hardware import Hardware
 from sim.schedule.registry import registered
 from traces.errors import InputError

@@ -1,1 +1,1 @@
-"""Published throughputs of others: predicted from machines whose few unknown rates are fitted to some of the rows."""
+"""Published runs of other systems, predicted."""

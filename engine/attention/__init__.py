@@ -1,0 +1,1 @@
+"""Decode attention on the host, beside the KV cache."""

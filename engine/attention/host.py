@@ -1,0 +1,208 @@
+"""Attention of decode on the host: one query token per request, where the KV cache is, at the speed of its memory.
+
+Requests see ragged contexts: prompts padded on the left have an offset each, and padding is neither read nor computed.
+Keys and values are float32, float16 or bfloat16; all sums are in float32. What the kernel lacks (`unsupported`) is for
+the model's own attention.
+"""
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from engine.attention.kernel import Array, Strides, attend, scratch_for
+from engine.device.emulated.threads import check_thread_count
+
+BITS = {torch.float32: torch.float32, torch.float16: torch.uint16, torch.bfloat16: torch.int16}
+"""Element types that the kernel takes, and as what NumPy, which has no bfloat16, sees their bits."""
+
+JOBS_PER_THREAD = 4
+"""Pieces of work that threads take turns at, so that one that is held up does not hold up the rest."""
+
+
+class HostAttention:
+    """Decode attention with `threads` threads, the caller's included. Use from one thread; close after use."""
+
+    def __init__(self, threads: int = 1) -> None:
+        self.threads = check_thread_count("attention threads", threads)
+        self._helpers = ThreadPoolExecutor(threads - 1, "attention") if threads > 1 else None
+
+    def __call__(
+        self,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        first_seen: torch.Tensor | None = None,
+        scaling: float | None = None,
+    ) -> torch.Tensor:
+        """Softmax attention of each request's newest token over its tokens `first_seen` to the last.
+
+        query [requests, query_heads, head_dim]; keys, values [requests, kv_heads, tokens, head_dim], the newest token's
+        included, views of larger buffers welcome; first_seen [requests], None: everything; scaling, None:
+        1 / sqrt(head_dim). Returns [requests, query_heads, head_dim] in the query's dtype.
+        Raises ValueError for shapes or types that `unsupported` refuses.
+        """
+        reason = _unsupported_tensors(query, keys, values)
+        if reason:
+            raise ValueError(f"attention on the host: {reason}")
+        requests, kv_heads, tokens, head_dim = keys.shape
+        group = query.shape[1] // kv_heads
+        starts = _starts(first_seen, requests, tokens)
+        scale = np.float32(head_dim**-0.5 if scaling is None else scaling)
+        out = np.empty((requests, kv_heads, group, head_dim), np.float32)
+        problem = (_bits(query.contiguous()), scale, *_rows(keys), *_rows(values), starts, tokens, out)
+
+        def work(jobs: Iterator[tuple[int, int]]) -> None:
+            scratch = scratch_for(group, head_dim, tokens - int(starts.min()))
+            for first, last in jobs:
+                attend(*problem, first, last, scratch)
+
+        self._share_out(work, requests * kv_heads)
+        return torch.from_numpy(out).view(query.shape).to(query.dtype)
+
+    def prepare(self, dtype: torch.dtype) -> None:
+        """Compiles for keys and values of `dtype`, or loads what was compiled before: seconds that decode is spared."""
+        keys = torch.zeros(1, 1, 1, 1, dtype=dtype)
+        self(keys[0], keys, keys)
+
+    def close(self) -> None:
+        """Ends the helper threads."""
+        if self._helpers is not None:
+            self._helpers.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _share_out(self, work: Callable[[Iterator[tuple[int, int]]], None], items: int) -> None:
+        """Has all threads work off `items`, in pieces that they take turns at."""
+        if self._helpers is None:
+            work(iter([(0, items)]))
+            return
+        jobs = iter(_split(items, self.threads * JOBS_PER_THREAD))  # list iterators hand out each entry once
+        helping = [self._helpers.submit(work, jobs) for _ in range(self.threads - 1)]
+        try:
+            work(jobs)
+        finally:
+            for helper in helping:
+                helper.result()
+
+
+def unsupported(
+    module: nn.Module, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, kwargs: Mapping[str, Any]
+) -> str:
+    """Why the kernel cannot stand in for the attention of `module` in decode; empty if it can.
+
+    query [requests, query_heads, 1, head_dim] and `kwargs` as the module hands them to its attention function. The
+    module's own eager attention must be the library's standard function, to the last instruction: sinks, soft caps
+    and whatever a model adds show there. The mask is not looked at: `first_seen` does that.
+    """
+    if query.dim() != 4 or query.shape[2] != 1:
+        return f"a query of shape {list(query.shape)}: one token per request is needed"
+    if not _is_standard(_eager_attention(module)):
+        return f"{type(module).__name__} has an attention function of its own"
+    for name in ("sliding_window", "s_aux", "softcap", "position_bias"):
+        if kwargs.get(name) is not None:
+            return f"{name} is set"
+    if kwargs.get("dropout") or kwargs.get("output_attentions"):
+        return "dropout or attention weights are asked for"
+    return _unsupported_tensors(query[:, :, 0], keys, values)
+
+
+def first_seen(mask: torch.Tensor | None, requests: int, tokens: int) -> torch.Tensor | None:
+    """The first token that each request sees: int64 [requests] on the host; None if that does not describe the mask.
+
+    `mask` [requests or 1, 1, 1, tokens or more] as a model hands it to attention: bool (True is seen), or added to
+    scores (0 is seen). It must let every request see all tokens from some token on, and hide those before.
+    """
+    if mask is None:
+        return torch.zeros(requests, dtype=torch.int64)
+    if mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[2] != 1 or mask.shape[3] < tokens:
+        return None
+    mask = mask[:, 0, 0, :tokens].cpu()
+    seen = mask if mask.dtype == torch.bool else mask == 0
+    if mask.dtype != torch.bool and not (seen | (mask <= torch.finfo(mask.dtype).min / 2)).all():
+        return None  # a bias on some scores
+    starts = tokens - seen.sum(1)
+    if bool((starts == tokens).any()) or not torch.equal(seen, torch.arange(tokens) >= starts[:, None]):
+        return None
+    return starts.expand(requests).contiguous()
+
+
+def _unsupported_tensors(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> str:
+    """`query` [requests, query_heads, head_dim]."""
+    if keys.shape != values.shape:
+        return f"keys {list(keys.shape)} and values {list(values.shape)} differ in shape"
+    if query.dim() != 3 or keys.dim() != 4 or query.shape[0] != keys.shape[0] or query.shape[2] != keys.shape[3]:
+        return f"a query of shape {list(query.shape)} does not fit keys of shape {list(keys.shape)}"
+    if 0 in keys.shape:
+        return f"keys of shape {list(keys.shape)} are empty"
+    if query.shape[1] % keys.shape[1]:
+        return f"{query.shape[1]} query heads cannot be shared out over {keys.shape[1]} kv heads"
+    if query.dtype not in BITS or keys.dtype not in BITS or values.dtype != keys.dtype:
+        return f"types {query.dtype}, {keys.dtype}, {values.dtype}: float32, float16 or bfloat16 are needed"
+    return ""
+
+
+def _eager_attention(module: nn.Module) -> object:
+    """The function that computes this module's attention step by step: it stands beside the module's class."""
+    beside = (vars(sys.modules[kind.__module__]) for kind in type(module).__mro__)
+    return next((names["eager_attention_forward"] for names in beside if "eager_attention_forward" in names), None)
+
+
+def _is_standard(eager: object) -> bool:
+    """Whether this does what the library's plain attention does: matmul, scale, add the mask, softmax, matmul."""
+    from transformers.models.llama import modeling_llama as standard
+
+    own_repeat = getattr(eager, "__globals__", {}).get("repeat_kv")
+    return _same_code(eager, standard.eager_attention_forward) and _same_code(own_repeat, standard.repeat_kv)
+
+
+def _same_code(one: object, other: object) -> bool:
+    def content(function: object) -> tuple[object, ...] | None:
+        code = getattr(function, "__code__", None)
+        return code and (code.co_code, code.co_consts, code.co_names, code.co_varnames)
+
+    return content(one) is not None and content(one) == content(other)
+
+
+def _starts(first_seen: torch.Tensor | None, requests: int, tokens: int) -> Array:
+    if first_seen is None:
+        return np.zeros(requests, np.int64)
+    starts: Array = first_seen.to("cpu", torch.int64).contiguous().numpy()
+    if starts.shape != (requests,) or starts.min() < 0 or starts.max() >= tokens:
+        raise ValueError(f"first_seen = {starts.tolist()} for {requests} requests: each needs 0 to {tokens - 1}")
+    return starts
+
+
+def _bits(tensor: torch.Tensor) -> Array:
+    """The tensor as NumPy sees it: without a copy, and without torch's threads, which would spin beside ours."""
+    return tensor.detach().view(BITS[tensor.dtype]).numpy()
+
+
+def _rows(tensor: torch.Tensor) -> tuple[Array, Strides]:
+    """The memory that [requests, heads, tokens, dim] lies in as rows of dim, and the rows from one to the next."""
+    dim = tensor.shape[-1]
+    *outer, inner = tensor.stride()
+    if inner != 1 or any(stride % dim for stride in outer):
+        tensor = tensor.contiguous()
+        *outer, inner = tensor.stride()
+    strides = tuple(stride // dim for stride in outer)
+    num_rows = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=False))
+    return _bits(tensor.as_strided((num_rows, dim), (dim, 1))), strides  # type: ignore[return-value]
+
+
+def _split(items: int, jobs: int) -> list[tuple[int, int]]:
+    """Items 0 to `items` - 1 as `jobs` runs of about one length, without empty ones."""
+    cuts = sorted({items * job // jobs for job in range(jobs + 1)})
+    return list(itertools.pairwise(cuts))

@@ -1,0 +1,39 @@
+"""How long after a task's end another lane notices it: from the same short runs as everything else."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from engine.calibration.measure.measured import Measured
+from engine.calibration.measure.runs import Condition
+from sim.problem.machine.hardware import Hardware
+from sim.problem.model.model import Model
+from sim.simulation.gaps import gaps_between
+from traces.trace import Span
+
+
+def hand_overs_s(model: Model, condition: Condition, spans: Iterable[Span]) -> list[float]:
+    """Seconds between lanes in one run of a condition: each task that waited for another lane last.
+
+    `model` is as it was run, with its first layers only.
+    """
+    steps = condition.schedule.steps(condition.shape(model), 0, condition.batch.gen_len)
+    tasks = [task for step in steps for task in step]
+    gaps = gaps_between(tasks, {span.key: span for span in spans})
+    return [gap / 1e9 for (before, after), found in gaps.items() if before != after for gap in found]
+
+
+def with_hand_over(
+    hardware: Hardware, model: Model, planned: Sequence[Condition], runs: Sequence[Sequence[Sequence[Span]]]
+) -> Hardware:
+    """The machine with the median over the runs that keep several lanes busy. `runs[i][at]`: round i, condition at."""
+    found = [
+        seconds
+        for one in runs
+        for condition, spans in zip(planned, one, strict=True)
+        if not condition.alone
+        for seconds in hand_overs_s(model, condition, spans)
+    ]
+    if not found:
+        return hardware
+    measured = Measured.of(found, "from a task's end to the start of what waited for it on another lane")
+    return replace(hardware, hand_over_s=measured.quantity("us", 1e-6))

@@ -1,0 +1,147 @@
+"""A `Hardware` from what was measured, every number with its source; what cannot be measured here says so."""
+
+import os
+import platform
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.calibration.measure.measured import Measured
+from engine.calibration.measure.probes import Probes
+from engine.device.base import Device
+from engine.device.emulated.device import EmulatedDevice
+from sim.problem.machine.hardware import Efficiency, Emulation, Hardware, Link, Memory, Processor
+from sim.problem.machine.quantity import Basis, Quantity
+
+ROOM = 4.0
+"""Times the measured peaks that rates may reach in a fit: weights that stay in caches are read faster than memory."""
+
+PINNED_SHARE = 0.5
+
+
+def host_memory_bytes() -> int:
+    """Physical memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def host_facts() -> str:
+    """The processor, its cores, the memory and the versions that a measurement belongs to."""
+    cores, memory = os.cpu_count() or 1, host_memory_bytes() / 2**30
+    return (
+        f"{_cpu_name()}, {cores} cores, {memory:.1f} GiB, Python {platform.python_version()}, torch {torch.__version__}"
+    )
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.machine()
+
+
+def unfitted(name: str, device: Device, probes: Probes, second_place: Measured | None = None) -> Hardware:
+    """The machine as the probes see it, with every class of work at the start of its fit.
+
+    `second_place` is what experts take longer in two places: the fixed time of their class, which is not fitted then.
+    """
+    link = probes.link
+    emulated = isinstance(device, EmulatedDevice)
+    peak = Quantity(max(link.h2d.high, link.d2h.high) / 1e9, "GB/s", Basis.MEASURED, "the faster direction of the link")
+    return Hardware(
+        name=name,
+        description=f"{device.origin} on {host_facts()}",
+        num_devices=1,
+        pinned_bytes=_pinned(),
+        pin_bytes_per_s=probes.host_copy.quantity("GB/s", 1e9),
+        device=_device(_roomy(probes.device_peak.quantity("GFLOPS", 1e9)), second_place),
+        device_memory=Memory(
+            Quantity(float(device.memory_bytes), "B", Basis.MEASURED, "memory that the device was given"),
+            _roomy(probes.device_read.quantity("GB/s", 1e9)),
+        ),
+        host=_host(probes.host_peak.quantity("GFLOPS", 1e9)),
+        host_memory=Memory(
+            Quantity(float(host_memory_bytes()), "B", Basis.MEASURED, "physical memory of the host"),
+            probes.host_read.quantity("GB/s", 1e9),
+        ),
+        link=Link(
+            peak_bytes_per_s=peak,
+            h2d_bytes_per_s=link.h2d.quantity("GB/s", 1e9),
+            d2h_bytes_per_s=link.d2h.quantity("GB/s", 1e9),
+            duplex_bytes_per_s=link.together.quantity("GB/s", 1e9),
+            h2d_pageable_bytes_per_s=link.h2d_pageable.quantity("GB/s", 1e9),
+            d2h_pageable_bytes_per_s=link.d2h_pageable.quantity("GB/s", 1e9),
+            latency_s=link.latency.quantity("us", 1e-6),
+        ),
+        emulation=_emulation() if emulated else None,
+    )
+
+
+def _pinned() -> Quantity:
+    source = "half of the host's memory: more page-locked memory starves the system"
+    return Quantity(PINNED_SHARE * host_memory_bytes(), "B", Basis.ASSUMED, source)
+
+
+def _roomy(measured: Quantity) -> Quantity:
+    return measured.replaced(measured * ROOM, measured.source, Basis.MEASURED)
+
+
+def _device(peak: Quantity, second_place: Measured | None) -> Processor:
+    made = Processor(peak, _nothing(), _nothing(), *(_to_be_fitted() for _ in range(5)))
+    if second_place is None:
+        return made
+    found = second_place.quantity("us", 1e-6)
+    latency = found.replaced(max(0.0, found), found.source, found.basis)
+    return replace(made, experts=replace(made.experts, latency_s=latency))
+
+
+def _host(peak: Quantity) -> Processor:
+    """Only attention runs on the host: its memory share is fitted, the rest is there because files need it."""
+    whole = Quantity(1.0, "1", Basis.ASSUMED, "not measured: only attention runs on the host, bound by memory")
+    every = Efficiency(whole, whole)
+    return Processor(peak, _nothing(), _nothing(), every, every, every, decode_attention=every)
+
+
+def _nothing() -> Quantity:
+    return Quantity(0.0, "us", Basis.ASSUMED, "no cost of its own was found")
+
+
+def _to_be_fitted() -> Efficiency:
+    source = "no task showed it: a guess"
+    share, latency = (Quantity(value, unit, Basis.ASSUMED, source) for value, unit in ((0.1, "1"), (100.0, "us")))
+    return Efficiency(share, share, latency, share)
+
+
+def _emulation() -> Emulation:
+    source = "no run showed tasks both alone and beside others"
+    return Emulation(*(Quantity(value, "1", Basis.ASSUMED, source) for value in (0.2, 1.0)))
+
+
+def settled(hardware: Hardware) -> Hardware:
+    """The machine after its fit: the device's peaks come down to what was measured or, if that is more, reached."""
+    device, memory = hardware.device, hardware.device_memory
+    classes = {name: getattr(device, name) for name in ("gemm", "experts", "attention", "head", "decode_attention")}
+    compute = max(1 / ROOM, *(float(one.compute) for one in classes.values()))
+    traffic = max(1 / ROOM, *(float(one.memory) for one in classes.values()))
+    shares: dict[str, Any] = {
+        name: replace(one, compute=_part(one.compute, compute), memory=_part(one.memory, traffic))
+        for name, one in classes.items()
+    }
+    return replace(
+        hardware,
+        device=replace(device, peak_flops_per_s=_reached(device.peak_flops_per_s, compute), **shares),
+        device_memory=replace(memory, bandwidth_bytes_per_s=_reached(memory.bandwidth_bytes_per_s, traffic)),
+    )
+
+
+def _part(share: Quantity, of: float) -> Quantity:
+    return share.replaced(min(1.0, share / of), share.source, share.basis)
+
+
+def _reached(roomy: Quantity, share: float) -> Quantity:
+    above = share > 1 / ROOM
+    source = f"the highest rate that a class of work reached; above the {roomy.source}" if above else roomy.source
+    return roomy.replaced(roomy * share, source, Basis.MEASURED)

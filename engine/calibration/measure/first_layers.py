@@ -1,0 +1,54 @@
+"""A model cut down to its first layers for a while: enough to measure how long each op takes, and quick to run."""
+
+import contextlib
+from collections.abc import Iterator
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from engine.model.anatomy import Anatomy
+
+USUAL_LAYERS = 6
+"""Layers that a calibration runs: several measurements of each op in a step."""
+
+ROOM_SHARE = 0.7
+"""Share of the device's memory that the weights of a calibration may take."""
+
+
+def layers_to_measure(model: PreTrainedModel, device_bytes: int) -> int:
+    """How many layers to run: the first ones, one with experts at least, and no more than fit the device."""
+    anatomy = Anatomy.of(model)
+    sizes = [sum(one.tensor.nbytes for one in anatomy.parameters(i)) for i in range(len(anatomy.layers))]
+    least = 1 + next(i for i, experts in enumerate(anatomy.experts) if experts)
+    rest = sum(parameter.nbytes for parameter in model.parameters()) - sum(sizes)
+    count = max(least, min(USUAL_LAYERS + least - 1, len(sizes)))
+    while count > least and rest + sum(sizes[:count]) > ROOM_SHARE * device_bytes:
+        count -= 1
+    return count
+
+
+@contextlib.contextmanager
+def first_layers(model: PreTrainedModel, count: int) -> Iterator[None]:
+    """While entered, the model has only its first `count` layers, and its configuration says so."""
+    anatomy, config = Anatomy.of(model), model.config.get_text_config(decoder=True)
+    holder, name = _holder(model, anatomy.layers)
+    whole, before = getattr(holder, name), dict(vars(config))
+    setattr(holder, name, nn.ModuleList(whole[:count]))
+    config.num_hidden_layers = count
+    for key in ("layer_types", "mlp_layer_types"):
+        if isinstance(before.get(key), list):
+            setattr(config, key, before[key][:count])
+    try:
+        yield
+    finally:
+        setattr(holder, name, whole)
+        vars(config).update(before)
+
+
+def _holder(model: PreTrainedModel, layers: tuple[nn.Module, ...]) -> tuple[nn.Module, str]:
+    """The module that has the list of layers as an attribute, and the attribute's name."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == len(layers) and child[0] is layers[0]:
+                return module, name
+    raise RuntimeError(f"{type(model).__name__}: its list of layers has no holder")

@@ -1,0 +1,206 @@
+"""Short runs of the engine whose tasks are the measurements that rates are fitted to.
+
+Most runs have one micro-batch and all experts on the device, so that nothing runs beside the task that is measured:
+over several micro-batch sizes and prompt lengths they show how each op grows with tokens, requests and context. The
+others stream weights and KV cache, and show the copies, and what CPU attention and the weight stream cost each other.
+"""
+
+import os
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from engine.device.base import Device
+from engine.generation.generate import run
+from sim.cost.durations import GROWS_WITH_CONTEXT, CostModel
+from sim.problem.batch import Batch, MicroBatch
+from sim.problem.machine.hardware import Hardware
+from sim.problem.model.model import Model
+from sim.problem.policy import Policy
+from sim.schedule.base import Schedule
+from sim.schedule.registry import by_name
+from sim.schedule.shape import PipelineShape
+from sim.schedule.task import Lane, LaneKind, Op, Task
+from traces.trace import Span
+
+T = TypeVar("T")
+
+STEPS = 5
+"""Tokens generated in each run: four decode steps."""
+
+MAX_TOKENS = 1024
+"""Prompt tokens of the largest run."""
+
+SIZES = (1, 4, 16, 64)
+PROMPTS = (8, 64, 256)
+QUICK_SIZES = (1, 16)
+QUICK_PROMPTS = (8, 64)
+UNSETTLED_LAYERS = 2
+STREAMED_MICRO_BATCHES = 3
+BUSY_MICRO_BATCHES = 8
+"""So many keep the device busy all the time while weights stream, where a few would wait for the weights."""
+
+
+class Attempt(Protocol):
+    """Makes something by calling `make`, as often as it takes; returns what the last call made."""
+
+    def __call__(self, make: Callable[[], T]) -> T: ...
+
+
+def once(make: Callable[[], T]) -> T:
+    """The simplest `Attempt`."""
+    return make()
+
+
+class Sample(NamedTuple):
+    """A task and what it took, over all tasks of the run that are alike. `run` is its index among the runs."""
+
+    run: int
+    task: Task
+    median_s: float
+    low_s: float
+    high_s: float
+    num_tasks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One short run: a schedule, a policy, and micro-batches of equal prompts."""
+
+    schedule: Schedule
+    policy: Policy
+    prompt_tokens: int
+    alone: bool
+    """Whether each task ran with nothing beside it."""
+
+    @property
+    def batch(self) -> Batch:
+        """What the simulator is told of it."""
+        rows, width = self.policy.micro_batch_size, self.prompt_tokens
+        one = MicroBatch(rows, rows * width, rows * width**2, width)
+        return Batch((one,) * self.policy.num_micro_batches, 0, STEPS)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Requests of a micro-batch, and tokens of each prompt."""
+        return self.policy.micro_batch_size, self.prompt_tokens
+
+    @property
+    def places(self) -> str:
+        """Where decode attention runs."""
+        return str(self.policy.attention)
+
+    def __str__(self) -> str:
+        policy = self.policy
+        return f"{self.schedule.name} {policy}, {self.prompt_tokens} prompt tokens, attention on the {self.places}"
+
+    def shape(self, model: Model) -> PipelineShape:
+        return self.policy.shape(self.schedule, model)
+
+    def costs(self, model: Model, hardware: Hardware) -> CostModel:
+        """The cost model of this run on a machine."""
+        return CostModel(self.schedule, self.shape(model), self.policy, model, self.batch, hardware)
+
+
+def host_cores() -> int:
+    """Cores of this machine."""
+    return os.cpu_count() or 1
+
+
+def threads_of(device: Device) -> tuple[int, int]:
+    """Threads that compute on the device if the host plays it, and threads of attention on the host."""
+    gpu, cpu = getattr(device, "gpu_threads", None), getattr(device, "cpu_threads", None)
+    return gpu or host_cores(), cpu or host_cores()
+
+
+def conditions(max_prompt_tokens: int, *, quick: bool = False) -> list[Condition]:
+    """The runs of a calibration, the small ones first; no prompt is longer than `max_prompt_tokens`."""
+    found: list[Condition] = []
+    for width in sorted({min(width, max_prompt_tokens) for width in (QUICK_PROMPTS if quick else PROMPTS)}):
+        for size in QUICK_SIZES if quick else SIZES:
+            if size * width <= MAX_TOKENS:
+                found += [_alone(size, width, place) for place in ("cpu", "gpu")]
+    found.sort(key=lambda one: one.batch.prompt_tokens)
+    width = min(64, max_prompt_tokens)
+    names = ("cgopipe",) if quick else ("cgopipe", "flexgen")
+    busy = _streaming(by_name("cgopipe"), 16, min(QUICK_PROMPTS[0], max_prompt_tokens), BUSY_MICRO_BATCHES)
+    return [*found, *(_streaming(by_name(name), 16, width) for name in names), busy]
+
+
+def _alone(size: int, width: int, place: str) -> Condition:
+    schedule = by_name("cgopipe")
+    policy = Policy.usual(
+        schedule, size, size, attention=place, experts_on_device=1.0, kv_on_device=1.0 if place == "gpu" else 0.0
+    )
+    return Condition(schedule, policy, width, alone=True)
+
+
+def _streaming(schedule: Schedule, size: int, width: int, micro_batches: int = STREAMED_MICRO_BATCHES) -> Condition:
+    policy = Policy.usual(schedule, micro_batches * size, size)
+    return Condition(schedule, policy, width, alone=False)
+
+
+def run_all(
+    model: PreTrainedModel,
+    device: Device,
+    planned: Sequence[Condition],
+    on_run: Callable[[Condition], None] = lambda condition: None,
+    attempt: Attempt = once,
+) -> list[list[Span]]:
+    """Run every condition once, after a run that warms up; the spans of each. `attempt` may make a run again."""
+    run_one(model, device, planned[0])
+    found: list[list[Span]] = []
+    for condition in planned:
+        on_run(condition)
+        found.append(attempt(partial(run_one, model, device, condition)))
+    return found
+
+
+def samples_of(runs: Iterable[Sequence[Span]]) -> list[Sample]:
+    """The samples of runs, in the order of their conditions; the spans of several rounds may stand together."""
+    return [one for at, spans in enumerate(runs) for one in _samples(at, spans)]
+
+
+def run_one(model: PreTrainedModel, device: Device, condition: Condition) -> list[Span]:
+    """Execute one condition; its spans."""
+    generator = torch.Generator().manual_seed(condition.prompt_tokens)
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    shape = (condition.policy.batch_size, condition.prompt_tokens)
+    prompts = torch.randint(0, vocabulary, shape, generator=generator).tolist()
+    return run(
+        model,
+        prompts,
+        condition.schedule,
+        condition.policy,
+        max_new_tokens=STEPS,
+        device=device,
+        min_new_tokens=STEPS,
+        do_sample=False,
+    ).trace.spans
+
+
+def _samples(at: int, spans: Iterable[Span]) -> Iterator[Sample]:
+    """Medians over layers, micro-batches and, where an op does not grow with the context, steps.
+
+    The first two layers of prefill are left out where there are others: the first pays for what is touched for the
+    first time, and in both the memory that tasks work with is measured (`engine.memory.activations`), which slows them down.
+    """
+    alike: dict[tuple[str, int, int, bool], list[Span]] = {}
+    for span in spans:
+        when = span.step if Op(span.op) in GROWS_WITH_CONTEXT else min(span.step, 1)
+        alike.setdefault((span.op, when, span.page, span.lane == "CPU"), []).append(span)
+    for group in alike.values():
+        settled = [span for span in group if span.step or not 0 <= span.layer < UNSETTLED_LAYERS] or group
+        seconds = sorted(span.duration_ns / 1e9 for span in settled)
+        low, _, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
+        yield Sample(at, _task(settled[-1]), statistics.median(seconds), low, high, len(seconds))
+
+
+def _task(span: Span) -> Task:
+    lane = Lane(LaneKind(span.lane), span.rank)
+    return Task(0, Op(span.op), lane, span.step, span.layer, span.micro_batch, span.page)

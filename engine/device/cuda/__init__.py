@@ -1,0 +1,1 @@
+"""A CUDA device: a stream for each lane."""

@@ -1,0 +1,105 @@
+"""A device for machines that have none: real tensors, real copies, real overlap, at stated speeds.
+
+Device memory is host memory with accounts. A transfer copies for real and takes as long as the stated bandwidth says,
+in the thread of its lane. The GPU lane is a thread with cores of its own. Results are emulated and say so.
+"""
+
+from typing import Self
+
+import torch
+
+from engine.device.base import Device, LaneContext
+from engine.device.emulated.heap import keep_freed_memory
+from engine.device.emulated.link import LinkUse, PacedLink
+from engine.device.emulated.threads import Cores, behind_copies, check_thread_count, cores_apart, on_cores, prompt_sleep
+from engine.device.host_lane import ThreadLane
+from sim.schedule.task import LaneKind
+
+
+class EmulatedLane(ThreadLane):
+    """A lane that is a thread, on a machine whose link is paced.
+
+    Lanes that compute on cores which copies use too let these go first: those of a real device need no core.
+    """
+
+    def __init__(
+        self,
+        kind: LaneKind,
+        threads: int,
+        default_threads: int,
+        cores: Cores | None,
+        h2d: PacedLink,
+        d2h: PacedLink,
+    ) -> None:
+        super().__init__(kind, threads, default_threads)
+        self._cores = cores
+        self._behind = {LaneKind.CPU, LaneKind.PIN} | ({LaneKind.GPU} if cores is None else set())
+        self._h2d = h2d
+        self._d2h = d2h
+
+    def __enter__(self) -> Self:
+        self._entered.enter_context(prompt_sleep())
+        self._entered.enter_context(on_cores(self._cores))
+        if self.kind in self._behind:
+            self._entered.enter_context(behind_copies())
+        return super().__enter__()
+
+    def copy_h2d(self, dst: torch.Tensor, src: torch.Tensor, *, pinned: bool = True) -> None:
+        self._h2d.transfer(dst, src, pinned)
+
+    def copy_d2h(self, dst: torch.Tensor, src: torch.Tensor, *, pinned: bool = True) -> None:
+        self._d2h.transfer(dst, src, pinned)
+
+
+class EmulatedDevice(Device):
+    """Host memory that plays device memory, behind a link of stated bandwidths.
+
+    A bandwidth of None is unthrottled; a pageable bandwidth of None equals the pinned one. Each direction carries one
+    transfer at a time; both together run at full speed each, as far as the host's memory allows. The process keeps the
+    memory that it frees from then on (`engine.device.emulated.heap`).
+    """
+
+    def __init__(
+        self,
+        h2d_bytes_per_s: float | None,
+        d2h_bytes_per_s: float | None,
+        memory_bytes: int,
+        gpu_threads: int = 1,
+        cpu_threads: int = 1,
+        *,
+        h2d_pageable_bytes_per_s: float | None = None,
+        d2h_pageable_bytes_per_s: float | None = None,
+    ) -> None:
+        super().__init__("emulated", "emulated device", torch.device("cpu"), memory_bytes)
+        keep_freed_memory()
+        self.h2d = PacedLink("h2d", h2d_bytes_per_s, h2d_pageable_bytes_per_s)
+        self.d2h = PacedLink("d2h", d2h_bytes_per_s, d2h_pageable_bytes_per_s)
+        self.gpu_threads = check_thread_count("gpu_threads", gpu_threads)
+        self.cpu_threads = check_thread_count("cpu_threads", cpu_threads)
+        self.cores = cores_apart(self.gpu_threads, self.cpu_threads)
+        """The device's cores and those of all other lanes; None where the machine has too few to tell them apart."""
+        self._default_threads = torch.get_num_threads()
+
+    def open_lane(self, kind: LaneKind) -> LaneContext:
+        threads = {LaneKind.GPU: self.gpu_threads, LaneKind.CPU: self.cpu_threads}.get(kind, 1)
+        cores = self.cores and self.cores[kind is not LaneKind.GPU]
+        return EmulatedLane(kind, threads, self._default_threads, cores, self.h2d, self.d2h)
+
+    def synchronize(self) -> None:
+        return
+
+    def link_use(self) -> dict[str, LinkUse]:
+        """What each direction carried, and how late it was."""
+        return {"H2D": self.h2d.use, "D2H": self.d2h.use}
+
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(shape, dtype=dtype)  # touches every page: the first copy must not pay for that
+
+    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def _lock_block(self, num_bytes: int) -> torch.Tensor:
+        return torch.zeros(num_bytes, dtype=torch.uint8)
+
+    def _unlock_block(self, block: torch.Tensor) -> None:
+        return

@@ -1,0 +1,1 @@
+"""Requests in, results and traces out."""

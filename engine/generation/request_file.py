@@ -1,0 +1,115 @@
+"""A file of requests through the engine: batch after batch, results appended as each batch ends."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from engine.device.base import Device
+from engine.generation.generate import BatchDone, RunResult, run
+from engine.generation.prompts import check_length, end_tokens
+from engine.generation.requests import Request, Results, error_line, in_order, output_line, read_requests
+from sim.problem.policy import Policy
+from sim.schedule.base import Schedule
+from traces.errors import InputError
+
+
+class RequestFile:
+    """The requests of one file and the results that it already has."""
+
+    def __init__(
+        self,
+        source: Path,
+        target: Path,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        max_new_tokens: int,
+        resume: bool,
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._max_new_tokens = max_new_tokens
+        self._requests = [self._checked(request) for request in read_requests(source, tokenizer)]
+        self._results = Results(target, self._requests, resume)
+        self.pending = list(in_order(self._requests, self._results.done))
+        self._taken = 0
+
+    @property
+    def errors(self) -> list[str]:
+        """Why lines were left out."""
+        return [request.error for request in self._requests if request.error]
+
+    @property
+    def resumed(self) -> int:
+        """Lines that have results."""
+        return self._results.done
+
+    @property
+    def prompt_tokens(self) -> list[int]:
+        """Prompt lengths of the requests that have no result yet."""
+        return [len(request.ids) for request in self.pending if request.ids is not None]
+
+    def run_nothing(self) -> None:
+        """Writes what is left to say where no request can be run."""
+        try:
+            self._append(len(self._requests), {})
+        finally:
+            self._results.close()
+
+    def run(
+        self,
+        schedule: Schedule,
+        policy: Policy,
+        device: Device,
+        progress: Callable[[int], None] | None = None,
+        **kwargs: Any,
+    ) -> RunResult:
+        """Runs what has no result yet. Raises InputError if results cannot be written."""
+        try:
+            result = run(
+                self._model,
+                [request.ids for request in self.pending if request.ids is not None],
+                schedule,
+                policy,
+                max_new_tokens=self._max_new_tokens,
+                device=device,
+                tokenizer=self._tokenizer,
+                progress=progress,
+                on_batch=self._write,
+                **kwargs,
+            )
+            self._append(len(self._requests), {})
+            return result
+        finally:
+            self._results.close()
+
+    def _checked(self, request: Request) -> Request:
+        if request.ids is None:
+            return request
+        try:
+            check_length(request.ids, "the prompt", self._max_new_tokens, self._model)
+        except InputError as error:
+            return replace(request, ids=None, error=f"line {request.line}: {error}")
+        return request
+
+    def _write(self, batch: BatchDone) -> None:
+        requests = self.pending[batch.first : batch.first + len(batch.result.sequences)]
+        lines = {
+            request.line: self._line(request, sequence)
+            for request, sequence in zip(requests, batch.result.sequences, strict=True)
+        }
+        stop = next(i for i, request in enumerate(self._requests) if request is requests[-1]) + 1
+        self._append(stop, lines)
+
+    def _append(self, stop: int, lines: dict[int, str]) -> None:
+        waiting = self._requests[self._results.done : stop]
+        self._results.append([lines.get(request.line) or error_line(request) for request in waiting])
+
+    def _line(self, request: Request, sequence: Sequence[int]) -> str:
+        limit = request.max_tokens if request.max_tokens is not None else self._max_new_tokens
+        kept = list(sequence[:limit])
+        text = None if self._tokenizer is None else str(self._tokenizer.decode(kept, skip_special_tokens=True))
+        ended = bool(kept) and kept[-1] in end_tokens(self._model)
+        return output_line(request, kept, text, ended, str(self._model.name_or_path))

@@ -1,0 +1,198 @@
+"""Requests as lines of JSON, in and out: one prompt a line, or the OpenAI batch format.
+
+Output lines have the order and the format of the input lines. A line that cannot be run gets an output line that says
+why, and the others run. Results are appended as they come, so that a run that was cut short can go on where it stopped.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from engine.generation.prompts import prompt_ids
+from traces.errors import InputError
+
+BODY_FIELDS = ("messages", "model", "max_tokens", "max_completion_tokens", "n", "stream")
+"""What the engine understands of an OpenAI request's body. Sampling is set for the whole run, not for one request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One input line: its token ids, or the reason why there are none. `line` counts from 1."""
+
+    line: int
+    given: Mapping[str, Any]
+    ids: list[int] | None = None
+    error: str = ""
+    max_tokens: int | None = None
+
+    @property
+    def is_openai(self) -> bool:
+        return "custom_id" in self.given
+
+
+def read_requests(path: Path, tokenizer: PreTrainedTokenizerBase | None) -> list[Request]:
+    """All requests of a file, blank lines left out. Raises InputError if the file cannot be read or holds none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"input {path}: cannot be read: {error}") from None
+    requests = [_request(number, line, tokenizer) for number, line in enumerate(lines, 1) if line.strip()]
+    if not requests:
+        raise InputError(f"input {path}: holds no request; give one JSON object a line")
+    return requests
+
+
+def _request(number: int, line: str, tokenizer: PreTrainedTokenizerBase | None) -> Request:
+    try:
+        given = json.loads(line)
+    except ValueError as error:
+        return Request(number, {}, error=f"line {number} is not JSON: {error}")
+    if not isinstance(given, dict):
+        return Request(number, {}, error=f"line {number} is no JSON object but a {type(given).__name__}")
+    try:
+        ids, max_tokens = _ids(given, tokenizer)
+    except InputError as error:
+        return Request(number, given, error=f"line {number}: {error}")
+    return Request(number, given, ids, max_tokens=max_tokens)
+
+
+def _ids(given: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None) -> tuple[list[int], int | None]:
+    if "body" in given:
+        return _chat_ids(given, tokenizer)
+    for name, kind in (("prompt_token_ids", list), ("prompt", str)):
+        if name in given:
+            if not isinstance(given[name], kind):
+                raise InputError(f"{name} is a {type(given[name]).__name__}; it must be a {kind.__name__}")
+            return prompt_ids(given[name], 0, tokenizer), None
+    raise InputError("no prompt found; give 'prompt', 'prompt_token_ids', or 'custom_id' with 'body.messages'")
+
+
+def _chat_ids(given: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None) -> tuple[list[int], int | None]:
+    body = given["body"]
+    if not isinstance(body, dict) or not isinstance(body.get("messages"), list) or "custom_id" not in given:
+        raise InputError("an OpenAI batch line needs 'custom_id' and 'body' with a list of 'messages'")
+    unknown = [name for name in body if name not in BODY_FIELDS]
+    if unknown or body.get("n", 1) != 1 or body.get("stream"):
+        asked = ", ".join(unknown) or "n or stream"
+        raise InputError(f"body asks for {asked}: set sampling for the whole run, on the command line")
+    if tokenizer is None or not tokenizer.chat_template:
+        raise InputError("messages need a tokenizer with a chat template, which this model has not")
+    try:
+        encoded: Any = tokenizer.apply_chat_template(body["messages"], add_generation_prompt=True, return_dict=True)
+    except Exception as error:  # templates are programs and raise what they like
+        raise InputError(f"the chat template refuses these messages: {error}") from None
+    limit = body.get("max_completion_tokens", body.get("max_tokens"))
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        raise InputError(f"max_tokens {limit!r}: it must be a whole number of at least 1")
+    return list(encoded["input_ids"]), limit
+
+
+def output_line(request: Request, sequence: Sequence[int], text: str | None, ended: bool, model: str) -> str:
+    """The result of one request in the format of its input. `ended`: the model ended it, not the token limit."""
+    if not request.is_openai:
+        result = {**request.given, "text": text, "token_ids": list(sequence), "finished": ended}
+        return json.dumps(result, ensure_ascii=False) + "\n"
+    assert request.ids is not None
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": text},
+        "finish_reason": "stop" if ended else "length",
+    }
+    usage = {
+        "prompt_tokens": len(request.ids),
+        "completion_tokens": len(sequence),
+        "total_tokens": len(request.ids) + len(sequence),
+    }
+    body = {
+        "id": f"chatcmpl-{request.line}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": model,
+        "choices": [choice],
+        "usage": usage,
+    }
+    return _openai_line(request, {"status_code": 200, "request_id": f"req-{request.line}", "body": body}, None)
+
+
+def error_line(request: Request) -> str:
+    """What stands in the output for a request that could not be run."""
+    if request.is_openai:
+        return _openai_line(request, None, {"code": "invalid_request", "message": request.error})
+    return json.dumps({**request.given, "error": request.error}, ensure_ascii=False) + "\n"
+
+
+def _openai_line(request: Request, response: Mapping[str, Any] | None, error: Mapping[str, Any] | None) -> str:
+    line = {"id": f"batch_req_{request.line}", "custom_id": request.given["custom_id"]}
+    return json.dumps({**line, "response": response, "error": error}, ensure_ascii=False) + "\n"
+
+
+class Results:
+    """The output file: lines in input order, appended and flushed to the disk as they come."""
+
+    def __init__(self, path: Path, requests: Sequence[Request], resume: bool) -> None:
+        """Opens the file. With `resume`, keeps what an earlier run wrote. Raises InputError if it does not fit."""
+        self.path = path
+        self._requests = requests
+        if path.exists() and path.stat().st_size and not resume:
+            raise InputError(f"output {path}: exists already; give --resume to go on with it, or another name")
+        self.done = self._keep_complete_lines() if resume and path.exists() else 0
+        try:
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"output {path}: cannot be written: {error.strerror}") from None
+
+    def append(self, lines: Sequence[str]) -> None:
+        """Writes the next lines. Raises InputError if they cannot be written; those before stay."""
+        try:
+            self._file.write("".join(lines))
+            self._file.flush()
+            if self.path.is_file():
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            raise InputError(
+                f"output {self.path}: cannot be written: {error.strerror}; {self.done} lines are complete: make room "
+                f"and go on with --resume"
+            ) from None
+        self.done += len(lines)
+
+    def close(self) -> None:
+        """Closes the file, whatever state it is in."""
+        try:
+            self._file.close()
+        except OSError:
+            return  # the same failure that append told of: buffered text that finds no room
+
+    def _keep_complete_lines(self) -> int:
+        """Cuts off a last line that was not written to its end; checks that the rest belongs to these requests."""
+        content = self.path.read_bytes()
+        complete = content[: content.rfind(b"\n") + 1]
+        lines = complete.decode("utf-8").splitlines()
+        if len(lines) > len(self._requests):
+            raise InputError(f"output {self.path}: holds {len(lines)} results for {len(self._requests)} requests")
+        for line, request in zip(lines, self._requests, strict=False):
+            if not _belongs(line, request):
+                raise InputError(
+                    f"output {self.path}: does not belong to this input, see line {request.line}; give another name"
+                )
+        os.truncate(self.path, len(complete))
+        return len(lines)
+
+
+def _belongs(line: str, request: Request) -> bool:
+    try:
+        result = json.loads(line)
+    except ValueError:
+        return False
+    names = ("custom_id",) if request.is_openai else ("prompt", "prompt_token_ids")
+    return all(result.get(name) == request.given.get(name) for name in names)
+
+
+def in_order(requests: Sequence[Request], done: int) -> Iterator[Request]:
+    """The requests that can be run and have no result yet."""
+    return (request for request in requests[done:] if request.ids is not None)

@@ -1,0 +1,1 @@
+"""Tasks on threads: each lane works through its queue in order of issue."""

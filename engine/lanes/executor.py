@@ -1,0 +1,143 @@
+"""Runs the tasks of any schedule: a thread per lane, each in order of issue, waiting for dependencies and nothing else.
+
+What a task does is not known here: `perform` does it. A lane that fails stops all others; every thread is joined before
+`run` returns or raises.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from engine.device.base import Device, LaneContext, Mark
+from engine.lanes.profiling import named_batch, named_tasks
+from engine.lanes.task_queue import Ready, TaskQueue, describe
+from sim.schedule.task import Lane, LaneKind, Task
+from traces.errors import InputError
+
+SUPERVISION_S = 0.1
+"""How often the supervising thread looks up while lanes work: the delay of Ctrl-C."""
+
+
+class TaskError(RuntimeError):
+    """A task failed. Names the task; the original error is the cause."""
+
+    def __init__(self, task: Task, error: BaseException) -> None:
+        super().__init__(f"{describe(task)} failed: {type(error).__name__}: {error}")
+        self.task = task
+
+
+class Ran(NamedTuple):
+    """A task that did something, when, and how many bytes it moved."""
+
+    task: Task
+    start: Mark
+    end: Mark
+    num_bytes: int
+
+
+Perform = Callable[[LaneContext, Task], int | None]
+"""Does a task's work on its lane; returns the bytes it moved, or None if there was nothing left to do."""
+
+
+class Executor:
+    """One run of a schedule's tasks on a device.
+
+    `steps` yields the tasks of each step in order of issue, `lanes` are those they may use. `finished` says that
+    nothing is left to do although tasks remain. `on_thread_end` is called in each lane's thread when it ends.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        steps: Iterable[list[Task]],
+        lanes: Iterable[Lane],
+        perform: Perform,
+        finished: Callable[[], bool] = lambda: False,
+        on_thread_end: Callable[[Lane], None] = lambda lane: None,
+    ) -> None:
+        self._device = device
+        self._perform = named_tasks(perform)
+        self._finished = finished
+        self._on_thread_end = on_thread_end
+        self._queue = TaskQueue(steps, lanes)
+        self._threads = [threading.Thread(target=self._work, args=(lane,), name=str(lane)) for lane in lanes]
+        self._lanes_left = threading.Semaphore(0)
+        self._ran: dict[Lane, list[Ran]] = {lane: [] for lane in lanes}
+        self._failure: tuple[Task | None, BaseException] | None = None
+
+    def run(self) -> list[Ran]:
+        """Runs all tasks; returns those that did something, lane by lane.
+
+        Raises what `perform` raised: InputError as it is, with a note that names the task; anything else as TaskError.
+        """
+        with named_batch(self._device.origin):
+            self._run_lanes()
+        if self._failure is not None:
+            raise self._error(*self._failure)
+        return [ran for lane in self._ran.values() for ran in lane]
+
+    def _run_lanes(self) -> None:
+        started: list[threading.Thread] = []
+        try:
+            for thread in self._threads:
+                started.append(thread)
+                thread.start()  # Ctrl-C may come while this waits for a thread that is at work already
+            for _ in started:
+                while not self._lanes_left.acquire(timeout=SUPERVISION_S):  # Ctrl-C in Thread.join would end the join
+                    pass
+        finally:  # also after Ctrl-C
+            self._queue.stop()
+            for thread in started:
+                with contextlib.suppress(RuntimeError):  # it never started
+                    thread.join()
+
+    def _error(self, task: Task | None, error: BaseException) -> BaseException:
+        if task is None:
+            return error
+        if isinstance(error, InputError):
+            error.add_note(f"in {describe(task)}")
+            return error
+        wrapped = TaskError(task, error)
+        wrapped.__cause__ = error
+        return wrapped
+
+    def _work(self, lane: Lane) -> None:
+        failed: Task | None = None
+        try:
+            with self._device.open_lane(lane.kind) as context, contextlib.ExitStack() as at_end:
+                at_end.callback(self._on_thread_end, lane)
+                before: Mark | None = None
+                for ready in self._queue.tasks(lane):
+                    try:
+                        before = self._do(context, lane, ready, before)
+                    except BaseException:
+                        failed = ready.task
+                        self._queue.stop()  # before this lane leaves, so that no other takes that for a deadlock
+                        raise
+                    if self._finished():
+                        self._queue.stop()
+        except BaseException as error:  # a lane must not die unnoticed, whatever killed it
+            self._fail(failed, error)
+        finally:
+            self._lanes_left.release()
+
+    def _fail(self, task: Task | None, error: BaseException) -> None:
+        if self._failure is None:
+            self._failure = (task, error)
+        self._queue.stop()
+
+    def _do(self, context: LaneContext, lane: Lane, ready: Ready, before: Mark | None) -> Mark:
+        """Does a task; `before` is the end of the lane's previous one. Returns the end."""
+        task, deps, slept = ready
+        for mark in deps:
+            context.wait(mark)
+        start = context.mark() if slept or before is None else context.begin(before, deps)
+        moved = self._perform(context, task)
+        end = context.mark()
+        if lane.kind is not LaneKind.GPU:
+            end.wait()  # a copy's tensors may be let go of once its task has ended
+        self._queue.ended(task, end)  # first, so that lanes that wait for it lose no time
+        if moved is not None:
+            self._ran[lane].append(Ran(task, start, end, moved))
+        return end

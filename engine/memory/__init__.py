@@ -1,0 +1,1 @@
+"""What lies where: weights, their slots and pages, buffers and activations."""

@@ -1,0 +1,140 @@
+"""Counts the device memory that the model's own code takes: what it holds between tasks, and what a task works with."""
+
+import contextlib
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from engine.device.base import Device
+from engine.model.coroutine import AttentionCall, LayerEntry, MicroBatch, StackEnd
+from engine.model.in_flight import Desk
+from engine.model.kvcache import LayerCache
+from sim.schedule.task import Op, Task
+
+
+class Activations:
+    """The accounts of all micro-batches of a batch.
+
+    What a micro-batch holds is measured whenever it stops. The working set inside tasks counts while the largest
+    micro-batch is prefilled: no other task needs more. To look at every tensor slows a task down several times, so it
+    is measured once for each kind of layer (`kinds`: a number per layer) and taken to be the same in those alike.
+    """
+
+    def __init__(self, device: Device, largest: MicroBatch, kinds: Sequence[int]) -> None:
+        self._device = device
+        self._largest = largest
+        self._kinds = kinds
+        self._working_sets: dict[tuple[Op, int, bool], int] = {}
+        self._held: dict[int, int] = {}
+        self._entered: dict[int, int] = {}
+        self._passing: list[_Passing] = []  # what the largest micro-batch holds that a task may let go of
+
+    @contextlib.contextmanager
+    def working(self, micro_batch: MicroBatch, task: Task) -> Iterator[None]:
+        """Around a task of the GPU lane: counts its working set where that is largest."""
+        if micro_batch is not self._largest or micro_batch.step > 0:
+            yield
+            return
+        enters = task.op is Op.PRE_ATTN and task.layer == 0  # computes what comes before all layers too
+        alike = task.op, self._kinds[task.layer], enters
+        if alike in self._working_sets:
+            yield
+        else:
+            with _WorkingSet(self._passing) as working_set:
+                yield
+            self._working_sets[alike] = working_set.peak_bytes
+        with self._device.accounted("working set", self._working_sets[alike]):
+            return
+
+    def stopped(self, micro_batch: MicroBatch, desk: Desk) -> None:
+        """A micro-batch has stopped: count what it holds."""
+        at, index = micro_batch.at, micro_batch.index
+        tensors: list[torch.Tensor] = []
+        if isinstance(at, LayerEntry | StackEnd):
+            tensors.append(at.hidden)
+            self._entered[index] = at.hidden.untyped_storage().nbytes()
+            inside_layer = 0
+        else:
+            inside_layer = self._entered.get(index, 0)
+        if isinstance(at, AttentionCall):
+            tensors += [at.query, at.key, at.value]
+        if desk.attended is not None:
+            tensors.append(desk.attended[0])
+        for layer in desk.cache.layers:
+            if isinstance(layer, LayerCache):
+                tensors += [tensor for new in list(layer.new.values()) for tensor in new]
+        storages = {storage.data_ptr(): storage for storage in (t.untyped_storage() for t in tensors)}
+        if micro_batch is self._largest:
+            self._passing = [
+                _Passing(StorageWeakRef(one), one.nbytes())  # type: ignore[no-untyped-call]
+                for one in storages.values()
+            ]
+        self._count(index, sum(one.nbytes() for one in storages.values()) + inside_layer)
+
+    def close(self) -> None:
+        """Gives everything back."""
+        for index in list(self._held):
+            self._count(index, 0)
+
+    def _count(self, index: int, num_bytes: int) -> None:
+        name = f"activations of micro-batch {index}"
+        more = num_bytes - self._held.get(index, 0)
+        if more > 0:
+            self._device.account(name, more)
+        elif more < 0:
+            self._device.release(name, -more)
+        self._held[index] = num_bytes
+
+
+class _Passing(NamedTuple):
+    """Memory that is counted already, and dies at some point."""
+
+    storage: StorageWeakRef
+    num_bytes: int
+
+    @property
+    def gone(self) -> bool:
+        return bool(self.storage.expired())  # type: ignore[no-untyped-call]
+
+
+class _WorkingSet(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The most bytes that tensors made while it is entered held at one time, beyond what was counted and has died."""
+
+    def __init__(self, passing: list[_Passing]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._passing = passing
+        self._tensors: dict[int, int] = {}  # tensors alive, by storage
+        self._bytes = 0
+        self.peak_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        inputs = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor, inputs)
+        return result
+
+    def _add(self, tensor: torch.Tensor, inputs: set[int]) -> None:
+        storage = tensor.untyped_storage()
+        pointer, num_bytes = storage.data_ptr(), storage.nbytes()
+        if pointer not in self._tensors and (pointer in inputs or not num_bytes):
+            return  # a view of what was there before
+        if pointer not in self._tensors:
+            self._bytes += num_bytes
+            gone = sum(one.num_bytes for one in self._passing if one.gone)
+            self.peak_bytes = max(self.peak_bytes, self._bytes - gone)
+        self._tensors[pointer] = self._tensors.get(pointer, 0) + 1
+        weakref.finalize(tensor, self._drop, pointer, num_bytes)
+
+    def _drop(self, pointer: int, num_bytes: int) -> None:
+        self._tensors[pointer] -= 1
+        if not self._tensors[pointer]:
+            del self._tensors[pointer]
+            self._bytes -= num_bytes

@@ -1,0 +1,209 @@
+"""Weights that stream: host memory → (pinned staging →) one of two layer-sized slots on the device, page by page.
+
+A layer's streamed parameters lie in a slot one behind the other; each parameter of the model is a view of the slot that
+holds its layer's current run (`bind`). Copies read the model's own host tensors: nothing is flattened or kept twice.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from engine.device.base import ALIGNMENT_BYTES, Device, LaneContext
+from engine.model.anatomy import OwnedParameter
+from sim.schedule.slots import WEIGHT_SLOTS
+from sim.schedule.task import WHOLE
+
+
+class Segment(NamedTuple):
+    """Bytes of one host tensor and where they go in a slot."""
+
+    start: int
+    source: torch.Tensor  # flat bytes
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.source.numel()
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedLayer:
+    """The streamed parameters of one layer and their places in a slot.
+
+    `first_expert` of each fused parameter is the first expert that streams: those before it stay on the device.
+    """
+
+    parameters: tuple[OwnedParameter, ...]
+    first_expert: int
+    segments: tuple[Segment, ...]
+    num_bytes: int
+
+    @staticmethod
+    def of(parameters: Iterable[OwnedParameter], first_expert: int = 0) -> "StreamedLayer":
+        parameters = tuple(parameters)
+        segments: list[Segment] = []
+        end = 0
+        for parameter in parameters:
+            source = parameter.tensor.detach()[first_expert:] if first_expert else parameter.tensor.detach()
+            segments.append(Segment(end, source.contiguous().view(-1).view(torch.uint8)))
+            end = _aligned(segments[-1].stop)
+        return StreamedLayer(parameters, first_expert, tuple(segments), end)
+
+    def views(self, slot: torch.Tensor) -> list[nn.Parameter]:
+        """The parameters as views of a slot."""
+        return [
+            nn.Parameter(
+                slot[segment.start : segment.stop]
+                .view(parameter.tensor.dtype)
+                .view(parameter.tensor.shape[0] - self.first_expert, *parameter.tensor.shape[1:]),
+                requires_grad=False,
+            )
+            for parameter, segment in zip(self.parameters, self.segments, strict=True)
+        ]
+
+    def page(self, page: int, num_pages: int) -> tuple[int, int]:
+        """The bytes [start, stop) of a slot that a page fills."""
+        if page == WHOLE:
+            return 0, self.num_bytes
+        cut = [min(_aligned(self.num_bytes * p // num_pages), self.num_bytes) for p in (page, page + 1)]
+        return cut[0], cut[1]
+
+    def pieces(self, start: int, stop: int) -> Iterator[Segment]:
+        """The host bytes that belong into [start, stop)."""
+        for segment in self.segments:
+            first, last = max(start, segment.start), min(stop, segment.stop)
+            if first < last:
+                yield Segment(first, segment.source[first - segment.start : last - segment.start])
+
+
+class WeightStream:
+    """Slots, staging, and the table of which run of which layer each page holds.
+
+    A run is one use of a layer: step x number of layers + layer. `streamed` has an entry per layer, None where all
+    of a layer is on the device.
+    """
+
+    def __init__(
+        self, device: Device, streamed: Sequence[StreamedLayer | None], pinned_layers: int, pin_all: bool = False
+    ) -> None:
+        """Takes slots on `device`, and of its pinned memory staging for `pinned_layers`, or room for all layers."""
+        self._device = device
+        self._layers = streamed
+        self._num_pages = 0
+        self._bound: dict[int, int] = {}
+        self._slots: list[torch.Tensor] = []
+        self._staging: list[torch.Tensor] = []
+        self._views: dict[tuple[int, int], list[nn.Parameter]] = {}
+        self._in_slot: list[list[int | None]] = []
+        self._in_staging: list[list[int | None]] = []
+        largest = max((layer.num_bytes for layer in streamed if layer), default=0)
+        if largest:
+            for slot in range(WEIGHT_SLOTS):
+                self._slots.append(device.allocate(f"weight slot {slot}", (largest,), torch.uint8))
+            for turn in range(0 if pin_all else pinned_layers):
+                self._staging.append(device.pinned_empty(f"weight staging {turn}", (largest,), torch.uint8))
+        self._pinned = [self._pin_layer(i) if pin_all and layer else None for i, layer in enumerate(streamed)]
+
+    @staticmethod
+    def pinned_bytes(streamed: Sequence[StreamedLayer | None], pinned_layers: int, pin_all: bool) -> int:
+        """Page-locked memory that a stream takes."""
+        sizes = [_aligned(layer.num_bytes) for layer in streamed if layer]
+        return sum(sizes) if pin_all else pinned_layers * max(sizes, default=0)
+
+    def begin_batch(self, num_pages: int) -> None:
+        """Forgets what the slots hold. Layers now travel in this many pages."""
+        self._num_pages = num_pages
+        self._in_slot = [[None] * num_pages for _ in range(WEIGHT_SLOTS)]
+        self._in_staging = [[None] * num_pages for _ in self._staging]
+
+    def pin(self, run: int, page: int) -> int:
+        """Copies a page from the model's host memory into staging. Returns its bytes."""
+        layer = self._layer(run)
+        staging = self._staging[run % len(self._staging)]
+        start, stop = layer.page(page, self._num_pages)
+        for piece in layer.pieces(start, stop):
+            staging[piece.start : piece.stop].copy_(piece.source)
+        self._note(self._in_staging[run % len(self._staging)], page, run)
+        return stop - start
+
+    def load(self, lane: LaneContext, run: int, page: int) -> int:
+        """Copies a page from page-locked memory (staging, or all weights) into the run's slot. Returns its bytes."""
+        layer, slot = self._layer(run), self._slots[run % WEIGHT_SLOTS]
+        pinned = self._pinned[run % len(self._layers)]
+        if pinned is None:
+            pinned = self._staging[run % len(self._staging)]
+            self._check(self._in_staging[run % len(self._staging)], page, run, "staging")
+        start, stop = layer.page(page, self._num_pages)
+        if start < stop:
+            lane.copy_h2d(slot[start:stop], pinned[start:stop], pinned=True)
+        self._note(self._in_slot[run % WEIGHT_SLOTS], page, run)
+        return stop - start
+
+    def load_pageable(self, lane: LaneContext, run: int, page: int) -> int:
+        """Copies a page from the model's host memory straight into the run's slot. Returns its bytes."""
+        layer, slot = self._layer(run), self._slots[run % WEIGHT_SLOTS]
+        start, stop = layer.page(page, self._num_pages)
+        for piece in layer.pieces(start, stop):
+            lane.copy_h2d(slot[piece.start : piece.stop], piece.source, pinned=False)
+        self._note(self._in_slot[run % WEIGHT_SLOTS], page, run)
+        return stop - start
+
+    def bind(self, run: int) -> None:
+        """Makes the model's parameters of the run's layer views of the slot that holds it, all pages of it."""
+        index, slot = run % len(self._layers), run % WEIGHT_SLOTS
+        self._check(self._in_slot[slot], WHOLE, run, "the device")
+        if self._bound.get(index) == slot:
+            return
+        layer = self._layer(run)
+        if (index, slot) not in self._views:
+            self._views[index, slot] = layer.views(self._slots[slot])
+        for parameter, view in zip(layer.parameters, self._views[index, slot], strict=True):
+            parameter.owner._parameters[parameter.name] = view
+        self._bound[index] = slot
+
+    def close(self) -> None:
+        """Gives the model its own parameters back, and the slots to the device."""
+        for layer in filter(None, self._layers):
+            for parameter in layer.parameters:
+                parameter.owner._parameters[parameter.name] = parameter.tensor  # type: ignore[assignment]
+        self._bound.clear()
+        self._views.clear()
+        for slot in self._slots:
+            self._device.free(slot)
+        self._slots.clear()
+        self._staging.clear()
+        self._pinned.clear()
+
+    def _pin_layer(self, index: int) -> torch.Tensor:
+        layer = self._layers[index]
+        assert layer is not None
+        pinned = self._device.pinned_empty(f"weights of layer {index}", (layer.num_bytes,), torch.uint8)
+        for segment in layer.segments:
+            pinned[segment.start : segment.stop].copy_(segment.source)
+        return pinned
+
+    def _layer(self, run: int) -> StreamedLayer:
+        layer = self._layers[run % len(self._layers)]
+        assert layer is not None, "a schedule moves only layers that stream"
+        return layer
+
+    def _pages(self, page: int) -> range:
+        return range(self._num_pages) if page == WHOLE else range(page, page + 1)
+
+    def _note(self, table: list[int | None], page: int, run: int) -> None:
+        for p in self._pages(page):
+            table[p] = run
+
+    def _check(self, table: list[int | None], page: int, run: int, where: str) -> None:
+        for p in self._pages(page):
+            if table[p] != run:
+                raise RuntimeError(
+                    f"page {p} of layer {run % len(self._layers)} is not in {where} when it is used (it holds run "
+                    f"{table[p]}, needed is run {run}): the schedule lacks a dependency"
+                )
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

@@ -1,0 +1,170 @@
+"""A micro-batch as a coroutine: the model library's own `generate()`, stopped where a schedule may split it.
+
+The coroutine (a greenlet) runs in the thread of the GPU lane. Hooks inside the model call `suspend` with an event that
+says where it stopped and what it holds; the executor's tasks look at the event and `resume` with what it waits for.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from greenlet import getcurrent, greenlet
+
+
+@dataclass(slots=True)
+class LayerEntry:
+    """About to run a decoder layer on `hidden`. Resume with None, or with a tensor that takes its place."""
+
+    layer: int
+    hidden: torch.Tensor
+
+
+@dataclass(slots=True)
+class WeightsNeeded:
+    """About to use weights of `layer` that stream. Resume with None once they are in place."""
+
+    layer: int
+
+
+@dataclass(slots=True)
+class CacheNeeded:
+    """The model works on the whole KV cache of `layer` before attention. Resume with (keys, values), new ones included.
+
+    Most models hand the cache straight to attention and never stop here (see `engine.model.kvcache`).
+    """
+
+    layer: int
+
+
+@dataclass(slots=True)
+class AttentionCall:
+    """Wants attention. Resume with (output [batch, queries, heads, value_dim], weights or None).
+
+    `key` and `value` hold what the cache's update gave the model: only the newest tokens, or all of them.
+    """
+
+    layer: int
+    implementation: str  # the library's name of the attention that the model would have used
+    module: torch.nn.Module
+    query: torch.Tensor  # [batch, heads, queries, head_dim]
+    key: torch.Tensor  # [batch, kv_heads, tokens, head_dim]
+    value: torch.Tensor
+    mask: torch.Tensor | None
+    kwargs: dict[str, Any]
+    whole_cache: bool
+
+
+@dataclass(slots=True)
+class StackEnd:
+    """Has run the last decoder layer; what follows is the head."""
+
+    hidden: torch.Tensor
+
+
+@dataclass(slots=True)
+class Finished:
+    """`generate()` has returned."""
+
+    output: Any
+
+
+Event = LayerEntry | WeightsNeeded | CacheNeeded | AttentionCall | StackEnd | Finished
+
+
+class _Coroutine(greenlet):  # type: ignore[misc]
+    micro_batch: "MicroBatch"
+
+
+@dataclass(slots=True, eq=False)
+class MicroBatch:
+    """One micro-batch on its way through generation.
+
+    `generate` is called once, in the coroutine. `padding` tokens stand before each request's prompt. `seed` gives it
+    random numbers of its own, the same as if it were generated alone after `torch.manual_seed(seed)`; None shares
+    the process's.
+    """
+
+    index: int
+    padding: tuple[int, ...]
+    generate: Callable[[], Any]
+    seed: int | None = None
+    at: Event | None = None
+    step: int = 0
+    weights_ready: bool = True  # whether the streamed weights of the layer it is in may be used
+    _coroutine: _Coroutine | None = None
+    _random: list[torch.Tensor] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        return isinstance(self.at, Finished)
+
+    def start(self) -> None:
+        """Runs up to the entry of the first layer. Binds the coroutine to the calling thread."""
+        self._coroutine = _Coroutine(lambda: Finished(self.generate()))
+        self._coroutine.micro_batch = self
+        if self.seed is None:
+            self.at = self._coroutine.switch()
+            return
+        outside = _random_state()
+        torch.manual_seed(self.seed)
+        self._random = _random_state()
+        _set_random_state(outside)
+        self._with_own_random(lambda coroutine: coroutine.switch())
+
+    def resume(self, value: object = None) -> None:
+        """Goes on to the next event, giving `value` to where it stopped. Errors inside come out here."""
+        assert self._coroutine is not None
+        given, self.at = [value], None  # neither the event nor the value must outlive its use inside
+        del value
+        self.at = self._coroutine.switch(given)
+
+    def resume_and_draw(self) -> None:
+        """Like `resume`, where the head may draw random numbers."""
+        if self.seed is None:
+            self.resume()
+        else:
+            self._with_own_random(lambda coroutine: coroutine.switch([None]))
+
+    def abandon(self) -> None:
+        """Ends an unfinished coroutine and lets go of all it holds. Only from the thread that started it."""
+        coroutine, self._coroutine = self._coroutine, None
+        if coroutine is not None and not coroutine.dead:
+            coroutine.throw()
+        if not self.finished:
+            self.at = None
+
+    def _with_own_random(self, switch: Callable[[_Coroutine], Event]) -> None:
+        assert self._coroutine is not None
+        outside = _random_state()
+        _set_random_state(self._random)
+        try:
+            self.at = switch(self._coroutine)
+            self._random = _random_state()
+        finally:
+            _set_random_state(outside)
+
+
+def current() -> MicroBatch | None:
+    """The micro-batch whose coroutine is running, or None outside of all."""
+    running = getcurrent()
+    return running.micro_batch if isinstance(running, _Coroutine) else None
+
+
+def suspend(event: Event) -> Any:
+    """Stops the running coroutine with `event`; returns what it is resumed with."""
+    parent = getcurrent().parent
+    assert parent is not None
+    given: list[Any] = parent.switch(event)
+    return given.pop()
+
+
+def _random_state() -> list[torch.Tensor]:
+    accelerator = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    return [torch.get_rng_state(), *accelerator]
+
+
+def _set_random_state(states: list[torch.Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    for state in states[1:]:
+        torch.cuda.set_rng_state(state)

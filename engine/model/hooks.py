@@ -1,0 +1,137 @@
+"""Where a model can be split: hooks on its decoder layers, and an attention function that asks the executor."""
+
+import functools
+import sys
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from engine.model.coroutine import AttentionCall, LayerEntry, StackEnd, WeightsNeeded, current, suspend
+from engine.model.kvcache import LayerCache
+
+SUPPORTED = ("sdpa", "eager")
+"""Implementations of the library that the engine wraps: both work on every device."""
+
+Attention = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
+
+
+class Split:
+    """While entered, every micro-batch stops at layer entries, attention calls and streamed weights.
+
+    Calls from outside a micro-batch's coroutine go through as if nothing had been changed.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: Iterable[nn.Module], streamed: Iterable[nn.Module]) -> None:
+        self._model = model
+        self._layers = tuple(layers)
+        self._streamed = tuple(streamed)
+        self._removals: list[Callable[[], None]] = []
+
+    def __enter__(self) -> Self:
+        original = self._model.config._attn_implementation
+        wrapped = original if original in SUPPORTED else "sdpa" if self._model._supports_sdpa else "eager"
+        self._model.set_attn_implementation(_register(wrapped))
+        self._removals.append(lambda: self._model.set_attn_implementation(original))
+        for i, layer in enumerate(self._layers):
+            self._add(layer.register_forward_pre_hook(functools.partial(_enter_layer, i), with_kwargs=True))
+            for child in layer.children():
+                if any(module in self._streamed for module in child.modules()):
+                    self._add(child.register_forward_pre_hook(functools.partial(_need_weights, i)))
+        self._add(self._layers[-1].register_forward_hook(_leave_stack))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._removals:
+            self._removals.pop()()
+
+    def _add(self, handle: torch.utils.hooks.RemovableHandle) -> None:
+        self._removals.append(handle.remove)
+
+
+def own_attention(call: AttentionCall, module: object = None) -> Attention:
+    """The attention that the model would have used itself.
+
+    `module` stands in for the model's attention module where its tensors must be elsewhere.
+    """
+    eager = call.implementation == "eager"
+    function = _eager(call.module) if eager else ALL_ATTENTION_FUNCTIONS[call.implementation]
+    return functools.partial(function, module or call.module)
+
+
+def is_causal(mask: torch.Tensor | None) -> bool:
+    """Whether a decode mask hides nothing but padding on the left."""
+    return mask is None or getattr(mask, "cgopipe_causal", False)
+
+
+def _enter_layer(layer: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if current() is None:
+        return None
+    hidden = args[0] if args else kwargs["hidden_states"]
+    replacement = suspend(LayerEntry(layer, hidden))
+    if replacement is None:
+        return None
+    return ((replacement, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": replacement})
+
+
+def _need_weights(layer: int, _: nn.Module, __: Any) -> None:
+    micro_batch = current()
+    if micro_batch is not None and not micro_batch.weights_ready:
+        suspend(WeightsNeeded(layer))
+
+
+def _leave_stack(_: nn.Module, __: Any, output: Any) -> None:
+    if current() is not None:
+        suspend(StackEnd(output[0] if isinstance(output, tuple) else output))
+
+
+def _register(implementation: str) -> str:
+    """Register our attention and mask functions around the library's; idempotent."""
+    name = f"cgopipe_{implementation}"
+    AttentionInterface.register(name, functools.partial(_attend, implementation))
+    ALL_MASK_ATTENTION_FUNCTIONS.register(name, functools.partial(_mask, ALL_MASK_ATTENTION_FUNCTIONS[implementation]))
+    return name
+
+
+def _attend(
+    implementation: str,
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    micro_batch = current()
+    cache: LayerCache | None = getattr(key, "layer", None) or getattr(value, "layer", None)
+    layer = int(module.layer_idx) if cache is None else cache.layer  # type: ignore[arg-type]
+    call = AttentionCall(layer, implementation, module, query, key, value, attention_mask, kwargs, whole_cache=True)
+    if micro_batch is None:
+        return own_attention(call)(query, key, value, attention_mask, **kwargs)
+    if cache is not None:
+        call.key, call.value = cache.received(key, value)
+        call.whole_cache = not (cache.passed_on and cache.step > 0)
+    result: tuple[torch.Tensor, torch.Tensor | None] = suspend(call)
+    return result
+
+
+def _mask(library: Callable[..., torch.Tensor | None], *args: Any, **kwargs: Any) -> torch.Tensor | None:
+    mask = library(*args, **kwargs)
+    if mask is not None and kwargs.get("mask_function", causal_mask_function) is causal_mask_function:
+        mask.cgopipe_causal = True  # type: ignore[attr-defined]
+    return mask
+
+
+def _eager(module: nn.Module) -> Attention:
+    for kind in type(module).__mro__:
+        found = getattr(sys.modules[kind.__module__], "eager_attention_forward", None)
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+    raise RuntimeError(f"{type(module).__name__}: its library defines no eager attention")

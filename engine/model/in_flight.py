@@ -1,0 +1,42 @@
+"""What lies ready between the tasks of one micro-batch: each task leaves it for the next, on whatever lane it runs."""
+
+from dataclasses import dataclass, field
+
+import torch
+from transformers.cache_utils import Cache
+
+from engine.model.kvcache import KeysValues, Store, layer_of
+from sim.schedule.task import Task
+
+Attended = tuple[torch.Tensor, torch.Tensor | None]
+"""What attention returns to the model: output and, if somebody asked, weights."""
+
+
+@dataclass(slots=True)
+class Desk:
+    """One micro-batch's tensors between tasks. Dependencies keep lanes from touching one field at a time."""
+
+    cache: Cache
+    capacity: int  # tokens that the cache may come to hold, prompt included
+    stores: dict[int, Store] = field(default_factory=dict)  # by layer
+    hidden_on_host: torch.Tensor | None = None
+    loaded_hidden: torch.Tensor | None = None
+    query_on_host: torch.Tensor | None = None
+    new_on_host: KeysValues | None = None
+    mask_on_host: torch.Tensor | None = None
+    attended_on_host: torch.Tensor | None = None
+    on_its_way: torch.Tensor | None = None  # kept alive while it is copied
+    attended: Attended | None = None
+    loaded_caches: dict[tuple[int, int], KeysValues] = field(default_factory=dict)  # by step and layer
+
+    def take_new(self, task: Task) -> KeysValues | None:
+        """The keys and values that the task's layer made in the task's step, once."""
+        cache = layer_of(self.cache, task.layer)
+        return None if cache is None else cache.take(task.step)
+
+    def take_loaded_cache(self, task: Task) -> KeysValues:
+        """The cache that was loaded for the task's layer, once."""
+        loaded = self.loaded_caches.pop((task.step, task.layer), None)
+        if loaded is None:
+            raise RuntimeError("the KV cache is not on the device")
+        return loaded

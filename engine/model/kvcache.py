@@ -1,0 +1,184 @@
+"""The KV cache of a micro-batch: what the model sees of it, and where its content lives.
+
+The model's `update()` keeps the new keys and values for the executor, which moves them: to the host, or into a store on
+the device. In decode the model then hands only the newest keys and values to attention, and the executor supplies the
+rest where attention runs. A model that computes with the cache before attention (latent attention expands it) shows
+that in prefill: its tensors are watched. Such a layer stops at `CacheNeeded` in decode and gets the whole cache.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
+
+from engine.model.coroutine import CacheNeeded, suspend
+from traces.errors import InputError
+
+
+class KeysValues(NamedTuple):
+    """Keys and values of some tokens: [batch, kv_heads, tokens, dim] each; heads and dim may differ."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+    @property
+    def num_tokens(self) -> int:
+        return self.keys.shape[-2]
+
+
+Allocate = Callable[[str, tuple[int, ...], torch.dtype], torch.Tensor]
+
+
+class Store:
+    """Room for the keys and values of one micro-batch in one layer, in one memory."""
+
+    def __init__(self, like: KeysValues, capacity: int, allocate: Allocate, name: str) -> None:
+        self._room = KeysValues(
+            *(allocate(name, (*t.shape[:2], capacity, t.shape[3]), t.dtype) for t in (like.keys, like.values))
+        )
+        self.num_tokens = 0
+
+    def append(self, new: KeysValues) -> None:
+        """Adds tokens behind those that are there."""
+        for room, tensor in zip(self._room, new, strict=True):
+            room[:, :, self.num_tokens : self.num_tokens + new.num_tokens].copy_(tensor)
+        self.num_tokens += new.num_tokens
+
+    @property
+    def content(self) -> KeysValues:
+        """Views of all tokens."""
+        return KeysValues(*(room[:, :, : self.num_tokens] for room in self._room))
+
+    def close(self, free: Callable[[torch.Tensor], None]) -> None:
+        """Gives the room back with `free`."""
+        for tensor in self._room:
+            free(tensor)
+
+
+class _Watched(torch.Tensor):
+    """A tensor on its way from the cache to attention that notices whether anything is computed with it."""
+
+    layer: "LayerCache"
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for value in (*args, *(kwargs or {}).values()):
+            if isinstance(value, _Watched):
+                value.layer.touched()
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **(kwargs or {}))
+        return _plain(result) if isinstance(result, torch.Tensor) else result
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    with torch._C.DisableTorchFunctionSubclass():
+        return tensor.as_subclass(torch.Tensor)
+
+
+class LayerCache(CacheLayerMixin):  # type: ignore[no-untyped-call]
+    """One layer of a micro-batch's cache as the model sees it."""
+
+    is_sliding = False
+
+    def __init__(self, layer: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.layer = layer
+        self.new: dict[int, KeysValues] = {}  # by step, until the executor has put them into a store
+        self.step = -1
+        self.seen = 0
+        self.passed_on = True  # whether the model hands the cache to attention as it is
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keeps the new keys and values; returns what the model passes on to attention."""
+        self.step += 1
+        self.seen += key_states.shape[-2]
+        self.new[self.step] = KeysValues(key_states, value_states)
+        if self.step > 0 and not self.passed_on:
+            whole: tuple[torch.Tensor, torch.Tensor] = suspend(CacheNeeded(self.layer))
+            return whole
+        return self._watched(key_states), self._watched(value_states)
+
+    def touched(self) -> None:
+        """The model computes with the cache itself."""
+        if self.step > 0 and self.passed_on:
+            raise RuntimeError(
+                f"layer {self.layer}: the model reads its KV cache in decode although it did not in prefill"
+            )
+        self.passed_on = False
+
+    def received(self, keys: torch.Tensor, values: torch.Tensor) -> KeysValues:
+        """What reached attention, without the watch."""
+        if not (isinstance(keys, _Watched) and isinstance(values, _Watched)):
+            self.passed_on = False
+        return KeysValues(_plain(keys), _plain(values))
+
+    def take(self, step: int) -> KeysValues | None:
+        """The new keys and values of `step`, once."""
+        return self.new.pop(step, None)
+
+    def _watched(self, tensor: torch.Tensor) -> torch.Tensor:
+        watched = tensor.as_subclass(_Watched)
+        watched.layer = self
+        return watched
+
+    # what the library asks a layer of a cache -------------------------------------------------------------------
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        self.is_initialized = True
+
+    def get_seq_length(self) -> int:
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.seen + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+def cache_for(model: PreTrainedModel) -> Cache:
+    """An empty cache that `model` accepts, with a LayerCache for every layer that keeps keys and values."""
+    own = _own_cache_class(model)
+    if own is None:
+        cache: Cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+        cache.layers = [_ours(layer, i) for i, layer in enumerate(cache.layers)]
+        return cache
+    cache = own()
+    cache.layers = []
+    cache.layer_class_to_replicate = lambda: LayerCache(len(cache.layers))  # type: ignore[assignment]
+    return cache
+
+
+def layer_of(cache: Cache, layer: int) -> LayerCache | None:
+    """The cache of one layer, if that layer keeps keys and values."""
+    found = cache.layers[layer] if layer < len(cache.layers) else None
+    return found if isinstance(found, LayerCache) else None
+
+
+def _ours(layer: Any, index: int) -> Any:
+    if not isinstance(layer, DynamicLayer):
+        return layer  # a recurrent state, or nothing
+    if type(layer).__name__ not in ("DynamicLayer", "DynamicSlidingWindowLayer"):
+        raise InputError(f"the model keeps a cache of type {type(layer).__name__} in layer {index}: not supported yet")
+    return LayerCache(index)
+
+
+def _own_cache_class(model: PreTrainedModel) -> type[Cache] | None:
+    """The cache class that a model brings itself because it takes no other."""
+    if model._supports_default_dynamic_cache():  # type: ignore[operator]
+        return None
+    module = sys.modules[type(model).__module__]
+    own = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Cache)]
+    own = [c for c in own if c.__module__ == module.__name__]
+    if len(own) != 1:
+        raise InputError(f"{type(model).__name__} keeps its cache in a way of its own: not supported")
+    return own[0]

@@ -1,0 +1,60 @@
+"""Chooses a policy with the simulator, for a described machine and the requests at hand, and says what it expects."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from engine.calibration.calibration import described
+from sim.cost.setup import Problem, Setup
+from sim.planning.grid import Grid
+from sim.planning.planner import best_policy
+from sim.problem.batch import Batch, MicroBatch
+from sim.problem.machine.hardware import Hardware
+from sim.problem.policy import Policy
+from sim.problem.workload import Workload
+from sim.schedule.base import Schedule
+from sim.simulation.prediction import Prediction, evaluate
+
+WHAT_THE_ENGINE_RUNS = Grid(kv_shares=(0.0, 1.0))
+"""The planner's grid without what the engine refuses: a KV cache that is split between device and host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A policy and what the simulator expects of it on a machine."""
+
+    policy: Policy
+    expected: Prediction
+    machine: str
+
+    def __str__(self) -> str:
+        policy, expected = self.policy, self.expected
+        return (
+            f"{policy} requests, attention {policy.attention}, experts_on_device {policy.experts_on_device:g}, "
+            f"kv_on_device {policy.kv_on_device:g}; expected {expected.throughput_tokens_per_s:.1f} tokens/s, "
+            f"bottleneck {expected.bottleneck}"
+        )
+
+
+def plan(
+    model: PreTrainedModel, hardware: Hardware, schedule: Schedule, prompt_tokens: Sequence[int], max_new_tokens: int
+) -> Plan:
+    """The best policy for these requests: all in one batch, or the best batch that they fill.
+
+    Raises NothingFitsError, an InputError, if no policy fits the machine's memories.
+    """
+    workload = Workload("requests", tuple(prompt_tokens), max_new_tokens)
+    problem = Problem(described(model), hardware, workload)
+    found = best_policy(problem, schedule, num_requests=len(prompt_tokens), grid=WHAT_THE_ENGINE_RUNS, refine=False)
+    policy = found.best.setup.policy
+    as_run = Setup(problem, schedule, policy, _first_batch(policy, prompt_tokens, max_new_tokens))
+    expected = evaluate(found.best.setup if as_run.shortages else as_run)
+    return Plan(policy, expected, hardware.name)
+
+
+def _first_batch(policy: Policy, prompt_tokens: Sequence[int], max_new_tokens: int) -> Batch:
+    """The batch as the engine cuts it: in order of input, each micro-batch padded to its longest prompt."""
+    lengths, size = prompt_tokens[: policy.batch_size], policy.micro_batch_size
+    cut = [lengths[first : first + size] for first in range(0, len(lengths), size)]
+    return Batch(tuple(map(MicroBatch.padded, cut)), 0, max_new_tokens)

@@ -1,0 +1,1 @@
+"""What each op of a schedule does to tensors."""

@@ -1,0 +1,67 @@
+"""Where a micro-batch's attention is computed, and by what: our kernel on the host, or the model's own code."""
+
+import torch
+from torch import nn
+
+from engine.attention.host import HostAttention, unsupported
+from engine.model.coroutine import AttentionCall, MicroBatch
+from engine.model.hooks import is_causal, own_attention
+from engine.model.kvcache import KeysValues
+
+
+def attend_on_device(call: AttentionCall, known: KeysValues) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The attention that the model would have used itself, on all that is known."""
+    return own_attention(call)(call.query, known.keys, known.values, call.mask, **call.kwargs)
+
+
+class DecodeAttention:
+    """Decode attention on the host for one batch. `kernel_calls` and `own_calls` count which path ran."""
+
+    def __init__(self, kernel: HostAttention) -> None:
+        self._kernel = kernel
+        self._refused: dict[int, str] = {}  # by layer: why the kernel cannot be used, empty if it can
+        self.own_calls = 0
+        self.kernel_calls = 0
+
+    def by_kernel(self, call: AttentionCall, num_tokens: int) -> bool:
+        """Whether our kernel computes this call on a cache of `num_tokens`; else the model's own attention does.
+
+        The kernel's requests see all tokens but the padding before them.
+        """
+        if call.layer not in self._refused:
+            self._refused[call.layer] = unsupported(call.module, call.query, call.key, call.value, call.kwargs)
+        if self._refused[call.layer]:
+            return False
+        return call.mask is None or (is_causal(call.mask) and call.mask.shape[-1] == num_tokens)
+
+    def __call__(
+        self,
+        micro_batch: MicroBatch,
+        call: AttentionCall,
+        query: torch.Tensor,
+        known: KeysValues,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Attention output [batch, 1, heads, value_dim] on the host, of tensors on the host."""
+        if self.by_kernel(call, known.num_tokens):
+            self.kernel_calls += 1
+            starts = None if call.mask is None else torch.tensor(micro_batch.padding)
+            out = self._kernel(query[:, :, 0], *known, starts, call.kwargs.get("scaling"))
+            return out[:, None]
+        self.own_calls += 1
+        kwargs = {name: _to_host(value) for name, value in call.kwargs.items()}
+        return own_attention(call, _OnHost(call.module))(query, *known, mask, **kwargs)[0]
+
+
+class _OnHost:
+    """An attention module seen with its tensors in host memory; nothing changes where they are there already."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> object:
+        return _to_host(getattr(self._module, name))
+
+
+def _to_host(value: object) -> object:
+    return value.cpu() if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,82 @@
+"""What each op does: the same tasks that the simulator times, on a real model."""
+
+from collections.abc import Callable, Sequence
+
+from engine.device.base import LaneContext
+from engine.memory.weights import WeightStream
+from engine.model.coroutine import MicroBatch
+from engine.model.in_flight import Desk
+from engine.tasks.compute import Compute
+from engine.tasks.transfers import Transfers
+from sim.schedule.task import LaneKind, Op, Task
+
+WEIGHT_OPS = (Op.PIN_WEIGHTS, Op.LOAD_WEIGHTS, Op.LOAD_WEIGHTS_PAGEABLE)
+
+
+class Work:
+    """Performs the tasks of one batch, on whatever lane they are. Dependencies keep lanes out of each other's way."""
+
+    def __init__(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        desks: Sequence[Desk],
+        compute: Compute,
+        transfers: Transfers,
+        weights: WeightStream,
+        num_layers: int,
+        num_steps: int,
+    ) -> None:
+        self._micro_batches = micro_batches
+        self._desks = desks
+        self._weights = weights
+        self._num_layers = num_layers
+        self._num_steps = num_steps
+        self._on_device: dict[Op, Callable[[Task, MicroBatch, Desk], int]] = {
+            Op.PRE_ATTN: compute.pre_attn,
+            Op.ATTN: compute.attn,
+            Op.POST_ATTN: compute.post_attn,
+            Op.HEAD: compute.head,
+        }
+        self._attn_on_host = compute.attn_on_host
+        self._copies: dict[Op, Callable[[LaneContext, Task, MicroBatch, Desk], int]] = {
+            Op.OFFLOAD_QKV: transfers.offload_qkv,
+            Op.LOAD_HIDDEN: transfers.load_hidden,
+            Op.STORE_HIDDEN: transfers.store_hidden,
+            Op.LOAD_KV: transfers.load_kv,
+            Op.STORE_KV: transfers.store_kv,
+        }
+
+    def __call__(self, lane: LaneContext, task: Task) -> int | None:
+        """Do the task. Returns the bytes it moved; None if its micro-batch has finished."""
+        if task.op in WEIGHT_OPS:
+            return self._move_weights(lane, task)
+        micro_batch, desk = self._micro_batches[task.micro_batch], self._desks[task.micro_batch]
+        if micro_batch.finished and task.step >= micro_batch.step:
+            return None
+        if task.op in self._copies:
+            return self._copies[task.op](lane, task, micro_batch, desk)
+        if task.lane.kind is LaneKind.CPU:
+            return self._attn_on_host(task, micro_batch, desk)
+        if task.op not in self._on_device:
+            raise NotImplementedError(f"{task.op} belongs to runs on several devices")
+        if micro_batch.step != task.step:
+            raise RuntimeError(f"micro-batch {micro_batch.index} is in step {micro_batch.step}")
+        return self._on_device[task.op](task, micro_batch, desk)
+
+    def finished(self) -> bool:
+        """Whether every micro-batch has ended before its last step, so that what is issued further has no use."""
+        early = any(micro_batch.step < self._num_steps for micro_batch in self._micro_batches)
+        return early and all(micro_batch.finished for micro_batch in self._micro_batches)
+
+    def abandon(self) -> None:
+        """Ends all coroutines. Only from the GPU lane's thread."""
+        for micro_batch in self._micro_batches:
+            micro_batch.abandon()
+
+    def _move_weights(self, lane: LaneContext, task: Task) -> int:
+        run = task.step * self._num_layers + task.layer
+        if task.op is Op.PIN_WEIGHTS:
+            return self._weights.pin(run, task.page)
+        if task.op is Op.LOAD_WEIGHTS:
+            return self._weights.load(lane, run, task.page)
+        return self._weights.load_pageable(lane, run, task.page)
