@@ -27,16 +27,6 @@ COMMANDS = (
         ),
     ),
     _Entry(
-        "prove-red",
-        "break formulas and schedules one at a time, and require a red test for each",
-        "validation.prove_red.command",
-        (
-            "python -m validation prove-red",
-            "python -m validation prove-red --list",
-            "python -m validation prove-red --only barrier-dropped",
-        ),
-    ),
-    _Entry(
         "published",
         "predict published runs of other systems, and fit the machines they ran on",
         "validation.published.command",
@@ -49,7 +39,7 @@ COMMANDS = (
     _Entry(
         "replay",
         "replay a trace: its durations through its schedule, then the cost model's",
-        "validation.replay_command",
+        "validation.replay.command",
         (
             "python -m validation replay run.json.gz",
             "python -m validation replay run.json.gz --hardware machine.toml --plot replay.png",

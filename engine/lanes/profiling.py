@@ -1,4 +1,4 @@
-"""Names what a run does in a profile of the PyTorch profiler, so that `traces.files.pytorch_profile` can read the run back from it."""
+"""Names what a run does in a profile of the PyTorch profiler, so that `pytorch_profile` can read the run back."""
 
 import contextlib
 from typing import TYPE_CHECKING

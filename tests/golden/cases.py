@@ -103,7 +103,8 @@ PLAN = (
     ),
     _sim(
         "plan-memory",
-        "plan --model INPUTS/four-layers.json --hardware gcp-2xt4 --objective memory --gen-len 16 --schedules cgopipe,flexgen --jobs 1 --quick",
+        "plan --model INPUTS/four-layers.json --hardware gcp-2xt4 --objective memory --gen-len 16"
+        " --schedules cgopipe,flexgen --jobs 1 --quick",
     ),
     _sim("plan-hrm", "plan --optimizer hrm --jobs 1 --quick"),
     _sim(

@@ -1,4 +1,4 @@
-"""Reads trace files that `traces.files.chrome_writer` wrote, piece by piece: a million spans fit in memory, their JSON does not."""
+"""Reads trace files that `chrome_writer` wrote, piece by piece: a million spans fit in memory, their JSON does not."""
 
 import gc
 import gzip
@@ -84,7 +84,7 @@ _SPAN_LINE = re.compile(
     + rf'(?:,"{_PLAIN}":(?:[-+.\de]+|"{_PLAIN}"))*}}}},\n',
     re.MULTILINE,
 )
-"""A span as `traces.files.chrome_writer` writes it. Lines that this does not match go through `json`, which takes twice as long."""
+"""A span as `chrome_writer` writes it. Lines that this does not match go through `json`, which takes twice as long."""
 
 _ARROW_LINE = re.compile(r'^{"ph":"[sf]",[^{}]*},\n', re.MULTILINE)
 

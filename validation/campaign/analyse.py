@@ -15,8 +15,8 @@ from validation.campaign.execute import PLANNED, Campaign
 from validation.campaign.grid import Case
 from validation.mechanics import Check, mechanics
 from validation.metrics import Ranking, Spread, bias, kendall_tau, mape, relative_error, spread_of, wape
-from validation.rebuild import rebuild, recorded
-from validation.replay import Replay, replay
+from validation.replay.checks import Replay, replay
+from validation.replay.rebuild import rebuild, recorded
 
 
 @dataclass(frozen=True, slots=True)

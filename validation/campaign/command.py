@@ -51,10 +51,10 @@ def run(args: argparse.Namespace) -> int:
 
 def write(campaign: "Campaign", findings: "Findings") -> None:
     """Write report.md, report.json and the pictures, and say where."""
-    from validation.campaign.plot import draw_ops, draw_runs
+    from validation.campaign.picture import draw_ops, draw_runs
     from validation.campaign.report import markdown
     from validation.campaign.steady import told
-    from validation.replay_plot import draw
+    from validation.replay.picture import draw
 
     if not findings.runs:
         raise InputError(f"{campaign.folder} holds no run: there is nothing to report")
@@ -76,7 +76,7 @@ def write(campaign: "Campaign", findings: "Findings") -> None:
 
 def _replayed(campaign: "Campaign", name: str) -> Any:
     from traces.files import chrome_writer as chrome
-    from validation.replay import replay
+    from validation.replay.checks import replay
 
     case = next(one for one in campaign.cases() if one.name == name)
     file = next(f for f in (campaign.trace_file(case, r) for r in range(campaign.repeats)) if f.exists())

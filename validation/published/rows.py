@@ -7,7 +7,7 @@ from pathlib import Path
 
 from traces.errors import InputError
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent / "data"
 THROUGHPUT = FOLDER / "throughput.csv"
 
 COLUMNS = (

@@ -188,7 +188,8 @@ def _samples(at: int, spans: Iterable[Span]) -> Iterator[Sample]:
     """Medians over layers, micro-batches and, where an op does not grow with the context, steps.
 
     The first two layers of prefill are left out where there are others: the first pays for what is touched for the
-    first time, and in both the memory that tasks work with is measured (`engine.memory.activations`), which slows them down.
+    first time, and in both the memory that tasks work with is measured (`activations`), which slows them
+    down.
     """
     alike: dict[tuple[str, int, int, bool], list[Span]] = {}
     for span in spans:

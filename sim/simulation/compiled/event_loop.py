@@ -1,4 +1,4 @@
-"""Simulates steps over arrays: what `sim.simulation.simulator` does with one SimPy process per lane, as one loop over events.
+"""Simulates steps over arrays: what the simulator does with one SimPy process per lane, as one loop over events.
 
 A lane is a number; its tasks lie one behind the other. A dependency is a lane and how many tasks that lane must have
 ended, so one counter per lane stands for everything that has ended. Rates are set once for each moment, after all that

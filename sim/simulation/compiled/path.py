@@ -1,11 +1,11 @@
 """The fast path: a whole generation of one setup in about a millisecond, for those who ask about many setups.
 
-It simulates the steps that `sim.simulation.sampling` asks for as `sim.simulation.simulator` does, contention and several devices included,
+It simulates the steps that `sim.simulation.sampling` asks for as the simulator does, contention and several devices included,
 over arrays and in compiled code. Every step's end, busy and waiting times are the same to the nanosecond. (Without
 contention that is so by whole numbers. With it, work left is summed up in fewer pieces than there, so that rounding
 could move an end by one nanosecond where the exact end lies within about 1e-7 ns of a whole one; no test has seen it.)
 
-What depends on the schedule and the shape of the pipeline alone is made once and kept (`sim.simulation.compiled.program`): setups
+What depends on the schedule and the shape of the pipeline alone is made once and kept (`program`): setups
 of one shape are best asked about together. A task's cost is looked up once per kind of task.
 """
 
@@ -60,7 +60,7 @@ class FastResult:
 
 
 def generation_s(setup: Setup, *, exact: bool = False) -> FastResult:
-    """Seconds of a generation and what the lanes do in it, as `sim.simulation.prediction.evaluate` says; `exact`: no interpolation.
+    """Seconds of a generation and what the lanes do in it, as `evaluate` says; `exact`: no interpolation.
 
     Whether the policy fits the memories is not looked at.
     """

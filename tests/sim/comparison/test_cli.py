@@ -1,0 +1,306 @@
+"""`python -m sim` as its users meet it: results, files, and one clear line for every mistake."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sim_examples import made_setup, round_machine, with_hand_over
+from trace_rules import assert_obeys_rules
+
+from sim.cli import main
+from sim.problem.machine.hardware import Hardware
+from sim.problem.model.model import Model
+from sim.problem.workload import Workload
+from sim.schedule.registry import registered
+from traces.files import chrome_reader
+
+QUICK = ["--micro-batch-size", "36", "--num-micro-batches", "2", "--gen-len", "4", "--jobs", "1"]
+RESULT_KEYS = {
+    "schedule",
+    "feasible",
+    "reason",
+    "policy",
+    "throughput_tokens_per_s",
+    "prefill_s",
+    "decode_s",
+    "lanes",
+    "bottleneck",
+    "memory_peak_bytes",
+    "hrm_tokens_per_s",
+    "lower_bound_s",
+    "simulated_tasks",
+    "wall_s",
+}
+
+
+def run(capsys, *args):
+    """Exit code, standard output and standard error of one command."""
+    code = main(list(args))
+    shown = capsys.readouterr()
+    return code, shown.out, shown.err
+
+
+def results(capsys, *args):
+    code, out, err = run(capsys, "compare", *args, "--json", "-")
+    assert code == 0, err
+    return json.loads(out)
+
+
+def refusal(capsys, *args):
+    """The one line of a refused command."""
+    code, _, err = run(capsys, *args)
+    assert code == 2
+    assert err.count("\n") == 1, err
+    assert "Traceback" not in err
+    return err
+
+
+def test_compare_prints_every_schedule_with_its_numbers(capsys):
+    code, out, _ = run(capsys, "compare", *QUICK)
+    assert code == 0
+    for name in registered():
+        assert re.search(rf"^ {re.escape(name)} +36×2", out, re.MULTILINE), name
+    for heading in ("tokens/s", "× slowest", "prefill", "decode", "bound by", "GPU idle", "HRM", "waited mostly for"):
+        assert heading in out
+    assert "Simulated." in out
+    assert "assumed" in out
+
+
+def test_json_has_every_field_of_every_result_and_the_inputs_once(capsys):
+    shown = results(capsys, *QUICK)
+    assert set(shown) == {"inputs", "input_hash", "results"}
+    assert [one["schedule"] for one in shown["results"]] == list(registered())
+    for one in shown["results"]:
+        assert set(one) >= RESULT_KEYS
+        assert one["feasible"] is True
+        assert one["policy"]["micro_batch_size"] == 36
+        assert one["policy"]["num_micro_batches"] == 2
+        assert one["policy"]["batch_size"] == 72
+        tokens = 72 * 4
+        assert one["throughput_tokens_per_s"] == pytest.approx(tokens / (one["prefill_s"] + one["decode_s"]))
+        assert one["lanes"][one["bottleneck"]]["busy_s"] == pytest.approx(one["lower_bound_s"])
+        assert set(one["memory_peak_bytes"]) == {"device", "host", "pinned"}
+        for lane in one["lanes"].values():
+            assert 0 <= lane["utilisation"] <= 1 + 1e-9
+
+
+def test_equal_inputs_give_equal_results_and_hash_whatever_the_number_of_processes(capsys):
+    def stable(*more):
+        shown = results(capsys, "--schedules", "cgopipe,flexgen", *QUICK[:-2], *more)
+        for one in shown["results"]:
+            del one["wall_s"]
+        return shown
+
+    assert stable("--jobs", "1") == stable("--jobs", "2")
+
+
+def test_another_input_gives_another_hash(capsys):
+    small = ["--schedules", "zero", "--jobs", "1", "--micro-batch-size", "2", "--num-micro-batches", "1"]
+    assert (
+        results(capsys, *small, "--gen-len", "3")["input_hash"]
+        != results(capsys, *small, "--gen-len", "4")["input_hash"]
+    )
+
+
+def test_without_a_policy_each_schedule_gets_its_own_and_given_sizes_stay(capsys):
+    shown = results(capsys, "--gen-len", "8", "--schedules", "cgopipe,zero", "--jobs", "1")
+    policies = {one["schedule"]: one["policy"] for one in shown["results"]}
+    assert policies["cgopipe"]["attention"] == "cpu"
+    assert policies["zero"]["num_micro_batches"] == 1
+    assert policies["cgopipe"]["batch_size"] > policies["zero"]["batch_size"]
+    fixed = results(capsys, "--gen-len", "8", "--schedules", "cgopipe", "--micro-batch-size", "20", "--jobs", "1")
+    assert fixed["results"][0]["policy"]["micro_batch_size"] == 20
+
+
+def test_a_policy_file_serves_the_schedule_it_names_and_the_others_keep_their_own(capsys, tmp_path):
+    file = tmp_path / "policy.json"
+    file.write_text(json.dumps({"schedule": "cgopipe", "batch_size": 30, "micro_batch_size": 8, "pages": 3}))
+    shown = results(capsys, "--gen-len", "4", "--schedules", "cgopipe,zero", "--policy", str(file), "--jobs", "1")
+    mine, other = (one["policy"] for one in shown["results"])
+    assert (mine["batch_size"], mine["micro_batch_size"], mine["num_micro_batches"], mine["pages"]) == (30, 8, 4, 3)
+    assert other["batch_size"] != 30
+
+
+def test_what_fits_is_shown_and_what_does_not_says_what_it_lacks(capsys):
+    """400 requests' KV cache fits the host but not a T4."""
+    sizes = ["--micro-batch-size", "20", "--num-micro-batches", "20", "--gen-len", "4", "--jobs", "1"]
+    shown = results(capsys, "--schedules", "cgopipe,zero", *sizes)
+    by_name = {one["schedule"]: one for one in shown["results"]}
+    assert by_name["cgopipe"]["feasible"]
+    assert not by_name["zero"]["feasible"]
+    assert re.search(r"device memory is [\d,]+ bytes short", by_name["zero"]["reason"])
+    assert by_name["zero"]["throughput_tokens_per_s"] is None
+    assert set(by_name["zero"]) == set(by_name["cgopipe"])
+
+
+def test_baseline_adds_a_column_of_speed_ups(capsys):
+    _, out, _ = run(capsys, "compare", "--schedules", "cgopipe,flexgen", "--baseline", "flexgen", *QUICK)
+    assert "× flexgen" in out
+    assert re.search(r"flexgen .* 1\.00×", out)
+
+
+def test_exact_simulates_every_step_and_agrees_with_interpolation(capsys):
+    small = ["--schedules", "cgopipe", "--gen-len", "40", *QUICK[:4], "--jobs", "1"]
+    sampled, exact = results(capsys, *small)["results"][0], results(capsys, *small, "--exact")["results"][0]
+    assert exact["simulated_steps"] == list(range(40))
+    assert len(sampled["simulated_steps"]) < 12
+    assert sampled["decode_s"] == pytest.approx(exact["decode_s"], rel=1e-3)
+
+
+def test_plot_writes_a_picture(capsys, tmp_path):
+    file = tmp_path / "compare.png"
+    code, _, _ = run(capsys, "compare", "--schedules", "cgopipe,zero", "--plot", str(file), *QUICK)
+    assert code == 0
+    assert file.read_bytes().startswith(b"\x89PNG")
+    assert file.stat().st_size > 20_000
+
+
+def test_the_picture_shows_the_hand_over():
+    from sim.comparison.picture import layer_view
+
+    for microseconds in (0, 50_000):
+        view = layer_view(made_setup(machine=with_hand_over(round_machine(), microseconds)))
+        by_id = {one.task.id: one for one in view.tasks}
+        pairs = [(by_id[one.cause], one) for one in view.tasks if one.waited_for and one.cause in by_id]
+        assert {after.start_ns - before.end_ns for before, after in pairs} == {1000 * microseconds}
+
+
+def test_traces_of_all_schedules_obey_the_rules_and_read_back(capsys, tmp_path):
+    code, _, _ = run(capsys, "compare", "--trace", str(tmp_path), *QUICK)
+    assert code == 0
+    assert {file.name for file in tmp_path.iterdir()} == {f"{name}.json.gz" for name in registered()}
+    for name in registered():
+        file = tmp_path / f"{name}.json.gz"
+        assert_obeys_rules(file)
+        trace = chrome_reader.read(file)
+        assert trace.origin == "simulated"
+        assert trace.metadata["schedule"] == name
+        assert {span.step for span in trace.spans} >= {0, 1, 2}
+
+
+def test_traces_are_the_same_bytes_every_time(capsys, tmp_path):
+    for folder in ("a", "b"):
+        run(capsys, "compare", "--schedules", "cgopipe", "--trace", str(tmp_path / folder), *QUICK)
+    assert (tmp_path / "a" / "cgopipe.json.gz").read_bytes() == (tmp_path / "b" / "cgopipe.json.gz").read_bytes()
+
+
+def test_list_shows_every_preset_and_schedule_in_a_line(capsys):
+    code, out, _ = run(capsys, "list")
+    assert code == 0
+    for name in [*registered(), *Model.presets(), *Hardware.presets(), *Workload.presets()]:
+        assert re.search(rf"^ +{re.escape(name)} +\S", out, re.MULTILINE), name
+
+
+def test_list_of_a_machine_shows_the_basis_of_every_number(capsys):
+    code, out, _ = run(capsys, "list", "gcp-t4")
+    assert code == 0
+    for path, quantity in Hardware.load("gcp-t4").quantities():
+        assert re.search(rf"{re.escape(path)} .*{quantity.basis}", out), path
+
+
+@pytest.mark.parametrize("command", [(), ("compare",), ("roofline",), ("list",)])
+def test_help_ends_with_two_examples(command):
+    shown = subprocess.run(
+        [sys.executable, "-m", "sim", *command, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).resolve().parents[3],
+    ).stdout
+    assert len(re.findall(r"^  python -m sim .+$", shown.partition("examples:")[2], re.MULTILINE)) == 2
+
+
+def test_the_examples_of_help_work(capsys, tmp_path, monkeypatch):
+    from sim import cli
+
+    monkeypatch.chdir(tmp_path)
+    for line in (*cli._COMPARE_EXAMPLES, *cli._ROOFLINE_EXAMPLES, *cli._LIST_EXAMPLES):
+        assert main(line.split()[3:]) == 0, line
+    capsys.readouterr()
+    assert {file.name for file in tmp_path.iterdir()} == {"compare.png", "roofline.png"}
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("compare", "--model", "mixtral8x7b"), "did you mean mixtral-8x7b"),
+        (("compare", "--hardware", "gcp-t5"), "did you mean gcp-t4"),
+        (("compare", "--workload", "mtbensh"), "did you mean mtbench"),
+        (("compare", "--schedules", "cgopip"), "did you mean cgopipe"),
+        (("compare", "--schedules", ","), "--schedules"),
+        (("compare", "--micro-batch-size", "0"), "--micro-batch-size: 0"),
+        (("compare", "--micro-batch-size", "many"), "--micro-batch-size"),
+        (("compare", "--num-micro-batches", "-1"), "--num-micro-batches: -1"),
+        (("compare", "--gen-len", "0"), "gen_len: 0"),
+        (("compare", "--prompt-len", "0"), "prompt-len: 0"),
+        (("compare", "--jobs", "0"), "--jobs: 0"),
+        (("compare", "--baseline", "vllm"), "--baseline: 'vllm'"),
+        (("compare", "--plot", "picture.txt"), ".png"),
+        (("compare", "--policy", "/nonexistent/policy.json"), "cannot be read"),
+        (("compare", "--model", "/nonexistent/config.json"), "/nonexistent/config.json"),
+        (("compare", "--hardware", "/nonexistent/machine.toml"), "/nonexistent/machine.toml"),
+        (("compare", "--workload", "/nonexistent/requests.jsonl"), "/nonexistent/requests.jsonl"),
+        (("roofline", "--context", "0"), "--context: 0"),
+        (("compare", "--frobnicate"), "--frobnicate"),
+        ((), "COMMAND"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(capsys, args, says):
+    assert says in refusal(capsys, *args)
+
+
+def test_a_config_without_experts_is_refused(capsys, tmp_path):
+    file = tmp_path / "config.json"
+    dense = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100}
+    file.write_text(json.dumps({**dense, "intermediate_size": 128}))
+    assert "has no experts" in refusal(capsys, "compare", "--model", str(file))
+
+
+def test_a_negative_bandwidth_names_its_field(capsys, tmp_path):
+    file = tmp_path / "machine.toml"
+    file.write_text(
+        'extends = "gcp-t4"\n[link]\nh2d = { value = -5, unit = "GB/s", basis = "measured", source = "me" }\n'
+    )
+    line = refusal(capsys, "compare", "--hardware", str(file))
+    assert "link.h2d: -5 GB/s" in line
+    assert "above 0" in line
+
+
+def test_a_policy_that_does_not_fit_names_the_memory_and_the_bytes(capsys):
+    sizes = ["--micro-batch-size", "512", "--num-micro-batches", "1", "--gen-len", "4"]
+    line = refusal(capsys, "compare", "--schedules", "cgopipe", *sizes, "--jobs", "1")
+    short = int(re.search(r"device memory is ([\d,]+) bytes short", line)[1].replace(",", ""))
+    needs, has = (float(number) for number in re.search(r"needs ([\d.]+) GB of ([\d.]+) GB", line).groups())
+    assert short == pytest.approx((needs - has) * 1e9, abs=2e7)
+
+
+def test_a_model_too_large_for_any_policy_says_what_is_missing(capsys):
+    line = refusal(capsys, "compare", "--model", "deepseek-v3", "--hardware", "rtx3090", "--schedules", "cgopipe")
+    assert "no policy on the grid fits" in line
+    assert "host memory is" in line
+
+
+def test_an_unknown_field_of_a_policy_file_is_named(capsys, tmp_path):
+    file = tmp_path / "policy.json"
+    file.write_text(json.dumps({"batch_size": 8, "micro_batch_size": 2, "micro_batches": 4}))
+    assert "micro_batches: unknown field" in refusal(capsys, "compare", "--policy", str(file))
+
+
+def test_a_file_that_cannot_be_written_is_one_line(capsys, tmp_path):
+    line = refusal(capsys, "compare", "--schedules", "zero", *QUICK, "--json", str(tmp_path / "no" / "x.json"))
+    assert "cannot be written" in line
+
+
+def test_interruption_is_quiet(monkeypatch, capsys):
+    import sim.comparison.comparison
+
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sim.comparison.comparison, "compare", interrupted)
+    code, _, err = run(capsys, "compare", *QUICK)
+    assert code == 130
+    assert err == "interrupted\n"

@@ -1,0 +1,211 @@
+"""A short campaign end to end: what it runs, that it goes on, and that its report says what its traces say."""
+
+import dataclasses
+import json
+import statistics
+
+import pytest
+
+from engine.device.emulated.device import EmulatedDevice
+from sim.schedule.registry import registered
+from traces.files import chrome_writer as chrome
+from validation.campaign.analyse import analyse
+from validation.campaign.command import write
+from validation.campaign.execute import PLANNED, Campaign
+from validation.campaign.grid import STANDARD, Grid, few_large_experts, many_small_experts
+from validation.cli import main
+from validation.replay.checks import replay
+
+SHORT = Grid(
+    models={"few": lambda: few_large_experts(32, 2), "many": lambda: many_small_experts(32, 2)},
+    requests=4,
+    micro_batch_size=2,
+    prompt_tokens=5,
+    gen_len=4,
+    policies=({"batch_size": 4, "micro_batch_size": 2, "attention": "gpu"},),
+    others=(),
+)
+REPEATS = 2
+
+
+@pytest.fixture(scope="module")
+def campaign(tmp_path_factory):
+    def device():
+        return EmulatedDevice(0.5e9, 0.5e9, 1 << 27)
+
+    folder = tmp_path_factory.mktemp("campaign")
+    made = Campaign(folder, SHORT, REPEATS, device, quick_calibration=True, watches_speed=False)
+    told = []
+    made.run(lambda done, total, doing: told.append((done, total)))
+    assert told[-1][0] == told[-1][1]
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    return made
+
+
+@pytest.fixture
+def findings(campaign):
+    return analyse(campaign)
+
+
+def test_the_standard_grid_is_large_enough():
+    cases = STANDARD.cases()
+    assert len(cases) >= 24
+    assert len({case.name for case in cases}) == len(cases)
+    for model in STANDARD.models:
+        assert {case.schedule for case in cases if case.model == model} == set(registered())
+    for case in cases:
+        case.policy.check_places(case.chosen_schedule)
+
+
+def test_every_schedule_and_the_planner_s_choice_are_run(campaign, findings):
+    for model in SHORT.models:
+        own = [run.case for run in findings.runs if run.case.model == model]
+        assert {case.schedule for case in own} == set(registered())
+        assert sum(case.label == PLANNED for case in own) == 1
+    assert findings.missing == ()
+    assert len(findings.regrets) == len(SHORT.models)
+    assert findings.origin == "emulated device"
+
+
+def test_nothing_is_run_twice(campaign):
+    machines = {file: file.read_text() for file in campaign.folder.glob("machine-*.toml")}
+    files = {file: file.stat().st_mtime_ns for file in campaign.folder.rglob("*.json*") if "report" not in file.name}
+    gone = sorted(files)[-1]
+    gone.unlink()
+    campaign.run()
+    assert {file: file.read_text() for file in machines} == machines
+    for file, before in files.items():
+        assert (file.stat().st_mtime_ns != before) == (file == gone)
+
+
+def test_runs_are_watched_over_unless_any_speed_will_do(campaign, monkeypatch):
+    watched = []
+
+    class Watch:
+        def __init__(self, reference, file):
+            assert file.parent == campaign.folder
+
+        def __call__(self, make):
+            watched.append(make())
+            return watched[-1]
+
+    monkeypatch.setattr("validation.campaign.execute.Steady", Watch)
+    file = campaign.trace_file(campaign.cases()[0], 0)
+    for watches, times in ((True, 1), (False, 0)):
+        watched.clear()
+        file.unlink()
+        dataclasses.replace(campaign, watches_speed=watches).run()
+        assert len(watched) == times
+        assert file.exists()
+
+
+def test_an_interrupted_run_leaves_no_half_file(campaign, monkeypatch):
+    case = campaign.cases()[0]
+    file = campaign.trace_file(case, 0)
+    kept = file.read_bytes()
+    file.unlink()
+
+    def interrupted(trace, path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chrome, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        campaign.run()
+    assert not file.exists()
+    found = analyse(campaign)
+    assert found.missing == (f"{case.name}: 1 of {REPEATS} repeats",)
+    file.write_bytes(kept)
+
+
+def test_the_numbers_are_those_of_the_traces(campaign, findings):
+    run = findings.runs[3]
+    replays = [
+        replay(chrome.read(campaign.trace_file(run.case, repeat)), campaign.machine(run.case.model))
+        for repeat in range(REPEATS)
+    ]
+    tokens = run.case.batch_size * run.case.gen_len
+    rates = [tokens / (one.measured.makespan_ns / 1e9) for one in replays]
+    assert run.measured.median == pytest.approx(statistics.median(rates))
+    assert (run.measured.low, run.measured.high) == (pytest.approx(min(rates)), pytest.approx(max(rates)))
+    assert run.predicted_tokens_per_s == pytest.approx(tokens / (replays[0].predicted.makespan_ns / 1e9))
+    assert run.error == pytest.approx(run.predicted_tokens_per_s / run.measured.median - 1)
+    assert run.layer1_errors == tuple(one.layer1.error for one in replays)
+    assert run.handed_over_errors == tuple(one.layer1.error_with_hand_over for one in replays)
+    assert all(after > before for before, after in zip(run.layer1_errors, run.handed_over_errors, strict=True))
+
+
+def test_ops_hold_all_the_time_that_the_tasks_took(campaign, findings):
+    spans = sum(statistics.median(times) for case in campaign.cases() for times in _durations(campaign, case).values())
+    assert sum(one.measured_s for one in findings.ops) == pytest.approx(spans / 1e9, rel=1e-6)
+    assert all(abs(one.bias) <= one.wape + 1e-12 for one in findings.ops)
+
+
+def _durations(campaign, case):
+    found = {}
+    for repeat in range(REPEATS):
+        for span in chrome.read(campaign.trace_file(case, repeat)).spans:
+            found.setdefault(span.key, []).append(span.duration_ns)
+    return found
+
+
+def test_regret_is_what_the_choice_loses_against_the_best_measured(findings):
+    for lost in findings.regrets:
+        own = [run for run in findings.runs if run.case.model == lost.model and run.case.batch_size <= SHORT.requests]
+        best = max(run.measured.median for run in own)
+        assert lost.regret == pytest.approx(1 - lost.chosen_tokens_per_s / best)
+        assert lost.regret >= 0
+
+
+def test_the_report_says_what_was_found_and_misses_no_bar_silently(campaign, findings):
+    write(campaign, findings)
+    text = (campaign.folder / "report.md").read_text()
+    numbers = json.loads((campaign.folder / "report.json").read_text())
+    for run in findings.runs:
+        assert run.case.name in text
+        assert f"{run.measured.median:.1f}" in text
+    assert numbers["summary"]["layer3_worst"] == findings.layer3_worst
+    assert ("**missed**" in text) == (
+        findings.layer1_worst > 0.03
+        or findings.handed_over_worst > 0.03
+        or max(findings.layer2_errors.values()) > 0.1
+        or findings.layer3_median > 0.05
+        or findings.layer3_worst > 0.12
+        or any(lost.regret > 0.03 for lost in findings.regrets)
+        or any(one.ranking.tau not in (None, 1) for one in findings.decisions)
+        or not all(check.exact for check in findings.mechanics)
+    )
+    for picture in ("runs.png", "ops.png", "worst.png"):
+        assert (campaign.folder / picture).stat().st_size > 10_000
+
+
+def test_a_prediction_follows_the_calibration(campaign, findings):
+    """A machine with half the link must be predicted slower where the link binds: nothing is fitted to the runs."""
+    case = next(run.case for run in findings.runs if run.case.schedule == "accelerate")
+    trace, machine = chrome.read(campaign.trace_file(case, 0)), campaign.machine(case.model)
+    slow = machine.scaled("link.h2d_pageable", 0.25)
+    usual, halved = (replay(trace, one).layer3.run.predicted_tokens_per_s for one in (machine, slow))
+    assert halved < 0.8 * usual
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--repeats", "0"], "--repeats: 0"),
+        (["--report-only"], "holds no campaign"),
+        (["--device", "gpu"], "'gpu'"),
+        (["--h2d-gbs", "-1"], "h2d"),
+    ],
+)
+def test_bad_options_are_one_line(arguments, named, tmp_path, capsys):
+    assert main(["campaign", "--out", str(tmp_path / "out"), *arguments]) == 2
+    message = capsys.readouterr().err
+    assert named in message
+    assert message.count("\n") == 1
+
+
+def test_a_case_is_named_by_all_that_tells_it_apart():
+    case = SHORT.cases()[0]
+    other = dataclasses.replace(case, fields={"experts_on_device": 0.5})
+    assert case.name != other.name
+    assert other.policy.experts_on_device == 0.5

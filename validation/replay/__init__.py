@@ -1,0 +1,1 @@
+"""One trace against its schedule and against the cost model."""

@@ -1,0 +1,137 @@
+"""The picture of a replay: the measured timeline above the predicted one, at one scale, lanes as rows, ops as colours.
+
+Above, the whole run; below, a piece of one decode step that can be read, which in each run begins where that run does.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from sim.comparison.picture import COLOURS, ROW_ORDER
+from sim.schedule.task import Op
+from traces.cli.pictures import check_format
+from traces.trace import Span, Trace
+from validation.replay.checks import Replay
+
+READABLE_TURNS = 48
+"""Turns (layer, micro-batch) that a window shows at most: more bars than that cannot be told apart."""
+
+FINEST = 1 / 1500
+"""Share of the picture's width that is the least a bar takes; below it, bars and gaps of one op run together."""
+
+EDGED = 5
+"""Bars so many times as wide have a white edge, which would hide a narrower one."""
+
+OTHER = "#333333"
+
+S, MS = 1e9, 1e6
+"""Nanoseconds in the units of the axes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Some layers of one step, `first` to `last`."""
+
+    step: int
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        layers = f"layer {self.first}" if self.first == self.last else f"layers {self.first} to {self.last}"
+        return f"step {self.step}, {layers}"
+
+
+def draw(result: Replay, path: str) -> None:
+    """Draw into a .png, .svg or .pdf file. Raises InputError for another format, OSError if it cannot be written.
+
+    Without a machine to predict for, the lower timeline is that of layer 1.
+    """
+    check_format(path)
+    measured, other = result.measured, result.predicted or result.replayed
+    how = f"predicted for {result.hardware.name}" if result.hardware else "the measured durations replayed"
+    titles = (measured.origin, f"{how} (simulated)")
+    kinds = [kind.value for kind in ROW_ORDER if (kind.value, 0) in {*measured.lanes(), *other.lanes()}]
+    figure = Figure(figsize=(14, 1.9 + 4 * (0.62 + 0.27 * len(kinds))), layout="constrained")
+    axes = figure.subplots(4, 1)
+    figure.suptitle(
+        f"{measured.metadata['schedule']}, {measured.metadata.get('model', '')}, {result.num_requests} requests: "
+        f"measured above {'predicted' if result.hardware else 'replayed'}",
+        fontsize=13,
+    )
+    window = window_of(measured)
+    views = [(trace, trace.start_ns, trace.end_ns, "whole run") for trace in (measured, other)]
+    views += [(trace, *bounds_ns(trace, window), str(window)) for trace in (measured, other)]
+    for pair, unit in ((slice(0, 2), S), (slice(2, 4), MS)):
+        longest = max(stop - start for _, start, stop, _ in views[pair])
+        for ax, (trace, start, stop, what), title in zip(axes[pair], views[pair], titles, strict=True):
+            _timeline(ax, trace, kinds, (start, start + longest, stop), unit)
+            length = f"{(stop - start) / 1e9:,.3f} s" if unit == S else f"{(stop - start) / 1e6:,.1f} ms"
+            ax.set_title(f"{what}, {title}: {length}", fontsize=10, loc="left")
+    used = {span.op for trace in (measured, other) for span in trace.spans}
+    legend = [Patch(color=colour, label=op.value) for op, colour in COLOURS.items() if op.value in used]
+    figure.legend(handles=legend, loc="outside lower center", ncols=min(len(legend), 6), frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def window_of(trace: Trace) -> Window:
+    """As many layers in the middle of a step in the middle of decode (or of prefill) as can be read."""
+    step = max(span.step for span in trace.spans if span.op == Op.HEAD or span.step == 0) // 2
+    step = max(step, 1) if any(span.step == 1 and span.op == Op.HEAD for span in trace.spans) else step
+    layers = 1 + max(span.layer for span in trace.spans)
+    turns = 1 + max(span.micro_batch for span in trace.spans)
+    shown = min(layers, max(1, READABLE_TURNS // turns))
+    first = (layers - shown) // 2
+    return Window(step, first, first + shown - 1)
+
+
+def bounds_ns(trace: Trace, window: Window) -> tuple[int, int]:
+    """From the end of the layer before the window (or of the step before) to the end of its last layer."""
+    start = _layer_end_ns(trace, window.step, window.first - 1)
+    if window.first == 0:
+        start = max((one.end_ns for one in trace.spans if one.op == Op.HEAD and one.step == window.step - 1), default=0)
+    return start or trace.start_ns, _layer_end_ns(trace, window.step, window.last) or trace.end_ns
+
+
+def _layer_end_ns(trace: Trace, step: int, layer: int) -> int:
+    done = (Op.POST_ATTN, Op.EXPERTS)
+    ends = (span.end_ns for span in trace.spans if span.op in done and (span.step, span.layer) == (step, layer))
+    return max(ends, default=0)
+
+
+def _timeline(ax: Axes, trace: Trace, kinds: Sequence[str], bounds: tuple[int, int, int], unit: float) -> None:
+    """Bars of the first device's lanes from the first bound on; a line at the third, where this run's part ends."""
+    start, stop, end = bounds
+    for row, kind in enumerate(kinds):
+        mine = [span for span in trace.spans_of((kind, 0)) if span.end_ns > start and span.start_ns < end]
+        for op in dict.fromkeys(span.op for span in mine):
+            finest = (stop - start) * FINEST
+            bars = list(_merged([span for span in mine if span.op == op], start, end, finest))
+            edges = [0.4 if length > EDGED * finest else 0.0 for _, length in bars]
+            scaled = [(begin / unit, max(length, finest) / unit) for begin, length in bars]
+            colour = COLOURS[Op(op)] if op in set(Op) else OTHER
+            ax.broken_barh(scaled, (row - 0.4, 0.8), facecolors=colour, edgecolor="white", linewidths=edges)
+    ax.axvline((end - start) / unit, color="black", linewidth=0.8, linestyle=":")
+    ax.set_xlim(0, (stop - start) / unit)
+    ax.set_ylim(len(kinds) - 0.5, -0.5)
+    ax.set_yticks(range(len(kinds)), kinds)
+    ax.set_xlabel("s" if unit == S else "ms", fontsize=8, labelpad=0)
+    ax.tick_params(labelsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _merged(spans: Sequence[Span], start: int, end: int, finest: float) -> Iterator[tuple[float, float]]:
+    """(begin, length) from `start` on, in nanoseconds; neighbours closer than `finest` and as short are one bar."""
+    begin = last = None
+    for span in spans:
+        left, right = max(span.start_ns, start) - start, min(span.end_ns, end) - start
+        if begin is not None and last is not None and left - last < finest and right - left < finest:
+            last = right
+            continue
+        if begin is not None and last is not None:
+            yield begin, last - begin
+        begin, last = left, right
+    if begin is not None and last is not None:
+        yield begin, last - begin
