@@ -169,9 +169,14 @@ class TestCatalogue:
 
     def test_every_part_of_the_prediction_is_there(self):
         files = {mutant.file for mutant in load()}
-        assert {f"sim/{name}.py" for name in ("cost", "bandwidth", "simulator", "recurrence", "batching")} <= files
-        assert {f"sim/{name}.py" for name in ("hrm", "layer", "memory", "policy", "sampling", "evaluate")} <= files
-        schedules = {path.name for path in (ROOT / "sim" / "schedule").glob("*.py")}
+        parts = {
+            "problem": "batch policy model/layer",
+            "cost": "durations memory",
+            "hrm": "estimate",
+            "simulation": "fair_sharing simulator recurrence sampling prediction",
+        }
+        assert {f"sim/{folder}/{name}.py" for folder, names in parts.items() for name in names.split()} <= files
+        schedules = {path.name for path in (ROOT / "sim" / "schedule").rglob("*.py")}
         assert schedules - {Path(file).name for file in files} == {"__init__.py", "registry.py", "task.py"}
 
     def test_mutants_are_chosen_by_name(self):
@@ -188,7 +193,7 @@ class TestCommand:
         assert (told["mutants"], told["killed"]) == (1, 1)
         (outcome,) = told["outcomes"]
         assert outcome["verdict"] == "killed"
-        assert outcome["by"].startswith("tests/test_")
+        assert outcome["by"].startswith("tests/")
 
     @pytest.mark.parametrize(("mutants", "code"), [([SUBTRACTS], 0), ([SUBTRACTS, UNSEEN], 1)])
     def test_a_survivor_is_an_error_and_is_named(self, project, mutants, code, monkeypatch, capsys, tmp_path):
@@ -228,9 +233,9 @@ class TestCommand:
 
     def test_the_list_shows_what_each_breaks(self, capsys):
         assert main(["--list"]) == 0
-        shown = capsys.readouterr().out
+        shown = " ".join(capsys.readouterr().out.split())
         assert "barrier-dropped" in shown
-        assert "FlexGen's lanes do not meet after a turn of the attention" in shown
+        assert "FlexGen's lanes do not meet after a turn of" in shown
 
     @pytest.mark.parametrize(
         ("options", "said"),

@@ -1,7 +1,7 @@
 """From a Hugging Face `config.json` to a `Model`.
 
 Mixture-of-Experts families give the same dimensions different names; the tuples below list them. A family that
-`sim.problem.model.families` does not list is read by the usual names alone. What the nouns of `sim.problem.model` cannot describe is
+`families` does not list is read by the usual names alone. What the nouns of `sim.problem.model` cannot describe is
 refused, not guessed.
 """
 

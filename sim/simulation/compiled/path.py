@@ -1,6 +1,6 @@
 """The fast path: a whole generation of one setup in about a millisecond, for those who ask about many setups.
 
-It simulates the steps that `sim.simulation.sampling` asks for as the simulator does, contention and several devices included,
+It simulates the steps that `sampling` asks for as the simulator does, contention and several devices included,
 over arrays and in compiled code. Every step's end, busy and waiting times are the same to the nanosecond. (Without
 contention that is so by whole numbers. With it, work left is summed up in fewer pieces than there, so that rounding
 could move an end by one nanosecond where the exact end lies within about 1e-7 ns of a whole one; no test has seen it.)

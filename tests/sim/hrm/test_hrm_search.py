@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.sim_examples import few_layers, preset, round_machine
+from sim_examples import few_layers, preset, round_machine
 
 from sim.cost.setup import Problem, Setup
 from sim.hrm.estimate import PolicyNumbers, cpu_memory_bytes, gpu_memory_bytes

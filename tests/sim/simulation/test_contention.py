@@ -5,10 +5,10 @@ from fractions import Fraction
 from itertools import pairwise
 
 import pytest
+from exact_sharing import filled_exactly
 from hypothesis import given
 from hypothesis import strategies as st
 from schedule_rules import EVERY, FIVE_LANES, contended, examples, shapes, simulate, task
-from test_bandwidth import filled_exactly
 
 from sim.schedule.registry import by_name
 from sim.schedule.task import CPU, D2H, GPU, H2D

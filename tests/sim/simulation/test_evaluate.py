@@ -7,8 +7,9 @@ from functools import cache
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from setup_examples import SETTINGS, any_setup
 from sim_examples import few_layers, made_setup, preset, round_machine
 
 from sim.cost.setup import Problem, Setup
@@ -25,22 +26,6 @@ from sim.simulation.simulator import Simulation
 from traces.errors import InputError
 
 ALL = sorted(registered())
-SETTINGS = settings(deadline=None, derandomize=True, max_examples=60)
-
-RATES = (  # of everything that can bind a lane or a pool
-    "pin",
-    "device.gemm.compute",
-    "device.experts.memory",
-    "device_memory.bandwidth",
-    "host.request_overhead",
-    "host.attention.memory",
-    "host_memory.bandwidth",
-    "link.h2d",
-    "link.d2h",
-    "link.duplex",
-    "link.h2d_pageable",
-    "link.d2h_pageable",
-)
 
 
 def simulated(setup):
@@ -56,27 +41,6 @@ def simulated(setup):
     steps = over_ranks(setup.schedule.steps(setup.shape, 0, gen_len), setup.problem.hardware.num_devices)
     Simulation(steps, costs, costs.capacities, on_task=note).run()
     return ends, busy
-
-
-@st.composite
-def any_setup(draw, gen_lens, schedules=tuple(ALL)):
-    """A small problem whose lanes and pools bind in any combination."""
-    machine = round_machine(draw(st.sampled_from([1, 1, 1, 2])))
-    for path in draw(st.lists(st.sampled_from(RATES), max_size=3, unique=True)):
-        value = machine.value(path) * draw(st.sampled_from([0.02, 0.1, 0.3, 3.0, 20.0]))
-        machine = machine.with_value(path, min(1.0, value) if path.endswith((".compute", ".memory")) else value)
-    lengths, padded = draw(st.sampled_from([((40,), True), ((5, 60, 25, 90), False), ((10, 70), True)]))
-    workload = Workload("any", lengths, draw(gen_lens), padded=padded)
-    schedule = by_name(draw(st.sampled_from(schedules)))
-    size = draw(st.sampled_from([1, 3, 8]))
-    share = 1.0 if schedule.streams_non_experts else 0.5
-    policy = {"experts_on_device": draw(st.sampled_from([0.0, 0.0, share])), "pin_weights": draw(st.booleans())}
-    if schedule.name == "flexgen":
-        policy["kv_on_device"] = draw(st.sampled_from([0.0, 0.5, 1.0]))
-    count = 1 if schedule.one_batch else draw(st.integers(1, 5))
-    model = few_layers("mixtral-8x7b", draw(st.integers(1, 5)), draw(st.sampled_from([None, 50])))
-    problem = Problem(model, machine, workload)
-    return Setup(problem, schedule, Policy.usual(schedule, size * count, size, **policy))
 
 
 class TestSampling:

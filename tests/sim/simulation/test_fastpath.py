@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from schedule_rules import EVERY, HAND_OVERS, Backwards, contended, examples, random_durations, shapes
+from setup_examples import SETTINGS, any_setup
 from sim_examples import few_layers, made_setup, preset, round_machine, with_hand_over
-from test_evaluate import SETTINGS, any_setup
 
 from sim.cost.setup import Problem, Setup
 from sim.problem.machine.hardware import Hardware

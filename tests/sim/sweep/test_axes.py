@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.sim_examples import round_machine
+from sim_examples import round_machine
 
 from sim.problem.machine.hardware import Hardware
 from sim.sweep.axes import parse_axes, parse_axis, points

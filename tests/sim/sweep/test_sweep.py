@@ -380,7 +380,7 @@ def test_the_commands_of_the_docs_can_be_run(tmp_path, monkeypatch):
 
 def test_help_and_start_up_need_no_library_of_pictures_or_workers():
     script = (
-        "import sys; from sim import cli, sweep_command; cli._parser(); "
+        "import sys; from sim import cli; from sim.sweep import command; cli._parser(); "
         "print(*[m for m in ('matplotlib', 'joblib', 'scipy', 'numba', 'distributed') if m in sys.modules])"
     )
     shown = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

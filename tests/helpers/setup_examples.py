@@ -1,0 +1,49 @@
+"""Any setup that hypothesis thinks of."""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from sim_examples import few_layers, round_machine
+
+from sim.cost.setup import Problem, Setup
+from sim.problem.policy import Policy
+from sim.problem.workload import Workload
+from sim.schedule.registry import by_name, registered
+
+SETTINGS = settings(deadline=None, derandomize=True, max_examples=60)
+ALL = sorted(registered())
+
+RATES = (  # of everything that can bind a lane or a pool
+    "pin",
+    "device.gemm.compute",
+    "device.experts.memory",
+    "device_memory.bandwidth",
+    "host.request_overhead",
+    "host.attention.memory",
+    "host_memory.bandwidth",
+    "link.h2d",
+    "link.d2h",
+    "link.duplex",
+    "link.h2d_pageable",
+    "link.d2h_pageable",
+)
+
+
+@st.composite
+def any_setup(draw, gen_lens, schedules=tuple(ALL)):
+    """A small problem whose lanes and pools bind in any combination."""
+    machine = round_machine(draw(st.sampled_from([1, 1, 1, 2])))
+    for path in draw(st.lists(st.sampled_from(RATES), max_size=3, unique=True)):
+        value = machine.value(path) * draw(st.sampled_from([0.02, 0.1, 0.3, 3.0, 20.0]))
+        machine = machine.with_value(path, min(1.0, value) if path.endswith((".compute", ".memory")) else value)
+    lengths, padded = draw(st.sampled_from([((40,), True), ((5, 60, 25, 90), False), ((10, 70), True)]))
+    workload = Workload("any", lengths, draw(gen_lens), padded=padded)
+    schedule = by_name(draw(st.sampled_from(schedules)))
+    size = draw(st.sampled_from([1, 3, 8]))
+    share = 1.0 if schedule.streams_non_experts else 0.5
+    policy = {"experts_on_device": draw(st.sampled_from([0.0, 0.0, share])), "pin_weights": draw(st.booleans())}
+    if schedule.name == "flexgen":
+        policy["kv_on_device"] = draw(st.sampled_from([0.0, 0.5, 1.0]))
+    count = 1 if schedule.one_batch else draw(st.integers(1, 5))
+    model = few_layers("mixtral-8x7b", draw(st.integers(1, 5)), draw(st.sampled_from([None, 50])))
+    problem = Problem(model, machine, workload)
+    return Setup(problem, schedule, Policy.usual(schedule, size * count, size, **policy))
