@@ -20,10 +20,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sim.cost.setup import Problem, Setup
+from sim.cost.setup import Setup
 from sim.problem.machine.hardware import Hardware
 from sim.problem.model.model import Model
 from sim.problem.policy import Policy
+from sim.problem.problem import Problem
 from sim.problem.workload import Workload
 from sim.schedule import base
 from sim.schedule.registry import by_name

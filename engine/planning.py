@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from engine.calibration.calibration import described
-from sim.cost.setup import Problem, Setup
+from sim.cost.setup import Setup
 from sim.planning.grid import Grid
 from sim.planning.planner import best_policy
 from sim.problem.batch import Batch, MicroBatch
 from sim.problem.machine.hardware import Hardware
 from sim.problem.policy import Policy
+from sim.problem.problem import Problem
 from sim.problem.workload import Workload
 from sim.schedule.base import Schedule
 from sim.simulation.prediction import Prediction, evaluate

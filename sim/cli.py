@@ -73,7 +73,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 def _compare(args: argparse.Namespace) -> int:
     from sim.comparison.comparison import compare, input_hash, inputs
-    from traces.cli.pictures import check_format
+    from traces.cli.frame import check_format
 
     for flag in ("micro_batch_size", "num_micro_batches", "jobs"):
         _at_least_one(f"--{flag.replace('_', '-')}", getattr(args, flag))

@@ -98,9 +98,3 @@ def pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None)
     first_eos = eos[0] if isinstance(eos, list) else eos
     found = (model.generation_config.pad_token_id, getattr(tokenizer, "pad_token_id", None), first_eos)
     return next((int(token) for token in found if token is not None), 0)
-
-
-def end_tokens(model: PreTrainedModel, given: int | Sequence[int] | None = None) -> set[int]:
-    """The tokens that end a sequence: those given, else the model's own."""
-    ends = model.generation_config.eos_token_id if given is None else given
-    return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)

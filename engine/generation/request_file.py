@@ -9,8 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.device.base import Device
 from engine.generation.generate import BatchDone, RunResult, run
-from engine.generation.prompts import check_length, end_tokens
+from engine.generation.prompts import check_length
 from engine.generation.requests import Request, Results, error_line, in_order, output_line, read_requests
+from engine.model.anatomy import end_tokens
 from sim.problem.policy import Policy
 from sim.schedule.base import Schedule
 from traces.errors import InputError

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from engine.device.base import Device, LaneContext, Mark
 from engine.lanes.profiling import named_batch, named_tasks
-from engine.lanes.task_queue import Ready, TaskQueue, describe
+from engine.lanes.task_queue import Perform, Ready, TaskQueue, describe
 from sim.schedule.task import Lane, LaneKind, Task
 from traces.errors import InputError
 
@@ -34,10 +34,6 @@ class Ran(NamedTuple):
     start: Mark
     end: Mark
     num_bytes: int
-
-
-Perform = Callable[[LaneContext, Task], int | None]
-"""Does a task's work on its lane; returns the bytes it moved, or None if there was nothing left to do."""
 
 
 class Executor:

@@ -10,7 +10,7 @@ from sim.schedule.task import Task
 from traces.files.pytorch_profile import batch_range, ended_range, task_range
 
 if TYPE_CHECKING:
-    from engine.lanes.executor import Perform
+    from engine.lanes.task_queue import Perform
 
 
 def named_batch(origin: str) -> contextlib.AbstractContextManager[object]:

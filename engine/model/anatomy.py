@@ -96,3 +96,9 @@ def _owned(layer: nn.Module) -> Iterator[OwnedParameter]:
     for module in layer.modules():
         for name, tensor in module.named_parameters(recurse=False):
             yield OwnedParameter(module, name, tensor)
+
+
+def end_tokens(model: PreTrainedModel, given: int | Sequence[int] | None = None) -> set[int]:
+    """The tokens that end a sequence: those given, else the model's own."""
+    ends = model.generation_config.eos_token_id if given is None else given
+    return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)

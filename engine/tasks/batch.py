@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 from engine.attention.host import HostAttention
 from engine.device.base import Device
 from engine.device.ledger import Ledger
-from engine.generation.prompts import end_tokens
 from engine.lanes.executor import Executor, Ran
 from engine.memory.activations import Activations
 from engine.memory.buffers import Buffers
 from engine.memory.weights import WeightStream
+from engine.model.anatomy import end_tokens
 from engine.model.coroutine import Finished, MicroBatch
 from engine.model.in_flight import Desk
 from engine.model.kvcache import cache_for

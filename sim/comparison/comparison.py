@@ -10,9 +10,10 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from sim.cost.setup import Problem, Setup
+from sim.cost.setup import Setup
 from sim.planning.planner import NothingFitsError, best_policy
 from sim.problem.policy import Policy
+from sim.problem.problem import Problem
 from sim.schedule.base import Schedule
 from sim.schedule.registry import by_name
 from sim.simulation.prediction import Prediction, evaluate, to_dict

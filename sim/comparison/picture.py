@@ -11,11 +11,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from sim.comparison.comparison import Outcome
-from sim.cost.setup import Problem, Setup
+from sim.cost.setup import Setup
+from sim.problem.problem import Problem
 from sim.schedule.ranks import over_ranks
 from sim.schedule.task import LaneKind, Op
 from sim.simulation.simulator import Executed, Simulation
-from traces.cli.pictures import check_format
+from traces.cli.frame import check_format
 
 COLOURS: dict[Op, str] = {
     Op.PRE_ATTN: "#8ecae6",

@@ -4,27 +4,18 @@ from collections import Counter
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from sim.comparison.comparison import Outcome
-from sim.cost.setup import Problem
 from sim.problem.machine.quantity import Basis
+from sim.problem.problem import Problem
 from sim.simulation.prediction import LaneSummary, Prediction
+from traces.cli.frame import console
 
 LEGEND = (
     "policy: micro-batch size × number of micro-batches, and where attention runs. bound by: the busiest lane in "
     "prefill, then decode. over it: time beyond that lane's work. HRM: its own tokens/s (and times the simulated)."
 )
-
-PLAIN_WIDTH = 140
-"""Columns where the output is no terminal."""
-
-
-def console() -> Console:
-    """Standard output, at the terminal's width or wide enough for every column."""
-    plain = Console()
-    return plain if plain.is_terminal else Console(width=PLAIN_WIDTH)
 
 
 def print_comparison(problem: Problem, outcomes: Sequence[Outcome], baseline: str | None) -> None:

@@ -6,9 +6,8 @@ from functools import lru_cache
 from sim.cost.durations import CostModel
 from sim.cost.memory import MemoryPlan, Shortage, plan_memory
 from sim.problem.batch import Batch, make_batch
-from sim.problem.machine.hardware import Hardware
-from sim.problem.model.model import Model
 from sim.problem.policy import Policy
+from sim.problem.problem import Problem
 from sim.problem.workload import Workload
 from sim.schedule.base import Schedule
 from sim.schedule.shape import PipelineShape
@@ -19,15 +18,6 @@ from traces.errors import InputError
 def _batch(workload: Workload, batch_size: int, micro_batch_size: int) -> Batch:
     """The batch of the last policies seen: a grid asks for each many times."""
     return make_batch(workload, batch_size, micro_batch_size)
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What is asked: a model, on a machine, for a workload."""
-
-    model: Model
-    hardware: Hardware
-    workload: Workload
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,13 @@ import math
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sim.hrm.estimate import Hierarchy, Level, MoEDims, attention_intensity, ffn_intensity, ffn_tokens
+from sim.hrm.estimate import MoEDims, attention_intensity, dims_of, ffn_intensity, ffn_tokens
+from sim.hrm.roofs import Hierarchy, Level
 from sim.problem.machine.hardware import Hardware
 from traces.cli.frame import writing
 from traces.errors import InputError
-
-if TYPE_CHECKING:
-    from sim.problem.model.model import Model
 
 GPU, CPU = "GPU", "CPU"
 BATCH_SIZES = (32, 128, 1024, 16384)
@@ -85,24 +83,6 @@ def hierarchy(hardware: Hardware) -> Hierarchy:
     gpu = Level(GPU, n * device.peak_flops_per_s, n * memory.bandwidth_bytes_per_s)
     cpu = Level(CPU, float(hardware.host.peak_flops_per_s), float(hardware.host_memory.bandwidth_bytes_per_s))
     return Hierarchy((gpu, cpu), (n * hardware.link.peak_bytes_per_s,))
-
-
-def dims_of(model: "Model") -> MoEDims:
-    """Return the paper's letters for a model: of its commonest layer with experts, full attention first."""
-    layers = [layer for layer in model.layers if layer.expert]
-    layer = max(layers, key=lambda layer: (layer.attention.window is None, layers.count(layer)))
-    attention = layer.attention
-    return MoEDims(
-        n_layers=model.num_layers,
-        h1=layer.hidden_size,
-        h2=layer.expert.intermediate_size if layer.expert else 0,
-        n_q=attention.num_query_heads,
-        n_kv=attention.num_kv_heads,
-        n_e=layer.num_experts,
-        k=layer.top_k,
-        head_dim=attention.sent_query_width // attention.num_query_heads,
-        cached_width=attention.cached_width,
-    )
 
 
 def roofline(hardware: Hardware, model: str, dims: MoEDims, context: int, micro_batch_size: int) -> Roofline:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sim.hrm.estimate import Level
 from sim.hrm.roofline import CPU, GPU, KV_BITS, Point, Roofline
-from traces.cli.pictures import check_format
+from sim.hrm.roofs import Level
+from traces.cli.frame import check_format
 
 _LINK = "link"
 _COLOURS = {GPU: "#2a8f50", CPU: "#3a6ea5", _LINK: "#c8553d"}

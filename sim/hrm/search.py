@@ -22,11 +22,11 @@ from sim.hrm.estimate import (
     MoEDims,
     PolicyNumbers,
     cpu_memory_bytes,
+    dims_of,
     gpu_memory_bytes,
     largest_weight_share,
     layer_time,
 )
-from sim.hrm.roofline import dims_of
 from sim.problem.machine.hardware import Hardware, OptimizerConstants
 from sim.problem.machine.quantity import Basis, Quantity
 from sim.problem.model.model import Model

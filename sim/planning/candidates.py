@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.cost.memory import Shortage
-from sim.cost.setup import Problem, Setup
+from sim.cost.setup import Setup
 from sim.planning.grid import Grid, pin_choices, spots
 from sim.problem.policy import Policy
+from sim.problem.problem import Problem
 from sim.schedule.base import Schedule
 from traces.errors import InputError
 

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from traces.cli.pictures import check_format
+    from traces.cli.frame import check_format
 
     for flag in ("top", "jobs", "gen_len", "prompt_len"):
         value = getattr(args, flag)

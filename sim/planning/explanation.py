@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from sim.cost.setup import Problem
 from sim.planning.grid import Grid
 from sim.planning.planner import Choice, NothingFitsError, Plan, best_policy, in_processes
 from sim.planning.search import Candidate, Objective, in_essence, ranked
 from sim.problem.machine.hardware import Hardware
 from sim.problem.policy import Policy
+from sim.problem.problem import Problem
 from sim.schedule.registry import by_name
 from sim.simulation.prediction import Prediction
 from traces.errors import InputError

@@ -4,13 +4,14 @@ import time
 
 import numpy as np
 
-from sim.cost.setup import Problem, Setup
+from sim.cost.setup import Setup
 from sim.hrm.search import SCHEDULE, search
 from sim.planning.bounds.bound import least_seconds
 from sim.planning.candidates import space
 from sim.planning.grid import Grid
 from sim.planning.planner import Choice, Plan
 from sim.planning.search import Candidate, Objective, simulate
+from sim.problem.problem import Problem
 from sim.schedule.registry import by_name
 
 

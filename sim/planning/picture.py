@@ -22,7 +22,7 @@ from sim.planning.grid import Grid, sizes_up_to
 from sim.planning.hrm import hrm_setup
 from sim.planning.planner import Choice, in_processes
 from sim.planning.search import simulate
-from traces.cli.pictures import check_format
+from traces.cli.frame import check_format
 from traces.errors import InputError
 
 PER_DOUBLING = 2

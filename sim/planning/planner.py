@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sim.cost.setup import Problem
 from sim.planning.candidates import Space, space
 from sim.planning.grid import Grid
 from sim.planning.search import TOLERANCE, Candidate, Objective, Search, ranked
+from sim.problem.problem import Problem
 from sim.schedule.base import Schedule
 from sim.schedule.registry import by_name
 from traces.errors import InputError

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from sim.comparison.report import console
 from sim.planning.explanation import FACTORS, RESOURCES, Explanation, Replanned, Tier, sentences
 from sim.planning.planner import Choice
 from sim.planning.search import TOLERANCE, Candidate
 from sim.problem.workload import Workload
 from sim.simulation.prediction import Prediction
+from traces.cli.frame import console
 
 
 def print_plan(choice: Choice, prediction: Prediction, top: int, wall_s: float) -> None:

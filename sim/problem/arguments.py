@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from traces.errors import InputError
 
 if TYPE_CHECKING:
-    from sim.cost.setup import Problem
+    from sim.problem.problem import Problem
     from sim.problem.workload import Workload
 
 
@@ -25,9 +25,9 @@ def add_problem(group: Any) -> None:
 
 def problem_of(args: argparse.Namespace) -> "Problem":
     """What is asked. Raises InputError for a name that is not known or a file that cannot be read."""
-    from sim.cost.setup import Problem
     from sim.problem.machine.hardware import Hardware
     from sim.problem.model.model import Model
+    from sim.problem.problem import Problem
 
     return Problem(Model.load(args.model), Hardware.load(args.hardware), _workload(args))
 

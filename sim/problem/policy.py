@@ -6,11 +6,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from sim.problem.machine.quantity import check_keys
 from sim.problem.model.model import Layer, Model
 from sim.schedule.base import Schedule
 from sim.schedule.shape import PipelineShape, Place
-from traces.errors import InputError
+from traces.errors import InputError, check_keys
 
 MIN_BITS, MAX_BITS = 1.0, 32.0
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from sim.problem.machine.quantity import Basis, check_keys, nearest
-from traces.errors import InputError
+from sim.problem.machine.quantity import Basis
+from traces.errors import InputError, check_keys, nearest
 
 TOKENS_PER_WORD = 1.5698
 """Tokens per word (between white space): takes MT-bench's questions, 49.05 words on average, to their published 77."""

@@ -3,7 +3,6 @@
 from functools import lru_cache
 from importlib.metadata import entry_points
 
-from sim.problem.machine.quantity import nearest
 from sim.schedule.base import Schedule
 from sim.schedule.systems.accelerate import Accelerate
 from sim.schedule.systems.cgopipe import CGOPipe
@@ -11,7 +10,7 @@ from sim.schedule.systems.fastdecode import FastDecode
 from sim.schedule.systems.flexgen import FlexGen
 from sim.schedule.systems.flexgen_c import FlexGenC
 from sim.schedule.systems.zero import Zero
-from traces.errors import InputError
+from traces.errors import InputError, nearest
 
 ENTRY_POINTS = "cgopipe.schedules"
 BUILT_IN: tuple[type[Schedule], ...] = (CGOPipe, FastDecode, FlexGenC, FlexGen, Zero, Accelerate)

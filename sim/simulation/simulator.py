@@ -14,24 +14,15 @@ from typing import Any, NamedTuple
 
 import simpy
 
+from sim.cost.pools import Cost
 from sim.schedule.task import Lane, Op, Task
-from sim.simulation.fair_sharing import Demands, fair_rates
+from sim.simulation.fair_sharing import fair_rates
 
 RATES_KEPT = 2_000
 """Combinations of running tasks whose fair rates are remembered."""
 
 WINDOW = 6
 """Steps issued from the oldest unfinished one on: more than buffers let a lane run ahead, so none waits for issue."""
-
-
-class Cost(NamedTuple):
-    """What one task takes: its solo time and what it asks of shared pools, with the physics behind it."""
-
-    duration_ns: int
-    demands: Demands = ()
-    bytes: int = 0
-    flops: int = 0
-    bound: str = ""
 
 
 class Executed(NamedTuple):

@@ -16,10 +16,10 @@ from itertools import product
 from typing import Any
 
 from sim.problem.machine.hardware import Hardware
-from sim.problem.machine.quantity import UNITS, Dimension, nearest
+from sim.problem.machine.quantity import UNITS, Dimension
 from sim.problem.policy import Policy
 from sim.schedule.shape import Place
-from traces.errors import InputError
+from traces.errors import InputError, nearest
 
 Value = str | int | float | bool | None
 """One value of a setting."""

@@ -96,7 +96,7 @@ def _check_flags(args: argparse.Namespace) -> None:
     from sim.sweep.rows import FORMATS
     from sim.sweep.sweep import HRM, SIMULATOR
     from sim.sweep.workers import BACKENDS
-    from traces.cli.pictures import check_format
+    from traces.cli.frame import check_format
 
     for flag in ("micro_batch_size", "num_micro_batches", "jobs", "prompt_len", "gen_len"):
         value = getattr(args, flag)

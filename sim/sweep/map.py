@@ -14,9 +14,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sim.problem.machine.quantity import nearest
 from sim.sweep.sweep import Row
-from traces.errors import InputError
+from traces.errors import InputError, nearest
 
 THROUGHPUT = "throughput_tokens_per_s"
 PALETTE = ("#1d6fa5", "#e76f51", "#2a9d8f", "#e9c46a", "#7b2cbf", "#6c757d", "#b56576", "#264653")

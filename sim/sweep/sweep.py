@@ -13,11 +13,11 @@ from itertools import islice
 from typing import Any
 
 from sim.comparison.comparison import Asked, Outcome, compare, project_version
-from sim.cost.setup import Problem
 from sim.hrm.search import SCHEDULE, search
 from sim.planning.planner import best_policy
 from sim.problem.machine.hardware import Hardware
 from sim.problem.model.model import Model
+from sim.problem.problem import Problem
 from sim.problem.workload import DEFAULT_GEN_LEN, Workload
 from sim.schedule.registry import by_name
 from sim.schedule.shape import Place

@@ -12,6 +12,7 @@ from engine.device.emulated.device import EmulatedDevice, EmulatedLane
 from engine.device.ledger import DeviceOutOfMemory
 from engine.generation.session import Session
 from engine.lanes.executor import TaskError
+from sim.cost.pools import Cost
 from sim.problem.model.model import Model
 from sim.problem.policy import Policy
 from sim.schedule.base import Schedule
@@ -20,7 +21,7 @@ from sim.schedule.shape import Place
 from sim.schedule.systems.cgopipe import CGOPipe
 from sim.schedule.systems.flexgen_c import FlexGenC
 from sim.schedule.task import LaneKind
-from sim.simulation.simulator import Cost, Simulation
+from sim.simulation.simulator import Simulation
 from traces.errors import InputError
 from traces.trace import MEMORY, NONE
 

@@ -4,8 +4,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from sim_examples import few_layers, round_machine
 
-from sim.cost.setup import Problem, Setup
+from sim.cost.setup import Setup
 from sim.problem.policy import Policy
+from sim.problem.problem import Problem
 from sim.problem.workload import Workload
 from sim.schedule.registry import by_name, registered
 

@@ -3,11 +3,12 @@
 from dataclasses import replace
 from functools import cache
 
-from sim.cost.setup import Problem, Setup
+from sim.cost.setup import Setup
 from sim.problem.machine.hardware import Hardware
 from sim.problem.machine.quantity import Quantity
 from sim.problem.model.model import Model
 from sim.problem.policy import Policy
+from sim.problem.problem import Problem
 from sim.problem.workload import Workload
 from sim.schedule.registry import by_name
 from sim.schedule.task import CPU, Lane, LaneKind, Op, Task

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sim.problem.machine.quantity import check_keys, nearest
-from traces.errors import InputError
+from traces.errors import InputError, check_keys, nearest
 
 CATALOGUE = Path(__file__).with_name("catalogue")
 

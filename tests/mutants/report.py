@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from sim.comparison.report import console
 from tests.mutants.mutants import Mutant
 from tests.mutants.run import Outcome, Verdict
+from traces.cli.frame import console
 
 
 def print_list(mutants: Sequence[Mutant]) -> None:

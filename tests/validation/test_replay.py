@@ -11,6 +11,7 @@ from sim_examples import few_layers, made_setup, round_machine, with_hand_over
 
 import engine
 from engine.device.emulated.device import EmulatedDevice
+from sim.cost.pools import Cost
 from sim.cost.setup import Setup
 from sim.problem.batch import Batch, MicroBatch
 from sim.problem.machine.hardware import Hardware
@@ -19,7 +20,6 @@ from sim.problem.policy import Policy
 from sim.schedule.registry import by_name, registered
 from sim.schedule.task import CPU, D2H, GPU, H2D, Op, Task
 from sim.simulation.gaps import CLOCK_SLACK_NS, gaps_between
-from sim.simulation.simulator import Cost
 from sim.simulation.timeline import record
 from traces.errors import InputError
 from traces.files import chrome_writer as chrome

@@ -7,10 +7,11 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from sim.cost.setup import Problem, Setup
+from sim.cost.setup import Setup
 from sim.problem.machine.hardware import Hardware
 from sim.problem.model.model import Model
 from sim.problem.policy import Policy
+from sim.problem.problem import Problem
 from sim.problem.workload import Workload
 from sim.schedule.registry import by_name
 from sim.schedule.shape import Place

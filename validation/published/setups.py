@@ -3,16 +3,16 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
-from sim.cost.setup import Problem, Setup
+from sim.cost.setup import Setup
 from sim.planning.planner import best_policy
 from sim.problem.machine.hardware import Hardware
-from sim.problem.machine.quantity import nearest
 from sim.problem.model.model import Model
 from sim.problem.policy import Policy
+from sim.problem.problem import Problem
 from sim.problem.workload import Workload
 from sim.schedule.base import Schedule
 from sim.schedule.registry import by_name, registered
-from traces.errors import InputError
+from traces.errors import InputError, nearest
 from validation.published.rows import Row
 
 SETTINGS = {

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from sim.cost.pools import Cost
 from sim.problem.batch import Batch
 from sim.problem.machine.hardware import Hardware
 from sim.schedule.task import Op, Task
 from sim.simulation.gaps import gaps_between
-from sim.simulation.simulator import Cost, Executed, Simulation
+from sim.simulation.simulator import Executed, Simulation
 from sim.simulation.timeline import span_of
 from traces.errors import InputError
 from traces.trace import Key, Span, Trace

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Replay one trace and show how far off each layer is."""
     from sim.problem.machine.hardware import Hardware
-    from traces.cli.pictures import check_format
+    from traces.cli.frame import check_format
     from traces.files.reader import read
     from validation.replay.checks import replay
 

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 
 from sim.comparison.picture import COLOURS, ROW_ORDER
 from sim.schedule.task import Op
-from traces.cli.pictures import check_format
+from traces.cli.frame import check_format
 from traces.trace import Span, Trace
 from validation.replay.checks import Replay
 

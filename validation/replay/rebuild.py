@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sim.cost.setup import Problem, Setup
+from sim.cost.setup import Setup
 from sim.problem.batch import Batch, MicroBatch
 from sim.problem.machine.hardware import Hardware
 from sim.problem.model.model import Model
 from sim.problem.policy import Policy
+from sim.problem.problem import Problem
 from sim.problem.workload import Workload
 from sim.schedule.base import Schedule
 from sim.schedule.ranks import over_ranks

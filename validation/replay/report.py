@@ -4,7 +4,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from sim.comparison.report import console
+from traces.cli.frame import console
 from validation.replay.checks import LAYER_1_BAR, Layer1, Layer2, Layer3, Period, Replay
 
 GAPS_SHOWN = 6

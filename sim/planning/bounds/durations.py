@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from sim.cost.durations import CPU_CORES, DRAM, GROWS_WITH_CONTEXT, CostModel
+from sim.cost.pools import Demands
 from sim.cost.setup import Setup
 from sim.planning.candidates import Floats, Space
 from sim.problem.batch import MicroBatch
@@ -15,7 +16,7 @@ from sim.problem.model.model import Model
 from sim.schedule.base import LANE_OF
 from sim.schedule.shape import Place
 from sim.schedule.task import CPU, GPU, NET, WHOLE, Op, Task
-from sim.simulation.fair_sharing import Demands, fair_rates
+from sim.simulation.fair_sharing import fair_rates
 
 SEGMENTS = 4
 """Stretches that decode is cut into."""

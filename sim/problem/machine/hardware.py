@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from sim.problem.machine.quantity import Basis, Quantity, nearest
+from sim.problem.machine.quantity import Basis, Quantity
 from sim.problem.machine.tables import Part, build, replaced, tables, walk
-from traces.errors import InputError
+from traces.errors import InputError, nearest
 
 _PRESETS = Path(__file__).parents[2] / "presets" / "hardware"
 

@@ -1,12 +1,11 @@
 """A number that knows its unit and where it comes from, so that a prediction can say what it rests on."""
 
 import math
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Never, Self
+from typing import Never, Self
 
-from traces.errors import InputError
+from traces.errors import InputError, check_keys
 
 
 class Basis(StrEnum):
@@ -124,22 +123,3 @@ class Quantity(float):
 def how_to_give(dimension: Dimension) -> str:
     """Return an example of the table that `Quantity.parse` reads, for error messages."""
     return f'give it as {{ value = 0.5, unit = "{_TYPICAL[dimension]}", basis = "assumed", source = "..." }}'
-
-
-def check_keys(
-    table: Mapping[str, Any], allowed: Iterable[str], required: Iterable[str], field: str = "", hint: str = ""
-) -> None:
-    """Refuse a key that is unknown (naming the nearest) or missing. `field` is the dotted name of the table."""
-    allowed, dot = list(allowed), f"{field}." if field else ""
-    for key in table:
-        if key not in allowed:
-            raise InputError(f"{dot}{key}: unknown field{nearest(str(key), allowed)}; allowed: {', '.join(allowed)}")
-    for key in required:
-        if key not in table:
-            raise InputError(f"{dot}{key}: missing{'; ' + hint if hint else ''}")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean a or b?` for a misspelt name, or nothing when no known name is near."""
-    close = get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from sim.problem.machine.quantity import Dimension, Quantity, check_keys, how_to_give
-from traces.errors import InputError
+from sim.problem.machine.quantity import Dimension, Quantity, how_to_give
+from traces.errors import InputError, check_keys
 
 _SUFFIXES = {
     "_bytes_per_s": Dimension.RATE,

@@ -7,11 +7,11 @@ from functools import lru_cache
 import numpy as np
 
 from sim.cost.durations import GROWS_WITH_CONTEXT, CostModel
+from sim.cost.pools import Cost
 from sim.schedule.task import Op, Task
 from sim.simulation.compiled.dependencies import CODE_OF, LANE, LAYER, MICRO_BATCH, OP, OPS, PAGE, STEP, Array
 from sim.simulation.compiled.event_loop import COST, DEPS, HEADS, Costs, Tasks
 from sim.simulation.compiled.program import Program
-from sim.simulation.simulator import Cost
 
 GROWING = np.isin(np.arange(len(OPS)), [CODE_OF[op] for op in GROWS_WITH_CONTEXT])
 

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from sim_examples import few_layers, made_setup, preset, round_machine
 
 from sim.cost.memory import MemoryPlan, Shortage, kept_tokens, kv_bytes
-from sim.cost.setup import Problem, Setup
+from sim.cost.setup import Setup
 from sim.problem.batch import Batch, MicroBatch, make_batch
 from sim.problem.machine.hardware import Hardware
 from sim.problem.model.model import Model
 from sim.problem.policy import Policy
+from sim.problem.problem import Problem
 from sim.problem.workload import Workload
 from sim.schedule.registry import by_name, registered
 from traces.errors import InputError

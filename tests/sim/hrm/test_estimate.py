@@ -5,11 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sim_examples import few_layers, made_setup, preset, round_machine
 
-from sim.cost.setup import Problem, Setup
+from sim.cost.setup import Setup
 from sim.hrm.estimate import MoEDims, PolicyNumbers, decode_tokens_per_s
 from sim.hrm.throughput import hrm_tokens_per_s
 from sim.problem.machine.hardware import Hardware
 from sim.problem.policy import Policy
+from sim.problem.problem import Problem
 from sim.problem.workload import Workload
 from sim.schedule.registry import by_name, registered
 

@@ -13,8 +13,6 @@ from sim.hrm import roofline
 from sim.hrm.estimate import (
     CPU_MEMORY_SHARE,
     GPU_MEMORY_SHARE,
-    Hierarchy,
-    Level,
     MoEDims,
     PolicyNumbers,
     attention_bytes,
@@ -31,6 +29,7 @@ from sim.hrm.estimate import (
     largest_weight_share,
     layer_time,
 )
+from sim.hrm.roofs import Hierarchy, Level
 from sim.problem.machine.hardware import Hardware
 from sim.problem.model.model import Model
 from traces.errors import InputError

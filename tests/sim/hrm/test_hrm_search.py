@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sim_examples import few_layers, preset, round_machine
 
-from sim.cost.setup import Problem, Setup
-from sim.hrm.estimate import PolicyNumbers, cpu_memory_bytes, gpu_memory_bytes
-from sim.hrm.roofline import dims_of
+from sim.cost.setup import Setup
+from sim.hrm.estimate import PolicyNumbers, cpu_memory_bytes, dims_of, gpu_memory_bytes
 from sim.hrm.search import constants_of, micro_batch_sizes, search
 from sim.problem.machine.hardware import Hardware
 from sim.problem.model.model import Model
+from sim.problem.problem import Problem
 from sim.problem.workload import Workload
 from sim.schedule.registry import by_name
 from sim.schedule.shape import Place

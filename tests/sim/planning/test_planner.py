@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from plan_examples import SMALL, planned, problems, simple_problem
 from sim_examples import few_layers, preset, round_machine
 
-from sim.cost.setup import Problem, Setup
+from sim.cost.setup import Setup
 from sim.planning.candidates import space
 from sim.planning.grid import Grid
 from sim.planning.hrm import hrm_setup
@@ -17,6 +17,7 @@ from sim.planning.planner import NothingFitsError, best_policy, plan
 from sim.planning.search import ENOUGH_THROUGHPUT, SAME_LATENCY, TOLERANCE, Objective, simulate
 from sim.problem.machine.hardware import Hardware
 from sim.problem.policy import Policy
+from sim.problem.problem import Problem
 from sim.problem.workload import Workload
 from sim.schedule.registry import by_name, registered
 from sim.simulation.compiled.path import generation_s

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from plan_examples import SMALL, problems, simple_problem
 from sim_examples import few_layers, preset
 
-from sim.cost.setup import Problem, Setup
+from sim.cost.setup import Setup
 from sim.planning.bounds.bound import least_seconds
 from sim.planning.candidates import TIERS, space
 from sim.planning.grid import Grid, pin_choices, sizes_up_to, spots
 from sim.problem.machine.hardware import Hardware
 from sim.problem.policy import Policy
+from sim.problem.problem import Problem
 from sim.problem.workload import Workload
 from sim.schedule.registry import by_name, registered
 from sim.schedule.shape import Place

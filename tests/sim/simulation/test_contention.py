@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from schedule_rules import EVERY, FIVE_LANES, contended, examples, shapes, simulate, task
 
+from sim.cost.pools import Cost
 from sim.schedule.registry import by_name
 from sim.schedule.task import CPU, D2H, GPU, H2D
-from sim.simulation.simulator import Cost, Simulation
+from sim.simulation.simulator import Simulation
 
 every_schedule = pytest.mark.parametrize("schedule", EVERY, ids=lambda schedule: schedule.name)
 SECOND = 10**9

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from setup_examples import SETTINGS, any_setup
 from sim_examples import few_layers, made_setup, preset, round_machine
 
-from sim.cost.setup import Problem, Setup
+from sim.cost.setup import Setup
 from sim.planning.planner import best_policy
 from sim.problem.machine.hardware import Hardware
 from sim.problem.model.model import Model
 from sim.problem.policy import Policy
+from sim.problem.problem import Problem
 from sim.problem.workload import Workload
 from sim.schedule.ranks import over_ranks
 from sim.schedule.registry import by_name, registered

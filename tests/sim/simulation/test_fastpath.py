@@ -13,10 +13,12 @@ from schedule_rules import EVERY, HAND_OVERS, Backwards, contended, examples, ra
 from setup_examples import SETTINGS, any_setup
 from sim_examples import few_layers, made_setup, preset, round_machine, with_hand_over
 
-from sim.cost.setup import Problem, Setup
+from sim.cost.pools import Cost
+from sim.cost.setup import Setup
 from sim.problem.machine.hardware import Hardware
 from sim.problem.model.model import Model
 from sim.problem.policy import Policy
+from sim.problem.problem import Problem
 from sim.problem.workload import Workload
 from sim.schedule.ranks import over_ranks
 from sim.schedule.registry import by_name
@@ -32,7 +34,7 @@ from sim.simulation.compiled.path import FastPath, generation_s
 from sim.simulation.compiled.program import program_of, repeated_layers
 from sim.simulation.prediction import evaluate
 from sim.simulation.sampling import sample
-from sim.simulation.simulator import Cost, DeadlockError, Simulation
+from sim.simulation.simulator import DeadlockError, Simulation
 
 every_schedule = pytest.mark.parametrize("schedule", EVERY, ids=lambda schedule: schedule.name)
 

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from schedule_rules import EVERY, FIVE_LANES, HAND_OVERS, contended, examples, random_durations, shapes, simulate, task
 
+from sim.cost.pools import Cost
 from sim.schedule.registry import by_name
 from sim.schedule.shape import PipelineShape, Place
 from sim.schedule.task import CPU, D2H, GPU, H2D, PIN, Lane, LaneKind, Op
 from sim.simulation.recurrence import task_ends
-from sim.simulation.simulator import Cost, DeadlockError, Simulation
+from sim.simulation.simulator import DeadlockError, Simulation
 
 every_schedule = pytest.mark.parametrize("schedule", EVERY, ids=lambda schedule: schedule.name)
 AMPLE = 10**12

@@ -14,10 +14,10 @@ import pytest
 
 from sim.cli import main
 from sim.comparison.comparison import Asked, compare
-from sim.cost.setup import Problem
 from sim.hrm.search import search
 from sim.problem.machine.hardware import Hardware
 from sim.problem.model.model import Model
+from sim.problem.problem import Problem
 from sim.problem.workload import Workload
 from sim.schedule.shape import Place
 from sim.sweep.axes import parse_axes

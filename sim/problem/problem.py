@@ -1,0 +1,16 @@
+"""What is asked: a model, on a machine, for a workload."""
+
+from dataclasses import dataclass
+
+from sim.problem.machine.hardware import Hardware
+from sim.problem.model.model import Model
+from sim.problem.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is asked: a model, on a machine, for a workload."""
+
+    model: Model
+    hardware: Hardware
+    workload: Workload
