@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 from traces.errors import InputError
 
+Amount = float | NDArray[np.float64]
+"""One number, or one for each policy of a grid."""
+
 
 @dataclass(frozen=True, slots=True)
 class Level:
@@ -106,7 +109,3 @@ class Hierarchy:
     def balance(self, near: str, far: str, near_intensity: Amount) -> Amount:
         """Balance point, as intensity on level `far`: link and near memory are equally busy."""
         return self[near].bandwidth_bytes_per_s * near_intensity / self.link_bytes_per_s(far, near)
-
-
-Amount = float | NDArray[np.float64]
-"""One number, or one for each policy of a grid."""
