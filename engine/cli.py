@@ -12,7 +12,7 @@ from traces.errors import InputError
 if TYPE_CHECKING:
     from engine.device.base import Device
     from engine.generation.generate import RunResult
-    from engine.planning import Plan
+    from engine.planning import RunPlan
     from sim.problem.policy import Policy
     from sim.schedule.base import Schedule
 
@@ -128,7 +128,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.trace:
         from traces.files import chrome_writer as chrome
 
-        chrome.write(result.trace, args.trace)
+        chrome.write_trace(result.trace, args.trace)
     sys.stderr.write(summary(result) + "\n")
     return 0
 
@@ -184,7 +184,7 @@ def _plans(args: argparse.Namespace) -> bool:
 
 def _plan(
     args: argparse.Namespace, model: Any, schedule: "Schedule", prompt_tokens: list[int], device: "Device"
-) -> "Plan":
+) -> "RunPlan":
     from engine.calibration.calibration import calibrate
     from engine.calibration.command import bar
     from engine.planning import plan

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from engine.calibration.calibration import described
 from sim.cost.setup import Setup
-from sim.planning.grid import Grid
+from sim.planning.grid import PolicyGrid
 from sim.planning.planner import best_policy
 from sim.problem.batch import Batch, MicroBatch
 from sim.problem.machine.hardware import Hardware
@@ -17,12 +17,12 @@ from sim.problem.workload import Workload
 from sim.schedule.base import Schedule
 from sim.simulation.prediction import Prediction, evaluate
 
-WHAT_THE_ENGINE_RUNS = Grid(kv_shares=(0.0, 1.0))
+WHAT_THE_ENGINE_RUNS = PolicyGrid(kv_shares=(0.0, 1.0))
 """The planner's grid without what the engine refuses: a KV cache that is split between device and host."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RunPlan:
     """A policy and what the simulator expects of it on a machine."""
 
     policy: Policy
@@ -40,7 +40,7 @@ class Plan:
 
 def plan(
     model: PreTrainedModel, hardware: Hardware, schedule: Schedule, prompt_tokens: Sequence[int], max_new_tokens: int
-) -> Plan:
+) -> RunPlan:
     """The best policy for these requests: all in one batch, or the best batch that they fill.
 
     Raises NothingFitsError, an InputError, if no policy fits the machine's memories.
@@ -51,7 +51,7 @@ def plan(
     policy = found.best.setup.policy
     as_run = Setup(problem, schedule, policy, _first_batch(policy, prompt_tokens, max_new_tokens))
     expected = evaluate(found.best.setup if as_run.shortages else as_run)
-    return Plan(policy, expected, hardware.name)
+    return RunPlan(policy, expected, hardware.name)
 
 
 def _first_batch(policy: Policy, prompt_tokens: Sequence[int], max_new_tokens: int) -> Batch:

@@ -136,7 +136,7 @@ def _write_traces(outcomes: "Sequence[Outcome]", folder: Path, digest: str) -> N
     for one in outcomes:
         if one.setup is not None and one.prediction is not None:
             metadata = {"input_hash": digest, "versions": {"cgopipe": project_version()}}
-            chrome.write(record(one.setup, metadata), folder / f"{one.schedule}.json.gz")
+            chrome.write_trace(record(one.setup, metadata), folder / f"{one.schedule}.json.gz")
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -19,8 +19,8 @@ from engine.generation.metadata import describe_batch, describe_device, describe
 from engine.generation.prompts import Prompt, check_generate_kwargs, check_lengths, pad_token, to_token_ids
 from engine.generation.session import Session
 from engine.generation.trace import Stats, make_trace, peak_bytes, phases_s
-from engine.model.coroutine import MicroBatch
-from engine.tasks.batch import BatchResult, Generation
+from engine.model.coroutine import GenerateCoroutine
+from engine.tasks.batch import BatchResult, GenerationOptions
 from sim.problem.policy import Policy
 from sim.schedule.base import Schedule
 from sim.schedule.registry import by_name
@@ -93,7 +93,7 @@ def run(
     check_lengths(ids, max_new_tokens, model)
     chosen = by_name(schedule) if isinstance(schedule, str) else schedule
     policy = policy or _usual_policy(chosen, len(ids), micro_batch_size)
-    generation = Generation(
+    generation = GenerationOptions(
         max_new_tokens, pad_token(model, tokenizer), generate_kwargs, _seed(seed, generate_kwargs, model)
     )
     metadata = _metadata(model, chosen, policy, ids, generation)
@@ -119,7 +119,7 @@ def _batches(
     metadata: dict[str, Any],
     progress: Callable[[int], None] | None,
 ) -> Iterator[BatchDone]:
-    def on_head(micro_batch: MicroBatch) -> None:
+    def on_head(micro_batch: GenerateCoroutine) -> None:
         if progress is not None:
             progress(len(micro_batch.padding))
 
@@ -164,7 +164,7 @@ def _stats(done: Sequence[BatchDone], peaks: dict[str, int]) -> Stats:
 
 
 def _metadata(
-    model: PreTrainedModel, schedule: Schedule, policy: Policy, ids: list[list[int]], generation: Generation
+    model: PreTrainedModel, schedule: Schedule, policy: Policy, ids: list[list[int]], generation: GenerationOptions
 ) -> dict[str, Any]:
     inputs = [schedule.name, policy.to_dict(), model.config.to_json_string(), ids, generation.max_new_tokens]
     return {

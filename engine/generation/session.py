@@ -16,10 +16,10 @@ from engine.device.ledger import Ledger
 from engine.memory.placement import Placement, streamed_layers
 from engine.memory.weights import WeightStream
 from engine.model.anatomy import Anatomy
-from engine.model.coroutine import MicroBatch
+from engine.model.coroutine import GenerateCoroutine
 from engine.model.experts import lean_gates
 from engine.model.hooks import Split
-from engine.tasks.batch import BatchResult, BatchRun, Generation
+from engine.tasks.batch import BatchResult, BatchRun, GenerationOptions
 from sim.problem.policy import Policy
 from sim.schedule.base import Schedule
 from sim.schedule.shape import PipelineShape, Place
@@ -34,7 +34,7 @@ class Session:
     """Runs batches of a model. Enter it, call `run_batch` as often as needed, leave it."""
 
     def __init__(
-        self, model: PreTrainedModel, device: Device, schedule: Schedule, policy: Policy, generation: Generation
+        self, model: PreTrainedModel, device: Device, schedule: Schedule, policy: Policy, generation: GenerationOptions
     ) -> None:
         _check(policy, schedule)
         self._model = model
@@ -95,7 +95,7 @@ class Session:
         self,
         prompts: Sequence[Sequence[int]],
         first: int = 0,
-        on_head: Callable[[MicroBatch], None] = lambda micro_batch: None,
+        on_head: Callable[[GenerateCoroutine], None] = lambda micro_batch: None,
     ) -> BatchResult:
         """Generates for one batch of prompts; `first` numbers its first micro-batch in the whole run."""
         size = self._policy.micro_batch_size

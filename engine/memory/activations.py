@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from engine.device.base import Device
-from engine.model.coroutine import AttentionCall, LayerEntry, MicroBatch, StackEnd
-from engine.model.in_flight import Desk
+from engine.model.coroutine import AttentionCall, GenerateCoroutine, LayerEntry, StackEnd
+from engine.model.in_flight import InFlight
 from engine.model.kvcache import LayerCache
 from sim.schedule.task import Op, Task
 
@@ -25,7 +25,7 @@ class Activations:
     is measured once for each kind of layer (`kinds`: a number per layer) and taken to be the same in those alike.
     """
 
-    def __init__(self, device: Device, largest: MicroBatch, kinds: Sequence[int]) -> None:
+    def __init__(self, device: Device, largest: GenerateCoroutine, kinds: Sequence[int]) -> None:
         self._device = device
         self._largest = largest
         self._kinds = kinds
@@ -35,7 +35,7 @@ class Activations:
         self._passing: list[_Passing] = []  # what the largest micro-batch holds that a task may let go of
 
     @contextlib.contextmanager
-    def working(self, micro_batch: MicroBatch, task: Task) -> Iterator[None]:
+    def working(self, micro_batch: GenerateCoroutine, task: Task) -> Iterator[None]:
         """Around a task of the GPU lane: counts its working set where that is largest."""
         if micro_batch is not self._largest or micro_batch.step > 0:
             yield
@@ -51,7 +51,7 @@ class Activations:
         with self._device.accounted("working set", self._working_sets[alike]):
             return
 
-    def stopped(self, micro_batch: MicroBatch, desk: Desk) -> None:
+    def stopped(self, micro_batch: GenerateCoroutine, desk: InFlight) -> None:
         """A micro-batch has stopped: count what it holds."""
         at, index = micro_batch.at, micro_batch.index
         tensors: list[torch.Tensor] = []

@@ -73,11 +73,11 @@ Event = LayerEntry | WeightsNeeded | CacheNeeded | AttentionCall | StackEnd | Fi
 
 
 class _Coroutine(greenlet):  # type: ignore[misc]
-    micro_batch: "MicroBatch"
+    micro_batch: "GenerateCoroutine"
 
 
 @dataclass(slots=True, eq=False)
-class MicroBatch:
+class GenerateCoroutine:
     """One micro-batch on its way through generation.
 
     `generate` is called once, in the coroutine. `padding` tokens stand before each request's prompt. `seed` gives it
@@ -145,7 +145,7 @@ class MicroBatch:
             _set_random_state(outside)
 
 
-def current() -> MicroBatch | None:
+def current() -> GenerateCoroutine | None:
     """The micro-batch whose coroutine is running, or None outside of all."""
     running = getcurrent()
     return running.micro_batch if isinstance(running, _Coroutine) else None

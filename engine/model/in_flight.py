@@ -13,7 +13,7 @@ Attended = tuple[torch.Tensor, torch.Tensor | None]
 
 
 @dataclass(slots=True)
-class Desk:
+class InFlight:
     """One micro-batch's tensors between tasks. Dependencies keep lanes from touching one field at a time."""
 
     cache: Cache

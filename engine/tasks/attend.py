@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from engine.attention.host import HostAttention, unsupported
-from engine.model.coroutine import AttentionCall, MicroBatch
+from engine.model.coroutine import AttentionCall, GenerateCoroutine
 from engine.model.hooks import is_causal, own_attention
 from engine.model.kvcache import KeysValues
 
@@ -36,7 +36,7 @@ class DecodeAttention:
 
     def __call__(
         self,
-        micro_batch: MicroBatch,
+        micro_batch: GenerateCoroutine,
         call: AttentionCall,
         query: torch.Tensor,
         known: KeysValues,

@@ -15,12 +15,12 @@ from engine.memory.activations import Activations
 from engine.memory.buffers import Buffers
 from engine.memory.weights import WeightStream
 from engine.model.anatomy import end_tokens
-from engine.model.coroutine import Finished, MicroBatch
-from engine.model.in_flight import Desk
+from engine.model.coroutine import Finished, GenerateCoroutine
+from engine.model.in_flight import InFlight
 from engine.model.kvcache import cache_for
 from engine.tasks.attend import DecodeAttention
 from engine.tasks.compute import Compute
-from engine.tasks.perform import Work
+from engine.tasks.perform import TaskPerformer
 from engine.tasks.transfers import Transfers
 from sim.schedule.base import Schedule
 from sim.schedule.shape import PipelineShape
@@ -30,7 +30,7 @@ STEPS_THAT_SHOW_ALL_LANES = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
+class GenerationOptions:
     """What `generate()` is asked for, the same for every micro-batch.
 
     `seed` makes micro-batch j draw as if it were generated alone after `torch.manual_seed(seed + j)`.
@@ -64,7 +64,7 @@ class BatchRun:
         weights: WeightStream,
         kernel: HostAttention,
         host: Ledger,
-        generation: Generation,
+        generation: GenerationOptions,
         kinds: Sequence[int],
     ) -> None:
         self._model = model
@@ -81,7 +81,7 @@ class BatchRun:
         self,
         micro_batches: Sequence[Sequence[Sequence[int]]],
         first: int = 0,
-        on_head: Callable[[MicroBatch], None] = lambda micro_batch: None,
+        on_head: Callable[[GenerateCoroutine], None] = lambda micro_batch: None,
     ) -> BatchResult:
         """Generates for the token ids of each micro-batch's prompts. `first` numbers the first one, for its seed."""
         self._weights.begin_batch(self._shape.num_pages)
@@ -95,7 +95,7 @@ class BatchRun:
         compute = Compute(self._shape, self._weights, self._device, attention, activations, on_head)
         transfers = Transfers(self._shape, buffers, attention, activations)
         num_steps = self._generation.max_new_tokens
-        work = Work(running, desks, compute, transfers, self._weights, self._shape.num_layers, num_steps)
+        work = TaskPerformer(running, desks, compute, transfers, self._weights, self._shape.num_layers, num_steps)
         try:
             ran = self._execute(work)
             sequences = [row for one in running for row in self._generated(one, micro_batches[one.index])]
@@ -108,7 +108,7 @@ class BatchRun:
             buffers.close()
         return BatchResult(sequences, ran, attention.kernel_calls, attention.own_calls)
 
-    def _execute(self, work: Work) -> list[Ran]:
+    def _execute(self, work: TaskPerformer) -> list[Ran]:
         num_steps = self._generation.max_new_tokens
 
         def end(lane: Lane) -> None:
@@ -122,7 +122,7 @@ class BatchRun:
         steps = self._schedule.steps(self._shape, 0, min(num_steps, STEPS_THAT_SHOW_ALL_LANES))
         return list(dict.fromkeys(task.lane for step in steps for task in step))
 
-    def _make(self, j: int, prompts: Sequence[Sequence[int]], first: int) -> tuple[MicroBatch, Desk]:
+    def _make(self, j: int, prompts: Sequence[Sequence[int]], first: int) -> tuple[GenerateCoroutine, InFlight]:
         generation = self._generation
         width = max(len(prompt) for prompt in prompts)
         padding = [width - len(prompt) for prompt in prompts]
@@ -143,10 +143,10 @@ class BatchRun:
             )
 
         seed = None if generation.seed is None else generation.seed + first + j
-        micro_batch = MicroBatch(j, tuple(padding), generate, seed)
-        return micro_batch, Desk(cache, width + generation.max_new_tokens - 1)  # the last token is not attended to
+        micro_batch = GenerateCoroutine(j, tuple(padding), generate, seed)
+        return micro_batch, InFlight(cache, width + generation.max_new_tokens - 1)  # the last token is not attended to
 
-    def _generated(self, micro_batch: MicroBatch, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    def _generated(self, micro_batch: GenerateCoroutine, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         at = micro_batch.at
         if not isinstance(at, Finished):
             raise RuntimeError(f"the schedule {self._schedule.name} ended before generation did: it is at {at!r}")
@@ -167,6 +167,6 @@ def _until_end(row: list[int], ends: set[int], padding: set[int]) -> list[int]:
     return kept
 
 
-def _num_prompt_tokens(micro_batches: Sequence[Sequence[Sequence[int]]]) -> Callable[[MicroBatch], int]:
+def _num_prompt_tokens(micro_batches: Sequence[Sequence[Sequence[int]]]) -> Callable[[GenerateCoroutine], int]:
     sizes = [len(prompts) * max(map(len, prompts)) for prompts in micro_batches]
     return lambda micro_batch: sizes[micro_batch.index]

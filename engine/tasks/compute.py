@@ -5,8 +5,8 @@ from collections.abc import Callable
 from engine.device.base import Device
 from engine.memory.activations import Activations
 from engine.memory.weights import WeightStream
-from engine.model.coroutine import AttentionCall, CacheNeeded, LayerEntry, MicroBatch, StackEnd
-from engine.model.in_flight import Attended, Desk
+from engine.model.coroutine import AttentionCall, CacheNeeded, GenerateCoroutine, LayerEntry, StackEnd
+from engine.model.in_flight import Attended, InFlight
 from engine.model.kvcache import KeysValues, Store, layer_of
 from engine.tasks.attend import DecodeAttention, attend_on_device
 from sim.schedule.shape import PipelineShape
@@ -23,7 +23,7 @@ class Compute:
         device: Device,
         attention: DecodeAttention,
         activations: Activations,
-        on_head: Callable[[MicroBatch], None],
+        on_head: Callable[[GenerateCoroutine], None],
     ) -> None:
         self._shape = shape
         self._weights = weights
@@ -32,7 +32,7 @@ class Compute:
         self._activations = activations
         self._on_head = on_head
 
-    def pre_attn(self, task: Task, micro_batch: MicroBatch, desk: Desk) -> int:
+    def pre_attn(self, task: Task, micro_batch: GenerateCoroutine, desk: InFlight) -> int:
         """From the entry of a layer to its attention call, or to whatever it needs before."""
         if self._shape.streams_non_experts or not self._shape.streamed[task.layer]:
             self._use_weights(task, micro_batch)
@@ -48,7 +48,7 @@ class Compute:
         self._activations.stopped(micro_batch, desk)
         return 0
 
-    def attn(self, task: Task, micro_batch: MicroBatch, desk: Desk) -> int:
+    def attn(self, task: Task, micro_batch: GenerateCoroutine, desk: InFlight) -> int:
         """Attention on the device, by the model's own code."""
         with self._activations.working(micro_batch, task):
             if isinstance(micro_batch.at, CacheNeeded):
@@ -65,7 +65,7 @@ class Compute:
         self._activations.stopped(micro_batch, desk)
         return known.num_bytes
 
-    def post_attn(self, task: Task, micro_batch: MicroBatch, desk: Desk) -> int:
+    def post_attn(self, task: Task, micro_batch: GenerateCoroutine, desk: InFlight) -> int:
         """From the attention's result to the end of the layer."""
         self._use_weights(task, micro_batch)
         with self._activations.working(micro_batch, task):
@@ -74,7 +74,7 @@ class Compute:
         self._activations.stopped(micro_batch, desk)
         return 0
 
-    def head(self, task: Task, micro_batch: MicroBatch, desk: Desk) -> int:
+    def head(self, task: Task, micro_batch: GenerateCoroutine, desk: InFlight) -> int:
         """From the end of the last layer to the entry of the first in the next step, or to the end of generation."""
         with self._activations.working(micro_batch, task):
             micro_batch.resume_and_draw()
@@ -83,7 +83,7 @@ class Compute:
         self._on_head(micro_batch)
         return 0
 
-    def attn_on_host(self, task: Task, micro_batch: MicroBatch, desk: Desk) -> int:
+    def attn_on_host(self, task: Task, micro_batch: GenerateCoroutine, desk: InFlight) -> int:
         """Decode attention in host memory; keeps the new keys and values there."""
         new, desk.new_on_host = desk.new_on_host, None
         if new is None:
@@ -98,12 +98,12 @@ class Compute:
         desk.attended_on_host = self._attention(micro_batch, call, query, store.content, desk.mask_on_host)
         return store.content.num_bytes
 
-    def _use_weights(self, task: Task, micro_batch: MicroBatch) -> None:
+    def _use_weights(self, task: Task, micro_batch: GenerateCoroutine) -> None:
         if self._shape.streamed[task.layer]:
             self._weights.bind(task.step * self._shape.num_layers + task.layer)
         micro_batch.weights_ready = True
 
-    def _go_on(self, task: Task, micro_batch: MicroBatch, desk: Desk) -> None:
+    def _go_on(self, task: Task, micro_batch: GenerateCoroutine, desk: InFlight) -> None:
         match micro_batch.at:
             case AttentionCall():
                 micro_batch.resume(_take_attended(micro_batch.at, desk))
@@ -112,7 +112,7 @@ class Compute:
             case _:
                 micro_batch.resume()
 
-    def _keep_on_device(self, task: Task, micro_batch: MicroBatch, desk: Desk) -> None:
+    def _keep_on_device(self, task: Task, micro_batch: GenerateCoroutine, desk: InFlight) -> None:
         new = desk.take_new(task)
         if new is not None:
             store = desk.stores.get(task.layer)
@@ -121,7 +121,7 @@ class Compute:
                 store = desk.stores[task.layer] = Store(new, desk.capacity, self._device.allocate, name)
             store.append(new)
 
-    def _whole_cache(self, task: Task, micro_batch: MicroBatch, desk: Desk) -> KeysValues:
+    def _whole_cache(self, task: Task, micro_batch: GenerateCoroutine, desk: InFlight) -> KeysValues:
         """All keys and values of a layer on the device, the newest ones included."""
         if not self._shape.streams_kv:
             self._keep_on_device(task, micro_batch, desk)
@@ -135,13 +135,13 @@ class Compute:
         return loaded
 
 
-def _take_attended(call: AttentionCall, desk: Desk) -> Attended:
+def _take_attended(call: AttentionCall, desk: InFlight) -> Attended:
     attended, desk.attended = desk.attended, None
     if attended is None and not call.whole_cache:
         raise RuntimeError("attention has no result")
     return attended or attend_on_device(call, KeysValues(call.key, call.value))
 
 
-def _has_left(micro_batch: MicroBatch, layer: int) -> bool:
+def _has_left(micro_batch: GenerateCoroutine, layer: int) -> bool:
     at = micro_batch.at
     return isinstance(at, StackEnd) or (isinstance(at, LayerEntry) and at.layer > layer) or micro_batch.finished

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 from engine.device.base import LaneContext
 from engine.memory.weights import WeightStream
-from engine.model.coroutine import MicroBatch
-from engine.model.in_flight import Desk
+from engine.model.coroutine import GenerateCoroutine
+from engine.model.in_flight import InFlight
 from engine.tasks.compute import Compute
 from engine.tasks.transfers import Transfers
 from sim.schedule.task import LaneKind, Op, Task
@@ -13,13 +13,13 @@ from sim.schedule.task import LaneKind, Op, Task
 WEIGHT_OPS = (Op.PIN_WEIGHTS, Op.LOAD_WEIGHTS, Op.LOAD_WEIGHTS_PAGEABLE)
 
 
-class Work:
+class TaskPerformer:
     """Performs the tasks of one batch, on whatever lane they are. Dependencies keep lanes out of each other's way."""
 
     def __init__(
         self,
-        micro_batches: Sequence[MicroBatch],
-        desks: Sequence[Desk],
+        micro_batches: Sequence[GenerateCoroutine],
+        desks: Sequence[InFlight],
         compute: Compute,
         transfers: Transfers,
         weights: WeightStream,
@@ -31,14 +31,14 @@ class Work:
         self._weights = weights
         self._num_layers = num_layers
         self._num_steps = num_steps
-        self._on_device: dict[Op, Callable[[Task, MicroBatch, Desk], int]] = {
+        self._on_device: dict[Op, Callable[[Task, GenerateCoroutine, InFlight], int]] = {
             Op.PRE_ATTN: compute.pre_attn,
             Op.ATTN: compute.attn,
             Op.POST_ATTN: compute.post_attn,
             Op.HEAD: compute.head,
         }
         self._attn_on_host = compute.attn_on_host
-        self._copies: dict[Op, Callable[[LaneContext, Task, MicroBatch, Desk], int]] = {
+        self._copies: dict[Op, Callable[[LaneContext, Task, GenerateCoroutine, InFlight], int]] = {
             Op.OFFLOAD_QKV: transfers.offload_qkv,
             Op.LOAD_HIDDEN: transfers.load_hidden,
             Op.STORE_HIDDEN: transfers.store_hidden,

@@ -3,8 +3,8 @@
 from engine.device.base import LaneContext
 from engine.memory.activations import Activations
 from engine.memory.buffers import Buffers
-from engine.model.coroutine import AttentionCall, CacheNeeded, LayerEntry, MicroBatch
-from engine.model.in_flight import Desk
+from engine.model.coroutine import AttentionCall, CacheNeeded, GenerateCoroutine, LayerEntry
+from engine.model.in_flight import InFlight
 from engine.model.kvcache import KeysValues, Store
 from engine.tasks.attend import DecodeAttention
 from sim.schedule.shape import PipelineShape
@@ -23,7 +23,7 @@ class Transfers:
         self._attention = attention
         self._activations = activations
 
-    def offload_qkv(self, lane: LaneContext, task: Task, micro_batch: MicroBatch, desk: Desk) -> int:
+    def offload_qkv(self, lane: LaneContext, task: Task, micro_batch: GenerateCoroutine, desk: InFlight) -> int:
         """Query, new keys and new values to the host, for attention there."""
         new, whose = desk.take_new(task), f"of micro-batch {micro_batch.index}"
         desk.new_on_host = None if new is None else self._new_to_host(lane, new, whose)
@@ -38,7 +38,7 @@ class Transfers:
                 moved += call.mask.nbytes
         return moved
 
-    def load_hidden(self, lane: LaneContext, task: Task, micro_batch: MicroBatch, desk: Desk) -> int:
+    def load_hidden(self, lane: LaneContext, task: Task, micro_batch: GenerateCoroutine, desk: InFlight) -> int:
         """In prefill, a waiting micro-batch's hidden states to the device; in decode, what attention gave."""
         if task.step == 0:
             return self._load_prefill_hidden(lane, task, desk)
@@ -53,7 +53,7 @@ class Transfers:
         desk.attended = (on_device, None)
         return attended.nbytes
 
-    def store_hidden(self, lane: LaneContext, task: Task, micro_batch: MicroBatch, desk: Desk) -> int:
+    def store_hidden(self, lane: LaneContext, task: Task, micro_batch: GenerateCoroutine, desk: InFlight) -> int:
         """Hidden states of a micro-batch that will wait, to the host; their device memory is free then."""
         entry = micro_batch.at
         if not isinstance(entry, LayerEntry):
@@ -65,11 +65,11 @@ class Transfers:
         self._activations.stopped(micro_batch, desk)
         return desk.hidden_on_host.nbytes
 
-    def load_kv(self, lane: LaneContext, task: Task, micro_batch: MicroBatch, desk: Desk) -> int:
+    def load_kv(self, lane: LaneContext, task: Task, micro_batch: GenerateCoroutine, desk: InFlight) -> int:
         """A layer's KV cache to the device, for attention there."""
         return self._load_cache(lane, task, desk, 1)
 
-    def store_kv(self, lane: LaneContext, task: Task, micro_batch: MicroBatch, desk: Desk) -> int:
+    def store_kv(self, lane: LaneContext, task: Task, micro_batch: GenerateCoroutine, desk: InFlight) -> int:
         """New keys and values to the host's cache."""
         new = desk.take_new(task)
         if new is None:
@@ -82,7 +82,7 @@ class Transfers:
         store.append(on_host)
         return on_host.num_bytes
 
-    def _load_prefill_hidden(self, lane: LaneContext, task: Task, desk: Desk) -> int:
+    def _load_prefill_hidden(self, lane: LaneContext, task: Task, desk: InFlight) -> int:
         host = desk.hidden_on_host
         if host is None:
             return 0
@@ -91,7 +91,7 @@ class Transfers:
         desk.loaded_hidden = on_device
         return host.nbytes
 
-    def _load_cache(self, lane: LaneContext, task: Task, desk: Desk, new_tokens: int) -> int:
+    def _load_cache(self, lane: LaneContext, task: Task, desk: InFlight, new_tokens: int) -> int:
         """The whole cache of a layer to the device, with room behind it for new tokens."""
         store = desk.stores.get(task.layer)
         if store is None:

@@ -61,7 +61,7 @@ def interpreter(num_devices: int) -> int:
     return 2 + 2 * num_devices
 
 
-class Work(NamedTuple):
+class KernelWork(NamedTuple):
     """FLOPs and bytes of one part of an op, its class, how often it pays the fixed time of that class, and tokens."""
 
     flops: float
@@ -188,7 +188,7 @@ class CostModel:
             layer.hidden_size * self._activation_bytes + self._share(layer.qkv_bytes_per_token(self._activation_bits))
         )
         flops, moved = self._share(layer.pre_attn_flops(tokens)), self._share(weights) + moved
-        return self._on_gpu(task, [Work(flops, moved, self._hardware.device.gemm, tokens=tokens)])
+        return self._on_gpu(task, [KernelWork(flops, moved, self._hardware.device.gemm, tokens=tokens)])
 
     def _attn(self, task: Task) -> Cost:
         layer, one = self._layer(task), self._micro_batch(task)
@@ -203,7 +203,9 @@ class CostModel:
             moved = float(one.prompt_tokens * per_token)
             flops = layer.attention_flops(pairs, expanded=True)
             kernel = self._hardware.device.attention
-            return self._on_gpu(task, [Work(self._share(flops), self._share(moved), kernel, tokens=one.prompt_tokens)])
+            return self._on_gpu(
+                task, [KernelWork(self._share(flops), self._share(moved), kernel, tokens=one.prompt_tokens)]
+            )
         context = kept_tokens(layer, one, task.step)
         if task.lane.kind is LaneKind.CPU:
             context = min(context, one.context_tokens(task.step) - one.padding_tokens)
@@ -213,7 +215,7 @@ class CostModel:
             return self._on_cpu(flops, moved * self._passes(layer), self._share(one.num_requests))
         device = self._hardware.device
         kernel = device.decode_attention or device.attention
-        return self._on_gpu(task, [Work(flops, moved, kernel, tokens=one.num_requests)])
+        return self._on_gpu(task, [KernelWork(flops, moved, kernel, tokens=one.num_requests)])
 
     def _post_attn(self, task: Task) -> Cost:
         return self._on_gpu(task, [self._out_proj(task)._replace(launches=0), *self._ffn(task)])
@@ -224,14 +226,14 @@ class CostModel:
     def _experts_alone(self, task: Task) -> Cost:
         return self._on_gpu(task, self._ffn(task))
 
-    def _out_proj(self, task: Task) -> Work:
+    def _out_proj(self, task: Task) -> KernelWork:
         layer, tokens = self._layer(task), self._tokens(task)
         weights = packed_bytes(layer.attention.post_params, self._model.other_bits)
         moved = tokens * (layer.attention_output_bytes_per_token(self._activation_bits) + weights / max(tokens, 1))
         flops = self._share(layer.out_proj_flops(tokens))
-        return Work(flops, self._share(moved), self._hardware.device.gemm, tokens=tokens)
+        return KernelWork(flops, self._share(moved), self._hardware.device.gemm, tokens=tokens)
 
-    def _ffn(self, task: Task) -> list[Work]:
+    def _ffn(self, task: Task) -> list[KernelWork]:
         """Router, shared experts and dense network as plain GEMMs; routed experts as their own class.
 
         The class of the experts has the fixed time of all of it, once for each place where experts are.
@@ -242,7 +244,7 @@ class CostModel:
         routed_bytes = layer.experts_touched(tokens) * layer.expert_bytes(self._policy.expert_bits(self._model))
         through = 2 * tokens * layer.hidden_size * self._activation_bytes
         always = layer.router_params + layer.shared_expert_params + layer.dense_ffn_params
-        plain = Work(
+        plain = KernelWork(
             self._share(layer.ffn_flops(tokens) - routed_flops),
             self._share(packed_bytes(always, self._model.other_bits)) + through,
             self._hardware.device.gemm,
@@ -253,11 +255,11 @@ class CostModel:
         places = 2 if 0 < self._policy.experts_on_device < 1 else 1
         activations = tokens * layer.top_k * 2 * layer.hidden_size * self._activation_bytes
         moved, efficiency = self._share(routed_bytes) + activations, self._hardware.device.experts
-        return [plain._replace(launches=0), Work(self._share(routed_flops), moved, efficiency, places, tokens)]
+        return [plain._replace(launches=0), KernelWork(self._share(routed_flops), moved, efficiency, places, tokens)]
 
     def _head(self, task: Task) -> Cost:
         requests = self._micro_batch(task).num_requests
-        work = Work(
+        work = KernelWork(
             self._share(self._model.head_flops(requests)),
             self._share(self._model.head_bytes()),
             self._hardware.device.head or self._hardware.device.gemm,
@@ -269,7 +271,7 @@ class CostModel:
         """One rank's part of what tensor parallelism splits: heads, expert columns, vocabulary."""
         return whole / self._ranks
 
-    def _on_gpu(self, task: Task, works: Sequence[Work]) -> Cost:
+    def _on_gpu(self, task: Task, works: Sequence[KernelWork]) -> Cost:
         device, memory = self._hardware.device, self._hardware.device_memory
         roofs: dict[str, float] = {"launch latency": float(device.launch_latency_s)}
         for work in works:

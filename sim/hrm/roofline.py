@@ -27,7 +27,7 @@ KV_BITS = {"f16": 16.0, "int4": 4.0}
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class RooflinePoint:
     """Work, or a turning point, at its intensity on the host's memory: what it reaches in each place."""
 
     name: str
@@ -54,14 +54,14 @@ class Roofline:
     context: int
     micro_batch_size: int
     machine: Hierarchy
-    attention: tuple[Point, ...]
-    experts: tuple[Point, ...]
-    p1: Point
-    p2: Point
-    balance: Point
+    attention: tuple[RooflinePoint, ...]
+    experts: tuple[RooflinePoint, ...]
+    p1: RooflinePoint
+    p2: RooflinePoint
+    balance: RooflinePoint
 
     @property
-    def points(self) -> tuple[Point, ...]:
+    def points(self) -> tuple[RooflinePoint, ...]:
         return (*self.attention, *self.experts, self.p1, self.p2, self.balance)
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,15 +98,15 @@ def roofline(hardware: Hardware, model: str, dims: MoEDims, context: int, micro_
     p1, p2 = machine.p1(GPU, CPU), float(machine.p2(GPU, CPU, kernel))
     balance = float(machine.balance(GPU, CPU, kernel))
 
-    def attention_at(name: str, bits: float) -> Point:
+    def attention_at(name: str, bits: float) -> RooflinePoint:
         intensity = float(attention_intensity(dims, float(context), bits))
         return _point(machine, f"attention {name}", (intensity, intensity), None)
 
-    def experts_at(tokens: int) -> Point:
+    def experts_at(tokens: int) -> RooflinePoint:
         intensity = float(ffn_intensity(dims, float(tokens)))
         return _point(machine, f"experts N={tokens}", (min(kernel, intensity), intensity), tokens)
 
-    def turn(name: str, intensity: float, meaning: str) -> Point:
+    def turn(name: str, intensity: float, meaning: str) -> RooflinePoint:
         exact = ffn_tokens(dims, intensity)
         tokens = math.ceil(exact) if math.isfinite(exact) else None
         return _point(machine, name, (kernel, intensity), tokens, meaning)
@@ -127,13 +127,13 @@ def roofline(hardware: Hardware, model: str, dims: MoEDims, context: int, micro_
 
 def _point(
     machine: Hierarchy, name: str, intensities: tuple[float, float], tokens: int | None, meaning: str = ""
-) -> Point:
+) -> RooflinePoint:
     gpu_intensity, cpu_intensity = intensities
     over_link = machine.attainable(GPU, {GPU: gpu_intensity, CPU: cpu_intensity})
     on_cpu = float(machine[CPU].attainable(cpu_intensity))
     roof = str(over_link.roof)
     better = "CPU" if on_cpu >= over_link.flops_per_s else f"GPU: {roof.rsplit(maxsplit=1)[-1]}"
-    return Point(
+    return RooflinePoint(
         name=name,
         intensity=cpu_intensity,
         tokens=tokens,

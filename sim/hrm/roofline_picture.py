@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sim.hrm.roofline import CPU, GPU, KV_BITS, Point, Roofline
+from sim.hrm.roofline import CPU, GPU, KV_BITS, Roofline, RooflinePoint
 from sim.hrm.roofs import Level
 from traces.cli.frame import check_format
 
@@ -150,7 +150,7 @@ def _draw_regions(axes: Axes, ends: Sequence[tuple[float, str]]) -> None:
             start = end
 
 
-def _draw_vertical(axes: Axes, point: Point, name: str) -> None:
+def _draw_vertical(axes: Axes, point: RooflinePoint, name: str) -> None:
     axes.axvline(point.intensity, color="0.45", linestyle=":", linewidth=1.2, zorder=1)
     axes.annotate(
         f"{name}: {_number(point.intensity)} FLOP/B",
@@ -182,7 +182,7 @@ def _draw_mark(axes: Axes, intensity: float, flops_per_s: float, colour: str, *,
     )
 
 
-def _draw_turn(axes: Axes, point: Point, flops_per_s: float, name: str, *, with_tokens: bool = False) -> None:
+def _draw_turn(axes: Axes, point: RooflinePoint, flops_per_s: float, name: str, *, with_tokens: bool = False) -> None:
     """Mark a turning point; its name stands below to the right, or to the left where the picture ends."""
     if point.intensity <= 0:
         return

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sim.cost.memory import Shortage
 from sim.cost.setup import Setup
-from sim.planning.grid import Grid, pin_choices, spots
+from sim.planning.grid import PolicyGrid, pin_choices, spots
 from sim.problem.policy import Policy
 from sim.problem.problem import Problem
 from sim.schedule.base import Schedule
@@ -32,7 +32,7 @@ SHRINKING = frozenset({"weight slots", "staging", "activations"})
 
 
 @dataclass(frozen=True, slots=True)
-class Cells:
+class BatchChoices:
     """What the batch decides: one entry per (spot, μ, number of micro-batches)."""
 
     setups: list[Setup]
@@ -59,12 +59,12 @@ class Residency:
 
 
 @dataclass(frozen=True, slots=True)
-class Space:
+class Candidates:
     """All policies of a schedule that fit, one row each, in the order of the axes."""
 
     problem: Problem
     schedule: Schedule
-    cells: Cells
+    cells: BatchChoices
     cell: Ints
     experts: Ints
     pages: Ints
@@ -101,12 +101,12 @@ class Space:
         return spread
 
 
-def space(problem: Problem, schedule: Schedule, grid: Grid | None = None) -> Space:
+def space(problem: Problem, schedule: Schedule, grid: PolicyGrid | None = None) -> Candidates:
     """Every policy on the grid that fits all memories. Empty, with the nearest lack, if none does."""
-    grid = grid or Grid()
+    grid = grid or PolicyGrid()
     setups, given_up = _setups(problem, schedule, grid)
     residency, capacity = _residency(setups[0]), _capacity(problem)
-    cells = Cells(setups, _bytes(setups, residency, capacity))
+    cells = BatchChoices(setups, _bytes(setups, residency, capacity))
     need = cells.bytes[:, None, residency.held] + residency.extra_bytes[None]  # [cell, pin choice, expert value, tier]
     fits = np.all(need <= capacity, axis=-1)
     wanted = _wanted(fits, residency.experts, problem.model.num_experts, grid)
@@ -121,7 +121,7 @@ def space(problem: Problem, schedule: Schedule, grid: Grid | None = None) -> Spa
     kept = streams[rows] | _first_of_each(rows) | schedule.streams_non_experts  # no pages where nothing streams
     rows, all_pages = rows[kept], all_pages[kept]
     short, nearest = ((), None) if len(rows) else _nearest(problem, schedule, cells, need, capacity, residency)
-    return Space(
+    return Candidates(
         problem,
         schedule,
         cells,
@@ -146,7 +146,7 @@ def _capacity(problem: Problem) -> Ints:
     return np.array([int(limit) for limit in limits], dtype=np.int64)
 
 
-def _setups(problem: Problem, schedule: Schedule, grid: Grid) -> tuple[list[Setup], int]:
+def _setups(problem: Problem, schedule: Schedule, grid: PolicyGrid) -> tuple[list[Setup], int]:
     """All (spot, batch, micro-batch) but those beyond the hopeless ones, and how many those are."""
     setups, given_up = [], 0
     for spot in spots(schedule, grid):
@@ -223,7 +223,7 @@ def _peaks(setup: Setup) -> list[int]:
     return [peaks[tier] for tier in TIERS]
 
 
-def _wanted(fits: NDArray[np.bool_], experts: Ints, total: int, grid: Grid) -> NDArray[np.bool_]:
+def _wanted(fits: NDArray[np.bool_], experts: Ints, total: int, grid: PolicyGrid) -> NDArray[np.bool_]:
     """The expert values of the grid, and for each batch the most that fit. [cell, pin choice, expert value]."""
     spread = {round(total * at / max(1, grid.expert_values - 1)) for at in range(grid.expert_values)}
     wanted = np.zeros(fits.shape, dtype=bool) | np.isin(experts, list(spread))
@@ -232,7 +232,7 @@ def _wanted(fits: NDArray[np.bool_], experts: Ints, total: int, grid: Grid) -> N
     return wanted
 
 
-def _pages(schedule: Schedule, grid: Grid, num_micro_batches: int) -> list[int]:
+def _pages(schedule: Schedule, grid: PolicyGrid, num_micro_batches: int) -> list[int]:
     if not schedule.paged:
         return [1]
     counts = {max(1, round(num_micro_batches * multiple)) for multiple in grid.pages}
@@ -240,7 +240,7 @@ def _pages(schedule: Schedule, grid: Grid, num_micro_batches: int) -> list[int]:
 
 
 def _nearest(
-    problem: Problem, schedule: Schedule, cells: Cells, need: Ints, capacity: Ints, residency: Residency
+    problem: Problem, schedule: Schedule, cells: BatchChoices, need: Ints, capacity: Ints, residency: Residency
 ) -> tuple[tuple[Shortage, ...], Policy]:
     lack = np.maximum(need - capacity, 0).sum(axis=-1)
     cell, pin, value = np.unravel_index(int(lack.argmin()), lack.shape)

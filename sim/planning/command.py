@@ -103,7 +103,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _choose(args: argparse.Namespace) -> "Choice":
-    from sim.planning.grid import Grid
+    from sim.planning.grid import PolicyGrid
     from sim.planning.hrm import hrm_plan
     from sim.planning.planner import plan
     from sim.planning.search import Objective
@@ -111,7 +111,7 @@ def _choose(args: argparse.Namespace) -> "Choice":
     problem = problem_of(args)
     if args.optimizer == "hrm":
         return hrm_plan(problem)
-    grid = Grid(weight_bits=args.weight_bits, kv_bits=args.kv_bits)
+    grid = PolicyGrid(weight_bits=args.weight_bits, kv_bits=args.kv_bits)
     objective = Objective(args.objective)
     return plan(problem, schedules_of(args), objective=objective, jobs=args.jobs, grid=grid, at_least=AT_LEAST)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from sim.planning.grid import Grid
+from sim.planning.grid import PolicyGrid
 from sim.planning.planner import Choice, NothingFitsError, Plan, best_policy, in_processes
 from sim.planning.search import Candidate, Objective, in_essence, ranked
 from sim.problem.machine.hardware import Hardware
@@ -230,7 +230,7 @@ def _replanned(
     return ranked([one.best for one in plans], objective)[0] if plans else None
 
 
-def _plans(problem: Problem, schedules: Sequence[str], objective: Objective, grid: Grid) -> Iterator[Plan]:
+def _plans(problem: Problem, schedules: Sequence[str], objective: Objective, grid: PolicyGrid) -> Iterator[Plan]:
     for name in schedules:
         try:
             yield best_policy(problem, by_name(name), objective=objective, grid=grid, refine=False, tolerance=NO_GAIN)
@@ -246,7 +246,7 @@ def scaled(hardware: Hardware, resource: str, factor: float) -> Hardware:
     return hardware
 
 
-def near(policy: Policy) -> Grid:
+def near(policy: Policy) -> PolicyGrid:
     """Sizes close to the policy's, and some from a quarter to four times as much."""
     size, count = policy.micro_batch_size, policy.num_micro_batches
     sizes = {
@@ -255,7 +255,7 @@ def near(policy: Policy) -> Grid:
     counts = {max(1, round(count * factor)) for factor in (0.25, 0.5, 0.7, 1.4, 2, 4)}
     counts |= {max(1, count + step * max(1, count // 24)) for step in range(-4, 5)}
     shares = (0.0, 0.5, 1.0, policy.kv_on_device)
-    return Grid(
+    return PolicyGrid(
         tuple(sorted(sizes)),
         tuple(sorted(counts)),
         kv_shares=tuple(sorted(set(shares))),

@@ -17,7 +17,7 @@ def sizes_up_to(most: int, per_doubling: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class PolicyGrid:
     """The values that each axis takes. `pages` are multiples of the number of micro-batches."""
 
     micro_batch_sizes: tuple[int, ...] = sizes_up_to(512, 4)
@@ -34,13 +34,13 @@ class Grid:
     """Batches of exactly so many requests; μ follows from the number of micro-batches."""
     most_requests: int | None = None
 
-    def with_sizes(self, micro_batch_size: int | None, num_micro_batches: int | None) -> "Grid":
+    def with_sizes(self, micro_batch_size: int | None, num_micro_batches: int | None) -> "PolicyGrid":
         """The same grid with sizes that are given fixed."""
         sizes = self.micro_batch_sizes if micro_batch_size is None else (micro_batch_size,)
         counts = self.num_micro_batches if num_micro_batches is None else (num_micro_batches,)
         return replace(self, micro_batch_sizes=sizes, num_micro_batches=counts)
 
-    def around(self, policy: Policy) -> "Grid":
+    def around(self, policy: Policy) -> "PolicyGrid":
         """A fine grid of all sizes and KV shares near a policy."""
         sizes = _near(policy.micro_batch_size) if len(self.micro_batch_sizes) > 1 else self.micro_batch_sizes
         counts = _near(policy.num_micro_batches) if len(self.num_micro_batches) > 1 else self.num_micro_batches
@@ -85,7 +85,7 @@ class Spot(NamedTuple):
     kv_on_device: float
 
 
-def spots(schedule: Schedule, grid: Grid) -> list[Spot]:
+def spots(schedule: Schedule, grid: PolicyGrid) -> list[Spot]:
     """The places that the schedule can work with."""
     found = []
     for place in schedule.attention if grid.attention is None else (grid.attention,):

@@ -8,9 +8,9 @@ from sim.cost.setup import Setup
 from sim.hrm.search import SCHEDULE, search
 from sim.planning.bounds.bound import least_seconds
 from sim.planning.candidates import space
-from sim.planning.grid import Grid
+from sim.planning.grid import PolicyGrid
 from sim.planning.planner import Choice, Plan
-from sim.planning.search import Candidate, Objective, simulate
+from sim.planning.search import Candidate, Objective, predict_candidate
 from sim.problem.problem import Problem
 from sim.schedule.registry import by_name
 
@@ -26,7 +26,7 @@ def hrm_plan(problem: Problem) -> Choice:
     started = time.perf_counter()
     setup, candidates = hrm_setup(problem)
     setup.require_fit()
-    best = Candidate(setup, simulate(setup), _bound(setup))
+    best = Candidate(setup, predict_candidate(setup), _bound(setup))
     wall_s = time.perf_counter() - started
     plan = Plan(problem, Objective.THROUGHPUT, best, (best,), candidates, candidates, 0, wall_s)
     return Choice(problem, Objective.THROUGHPUT, {SCHEDULE: plan}, {}, wall_s)
@@ -34,7 +34,7 @@ def hrm_plan(problem: Problem) -> Choice:
 
 def _bound(setup: Setup) -> float:
     policy, total = setup.policy, setup.problem.model.num_experts
-    grid = Grid((policy.micro_batch_size,), (policy.num_micro_batches,), pages=(1.0,), expert_values=total + 1)
+    grid = PolicyGrid((policy.micro_batch_size,), (policy.num_micro_batches,), pages=(1.0,), expert_values=total + 1)
     found = space(setup.problem, setup.schedule, grid)
     alike = [row for row in range(len(found)) if found.setup(row).shape == setup.shape
              and found.setup(row).memory == setup.memory]  # fmt: skip

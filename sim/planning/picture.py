@@ -18,10 +18,10 @@ from sim.cost.memory import Shortage
 from sim.cost.setup import Setup
 from sim.planning.bounds.bound import least_seconds
 from sim.planning.candidates import Floats, space
-from sim.planning.grid import Grid, sizes_up_to
+from sim.planning.grid import PolicyGrid, sizes_up_to
 from sim.planning.hrm import hrm_setup
 from sim.planning.planner import Choice, in_processes
-from sim.planning.search import simulate
+from sim.planning.search import predict_candidate
 from traces.cli.frame import check_format
 from traces.errors import InputError
 
@@ -44,7 +44,7 @@ class Map:
 def throughput_map(choice: Choice, sizes: Sequence[int], counts: Sequence[int], jobs: int | None = None) -> Map:
     """Simulate the best policy of each cell, by its bound, with the attention of the plan."""
     best = choice.best.setup
-    grid = Grid(
+    grid = PolicyGrid(
         tuple(sizes), tuple(counts), pages=(0.5, 1.0), weight_bits=best.policy.weight_bits, kv_bits=best.policy.kv_bits,
         attention=best.policy.attention,
     )  # fmt: skip
@@ -64,7 +64,7 @@ def throughput_map(choice: Choice, sizes: Sequence[int], counts: Sequence[int], 
 
 
 def _simulate_all(setups: Sequence[Setup]) -> list[tuple[int, float]]:
-    return [(one.policy.micro_batch_size, simulate(one).throughput_tokens_per_s) for one in setups]
+    return [(one.policy.micro_batch_size, predict_candidate(one).throughput_tokens_per_s) for one in setups]
 
 
 def draw(choice: Choice, path: str, jobs: int | None = None) -> None:
@@ -167,7 +167,7 @@ def _draw_choices(ax: Axes, choice: Choice) -> list[Line2D | Patch]:
     if theirs.shortages:
         note = f"does not fit: {_short(theirs.shortages[0])}"
     else:
-        note = f"{simulate(theirs).throughput_tokens_per_s:,.1f} tokens/s simulated"
+        note = f"{predict_candidate(theirs).throughput_tokens_per_s:,.1f} tokens/s simulated"
     place = f" (cgopipe, attention on the {theirs.policy.attention.upper()})"
     return [*marks, _mark(ax, theirs, "D", "#ff70a6", 10, f"HRM's choice {theirs.policy}{place}: {note}")]
 

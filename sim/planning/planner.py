@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sim.planning.candidates import Space, space
-from sim.planning.grid import Grid
+from sim.planning.candidates import Candidates, space
+from sim.planning.grid import PolicyGrid
 from sim.planning.search import TOLERANCE, Candidate, Objective, Search, ranked
 from sim.problem.problem import Problem
 from sim.schedule.base import Schedule
@@ -153,7 +153,9 @@ def _try(problem: Problem, objective: Objective, options: dict[str, Any], name: 
 
 def _narrower(problem: Problem, schedules: Sequence[str], options: dict[str, Any]) -> str:
     """Which usual width of the experts would fit, in words."""
-    grid = (options.get("grid") or Grid()).with_sizes(options.get("micro_batch_size"), options.get("num_micro_batches"))
+    grid = (options.get("grid") or PolicyGrid()).with_sizes(
+        options.get("micro_batch_size"), options.get("num_micro_batches")
+    )
     native = grid.weight_bits or problem.model.expert_bits
     for bits in (bits for bits in NARROWER_BITS if bits < native):
         fitting = [name for name in schedules if len(space(problem, by_name(name), replace(grid, weight_bits=bits)))]
@@ -170,7 +172,7 @@ def best_policy(
     num_requests: int | None = None,
     micro_batch_size: int | None = None,
     num_micro_batches: int | None = None,
-    grid: Grid | None = None,
+    grid: PolicyGrid | None = None,
     refine: bool = True,
     tolerance: float = TOLERANCE,
     most_simulations: int | None = None,
@@ -183,7 +185,7 @@ def best_policy(
     compare with. Raises NothingFitsError with the smallest lack of memory on the grid.
     """
     started = time.perf_counter()
-    grid = (grid or Grid()).with_sizes(micro_batch_size, num_micro_batches)
+    grid = (grid or PolicyGrid()).with_sizes(micro_batch_size, num_micro_batches)
     if num_requests is not None:
         grid = replace(grid, num_requests=num_requests)
     found = space(problem, schedule, grid)
@@ -208,7 +210,7 @@ def best_policy(
     )
 
 
-def _nothing_fits(schedule: str, found: Space) -> NothingFitsError:
+def _nothing_fits(schedule: str, found: Candidates) -> NothingFitsError:
     if not found.nearest:
         return NothingFitsError(f"{schedule}: the grid holds no policy: give other sizes", 0)
     short = "; ".join(map(str, found.nearest))

@@ -9,7 +9,7 @@ import numpy as np
 
 from sim.cost.setup import Setup
 from sim.planning.bounds.bound import least_seconds
-from sim.planning.candidates import TIERS, Floats, Space
+from sim.planning.candidates import TIERS, Candidates, Floats
 from sim.problem.policy import Policy
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Search:
         """All simulated candidates, the best first."""
         return ranked(self._found.values(), self._objective)
 
-    def look_through(self, found: Space, at_least: int) -> None:
+    def look_through(self, found: Candidates, at_least: int) -> None:
         """Simulate what may be better than the best so far."""
         self.considered += found.considered
         self.feasible += len(found)
@@ -119,7 +119,7 @@ class Search:
         known = self._found.get(policy)
         if known is None:
             setup = rows.space.setup(row)
-            known = Candidate(setup, simulate(setup), float(rows.tokens_per_s[row]))
+            known = Candidate(setup, predict_candidate(setup), float(rows.tokens_per_s[row]))
             self._found[policy] = known
         return known
 
@@ -139,7 +139,7 @@ def ranked(found: Iterable[Candidate], objective: Objective) -> list[Candidate]:
 class _Rows:
     """The bounds of a space."""
 
-    def __init__(self, found: Space) -> None:
+    def __init__(self, found: Candidates) -> None:
         self.space = found
         total_s, decode_s = least_seconds(found)
         tokens = found.of_cells([setup.batch.generated_tokens for setup in found.cells.setups])
@@ -154,7 +154,7 @@ def in_essence(policy: Policy) -> Policy:
     return replace(policy, pages=None, pin_weights=False)
 
 
-def simulate(setup: Setup) -> "FastResult":
+def predict_candidate(setup: Setup) -> "FastResult":
     """One setup on the fast path, equal to the simulator's to the nanosecond."""
     from sim.simulation.compiled.path import generation_s
 

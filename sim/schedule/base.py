@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from sim.schedule.dependencies import BARRIER, Barrier, DependencyTracker, Issue
 from sim.schedule.shape import PipelineShape, Place
-from sim.schedule.slots import Accesses, Layout
+from sim.schedule.slots import Accesses, SlotLayout
 from sim.schedule.task import CPU, D2H, GPU, H2D, PIN, WHOLE, Lane, Op, Task
 
 Issues = Iterator[Issue | Barrier]
@@ -121,9 +121,9 @@ class Schedule(ABC):
         """The slots that a task reads and writes."""
         return _layout(type(self), shape).accesses(task)
 
-    def layout(self, shape: PipelineShape) -> Layout:
+    def layout(self, shape: PipelineShape) -> SlotLayout:
         """Where things are; a schedule with other buffers returns its own layout."""
-        return Layout(shape, max(1, self.pinned_layers))
+        return SlotLayout(shape, max(1, self.pinned_layers))
 
     def load_layer(self, shape: PipelineShape, step: int, layer: int) -> Issues:
         """All streamed weights of a layer as one piece from where they live (nothing beyond the last step)."""
@@ -186,7 +186,7 @@ def next_layer(shape: PipelineShape, step: int, layer: int, more: bool) -> tuple
 
 
 @lru_cache(maxsize=64)
-def _layout(schedule: type[Schedule], shape: PipelineShape) -> Layout:
+def _layout(schedule: type[Schedule], shape: PipelineShape) -> SlotLayout:
     return schedule().layout(shape)
 
 

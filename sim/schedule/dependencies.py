@@ -7,7 +7,7 @@ dependency too).
 
 from typing import NamedTuple
 
-from sim.schedule.slots import Layout, Slot
+from sim.schedule.slots import Slot, SlotLayout
 from sim.schedule.task import NONE, Lane, Op, Task
 
 
@@ -47,7 +47,7 @@ class DependencyTracker:
     task the latest task of every lane that has ended before it ends.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: SlotLayout) -> None:
         self._layout = layout
         self._uses: dict[Slot, _SlotUse] = {}
         self._clocks: list[dict[Lane, int]] = []

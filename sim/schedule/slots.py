@@ -33,7 +33,7 @@ class Accesses(NamedTuple):
     writes: tuple[Access, ...] = ()
 
 
-class Layout:
+class SlotLayout:
     """Assigns slots to the tasks of one pipeline; a schedule with other buffers overrides what differs."""
 
     def __init__(self, shape: PipelineShape, pinned_layers: int = 1) -> None:

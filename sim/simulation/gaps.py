@@ -13,7 +13,7 @@ CLOCK_SLACK_NS = 100_000
 """How much too early a task may seem to start: a device's clock is placed on the host's with some error."""
 
 
-def gaps_between(tasks: Sequence[Task], spans: Mapping[Key, Span]) -> dict[tuple[Lane, Lane], list[int]]:
+def start_delays(tasks: Sequence[Task], spans: Mapping[Key, Span]) -> dict[tuple[Lane, Lane], list[int]]:
     """Nanoseconds from ready to start of each task that ran, by (lane of what it waited for last, its own lane).
 
     Tasks that are not in the trace take no time: they hand on when they could start. Raises InputError if a task

@@ -11,7 +11,7 @@ from sim.cost.setup import Setup
 from sim.hrm.throughput import hrm_tokens_per_s
 from sim.problem.policy import Policy
 from sim.schedule.ranks import over_ranks
-from sim.simulation.sampling import Generation, Period, sample
+from sim.simulation.sampling import SampledGeneration, StepTotals, sample
 from sim.simulation.simulator import Simulation, StepUse
 from traces.trace import lane_order
 
@@ -111,8 +111,8 @@ def evaluate(setup: Setup, *, exact: bool = False) -> Prediction:
     return _summarise(setup, generation, time.perf_counter() - started)
 
 
-def _summarise(setup: Setup, generation: Generation, wall_s: float) -> Prediction:
-    whole = Period()
+def _summarise(setup: Setup, generation: SampledGeneration, wall_s: float) -> Prediction:
+    whole = StepTotals()
     whole.add(generation.prefill)
     whole.add(generation.decode)
     lanes = {}
@@ -138,7 +138,7 @@ def _summarise(setup: Setup, generation: Generation, wall_s: float) -> Predictio
     )
 
 
-def _phase(period: Period) -> Phase:
+def _phase(period: StepTotals) -> Phase:
     busiest = max(period.busy_ns, key=lambda lane: period.busy_ns[lane], default=None)
     if busiest is None:  # a single token leaves no decode
         return Phase(0.0, "", 0.0)

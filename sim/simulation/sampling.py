@@ -32,14 +32,14 @@ Simulate = Callable[[int, int], list[StepUse]]
 
 
 @dataclass(slots=True)
-class Period:
+class StepTotals:
     """Nanoseconds of a stretch of the run and what the lanes did in it; a linear space, so that steps interpolate."""
 
     span_ns: float = 0.0
     busy_ns: dict[Lane, float] = field(default_factory=dict)
     waited_ns: dict[tuple[Lane, str], float] = field(default_factory=dict)
 
-    def add(self, other: "Period", weight: float = 1.0) -> None:
+    def add(self, other: "StepTotals", weight: float = 1.0) -> None:
         """Accumulate a weighted period."""
         self.span_ns += weight * other.span_ns
         for lane, busy in other.busy_ns.items():
@@ -49,11 +49,11 @@ class Period:
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
+class SampledGeneration:
     """Prefill and decode of one setup, and what was simulated to know them."""
 
-    prefill: Period
-    decode: Period
+    prefill: StepTotals
+    decode: StepTotals
     simulated_tasks: int
     simulated_steps: list[int]
 
@@ -68,7 +68,7 @@ class _Sampler:
         self.start = 2 + self._warm_up
         """Steps kept from the beginning: prefill and decode steps until one is like those that follow."""
         self.simulated_tasks = 0
-        self.steps: dict[int, Period] = {}
+        self.steps: dict[int, StepTotals] = {}
 
     def simulate(self, first: int, stop: int) -> None:
         """Simulate steps `first` to `stop` - 1; keep those behind the warm-up that others, or nothing, come after."""
@@ -82,7 +82,7 @@ class _Sampler:
                 self.steps[step] = _period(use, before)
             before = use.end_ns
 
-    def at(self, step: int) -> Period:
+    def at(self, step: int) -> StepTotals:
         """One decode step between the steps around it."""
         if step not in self.steps:
             self.simulate(max(0, step - self._warm_up), step + 1 + AFTER)
@@ -95,17 +95,17 @@ class _Sampler:
         self.simulate(last + 1 - END - self._warm_up, last + 1)
 
 
-def _period(use: StepUse, before_ns: int) -> Period:
-    return Period(
+def _period(use: StepUse, before_ns: int) -> StepTotals:
+    return StepTotals(
         use.end_ns - before_ns,
         {lane: float(did.busy_ns) for lane, did in use.lanes.items()},
         {(lane, op): float(waited) for lane, did in use.lanes.items() for op, waited in did.waited_ns.items()},
     )
 
 
-def sample(setup: Setup, simulate: Simulate, *, exact: bool = False) -> Generation:
+def sample(setup: Setup, simulate: Simulate, *, exact: bool = False) -> SampledGeneration:
     """The whole generation of a setup from the steps that `simulate` is asked for, all of them if `exact`."""
-    sampler, decode, last = _Sampler(setup, simulate), Period(), setup.last_step
+    sampler, decode, last = _Sampler(setup, simulate), StepTotals(), setup.last_step
     if exact or last < 2 * (sampler.start + END):
         sampler.simulate(0, last + 1)
         alone: Iterable[int] = range(1, last + 1)
@@ -115,10 +115,10 @@ def sample(setup: Setup, simulate: Simulate, *, exact: bool = False) -> Generati
         alone = [*range(1, sampler.start), *range(last + 2 - END, last + 1)]
     for step in alone:
         decode.add(sampler.at(step))
-    return Generation(sampler.steps[0], decode, sampler.simulated_tasks, sorted(sampler.steps))
+    return SampledGeneration(sampler.steps[0], decode, sampler.simulated_tasks, sorted(sampler.steps))
 
 
-def _interpolate(at: Callable[[int], Period], low: int, high: int, total: Period) -> None:
+def _interpolate(at: Callable[[int], StepTotals], low: int, high: int, total: StepTotals) -> None:
     """Add steps low + 1 to high to the total, by the chord if the midpoint lies on it, else by halves."""
     if low == high:
         return

@@ -73,7 +73,7 @@ class Base:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class SweepPoint:
     """One row to be: what is asked, and what the row begins with."""
 
     start: Row
@@ -124,7 +124,7 @@ class Sweep:
     def __len__(self) -> int:
         return sum(1 for _ in self._combinations())
 
-    def points(self, start: int = 0) -> Iterator[Point]:
+    def points(self, start: int = 0) -> Iterator[SweepPoint]:
         """The points from number `start` on."""
         return (self._point(values, schedule) for values, schedule in islice(self._combinations(), start, None))
 
@@ -141,7 +141,7 @@ class Sweep:
         swept = [axis.values for axis in self._axes if name in axis.names]
         return tuple(str(value) for value in swept[0]) if swept else given
 
-    def _point(self, values: tuple[Value, ...], schedule: str) -> Point:
+    def _point(self, values: tuple[Value, ...], schedule: str) -> SweepPoint:
         settings = {name: value for axis, value in zip(self._axes, values, strict=True) for name in axis.names}
         model = self._models[str(settings.get("model", self._base.model))]
         machine = self._machines[str(settings.get("hardware", self._base.hardware))]
@@ -160,7 +160,7 @@ class Sweep:
             **dict(zip(self.labels, values, strict=True)),
         }
         ordered = {name: start[name] for name in self.columns if name in start}
-        return Point(ordered, Problem(model, machine, workload), schedule, self._asked(settings))
+        return SweepPoint(ordered, Problem(model, machine, workload), schedule, self._asked(settings))
 
     def _workload(self, settings: Mapping[str, Value]) -> Workload:
         prompt_len = settings.get("prompt_len", self._base.prompt_len if "workload" not in settings else None)
@@ -222,7 +222,7 @@ def _with_numbers(machine: Hardware, axis: Axis, value: Value) -> Hardware:
     return machine
 
 
-def row_of(point: Point) -> Row:
+def row_of(point: SweepPoint) -> Row:
     """Plan and simulate one point. What does not fit, or cannot be, is a row with the reason and no numbers."""
     try:
         found = _searched(point.problem) if point.start["by"] == HRM else _simulated(point)
@@ -238,7 +238,7 @@ def row_of(point: Point) -> Row:
     }
 
 
-def _simulated(point: Point) -> Row:
+def _simulated(point: SweepPoint) -> Row:
     asked = point.asked
     if asked.policies or (asked.micro_batch_size and asked.num_micro_batches):
         (outcome,) = compare(point.problem, [point.schedule], asked, jobs=1)

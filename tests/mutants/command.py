@@ -16,7 +16,7 @@ from traces.errors import InputError
 if TYPE_CHECKING:
     from tests.mutants.mutants import Mutant
     from tests.mutants.project import Project
-    from tests.mutants.run import Outcome, Progress
+    from tests.mutants.run import Progress, Trial
 
 SURVIVORS = 1
 """Exit code when a mistake went unnoticed."""
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 def _try(project: "Project", mutants: "Sequence[Mutant]", jobs: int, json: str | None) -> int:
     from tests.mutants.run import files_of_tests, prove
 
-    outcomes: list[Outcome] = []
+    outcomes: list[Trial] = []
     started = time.monotonic()
     interrupted = False
     try:
@@ -84,7 +84,7 @@ def _try(project: "Project", mutants: "Sequence[Mutant]", jobs: int, json: str |
     return 0 if all(one.killed for one in outcomes) else SURVIVORS
 
 
-def _tell(outcomes: "Sequence[Outcome]", total: int, wall_s: float, json: str | None) -> None:
+def _tell(outcomes: "Sequence[Trial]", total: int, wall_s: float, json: str | None) -> None:
     from tests.mutants.report import as_json, print_outcomes
 
     if json == "-":

@@ -27,7 +27,7 @@ TAIL = 2_000
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class TestRun:
     """One run of pytest. `exit_code` is None if it did not end in time; `red` is the first test that failed."""
 
     exit_code: int | None
@@ -48,7 +48,7 @@ class Pytest:
         self._lock = Lock()
         self._stopped = False
 
-    def run(self, copy: Copy, tests: Sequence[str], limit_s: float | None = None) -> Ran:
+    def run(self, copy: Copy, tests: Sequence[str], limit_s: float | None = None) -> TestRun:
         """Run tests until the first one fails, or until the limit. Raises StoppedError."""
         started = time.monotonic()
         process = self._start(copy, tests)
@@ -64,7 +64,7 @@ class Pytest:
         if self._stopped:
             raise StoppedError
         found = FIRST_RED.search(output)
-        return Ran(exit_code, found.group(1) if found else "", time.monotonic() - started, output[-TAIL:])
+        return TestRun(exit_code, found.group(1) if found else "", time.monotonic() - started, output[-TAIL:])
 
     def stop(self) -> None:
         """End all that runs, at once."""

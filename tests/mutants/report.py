@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from tests.mutants.mutants import Mutant
-from tests.mutants.run import Outcome, Verdict
+from tests.mutants.run import Trial, Verdict
 from traces.cli.frame import console
 
 
@@ -19,7 +19,7 @@ def print_list(mutants: Sequence[Mutant]) -> None:
     console().print(table)
 
 
-def print_outcomes(outcomes: Sequence[Outcome], total: int, wall_s: float) -> None:
+def print_outcomes(outcomes: Sequence[Trial], total: int, wall_s: float) -> None:
     """What became of each mutant, those that no test noticed last, and the sum of it."""
     out = console()
     table = _table("mutant", "verdict", "noticed first by")
@@ -37,7 +37,7 @@ def print_outcomes(outcomes: Sequence[Outcome], total: int, wall_s: float) -> No
     out.print(f"{_summary(outcomes, total)} in {wall_s:.0f} s")
 
 
-def as_json(outcomes: Sequence[Outcome], total: int, wall_s: float) -> str:
+def as_json(outcomes: Sequence[Trial], total: int, wall_s: float) -> str:
     """The same for a program."""
     rows = [
         {
@@ -56,7 +56,7 @@ def as_json(outcomes: Sequence[Outcome], total: int, wall_s: float) -> str:
     return json.dumps(whole, indent=1) + "\n"
 
 
-def _summary(outcomes: Sequence[Outcome], total: int) -> str:
+def _summary(outcomes: Sequence[Trial], total: int) -> str:
     """How many were killed, and what is to say of the others."""
     killed = sum(one.killed for one in outcomes)
     late = sum(one.verdict is Verdict.TIMED_OUT for one in outcomes)

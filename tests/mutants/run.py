@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from tests.mutants.mutants import Mutant
 from tests.mutants.project import Copy, Project
-from tests.mutants.red import GREEN, RED, Pytest, Ran
+from tests.mutants.red import GREEN, RED, Pytest, TestRun
 from traces.errors import InputError
 
 LEAST_LIMIT_S = 60.0
@@ -33,7 +33,7 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Trial:
     """One mutant: whether a test noticed, which one first, and how long that took.
 
     `output` is the end of what pytest wrote, where a test did not settle it.
@@ -66,7 +66,7 @@ def files_of_tests(mutants: Sequence[Mutant]) -> dict[str, list[str]]:
 
 def prove(
     project: Project, mutants: Sequence[Mutant], jobs: int = 1, progress: Progress = lambda what: None
-) -> Generator[Outcome, None, None]:
+) -> Generator[Trial, None, None]:
     """Outcomes as they come. Raises InputError if a mutant is stale, or a test is red without any.
 
     Closing the iterator ends what runs and removes the copies.
@@ -131,15 +131,15 @@ def _green_without_mutants(workshop: _Workshop, mutants: Sequence[Mutant], progr
     return seconds
 
 
-def _try(workshop: _Workshop, mutant: Mutant, seconds: dict[str, float], copy: Copy) -> Outcome:
+def _try(workshop: _Workshop, mutant: Mutant, seconds: dict[str, float], copy: Copy) -> Trial:
     usual_s = sum(seconds[file] for file in files_of_tests([mutant]))
     with copy.broken_by(mutant):
         ran = workshop.pytest.run(copy, mutant.tests, max(LEAST_LIMIT_S, LIMIT_FACTOR * usual_s))
     verdict = _verdict(ran)
-    return Outcome(mutant, verdict, ran.red, ran.seconds, "" if verdict is Verdict.KILLED else ran.output)
+    return Trial(mutant, verdict, ran.red, ran.seconds, "" if verdict is Verdict.KILLED else ran.output)
 
 
-def _verdict(ran: Ran) -> Verdict:
+def _verdict(ran: TestRun) -> Verdict:
     if ran.exit_code is None:
         return Verdict.TIMED_OUT
     if ran.exit_code == GREEN:

@@ -16,7 +16,7 @@ from tests.mutants.command import main
 from tests.mutants.mutants import Mutant, chosen, load
 from tests.mutants.project import Project
 from tests.mutants.report import print_outcomes
-from tests.mutants.run import Outcome, Verdict, files_of_tests, prove
+from tests.mutants.run import Trial, Verdict, files_of_tests, prove
 from traces.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -248,7 +248,7 @@ class TestCommand:
         assert error.count("\n") == 1
 
     def test_what_pytest_itself_could_not_do_is_shown(self, capsys):
-        print_outcomes([Outcome(SUBTRACTS, Verdict.UNCLEAR, "", 1.0, "INTERNALERROR> [no markup]")], 1, 2.0)
+        print_outcomes([Trial(SUBTRACTS, Verdict.UNCLEAR, "", 1.0, "INTERNALERROR> [no markup]")], 1, 2.0)
         shown = capsys.readouterr().out
         assert "INTERNALERROR> [no markup]" in shown
         assert "0 of 1 mutants killed, 1 not noticed" in shown

@@ -17,7 +17,7 @@ from perfetto_engine import OpenTrace
 from trace_examples import NAMES, SIMULATED, span, traces, two_devices
 from trace_rules import assert_content_obeys_rules, assert_obeys_rules, load
 
-from traces.analysis.critical_path import critical_path
+from traces.analysis.critical_path import find_critical_path
 from traces.errors import InputError
 from traces.files import chrome_writer as chrome
 from traces.files import json_stream
@@ -30,14 +30,14 @@ def written(trace, name="trace.json"):
     """A file of the trace, for as long as the block lasts: hypothesis calls a test too often for one tmp_path."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, name)
-        chrome.write(trace, path)
+        chrome.write_trace(trace, path)
         yield path
 
 
 class TestRoundTrip:
     @pytest.mark.parametrize("name", ["trace.json", "trace.json.gz"])
     def test_reading_gives_back_what_was_written(self, tmp_path, name):
-        chrome.write(two_devices(), tmp_path / name)
+        chrome.write_trace(two_devices(), tmp_path / name)
         assert chrome.read(tmp_path / name) == two_devices()
 
     @settings(deadline=None)
@@ -58,7 +58,7 @@ class TestRoundTrip:
 
     def test_the_last_nanoseconds_of_the_longest_trace_survive(self, tmp_path):
         trace = Trace(SIMULATED, [span(n, start_ns=MAX_NS - 9 + n, end_ns=MAX_NS - 8 + n) for n in range(9)])
-        chrome.write(trace, tmp_path / "trace.json")
+        chrome.write_trace(trace, tmp_path / "trace.json")
         assert chrome.read(tmp_path / "trace.json") == trace
         reformatted = json.dumps(json.loads((tmp_path / "trace.json").read_text()))  # read by way of floats
         (tmp_path / "trace.json").write_text(reformatted)
@@ -68,9 +68,9 @@ class TestRoundTrip:
 class TestWriting:
     @pytest.mark.parametrize("name", ["trace.json", "trace.json.gz"])
     def test_the_same_trace_gives_the_same_bytes(self, tmp_path, name, monkeypatch):
-        chrome.write(two_devices(), tmp_path / name)
+        chrome.write_trace(two_devices(), tmp_path / name)
         monkeypatch.setattr(time, "time", lambda: 2e9)
-        chrome.write(two_devices(), tmp_path / f"other-{name}")
+        chrome.write_trace(two_devices(), tmp_path / f"other-{name}")
         assert (tmp_path / name).read_bytes() == (tmp_path / f"other-{name}").read_bytes()
 
     def test_a_failure_leaves_the_file_that_was_there(self, tmp_path):
@@ -78,7 +78,7 @@ class TestWriting:
         path.write_text("precious")
         circle = Trace(SIMULATED, [span(0, "Attn", "CPU", cause=1), span(1, cause=0)])
         with pytest.raises(InputError, match="own cause"):
-            chrome.write(circle, path)
+            chrome.write_trace(circle, path)
         assert path.read_text() == "precious"
         assert list(tmp_path.iterdir()) == [path]
 
@@ -93,13 +93,13 @@ class TestWriting:
     def test_a_name_that_cannot_be_written_is_named(self, tmp_path, name, said):
         (tmp_path / "taken.json").mkdir()
         with pytest.raises(InputError, match=said) as raised:
-            chrome.write(two_devices(), tmp_path / name)
+            chrome.write_trace(two_devices(), tmp_path / name)
         assert name in str(raised.value)
         assert list(tmp_path.iterdir()) == [tmp_path / "taken.json"]
 
 
 def test_a_written_trace_obeys_the_rules(tmp_path):
-    chrome.write(two_devices(), tmp_path / "trace.json.gz")
+    chrome.write_trace(two_devices(), tmp_path / "trace.json.gz")
     assert_obeys_rules(tmp_path / "trace.json.gz")
 
 
@@ -141,7 +141,7 @@ def _change(name, **changes):
     ],
 )
 def test_the_rules_catch_a_file_that_breaks_them(tmp_path, break_rule, said):
-    chrome.write(two_devices(), tmp_path / "trace.json")
+    chrome.write_trace(two_devices(), tmp_path / "trace.json")
     content = load(tmp_path / "trace.json")
     break_rule(content["traceEvents"])
     with pytest.raises(AssertionError, match=said):
@@ -153,7 +153,7 @@ class TestPyTorchProfilersDialect:
 
     @pytest.fixture
     def file(self, tmp_path):
-        chrome.write(two_devices(), tmp_path / "trace.json")
+        chrome.write_trace(two_devices(), tmp_path / "trace.json")
         return json.loads((tmp_path / "trace.json").read_text())
 
     def test_the_file_names_its_schema_devices_and_rank(self, file):
@@ -188,7 +188,7 @@ class TestPerfetto:
     @classmethod
     def opened(cls, tmp_path_factory):
         path = tmp_path_factory.mktemp("perfetto") / "trace.json.gz"
-        chrome.write(two_devices(), path)
+        chrome.write_trace(two_devices(), path)
         return OpenTrace(path)
 
     def test_it_finds_nothing_to_complain_about(self, opened):
@@ -242,7 +242,7 @@ class TestPerfetto:
             opened = OpenTrace(path)
         slices = opened.query("select extract_arg(arg_set_id, 'args.id') as id, ts, dur from slice")
         assert sorted(slices) == sorted((one.id, one.start_ns, one.duration_ns) for one in trace.spans)
-        path = [one.id for one in critical_path(trace).spans if one.duration_ns]
+        path = [one.id for one in find_critical_path(trace).spans if one.duration_ns]
         assert len(opened.query("select id from flow")) == len(list(pairwise(path)))
         assert opened.query("select name from stats where severity != 'info' and value != 0") == []
 
@@ -309,7 +309,7 @@ class TestFilesThatAreNotOurs:
     )
     def test_damage_to_an_event_is_named(self, tmp_path, old, new, said):
         path = tmp_path / "trace.json"
-        chrome.write(two_devices(), path)
+        chrome.write_trace(two_devices(), path)
         content = path.read_text()
         assert old in content
         path.write_text(content.replace(old, new))
@@ -334,7 +334,7 @@ class TestFilesThatAreNotOurs:
 
 def test_reading_takes_the_memory_of_the_spans_and_not_of_their_json(tmp_path):
     path = tmp_path / "trace.json"
-    chrome.write(Trace(SIMULATED, [span(n, start_ns=n, end_ns=n + 1) for n in range(20_000)]), path)
+    chrome.write_trace(Trace(SIMULATED, [span(n, start_ns=n, end_ns=n + 1) for n in range(20_000)]), path)
     tracemalloc.start()
     try:
         trace = chrome.read(path)
@@ -347,7 +347,9 @@ def test_reading_takes_the_memory_of_the_spans_and_not_of_their_json(tmp_path):
 
 
 def test_most_spans_are_read_the_short_way(tmp_path, monkeypatch):
-    chrome.write(Trace(SIMULATED, [span(n, start_ns=n, end_ns=n + 1) for n in range(5_000)]), tmp_path / "trace.json")
+    chrome.write_trace(
+        Trace(SIMULATED, [span(n, start_ns=n, end_ns=n + 1) for n in range(5_000)]), tmp_path / "trace.json"
+    )
     long_way = []
     decode = _Reader._span
     monkeypatch.setattr(_Reader, "_span", lambda self, event: long_way.append(event) or decode(self, event))

@@ -48,7 +48,7 @@ def test_a_profile_of_a_run_holds_the_runs_own_tasks_for_as_long_as_they_took(tm
 
     run()  # what is compiled or loaded on first use is not profiled
     own = profiled(run, tmp_path / name).trace
-    seen = files.read(tmp_path / name)
+    seen = files.read_trace(tmp_path / name)
     assert seen.origin == own.origin == "emulated device"
     ours, theirs = {one.key: one for one in own.spans}, {one.key: one for one in seen.spans}
     assert theirs.keys() == ours.keys()
@@ -175,7 +175,7 @@ def written(path, events, **changes):
 
 @pytest.mark.parametrize("name", ["run.json", "run.json.gz"])
 def test_on_a_gpu_a_task_lasts_from_the_first_to_the_last_of_what_it_launched(tmp_path, name):
-    trace = files.read(written(tmp_path / name, gpu_run()))
+    trace = files.read_trace(written(tmp_path / name, gpu_run()))
     assert trace.origin == "real GPU (NVIDIA T4)"
     spans = {one.op: one for one in trace.spans}
     start = 1020.0
@@ -243,6 +243,6 @@ def test_a_profile_that_cannot_be_used_gets_one_clear_line(tmp_path, change, sai
     events = gpu_run()
     change(events)
     with pytest.raises(InputError, match=said) as raised:
-        files.read(written(tmp_path / "run.json", events))
+        files.read_trace(written(tmp_path / "run.json", events))
     assert str(raised.value).startswith(str(tmp_path / "run.json"))
     assert "\n" not in str(raised.value)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from trace_examples import SIMULATED, span, traces, two_devices
 
-from traces.analysis.critical_path import Gap, critical_path
+from traces.analysis.critical_path import Gap, find_critical_path
 from traces.errors import InputError
 from traces.trace import MAX_COUNT, MAX_NS, MEMORY, Counter, Trace
 
@@ -121,14 +121,14 @@ def test_a_counter_that_cannot_be_is_named(counter, said):
 
 class TestCriticalPath:
     def test_it_follows_causes_back_from_the_last_end(self):
-        assert [one.id for one in critical_path(two_devices()).spans] == [1, 2, 3, 5, 6, 7, 8]
+        assert [one.id for one in find_critical_path(two_devices()).spans] == [1, 2, 3, 5, 6, 7, 8]
 
     def test_the_time_between_its_spans_is_a_gap(self):
         trace = two_devices()
-        assert critical_path(trace).gaps == (Gap(5_600, 5_610, trace.spans[8]),)
+        assert find_critical_path(trace).gaps == (Gap(5_600, 5_610, trace.spans[8]),)
 
     def test_shares_are_of_the_makespan(self):
-        path = critical_path(two_devices())
+        path = find_critical_path(two_devices())
         assert path.share_by_op() == {
             "Experts": 4_389 / 9_999, "Attn": 3_506 / 9_999, "PreAttn": 1_001 / 9_999, "OffloadQKV": 500 / 9_999,
             "AllReduce": 493 / 9_999, "LoadHidden": 100 / 9_999, "OutProj": 0.0,
@@ -141,33 +141,33 @@ class TestCriticalPath:
 
     def test_a_path_that_starts_late_begins_with_a_gap(self):
         late = span(1, start_ns=7, end_ns=20, waited_for="arrival")
-        path = critical_path(Trace(SIMULATED, [span(0, "PinWeights", "PIN", 0, 5), late]))
+        path = find_critical_path(Trace(SIMULATED, [span(0, "PinWeights", "PIN", 0, 5), late]))
         assert path.spans == (late,)
         assert path.gaps == (Gap(0, 7, late),)
 
     def test_of_spans_that_end_together_the_one_with_the_lowest_id_counts(self):
         trace = Trace(SIMULATED, [span(5, end_ns=9), span(3, "Attn", "CPU", 2, 9), span(4, "Head", "D2H", 1, 9)])
-        assert [one.id for one in critical_path(trace).spans] == [3]
+        assert [one.id for one in find_critical_path(trace).spans] == [3]
 
     def test_clocks_that_let_a_span_start_before_its_cause_ended_count_no_time_twice(self):
         spans = [span(0, "OffloadQKV", "D2H", 0, 10), span(1, "Attn", "CPU", 8, 20, cause=0)]
-        path = critical_path(Trace(SIMULATED, spans))
+        path = find_critical_path(Trace(SIMULATED, spans))
         assert path.on_path_ns == (10, 10)
         assert path.gaps == ()
 
     def test_causes_in_a_circle_are_refused(self):
         spans = [span(0, "Attn", "CPU", cause=1), span(1, cause=0)]
         with pytest.raises(InputError, match=r"span 0 \(Attn\) is its own cause"):
-            critical_path(Trace(SIMULATED, spans))
+            find_critical_path(Trace(SIMULATED, spans))
 
     def test_an_empty_trace_has_an_empty_path(self):
-        path = critical_path(Trace(SIMULATED))
+        path = find_critical_path(Trace(SIMULATED))
         assert (path.spans, path.gaps, path.gap_share, path.share_by_op()) == ((), (), 0.0, {})
 
     @settings(deadline=None)
     @given(traces())
     def test_its_spans_and_gaps_add_up_to_the_makespan(self, trace):
-        path = critical_path(trace)
+        path = find_critical_path(trace)
         assert sum(path.on_path_ns) + sum(gap.end_ns - gap.start_ns for gap in path.gaps) == trace.makespan_ns
         assert all(0 <= ns <= one.duration_ns for ns, one in zip(path.on_path_ns, path.spans, strict=True))
         assert [one.cause for one in path.spans[1:]] == [one.id for one in path.spans[:-1]]

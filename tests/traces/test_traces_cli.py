@@ -22,7 +22,9 @@ def run(tmp_path):
     path = tmp_path / "run [1].json.gz"
     policy = {"attention": "cpu", "pages": None, "micro_batch_size": 36}
     trace = two_devices()
-    chrome.write(Trace(trace.metadata | {"policy": policy, "model": "mixtral-8x7b"}, trace.spans, trace.counters), path)
+    chrome.write_trace(
+        Trace(trace.metadata | {"policy": policy, "model": "mixtral-8x7b"}, trace.spans, trace.counters), path
+    )
     return str(path)
 
 
@@ -32,7 +34,7 @@ def slower(tmp_path):
     spans = [one for one in two_devices().spans if one.op != "AllReduce"]
     spans = [one._replace(cause=-1, end_ns=one.end_ns + 4_389 * (one.op == "Experts")) for one in spans]
     path = tmp_path / "slower.json"
-    chrome.write(Trace({"origin": "emulated device"}, spans), path)
+    chrome.write_trace(Trace({"origin": "emulated device"}, spans), path)
     return str(path)
 
 
@@ -112,7 +114,7 @@ def test_json_in_a_file_comes_with_the_tables(run, tmp_path, capsys):
 
 def test_an_empty_trace_can_be_shown(tmp_path, capsys):
     path = str(tmp_path / "empty.json")
-    chrome.write(Trace(SIMULATED), path)
+    chrome.write_trace(Trace(SIMULATED), path)
     for argv in (["summary", path], ["critical-path", path], ["diff", path, path]):
         told(capsys, *argv)
 
@@ -157,7 +159,7 @@ def test_a_file_that_cannot_be_used_gets_one_line(command, damage, said, run, tm
 def test_causes_that_go_round_are_told_with_the_file(tmp_path, run, capsys):
     trace = Trace(SIMULATED, [span(1, "PreAttn"), span(2, "Attn", "CPU", cause=1)])
     path = tmp_path / "round.json"
-    chrome.write(trace, path)
+    chrome.write_trace(trace, path)
     path.write_text(path.read_text().replace('"cause":-1', '"cause":2'))
     for argv in (["critical-path", str(path)], ["diff", run, str(path)]):
         assert main(argv) == 2

@@ -12,11 +12,11 @@ from traces.files import chrome_writer as chrome
 from validation.campaign.analyse import analyse
 from validation.campaign.command import write
 from validation.campaign.execute import PLANNED, Campaign
-from validation.campaign.grid import STANDARD, Grid, few_large_experts, many_small_experts
+from validation.campaign.grid import STANDARD, CampaignGrid, few_large_experts, many_small_experts
 from validation.cli import main
-from validation.replay.checks import replay
+from validation.replay.checks import replay_trace
 
-SHORT = Grid(
+SHORT = CampaignGrid(
     models={"few": lambda: few_large_experts(32, 2), "many": lambda: many_small_experts(32, 2)},
     requests=4,
     micro_batch_size=2,
@@ -121,7 +121,7 @@ def test_an_interrupted_run_leaves_no_half_file(campaign, monkeypatch):
 def test_the_numbers_are_those_of_the_traces(campaign, findings):
     run = findings.runs[3]
     replays = [
-        replay(chrome.read(campaign.trace_file(run.case, repeat)), campaign.machine(run.case.model))
+        replay_trace(chrome.read(campaign.trace_file(run.case, repeat)), campaign.machine(run.case.model))
         for repeat in range(REPEATS)
     ]
     tokens = run.case.batch_size * run.case.gen_len
@@ -184,7 +184,7 @@ def test_a_prediction_follows_the_calibration(campaign, findings):
     case = next(run.case for run in findings.runs if run.case.schedule == "accelerate")
     trace, machine = chrome.read(campaign.trace_file(case, 0)), campaign.machine(case.model)
     slow = machine.scaled("link.h2d_pageable", 0.25)
-    usual, halved = (replay(trace, one).layer3.run.predicted_tokens_per_s for one in (machine, slow))
+    usual, halved = (replay_trace(trace, one).layer3.run.predicted_tokens_per_s for one in (machine, slow))
     assert halved < 0.8 * usual
 
 

@@ -8,7 +8,7 @@ import pytest
 from sim.problem.machine.hardware import Hardware
 from sim.problem.machine.quantity import Basis
 from traces.errors import InputError
-from validation.published.fit import CASES, Case, Fitted, fit, log_errors, machines, usable, with_values
+from validation.published.fit import CASES, Fitted, MachineFit, fit, log_errors, machines, usable, with_values
 from validation.published.holdout import folds
 from validation.published.predict import predict
 from validation.published.presets import PRESETS, write_presets
@@ -46,7 +46,7 @@ def test_one_odd_run_does_not_pull_the_fit(made_rows):
 
 
 def test_values_stay_within_their_bounds(made_rows):
-    narrow = Case(
+    narrow = MachineFit(
         "gcp-l4",
         ("S2",),
         tuple(

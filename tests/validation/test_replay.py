@@ -19,14 +19,14 @@ from sim.problem.model.model import PRESETS
 from sim.problem.policy import Policy
 from sim.schedule.registry import by_name, registered
 from sim.schedule.task import CPU, D2H, GPU, H2D, Op, Task
-from sim.simulation.gaps import CLOCK_SLACK_NS, gaps_between
+from sim.simulation.gaps import CLOCK_SLACK_NS, start_delays
 from sim.simulation.timeline import record
 from traces.errors import InputError
 from traces.files import chrome_writer as chrome
 from traces.trace import Span, Trace
 from validation.cli import main
 from validation.replay.accuracy import path_agreement
-from validation.replay.checks import replay, simulate
+from validation.replay.checks import replay_steps, replay_trace
 from validation.replay.delays import summarise, with_latency
 from validation.replay.picture import Window, bounds_ns, window_of
 from validation.replay.rebuild import rebuild, recorded
@@ -72,7 +72,7 @@ def stretched(trace, factor):
 def test_a_simulated_run_is_replayed_to_the_nanosecond(name):
     """Contended durations too: sharing slows tasks down, it never delays their start."""
     trace = simulated(name)
-    result = replay(trace, machine_of(name))
+    result = replay_trace(trace, machine_of(name))
     assert result.replayed.makespan_ns == trace.makespan_ns
     assert {s.key: (s.start_ns, s.end_ns) for s in result.replayed.spans} == {
         s.key: (s.start_ns, s.end_ns) for s in trace.spans
@@ -84,7 +84,7 @@ def test_a_simulated_run_is_replayed_to_the_nanosecond(name):
 
 @every_schedule
 def test_the_cost_model_that_made_a_run_predicts_it_without_error(name):
-    result = replay(simulated(name), machine_of(name))
+    result = replay_trace(simulated(name), machine_of(name))
     assert (result.layer2.wape, result.layer2.bias) == (0, 0)
     assert all((op.mape, op.wape, op.bias) == (0, 0, 0) for op in result.layer2.ops)
     assert sum(op.count for op in result.layer2.ops) == len(result.measured.spans)
@@ -96,7 +96,7 @@ def test_the_cost_model_that_made_a_run_predicts_it_without_error(name):
 
 
 def test_some_of_these_runs_were_contended():
-    ops = replay(simulated("cgopipe"), machine_of("cgopipe")).layer2.ops
+    ops = replay_trace(simulated("cgopipe"), machine_of("cgopipe")).layer2.ops
     assert any(op.solo_bias < -0.01 for op in ops)
 
 
@@ -104,14 +104,14 @@ def test_a_part_of_a_run_is_replayed_as_a_part():
     """Two steps of four: the second fetches weights for a third that is not there."""
     whole = simulated("cgopipe")
     part = record(setup_of("cgopipe"), {"model_config": whole.metadata["model_config"]}, num_steps=2)
-    result = replay(part, machine_of("cgopipe"))
+    result = replay_trace(part, machine_of("cgopipe"))
     assert (result.layer1.error, result.layer1.absent, result.layer3.run.error) == (0, 0, 0)
     assert result.layer1.tasks < len(whole.spans)
 
 
 def test_a_preset_s_trace_needs_no_configuration_and_names_its_machine():
     trace = record(made_setup("cgopipe", 4, 2, machine=Hardware.load("gcp-t4")), {}, num_steps=2)
-    result = replay(trace)
+    result = replay_trace(trace)
     assert result.hardware.name == "gcp-t4"
     assert result.layer3.run.error == 0
 
@@ -120,11 +120,11 @@ def test_ranks_are_replayed():
     machine = Hardware.load("gcp-2xt4")
     trace = record(made_setup("cgopipe", 4, 2, machine=machine), {}, num_steps=2)
     assert {span.rank for span in trace.spans} == {0, 1}
-    result = replay(trace)
+    result = replay_trace(trace)
     assert (result.layer1.error, result.layer3.run.error) == (0, 0)
     assert {lane.lane for lane in result.layer3.lanes} >= {"GPU", "GPU:1", "NET"}
     with pytest.raises(InputError, match=r"gcp-t4 has 1 devices and the trace is of 2"):
-        replay(trace, Hardware.load("gcp-t4"))
+        replay_trace(trace, Hardware.load("gcp-t4"))
 
 
 @every_schedule
@@ -133,14 +133,14 @@ def test_the_prediction_hands_over_as_its_machine_does_and_the_law_does_not(name
     machine = with_hand_over(machine_of(name), 500)
     setup = replace(setup_of(name), problem=replace(setup_of(name).problem, hardware=machine))
     trace = record(setup, {"model_config": simulated(name).metadata["model_config"]}, num_steps=GEN_LEN)
-    result = replay(trace, machine)
+    result = replay_trace(trace, machine)
     assert (result.layer2.wape, result.layer3.run.error, result.layer3.decode.error) == (0, 0, 0)
     assert {s.key: (s.start_ns, s.end_ns) for s in result.predicted.spans} == {
         s.key: (s.start_ns, s.end_ns) for s in trace.spans
     }
     assert result.layer1.error < 0
     assert result.layer1.error_with_hand_over == 0
-    unaware = replay(trace, machine_of(name))
+    unaware = replay_trace(trace, machine_of(name))
     assert unaware.layer1.error_with_hand_over == unaware.layer1.error == result.layer1.error
     assert unaware.layer3.run.error < 0
 
@@ -149,7 +149,7 @@ def test_the_prediction_hands_over_as_its_machine_does_and_the_law_does_not(name
 
 
 def test_a_run_that_took_twice_as_long_is_predicted_at_half():
-    result = replay(stretched(simulated("cgopipe"), 2), machine_of("cgopipe"))
+    result = replay_trace(stretched(simulated("cgopipe"), 2), machine_of("cgopipe"))
     assert result.layer1.error == 0
     assert all((op.mape, op.wape, op.bias) == (0.5, 0.5, -0.5) for op in result.layer2.ops)
     third = result.layer3
@@ -159,7 +159,7 @@ def test_a_run_that_took_twice_as_long_is_predicted_at_half():
 
 
 def test_throughput_counts_the_tokens_of_each_phase():
-    third = replay(simulated("cgopipe"), machine_of("cgopipe")).layer3
+    third = replay_trace(simulated("cgopipe"), machine_of("cgopipe")).layer3
     assert third.run.measured_tokens_per_s * third.run.measured_s == pytest.approx(24 * GEN_LEN)
     assert third.prefill.measured_tokens_per_s * third.prefill.measured_s == pytest.approx(24)
     assert third.run.measured_s == pytest.approx(third.prefill.measured_s + third.decode.measured_s)
@@ -178,7 +178,7 @@ def test_time_between_tasks_is_found_and_told_by_the_lanes_it_lies_between():
     """Copies start 3 ms late: the law knows nothing of it, the latency measured between the lanes makes up for it."""
     trace = simulated("accelerate")
     late_trace, late_ns = delayed(trace, Op.LOAD_WEIGHTS_PAGEABLE, 3_000_000)
-    layer = replay(late_trace).layer1
+    layer = replay_trace(late_trace).layer1
     assert layer.replayed_s * 1e9 == pytest.approx(trace.makespan_ns)
     assert layer.error == pytest.approx(-late_ns / late_trace.makespan_ns)
     assert layer.error_with_dispatch == 0
@@ -192,7 +192,7 @@ def test_rare_delays_are_no_latency():
     trace = simulated("accelerate")
     spans = sorted(trace.spans, key=lambda span: span.start_ns)
     late = [s._replace(start_ns=s.start_ns + 10**7, end_ns=s.end_ns + 10**7) for s in spans[len(spans) // 2 :]]
-    layer = replay(changed(trace, [*spans[: len(spans) // 2], *late])).layer1
+    layer = replay_trace(changed(trace, [*spans[: len(spans) // 2], *late])).layer1
     assert layer.error_with_dispatch == layer.error < 0
     assert layer.measured_s - layer.replayed_s == pytest.approx(0.01)
 
@@ -219,7 +219,7 @@ def test_gaps_by_hand():
     tasks, spans = by_hand(
         (GPU, (), (0, 10)), (GPU, (), (12, 22)), (H2D, (1,), (29, 39)), (GPU, (), (26, 36)), (GPU, (2,), (40, 50))
     )
-    found = gaps_between(tasks, spans)
+    found = start_delays(tasks, spans)
     assert found == {(GPU, GPU): [2, 4], (GPU, H2D): [7], (H2D, GPU): [1]}
     assert with_latency(tasks, spans, found) == 51
     assert with_latency(tasks, spans, {}) == 40
@@ -236,7 +236,7 @@ def test_one_gap_in_ten_is_longer_than_the_ninth_decile():
 def test_behind_a_task_that_had_nothing_to_do_is_the_one_that_it_waited_for():
     """The copy did not run: the CPU's task waits, by way of it, for the GPU's, and starts 5 after that."""
     tasks, spans = by_hand((GPU, (), (0, 10)), (D2H, (0,), None), (CPU, (1,), (15, 20)))
-    assert gaps_between(tasks, spans) == {(GPU, CPU): [5]}
+    assert start_delays(tasks, spans) == {(GPU, CPU): [5]}
 
 
 def test_critical_paths_by_hand():
@@ -262,7 +262,7 @@ def ended_early(name, ended):
     run = recorded(trace)
     costs = rebuild(trace, run, machine_of(name)).costs(only_contended=True)
     spans = {span.key: span for span in trace.spans if not ended(span)}
-    return changed(trace, simulate(run, spans, costs, costs.capacities).spans)
+    return changed(trace, replay_steps(run, spans, costs, costs.capacities).spans)
 
 
 @pytest.mark.parametrize("name", [name for name, schedule in registered().items() if not schedule.one_batch])
@@ -271,7 +271,7 @@ def test_a_micro_batch_that_ended_early_takes_no_more_time(name):
         return span.micro_batch == 1 and span.step >= 2
 
     trace = ended_early(name, ended)
-    result = replay(trace, machine_of(name))
+    result = replay_trace(trace, machine_of(name))
     assert result.layer1.absent == sum(map(ended, simulated(name).spans)) > 0
     assert (result.layer1.error, result.layer2.wape, result.layer3.run.error) == (0, 0, 0)
     assert trace.makespan_ns < simulated(name).makespan_ns
@@ -280,7 +280,7 @@ def test_a_micro_batch_that_ended_early_takes_no_more_time(name):
 
 @every_schedule
 def test_a_generation_that_ended_early_has_no_later_steps(name):
-    result = replay(ended_early(name, lambda span: span.step >= 2), machine_of(name))
+    result = replay_trace(ended_early(name, lambda span: span.step >= 2), machine_of(name))
     assert (result.layer1.error, result.layer3.run.error) == (0, 0)
     assert result.layer1.absent < len(simulated(name).spans) / GEN_LEN
 
@@ -300,7 +300,7 @@ def ran(name, **kwargs):
 def test_a_real_run_replayed_loses_at_most_the_gaps_between_its_tasks(name):
     """The law never needs longer than the run did: its lanes do not wait for threads."""
     trace = ran(name).trace
-    layer = replay(trace).layer1
+    layer = replay_trace(trace).layer1
     assert (layer.tasks, layer.absent) == (len(trace.spans), 0)
     assert layer.error <= 0
     begins = sum(min(span.start_ns for span in trace.spans_of(lane)) for lane in trace.lanes())
@@ -313,7 +313,7 @@ def test_a_real_run_replayed_loses_at_most_the_gaps_between_its_tasks(name):
 def test_the_cost_model_knows_the_bytes_of_every_copy_of_a_real_run(name):
     """Padding is copied and stored, as the rebuilt micro-batches say. A layer's pages end on multiples of 64 bytes."""
     trace = ran(name).trace
-    predicted = {span.key: span for span in replay(trace, round_machine()).predicted.spans}
+    predicted = {span.key: span for span in replay_trace(trace, round_machine()).predicted.spans}
     copies = [span for span in trace.spans if span.lane in ("H2D", "D2H", "PIN")]
     assert copies
     for span in copies:
@@ -333,7 +333,7 @@ def test_attention_on_the_host_reads_no_padding():
 
 
 def test_real_runs_are_compared_with_a_machine():
-    result = replay(ran("cgopipe").trace, round_machine())
+    result = replay_trace(ran("cgopipe").trace, round_machine())
     assert result.layer2.wape > 0.01
     assert result.layer3.run.predicted_s < result.layer3.run.measured_s
     assert {op.op for op in result.layer2.ops} == {span.op for span in result.measured.spans}
@@ -342,16 +342,16 @@ def test_real_runs_are_compared_with_a_machine():
 
 
 def test_a_run_without_a_machine_gets_layer_1_and_the_reason():
-    result = replay(ran("cgopipe").trace)
+    result = replay_trace(ran("cgopipe").trace)
     assert (result.layer2, result.layer3, result.predicted, result.hardware) == (None, None, None, None)
     assert "--hardware" in result.why_not
 
 
 def test_a_machine_may_be_described_in_the_trace_itself():
     trace = changed(simulated("cgopipe"), hardware=machine_of("cgopipe").to_dict())
-    assert replay(trace).layer3.run.error == 0
+    assert replay_trace(trace).layer3.run.error == 0
     for unusable in ({"name": "nearly nothing"}, "a machine that nobody knows", 5):
-        assert replay(changed(trace, hardware=unusable)).layer2 is None
+        assert replay_trace(changed(trace, hardware=unusable)).layer2 is None
 
 
 def test_every_batch_of_a_run_is_replayed():
@@ -361,7 +361,7 @@ def test_every_batch_of_a_run_is_replayed():
     requests = [recorded(trace).batch.num_requests for trace in result.traces]
     assert requests == [4, 3]
     for trace in result.traces:
-        assert replay(trace, round_machine()).layer1.tasks == len(trace.spans)
+        assert replay_trace(trace, round_machine()).layer1.tasks == len(trace.spans)
 
 
 def test_a_real_run_in_which_requests_end_early_is_replayed():
@@ -374,7 +374,7 @@ def test_a_real_run_in_which_requests_end_early_is_replayed():
             eos_token_id=eos,
         )  # fmt: skip
     assert any(len(sequence) < NEW for sequence in result.sequences)
-    layer = replay(result.trace).layer1
+    layer = replay_trace(result.trace).layer1
     assert layer.absent > 0
     assert layer.error <= 0
 
@@ -382,7 +382,7 @@ def test_a_real_run_in_which_requests_end_early_is_replayed():
 def test_dense_and_windowed_layers_are_rebuilt():
     for family in ("glm4_moe", "gpt_oss", "qwen3_moe"):
         result = engine.run(make(family), make_prompts(4, 6), micro_batch_size=1, max_new_tokens=2)
-        assert replay(result.trace, round_machine()).layer2 is not None
+        assert replay_trace(result.trace, round_machine()).layer2 is not None
 
 
 # traces that cannot be replayed --------------------------------------------------------------------------------------
@@ -417,7 +417,7 @@ SHAPE = {"num_layers": 3, "num_micro_batches": 3, "num_pages": 3, "attention": "
 )
 def test_metadata_that_do_not_tell_the_run_are_named(metadata, said):
     with pytest.raises(InputError, match=said):
-        replay(changed(simulated("cgopipe"), **metadata))
+        replay_trace(changed(simulated("cgopipe"), **metadata))
 
 
 @pytest.mark.parametrize(
@@ -433,19 +433,19 @@ def test_metadata_that_do_not_tell_the_run_are_named(metadata, said):
 )
 def test_what_the_cost_model_lacks_is_named_and_layer_1_needs_none_of_it(metadata, said):
     trace = changed(simulated("cgopipe"), **metadata)
-    assert replay(trace).layer1.error == 0
+    assert replay_trace(trace).layer1.error == 0
     with pytest.raises(InputError, match=said):
-        replay(trace, machine_of("cgopipe"))
+        replay_trace(trace, machine_of("cgopipe"))
 
 
 def test_spans_that_the_schedule_does_not_issue_are_named():
     trace = simulated("cgopipe")
     for other in (moved(trace, op="Gemm"), moved(trace, micro_batch=99), moved(trace, step=GEN_LEN - 1, layer=99)):
         with pytest.raises(InputError, match="does not issue: was it made by another version"):
-            replay(other)
+            replay_trace(other)
     twice = trace.spans[-1]._replace(id=10**6, start_ns=trace.end_ns, end_ns=trace.end_ns, cause=-1)
     with pytest.raises(InputError, match="a run does each task once"):
-        replay(changed(trace, [*trace.spans, twice]))
+        replay_trace(changed(trace, [*trace.spans, twice]))
 
 
 def test_a_run_in_another_order_than_the_schedule_s_is_refused():
@@ -456,7 +456,7 @@ def test_a_run_in_another_order_than_the_schedule_s_is_refused():
     early = [s._replace(start_ns=s.start_ns + 10**9, end_ns=s.end_ns + 10**9) if s.id != last.id else s
              for s in trace.spans if s.end_ns <= before or s.id == last.id]  # fmt: skip
     with pytest.raises(InputError, match="ms before what it waits for"):
-        replay(changed(trace, [span._replace(cause=-1) for span in early]))
+        replay_trace(changed(trace, [span._replace(cause=-1) for span in early]))
 
 
 def test_clocks_may_disagree_a_little():
@@ -468,18 +468,18 @@ def test_clocks_may_disagree_a_little():
         shifted[lane] = spans[lane]._replace(start_ns=spans[lane].start_ns - early, cause=-1)
         trace = changed(trace, shifted)
         if fits:
-            assert replay(trace).layer1.tasks == len(spans)
+            assert replay_trace(trace).layer1.tasks == len(spans)
         else:
             with pytest.raises(InputError, match=r"starts 0\.100 ms before"):
-                replay(trace)
+                replay_trace(trace)
 
 
 def test_a_trace_without_work_is_refused():
     trace = simulated("cgopipe")
     with pytest.raises(InputError, match="no spans"):
-        replay(changed(trace, []))
+        replay_trace(changed(trace, []))
     with pytest.raises(InputError, match="no time at all"):
-        replay(changed(trace, [span._replace(start_ns=0, end_ns=0) for span in trace.spans]))
+        replay_trace(changed(trace, [span._replace(start_ns=0, end_ns=0) for span in trace.spans]))
 
 
 # a setup of a given batch --------------------------------------------------------------------------------------------
@@ -500,7 +500,7 @@ def test_simulate_takes_any_cost():
     trace = simulated("cgopipe")
     run = recorded(trace)
     spans = {span.key: span for span in trace.spans}
-    unit = simulate(run, spans, lambda task: Cost(1000))
+    unit = replay_steps(run, spans, lambda task: Cost(1000))
     assert unit.makespan_ns % 1000 == 0
     assert len(unit.spans) == len(spans)
     assert max(unit.busy_ns().values()) < unit.makespan_ns < 1000 * len(spans)
@@ -513,7 +513,7 @@ def test_simulate_takes_any_cost():
 def files(tmp_path):
     """A trace of the engine and a machine."""
     trace, machine = tmp_path / "run.json.gz", tmp_path / "machine.toml"
-    chrome.write(ran("cgopipe").trace, trace)
+    chrome.write_trace(ran("cgopipe").trace, trace)
     machine.write_text('extends = "t4"\n', encoding="utf-8")
     return trace, machine
 
@@ -536,7 +536,7 @@ def test_json_is_the_numbers_of_the_replay(files, capsys, tmp_path):
     trace, machine = files
     assert main(["replay", str(trace), "--hardware", str(machine), "--json", "-"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    expected = replay(chrome.read(trace), Hardware.load(machine)).to_dict()
+    expected = replay_trace(chrome.read(trace), Hardware.load(machine)).to_dict()
     assert shown == json.loads(json.dumps(expected))
     assert shown["origin"] == "emulated device"
     assert set(shown["layer3"]) >= {"run", "prefill", "decode", "lanes", "path_agreement", "throughput_error"}
@@ -565,7 +565,7 @@ def test_a_file_that_is_no_trace_is_one_line(write, tmp_path, capsys):
 def test_mistakes_are_found_before_the_work_and_told_in_one_line(files, capsys, tmp_path):
     trace, _ = files
     old = tmp_path / "old.json"
-    chrome.write(changed(ran("cgopipe").trace, shape=None), old)
+    chrome.write_trace(changed(ran("cgopipe").trace, shape=None), old)
     for arguments, said in (
         ([str(trace), "--hardware", "nowhere.toml"], "nowhere.toml: cannot be read"),
         ([str(trace), "--hardware", "t5"], "unknown hardware 't5'"),

@@ -135,7 +135,7 @@ class CriticalPath:
         return ns / self.makespan_ns if self.makespan_ns else 0.0
 
 
-def critical_path(trace: Trace) -> CriticalPath:
+def find_critical_path(trace: Trace) -> CriticalPath:
     """Follow causes back from the span that ends last (of several, the one with the lowest id).
 
     Raises InputError if causes go round in a circle.

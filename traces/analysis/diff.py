@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from traces.analysis.alignment import Alignment, align
-from traces.analysis.critical_path import CriticalPath, critical_path
+from traces.analysis.critical_path import CriticalPath, find_critical_path
 from traces.trace import KEY_FIELDS, LaneId, Span, Trace, lane_name, lane_order
 
 NAMED = 5
@@ -141,7 +141,7 @@ class Diff:
         }
 
 
-def diff(a: Trace, b: Trace, path_a: CriticalPath | None = None, path_b: CriticalPath | None = None) -> Diff:
+def diff_traces(a: Trace, b: Trace, path_a: CriticalPath | None = None, path_b: CriticalPath | None = None) -> Diff:
     """Lay run B beside run A; their critical paths can be given if they are known.
 
     Raises InputError if the causes of one of them go round in a circle.
@@ -155,7 +155,7 @@ def diff(a: Trace, b: Trace, path_a: CriticalPath | None = None, path_b: Critica
         aligned,
         _ops(aligned.pairs),
         {lane: (busy_a.get(lane, 0), busy_b.get(lane, 0)) for lane in lanes},
-        _account(path_a or critical_path(a), path_b or critical_path(b), aligned),
+        _account(path_a or find_critical_path(a), path_b or find_critical_path(b), aligned),
     )
 
 

@@ -82,11 +82,11 @@ def _path(args: argparse.Namespace) -> int:
 
 
 def _diff(args: argparse.Namespace) -> int:
-    from traces.analysis.diff import diff
+    from traces.analysis.diff import diff_traces
     from traces.cli.report import print_diff
 
     a, b = _read(args.a), _read(args.b)
-    found = diff(a, b, _critical_path(args.a, a), _critical_path(args.b, b))
+    found = diff_traces(a, b, _critical_path(args.a, a), _critical_path(args.b, b))
     _write_json(args.json, {"files": {"a": args.a, "b": args.b}} | found.to_dict())
     if args.json != "-":
         print_diff(args.a, args.b, found)
@@ -94,17 +94,17 @@ def _diff(args: argparse.Namespace) -> int:
 
 
 def _read(path: str) -> "Trace":
-    from traces.files.reader import read
+    from traces.files.reader import read_trace
 
     with _shown(f"reading {path}"):
-        return read(path)
+        return read_trace(path)
 
 
 def _critical_path(path: str, trace: "Trace") -> "CriticalPath":
-    from traces.analysis.critical_path import critical_path
+    from traces.analysis.critical_path import find_critical_path
 
     try:
-        return critical_path(trace)
+        return find_critical_path(trace)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 

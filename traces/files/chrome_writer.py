@@ -19,12 +19,12 @@ from json.encoder import encode_basestring as quoted
 from pathlib import Path
 from typing import IO, Any, cast
 
-from traces.analysis.critical_path import critical_path
+from traces.analysis.critical_path import find_critical_path
 from traces.errors import InputError
 from traces.files.chrome_reader import SCHEMA, SECTION, read
 from traces.trace import DEVICE_LANES, HOST_LANES, NONE, LaneId, Span, Trace
 
-__all__ = ["read", "write"]
+__all__ = ["read", "write_trace"]
 
 _CATEGORY = {"GPU": "kernel", "NET": "kernel", "H2D": "gpu_memcpy", "D2H": "gpu_memcpy"}
 _NAME_PREFIX = {"H2D": "Memcpy HtoD ", "D2H": "Memcpy DtoH ", "NET": "ncclKernel "}
@@ -33,7 +33,7 @@ _LINES_PER_WRITE = 4096
 _GZIP_LEVEL = 4
 
 
-def write(trace: Trace, path: str | os.PathLike[str]) -> None:
+def write_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
     """Write the trace. The same trace gives the same bytes; a file already there is replaced at once or not at all.
 
     Raises InputError if the name ends in neither .json nor .json.gz, or the file cannot be written.
@@ -197,7 +197,7 @@ def _profiler_args(span: Span, tracks: dict[LaneId, _Track]) -> str:
 
 def _arrows(trace: Trace, tracks: dict[LaneId, _Track]) -> Iterator[str]:
     """An arrow from each slice of the critical path to the next. Viewers cannot tie one to a slice of no length."""
-    path = [span for span in critical_path(trace).spans if span.duration_ns > 0]
+    path = [span for span in find_critical_path(trace).spans if span.duration_ns > 0]
     for number, (cause, span) in enumerate(pairwise(path)):
         leaves_ns = max(cause.start_ns, min(cause.end_ns - 1, span.start_ns))  # a viewer looks for a slice around it
         common = f'"cat":"critical_path","name":"critical path","id":{number}'

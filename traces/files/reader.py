@@ -12,7 +12,7 @@ from traces.trace import Trace
 _EVENTS = "traceEvents"
 
 
-def read(path: str | os.PathLike[str]) -> Trace:
+def read_trace(path: str | os.PathLike[str]) -> Trace:
     """Read a run, whichever of the two kinds of file it is in.
 
     Raises InputError, naming the file and what is wrong with it, if it is missing, damaged or neither of the two.

@@ -15,7 +15,7 @@ from validation.campaign.execute import PLANNED, Campaign
 from validation.campaign.grid import Case
 from validation.mechanics import Check, mechanics
 from validation.metrics import Ranking, Spread, bias, kendall_tau, mape, relative_error, spread_of, wape
-from validation.replay.checks import Replay, replay
+from validation.replay.checks import Replay, replay_trace
 from validation.replay.rebuild import rebuild, recorded
 
 
@@ -35,7 +35,7 @@ class OpError:
 
 
 @dataclass(frozen=True, slots=True)
-class RunResult:
+class CaseResult:
     """One case. Tokens per second; errors are shares of what was measured.
 
     `layer1_errors` has one entry a repeat, and so has `handed_over_errors`: with the hand-over between lanes that the
@@ -86,7 +86,7 @@ class Findings:
     origin: str
     repeats: int
     mechanics: tuple[Check, ...]
-    runs: tuple[RunResult, ...]
+    runs: tuple[CaseResult, ...]
     ops: tuple[OpError, ...]
     decisions: tuple[Decision, ...]
     regrets: tuple[Regret, ...]
@@ -162,7 +162,7 @@ def _replays(campaign: Campaign, case: Case) -> Iterable[Replay]:
     for repeat in range(campaign.repeats):
         file = campaign.trace_file(case, repeat)
         if file.exists():
-            yield replay(chrome.read(file), machine)
+            yield replay_trace(chrome.read(file), machine)
 
 
 def _medians(replays: Sequence[Replay]) -> list[OpError]:
@@ -204,7 +204,7 @@ def _pooled(what: tuple[str, str, str], own: Sequence[OpError]) -> OpError:
     return OpError(*what, count, measured_s, predicted_s, by_task, by_time, predicted_s / measured_s - 1)
 
 
-def _result(case: Case, replays: Sequence[Replay], ops: Sequence[OpError]) -> RunResult:
+def _result(case: Case, replays: Sequence[Replay], ops: Sequence[OpError]) -> CaseResult:
     layers = [one.layer3 for one in replays if one.layer3 is not None]
     predicted = layers[0]
     measured = spread_of([layer.run.measured_tokens_per_s for layer in layers])
@@ -212,7 +212,7 @@ def _result(case: Case, replays: Sequence[Replay], ops: Sequence[OpError]) -> Ru
     decode_s = statistics.median(layer.decode.measured_s for layer in layers if layer.decode)
     assert predicted.decode is not None
     worst = max(ops, key=lambda one: abs(one.predicted_s - one.measured_s))
-    return RunResult(
+    return CaseResult(
         case,
         measured,
         predicted.run.predicted_tokens_per_s,
@@ -235,7 +235,7 @@ def _hrm(replayed: Replay) -> float | None:
     return hrm_tokens_per_s(rebuild(replayed.measured, recorded(replayed.measured), replayed.hardware))
 
 
-def _decisions(campaign: Campaign, results: Sequence[RunResult]) -> Iterable[Decision]:
+def _decisions(campaign: Campaign, results: Sequence[CaseResult]) -> Iterable[Decision]:
     for model in campaign.grid.models:
         own = [one for one in results if one.case.model == model and one.case.label != PLANNED]
         usual = {"schedules, same requests": [one for one in own if _is_usual(one.case, campaign)]}
@@ -252,7 +252,7 @@ def _is_usual(case: Case, campaign: Campaign) -> bool:
     return not case.fields and (case.batch_size, case.micro_batch_size) == (grid.requests, size)
 
 
-def _tau(results: Sequence[RunResult]) -> Ranking:
+def _tau(results: Sequence[CaseResult]) -> Ranking:
     return kendall_tau(
         [one.predicted_tokens_per_s for one in results],
         [one.measured.median for one in results],
@@ -260,7 +260,7 @@ def _tau(results: Sequence[RunResult]) -> Ranking:
     )
 
 
-def _regrets(campaign: Campaign, results: Sequence[RunResult]) -> Iterable[Regret]:
+def _regrets(campaign: Campaign, results: Sequence[CaseResult]) -> Iterable[Regret]:
     """Over what was measured with as many requests as the planner was asked for."""
     for model in campaign.grid.models:
         own = [one for one in results if one.case.model == model and one.case.batch_size <= campaign.grid.requests]

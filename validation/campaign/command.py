@@ -76,11 +76,11 @@ def write(campaign: "Campaign", findings: "Findings") -> None:
 
 def _replayed(campaign: "Campaign", name: str) -> Any:
     from traces.files import chrome_writer as chrome
-    from validation.replay.checks import replay
+    from validation.replay.checks import replay_trace
 
     case = next(one for one in campaign.cases() if one.name == name)
     file = next(f for f in (campaign.trace_file(case, r) for r in range(campaign.repeats)) if f.exists())
-    return replay(chrome.read(file), campaign.machine(case.model))
+    return replay_trace(chrome.read(file), campaign.machine(case.model))
 
 
 def _json(findings: "Findings") -> dict[str, Any]:

@@ -18,14 +18,14 @@ from engine.calibration.measure.rounds import Round
 from engine.calibration.measure.runs import Attempt, once
 from engine.device.base import Device
 from engine.device.emulated.device import EmulatedDevice
-from engine.planning import Plan, plan
+from engine.planning import RunPlan, plan
 from sim.problem.machine.hardware import Hardware
 from sim.schedule.registry import registered
 from traces.errors import InputError
 from traces.files import chrome_writer as chrome
 from traces.files.atomic import appearing
 from traces.trace import Trace
-from validation.campaign.grid import Case, Grid
+from validation.campaign.grid import CampaignGrid, Case
 from validation.campaign.steady import Reference, Steady
 
 PLANNED_FIELDS = ("attention", "pages", "pin_weights", "experts_on_device", "kv_on_device")
@@ -41,7 +41,7 @@ class Campaign:
     """A grid on a device, in a folder."""
 
     folder: Path
-    grid: Grid
+    grid: CampaignGrid
     repeats: int
     make_device: Callable[[], Device]
     quick_calibration: bool = False
@@ -114,7 +114,7 @@ class Campaign:
     def _execute(self, case: Case, model: PreTrainedModel, repeat: int, attempt: Attempt) -> None:
         trace = attempt(lambda: self._trace(case, model))
         with appearing(self.trace_file(case, repeat)) as path:
-            chrome.write(trace, path)
+            chrome.write_trace(trace, path)
 
     def _trace(self, case: Case, model: PreTrainedModel) -> Trace:
         vocabulary = model.config.get_text_config(decoder=True).vocab_size
@@ -135,7 +135,7 @@ class Campaign:
         if file.exists():
             return
         grid, machine = self.grid, self.machine(name)
-        plans: dict[str, Plan] = {}
+        plans: dict[str, RunPlan] = {}
         for schedule in registered().values():
             try:
                 plans[schedule.name] = plan(

@@ -50,7 +50,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class CampaignGrid:
     """The models, and what is run of each. `requests` is the batch that schedules are ranked with, and planned for."""
 
     models: Mapping[str, Callable[[], PreTrainedModel]]
@@ -127,7 +127,7 @@ def _ready(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-STANDARD = Grid(
+STANDARD = CampaignGrid(
     models={"few-large-experts": few_large_experts, "many-small-experts": many_small_experts},
     requests=64,
     micro_batch_size=16,

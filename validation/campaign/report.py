@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from validation.campaign.analyse import Findings, RunResult
+from validation.campaign.analyse import CaseResult, Findings
 
 BARS = {"layer 1": 0.03, "layer 2": 0.10, "layer 3 median": 0.05, "layer 3 worst": 0.12, "regret": 0.03}
 WORST_SHOWN = 5
@@ -97,7 +97,7 @@ def _met(met: bool) -> str:
     return "met" if met else "**missed**"
 
 
-def _run_row(run: RunResult) -> tuple[str, ...]:
+def _run_row(run: CaseResult) -> tuple[str, ...]:
     hrm = "" if run.hrm_tokens_per_s is None else f"{run.hrm_tokens_per_s / run.measured.median - 1:+.0%}"
     return (
         run.case.name,

@@ -64,7 +64,7 @@ PORT = Parameter(
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class MachineFit:
     """One kind of machine: whose rows it is fitted to, and what is unknown of it, on several devices as on one."""
 
     machine: str
@@ -85,8 +85,10 @@ class Case:
 
 
 CASES = (
-    Case("gcp-t4", ("S1",), (PREFILL, DECODE, PIN, REQUEST, PORT), (0.11, 0.55, 8e9, 2e-4, 6e9), ("S6",), "gcp-2xt4"),
-    Case("gcp-l4", ("S2",), (PREFILL, PIN, REQUEST), (0.27, 1e10, 1e-4)),
+    MachineFit(
+        "gcp-t4", ("S1",), (PREFILL, DECODE, PIN, REQUEST, PORT), (0.11, 0.55, 8e9, 2e-4, 6e9), ("S6",), "gcp-2xt4"
+    ),
+    MachineFit("gcp-l4", ("S2",), (PREFILL, PIN, REQUEST), (0.27, 1e10, 1e-4)),
 )
 """Known already: both hosts' attention and the L4's expert GEMMs (figure 9), links, and pageable copies (artifact)."""
 
@@ -100,7 +102,7 @@ Progress = Callable[[str], None]
 class Fitted:
     """What came out for one machine."""
 
-    case: Case
+    case: MachineFit
     values: Values
     num_rows: int
     rounds: int
@@ -114,17 +116,17 @@ class Fitted:
         )
 
 
-def usable(rows: Sequence[Row], case: Case) -> list[Row]:
+def usable(rows: Sequence[Row], case: MachineFit) -> list[Row]:
     """Rows that a case is fitted to: of its settings, with a measurement and a published policy."""
     known = [one for one in rows if one.tokens_per_s and one.micro_batch_size]
     return [one for one in known if one.setting in case.settings or _tells_link(one, case)]
 
 
-def _tells_link(row: Row, case: Case) -> bool:
+def _tells_link(row: Row, case: MachineFit) -> bool:
     return row.setting in case.cgopipe_settings and row.schedule == "cgopipe"
 
 
-def with_values(hardware: Hardware, case: Case, values: Values, source: str = "a fit under way") -> Hardware:
+def with_values(hardware: Hardware, case: MachineFit, values: Values, source: str = "a fit under way") -> Hardware:
     """The machine with a case's parameters set."""
     for parameter in case.parameters:
         for path in parameter.paths if parameter.of(hardware) else ():
@@ -133,7 +135,7 @@ def with_values(hardware: Hardware, case: Case, values: Values, source: str = "a
 
 
 def fit(
-    case: Case, rows: Sequence[Row], jobs: int, progress: Progress | None = None, begin: Values | None = None
+    case: MachineFit, rows: Sequence[Row], jobs: int, progress: Progress | None = None, begin: Values | None = None
 ) -> Fitted:
     """Fit one case to its usable rows; `begin` stands for the case's own start."""
     import numpy as np
@@ -172,12 +174,12 @@ def _weight(row: Row) -> float:
     return BASELINE_BAR / CGOPIPE_BAR if schedule_of(row).name == "cgopipe" else 1.0
 
 
-def _values(case: Case, logs: Any) -> Values:
+def _values(case: MachineFit, logs: Any) -> Values:
     return {one.name: exp(float(value)) for one, value in zip(case.parameters, logs, strict=True)}
 
 
 @contextmanager
-def _evaluator(rows: Sequence[Row], case: Case, jobs: int) -> Iterator[Callable[[Values], list[float]]]:
+def _evaluator(rows: Sequence[Row], case: MachineFit, jobs: int) -> Iterator[Callable[[Values], list[float]]]:
     """Log errors of all rows as a function of the values. Each process keeps its rows, and so what it knows of them."""
     parts = [rows[i::jobs] for i in range(min(jobs, len(rows)))]
     if len(parts) <= 1:
@@ -199,12 +201,12 @@ def _evaluator(rows: Sequence[Row], case: Case, jobs: int) -> Iterator[Callable[
             pool.shutdown(cancel_futures=True)
 
 
-def log_errors(rows: Sequence[Row], case: Case, values: Values) -> list[float]:
+def log_errors(rows: Sequence[Row], case: MachineFit, values: Values) -> list[float]:
     """Log of predicted over measured throughput per row, with a case's values on the row's machine."""
     return [log(_throughput(row, case, values) / (row.tokens_per_s or 1.0)) for row in rows]
 
 
-def _throughput(row: Row, case: Case, values: Values) -> float:
+def _throughput(row: Row, case: MachineFit, values: Values) -> float:
     hardware = with_values(Hardware.load(machine_of(row)), case, values)
     return generation_s(pose(row, hardware).setup).throughput_tokens_per_s
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from validation.published.fit import Case, Fitted, Progress, fit, machines, usable
+from validation.published.fit import Fitted, MachineFit, Progress, fit, machines, usable
 from validation.published.predict import Predicted, predict_all
 from validation.published.rows import Row
 from validation.published.setups import SETTINGS
@@ -44,7 +44,7 @@ def _run(row: Row) -> tuple[object, ...]:
 
 
 def without_setting(
-    case: Case, setting: str, rows: Sequence[Row], jobs: int, progress: Progress | None = None
+    case: MachineFit, setting: str, rows: Sequence[Row], jobs: int, progress: Progress | None = None
 ) -> HeldOut:
     """The rows of one setting predicted by a fit to the case's other settings; what only it has stays at its start."""
     kept = [row for row in usable(rows, case) if row.setting != setting]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from traces.analysis.critical_path import critical_path
+from traces.analysis.critical_path import find_critical_path
 from traces.trace import LaneId, Span, Trace, lane_order
 from validation.metrics import bias, mape, wape
 
@@ -97,7 +97,7 @@ def lane_shares(measured: Trace, predicted: Trace) -> tuple[LaneShare, ...]:
 
 def path_agreement(measured: Trace, predicted: Trace) -> PathAgreement:
     """Compare the two critical paths. Time that no span explains (gaps) agrees with nothing."""
-    paths = [critical_path(trace) for trace in (measured, predicted)]
+    paths = [find_critical_path(trace) for trace in (measured, predicted)]
     shares: list[dict[tuple[str, LaneId], float]] = [{}, {}]
     for path, found in zip(paths, shares, strict=True):
         for span, on_path_ns in zip(path.spans, path.on_path_ns, strict=True):

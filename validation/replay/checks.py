@@ -13,14 +13,14 @@ from sim.cost.pools import Cost
 from sim.problem.batch import Batch
 from sim.problem.machine.hardware import Hardware
 from sim.schedule.task import Op, Task
-from sim.simulation.gaps import gaps_between
+from sim.simulation.gaps import start_delays
 from sim.simulation.simulator import Executed, Simulation
 from sim.simulation.timeline import span_of
 from traces.errors import InputError
 from traces.trace import Key, Span, Trace
 from validation.metrics import relative_error, wape
 from validation.replay.accuracy import LaneShare, OpAccuracy, PathShare, lane_shares, op_accuracy, path_agreement
-from validation.replay.delays import Gap, summarise, with_latency
+from validation.replay.delays import HandOverDelay, summarise, with_latency
 from validation.replay.rebuild import Recorded, hardware_of, rebuild, recorded, spans_by_key
 
 LAYER_1_BAR = 0.03
@@ -31,7 +31,7 @@ NOTHING = Cost(0)
 
 
 @dataclass(frozen=True, slots=True)
-class Layer1:
+class OrderCheck:
     """Measured durations through the same schedule. Seconds; errors are shares of the measured makespan.
 
     `error` is the law's alone. `error_with_dispatch` adds between tasks the median gap of each pair of lanes, as
@@ -46,12 +46,12 @@ class Layer1:
     error_with_dispatch: float
     tasks: int
     absent: int
-    gaps: tuple[Gap, ...]
+    gaps: tuple[HandOverDelay, ...]
     error_with_hand_over: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Layer2:
+class DurationCheck:
     """The cost model's durations of the same tasks. `wape` and `bias` are over all of them together."""
 
     ops: tuple[OpAccuracy, ...]
@@ -60,7 +60,7 @@ class Layer2:
 
 
 @dataclass(frozen=True, slots=True)
-class Period:
+class PhaseError:
     """A stretch of the run, measured and predicted: seconds, tokens per second, and the error of the time."""
 
     measured_s: float
@@ -71,16 +71,16 @@ class Period:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer3:
+class RunCheck:
     """The simulated run beside the measured one, whole and by phase.
 
     `path_agreement` is the share of the measured critical path's time whose (op, lane) the predicted one spends too;
     `path_tasks_agreement`, the share of it that is on the very same tasks.
     """
 
-    run: Period
-    prefill: Period
-    decode: Period | None
+    run: PhaseError
+    prefill: PhaseError
+    decode: PhaseError | None
     throughput_error: float
     lanes: tuple[LaneShare, ...]
     path: tuple[PathShare, ...]
@@ -99,9 +99,9 @@ class Replay:
     replayed: Trace
     hardware: Hardware | None
     num_requests: int
-    layer1: Layer1
-    layer2: Layer2 | None
-    layer3: Layer3 | None
+    layer1: OrderCheck
+    layer2: DurationCheck | None
+    layer3: RunCheck | None
     predicted: Trace | None
     why_not: str = ""
 
@@ -123,7 +123,7 @@ class Replay:
         }
 
 
-def replay(trace: Trace, hardware: Hardware | None = None) -> Replay:
+def replay_trace(trace: Trace, hardware: Hardware | None = None) -> Replay:
     """Replay a trace; `hardware` is the machine to predict it for (default: the one that the trace names).
 
     Raises InputError if the trace does not say enough of its run, or does not fit its schedule.
@@ -138,7 +138,7 @@ def replay(trace: Trace, hardware: Hardware | None = None) -> Replay:
     def lasting(task: Task) -> Cost:
         return Cost(spans[task.key].duration_ns, (), spans[task.key].bytes)
 
-    replayed = simulate(run, spans, lasting)
+    replayed = replay_steps(run, spans, lasting)
     first = layer_1(trace, replayed, list(tasks.values()), spans)
     num_requests = run.batch.num_requests
     machine = hardware or hardware_of(trace)
@@ -146,20 +146,20 @@ def replay(trace: Trace, hardware: Hardware | None = None) -> Replay:
         why_not = "the trace describes no machine: give the one that was calibrated with --hardware"
         return Replay(trace, replayed, None, num_requests, first, None, None, None, why_not)
     costs = rebuild(trace, run, machine).costs(only_contended=True)
-    handed_over_ns = simulate(run, spans, lasting, hand_over_ns=costs.hand_over_ns).makespan_ns
+    handed_over_ns = replay_steps(run, spans, lasting, hand_over_ns=costs.hand_over_ns).makespan_ns
     first = replace(first, error_with_hand_over=relative_error(handed_over_ns, trace.makespan_ns))
-    predicted = simulate(run, spans, costs, costs.capacities, costs.hand_over_ns)
+    predicted = replay_steps(run, spans, costs, costs.capacities, costs.hand_over_ns)
     second = layer_2(spans, predicted, {key: costs(task).duration_ns for key, task in tasks.items() if key in spans})
     third = layer_3(trace, predicted, run.batch)
     return Replay(trace, replayed, machine, num_requests, first, second, third, predicted)
 
 
-def layer_1(trace: Trace, replayed: Trace, tasks: list[Task], spans: Mapping[Key, Span]) -> Layer1:
+def layer_1(trace: Trace, replayed: Trace, tasks: list[Task], spans: Mapping[Key, Span]) -> OrderCheck:
     """The makespan that the trace's own durations give, and what the run lost between tasks."""
     measured_ns, replayed_ns = trace.makespan_ns, replayed.makespan_ns
-    found = gaps_between(tasks, spans)
+    found = start_delays(tasks, spans)
     dispatched_ns = with_latency(tasks, spans, found)
-    return Layer1(
+    return OrderCheck(
         measured_ns / 1e9,
         replayed_ns / 1e9,
         relative_error(replayed_ns, measured_ns),
@@ -171,7 +171,7 @@ def layer_1(trace: Trace, replayed: Trace, tasks: list[Task], spans: Mapping[Key
     )
 
 
-def simulate(
+def replay_steps(
     run: Recorded,
     spans: Mapping[Key, Span],
     cost: Callable[[Task], Cost],
@@ -200,21 +200,21 @@ def _causes_kept(one: Executed, kept: Mapping[int, Executed], everything: Mappin
     return one._replace(cause=cause)
 
 
-def layer_2(measured: Mapping[Key, Span], predicted: Trace, solo_ns: Mapping[Key, int]) -> Layer2:
+def layer_2(measured: Mapping[Key, Span], predicted: Trace, solo_ns: Mapping[Key, int]) -> DurationCheck:
     """Durations task by task; what took no measurable time is left out."""
     pairs = [(measured[span.key], span, solo_ns[span.key]) for span in predicted.spans]
     pairs = [pair for pair in pairs if pair[0].duration_ns > 0]
     ours = [span.duration_ns for _, span, _ in pairs]
     theirs = [span.duration_ns for span, _, _ in pairs]
-    return Layer2(op_accuracy(pairs), wape(ours, theirs), relative_error(sum(ours), sum(theirs)))
+    return DurationCheck(op_accuracy(pairs), wape(ours, theirs), relative_error(sum(ours), sum(theirs)))
 
 
-def layer_3(measured: Trace, predicted: Trace, batch: Batch) -> Layer3:
+def layer_3(measured: Trace, predicted: Trace, batch: Batch) -> RunCheck:
     """Makespan, phases, lanes and critical path of the two runs."""
     both, path = (measured, predicted), path_agreement(measured, predicted)
     first, rest = _tokens(measured, batch)
     run = _period([trace.makespan_ns for trace in both], first + rest)
-    return Layer3(
+    return RunCheck(
         run,
         _period([_turn_ns(trace) - trace.start_ns for trace in both], first),
         _period([trace.end_ns - _turn_ns(trace) for trace in both], rest) if rest else None,
@@ -231,11 +231,11 @@ def _turn_ns(trace: Trace) -> int:
     return max((span.end_ns for span in trace.spans if span.step == 0 and span.op == Op.HEAD), default=trace.end_ns)
 
 
-def _period(lengths_ns: Sequence[int], tokens: int) -> Period:
+def _period(lengths_ns: Sequence[int], tokens: int) -> PhaseError:
     """Of the measured and the predicted length of a stretch in which so many tokens came out."""
     measured_s, predicted_s = (length_ns / 1e9 for length_ns in lengths_ns)
     error = relative_error(predicted_s, measured_s)
-    return Period(measured_s, predicted_s, error, tokens / measured_s, tokens / predicted_s)
+    return PhaseError(measured_s, predicted_s, error, tokens / measured_s, tokens / predicted_s)
 
 
 def _tokens(trace: Trace, batch: Batch) -> tuple[int, int]:

@@ -19,15 +19,15 @@ def run(args: argparse.Namespace) -> int:
     """Replay one trace and show how far off each layer is."""
     from sim.problem.machine.hardware import Hardware
     from traces.cli.frame import check_format
-    from traces.files.reader import read
-    from validation.replay.checks import replay
+    from traces.files.reader import read_trace
+    from validation.replay.checks import replay_trace
 
     if args.plot:
         check_format(args.plot)
     hardware = Hardware.load(args.hardware) if args.hardware else None
-    trace = read(args.trace)
+    trace = read_trace(args.trace)
     try:
-        result = replay(trace, hardware)
+        result = replay_trace(trace, hardware)
     except InputError as error:
         raise InputError(f"{args.trace}: {error}") from None
     if args.json:

@@ -9,7 +9,7 @@ from traces.trace import Key, Span
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
+class HandOverDelay:
     """The waits of tasks on lane `after` for nothing, when what had let them start was a task on lane `before`.
 
     `before` equals `after` where the lane itself was busy until then. Seconds; `p90_s` is what one in ten exceeds.
@@ -23,10 +23,10 @@ class Gap:
     total_s: float
 
 
-def summarise(found: Mapping[tuple[Lane, Lane], Sequence[int]]) -> tuple[Gap, ...]:
+def summarise(found: Mapping[tuple[Lane, Lane], Sequence[int]]) -> tuple[HandOverDelay, ...]:
     """One line a pair of lanes, those that lost most first."""
     lines = (
-        Gap(
+        HandOverDelay(
             str(before),
             str(after),
             len(waits),

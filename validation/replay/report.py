@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.table import Table
 
 from traces.cli.frame import console
-from validation.replay.checks import LAYER_1_BAR, Layer1, Layer2, Layer3, Period, Replay
+from validation.replay.checks import LAYER_1_BAR, DurationCheck, OrderCheck, PhaseError, Replay, RunCheck
 
 GAPS_SHOWN = 6
 PATH_SHOWN = 8
@@ -32,7 +32,7 @@ def print_replay(result: Replay) -> None:
     _print_layer_3(out, result.layer3)
 
 
-def _print_layer_1(out: Console, layer: Layer1) -> None:
+def _print_layer_1(out: Console, layer: OrderCheck) -> None:
     met = "within" if abs(layer.error) <= LAYER_1_BAR else "above"
     absent = f" ({layer.absent} more had nothing to do, and take no time)" if layer.absent else ""
     out.print(
@@ -50,7 +50,7 @@ def _print_layer_1(out: Console, layer: Layer1) -> None:
         out.print(table)
 
 
-def _print_layer_2(out: Console, layer: Layer2) -> None:
+def _print_layer_2(out: Console, layer: DurationCheck) -> None:
     out.print(
         f"[bold]Layer 2[/bold], durations by the cost model: WAPE {layer.wape:.1%}, bias {_percent(layer.bias)} over "
         f"all tasks."
@@ -66,7 +66,7 @@ def _print_layer_2(out: Console, layer: Layer2) -> None:
     out.print("bias alone: of the durations before tasks slow each other down.")
 
 
-def _print_layer_3(out: Console, layer: Layer3) -> None:
+def _print_layer_3(out: Console, layer: RunCheck) -> None:
     out.print(f"[bold]Layer 3[/bold], the simulated run: throughput {_percent(layer.throughput_error)}.")
     table = _table("", "phase")
     for heading in ("measured s", "predicted s", "error of time", "measured tokens/s", "predicted tokens/s"):
@@ -93,7 +93,7 @@ def _print_layer_3(out: Console, layer: Layer3) -> None:
     )
 
 
-def _period(period: Period) -> tuple[str, ...]:
+def _period(period: PhaseError) -> tuple[str, ...]:
     seconds = (f"{period.measured_s:.3f}", f"{period.predicted_s:.3f}", _percent(period.error))
     return (*seconds, f"{period.measured_tokens_per_s:,.2f}", f"{period.predicted_tokens_per_s:,.2f}")
 

@@ -7,7 +7,7 @@ from engine.calibration.measure.measured import Measured
 from engine.calibration.measure.runs import Condition
 from sim.problem.machine.hardware import Hardware
 from sim.problem.model.model import Model
-from sim.simulation.gaps import gaps_between
+from sim.simulation.gaps import start_delays
 from traces.trace import Span
 
 
@@ -18,7 +18,7 @@ def hand_overs_s(model: Model, condition: Condition, spans: Iterable[Span]) -> l
     """
     steps = condition.schedule.steps(condition.shape(model), 0, condition.batch.gen_len)
     tasks = [task for step in steps for task in step]
-    gaps = gaps_between(tasks, {span.key: span for span in spans})
+    gaps = start_delays(tasks, {span.key: span for span in spans})
     return [gap / 1e9 for (before, after), found in gaps.items() if before != after for gap in found]
 
 

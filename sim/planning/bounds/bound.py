@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from sim.planning.bounds.barriers import sum_of_stretches
 from sim.planning.bounds.durations import DECODE_OPS, LEAST, MEAN, MOST, PREFILL_OPS, Times
-from sim.planning.candidates import Floats, Space
+from sim.planning.candidates import Candidates, Floats
 from sim.schedule.systems.cgopipe import CGOPipe
 from sim.schedule.task import Op
 
 
-def least_seconds(space: Space) -> tuple[Floats, Floats]:
+def least_seconds(space: Candidates) -> tuple[Floats, Floats]:
     """Lower bounds of the whole generation and of its decode, in seconds. [row]."""
     if not len(space):
         return np.zeros(0), np.zeros(0)

@@ -10,7 +10,7 @@ import numpy as np
 from sim.cost.durations import CPU_CORES, DRAM, GROWS_WITH_CONTEXT, CostModel
 from sim.cost.pools import Demands
 from sim.cost.setup import Setup
-from sim.planning.candidates import Floats, Space
+from sim.planning.candidates import Candidates, Floats
 from sim.problem.batch import MicroBatch
 from sim.problem.model.model import Model
 from sim.schedule.base import LANE_OF
@@ -46,7 +46,7 @@ class Times:
     `decode(op)` and `prefill(op)` are arrays [row, layer kind, segment] (one segment in prefill).
     """
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: Candidates) -> None:
         self.space = space
         self.model = space.problem.model
         self.counts = np.array(self.model.layer_counts, dtype=float)
@@ -209,7 +209,7 @@ def _costs(setup: Setup, one_each: Model, batches: tuple[MicroBatch, ...]) -> Co
     return CostModel(setup.schedule, shape, setup.policy, one_each, batch, setup.problem.hardware)
 
 
-def _segments(space: Space) -> list[Segment]:
+def _segments(space: Candidates) -> list[Segment]:
     """Steps that stand for others: the middle one, or the first one where a sliding window fills up on the way."""
     last = space.problem.workload.gen_len - 1
     if last < 1:
@@ -219,7 +219,7 @@ def _segments(space: Space) -> list[Segment]:
     return [(_stands_for(space, low, high - 1), high - low) for low, high in pairwise(edges)]
 
 
-def _stands_for(space: Space, first: int, last: int) -> int:
+def _stands_for(space: Candidates, first: int, last: int) -> int:
     windows = {layer.attention.window for layer in space.problem.model.distinct_layers} - {None}
     lengths = space.problem.workload.prompt_tokens
     shortest, longest = min(lengths) + first, max(lengths) + last
@@ -227,7 +227,7 @@ def _stands_for(space: Space, first: int, last: int) -> int:
     return first if crossed else (first + last) // 2
 
 
-def _streamed(space: Space) -> Floats:
+def _streamed(space: Candidates) -> Floats:
     """Bytes of each layer kind that come over the link. [row, layer kind]."""
     model = space.problem.model
     values, where = np.unique(space.experts, return_inverse=True)
@@ -238,12 +238,12 @@ def _streamed(space: Space) -> Floats:
     return streamed
 
 
-def _with_experts(space: Space, experts: int) -> Setup:
+def _with_experts(space: Candidates, experts: int) -> Setup:
     base = space.cells.setups[0]
     return replace(base, policy=replace(base.policy, experts_on_device=experts / space.problem.model.num_experts))
 
 
-def _two_values(space: Space) -> list[int]:
+def _two_values(space: Candidates) -> list[int]:
     """The fewest experts on the device, and the most that leave something to stream."""
     some = space.experts[space.experts < space.problem.model.num_experts]
     most = int(some.max()) if len(some) else 0

@@ -1,4 +1,4 @@
-"""Dependencies of issued tasks over arrays: what `Layout` and `DependencyTracker` find, for all tasks at once.
+"""Dependencies of issued tasks over arrays: what `SlotLayout` and `DependencyTracker` find, for all tasks at once.
 
 Tasks are rows of whole numbers. Slots are numbers too: those of one kind lie one behind the other, so that an access
 is a first slot and a count.
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.schedule.slots import KV_SLOTS, WEIGHT_SLOTS, Layout
+from sim.schedule.slots import KV_SLOTS, WEIGHT_SLOTS, SlotLayout
 from sim.schedule.task import WHOLE, Op
 from sim.simulation.compiled.jit import compiled
 
@@ -29,9 +29,9 @@ NUM_ACCESSES = 6
 
 
 class _Slots:
-    """Numbers for the slots of `Layout`, and the accesses of rows: `Layout.accesses` for all of them."""
+    """Numbers for the slots of `SlotLayout`, and the accesses of rows: `SlotLayout.accesses` for all of them."""
 
-    def __init__(self, layout: Layout, rows: Array, on_cpu: Array) -> None:
+    def __init__(self, layout: SlotLayout, rows: Array, on_cpu: Array) -> None:
         shape = layout.shape
         n, self._pages = shape.num_micro_batches, shape.num_pages
         self._count = 0
@@ -180,7 +180,7 @@ def _track(  # noqa: PLR0912
     return start, found, count
 
 
-def dependencies(layout: Layout, rows: Array, on_cpu: Array) -> tuple[Array, Array]:
+def dependencies(layout: SlotLayout, rows: Array, on_cpu: Array) -> tuple[Array, Array]:
     """(start, dependencies): task i waits for dependencies[start[i] : start[i + 1]], which are numbers of rows.
 
     rows [tasks, columns] from step 0 on in order of issue; on_cpu [lanes].

@@ -196,7 +196,7 @@ def _run(  # noqa: PLR0912, PLR0915
     return left
 
 
-def simulate(kinds: Array, tasks: Tasks, costs: Costs, hand_over_ns: int = 0) -> tuple[Uses, int]:
+def run_events(kinds: Array, tasks: Tasks, costs: Costs, hand_over_ns: int = 0) -> tuple[Uses, int]:
     """What steps of these kinds do one behind the other, and how many tasks could never start.
 
     Other lanes notice a task's end `hand_over_ns` later. Dependencies on tasks before the first step have ended.

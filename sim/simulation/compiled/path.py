@@ -17,7 +17,7 @@ import numpy as np
 
 from sim.cost.setup import Setup
 from sim.schedule.shape import PipelineShape, Place
-from sim.simulation.sampling import Period, sample
+from sim.simulation.sampling import StepTotals, sample
 from sim.simulation.simulator import DeadlockError, LaneUse, StepUse
 from traces.trace import lane_order
 
@@ -76,7 +76,7 @@ def generation_s(setup: Setup, *, exact: bool = False) -> FastResult:
     )
 
 
-def _busy_s(period: Period) -> dict[str, float]:
+def _busy_s(period: StepTotals) -> dict[str, float]:
     lanes = sorted(period.busy_ns, key=lambda lane: lane_order((lane.kind.value, lane.rank)))
     return {str(lane): period.busy_ns[lane] * NS for lane in lanes}
 
@@ -95,7 +95,7 @@ class FastPath:
     def __call__(self, first: int, stop: int) -> list[StepUse]:
         """Steps `first` to `stop` - 1, the generation beginning with `first`. Raises DeadlockError."""
         from sim.simulation.compiled.cost_table import CostTable
-        from sim.simulation.compiled.event_loop import simulate
+        from sim.simulation.compiled.event_loop import run_events
         from sim.simulation.compiled.program import program_of
 
         setup = self._setup
@@ -105,7 +105,7 @@ class FastPath:
             table = self._tables[id(program)] = CostTable(program, self._costs)
         kinds = program.kinds(first, stop, setup.last_step)
         costs = table.of_steps(range(first, stop))
-        uses, left = simulate(np.array(kinds), table.tasks, costs, self._costs.hand_over_ns)
+        uses, left = run_events(np.array(kinds), table.tasks, costs, self._costs.hand_over_ns)
         if left:
             raise DeadlockError(f"{left} tasks never ended")
         return _step_uses(program, kinds, uses)
@@ -132,10 +132,10 @@ def _step_uses(program: "Program", kinds: Sequence[int], uses: "Uses") -> list[S
 def warm_up() -> None:
     """Compile, or load what was compiled before: seconds, or a moment, that the first question is spared."""
     from sim.schedule.systems.cgopipe import CGOPipe
-    from sim.simulation.compiled.event_loop import Costs, Tasks, simulate
+    from sim.simulation.compiled.event_loop import Costs, Tasks, run_events
     from sim.simulation.compiled.program import program_of
 
     program = program_of(CGOPipe(), PipelineShape(1, 1, 1, Place.CPU, (True,), offloads_hidden=False), 1, 0, 0)
     tasks = np.zeros((len(program.rows) + 1, 3), np.int64)
     costs = Costs(np.zeros((1, 1), np.int64), np.zeros((1, 1, 0), np.int64), np.zeros(0, np.int64))
-    simulate(np.zeros(1, np.int64), Tasks(program.lane_start, tasks, program.deps), costs)
+    run_events(np.zeros(1, np.int64), Tasks(program.lane_start, tasks, program.deps), costs)

@@ -16,7 +16,7 @@ from sim.schedule.base import Issues, Schedule, issue_steps, steady_step
 from sim.schedule.dependencies import Barrier
 from sim.schedule.registry import BUILT_IN
 from sim.schedule.shape import PipelineShape
-from sim.schedule.slots import Layout
+from sim.schedule.slots import SlotLayout
 from sim.schedule.task import GPU, NET, Lane, LaneKind, Op
 from sim.simulation.compiled.dependencies import (
     CODE_OF,
@@ -79,7 +79,7 @@ def _program(kind: type[Schedule], shape: PipelineShape, num_ranks: int, last: i
     final = steady + 1 if last is None else last
     lanes: dict[Lane, int] = {GPU: 0}
     layout = schedule.layout(shape)
-    if type(layout) is Layout:
+    if type(layout) is SlotLayout:
         steps = _issued(schedule, shape, final, lanes)
         rows = np.concatenate(steps)
         start, deps = dependencies(layout, rows, np.array([lane.kind is LaneKind.CPU for lane in lanes]))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sim.cli import main
-from sim.planning.grid import Grid
+from sim.planning.grid import PolicyGrid
 from sim.problem.policy import Policy, read_policy_file
 from sim.schedule.registry import by_name
 from traces.errors import InputError
@@ -19,9 +19,9 @@ def small_grid(monkeypatch):
     sizes = {"micro_batch_sizes": (1, 8, 64), "num_micro_batches": (1, 4, 16), "expert_values": 3}
 
     def few(*args, **given):
-        return Grid(*args, **given) if args else Grid(**{**sizes, **given})
+        return PolicyGrid(*args, **given) if args else PolicyGrid(**{**sizes, **given})
 
-    monkeypatch.setattr("sim.planning.grid.Grid", few)
+    monkeypatch.setattr("sim.planning.grid.PolicyGrid", few)
     monkeypatch.setattr("sim.planning.planner.Grid", few)
     monkeypatch.setattr("sim.planning.picture.PER_DOUBLING", 1)
 

@@ -11,10 +11,10 @@ from sim_examples import few_layers, preset, round_machine
 
 from sim.cost.setup import Setup
 from sim.planning.candidates import space
-from sim.planning.grid import Grid
+from sim.planning.grid import PolicyGrid
 from sim.planning.hrm import hrm_setup
 from sim.planning.planner import NothingFitsError, best_policy, plan
-from sim.planning.search import ENOUGH_THROUGHPUT, SAME_LATENCY, TOLERANCE, Objective, simulate
+from sim.planning.search import ENOUGH_THROUGHPUT, SAME_LATENCY, TOLERANCE, Objective, predict_candidate
 from sim.problem.machine.hardware import Hardware
 from sim.problem.policy import Policy
 from sim.problem.problem import Problem
@@ -24,8 +24,8 @@ from sim.simulation.compiled.path import generation_s
 from sim.simulation.prediction import evaluate
 
 ALL = sorted(registered())
-FEW = Grid((7, 40), (1, 4), kv_shares=(0.0, 1.0), pages=(1.0,), expert_values=3)
-TINY = Grid((1, 7, 40), (1, 4), kv_shares=(0.0, 1.0), pages=(0.0, 1.0), expert_values=3)
+FEW = PolicyGrid((7, 40), (1, 4), kv_shares=(0.0, 1.0), pages=(1.0,), expert_values=3)
+TINY = PolicyGrid((1, 7, 40), (1, 4), kv_shares=(0.0, 1.0), pages=(0.0, 1.0), expert_values=3)
 MANY_OPEN = settings(
     deadline=None, derandomize=True, max_examples=20, suppress_health_check=[HealthCheck.filter_too_much]
 )
@@ -64,9 +64,9 @@ class TestRegret:
         asked = Workload.load("mtbench").with_(gen_len=32, padded=True)
         problem = Problem(preset(model), hardware, asked)
         theirs, _ = hrm_setup(problem)
-        mine = best_policy(problem, by_name("cgopipe"), grid=Grid(pages=(1.0,))).best
+        mine = best_policy(problem, by_name("cgopipe"), grid=PolicyGrid(pages=(1.0,))).best
         if not theirs.shortages:
-            assert mine.throughput_tokens_per_s >= simulate(theirs).throughput_tokens_per_s * (1 - TOLERANCE)
+            assert mine.throughput_tokens_per_s >= predict_candidate(theirs).throughput_tokens_per_s * (1 - TOLERANCE)
         assert mine.setup.shortages == []
 
 
@@ -236,7 +236,7 @@ def test_on_the_papers_machine_it_is_no_worse_than_the_published_policy(name):
     found = big_plan(name)
     published = Setup(found.problem, by_name(name), Policy.usual(by_name(name), 504, 36))
     assert found.best.setup.shortages == []
-    assert found.best.throughput_tokens_per_s >= simulate(published).throughput_tokens_per_s * (1 - TOLERANCE)
+    assert found.best.throughput_tokens_per_s >= predict_candidate(published).throughput_tokens_per_s * (1 - TOLERANCE)
 
 
 def test_a_model_whose_experts_all_fit_keeps_them_on_the_device():

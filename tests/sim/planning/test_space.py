@@ -14,7 +14,7 @@ from sim_examples import few_layers, preset
 from sim.cost.setup import Setup
 from sim.planning.bounds.bound import least_seconds
 from sim.planning.candidates import TIERS, space
-from sim.planning.grid import Grid, pin_choices, sizes_up_to, spots
+from sim.planning.grid import PolicyGrid, pin_choices, sizes_up_to, spots
 from sim.problem.machine.hardware import Hardware
 from sim.problem.policy import Policy
 from sim.problem.problem import Problem
@@ -135,7 +135,7 @@ class TestGrid:
 
     def test_a_policy_is_in_the_grid_around_it(self):
         policy = Policy(42 * 31, 42, Place.GPU, kv_on_device=0.3125)
-        grid = Grid().around(policy)
+        grid = PolicyGrid().around(policy)
         assert 42 in grid.micro_batch_sizes
         assert 31 in grid.num_micro_batches
         assert 0.3125 in grid.kv_shares
@@ -160,7 +160,7 @@ class TestBound:
         """Within 5 % of the simulation, so that few candidates have to be simulated."""
         asked = Workload.load("mtbench").with_(gen_len=32, padded=True)
         problem = Problem(preset("mixtral-8x7b"), Hardware.load("gcp-t4"), asked)
-        found = space(problem, by_name(name), Grid((8, 44), (1, 4, 16), kv_shares=(0.0,), expert_values=1))
+        found = space(problem, by_name(name), PolicyGrid((8, 44), (1, 4, 16), kv_shares=(0.0,), expert_values=1))
         total_s, _ = least_seconds(found)
         for row in range(0, len(found), max(1, len(found) // 6)):
             if found.pages[row] > 1 or not by_name(name).paged:

@@ -2,7 +2,7 @@
 
 from sim.schedule.dependencies import DependencyTracker, Issue
 from sim.schedule.shape import PipelineShape, Place
-from sim.schedule.slots import Layout
+from sim.schedule.slots import SlotLayout
 from sim.schedule.task import CPU, D2H, GPU, H2D, WHOLE, Op
 
 SHAPE = PipelineShape(2, 2, 2, Place.GPU, (True, True), weights_pinned=True)
@@ -10,7 +10,7 @@ SHAPE = PipelineShape(2, 2, 2, Place.GPU, (True, True), weights_pinned=True)
 
 def deps_of(*issues):
     """Dependencies of each issue (op, lane, step, layer, micro-batch, page); None stands for a barrier."""
-    tracker, found = DependencyTracker(Layout(SHAPE)), []
+    tracker, found = DependencyTracker(SlotLayout(SHAPE)), []
     for one in issues:
         if one is None:
             tracker.barrier()

@@ -23,13 +23,13 @@ from sim.problem.workload import Workload
 from sim.schedule.ranks import over_ranks
 from sim.schedule.registry import by_name
 from sim.schedule.shape import PipelineShape
-from sim.schedule.slots import Layout
+from sim.schedule.slots import SlotLayout
 from sim.schedule.systems.cgopipe import CGOPipe
 from sim.schedule.task import Op
 from sim.simulation.compiled import event_loop as fastpath_kernel
 from sim.simulation.compiled import jit
 from sim.simulation.compiled.dependencies import LANE, OP, OPS
-from sim.simulation.compiled.event_loop import Costs, Tasks, simulate
+from sim.simulation.compiled.event_loop import Costs, Tasks, run_events
 from sim.simulation.compiled.path import FastPath, generation_s
 from sim.simulation.compiled.program import program_of, repeated_layers
 from sim.simulation.prediction import evaluate
@@ -42,7 +42,7 @@ every_schedule = pytest.mark.parametrize("schedule", EVERY, ids=lambda schedule:
 class MoreStaging(CGOPipe):
     """Made up for these tests: the layout is another class, so the program cannot know what it does."""
 
-    class Deeper(Layout):
+    class Deeper(SlotLayout):
         """Three layers of pages fit into staging."""
 
         def __init__(self, shape):
@@ -152,7 +152,7 @@ def fast(schedule, shape, ranks, first, stop, last, costs, capacities, hand_over
     table[:, fastpath_kernel.DEPS] = program.dep_start
     tasks = Tasks(program.lane_start, table, program.deps)
     tables = Costs(duration, amount, np.array(capacities, np.int64))
-    uses, left = simulate(np.array(kinds), tasks, tables, hand_over_ns)
+    uses, left = run_events(np.array(kinds), tasks, tables, hand_over_ns)
     assert left == 0
     found = []
     for number in range(len(kinds)):
@@ -251,7 +251,7 @@ def test_a_lane_needs_no_time_to_know_of_its_own_tasks(hand_over_ns):
     tasks = np.array([[0, 0, 0], [0, 1, 0], [0, 1, 1], [0, 0, 3]])
     deps = np.array([[0, 0, 0], [0, 0, 0], [0, 1, 0]])
     costs = Costs(np.full((1, 1), 5), np.zeros((1, 1, 0), np.int64), np.zeros(0, np.int64))
-    uses, left = simulate(np.zeros(1, np.int64), Tasks(np.array([[0, 2, 3]]), tasks, deps), costs, hand_over_ns)
+    uses, left = run_events(np.zeros(1, np.int64), Tasks(np.array([[0, 2, 3]]), tasks, deps), costs, hand_over_ns)
     assert (left, uses.end_ns.tolist()) == (0, [15 + hand_over_ns])
     assert uses.waited_ns[0, :, 0].tolist() == [0, 10 + hand_over_ns]
 
@@ -262,9 +262,9 @@ def test_tasks_that_wait_for_each_other_are_counted():
     deps = np.array([[1, 0, 0], [0, 0, 0]])
     costs = Costs(np.full((1, 1), 5), np.zeros((1, 1, 0), np.int64), np.zeros(0, np.int64))
     for hand_over_ns in (0, 9):
-        assert simulate(np.zeros(1, np.int64), Tasks(np.array([[0, 1, 2]]), tasks, deps), costs, hand_over_ns)[1] == 2
+        assert run_events(np.zeros(1, np.int64), Tasks(np.array([[0, 1, 2]]), tasks, deps), costs, hand_over_ns)[1] == 2
     assert (
-        simulate(np.zeros(1, np.int64), Tasks(np.array([[0, 1, 2]]), tasks, deps - [[0, 0, 0], [0, 1, 0]]), costs)[1]
+        run_events(np.zeros(1, np.int64), Tasks(np.array([[0, 1, 2]]), tasks, deps - [[0, 0, 0], [0, 1, 0]]), costs)[1]
         == 0
     )
 

@@ -14,7 +14,7 @@ from sim.schedule.ranks import over_ranks
 from sim.schedule.registry import registered
 from sim.schedule.task import LaneKind, Op
 from sim.simulation.timeline import record
-from traces.analysis.critical_path import critical_path
+from traces.analysis.critical_path import find_critical_path
 from traces.errors import InputError
 from traces.files import chrome_writer as chrome
 from traces.trace import LINK_RATE, MEMORY, Trace
@@ -107,7 +107,7 @@ class TestSpans:
     def test_the_critical_path_leads_without_a_gap_from_the_start_to_the_end(self, recorded):
         setup, trace = recorded
         hand_over_ns = setup.costs().hand_over_ns
-        path = critical_path(trace)
+        path = find_critical_path(trace)
         assert path.spans[0].start_ns == 0
         assert path.spans[-1].end_ns == trace.end_ns
         changes = 0
@@ -231,7 +231,7 @@ class TestFile:
     def test_it_survives_a_file_and_the_file_obeys_the_rules(self, tmp_path, name, ranks, hand_over_us):
         trace = record(usual(name, ranks=ranks, hand_over_us=hand_over_us), {})
         path = tmp_path / "trace.json.gz"
-        chrome.write(trace, path)
+        chrome.write_trace(trace, path)
         again = chrome.read(path)
         assert isinstance(again, Trace)
         assert again.metadata == trace.metadata
