@@ -126,9 +126,9 @@ def _run(args: argparse.Namespace) -> int:
         sys.stderr.write("nothing left to do\n")
         return 0
     if args.trace:
-        from traces.files import chrome_writer as chrome
+        from traces.files.chrome_writer import write_trace
 
-        chrome.write_trace(result.trace, args.trace)
+        write_trace(result.trace, args.trace)
     sys.stderr.write(summary(result) + "\n")
     return 0
 

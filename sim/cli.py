@@ -130,13 +130,13 @@ def _asked(args: argparse.Namespace) -> "Asked":
 def _write_traces(outcomes: "Sequence[Outcome]", folder: Path, digest: str) -> None:
     from sim.comparison.comparison import project_version
     from sim.simulation.timeline import record
-    from traces.files import chrome_writer as chrome
+    from traces.files.chrome_writer import write_trace
 
     folder.mkdir(parents=True, exist_ok=True)
     for one in outcomes:
         if one.setup is not None and one.prediction is not None:
             metadata = {"input_hash": digest, "versions": {"cgopipe": project_version()}}
-            chrome.write_trace(record(one.setup, metadata), folder / f"{one.schedule}.json.gz")
+            write_trace(record(one.setup, metadata), folder / f"{one.schedule}.json.gz")
 
 
 def _list(args: argparse.Namespace) -> int:

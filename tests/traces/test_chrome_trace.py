@@ -19,9 +19,10 @@ from trace_rules import assert_content_obeys_rules, assert_obeys_rules, load
 
 from traces.analysis.critical_path import find_critical_path
 from traces.errors import InputError
-from traces.files import chrome_writer as chrome
 from traces.files import json_stream
 from traces.files.chrome_reader import _Reader
+from traces.files.chrome_writer import write_trace
+from traces.files.reader import read_trace
 from traces.trace import MAX_NS, Trace
 
 
@@ -30,47 +31,47 @@ def written(trace, name="trace.json"):
     """A file of the trace, for as long as the block lasts: hypothesis calls a test too often for one tmp_path."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, name)
-        chrome.write_trace(trace, path)
+        write_trace(trace, path)
         yield path
 
 
 class TestRoundTrip:
     @pytest.mark.parametrize("name", ["trace.json", "trace.json.gz"])
     def test_reading_gives_back_what_was_written(self, tmp_path, name):
-        chrome.write_trace(two_devices(), tmp_path / name)
-        assert chrome.read(tmp_path / name) == two_devices()
+        write_trace(two_devices(), tmp_path / name)
+        assert read_trace(tmp_path / name) == two_devices()
 
     @settings(deadline=None)
     @given(traces(), st.sampled_from(["trace.json", "trace.json.gz"]))
     def test_it_is_exact_for_any_trace(self, trace, name):
         with written(trace, name) as path:
-            assert chrome.read(path) == trace
+            assert read_trace(path) == trace
 
     @settings(deadline=None)
     @given(traces(), st.integers(1, 40), st.sampled_from([None, 1, (",", ":")]))
     def test_it_does_not_depend_on_how_the_file_is_laid_out_or_read(self, trace, chunk, layout):
         with written(trace) as path, pytest.MonkeyPatch.context() as patch:
             patch.setattr(json_stream, "CHUNK_CHARS", chunk)
-            assert chrome.read(path) == trace
+            assert read_trace(path) == trace
             laid_out = {"separators": layout} if isinstance(layout, tuple) else {"indent": layout}
             path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True, **laid_out))
-            assert chrome.read(path) == trace
+            assert read_trace(path) == trace
 
     def test_the_last_nanoseconds_of_the_longest_trace_survive(self, tmp_path):
         trace = Trace(SIMULATED, [span(n, start_ns=MAX_NS - 9 + n, end_ns=MAX_NS - 8 + n) for n in range(9)])
-        chrome.write_trace(trace, tmp_path / "trace.json")
-        assert chrome.read(tmp_path / "trace.json") == trace
+        write_trace(trace, tmp_path / "trace.json")
+        assert read_trace(tmp_path / "trace.json") == trace
         reformatted = json.dumps(json.loads((tmp_path / "trace.json").read_text()))  # read by way of floats
         (tmp_path / "trace.json").write_text(reformatted)
-        assert chrome.read(tmp_path / "trace.json") == trace
+        assert read_trace(tmp_path / "trace.json") == trace
 
 
 class TestWriting:
     @pytest.mark.parametrize("name", ["trace.json", "trace.json.gz"])
     def test_the_same_trace_gives_the_same_bytes(self, tmp_path, name, monkeypatch):
-        chrome.write_trace(two_devices(), tmp_path / name)
+        write_trace(two_devices(), tmp_path / name)
         monkeypatch.setattr(time, "time", lambda: 2e9)
-        chrome.write_trace(two_devices(), tmp_path / f"other-{name}")
+        write_trace(two_devices(), tmp_path / f"other-{name}")
         assert (tmp_path / name).read_bytes() == (tmp_path / f"other-{name}").read_bytes()
 
     def test_a_failure_leaves_the_file_that_was_there(self, tmp_path):
@@ -78,7 +79,7 @@ class TestWriting:
         path.write_text("precious")
         circle = Trace(SIMULATED, [span(0, "Attn", "CPU", cause=1), span(1, cause=0)])
         with pytest.raises(InputError, match="own cause"):
-            chrome.write_trace(circle, path)
+            write_trace(circle, path)
         assert path.read_text() == "precious"
         assert list(tmp_path.iterdir()) == [path]
 
@@ -93,13 +94,13 @@ class TestWriting:
     def test_a_name_that_cannot_be_written_is_named(self, tmp_path, name, said):
         (tmp_path / "taken.json").mkdir()
         with pytest.raises(InputError, match=said) as raised:
-            chrome.write_trace(two_devices(), tmp_path / name)
+            write_trace(two_devices(), tmp_path / name)
         assert name in str(raised.value)
         assert list(tmp_path.iterdir()) == [tmp_path / "taken.json"]
 
 
 def test_a_written_trace_obeys_the_rules(tmp_path):
-    chrome.write_trace(two_devices(), tmp_path / "trace.json.gz")
+    write_trace(two_devices(), tmp_path / "trace.json.gz")
     assert_obeys_rules(tmp_path / "trace.json.gz")
 
 
@@ -141,7 +142,7 @@ def _change(name, **changes):
     ],
 )
 def test_the_rules_catch_a_file_that_breaks_them(tmp_path, break_rule, said):
-    chrome.write_trace(two_devices(), tmp_path / "trace.json")
+    write_trace(two_devices(), tmp_path / "trace.json")
     content = load(tmp_path / "trace.json")
     break_rule(content["traceEvents"])
     with pytest.raises(AssertionError, match=said):
@@ -153,7 +154,7 @@ class TestPyTorchProfilersDialect:
 
     @pytest.fixture
     def file(self, tmp_path):
-        chrome.write_trace(two_devices(), tmp_path / "trace.json")
+        write_trace(two_devices(), tmp_path / "trace.json")
         return json.loads((tmp_path / "trace.json").read_text())
 
     def test_the_file_names_its_schema_devices_and_rank(self, file):
@@ -188,7 +189,7 @@ class TestPerfetto:
     @classmethod
     def opened(cls, tmp_path_factory):
         path = tmp_path_factory.mktemp("perfetto") / "trace.json.gz"
-        chrome.write_trace(two_devices(), path)
+        write_trace(two_devices(), path)
         return OpenTrace(path)
 
     def test_it_finds_nothing_to_complain_about(self, opened):
@@ -250,7 +251,7 @@ class TestPerfetto:
 class TestFilesThatAreNotOurs:
     def refusal(self, path):
         with pytest.raises(InputError) as raised:
-            chrome.read(path)
+            read_trace(path)
         message = str(raised.value)
         assert message.startswith(f"{path}: ")
         assert "\n" not in message
@@ -309,7 +310,7 @@ class TestFilesThatAreNotOurs:
     )
     def test_damage_to_an_event_is_named(self, tmp_path, old, new, said):
         path = tmp_path / "trace.json"
-        chrome.write_trace(two_devices(), path)
+        write_trace(two_devices(), path)
         content = path.read_text()
         assert old in content
         path.write_text(content.replace(old, new))
@@ -329,15 +330,15 @@ class TestFilesThatAreNotOurs:
                 content[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
             path.write_bytes(content)
             with suppress(InputError):
-                chrome.read(path)
+                read_trace(path)
 
 
 def test_reading_takes_the_memory_of_the_spans_and_not_of_their_json(tmp_path):
     path = tmp_path / "trace.json"
-    chrome.write_trace(Trace(SIMULATED, [span(n, start_ns=n, end_ns=n + 1) for n in range(20_000)]), path)
+    write_trace(Trace(SIMULATED, [span(n, start_ns=n, end_ns=n + 1) for n in range(20_000)]), path)
     tracemalloc.start()
     try:
-        trace = chrome.read(path)
+        trace = read_trace(path)
         kept, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -347,11 +348,9 @@ def test_reading_takes_the_memory_of_the_spans_and_not_of_their_json(tmp_path):
 
 
 def test_most_spans_are_read_the_short_way(tmp_path, monkeypatch):
-    chrome.write_trace(
-        Trace(SIMULATED, [span(n, start_ns=n, end_ns=n + 1) for n in range(5_000)]), tmp_path / "trace.json"
-    )
+    write_trace(Trace(SIMULATED, [span(n, start_ns=n, end_ns=n + 1) for n in range(5_000)]), tmp_path / "trace.json")
     long_way = []
     decode = _Reader._span
     monkeypatch.setattr(_Reader, "_span", lambda self, event: long_way.append(event) or decode(self, event))
-    assert len(chrome.read(tmp_path / "trace.json").spans) == 5_000
+    assert len(read_trace(tmp_path / "trace.json").spans) == 5_000
     assert len(long_way) < 500

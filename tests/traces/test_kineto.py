@@ -71,7 +71,7 @@ def test_a_task_that_had_nothing_to_do_is_not_in_the_profile(tmp_path, device):
         lambda: Executor(device, [tasks], [GPU], lambda lane, task: None if task.id == 1 else 7).run(),
         tmp_path / "run.json",
     )
-    assert [(one.id, one.bytes) for one in kineto.read(tmp_path / "run.json").spans] == [(0, 7), (2, 7)]
+    assert [(one.id, one.bytes) for one in kineto.read_profile(tmp_path / "run.json").spans] == [(0, 7), (2, 7)]
 
 
 def test_of_several_batches_the_first_is_read(tmp_path, device):
@@ -81,7 +81,7 @@ def test_of_several_batches_the_first_is_read(tmp_path, device):
             Executor(device, [tasks], [H2D, CPU], lambda lane, task, n=num_bytes: n).run()
 
     profiled(run, tmp_path / "run.json")
-    trace = kineto.read(tmp_path / "run.json")
+    trace = kineto.read_profile(tmp_path / "run.json")
     assert trace.metadata["batches"] == 2
     assert [(one.op, one.bytes, one.cause, one.waited_for) for one in trace.spans] == [
         ("PinWeights", 1, -1, ""),
@@ -96,7 +96,7 @@ def test_a_profile_of_the_calling_thread_alone_says_how_to_profile_the_others(tm
         profile_all_threads=False,
     )
     with pytest.raises(InputError, match=r"run\.json: .*none of its tasks.*profile_all_threads=True"):
-        kineto.read(tmp_path / "run.json")
+        kineto.read_profile(tmp_path / "run.json")
 
 
 def test_without_a_profiler_no_range_is_made(device, monkeypatch):
@@ -194,7 +194,7 @@ def test_on_a_gpu_a_task_lasts_from_the_first_to_the_last_of_what_it_launched(tm
 def test_on_an_emulated_device_a_task_lasts_as_long_as_its_range(tmp_path):
     events = gpu_run()
     events[0]["name"] = kineto.batch_range("emulated device")
-    trace = kineto.read(written(tmp_path / "run.json", events))
+    trace = kineto.read_profile(written(tmp_path / "run.json", events))
     assert [(one.start_ns, one.end_ns) for one in trace.spans] == [
         (0, 5_000), (2_000, 22_000), (190_000, 220_000), (230_000, 233_000),
     ]  # fmt: skip
@@ -202,13 +202,13 @@ def test_on_an_emulated_device_a_task_lasts_as_long_as_its_range(tmp_path):
 
 def test_times_far_from_zero_keep_their_nanoseconds(tmp_path):
     events = [one | {"ts": one["ts"] + 4503447910000.0} for one in gpu_run()]
-    spans = kineto.read(written(tmp_path / "run.json", events)).spans
+    spans = kineto.read_profile(written(tmp_path / "run.json", events)).spans
     assert [one.duration_ns for one in spans] == pytest.approx([100_000, 77_750, 30_000, 0], abs=2)
 
 
 def test_work_that_the_clocks_let_overlap_on_a_lane_is_clipped_and_said_so(tmp_path):
     events = [*gpu_run(), launch(40, 1241.0, tid=3), kernel(40, 1199.0, 10.0)]
-    trace = kineto.read(written(tmp_path / "run.json", events))
+    trace = kineto.read_profile(written(tmp_path / "run.json", events))
     head = next(one for one in trace.spans if one.op == "Head")
     assert (head.start_ns, head.end_ns) == (179_250, 189_000)
     assert trace.metadata["clipped_ns"] == 250
@@ -216,7 +216,7 @@ def test_work_that_the_clocks_let_overlap_on_a_lane_is_clipped_and_said_so(tmp_p
 
 def test_tasks_outside_the_batch_are_left_out(tmp_path):
     events = [*gpu_run(), *task(9, "Head", "GPU", 5000.0, 1.0, tid=3)]
-    assert {one.id for one in kineto.read(written(tmp_path / "run.json", events)).spans} == {0, 1, 2, 3}
+    assert {one.id for one in kineto.read_profile(written(tmp_path / "run.json", events)).spans} == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from trace_examples import SIMULATED, span, two_devices
 
 from traces.cli.commands import main
-from traces.files import chrome_writer as chrome
+from traces.files.chrome_writer import write_trace
 from traces.trace import Trace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,9 +22,7 @@ def run(tmp_path):
     path = tmp_path / "run [1].json.gz"
     policy = {"attention": "cpu", "pages": None, "micro_batch_size": 36}
     trace = two_devices()
-    chrome.write_trace(
-        Trace(trace.metadata | {"policy": policy, "model": "mixtral-8x7b"}, trace.spans, trace.counters), path
-    )
+    write_trace(Trace(trace.metadata | {"policy": policy, "model": "mixtral-8x7b"}, trace.spans, trace.counters), path)
     return str(path)
 
 
@@ -34,7 +32,7 @@ def slower(tmp_path):
     spans = [one for one in two_devices().spans if one.op != "AllReduce"]
     spans = [one._replace(cause=-1, end_ns=one.end_ns + 4_389 * (one.op == "Experts")) for one in spans]
     path = tmp_path / "slower.json"
-    chrome.write_trace(Trace({"origin": "emulated device"}, spans), path)
+    write_trace(Trace({"origin": "emulated device"}, spans), path)
     return str(path)
 
 
@@ -114,7 +112,7 @@ def test_json_in_a_file_comes_with_the_tables(run, tmp_path, capsys):
 
 def test_an_empty_trace_can_be_shown(tmp_path, capsys):
     path = str(tmp_path / "empty.json")
-    chrome.write_trace(Trace(SIMULATED), path)
+    write_trace(Trace(SIMULATED), path)
     for argv in (["summary", path], ["critical-path", path], ["diff", path, path]):
         told(capsys, *argv)
 
@@ -159,7 +157,7 @@ def test_a_file_that_cannot_be_used_gets_one_line(command, damage, said, run, tm
 def test_causes_that_go_round_are_told_with_the_file(tmp_path, run, capsys):
     trace = Trace(SIMULATED, [span(1, "PreAttn"), span(2, "Attn", "CPU", cause=1)])
     path = tmp_path / "round.json"
-    chrome.write_trace(trace, path)
+    write_trace(trace, path)
     path.write_text(path.read_text().replace('"cause":-1', '"cause":2'))
     for argv in (["critical-path", str(path)], ["diff", run, str(path)]):
         assert main(argv) == 2

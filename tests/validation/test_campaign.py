@@ -8,7 +8,7 @@ import pytest
 
 from engine.device.emulated.device import EmulatedDevice
 from sim.schedule.registry import registered
-from traces.files import chrome_writer as chrome
+from traces.files.reader import read_trace
 from validation.campaign.analyse import analyse
 from validation.campaign.command import write
 from validation.campaign.execute import PLANNED, Campaign
@@ -121,7 +121,7 @@ def test_an_interrupted_run_leaves_no_half_file(campaign, monkeypatch):
 def test_the_numbers_are_those_of_the_traces(campaign, findings):
     run = findings.runs[3]
     replays = [
-        replay_trace(chrome.read(campaign.trace_file(run.case, repeat)), campaign.machine(run.case.model))
+        replay_trace(read_trace(campaign.trace_file(run.case, repeat)), campaign.machine(run.case.model))
         for repeat in range(REPEATS)
     ]
     tokens = run.case.batch_size * run.case.gen_len
@@ -144,7 +144,7 @@ def test_ops_hold_all_the_time_that_the_tasks_took(campaign, findings):
 def _durations(campaign, case):
     found = {}
     for repeat in range(REPEATS):
-        for span in chrome.read(campaign.trace_file(case, repeat)).spans:
+        for span in read_trace(campaign.trace_file(case, repeat)).spans:
             found.setdefault(span.key, []).append(span.duration_ns)
     return found
 
@@ -182,7 +182,7 @@ def test_the_report_says_what_was_found_and_misses_no_bar_silently(campaign, fin
 def test_a_prediction_follows_the_calibration(campaign, findings):
     """A machine with half the link must be predicted slower where the link binds: nothing is fitted to the runs."""
     case = next(run.case for run in findings.runs if run.case.schedule == "accelerate")
-    trace, machine = chrome.read(campaign.trace_file(case, 0)), campaign.machine(case.model)
+    trace, machine = read_trace(campaign.trace_file(case, 0)), campaign.machine(case.model)
     slow = machine.scaled("link.h2d_pageable", 0.25)
     usual, halved = (replay_trace(trace, one).layer3.run.predicted_tokens_per_s for one in (machine, slow))
     assert halved < 0.8 * usual

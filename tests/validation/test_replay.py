@@ -22,7 +22,8 @@ from sim.schedule.task import CPU, D2H, GPU, H2D, Op, Task
 from sim.simulation.gaps import CLOCK_SLACK_NS, start_delays
 from sim.simulation.timeline import record
 from traces.errors import InputError
-from traces.files import chrome_writer as chrome
+from traces.files.chrome_writer import write_trace
+from traces.files.reader import read_trace
 from traces.trace import Span, Trace
 from validation.cli import main
 from validation.replay.accuracy import path_agreement
@@ -513,7 +514,7 @@ def test_simulate_takes_any_cost():
 def files(tmp_path):
     """A trace of the engine and a machine."""
     trace, machine = tmp_path / "run.json.gz", tmp_path / "machine.toml"
-    chrome.write_trace(ran("cgopipe").trace, trace)
+    write_trace(ran("cgopipe").trace, trace)
     machine.write_text('extends = "t4"\n', encoding="utf-8")
     return trace, machine
 
@@ -536,7 +537,7 @@ def test_json_is_the_numbers_of_the_replay(files, capsys, tmp_path):
     trace, machine = files
     assert main(["replay", str(trace), "--hardware", str(machine), "--json", "-"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    expected = replay_trace(chrome.read(trace), Hardware.load(machine)).to_dict()
+    expected = replay_trace(read_trace(trace), Hardware.load(machine)).to_dict()
     assert shown == json.loads(json.dumps(expected))
     assert shown["origin"] == "emulated device"
     assert set(shown["layer3"]) >= {"run", "prefill", "decode", "lanes", "path_agreement", "throughput_error"}
@@ -565,7 +566,7 @@ def test_a_file_that_is_no_trace_is_one_line(write, tmp_path, capsys):
 def test_mistakes_are_found_before_the_work_and_told_in_one_line(files, capsys, tmp_path):
     trace, _ = files
     old = tmp_path / "old.json"
-    chrome.write_trace(changed(ran("cgopipe").trace, shape=None), old)
+    write_trace(changed(ran("cgopipe").trace, shape=None), old)
     for arguments, said in (
         ([str(trace), "--hardware", "nowhere.toml"], "nowhere.toml: cannot be read"),
         ([str(trace), "--hardware", "t5"], "unknown hardware 't5'"),

@@ -22,7 +22,7 @@ SECTION = "cgopipe"
 """The top-level member that holds our metadata, and tells our files from others'."""
 
 
-def read(path: str | os.PathLike[str]) -> Trace:
+def read_chrome(path: str | os.PathLike[str]) -> Trace:
     """Read a trace that `traces.files.chrome_writer.write` wrote, compressed or not.
 
     Raises InputError, naming the file and what is wrong with it, if it is missing, damaged, not ours or of another

@@ -21,10 +21,8 @@ from typing import IO, Any, cast
 
 from traces.analysis.critical_path import find_critical_path
 from traces.errors import InputError
-from traces.files.chrome_reader import SCHEMA, SECTION, read
+from traces.files.chrome_reader import SCHEMA, SECTION
 from traces.trace import DEVICE_LANES, HOST_LANES, NONE, LaneId, Span, Trace
-
-__all__ = ["read", "write_trace"]
 
 _CATEGORY = {"GPU": "kernel", "NET": "kernel", "H2D": "gpu_memcpy", "D2H": "gpu_memcpy"}
 _NAME_PREFIX = {"H2D": "Memcpy HtoD ", "D2H": "Memcpy DtoH ", "NET": "ncclKernel "}

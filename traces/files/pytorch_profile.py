@@ -61,7 +61,7 @@ def ended_range(id: int, num_bytes: int) -> str:
     return f"{PREFIX}ended id={id} bytes={num_bytes}"
 
 
-def read(path: str | os.PathLike[str]) -> Trace:
+def read_profile(path: str | os.PathLike[str]) -> Trace:
     """The first batch that a profile holds, from 0 ns. Metadata: origin, and how many `batches` the profile holds.
 
     Raises InputError, naming the file and what is wrong with it, if it is missing, damaged, or holds no task.

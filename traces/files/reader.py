@@ -3,10 +3,9 @@
 import os
 
 from traces.errors import InputError
-from traces.files import chrome_reader
-from traces.files import pytorch_profile as kineto
-from traces.files.chrome_reader import SECTION, opened
+from traces.files.chrome_reader import SECTION, opened, read_chrome
 from traces.files.json_stream import members
+from traces.files.pytorch_profile import read_profile
 from traces.trace import Trace
 
 _EVENTS = "traceEvents"
@@ -17,7 +16,7 @@ def read_trace(path: str | os.PathLike[str]) -> Trace:
 
     Raises InputError, naming the file and what is wrong with it, if it is missing, damaged or neither of the two.
     """
-    return chrome_reader.read(path) if _is_ours(path) else kineto.read(path)
+    return read_chrome(path) if _is_ours(path) else read_profile(path)
 
 
 def _is_ours(path: str | os.PathLike[str]) -> bool:

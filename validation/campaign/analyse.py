@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sim.hrm.throughput import hrm_tokens_per_s
-from traces.files import chrome_writer as chrome
+from traces.files.reader import read_trace
 from traces.trace import Key
 from validation.campaign.execute import PLANNED, Campaign
 from validation.campaign.grid import Case
@@ -162,7 +162,7 @@ def _replays(campaign: Campaign, case: Case) -> Iterable[Replay]:
     for repeat in range(campaign.repeats):
         file = campaign.trace_file(case, repeat)
         if file.exists():
-            yield replay_trace(chrome.read(file), machine)
+            yield replay_trace(read_trace(file), machine)
 
 
 def _medians(replays: Sequence[Replay]) -> list[OpError]:

@@ -75,12 +75,12 @@ def write(campaign: "Campaign", findings: "Findings") -> None:
 
 
 def _replayed(campaign: "Campaign", name: str) -> Any:
-    from traces.files import chrome_writer as chrome
+    from traces.files.reader import read_trace
     from validation.replay.checks import replay_trace
 
     case = next(one for one in campaign.cases() if one.name == name)
     file = next(f for f in (campaign.trace_file(case, r) for r in range(campaign.repeats)) if f.exists())
-    return replay_trace(chrome.read(file), campaign.machine(case.model))
+    return replay_trace(read_trace(file), campaign.machine(case.model))
 
 
 def _json(findings: "Findings") -> dict[str, Any]:

@@ -22,8 +22,8 @@ from engine.planning import RunPlan, plan
 from sim.problem.machine.hardware import Hardware
 from sim.schedule.registry import registered
 from traces.errors import InputError
-from traces.files import chrome_writer as chrome
 from traces.files.atomic import appearing
+from traces.files.chrome_writer import write_trace
 from traces.trace import Trace
 from validation.campaign.grid import CampaignGrid, Case
 from validation.campaign.steady import Reference, Steady
@@ -114,7 +114,7 @@ class Campaign:
     def _execute(self, case: Case, model: PreTrainedModel, repeat: int, attempt: Attempt) -> None:
         trace = attempt(lambda: self._trace(case, model))
         with appearing(self.trace_file(case, repeat)) as path:
-            chrome.write_trace(trace, path)
+            write_trace(trace, path)
 
     def _trace(self, case: Case, model: PreTrainedModel) -> Trace:
         vocabulary = model.config.get_text_config(decoder=True).vocab_size

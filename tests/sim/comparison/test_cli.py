@@ -175,7 +175,7 @@ def test_traces_of_all_schedules_obey_the_rules_and_read_back(capsys, tmp_path):
     for name in registered():
         file = tmp_path / f"{name}.json.gz"
         assert_obeys_rules(file)
-        trace = chrome_reader.read(file)
+        trace = chrome_reader.read_chrome(file)
         assert trace.origin == "simulated"
         assert trace.metadata["schedule"] == name
         assert {span.step for span in trace.spans} >= {0, 1, 2}

@@ -16,7 +16,8 @@ from sim.schedule.task import LaneKind, Op
 from sim.simulation.timeline import record
 from traces.analysis.critical_path import find_critical_path
 from traces.errors import InputError
-from traces.files import chrome_writer as chrome
+from traces.files.chrome_writer import write_trace
+from traces.files.reader import read_trace
 from traces.trace import LINK_RATE, MEMORY, Trace
 
 ALL = sorted(registered())
@@ -231,8 +232,8 @@ class TestFile:
     def test_it_survives_a_file_and_the_file_obeys_the_rules(self, tmp_path, name, ranks, hand_over_us):
         trace = record(usual(name, ranks=ranks, hand_over_us=hand_over_us), {})
         path = tmp_path / "trace.json.gz"
-        chrome.write_trace(trace, path)
-        again = chrome.read(path)
+        write_trace(trace, path)
+        again = read_trace(path)
         assert isinstance(again, Trace)
         assert again.metadata == trace.metadata
         assert again.spans == trace.spans
