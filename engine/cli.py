@@ -258,6 +258,6 @@ def _check_paths(args: argparse.Namespace) -> None:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from engine.generation.demo import demo
+    from engine.generation.demo import run_demo
 
-    return demo(args.folder, args.schedule, main)
+    return run_demo(args.folder, args.schedule, main)

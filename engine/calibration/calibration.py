@@ -10,7 +10,7 @@ from engine.calibration.fit.hand_over import with_hand_over
 from engine.calibration.fit.interference import with_turns
 from engine.calibration.fit.machine import settled, unfitted
 from engine.calibration.fit.roofs import Fit, fit_all
-from engine.calibration.measure.first_layers import first_layers, layers_to_measure
+from engine.calibration.measure.first_layers import keep_first_layers, layers_to_measure
 from engine.calibration.measure.probes import FEW_REPEATS, REPEATS, Probes, probe
 from engine.calibration.measure.rounds import Round, median_probes, median_second_place
 from engine.calibration.measure.runs import (
@@ -69,7 +69,7 @@ def calibrate(
     """
     planned, rounds = planned_for(model, quick=quick), 1 if quick else ROUNDS
     parts = _Parts(progress, rounds * (2 + len(planned)))
-    done = [measure(model, device, planned, quick=quick, on_part=parts.begin) for _ in range(rounds)]
+    done = [measure_machine(model, device, planned, quick=quick, on_part=parts.begin) for _ in range(rounds)]
     parts.begin("done")
     return fitted(model, device, planned, done, name)
 
@@ -79,7 +79,7 @@ def planned_for(model: PreTrainedModel, *, quick: bool = False) -> list[Conditio
     return conditions(_most_prompt_tokens(model), quick=quick)
 
 
-def measure(
+def measure_machine(
     model: PreTrainedModel,
     device: Device,
     planned: Sequence[Condition],
@@ -92,7 +92,7 @@ def measure(
     on_part("memories, links and matrix products")
     repeats = FEW_REPEATS if quick else REPEATS
     probes = attempt(lambda: probe(device, model.dtype, *threads_of(device), host_cores(), repeats))
-    with first_layers(model, layers_to_measure(model, device.memory_bytes)):
+    with keep_first_layers(model, layers_to_measure(model, device.memory_bytes)):
         on_part("experts in two places")
         apart = attempt(lambda: second_place(model, described(model), device, repeats))
         return Round(probes, run_all(model, device, planned, lambda condition: on_part(str(condition)), attempt), apart)
@@ -108,7 +108,7 @@ def fitted(
     hardware, fits = fit_all(start, described(model), planned, samples)
     pairs = contended(planned, samples)
     runs = [one.spans for one in rounds]
-    with first_layers(model, layers_to_measure(model, device.memory_bytes)):
+    with keep_first_layers(model, layers_to_measure(model, device.memory_bytes)):
         hardware = with_hand_over(settled(hardware), described(model), planned, runs)
         hardware = with_turns(hardware, described(model), planned, runs)
     return Calibration(hardware, probes, fits, pairs, samples)

@@ -44,7 +44,7 @@ def make_model(folder: Path, hidden_size: int = 256, num_layers: int = 4) -> Non
     tokenizer.save_pretrained(folder)
 
 
-def demo(folder: Path | None, schedule: str, main: Callable[[Sequence[str]], int]) -> int:
+def run_demo(folder: Path | None, schedule: str, main: Callable[[Sequence[str]], int]) -> int:
     """Make the model, write requests, run them with `main` as a user would, and show what came out."""
     with contextlib.ExitStack() as stack:
         if folder is None:

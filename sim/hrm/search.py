@@ -86,7 +86,7 @@ class _Rated:
     """Never falling, so that the last is the best."""
 
 
-def search(
+def search_policies(
     model: Model,
     hardware: Hardware,
     workload: Workload,

@@ -5,7 +5,7 @@ import time
 import numpy as np
 
 from sim.cost.setup import Setup
-from sim.hrm.search import SCHEDULE, search
+from sim.hrm.search import SCHEDULE, search_policies
 from sim.planning.bounds.bound import least_seconds
 from sim.planning.candidates import space
 from sim.planning.grid import PolicyGrid
@@ -17,7 +17,7 @@ from sim.schedule.registry import by_name
 
 def hrm_setup(problem: Problem) -> tuple[Setup, int]:
     """What the search chooses, and of how many policies. Whether it fits our memory plan is not looked at."""
-    found = search(problem.model, problem.hardware, problem.workload)
+    found = search_policies(problem.model, problem.hardware, problem.workload)
     return Setup(problem, by_name(SCHEDULE), found.policy), found.candidates
 
 

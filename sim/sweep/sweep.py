@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from sim.comparison.comparison import Asked, Outcome, compare, project_version
-from sim.hrm.search import SCHEDULE, search
+from sim.hrm.search import SCHEDULE, search_policies
 from sim.planning.planner import best_policy
 from sim.problem.machine.hardware import Hardware
 from sim.problem.model.model import Model
@@ -257,7 +257,7 @@ def _searched(problem: Problem) -> Row:
     choices, errors = [], []
     for place in Place:
         try:
-            choices.append(search(problem.model, problem.hardware, problem.workload, attention=place))
+            choices.append(search_policies(problem.model, problem.hardware, problem.workload, attention=place))
         except InputError as error:
             errors.append(error)
     if not choices:

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import engine
-from engine.calibration.calibration import calibrate, described, fitted, measure
+from engine.calibration.calibration import calibrate, described, fitted, measure_machine
 from engine.calibration.fit.contention import contended
 from engine.calibration.fit.hand_over import hand_overs_s
 from engine.calibration.fit.interference import measured_slowdowns, with_turns
 from engine.calibration.fit.machine import ROOM, settled, unfitted
 from engine.calibration.fit.ratios import with_ratios
 from engine.calibration.fit.roofs import GROUPS, fit_all
-from engine.calibration.measure.first_layers import first_layers, layers_to_measure
+from engine.calibration.measure.first_layers import keep_first_layers, layers_to_measure
 from engine.calibration.measure.measured import Measured, repeated
 from engine.calibration.measure.probes import FEW_REPEATS, probe
 from engine.calibration.measure.rounds import Round, median_probes, median_second_place
@@ -313,7 +313,7 @@ def test_a_model_runs_with_its_first_layers_and_is_whole_again(family):
     prompts = make_prompts(5, 5)
     before = engine.run(whole, prompts, max_new_tokens=3).sequences
     count = whole.config.num_hidden_layers
-    with first_layers(whole, count - 1):
+    with keep_first_layers(whole, count - 1):
         assert described(whole).num_layers == count - 1
         short = engine.run(whole, prompts, max_new_tokens=3)
         assert 1 + max(span.layer for span in short.trace.spans) == count - 1
@@ -369,7 +369,7 @@ def test_every_part_of_a_round_may_be_made_again(model, device, probes, monkeypa
         return make()
 
     monkeypatch.setattr("engine.calibration.calibration.probe", lambda *_: probes)
-    found = measure(model, device, planned, quick=True, attempt=twice)
+    found = measure_machine(model, device, planned, quick=True, attempt=twice)
     assert len(made) == 2 + len(planned)
     assert made[0] == probes
     assert found.second_place is not made[1]

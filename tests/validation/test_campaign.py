@@ -109,7 +109,7 @@ def test_an_interrupted_run_leaves_no_half_file(campaign, monkeypatch):
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(chrome, "write", interrupted)
+    monkeypatch.setattr("validation.campaign.execute.write_trace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         campaign.run()
     assert not file.exists()

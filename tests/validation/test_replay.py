@@ -30,7 +30,7 @@ from validation.replay.accuracy import path_agreement
 from validation.replay.checks import replay_steps, replay_trace
 from validation.replay.delays import summarise, with_latency
 from validation.replay.picture import Window, bounds_ns, window_of
-from validation.replay.rebuild import rebuild, recorded
+from validation.replay.rebuild import rebuild_setup, recorded
 
 MODEL = "mixtral-8x7b"
 GEN_LEN = 4
@@ -261,7 +261,7 @@ def ended_early(name, ended):
     """The simulated run in which those tasks were not there, because their requests had ended."""
     trace = simulated(name)
     run = recorded(trace)
-    costs = rebuild(trace, run, machine_of(name)).costs(only_contended=True)
+    costs = rebuild_setup(trace, run, machine_of(name)).costs(only_contended=True)
     spans = {span.key: span for span in trace.spans if not ended(span)}
     return changed(trace, replay_steps(run, spans, costs, costs.capacities).spans)
 
@@ -325,7 +325,7 @@ def test_the_cost_model_knows_the_bytes_of_every_copy_of_a_real_run(name):
 def test_attention_on_the_host_reads_no_padding():
     """Prompts of 5 and 9 tokens, padded to 9: in decode step 2 two requests read 5 + 2 and 9 + 2 tokens."""
     trace = ran("cgopipe").trace
-    setup = rebuild(trace, recorded(trace), round_machine())
+    setup = rebuild_setup(trace, recorded(trace), round_machine())
     assert setup.batch.micro_batches[0] == MicroBatch(2, 18, 2 * 81, 9, padding_tokens=4)
     per_token = setup.problem.model.layers[0].kv_bytes_per_token(32)
     task = next(one for step in recorded(trace).steps() for one in step if one.key == (Op.ATTN, 0, 2, 0, 0, -1))

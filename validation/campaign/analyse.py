@@ -16,7 +16,7 @@ from validation.campaign.grid import Case
 from validation.mechanics import Check, mechanics
 from validation.metrics import Ranking, Spread, bias, kendall_tau, mape, relative_error, spread_of, wape
 from validation.replay.checks import Replay, replay_trace
-from validation.replay.rebuild import rebuild, recorded
+from validation.replay.rebuild import rebuild_setup, recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +232,7 @@ def _result(case: Case, replays: Sequence[Replay], ops: Sequence[OpError]) -> Ca
 def _hrm(replayed: Replay) -> float | None:
     """What HRM says of the run, on the same calibrated machine."""
     assert replayed.hardware is not None
-    return hrm_tokens_per_s(rebuild(replayed.measured, recorded(replayed.measured), replayed.hardware))
+    return hrm_tokens_per_s(rebuild_setup(replayed.measured, recorded(replayed.measured), replayed.hardware))
 
 
 def _decisions(campaign: Campaign, results: Sequence[CaseResult]) -> Iterable[Decision]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 import engine
-from engine.calibration.calibration import fitted, measure, planned_for
+from engine.calibration.calibration import fitted, measure_machine, planned_for
 from engine.calibration.measure.rounds import Round
 from engine.calibration.measure.runs import Attempt, once
 from engine.device.base import Device
@@ -102,7 +102,7 @@ class Campaign:
         with self.make_device() as device:
             planned = planned_for(model, quick=self.quick_calibration)
             if not file.exists():
-                found = measure(model, device, planned, quick=self.quick_calibration, attempt=attempt)
+                found = measure_machine(model, device, planned, quick=self.quick_calibration, attempt=attempt)
                 with appearing(file) as path:
                     found.write(path)
             rounds = [Round.read(one) for one in (self.round_file(name, r) for r in range(repeat + 1)) if one.exists()]

@@ -21,7 +21,7 @@ from traces.trace import Key, Span, Trace
 from validation.metrics import relative_error, wape
 from validation.replay.accuracy import LaneShare, OpAccuracy, PathShare, lane_shares, op_accuracy, path_agreement
 from validation.replay.delays import HandOverDelay, summarise, with_latency
-from validation.replay.rebuild import Recorded, hardware_of, rebuild, recorded, spans_by_key
+from validation.replay.rebuild import Recorded, hardware_of, rebuild_setup, recorded, spans_by_key
 
 LAYER_1_BAR = 0.03
 """Largest makespan error of layer 1."""
@@ -145,7 +145,7 @@ def replay_trace(trace: Trace, hardware: Hardware | None = None) -> Replay:
     if machine is None:
         why_not = "the trace describes no machine: give the one that was calibrated with --hardware"
         return Replay(trace, replayed, None, num_requests, first, None, None, None, why_not)
-    costs = rebuild(trace, run, machine).costs(only_contended=True)
+    costs = rebuild_setup(trace, run, machine).costs(only_contended=True)
     handed_over_ns = replay_steps(run, spans, lasting, hand_over_ns=costs.hand_over_ns).makespan_ns
     first = replace(first, error_with_hand_over=relative_error(handed_over_ns, trace.makespan_ns))
     predicted = replay_steps(run, spans, costs, costs.capacities, costs.hand_over_ns)

@@ -88,7 +88,7 @@ def hardware_of(trace: Trace) -> Hardware | None:
         return None
 
 
-def rebuild(trace: Trace, run: Recorded, hardware: Hardware) -> Setup:
+def rebuild_setup(trace: Trace, run: Recorded, hardware: Hardware) -> Setup:
     """The setup of a trace's run on a machine. Raises InputError if the trace does not hold the model or the policy."""
     policy = Policy.from_dict(_table(trace.metadata, "policy"), run.schedule)
     lengths = [one.max_prompt_tokens for one in run.batch.micro_batches for _ in range(one.num_requests)]

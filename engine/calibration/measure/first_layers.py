@@ -28,7 +28,7 @@ def layers_to_measure(model: PreTrainedModel, device_bytes: int) -> int:
 
 
 @contextlib.contextmanager
-def first_layers(model: PreTrainedModel, count: int) -> Iterator[None]:
+def keep_first_layers(model: PreTrainedModel, count: int) -> Iterator[None]:
     """While entered, the model has only its first `count` layers, and its configuration says so."""
     anatomy, config = Anatomy.of(model), model.config.get_text_config(decoder=True)
     holder, name = _holder(model, anatomy.layers)

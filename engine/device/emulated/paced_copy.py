@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from sim.simulation.compiled.jit import compiled
+from sim.simulation.compiled.jit import jitted
 
 POSIX: Final = sys.platform != "win32"
 
@@ -75,7 +75,7 @@ def _copy_bytes(typing_context: Any, dst: Any, src: Any, count: Any) -> Any:
     return types.void(types.int64, types.int64, types.int64), emit
 
 
-@compiled
+@jitted
 def _wait_until(end_ns: int, spin_ns: int) -> None:
     left_ns = end_ns - _now_ns()
     while left_ns > 0:
@@ -84,7 +84,7 @@ def _wait_until(end_ns: int, spin_ns: int) -> None:
         left_ns = end_ns - _now_ns()
 
 
-@compiled
+@jitted
 def _copy_rows(
     dst: int,
     src: int,

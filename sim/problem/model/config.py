@@ -12,7 +12,8 @@ from typing import Any
 
 from sim.problem.model.families import FAMILIES, REFUSED_FIELDS, REFUSED_TYPES, Family
 from sim.problem.model.fields import Fields, Names, read_json
-from sim.problem.model.model import PRESETS, Attention, FeedForward, Latent, Layer, Model
+from sim.problem.model.layer import Attention, FeedForward, Latent, Layer
+from sim.problem.model.model import PRESETS, Model
 from sim.problem.model.quantization import native_bits
 from traces.errors import InputError
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from sim.schedule.slots import KV_SLOTS, WEIGHT_SLOTS, SlotLayout
 from sim.schedule.task import WHOLE, Op
-from sim.simulation.compiled.jit import compiled
+from sim.simulation.compiled.jit import jitted
 
 Array = np.ndarray[Any, Any]
 
@@ -124,7 +124,7 @@ class _Slots:
         self._put(self._of(Op.STORE_KV), put, self._cache)
 
 
-@compiled
+@jitted
 def _track(  # noqa: PLR0912
     lanes: Array, meets: Array, accesses: Array, num_slots: int, num_lanes: int
 ) -> tuple[Array, Array, int]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sim.schedule.task import Op
-from sim.simulation.compiled.jit import compiled
+from sim.simulation.compiled.jit import jitted
 
 Array = np.ndarray[Any, Any]
 
@@ -57,7 +57,7 @@ class Uses(NamedTuple):
     waited_ns: Array  # [steps, lanes, ops]
 
 
-@compiled
+@jitted
 def _share_fairly(speed: Array, capacity: Array, asked: Array) -> None:
     """Progressive filling, as `sim.simulation.fair_sharing.fair_rates`; a rate of 0 is still rising."""
     left = np.zeros(len(capacity))
@@ -83,7 +83,7 @@ def _share_fairly(speed: Array, capacity: Array, asked: Array) -> None:
             return
 
 
-@compiled
+@jitted
 def _run(  # noqa: PLR0912, PLR0915
     kinds: Array,
     lane_start: Array,

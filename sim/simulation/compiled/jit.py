@@ -1,6 +1,6 @@
 """Compiles functions over arrays with numba where it is installed; without it they run as they are, far slower.
 
-Import this only where the compiled functions are needed: numba takes a third of a second to import.
+Import this only where the jitted functions are needed: numba takes a third of a second to import.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,8 @@ else:
     COMPILES = True
 
 
-def compiled(function: Function) -> Function:
-    """The function compiled at its first call, or taken from an earlier process if there is a place to keep it."""
+def jitted(function: Function) -> Function:
+    """The function jitted at its first call, or taken from an earlier process if there is a place to keep it."""
     if not COMPILES:
         return function
     try:

@@ -10,7 +10,7 @@ from sim_examples import few_layers, preset, round_machine
 
 from sim.cost.setup import Setup
 from sim.hrm.estimate import PolicyNumbers, cpu_memory_bytes, dims_of, gpu_memory_bytes
-from sim.hrm.search import constants_of, micro_batch_sizes, search
+from sim.hrm.search import constants_of, micro_batch_sizes, search_policies
 from sim.problem.machine.hardware import Hardware
 from sim.problem.model.model import Model
 from sim.problem.problem import Problem
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def published(machine, *, model="mixtral-8x7b", workload="mtbench", gen_len=32, padded=False, **how):
     asked = Workload.load(workload).with_(gen_len=gen_len, padded=padded)
-    return search(preset(model), Hardware.load(machine), asked, **how)
+    return search_policies(preset(model), Hardware.load(machine), asked, **how)
 
 
 class TestPublishedPolicies:
@@ -69,7 +69,7 @@ class TestPublishedPolicies:
     @pytest.mark.parametrize("gib_per_s", [76, 100])
     def test_either_of_the_two_cpu_bandwidths_gives_the_same(self, gib_per_s):
         machine = Hardware.load("gcp-l4").with_value("optimizer.cpu_bandwidth", gib_per_s * 2**30)
-        choice = search(preset("mixtral-8x7b"), machine, Workload.load("mtbench").with_(gen_len=32))
+        choice = search_policies(preset("mixtral-8x7b"), machine, Workload.load("mtbench").with_(gen_len=32))
         assert str(choice.policy) == "324×14"
 
 
@@ -151,9 +151,9 @@ def test_it_is_the_search_in_plain_loops(prompt_len, gen_len, whole, factors):
     expected, rate = by_plain_loops(model, machine, prompt_len, gen_len, whole)
     if expected is None:
         with pytest.raises(InputError, match=r"no policy fits gcp-l4: one request is short of .* GB of"):
-            search(model, machine, asked, whole_batch_in_prefill=whole)
+            search_policies(model, machine, asked, whole_batch_in_prefill=whole)
         return
-    choice = search(model, machine, asked, whole_batch_in_prefill=whole)
+    choice = search_policies(model, machine, asked, whole_batch_in_prefill=whole)
     assert (choice.micro_batch_size, choice.num_micro_batches) == expected[:2]
     assert choice.weight_share == pytest.approx(expected[2], abs=1e-9)
     assert choice.tokens_per_s == pytest.approx(rate, rel=1e-12)
@@ -169,7 +169,7 @@ class TestAttentionOnTheDevice:
         for name in ("cpu_memory", "cpu_bandwidth", "cpu_peak"):
             machine = machine.scaled(f"optimizer.{name}", cpu)
         asked = Workload.fixed(512, gen_len).with_(padded=True)
-        places = [search(preset("mixtral-8x7b"), machine, asked, attention=place) for place in Place]
+        places = [search_policies(preset("mixtral-8x7b"), machine, asked, attention=place) for place in Place]
         best = max(places, key=lambda choice: choice.tokens_per_s)
         return 1 - best.weight_share, best.policy.attention
 
@@ -187,7 +187,7 @@ class TestAttentionOnTheDevice:
 
     def test_by_hand(self):
         machine, asked = Hardware.load("gcp-l4"), Workload.fixed(50, 6)
-        choice = search(preset("mixtral-8x7b"), machine, asked, attention=Place.GPU)
+        choice = search_policies(preset("mixtral-8x7b"), machine, asked, attention=Place.GPU)
         size, count, constants = choice.micro_batch_size, choice.num_micro_batches, machine.optimizer
         experts = 2 * size * (4096 + 14336) + 2_818_572_288
         attention = 2 * (2 * size * 4096 + size * 56 * 2048)
@@ -218,11 +218,13 @@ class TestWithoutThePapersConstants:
     def test_the_same_numbers_as_a_block_give_the_same_policy(self):
         machine, asked = round_machine(), Workload.fixed(100, 32)
         block = replace(machine, optimizer=constants_of(machine))
-        assert search(preset("mixtral-8x7b"), machine, asked) == search(preset("mixtral-8x7b"), block, asked)
+        assert search_policies(preset("mixtral-8x7b"), machine, asked) == search_policies(
+            preset("mixtral-8x7b"), block, asked
+        )
 
     @pytest.mark.parametrize("name", sorted({*Model.presets()} - {"deepseek-v3"}))  # 1.3 TB in fp16
     def test_it_has_an_answer_for_every_preset(self, name):
-        choice = search(preset(name), round_machine(), Workload.load("mtbench"))
+        choice = search_policies(preset(name), round_machine(), Workload.load("mtbench"))
         assert 0 <= choice.weight_share <= 1
         assert choice.candidates > 1
         assert choice.layer_s == max(choice.link_s, choice.gpu_s, choice.cpu_s) > 0
@@ -244,17 +246,17 @@ def test_micro_batch_sizes():
 def test_what_it_cannot_rate():
     machine, asked = round_machine(), Workload.fixed(100, 32)
     with pytest.raises(InputError, match="has 2 layers; it needs at least 3"):
-        search(few_layers("mixtral-8x7b", 2), machine, asked)
+        search_policies(few_layers("mixtral-8x7b", 2), machine, asked)
     with pytest.raises(InputError, match="gen_len: 1 leaves no decode step"):
-        search(preset("mixtral-8x7b"), machine, Workload.fixed(100, 1))
+        search_policies(preset("mixtral-8x7b"), machine, Workload.fixed(100, 1))
     with pytest.raises(InputError, match="of host memory"):
-        search(preset("mixtral-8x22b"), machine.with_value("host_memory.capacity", 1e9), asked)
+        search_policies(preset("mixtral-8x22b"), machine.with_value("host_memory.capacity", 1e9), asked)
     with pytest.raises(InputError, match="of device memory"):
-        search(preset("mixtral-8x22b"), machine.with_value("device_memory.capacity", 1e9), asked)
+        search_policies(preset("mixtral-8x22b"), machine.with_value("device_memory.capacity", 1e9), asked)
 
 
 def test_a_model_without_experts_is_refused():
     model = preset("mixtral-8x7b")
     dense = tuple(replace(layer, num_experts=0, top_k=0, expert=None) for layer in model.layers)
     with pytest.raises(InputError, match="no experts"):
-        search(replace(model, layers=dense), round_machine(), Workload.fixed(100, 32))
+        search_policies(replace(model, layers=dense), round_machine(), Workload.fixed(100, 32))

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sim.problem.model.model import PRESETS, Attention, FeedForward, Latent, Layer, Model
+from sim.problem.model.layer import Attention, FeedForward, Latent, Layer
+from sim.problem.model.model import PRESETS, Model
 from traces.errors import InputError
 
 

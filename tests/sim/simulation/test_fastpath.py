@@ -390,4 +390,4 @@ def test_what_cannot_be_kept_is_compiled_all_the_same():
     """A function without a file has no place for a cache, as one in a folder that nobody may write to."""
     made = {}
     exec("def double(x):\n    return 2 * x", made)
-    assert jit.compiled(made["double"])(4) == 8
+    assert jit.jitted(made["double"])(4) == 8

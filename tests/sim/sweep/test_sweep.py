@@ -14,7 +14,7 @@ import pytest
 
 from sim.cli import main
 from sim.comparison.comparison import Asked, compare
-from sim.hrm.search import search
+from sim.hrm.search import search_policies
 from sim.problem.machine.hardware import Hardware
 from sim.problem.model.model import Model
 from sim.problem.problem import Problem
@@ -131,7 +131,7 @@ class TestPoints:
         base = {"policy": {}, "by": "hrm", "schedules": ("cgopipe",), "gen_len": 32, "hardware": "h200"}
         (point,) = swept(["model=olmoe-1b-7b"], **base).points()
         places = [
-            search(point.problem.model, point.problem.hardware, point.problem.workload, attention=place)
+            search_policies(point.problem.model, point.problem.hardware, point.problem.workload, attention=place)
             for place in Place
         ]
         row = row_of(point)
