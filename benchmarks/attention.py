@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from engine.attention.host import HostAttention
+from engine.attention import HostAttention
 from engine.calibration.measure.memory_bandwidth import MemoryReader
 
 SHAPES = {  # query heads, kv heads, head_dim

@@ -21,9 +21,9 @@ from engine_schedules import GIGA, PROMPT_TOKENS, make_model
 from transformers import PreTrainedModel
 
 import engine
-from engine.device.emulated.device import EmulatedDevice
+from engine.device import EmulatedDevice
 from engine.device.emulated.heap import keep_freed_memory
-from sim.problem.policy import Policy
+from sim.problem import Policy
 
 
 def plain_s(model: PreTrainedModel, prompts: list[list[int]], size: int, steps: int) -> float:

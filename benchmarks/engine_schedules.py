@@ -17,10 +17,10 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 import engine
-from engine.device.emulated.device import EmulatedDevice
-from engine.generation.generate import RunResult
-from sim.problem.policy import Policy
-from sim.schedule.registry import by_name, registered
+from engine.device import EmulatedDevice
+from engine.generation import RunResult
+from sim.problem import Policy
+from sim.schedule import by_name, registered
 from traces.trace import Trace
 
 GIGA = 1e9

@@ -20,20 +20,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sim.cost.setup import Setup
-from sim.problem.machine.hardware import Hardware
-from sim.problem.model.model import Model
-from sim.problem.policy import Policy
-from sim.problem.problem import Problem
-from sim.problem.workload import Workload
-from sim.schedule import base
-from sim.schedule.registry import by_name
-from sim.simulation.compiled import cost_table as fastpath_costs
-from sim.simulation.compiled import event_loop as fastpath_kernel
-from sim.simulation.compiled import program as fastpath_program
+from sim.cost import Setup
+from sim.problem import Hardware, Model, Policy, Problem, Workload
+from sim.schedule import base, by_name
+from sim.simulation import FastResult, evaluate, generation_s
+from sim.simulation.compiled import (
+    cost_table as fastpath_costs,
+    event_loop as fastpath_kernel,
+    program as fastpath_program,
+)
 from sim.simulation.compiled.jit import COMPILES
-from sim.simulation.compiled.path import FastResult, generation_s, warm_up
-from sim.simulation.prediction import evaluate
+from sim.simulation.compiled.path import warm_up
 
 MANY_SIZES, MANY_COUNTS = range(4, 40, 4), range(2, 30, 3)
 

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from engine.device.emulated.device import EmulatedDevice
-from sim.schedule.task import LaneKind
+from engine.device import EmulatedDevice
+from sim.schedule import LaneKind
 
 
 def ratios(device, direction, bytes_per_s, milliseconds, repeats):

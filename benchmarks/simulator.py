@@ -19,16 +19,10 @@ from pathlib import Path
 
 import simpy
 
-from sim.cost.pools import Cost
-from sim.cost.setup import Setup
-from sim.problem.machine.hardware import Hardware
-from sim.problem.model.model import Model
-from sim.problem.policy import Policy
-from sim.problem.problem import Problem
-from sim.problem.workload import Workload
-from sim.schedule.registry import by_name
-from sim.schedule.task import Lane, Task
-from sim.simulation.simulator import Simulation
+from sim.cost import Cost, Setup
+from sim.problem import Hardware, Model, Policy, Problem, Workload
+from sim.schedule import Lane, Task, by_name
+from sim.simulation import Simulation
 
 STEPS = 40
 

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from traces.cli.frame import OneLineParser, add_command, run_command
+from traces.cli import OneLineParser, add_command, run_command
 from traces.errors import InputError
 
 if TYPE_CHECKING:
-    from engine.device.base import Device
-    from engine.generation.generate import RunResult
+    from engine.device import Device
+    from engine.generation import RunResult
     from engine.planning import RunPlan
-    from sim.problem.policy import Policy
-    from sim.schedule.base import Schedule
+    from sim.problem import Policy
+    from sim.schedule import Schedule
 
 GIGA = 1e9
 
@@ -97,10 +97,9 @@ def _calibrate(args: argparse.Namespace) -> int:
     """Measure the device and its host, and write what was found."""
     from transformers.utils import logging
 
-    from engine.calibration import command
-    from engine.calibration.calibration import calibrate
-    from engine.device.open import open_device
-    from engine.generation.checkpoint import load_model
+    from engine.calibration import calibrate, command
+    from engine.device import open_device
+    from engine.generation import load_model
 
     command.check_out(args.out)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -114,8 +113,8 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     """Generate for every request of a file; results are appended as each batch ends."""
-    from engine.device.open import open_device
-    from sim.schedule.registry import by_name
+    from engine.device import open_device
+    from sim.schedule import by_name
 
     schedule = by_name(args.schedule)
     policy = None if _plans(args) else _policy(args, schedule)
@@ -126,7 +125,7 @@ def _run(args: argparse.Namespace) -> int:
         sys.stderr.write("nothing left to do\n")
         return 0
     if args.trace:
-        from traces.files.chrome_writer import write_trace
+        from traces.files import write_trace
 
         write_trace(result.trace, args.trace)
     sys.stderr.write(summary(result) + "\n")
@@ -139,8 +138,7 @@ def _run_file(
     from tqdm import tqdm  # type: ignore[import-untyped]
     from transformers.utils import logging
 
-    from engine.generation.checkpoint import find_tokenizer, load_model
-    from engine.generation.request_file import RequestFile
+    from engine.generation import RequestFile, find_tokenizer, load_model
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one bar is enough: ours
 
@@ -185,10 +183,9 @@ def _plans(args: argparse.Namespace) -> bool:
 def _plan(
     args: argparse.Namespace, model: Any, schedule: "Schedule", prompt_tokens: list[int], device: "Device"
 ) -> "RunPlan":
-    from engine.calibration.calibration import calibrate
-    from engine.calibration.command import bar
+    from engine.calibration import bar, calibrate
     from engine.planning import plan
-    from sim.problem.machine.hardware import Hardware
+    from sim.problem import Hardware
 
     if args.plan_for:
         hardware = Hardware.load(args.plan_for)
@@ -211,7 +208,7 @@ def summary(result: "RunResult") -> str:
 
 
 def _policy(args: argparse.Namespace, schedule: "Schedule") -> "Policy":
-    from sim.problem.policy import Policy, read_policy_file
+    from sim.problem import Policy, read_policy_file
 
     if args.policy is None:
         size = USUAL_MICRO_BATCH_SIZE if args.micro_batch_size is None else args.micro_batch_size
@@ -226,7 +223,7 @@ def _policy(args: argparse.Namespace, schedule: "Schedule") -> "Policy":
 
 
 def _device(args: argparse.Namespace) -> "Device":
-    from engine.device.open import make_device
+    from engine.device import make_device
 
     given = {
         "h2d_bytes_per_s": _scaled(args.h2d_gbs),
@@ -258,6 +255,6 @@ def _check_paths(args: argparse.Namespace) -> None:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from engine.generation.demo import run_demo
+    from engine.generation import run_demo
 
     return run_demo(args.folder, args.schedule, main)

@@ -5,17 +5,12 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from engine.calibration.calibration import described
-from sim.cost.setup import Setup
-from sim.planning.grid import PolicyGrid
-from sim.planning.planner import best_policy
-from sim.problem.batch import Batch, MicroBatch
-from sim.problem.machine.hardware import Hardware
-from sim.problem.policy import Policy
-from sim.problem.problem import Problem
-from sim.problem.workload import Workload
-from sim.schedule.base import Schedule
-from sim.simulation.prediction import Prediction, evaluate
+from engine.calibration import described
+from sim.cost import Setup
+from sim.planning import PolicyGrid, best_policy
+from sim.problem import Batch, Hardware, MicroBatch, Policy, Problem, Workload
+from sim.schedule import Schedule
+from sim.simulation import Prediction, evaluate
 
 WHAT_THE_ENGINE_RUNS = PolicyGrid(kv_shares=(0.0, 1.0))
 """The planner's grid without what the engine refuses: a KV cache that is split between device and host."""

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sim.problem.arguments import add_problem, problem_of, schedules_of
-from traces.cli.frame import OneLineParser, add_command, run_command, write_text, writing
+from sim.problem import add_problem, problem_of, schedules_of
+from traces.cli import OneLineParser, add_command, run_command, write_text, writing
 from traces.errors import InputError
 
 if TYPE_CHECKING:
-    from sim.comparison.comparison import Asked, Outcome
+    from sim.comparison import Asked, Outcome
 
 MEND = "Try smaller or fewer micro-batches, a shorter prompt-len or gen-len, or fewer weight_bits in a policy file"
 
@@ -72,8 +72,8 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from sim.comparison.comparison import compare, input_hash, inputs
-    from traces.cli.frame import check_format
+    from sim.comparison import compare, input_hash, inputs
+    from traces.cli import check_format
 
     for flag in ("micro_batch_size", "num_micro_batches", "jobs"):
         _at_least_one(f"--{flag.replace('_', '-')}", getattr(args, flag))
@@ -94,11 +94,11 @@ def _compare(args: argparse.Namespace) -> int:
         reasons = dict.fromkeys(f"{one.schedule}: {one.reason}" for one in outcomes)
         raise InputError(f"nothing fits {problem.hardware.name}: {' | '.join(reasons)}. {MEND}")
     if args.json != "-":
-        from sim.comparison.report import print_comparison
+        from sim.comparison import print_comparison
 
         print_comparison(problem, outcomes, args.baseline)
     if args.plot:
-        from sim.comparison.picture import draw
+        from sim.comparison import draw
 
         writing(args.plot, lambda: draw(problem, outcomes, args.plot))
     if args.trace:
@@ -112,9 +112,9 @@ def _at_least_one(flag: str, value: int | None) -> None:
 
 
 def _asked(args: argparse.Namespace) -> "Asked":
-    from sim.comparison.comparison import Asked
-    from sim.problem.policy import read_policy_file
-    from sim.schedule.registry import by_name
+    from sim.comparison import Asked
+    from sim.problem import read_policy_file
+    from sim.schedule import by_name
 
     policies = {}
     if args.policy:
@@ -128,9 +128,9 @@ def _asked(args: argparse.Namespace) -> "Asked":
 
 
 def _write_traces(outcomes: "Sequence[Outcome]", folder: Path, digest: str) -> None:
-    from sim.comparison.comparison import project_version
-    from sim.simulation.timeline import record
-    from traces.files.chrome_writer import write_trace
+    from sim.comparison import project_version
+    from sim.simulation import record
+    from traces.files import write_trace
 
     folder.mkdir(parents=True, exist_ok=True)
     for one in outcomes:
@@ -140,7 +140,7 @@ def _write_traces(outcomes: "Sequence[Outcome]", folder: Path, digest: str) -> N
 
 
 def _list(args: argparse.Namespace) -> int:
-    from sim.comparison.listing import print_hardware, print_known
+    from sim.comparison import print_hardware, print_known
 
     if args.hardware:
         print_hardware(args.hardware)

@@ -2,6 +2,6 @@
 
 import sys
 
-from traces.cli.commands import main
+from traces.cli import main
 
 sys.exit(main())

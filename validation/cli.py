@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import NamedTuple
 
-from traces.cli.frame import OneLineParser, add_command, run_command
+from traces.cli import OneLineParser, add_command, run_command
 
 
 class _Entry(NamedTuple):

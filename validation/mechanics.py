@@ -8,13 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from sim.cost.pools import Cost
-from sim.schedule.base import Schedule
-from sim.schedule.registry import registered
-from sim.schedule.shape import PipelineShape
-from sim.schedule.task import CPU, D2H, GPU, H2D, Lane, Op, Task
-from sim.simulation.recurrence import task_ends
-from sim.simulation.simulator import Executed, Simulation
+from sim.cost import Cost
+from sim.schedule import CPU, D2H, GPU, H2D, Lane, Op, PipelineShape, Schedule, Task, registered
+from sim.simulation import Executed, Simulation, task_ends
 
 SECOND_NS = 10**9
 LAYERS, MICRO_BATCHES, STEPS = 4, 3, 5

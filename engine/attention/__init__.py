@@ -1,1 +1,5 @@
 """Decode attention on the host, beside the KV cache."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from engine.attention.kernel import Array, Strides, attend, scratch_for
-from engine.device.emulated.threads import check_thread_count
+from engine.device import check_thread_count
 
 BITS = {torch.float32: torch.float32, torch.float16: torch.uint16, torch.bfloat16: torch.int16}
 """Element types that the kernel takes, and as what NumPy, which has no bfloat16, sees their bits."""

@@ -5,32 +5,32 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from engine.calibration.fit.contention import Contention, contended
-from engine.calibration.fit.hand_over import with_hand_over
-from engine.calibration.fit.interference import with_turns
-from engine.calibration.fit.machine import settled, unfitted
-from engine.calibration.fit.roofs import Fit, fit_all
-from engine.calibration.measure.first_layers import keep_first_layers, layers_to_measure
-from engine.calibration.measure.probes import FEW_REPEATS, REPEATS, Probes, probe
-from engine.calibration.measure.rounds import Round, median_probes, median_second_place
-from engine.calibration.measure.runs import (
+from engine.calibration.fit import Contention, Fit, contended, fit_all, settled, unfitted, with_hand_over, with_turns
+from engine.calibration.measure import (
+    FEW_REPEATS,
+    REPEATS,
     STEPS,
     Attempt,
     Condition,
+    Probes,
+    Round,
     Sample,
     conditions,
     host_cores,
+    keep_first_layers,
+    layers_to_measure,
+    median_probes,
+    median_second_place,
     once,
+    probe,
     run_all,
     samples_of,
+    second_place,
     threads_of,
 )
-from engine.calibration.measure.split_experts import second_place
-from engine.device.base import Device
-from engine.generation.metadata import describe_model
-from sim.problem.machine.hardware import Hardware
-from sim.problem.model.config import read_model
-from sim.problem.model.model import Model
+from engine.device import Device
+from engine.generation import describe_model
+from sim.problem import Hardware, Model, read_model
 
 ROUNDS = 3
 """How often each run of a full calibration is made."""

@@ -1,1 +1,5 @@
 """The device and the host beside it: memories with accounts, and lanes that work in order of issue."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

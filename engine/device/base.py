@@ -15,7 +15,7 @@ from typing import Self
 import torch
 
 from engine.device.ledger import DeviceOutOfMemory, Ledger, PinnedOutOfMemory, Usage
-from sim.schedule.task import LaneKind
+from sim.schedule import LaneKind
 from traces.errors import InputError
 
 ALIGNMENT_BYTES = 64

@@ -9,8 +9,8 @@ from typing import Self
 import torch
 
 from engine.device.base import LaneContext, Mark
-from engine.device.emulated.threads import intra_op_threads
-from sim.schedule.task import LaneKind
+from engine.device.emulated import intra_op_threads
+from sim.schedule import LaneKind
 
 
 class HostMark(Mark):

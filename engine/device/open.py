@@ -22,10 +22,10 @@ def make_device(name: str, **options: Any) -> Device:
     if name not in NAMES:
         raise InputError(f"device: {name!r} is not known; give one of {', '.join(NAMES)}")
     if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
-        from engine.device.cuda.device import CudaDevice
+        from engine.device.cuda import CudaDevice
 
         return CudaDevice(**options)
-    from engine.device.emulated.device import EmulatedDevice
+    from engine.device.emulated import EmulatedDevice
 
     half_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,18 +12,16 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from engine.device.base import Device
-from engine.device.open import open_device
+from engine.device import Device, open_device
 from engine.generation.checkpoint import find_tokenizer, load_model
 from engine.generation.metadata import describe_batch, describe_device, describe_model
 from engine.generation.prompts import Prompt, check_generate_kwargs, check_lengths, pad_token, to_token_ids
 from engine.generation.session import Session
 from engine.generation.trace import Stats, make_trace, peak_bytes, phases_s
-from engine.model.coroutine import GenerateCoroutine
-from engine.tasks.batch import BatchResult, GenerationOptions
-from sim.problem.policy import Policy
-from sim.schedule.base import Schedule
-from sim.schedule.registry import by_name
+from engine.model import GenerateCoroutine
+from engine.tasks import BatchResult, GenerationOptions
+from sim.problem import Policy
+from sim.schedule import Schedule, by_name
 from traces.errors import InputError
 from traces.trace import Trace
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from engine.device.base import Device
+from engine.device import Device
 from engine.generation.session import Session
-from sim.problem.batch import Batch, MicroBatch
-from sim.simulation.timeline import structure
+from sim.problem import Batch, MicroBatch
+from sim.simulation import structure
 
 
 def describe_model(model: PreTrainedModel) -> dict[str, Any]:

@@ -7,13 +7,13 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from engine.device.base import Device
+from engine.device import Device
 from engine.generation.generate import BatchDone, RunResult, run
 from engine.generation.prompts import check_length
 from engine.generation.requests import Request, Results, error_line, in_order, output_line, read_requests
-from engine.model.anatomy import end_tokens
-from sim.problem.policy import Policy
-from sim.schedule.base import Schedule
+from engine.model import end_tokens
+from sim.problem import Policy
+from sim.schedule import Schedule
 from traces.errors import InputError
 
 

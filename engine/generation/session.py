@@ -10,20 +10,13 @@ from typing import Self
 
 from transformers import PreTrainedModel
 
-from engine.attention.host import BITS, HostAttention
-from engine.device.base import Device, pinned_footprint_bytes
-from engine.device.ledger import Ledger
-from engine.memory.placement import Placement, streamed_layers
-from engine.memory.weights import WeightStream
-from engine.model.anatomy import Anatomy
-from engine.model.coroutine import GenerateCoroutine
-from engine.model.experts import lean_gates
-from engine.model.hooks import Split
-from engine.tasks.batch import BatchResult, BatchRun, GenerationOptions
-from sim.problem.policy import Policy
-from sim.schedule.base import Schedule
-from sim.schedule.shape import PipelineShape, Place
-from sim.schedule.task import LaneKind
+from engine.attention import BITS, HostAttention
+from engine.device import Device, Ledger, pinned_footprint_bytes
+from engine.memory import Placement, WeightStream, streamed_layers
+from engine.model import Anatomy, GenerateCoroutine, Split, lean_gates
+from engine.tasks import BatchResult, BatchRun, GenerationOptions
+from sim.problem import Policy
+from sim.schedule import LaneKind, PipelineShape, Place, Schedule
 from traces.errors import InputError
 
 SWITCH_INTERVAL_S = 2e-4

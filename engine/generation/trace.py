@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from engine.lanes.executor import Ran
-from sim.schedule.task import Lane, Op
-from traces.analysis.causes import DEPENDENCY, cause_of
+from engine.lanes import Ran
+from sim.schedule import Lane, Op
+from traces.analysis import DEPENDENCY, cause_of
 from traces.trace import MEMORY, NONE, Counter, Span, Trace
 
 History = Sequence[tuple[int, int]]

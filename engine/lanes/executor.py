@@ -9,10 +9,10 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from engine.device.base import Device, LaneContext, Mark
+from engine.device import Device, LaneContext, Mark
 from engine.lanes.profiling import named_batch, named_tasks
 from engine.lanes.task_queue import Perform, Ready, TaskQueue, describe
-from sim.schedule.task import Lane, LaneKind, Task
+from sim.schedule import Lane, LaneKind, Task
 from traces.errors import InputError
 
 SUPERVISION_S = 0.1

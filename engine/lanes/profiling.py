@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from torch.autograd import profiler
 
-from engine.device.base import LaneContext
-from sim.schedule.task import Task
-from traces.files.pytorch_profile import batch_range, ended_range, task_range
+from engine.device import LaneContext
+from sim.schedule import Task
+from traces.files import batch_range, ended_range, task_range
 
 if TYPE_CHECKING:
     from engine.lanes.task_queue import Perform

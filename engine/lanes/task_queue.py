@@ -5,8 +5,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from engine.device.base import LaneContext, Mark
-from sim.schedule.task import Lane, Task
+from engine.device import LaneContext, Mark
+from sim.schedule import Lane, Task
 
 STEPS_AHEAD = 2
 """How many steps may be issued beyond the one that the slowest lane works on: bounds memory, not speed."""

@@ -10,11 +10,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from engine.device.base import Device
-from engine.model.coroutine import AttentionCall, GenerateCoroutine, LayerEntry, StackEnd
-from engine.model.in_flight import InFlight
-from engine.model.kvcache import LayerCache
-from sim.schedule.task import Op, Task
+from engine.device import Device
+from engine.model import AttentionCall, GenerateCoroutine, InFlight, LayerCache, LayerEntry, StackEnd
+from sim.schedule import Op, Task
 
 
 class Activations:

@@ -5,8 +5,7 @@ import threading
 
 import torch
 
-from engine.device.base import Device, LaneContext
-from engine.device.ledger import Ledger, PinnedOutOfMemory
+from engine.device import Device, LaneContext, Ledger, PinnedOutOfMemory
 
 
 class Buffers:

@@ -7,10 +7,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from engine.device.base import Device
+from engine.device import Device
 from engine.memory.weights import StreamedLayer, WeightStream
-from engine.model.anatomy import Anatomy, OwnedParameter
-from engine.model.experts import SplitExperts, can_split
+from engine.model import Anatomy, OwnedParameter, SplitExperts, can_split
 from traces.errors import InputError
 
 

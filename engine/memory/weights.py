@@ -11,10 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from engine.device.base import ALIGNMENT_BYTES, Device, LaneContext
-from engine.model.anatomy import OwnedParameter
-from sim.schedule.slots import WEIGHT_SLOTS
-from sim.schedule.task import WHOLE
+from engine.device import ALIGNMENT_BYTES, Device, LaneContext
+from engine.model import OwnedParameter
+from sim.schedule import WEIGHT_SLOTS, WHOLE
 
 
 class Segment(NamedTuple):

@@ -6,7 +6,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from engine.model.kvcache import KeysValues, Store, layer_of
-from sim.schedule.task import Task
+from sim.schedule import Task
 
 Attended = tuple[torch.Tensor, torch.Tensor | None]
 """What attention returns to the model: output and, if somebody asked, weights."""

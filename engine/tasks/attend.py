@@ -3,10 +3,8 @@
 import torch
 from torch import nn
 
-from engine.attention.host import HostAttention, unsupported
-from engine.model.coroutine import AttentionCall, GenerateCoroutine
-from engine.model.hooks import is_causal, own_attention
-from engine.model.kvcache import KeysValues
+from engine.attention import HostAttention, unsupported
+from engine.model import AttentionCall, GenerateCoroutine, KeysValues, is_causal, own_attention
 
 
 def attend_on_device(call: AttentionCall, known: KeysValues) -> tuple[torch.Tensor, torch.Tensor | None]:

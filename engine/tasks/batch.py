@@ -7,24 +7,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from engine.attention.host import HostAttention
-from engine.device.base import Device
-from engine.device.ledger import Ledger
-from engine.lanes.executor import Executor, Ran
-from engine.memory.activations import Activations
-from engine.memory.buffers import Buffers
-from engine.memory.weights import WeightStream
-from engine.model.anatomy import end_tokens
-from engine.model.coroutine import Finished, GenerateCoroutine
-from engine.model.in_flight import InFlight
-from engine.model.kvcache import cache_for
+from engine.attention import HostAttention
+from engine.device import Device, Ledger
+from engine.lanes import Executor, Ran
+from engine.memory import Activations, Buffers, WeightStream
+from engine.model import Finished, GenerateCoroutine, InFlight, cache_for, end_tokens
 from engine.tasks.attend import DecodeAttention
 from engine.tasks.compute import Compute
 from engine.tasks.perform import TaskPerformer
 from engine.tasks.transfers import Transfers
-from sim.schedule.base import Schedule
-from sim.schedule.shape import PipelineShape
-from sim.schedule.task import Lane, LaneKind
+from sim.schedule import Lane, LaneKind, PipelineShape, Schedule
 
 STEPS_THAT_SHOW_ALL_LANES = 3
 

@@ -2,15 +2,22 @@
 
 from collections.abc import Callable
 
-from engine.device.base import Device
-from engine.memory.activations import Activations
-from engine.memory.weights import WeightStream
-from engine.model.coroutine import AttentionCall, CacheNeeded, GenerateCoroutine, LayerEntry, StackEnd
-from engine.model.in_flight import Attended, InFlight
-from engine.model.kvcache import KeysValues, Store, layer_of
+from engine.device import Device
+from engine.memory import Activations, WeightStream
+from engine.model import (
+    Attended,
+    AttentionCall,
+    CacheNeeded,
+    GenerateCoroutine,
+    InFlight,
+    KeysValues,
+    LayerEntry,
+    StackEnd,
+    Store,
+    layer_of,
+)
 from engine.tasks.attend import DecodeAttention, attend_on_device
-from sim.schedule.shape import PipelineShape
-from sim.schedule.task import Task
+from sim.schedule import PipelineShape, Task
 
 
 class Compute:

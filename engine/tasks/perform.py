@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
-from engine.device.base import LaneContext
-from engine.memory.weights import WeightStream
-from engine.model.coroutine import GenerateCoroutine
-from engine.model.in_flight import InFlight
+from engine.device import LaneContext
+from engine.memory import WeightStream
+from engine.model import GenerateCoroutine, InFlight
 from engine.tasks.compute import Compute
 from engine.tasks.transfers import Transfers
-from sim.schedule.task import LaneKind, Op, Task
+from sim.schedule import LaneKind, Op, Task
 
 WEIGHT_OPS = (Op.PIN_WEIGHTS, Op.LOAD_WEIGHTS, Op.LOAD_WEIGHTS_PAGEABLE)
 

@@ -1,15 +1,10 @@
 """The tasks that copy activations and KV cache between device and host, each with a real copy over the link."""
 
-from engine.device.base import LaneContext
-from engine.memory.activations import Activations
-from engine.memory.buffers import Buffers
-from engine.model.coroutine import AttentionCall, CacheNeeded, GenerateCoroutine, LayerEntry
-from engine.model.in_flight import InFlight
-from engine.model.kvcache import KeysValues, Store
+from engine.device import LaneContext
+from engine.memory import Activations, Buffers
+from engine.model import AttentionCall, CacheNeeded, GenerateCoroutine, InFlight, KeysValues, LayerEntry, Store
 from engine.tasks.attend import DecodeAttention
-from sim.schedule.shape import PipelineShape
-from sim.schedule.slots import KV_SLOTS
-from sim.schedule.task import Task
+from sim.schedule import KV_SLOTS, PipelineShape, Task
 
 
 class Transfers:

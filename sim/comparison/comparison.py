@@ -10,13 +10,11 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from sim.cost.setup import Setup
-from sim.planning.planner import NothingFitsError, best_policy
-from sim.problem.policy import Policy
-from sim.problem.problem import Problem
-from sim.schedule.base import Schedule
-from sim.schedule.registry import by_name
-from sim.simulation.prediction import Prediction, evaluate, to_dict
+from sim.cost import Setup
+from sim.planning import NothingFitsError, best_policy
+from sim.problem import Policy, Problem
+from sim.schedule import Schedule, by_name
+from sim.simulation import Prediction, evaluate, to_dict
 
 
 @dataclass(frozen=True, slots=True)

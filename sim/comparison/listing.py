@@ -5,11 +5,9 @@ from collections.abc import Iterable
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from sim.problem.machine.hardware import Hardware
-from sim.problem.model.model import Model
-from sim.problem.workload import Workload
-from sim.schedule.registry import registered
-from traces.cli.frame import console
+from sim.problem import Hardware, Model, Workload
+from sim.schedule import registered
+from traces.cli import console
 
 
 def print_known() -> None:

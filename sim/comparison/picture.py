@@ -11,12 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from sim.comparison.comparison import Outcome
-from sim.cost.setup import Setup
-from sim.problem.problem import Problem
-from sim.schedule.ranks import over_ranks
-from sim.schedule.task import LaneKind, Op
-from sim.simulation.simulator import Executed, Simulation
-from traces.cli.frame import check_format
+from sim.cost import Setup
+from sim.problem import Problem
+from sim.schedule import LaneKind, Op, over_ranks
+from sim.simulation import Executed, Simulation
+from traces.cli import check_format
 
 COLOURS: dict[Op, str] = {
     Op.PRE_ATTN: "#8ecae6",

@@ -7,10 +7,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from sim.comparison.comparison import Outcome
-from sim.problem.machine.quantity import Basis
-from sim.problem.problem import Problem
-from sim.simulation.prediction import LaneSummary, Prediction
-from traces.cli.frame import console
+from sim.problem import Basis, Problem
+from sim.simulation import LaneSummary, Prediction
+from traces.cli import console
 
 LEGEND = (
     "policy: micro-batch size × number of micro-batches, and where attention runs. bound by: the busiest lane in "

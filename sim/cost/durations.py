@@ -9,14 +9,8 @@ from typing import NamedTuple
 
 from sim.cost.memory import kept_tokens
 from sim.cost.pools import Cost
-from sim.problem.batch import Batch, MicroBatch
-from sim.problem.machine.hardware import Efficiency, Hardware, Processor
-from sim.problem.model.layer import Layer, packed_bytes
-from sim.problem.model.model import Model
-from sim.problem.policy import Policy
-from sim.schedule.base import Schedule
-from sim.schedule.shape import PipelineShape, Place
-from sim.schedule.task import WHOLE, LaneKind, Op, Task
+from sim.problem import Batch, Efficiency, Hardware, Layer, MicroBatch, Model, Policy, Processor, packed_bytes
+from sim.schedule import WHOLE, LaneKind, Op, PipelineShape, Place, Schedule, Task
 
 DRAM, CPU_CORES = 0, 1
 """Pools of the host. Cores are counted in thousandths of all of them."""

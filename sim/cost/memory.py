@@ -3,14 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sim.problem.batch import Batch, MicroBatch
-from sim.problem.machine.hardware import Hardware
-from sim.problem.model.layer import Layer, packed_bytes
-from sim.problem.model.model import Model
-from sim.problem.policy import Policy
-from sim.schedule.base import Schedule
-from sim.schedule.shape import PipelineShape, Place
-from sim.schedule.slots import KV_SLOTS, WEIGHT_SLOTS
+from sim.problem import Batch, Hardware, Layer, MicroBatch, Model, Policy, packed_bytes
+from sim.schedule import KV_SLOTS, WEIGHT_SLOTS, PipelineShape, Place, Schedule
 
 ACTIVATION_SLOTS = 2
 """Device buffers of one micro-batch's hidden states that take turns while the others wait on the host."""

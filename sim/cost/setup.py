@@ -5,12 +5,8 @@ from functools import lru_cache
 
 from sim.cost.durations import CostModel
 from sim.cost.memory import MemoryPlan, Shortage, plan_memory
-from sim.problem.batch import Batch, make_batch
-from sim.problem.policy import Policy
-from sim.problem.problem import Problem
-from sim.problem.workload import Workload
-from sim.schedule.base import Schedule
-from sim.schedule.shape import PipelineShape
+from sim.problem import Batch, Policy, Problem, Workload, make_batch
+from sim.schedule import PipelineShape, Schedule
 from traces.errors import InputError
 
 

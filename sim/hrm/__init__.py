@@ -1,1 +1,5 @@
 """MoE-Lightning's own performance model, the Hierarchical Roofline Model."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

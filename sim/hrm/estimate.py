@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.hrm.roofs import Amount
-from sim.problem.machine.hardware import OptimizerConstants
-from sim.problem.model.model import Model
+from sim.problem import Model, OptimizerConstants
 from traces.errors import InputError
 
 GPU_MEMORY_SHARE = 0.86

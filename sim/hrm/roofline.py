@@ -14,8 +14,8 @@ from typing import Any
 
 from sim.hrm.estimate import MoEDims, attention_intensity, dims_of, ffn_intensity, ffn_tokens
 from sim.hrm.roofs import Hierarchy, Level
-from sim.problem.machine.hardware import Hardware
-from traces.cli.frame import writing
+from sim.problem import Hardware
+from traces.cli import writing
 from traces.errors import InputError
 
 GPU, CPU = "GPU", "CPU"
@@ -163,7 +163,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table, and write what was asked for. Raises InputError for anything the user gave wrong."""
-    from sim.problem.model.model import Model
+    from sim.problem import Model
 
     hardware, model = Hardware.load(args.hardware), Model.load(args.model)
     result = roofline(hardware, model.name, dims_of(model), args.context, args.micro_batch_size)

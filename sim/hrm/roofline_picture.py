@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from sim.hrm.roofline import CPU, GPU, KV_BITS, Roofline, RooflinePoint
 from sim.hrm.roofs import Level
-from traces.cli.frame import check_format
+from traces.cli import check_format
 
 _LINK = "link"
 _COLOURS = {GPU: "#2a8f50", CPU: "#3a6ea5", _LINK: "#c8553d"}

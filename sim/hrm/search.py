@@ -27,12 +27,8 @@ from sim.hrm.estimate import (
     largest_weight_share,
     layer_time,
 )
-from sim.problem.machine.hardware import Hardware, OptimizerConstants
-from sim.problem.machine.quantity import Basis, Quantity
-from sim.problem.model.model import Model
-from sim.problem.policy import Policy
-from sim.problem.workload import Workload
-from sim.schedule.shape import Place
+from sim.problem import Basis, Hardware, Model, OptimizerConstants, Policy, Quantity, Workload
+from sim.schedule import Place
 from traces.errors import InputError
 
 SCHEDULE = "cgopipe"

@@ -6,10 +6,9 @@ T = max(link, GPU, CPU) per layer and decode step, N · n / (T · (n − 1)) sum
 
 from typing import NamedTuple
 
-from sim.cost.setup import Setup
-from sim.problem.machine.hardware import Hardware
-from sim.problem.model.layer import Layer
-from sim.schedule.shape import Place
+from sim.cost import Setup
+from sim.problem import Hardware, Layer
+from sim.schedule import Place
 
 
 class _Peaks(NamedTuple):

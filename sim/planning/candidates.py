@@ -11,12 +11,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.cost.memory import Shortage
-from sim.cost.setup import Setup
+from sim.cost import Setup, Shortage
 from sim.planning.grid import PolicyGrid, pin_choices, spots
-from sim.problem.policy import Policy
-from sim.problem.problem import Problem
-from sim.schedule.base import Schedule
+from sim.problem import Policy, Problem
+from sim.schedule import Schedule
 from traces.errors import InputError
 
 Ints = NDArray[np.int64]

@@ -5,8 +5,8 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from sim.problem.arguments import add_problem, problem_of, schedules_of
-from traces.cli.frame import add_command, write_text, writing
+from sim.problem import add_problem, problem_of, schedules_of
+from traces.cli import add_command, write_text, writing
 from traces.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Plan, print, and write what was asked for. Raises InputError for what the user gave wrong or nothing fits."""
     from sim.planning.explanation import explain
-    from sim.simulation.prediction import evaluate
+    from sim.simulation import evaluate
 
     _check(args)
     started = time.perf_counter()
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from traces.cli.frame import check_format
+    from traces.cli import check_format
 
     for flag in ("top", "jobs", "gen_len", "prompt_len"):
         value = getattr(args, flag)

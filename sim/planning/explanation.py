@@ -12,11 +12,9 @@ from typing import Any
 from sim.planning.grid import PolicyGrid
 from sim.planning.planner import Choice, NothingFitsError, Plan, best_policy, in_processes
 from sim.planning.search import Candidate, Objective, in_essence, ranked
-from sim.problem.machine.hardware import Hardware
-from sim.problem.policy import Policy
-from sim.problem.problem import Problem
-from sim.schedule.registry import by_name
-from sim.simulation.prediction import Prediction
+from sim.problem import Hardware, Policy, Problem
+from sim.schedule import by_name
+from sim.simulation import Prediction
 from traces.errors import InputError
 
 FACTORS = (0.9, 1.1, 2.0)

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from sim.problem.policy import Policy
-from sim.schedule.base import Schedule
-from sim.schedule.shape import Place
+from sim.problem import Policy
+from sim.schedule import Place, Schedule
 
 
 def sizes_up_to(most: int, per_doubling: int) -> tuple[int, ...]:

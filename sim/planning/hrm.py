@@ -4,15 +4,15 @@ import time
 
 import numpy as np
 
-from sim.cost.setup import Setup
-from sim.hrm.search import SCHEDULE, search_policies
-from sim.planning.bounds.bound import least_seconds
+from sim.cost import Setup
+from sim.hrm import SCHEDULE, search_policies
+from sim.planning.bounds import least_seconds
 from sim.planning.candidates import space
 from sim.planning.grid import PolicyGrid
 from sim.planning.planner import Choice, Plan
 from sim.planning.search import Candidate, Objective, predict_candidate
-from sim.problem.problem import Problem
-from sim.schedule.registry import by_name
+from sim.problem import Problem
+from sim.schedule import by_name
 
 
 def hrm_setup(problem: Problem) -> tuple[Setup, int]:

@@ -14,15 +14,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from sim.cost.memory import Shortage
-from sim.cost.setup import Setup
-from sim.planning.bounds.bound import least_seconds
+from sim.cost import Setup, Shortage
+from sim.planning.bounds import least_seconds
 from sim.planning.candidates import Floats, space
 from sim.planning.grid import PolicyGrid, sizes_up_to
 from sim.planning.hrm import hrm_setup
 from sim.planning.planner import Choice, in_processes
 from sim.planning.search import predict_candidate
-from traces.cli.frame import check_format
+from traces.cli import check_format
 from traces.errors import InputError
 
 PER_DOUBLING = 2

@@ -11,18 +11,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from sim.planning.candidates import Candidates, space
 from sim.planning.grid import PolicyGrid
 from sim.planning.search import TOLERANCE, Candidate, Objective, Search, ranked
-from sim.problem.problem import Problem
-from sim.schedule.base import Schedule
-from sim.schedule.registry import by_name
+from sim.problem import Problem
+from sim.schedule import Schedule, by_name
 from traces.errors import InputError
-
-if TYPE_CHECKING:
-    pass
 
 NARROWER_BITS = (8.0, 4.0)
 """Widths of weights that are tried where nothing fits."""

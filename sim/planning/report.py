@@ -8,9 +8,9 @@ from rich.table import Table
 from sim.planning.explanation import FACTORS, RESOURCES, Explanation, Replanned, Tier, sentences
 from sim.planning.planner import Choice
 from sim.planning.search import TOLERANCE, Candidate
-from sim.problem.workload import Workload
-from sim.simulation.prediction import Prediction
-from traces.cli.frame import console
+from sim.problem import Workload
+from sim.simulation import Prediction
+from traces.cli import console
 
 
 def print_plan(choice: Choice, prediction: Prediction, top: int, wall_s: float) -> None:

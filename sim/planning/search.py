@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sim.cost.setup import Setup
-from sim.planning.bounds.bound import least_seconds
+from sim.cost import Setup
+from sim.planning.bounds import least_seconds
 from sim.planning.candidates import TIERS, Candidates, Floats
-from sim.problem.policy import Policy
+from sim.problem import Policy
 
 if TYPE_CHECKING:
-    from sim.simulation.compiled.path import FastResult
+    from sim.simulation import FastResult
 
 TOLERANCE = 1e-3
 """Relative gain below which a candidate is not simulated: the interpolation of decode steps is accepted up to it."""
@@ -156,6 +156,6 @@ def in_essence(policy: Policy) -> Policy:
 
 def predict_candidate(setup: Setup) -> "FastResult":
     """One setup on the fast path, equal to the simulator's to the nanosecond."""
-    from sim.simulation.compiled.path import generation_s
+    from sim.simulation import generation_s
 
     return generation_s(setup)

@@ -25,8 +25,8 @@ def add_problem(group: Any) -> None:
 
 def problem_of(args: argparse.Namespace) -> "Problem":
     """What is asked. Raises InputError for a name that is not known or a file that cannot be read."""
-    from sim.problem.machine.hardware import Hardware
-    from sim.problem.model.model import Model
+    from sim.problem.machine import Hardware
+    from sim.problem.model import Model
     from sim.problem.problem import Problem
 
     return Problem(Model.load(args.model), Hardware.load(args.hardware), _workload(args))
@@ -34,7 +34,7 @@ def problem_of(args: argparse.Namespace) -> "Problem":
 
 def schedules_of(args: argparse.Namespace) -> list[str]:
     """The schedules named, each once, or all. Raises InputError for an unknown name."""
-    from sim.schedule.registry import by_name, registered
+    from sim.schedule import by_name, registered
 
     if args.schedules is None:
         return list(registered())

@@ -6,10 +6,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from sim.problem.model.layer import Layer
-from sim.problem.model.model import Model
-from sim.schedule.base import Schedule
-from sim.schedule.shape import PipelineShape, Place
+from sim.problem.model import Layer, Model
+from sim.schedule import PipelineShape, Place, Schedule
 from traces.errors import InputError, check_keys
 
 MIN_BITS, MAX_BITS = 1.0, 32.0

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from sim.problem.machine.hardware import Hardware
-from sim.problem.model.model import Model
+from sim.problem.machine import Hardware
+from sim.problem.model import Model
 from sim.problem.workload import Workload
 
 

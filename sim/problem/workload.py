@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from sim.problem.machine.quantity import Basis
+from sim.problem.machine import Basis
 from traces.errors import InputError, check_keys, nearest
 
 TOKENS_PER_WORD = 1.5698

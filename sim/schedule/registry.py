@@ -4,12 +4,7 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 
 from sim.schedule.base import Schedule
-from sim.schedule.systems.accelerate import Accelerate
-from sim.schedule.systems.cgopipe import CGOPipe
-from sim.schedule.systems.fastdecode import FastDecode
-from sim.schedule.systems.flexgen import FlexGen
-from sim.schedule.systems.flexgen_c import FlexGenC
-from sim.schedule.systems.zero import Zero
+from sim.schedule.systems import Accelerate, CGOPipe, FastDecode, FlexGen, FlexGenC, Zero
 from traces.errors import InputError, nearest
 
 ENTRY_POINTS = "cgopipe.schedules"

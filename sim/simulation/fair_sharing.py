@@ -8,7 +8,7 @@ needs all of it, as MoE-Lens measured (one pass's weights in 6 s instead of 5 s)
 
 from collections.abc import Sequence
 
-from sim.cost.pools import Demands
+from sim.cost import Demands
 
 
 def fair_rates(demands: Sequence[Demands], capacities: Sequence[int]) -> list[float]:

@@ -5,7 +5,7 @@ In the engine it is the hand-over from one lane's thread to another's; on a GPU,
 
 from collections.abc import Mapping, Sequence
 
-from sim.schedule.task import Lane, Task
+from sim.schedule import Lane, Task
 from traces.errors import InputError
 from traces.trace import Key, Span
 

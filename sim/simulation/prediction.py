@@ -7,10 +7,10 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sim.cost.setup import Setup
-from sim.hrm.throughput import hrm_tokens_per_s
-from sim.problem.policy import Policy
-from sim.schedule.ranks import over_ranks
+from sim.cost import Setup
+from sim.hrm import hrm_tokens_per_s
+from sim.problem import Policy
+from sim.schedule import over_ranks
 from sim.simulation.sampling import SampledGeneration, StepTotals, sample
 from sim.simulation.simulator import Simulation, StepUse
 from traces.trace import lane_order

@@ -6,7 +6,7 @@ to the nanosecond when nothing is shared, and a fast estimate.
 
 from collections.abc import Callable, Iterable
 
-from sim.schedule.task import Lane, Task
+from sim.schedule import Lane, Task
 
 
 def task_ends(tasks: Iterable[Task], duration_ns: Callable[[Task], int], hand_over_ns: int = 0) -> dict[int, int]:

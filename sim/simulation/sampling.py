@@ -10,8 +10,8 @@ and the one before it stand alone. `exact` simulates all of them and adds them u
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from sim.cost.setup import Setup
-from sim.schedule.task import Lane
+from sim.cost import Setup
+from sim.schedule import Lane
 from sim.simulation.simulator import StepUse
 
 TOLERANCE = 1e-3

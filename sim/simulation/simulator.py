@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import simpy
 
-from sim.cost.pools import Cost
-from sim.schedule.task import Lane, Op, Task
+from sim.cost import Cost
+from sim.schedule import Lane, Op, Task
 from sim.simulation.fair_sharing import fair_rates
 
 RATES_KEPT = 2_000

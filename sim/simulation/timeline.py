@@ -4,12 +4,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from sim.cost.memory import kept_tokens
-from sim.cost.setup import Setup
-from sim.problem.batch import Batch
-from sim.schedule.ranks import over_ranks
-from sim.schedule.shape import PipelineShape, Place
-from sim.schedule.task import LaneKind, Op, Task
+from sim.cost import Setup, kept_tokens
+from sim.problem import Batch
+from sim.schedule import LaneKind, Op, PipelineShape, Place, Task, over_ranks
 from sim.simulation.simulator import Executed, Simulation
 from traces.trace import LINK_RATE, MEMORY, NONE, Counter, Span, Trace
 

@@ -15,10 +15,8 @@ from dataclasses import dataclass, fields
 from itertools import product
 from typing import Any
 
-from sim.problem.machine.hardware import Hardware
-from sim.problem.machine.quantity import UNITS, Dimension
-from sim.problem.policy import Policy
-from sim.schedule.shape import Place
+from sim.problem import UNITS, Dimension, Hardware, Policy
+from sim.schedule import Place
 from traces.errors import InputError, nearest
 
 Value = str | int | float | bool | None

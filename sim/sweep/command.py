@@ -7,8 +7,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim.problem.arguments import add_problem
-from traces.cli.frame import INTERRUPTED, add_command
+from sim.problem import add_problem
+from traces.cli import INTERRUPTED, add_command
 from traces.errors import InputError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _check_flags(args: argparse.Namespace) -> None:
     from sim.sweep.rows import FORMATS
     from sim.sweep.sweep import HRM, SIMULATOR
     from sim.sweep.workers import BACKENDS
-    from traces.cli.frame import check_format
+    from traces.cli import check_format
 
     for flag in ("micro_batch_size", "num_micro_batches", "jobs", "prompt_len", "gen_len"):
         value = getattr(args, flag)
@@ -126,9 +126,9 @@ def _check_flags(args: argparse.Namespace) -> None:
 
 
 def _base(args: argparse.Namespace) -> "Base":
-    from sim.hrm.search import SCHEDULE
-    from sim.problem.policy import read_policy_file
-    from sim.schedule.registry import registered
+    from sim.hrm import SCHEDULE
+    from sim.problem import read_policy_file
+    from sim.schedule import registered
     from sim.sweep.sweep import SIMULATOR, Base
 
     policy: dict[str, Any] = {}
@@ -149,7 +149,7 @@ def _base(args: argparse.Namespace) -> "Base":
 
 def _axes(args: argparse.Namespace) -> "tuple[Axis, ...]":
     """The axes; numbers of machines have the units of the first machine."""
-    from sim.problem.machine.hardware import Hardware
+    from sim.problem import Hardware
     from sim.sweep.axes import parse_axes
 
     swept = [text.partition("=")[2] for text in args.axis if text.partition("=")[0].rpartition(":")[2] == "hardware"]

@@ -12,16 +12,12 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from sim.comparison.comparison import Asked, Outcome, compare, project_version
-from sim.hrm.search import SCHEDULE, search_policies
-from sim.planning.planner import best_policy
-from sim.problem.machine.hardware import Hardware
-from sim.problem.model.model import Model
-from sim.problem.problem import Problem
-from sim.problem.workload import DEFAULT_GEN_LEN, Workload
-from sim.schedule.registry import by_name
-from sim.schedule.shape import Place
-from sim.simulation.prediction import evaluate, to_dict
+from sim.comparison import Asked, Outcome, compare, project_version
+from sim.hrm import SCHEDULE, search_policies
+from sim.planning import best_policy
+from sim.problem import DEFAULT_GEN_LEN, Hardware, Model, Problem, Workload
+from sim.schedule import Place, by_name
+from sim.simulation import evaluate, to_dict
 from sim.sweep.axes import HARDWARE, POLICY, Axis, Value, points
 from traces.errors import InputError
 

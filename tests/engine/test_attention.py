@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from transformers import DeepseekV3Config, DynamicCache, GptOssConfig, MixtralConfig
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
 from transformers.models.mixtral.modeling_mixtral import MixtralAttention, eager_attention_forward
 
-from engine.attention.host import HostAttention, first_seen, unsupported
+from engine.attention import HostAttention, unsupported
+from engine.attention.host import first_seen
 
 
 def random(*shape, dtype=torch.float32, seed=0, scale=1.0):

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 from engine_models import make, make_prompts
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import engine
-from engine.calibration.calibration import calibrate, described, fitted, measure_machine
+from engine.calibration import Round, calibrate, described, fitted, measure_machine
 from engine.calibration.fit.contention import contended
 from engine.calibration.fit.hand_over import hand_overs_s
 from engine.calibration.fit.interference import measured_slowdowns, with_turns
@@ -20,18 +19,16 @@ from engine.calibration.fit.roofs import GROUPS, fit_all
 from engine.calibration.measure.first_layers import keep_first_layers, layers_to_measure
 from engine.calibration.measure.measured import Measured, repeated
 from engine.calibration.measure.probes import FEW_REPEATS, probe
-from engine.calibration.measure.rounds import Round, median_probes, median_second_place
+from engine.calibration.measure.rounds import median_probes, median_second_place
 from engine.calibration.measure.runs import MAX_TOKENS, Sample, conditions, run_all, samples_of
 from engine.calibration.measure.split_experts import second_place
 from engine.cli import main
-from engine.device.emulated.device import EmulatedDevice
+from engine.device import EmulatedDevice
 from engine.generation.demo import make_model
-from sim.cost.durations import GROWS_WITH_CONTEXT
-from sim.problem.machine.hardware import AtTokens, Hardware
-from sim.problem.machine.quantity import Basis, Quantity
-from sim.schedule.task import Op
-from sim.simulation.simulator import Simulation
-from sim.simulation.timeline import span_of
+from sim.cost import GROWS_WITH_CONTEXT
+from sim.problem import AtTokens, Basis, Hardware, Quantity
+from sim.schedule import Op
+from sim.simulation import Simulation, span_of
 from traces.trace import Span
 
 MB = 1e6

@@ -9,18 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from engine.calibration.measure.memory_bandwidth import MemoryReader
-from engine.device.base import ALIGNMENT_BYTES, pinned_footprint_bytes
+from engine.device import ALIGNMENT_BYTES, EmulatedDevice, Ledger, PinnedOutOfMemory, pinned_footprint_bytes
 from engine.device.cuda.clock import ANCHOR_EVERY_NS, WIDEST_WINDOW_NS, DeviceClock
 from engine.device.cuda.device import CudaDevice
-from engine.device.emulated.device import EmulatedDevice
 from engine.device.emulated.paced_copy import _rows
 from engine.device.emulated.threads import BEHIND
-from engine.device.ledger import DeviceOutOfMemory, Ledger, OutOfMemory, PinnedOutOfMemory
-from sim.schedule.task import LaneKind
+from engine.device.ledger import DeviceOutOfMemory, OutOfMemory
+from sim.schedule import LaneKind
 from traces.errors import InputError
 
 MB = 10**6

@@ -11,7 +11,8 @@ from engine_models import reference
 
 import engine
 from engine.cli import main
-from engine.generation.checkpoint import load_model, load_tokenizer
+from engine.generation import load_model
+from engine.generation.checkpoint import load_tokenizer
 from engine.generation.demo import make_model
 from engine.generation.requests import Results, read_requests
 from traces.files.chrome_reader import read

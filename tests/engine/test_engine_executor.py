@@ -5,13 +5,12 @@ import time
 
 import pytest
 
-from engine.device.emulated.device import EmulatedDevice
+from engine.device import EmulatedDevice
 from engine.device.host_lane import HostMark
-from engine.lanes.executor import Executor, TaskError
+from engine.lanes import Executor
+from engine.lanes.executor import TaskError
 from engine.lanes.task_queue import DeadlockError, TaskQueue
-from sim.schedule.registry import by_name, registered
-from sim.schedule.shape import PipelineShape
-from sim.schedule.task import CPU, GPU, H2D, Op, Task
+from sim.schedule import CPU, GPU, H2D, Op, PipelineShape, Task, by_name, registered
 from traces.errors import InputError
 
 

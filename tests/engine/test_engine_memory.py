@@ -6,17 +6,13 @@ from engine_models import PROMPTS, make, make_prompts
 from torch import nn
 
 import engine
-from engine.device.emulated.device import EmulatedDevice
-from engine.memory.weights import StreamedLayer, WeightStream
-from engine.model.anatomy import Anatomy, OwnedParameter
-from engine.model.experts import lean_gates
-from engine.model.kvcache import KeysValues, LayerCache, Store, cache_for
+from engine.device import EmulatedDevice
+from engine.memory import WeightStream
+from engine.memory.weights import StreamedLayer
+from engine.model import Anatomy, KeysValues, LayerCache, OwnedParameter, Store, cache_for, lean_gates
 from sim.cost.memory import plan_memory
-from sim.problem.batch import Batch, MicroBatch
-from sim.problem.model.model import Model
-from sim.problem.policy import Policy
-from sim.schedule.registry import by_name, registered
-from sim.schedule.task import WHOLE, LaneKind
+from sim.problem import Batch, MicroBatch, Model, Policy
+from sim.schedule import WHOLE, LaneKind, by_name, registered
 from traces.errors import InputError
 
 WIDE = {

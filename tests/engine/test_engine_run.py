@@ -8,20 +8,16 @@ import torch
 from engine_models import PROMPTS, VOCAB, make, reference
 
 import engine
-from engine.device.emulated.device import EmulatedDevice, EmulatedLane
+from engine.device import EmulatedDevice
+from engine.device.emulated.device import EmulatedLane
 from engine.device.ledger import DeviceOutOfMemory
 from engine.generation.session import Session
 from engine.lanes.executor import TaskError
-from sim.cost.pools import Cost
-from sim.problem.model.model import Model
-from sim.problem.policy import Policy
-from sim.schedule.base import Schedule
-from sim.schedule.registry import by_name, registered
-from sim.schedule.shape import Place
-from sim.schedule.systems.cgopipe import CGOPipe
+from sim.cost import Cost
+from sim.problem import Model, Policy
+from sim.schedule import CGOPipe, LaneKind, Place, Schedule, by_name, registered
 from sim.schedule.systems.flexgen_c import FlexGenC
-from sim.schedule.task import LaneKind
-from sim.simulation.simulator import Simulation
+from sim.simulation import Simulation
 from traces.errors import InputError
 from traces.trace import MEMORY, NONE
 

@@ -9,9 +9,10 @@ from engine_models import FAMILIES, PROMPTS, make, make_prompts, reference
 from hypothesis import given, settings, strategies
 
 import engine
-from engine.device.emulated.device import EmulatedDevice, EmulatedLane
-from sim.problem.policy import Policy
-from sim.schedule.registry import by_name, registered
+from engine.device import EmulatedDevice
+from engine.device.emulated.device import EmulatedLane
+from sim.problem import Policy
+from sim.schedule import by_name, registered
 
 NEW = 10
 EOS = 24  # a token that ends the prompts of `make("mixtral")` at different steps

@@ -18,10 +18,8 @@ from typing import Any
 
 from cases import CASES, INPUTS, Case
 
-from sim.problem.machine.hardware import Hardware
-from sim.problem.model.model import Model
-from sim.problem.workload import Workload
-from sim.schedule.registry import registered
+from sim.problem import Hardware, Model, Workload
+from sim.schedule import registered
 
 RESULTS = Path(__file__).with_name("results")
 LEFT_OUT = frozenset({"wall_s", "version", "versions", "input_hash", "inputs", "schema"})

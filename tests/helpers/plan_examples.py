@@ -3,10 +3,8 @@
 from hypothesis import strategies as st
 from sim_examples import few_layers, round_machine
 
-from sim.planning.grid import PolicyGrid
-from sim.planning.planner import best_policy
-from sim.problem.problem import Problem
-from sim.problem.workload import Workload
+from sim.planning import PolicyGrid, best_policy
+from sim.problem import Problem, Workload
 
 SMALL = PolicyGrid((1, 6, 40), (1, 3, 8), kv_shares=(0.0, 0.5, 1.0), pages=(0.0, 0.5, 1.0, 2.0), expert_values=3)
 RATES = (

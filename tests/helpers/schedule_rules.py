@@ -8,15 +8,13 @@ from collections import Counter, defaultdict
 from itertools import pairwise
 from random import Random
 
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 
-from sim.cost.pools import Cost
-from sim.schedule.base import Schedule, issue, next_layer
-from sim.schedule.registry import registered
-from sim.schedule.shape import PipelineShape, Place
-from sim.schedule.task import CPU, D2H, GPU, H2D, PIN, WHOLE, LaneKind, Op, Task
-from sim.simulation.simulator import Simulation
+from sim.cost import Cost
+from sim.schedule import CPU, D2H, GPU, H2D, WHOLE, LaneKind, Op, PipelineShape, Place, Schedule, Task, registered
+from sim.schedule.base import issue, next_layer
+from sim.schedule.task import PIN
+from sim.simulation import Simulation
 
 LOADS = {Op.LOAD_WEIGHTS, Op.LOAD_WEIGHTS_PAGEABLE}
 COMPUTE = {Op.PRE_ATTN, Op.ATTN, Op.POST_ATTN, Op.HEAD}

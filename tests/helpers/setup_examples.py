@@ -1,14 +1,11 @@
 """Any setup that hypothesis thinks of."""
 
-from hypothesis import settings
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 from sim_examples import few_layers, round_machine
 
-from sim.cost.setup import Setup
-from sim.problem.policy import Policy
-from sim.problem.problem import Problem
-from sim.problem.workload import Workload
-from sim.schedule.registry import by_name, registered
+from sim.cost import Setup
+from sim.problem import Policy, Problem, Workload
+from sim.schedule import by_name, registered
 
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=60)
 ALL = sorted(registered())

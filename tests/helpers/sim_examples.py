@@ -3,15 +3,9 @@
 from dataclasses import replace
 from functools import cache
 
-from sim.cost.setup import Setup
-from sim.problem.machine.hardware import Hardware
-from sim.problem.machine.quantity import Quantity
-from sim.problem.model.model import Model
-from sim.problem.policy import Policy
-from sim.problem.problem import Problem
-from sim.problem.workload import Workload
-from sim.schedule.registry import by_name
-from sim.schedule.task import CPU, Lane, LaneKind, Op, Task
+from sim.cost import Setup
+from sim.problem import Hardware, Model, Policy, Problem, Quantity, Workload
+from sim.schedule import CPU, Lane, LaneKind, Op, Task, by_name
 
 ON_LANE = {
     Op.OFFLOAD_QKV: LaneKind.D2H,

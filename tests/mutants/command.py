@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from traces.cli.frame import INTERRUPTED, OneLineParser, run_command
+from traces.cli import INTERRUPTED, OneLineParser, run_command
 from traces.errors import InputError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from tests.mutants.mutants import Mutant
 from tests.mutants.run import Trial, Verdict
-from traces.cli.frame import console
+from traces.cli import console
 
 
 def print_list(mutants: Sequence[Mutant]) -> None:

@@ -7,13 +7,9 @@ from pathlib import Path
 import pytest
 
 from sim.cli import main
-from sim.problem.machine.hardware import Hardware
-from sim.problem.policy import Policy, read_policy_file
-from sim.schedule.base import Schedule
-from sim.schedule.registry import BUILT_IN, by_name
-from sim.schedule.shape import PipelineShape, Place
-from sim.schedule.task import Op
-from sim.simulation.recurrence import task_ends
+from sim.problem import Hardware, Policy, read_policy_file
+from sim.schedule import BUILT_IN, Op, PipelineShape, Place, Schedule, by_name
+from sim.simulation import task_ends
 
 ROOT = Path(__file__).resolve().parents[2]
 

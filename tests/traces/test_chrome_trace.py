@@ -11,18 +11,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from perfetto_engine import OpenTrace
 from trace_examples import NAMES, SIMULATED, span, traces, two_devices
 from trace_rules import assert_content_obeys_rules, assert_obeys_rules, load
 
-from traces.analysis.critical_path import find_critical_path
+from traces.analysis import find_critical_path
 from traces.errors import InputError
-from traces.files import json_stream
+from traces.files import json_stream, read_chrome, write_trace
 from traces.files.chrome_reader import _Reader
-from traces.files.chrome_writer import write_trace
-from traces.files.reader import read_trace
 from traces.trace import MAX_NS, Trace
 
 
@@ -39,31 +36,31 @@ class TestRoundTrip:
     @pytest.mark.parametrize("name", ["trace.json", "trace.json.gz"])
     def test_reading_gives_back_what_was_written(self, tmp_path, name):
         write_trace(two_devices(), tmp_path / name)
-        assert read_trace(tmp_path / name) == two_devices()
+        assert read_chrome(tmp_path / name) == two_devices()
 
     @settings(deadline=None)
     @given(traces(), st.sampled_from(["trace.json", "trace.json.gz"]))
     def test_it_is_exact_for_any_trace(self, trace, name):
         with written(trace, name) as path:
-            assert read_trace(path) == trace
+            assert read_chrome(path) == trace
 
     @settings(deadline=None)
     @given(traces(), st.integers(1, 40), st.sampled_from([None, 1, (",", ":")]))
     def test_it_does_not_depend_on_how_the_file_is_laid_out_or_read(self, trace, chunk, layout):
         with written(trace) as path, pytest.MonkeyPatch.context() as patch:
             patch.setattr(json_stream, "CHUNK_CHARS", chunk)
-            assert read_trace(path) == trace
+            assert read_chrome(path) == trace
             laid_out = {"separators": layout} if isinstance(layout, tuple) else {"indent": layout}
             path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True, **laid_out))
-            assert read_trace(path) == trace
+            assert read_chrome(path) == trace
 
     def test_the_last_nanoseconds_of_the_longest_trace_survive(self, tmp_path):
         trace = Trace(SIMULATED, [span(n, start_ns=MAX_NS - 9 + n, end_ns=MAX_NS - 8 + n) for n in range(9)])
         write_trace(trace, tmp_path / "trace.json")
-        assert read_trace(tmp_path / "trace.json") == trace
+        assert read_chrome(tmp_path / "trace.json") == trace
         reformatted = json.dumps(json.loads((tmp_path / "trace.json").read_text()))  # read by way of floats
         (tmp_path / "trace.json").write_text(reformatted)
-        assert read_trace(tmp_path / "trace.json") == trace
+        assert read_chrome(tmp_path / "trace.json") == trace
 
 
 class TestWriting:
@@ -251,7 +248,7 @@ class TestPerfetto:
 class TestFilesThatAreNotOurs:
     def refusal(self, path):
         with pytest.raises(InputError) as raised:
-            read_trace(path)
+            read_chrome(path)
         message = str(raised.value)
         assert message.startswith(f"{path}: ")
         assert "\n" not in message
@@ -330,7 +327,7 @@ class TestFilesThatAreNotOurs:
                 content[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
             path.write_bytes(content)
             with suppress(InputError):
-                read_trace(path)
+                read_chrome(path)
 
 
 def test_reading_takes_the_memory_of_the_spans_and_not_of_their_json(tmp_path):
@@ -338,7 +335,7 @@ def test_reading_takes_the_memory_of_the_spans_and_not_of_their_json(tmp_path):
     write_trace(Trace(SIMULATED, [span(n, start_ns=n, end_ns=n + 1) for n in range(20_000)]), path)
     tracemalloc.start()
     try:
-        trace = read_trace(path)
+        trace = read_chrome(path)
         kept, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -352,5 +349,5 @@ def test_most_spans_are_read_the_short_way(tmp_path, monkeypatch):
     long_way = []
     decode = _Reader._span
     monkeypatch.setattr(_Reader, "_span", lambda self, event: long_way.append(event) or decode(self, event))
-    assert len(read_trace(tmp_path / "trace.json").spans) == 5_000
+    assert len(read_chrome(tmp_path / "trace.json").spans) == 5_000
     assert len(long_way) < 500

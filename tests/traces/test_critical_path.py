@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from run_examples import runs
 from trace_examples import SIMULATED, span, two_devices
 
-from traces.analysis.critical_path import find_critical_path
+from traces.analysis import find_critical_path
 from traces.trace import Trace
 
 

@@ -12,12 +12,11 @@ from torch.autograd import profiler
 from torch.profiler import ProfilerActivity, profile
 
 import engine
-from engine.device.emulated.device import EmulatedDevice
-from engine.lanes.executor import Executor
-from sim.schedule.task import CPU, GPU, H2D, Op, Task
+from engine.device import EmulatedDevice
+from engine.lanes import Executor
+from sim.schedule import CPU, GPU, H2D, Op, Task
 from traces.errors import InputError
-from traces.files import pytorch_profile as kineto
-from traces.files import reader as files
+from traces.files import pytorch_profile as kineto, reader as files
 
 CLOCK_NS = 20_000
 """The profiler's clock (the processor's counter, converted) against the engine's."""

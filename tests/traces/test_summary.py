@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from run_examples import runs
 from trace_examples import SIMULATED, span, two_devices
 
-from traces.analysis.summary import END_OF_RUN, OVERHEAD, summarise
+from traces.analysis import summarise
+from traces.analysis.summary import END_OF_RUN, OVERHEAD
 from traces.trace import MEMORY, Counter, Trace
 
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from trace_examples import SIMULATED, span, traces, two_devices
 
-from traces.analysis.critical_path import Gap, find_critical_path
+from traces.analysis import find_critical_path
+from traces.analysis.critical_path import Gap
 from traces.errors import InputError
 from traces.trace import MAX_COUNT, MAX_NS, MEMORY, Counter, Trace
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from trace_examples import SIMULATED, span, two_devices
 
-from traces.cli.commands import main
-from traces.files.chrome_writer import write_trace
+from traces.cli import main
+from traces.files import write_trace
 from traces.trace import Trace
 
 ROOT = Path(__file__).resolve().parents[2]

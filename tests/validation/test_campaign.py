@@ -6,15 +6,15 @@ import statistics
 
 import pytest
 
-from engine.device.emulated.device import EmulatedDevice
-from sim.schedule.registry import registered
-from traces.files.reader import read_trace
+from engine.device import EmulatedDevice
+from sim.schedule import registered
+from traces.files import read_trace
 from validation.campaign.analyse import analyse
 from validation.campaign.command import write
 from validation.campaign.execute import PLANNED, Campaign
 from validation.campaign.grid import STANDARD, CampaignGrid, few_large_experts, many_small_experts
 from validation.cli import main
-from validation.replay.checks import replay_trace
+from validation.replay import replay_trace
 
 SHORT = CampaignGrid(
     models={"few": lambda: few_large_experts(32, 2), "many": lambda: many_small_experts(32, 2)},

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sim.schedule.registry import registered
+from sim.schedule import registered
 from sim.simulation import simulator
 from validation.mechanics import Check, mechanics
 

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from sim.problem.machine.hardware import Hardware
-from sim.problem.machine.quantity import Basis
+from sim.problem import Basis, Hardware
 from traces.errors import InputError
 from validation.cli import main
 from validation.published.bars import BASELINE_BAR, CGOPIPE_BAR, RANKING_BAR

@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from sim.problem.machine.hardware import Hardware
-from sim.problem.machine.quantity import Basis
+from sim.problem import Basis, Hardware
 from traces.errors import InputError
 from validation.published.fit import CASES, Fitted, MachineFit, fit, log_errors, machines, usable, with_values
 from validation.published.holdout import folds

@@ -10,27 +10,22 @@ from engine_models import PROMPTS, make, make_prompts
 from sim_examples import few_layers, made_setup, round_machine, with_hand_over
 
 import engine
-from engine.device.emulated.device import EmulatedDevice
-from sim.cost.pools import Cost
-from sim.cost.setup import Setup
-from sim.problem.batch import Batch, MicroBatch
-from sim.problem.machine.hardware import Hardware
+from engine.device import EmulatedDevice
+from sim.cost import Cost, Setup
+from sim.problem import Batch, Hardware, MicroBatch, Policy
 from sim.problem.model.model import PRESETS
-from sim.problem.policy import Policy
-from sim.schedule.registry import by_name, registered
-from sim.schedule.task import CPU, D2H, GPU, H2D, Op, Task
-from sim.simulation.gaps import CLOCK_SLACK_NS, start_delays
-from sim.simulation.timeline import record
+from sim.schedule import CPU, D2H, GPU, H2D, Op, Task, by_name, registered
+from sim.simulation import record, start_delays
+from sim.simulation.gaps import CLOCK_SLACK_NS
 from traces.errors import InputError
-from traces.files.chrome_writer import write_trace
-from traces.files.reader import read_trace
+from traces.files import read_trace, write_trace
 from traces.trace import Span, Trace
 from validation.cli import main
+from validation.replay import rebuild_setup, recorded, replay_trace
 from validation.replay.accuracy import path_agreement
-from validation.replay.checks import replay_steps, replay_trace
+from validation.replay.checks import replay_steps
 from validation.replay.delays import summarise, with_latency
 from validation.replay.picture import Window, bounds_ns, window_of
-from validation.replay.rebuild import rebuild_setup, recorded
 
 MODEL = "mixtral-8x7b"
 GEN_LEN = 4

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from engine.device.emulated.device import EmulatedDevice
+from engine.device import EmulatedDevice
 from validation.campaign.steady import (
     FASTER_LOOKS,
     FIRST_LOOKS,

@@ -12,7 +12,7 @@ from traces.cli.frame import OneLineParser, add_command, run_command
 from traces.errors import InputError
 
 if TYPE_CHECKING:
-    from traces.analysis.critical_path import CriticalPath
+    from traces.analysis import CriticalPath
     from traces.trace import Trace
 
 USUAL_TOP = 10
@@ -57,7 +57,7 @@ def _parser() -> OneLineParser:
 
 
 def _summary(args: argparse.Namespace) -> int:
-    from traces.analysis.summary import summarise
+    from traces.analysis import summarise
     from traces.cli.report import print_summary
 
     summaries = [(path, summarise(_read(path))) for path in args.files]
@@ -82,7 +82,7 @@ def _path(args: argparse.Namespace) -> int:
 
 
 def _diff(args: argparse.Namespace) -> int:
-    from traces.analysis.diff import diff_traces
+    from traces.analysis import diff_traces
     from traces.cli.report import print_diff
 
     a, b = _read(args.a), _read(args.b)
@@ -94,14 +94,14 @@ def _diff(args: argparse.Namespace) -> int:
 
 
 def _read(path: str) -> "Trace":
-    from traces.files.reader import read_trace
+    from traces.files import read_trace
 
     with _shown(f"reading {path}"):
         return read_trace(path)
 
 
 def _critical_path(path: str, trace: "Trace") -> "CriticalPath":
-    from traces.analysis.critical_path import find_critical_path
+    from traces.analysis import find_critical_path
 
     try:
         return find_critical_path(trace)

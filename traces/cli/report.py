@@ -8,9 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from traces.analysis.critical_path import CriticalPath
-from traces.analysis.diff import NAMED, Account, Diff, by_op
-from traces.analysis.summary import LaneUse, Summary
+from traces.analysis import NAMED, Account, CriticalPath, Diff, LaneUse, Summary, by_op
 from traces.trace import NONE, Span, Trace, lane_name
 
 PLAIN_WIDTH = 100

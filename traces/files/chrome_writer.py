@@ -19,7 +19,7 @@ from json.encoder import encode_basestring as quoted
 from pathlib import Path
 from typing import IO, Any, cast
 
-from traces.analysis.critical_path import find_critical_path
+from traces.analysis import find_critical_path
 from traces.errors import InputError
 from traces.files.chrome_reader import SCHEMA, SECTION
 from traces.trace import DEVICE_LANES, HOST_LANES, NONE, LaneId, Span, Trace

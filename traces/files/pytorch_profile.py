@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
-from traces.analysis.causes import DEPENDENCY, cause_of
+from traces.analysis import DEPENDENCY, cause_of
 from traces.errors import InputError
 from traces.files.chrome_reader import opened
 from traces.files.json_stream import members

@@ -8,15 +8,14 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sim.hrm.throughput import hrm_tokens_per_s
-from traces.files.reader import read_trace
+from sim.hrm import hrm_tokens_per_s
+from traces.files import read_trace
 from traces.trace import Key
 from validation.campaign.execute import PLANNED, Campaign
 from validation.campaign.grid import Case
 from validation.mechanics import Check, mechanics
 from validation.metrics import Ranking, Spread, bias, kendall_tau, mape, relative_error, spread_of, wape
-from validation.replay.checks import Replay, replay_trace
-from validation.replay.rebuild import rebuild_setup, recorded
+from validation.replay import Replay, rebuild_setup, recorded, replay_trace
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from traces.errors import InputError
 
 if TYPE_CHECKING:
-    from engine.device.base import Device
+    from engine.device import Device
     from validation.campaign.analyse import Findings
     from validation.campaign.execute import Campaign
 
@@ -54,7 +54,7 @@ def write(campaign: "Campaign", findings: "Findings") -> None:
     from validation.campaign.picture import draw_ops, draw_runs
     from validation.campaign.report import markdown
     from validation.campaign.steady import told
-    from validation.replay.picture import draw
+    from validation.replay import draw
 
     if not findings.runs:
         raise InputError(f"{campaign.folder} holds no run: there is nothing to report")
@@ -75,8 +75,8 @@ def write(campaign: "Campaign", findings: "Findings") -> None:
 
 
 def _replayed(campaign: "Campaign", name: str) -> Any:
-    from traces.files.reader import read_trace
-    from validation.replay.checks import replay_trace
+    from traces.files import read_trace
+    from validation.replay import replay_trace
 
     case = next(one for one in campaign.cases() if one.name == name)
     file = next(f for f in (campaign.trace_file(case, r) for r in range(campaign.repeats)) if f.exists())
@@ -115,7 +115,7 @@ def _execute(campaign: "Campaign") -> None:
 
 
 def _device(args: argparse.Namespace) -> "Device":
-    from engine.device.open import make_device
+    from engine.device import make_device
 
     options: dict[str, Any] = {"memory_bytes": int(args.device_memory_gb * GIGA)}
     if args.device == "emulated":

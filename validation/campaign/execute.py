@@ -13,17 +13,13 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 import engine
-from engine.calibration.calibration import fitted, measure_machine, planned_for
-from engine.calibration.measure.rounds import Round
-from engine.calibration.measure.runs import Attempt, once
-from engine.device.base import Device
-from engine.device.emulated.device import EmulatedDevice
+from engine.calibration import Attempt, Round, fitted, measure_machine, once, planned_for
+from engine.device import Device, EmulatedDevice
 from engine.planning import RunPlan, plan
-from sim.problem.machine.hardware import Hardware
-from sim.schedule.registry import registered
+from sim.problem import Hardware
+from sim.schedule import registered
 from traces.errors import InputError
-from traces.files.atomic import appearing
-from traces.files.chrome_writer import write_trace
+from traces.files import appearing, write_trace
 from traces.trace import Trace
 from validation.campaign.grid import CampaignGrid, Case
 from validation.campaign.steady import Reference, Steady

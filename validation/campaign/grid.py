@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from sim.problem.policy import Policy
-from sim.schedule.base import Schedule
-from sim.schedule.registry import by_name, registered
+from sim.problem import Policy
+from sim.schedule import Schedule, by_name, registered
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from typing import TypeVar
 
 import torch
 
-from engine.device.base import Device
-from sim.schedule.task import LaneKind
-from traces.files.atomic import appearing
+from engine.device import Device
+from sim.schedule import LaneKind
+from traces.files import appearing
 
 T = TypeVar("T")
 

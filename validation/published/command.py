@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from traces.cli.frame import OneLineParser
+from traces.cli import OneLineParser
 from traces.errors import InputError
 
 if TYPE_CHECKING:
-    from sim.problem.machine.hardware import Hardware
+    from sim.problem import Hardware
     from validation.published.fit import Fitted, Progress
     from validation.published.holdout import HeldOut
     from validation.published.predict import Predicted
@@ -113,7 +113,7 @@ def _report(
 
 
 def _preset(name: str) -> "Hardware":
-    from sim.problem.machine.hardware import Hardware
+    from sim.problem import Hardware
 
     return Hardware.load(name)
 

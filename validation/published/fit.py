@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from math import exp, log
 from typing import Any
 
-from sim.problem.machine.hardware import Hardware
-from sim.simulation.compiled.path import generation_s
+from sim.problem import Hardware
+from sim.simulation import generation_s
 from validation.published.bars import BASELINE_BAR, CGOPIPE_BAR
 from validation.published.rows import Row
 from validation.published.setups import machine_of, pose, schedule_of

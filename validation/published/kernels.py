@@ -7,15 +7,9 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from sim.cost.setup import Setup
-from sim.problem.machine.hardware import Hardware
-from sim.problem.model.model import Model
-from sim.problem.policy import Policy
-from sim.problem.problem import Problem
-from sim.problem.workload import Workload
-from sim.schedule.registry import by_name
-from sim.schedule.shape import Place
-from sim.schedule.task import CPU, GPU, H2D, Op, Task
+from sim.cost import Setup
+from sim.problem import Hardware, Model, Policy, Problem, Workload
+from sim.schedule import CPU, GPU, H2D, Op, Place, Task, by_name
 from traces.errors import InputError
 from validation.published.rows import FOLDER
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sim.hrm.throughput import hrm_tokens_per_s
-from sim.problem.machine.hardware import Hardware
-from sim.simulation.compiled.path import generation_s
+from sim.hrm import hrm_tokens_per_s
+from sim.problem import Hardware
+from sim.simulation import generation_s
 from traces.errors import InputError
 from validation.published.rows import Row
 from validation.published.setups import machine_of, pose

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import sim
-from sim.problem.machine.quantity import Quantity
+from sim.problem import Quantity
 from traces.errors import InputError
 from validation.published.fit import Fitted
 

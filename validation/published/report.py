@@ -8,7 +8,7 @@ from statistics import fmean
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from traces.cli.frame import console
+from traces.cli import console
 from validation.published.bars import BASELINE_BAR, CGOPIPE_BAR, RANKING_BAR, TIE
 from validation.published.fit import Fitted
 from validation.published.holdout import HeldOut

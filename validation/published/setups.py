@@ -3,15 +3,10 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
-from sim.cost.setup import Setup
-from sim.planning.planner import best_policy
-from sim.problem.machine.hardware import Hardware
-from sim.problem.model.model import Model
-from sim.problem.policy import Policy
-from sim.problem.problem import Problem
-from sim.problem.workload import Workload
-from sim.schedule.base import Schedule
-from sim.schedule.registry import by_name, registered
+from sim.cost import Setup
+from sim.planning import best_policy
+from sim.problem import Hardware, Model, Policy, Problem, Workload
+from sim.schedule import Schedule, by_name, registered
 from traces.errors import InputError, nearest
 from validation.published.rows import Row
 

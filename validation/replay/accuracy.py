@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from traces.analysis.critical_path import find_critical_path
+from traces.analysis import find_critical_path
 from traces.trace import LaneId, Span, Trace, lane_order
 from validation.metrics import bias, mape, wape
 

@@ -9,13 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sim.cost.pools import Cost
-from sim.problem.batch import Batch
-from sim.problem.machine.hardware import Hardware
-from sim.schedule.task import Op, Task
-from sim.simulation.gaps import start_delays
-from sim.simulation.simulator import Executed, Simulation
-from sim.simulation.timeline import span_of
+from sim.cost import Cost
+from sim.problem import Batch, Hardware
+from sim.schedule import Op, Task
+from sim.simulation import Executed, Simulation, span_of, start_delays
 from traces.errors import InputError
 from traces.trace import Key, Span, Trace
 from validation.metrics import relative_error, wape

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from traces.cli.frame import write_text, writing
+from traces.cli import write_text, writing
 from traces.errors import InputError
 
 
@@ -17,9 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Replay one trace and show how far off each layer is."""
-    from sim.problem.machine.hardware import Hardware
-    from traces.cli.frame import check_format
-    from traces.files.reader import read_trace
+    from sim.problem import Hardware
+    from traces.cli import check_format
+    from traces.files import read_trace
     from validation.replay.checks import replay_trace
 
     if args.plot:

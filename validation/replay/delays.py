@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from sim.schedule.task import Lane, Task
+from sim.schedule import Lane, Task
 from traces.trace import Key, Span
 
 

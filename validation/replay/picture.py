@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from sim.comparison.picture import COLOURS, ROW_ORDER
-from sim.schedule.task import Op
-from traces.cli.frame import check_format
+from sim.comparison import COLOURS, ROW_ORDER
+from sim.schedule import Op
+from traces.cli import check_format
 from traces.trace import Span, Trace
 from validation.replay.checks import Replay
 

@@ -4,18 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sim.cost.setup import Setup
-from sim.problem.batch import Batch, MicroBatch
-from sim.problem.machine.hardware import Hardware
-from sim.problem.model.model import Model
-from sim.problem.policy import Policy
-from sim.problem.problem import Problem
-from sim.problem.workload import Workload
-from sim.schedule.base import Schedule
-from sim.schedule.ranks import over_ranks
-from sim.schedule.registry import by_name
-from sim.schedule.shape import PipelineShape, Place
-from sim.schedule.task import Task
+from sim.cost import Setup
+from sim.problem import Batch, Hardware, MicroBatch, Model, Policy, Problem, Workload
+from sim.schedule import PipelineShape, Place, Schedule, Task, by_name, over_ranks
 from traces.errors import InputError
 from traces.trace import Key, Span, Trace
 
@@ -112,7 +103,7 @@ def model_of(trace: Trace) -> Model:
     """The model of a trace: from its configuration, or a preset by its name. Raises InputError."""
     name, config = _text(trace.metadata, "model"), trace.metadata.get("model_config")
     if isinstance(config, Mapping):
-        from sim.problem.model.config import read_model
+        from sim.problem import read_model
 
         return read_model(config, name, "the trace's model_config")
     if name in Model.presets():

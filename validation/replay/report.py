@@ -4,7 +4,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from traces.cli.frame import console
+from traces.cli import console
 from validation.replay.checks import LAYER_1_BAR, DurationCheck, OrderCheck, PhaseError, Replay, RunCheck
 
 GAPS_SHOWN = 6

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.calibration.measure.runs import Condition, Sample
-from sim.schedule.task import LaneKind, Op
+from engine.calibration.measure import Condition, Sample
+from sim.schedule import LaneKind, Op
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from engine.calibration.measure.measured import Measured
-from engine.calibration.measure.runs import Condition
-from sim.problem.machine.hardware import Hardware
-from sim.problem.model.model import Model
-from sim.simulation.gaps import start_delays
+from engine.calibration.measure import Condition, Measured
+from sim.problem import Hardware, Model
+from sim.simulation import start_delays
 from traces.trace import Span
 
 

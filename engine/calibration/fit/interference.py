@@ -8,12 +8,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from engine.calibration.measure.runs import Condition
-from sim.problem.machine.hardware import Hardware
-from sim.problem.machine.quantity import Basis
-from sim.problem.model.model import Model
-from sim.schedule.task import LaneKind
-from sim.simulation.simulator import Executed, Simulation
+from engine.calibration.measure import Condition
+from sim.problem import Basis, Hardware, Model
+from sim.schedule import LaneKind
+from sim.simulation import Executed, Simulation
 from traces.trace import Span
 
 TURNS = tuple(share / 100 for share in range(20, 101, 10))

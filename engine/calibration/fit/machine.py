@@ -8,12 +8,9 @@ from typing import Any
 
 import torch
 
-from engine.calibration.measure.measured import Measured
-from engine.calibration.measure.probes import Probes
-from engine.device.base import Device
-from engine.device.emulated.device import EmulatedDevice
-from sim.problem.machine.hardware import Efficiency, Emulation, Hardware, Link, Memory, Processor
-from sim.problem.machine.quantity import Basis, Quantity
+from engine.calibration.measure import Measured, Probes
+from engine.device import Device, EmulatedDevice
+from sim.problem import Basis, Efficiency, Emulation, Hardware, Link, Memory, Processor, Quantity
 
 ROOM = 4.0
 """Times the measured peaks that rates may reach in a fit: weights that stay in caches are read faster than memory."""

@@ -7,10 +7,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
-from engine.calibration.measure.runs import Condition, Sample
-from sim.problem.machine.hardware import AtTokens, Efficiency, Hardware
-from sim.problem.machine.quantity import Basis, Quantity
-from sim.problem.model.model import Model
+from engine.calibration.measure import Condition, Sample
+from sim.problem import AtTokens, Basis, Efficiency, Hardware, Model, Quantity
 
 MOST = 2.0
 """A ratio is at most this, and at least its inverse: what is further off has another reason."""

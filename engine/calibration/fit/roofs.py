@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from engine.calibration.fit.ratios import with_ratios
-from engine.calibration.measure.runs import Condition, Sample
-from sim.problem.machine.hardware import Hardware
-from sim.problem.machine.quantity import Basis
-from sim.problem.model.model import Model
-from sim.schedule.task import LaneKind, Op
+from engine.calibration.measure import Condition, Sample
+from sim.problem import Basis, Hardware, Model
+from sim.schedule import LaneKind, Op
 
 OUTLIER = 0.1
 """Residuals in the logarithm above this count linearly."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from torch import nn
 from transformers import PreTrainedModel
 
-from engine.model.anatomy import Anatomy
+from engine.model import Anatomy
 
 USUAL_LAYERS = 6
 """Layers that a calibration runs: several measurements of each op in a step."""

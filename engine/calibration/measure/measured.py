@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from sim.problem.machine.quantity import Basis, Quantity
+from sim.problem import Basis, Quantity
 
 
 @dataclass(frozen=True, slots=True)

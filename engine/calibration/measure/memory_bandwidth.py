@@ -7,7 +7,7 @@ from typing import Self
 
 import torch
 
-from engine.device.emulated.threads import check_thread_count, intra_op_threads
+from engine.device import check_thread_count, intra_op_threads
 from traces.errors import InputError
 
 LARGER_THAN_CACHES_BYTES = 256 * 1024**2

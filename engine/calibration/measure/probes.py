@@ -10,9 +10,8 @@ import torch
 
 from engine.calibration.measure.measured import Measured, repeated
 from engine.calibration.measure.memory_bandwidth import MemoryReader
-from engine.device.base import ALIGNMENT_BYTES, Device, LaneContext
-from engine.device.emulated.threads import intra_op_threads
-from sim.schedule.task import LaneKind
+from engine.device import ALIGNMENT_BYTES, Device, LaneContext, intra_op_threads
+from sim.schedule import LaneKind
 
 MIB = 1024**2
 LARGE_COPY_BYTES = 32 * MIB

@@ -15,17 +15,11 @@ from typing import NamedTuple, Protocol, TypeVar
 import torch
 from transformers import PreTrainedModel
 
-from engine.device.base import Device
-from engine.generation.generate import run
-from sim.cost.durations import GROWS_WITH_CONTEXT, CostModel
-from sim.problem.batch import Batch, MicroBatch
-from sim.problem.machine.hardware import Hardware
-from sim.problem.model.model import Model
-from sim.problem.policy import Policy
-from sim.schedule.base import Schedule
-from sim.schedule.registry import by_name
-from sim.schedule.shape import PipelineShape
-from sim.schedule.task import Lane, LaneKind, Op, Task
+from engine.device import Device
+from engine.generation import run
+from sim.cost import GROWS_WITH_CONTEXT, CostModel
+from sim.problem import Batch, Hardware, MicroBatch, Model, Policy
+from sim.schedule import Lane, LaneKind, Op, PipelineShape, Schedule, Task, by_name
 from traces.trace import Span
 
 T = TypeVar("T")

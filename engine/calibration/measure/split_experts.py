@@ -7,12 +7,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from engine.calibration.measure.measured import Measured
-from engine.device.base import Device, LaneContext
-from engine.model.anatomy import Anatomy
-from engine.model.experts import SplitExperts, can_split, lean_gates
-from sim.problem.model.layer import Layer
-from sim.problem.model.model import Model
-from sim.schedule.task import LaneKind
+from engine.device import Device, LaneContext
+from engine.model import Anatomy, SplitExperts, can_split, lean_gates
+from sim.problem import Layer, Model
+from sim.schedule import LaneKind
 
 TOKENS = 16
 

@@ -14,10 +14,10 @@ import torch
 
 from engine.device.base import Device, LaneContext, Mark
 from engine.device.cuda.clock import DeviceClock
-from engine.device.emulated.threads import check_thread_count, intra_op_threads
+from engine.device.emulated import check_thread_count, intra_op_threads
 from engine.device.host_lane import ThreadLane
 from engine.device.ledger import DeviceOutOfMemory, PinnedOutOfMemory, Usage
-from sim.schedule.task import LaneKind
+from sim.schedule import LaneKind
 from traces.errors import InputError
 
 STREAM_LANES = (LaneKind.GPU, LaneKind.H2D, LaneKind.D2H, LaneKind.NET)

@@ -13,7 +13,7 @@ from engine.device.emulated.heap import keep_freed_memory
 from engine.device.emulated.link import LinkUse, PacedLink
 from engine.device.emulated.threads import Cores, behind_copies, check_thread_count, cores_apart, on_cores, prompt_sleep
 from engine.device.host_lane import ThreadLane
-from sim.schedule.task import LaneKind
+from sim.schedule import LaneKind
 
 
 class EmulatedLane(ThreadLane):

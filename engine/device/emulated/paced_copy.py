@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from sim.simulation.compiled.jit import jitted
+from sim.simulation import jitted
 
 POSIX: Final = sys.platform != "win32"
 

@@ -7,9 +7,7 @@ from numpy.typing import NDArray
 
 from sim.planning.bounds.durations import LEAST, MEAN, MOST, WEIGHT_OPS, Times
 from sim.planning.candidates import Floats
-from sim.schedule.dependencies import Barrier, DependencyTracker
-from sim.schedule.shape import PipelineShape
-from sim.schedule.task import NONE, Lane, Op, Task
+from sim.schedule import NONE, Barrier, DependencyTracker, Lane, Op, PipelineShape, Task
 
 LIKE_ALL = 3
 """Micro-batches that are looked at: the first, one that stands for all in the middle, and the last."""

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from sim.planning.bounds.barriers import sum_of_stretches
 from sim.planning.bounds.durations import DECODE_OPS, LEAST, MEAN, MOST, PREFILL_OPS, Times
 from sim.planning.candidates import Candidates, Floats
-from sim.schedule.systems.cgopipe import CGOPipe
-from sim.schedule.task import Op
+from sim.schedule import CGOPipe, Op
 
 
 def least_seconds(space: Candidates) -> tuple[Floats, Floats]:

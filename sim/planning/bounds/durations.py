@@ -7,16 +7,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from sim.cost.durations import CPU_CORES, DRAM, GROWS_WITH_CONTEXT, CostModel
-from sim.cost.pools import Demands
-from sim.cost.setup import Setup
+from sim.cost import CPU_CORES, DRAM, GROWS_WITH_CONTEXT, CostModel, Demands, Setup
 from sim.planning.candidates import Candidates, Floats
-from sim.problem.batch import MicroBatch
-from sim.problem.model.model import Model
-from sim.schedule.base import LANE_OF
-from sim.schedule.shape import Place
-from sim.schedule.task import CPU, GPU, NET, WHOLE, Op, Task
-from sim.simulation.fair_sharing import fair_rates
+from sim.problem import MicroBatch, Model
+from sim.schedule import CPU, GPU, LANE_OF, NET, WHOLE, Op, Place, Task
+from sim.simulation import fair_rates
 
 SEGMENTS = 4
 """Stretches that decode is cut into."""

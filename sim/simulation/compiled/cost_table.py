@@ -6,9 +6,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from sim.cost.durations import GROWS_WITH_CONTEXT, CostModel
-from sim.cost.pools import Cost
-from sim.schedule.task import Op, Task
+from sim.cost import GROWS_WITH_CONTEXT, Cost, CostModel
+from sim.schedule import Op, Task
 from sim.simulation.compiled.dependencies import CODE_OF, LANE, LAYER, MICRO_BATCH, OP, OPS, PAGE, STEP, Array
 from sim.simulation.compiled.event_loop import COST, DEPS, HEADS, Costs, Tasks
 from sim.simulation.compiled.program import Program

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.schedule.slots import KV_SLOTS, WEIGHT_SLOTS, SlotLayout
-from sim.schedule.task import WHOLE, Op
+from sim.schedule import KV_SLOTS, WEIGHT_SLOTS, WHOLE, Op, SlotLayout
 from sim.simulation.compiled.jit import jitted
 
 Array = np.ndarray[Any, Any]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sim.schedule.task import Op
+from sim.schedule import Op
 from sim.simulation.compiled.jit import jitted
 
 Array = np.ndarray[Any, Any]

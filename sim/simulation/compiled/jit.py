@@ -17,7 +17,7 @@ else:
 
 
 def jitted(function: Function) -> Function:
-    """The function jitted at its first call, or taken from an earlier process if there is a place to keep it."""
+    """The function compiled at its first call, or taken from an earlier process if there is a place to keep it."""
     if not COMPILES:
         return function
     try:

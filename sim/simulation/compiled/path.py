@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sim.cost.setup import Setup
-from sim.schedule.shape import PipelineShape, Place
+from sim.cost import Setup
+from sim.schedule import PipelineShape, Place
 from sim.simulation.sampling import StepTotals, sample
 from sim.simulation.simulator import DeadlockError, LaneUse, StepUse
 from traces.trace import lane_order
@@ -131,7 +131,7 @@ def _step_uses(program: "Program", kinds: Sequence[int], uses: "Uses") -> list[S
 
 def warm_up() -> None:
     """Compile, or load what was compiled before: seconds, or a moment, that the first question is spared."""
-    from sim.schedule.systems.cgopipe import CGOPipe
+    from sim.schedule import CGOPipe
     from sim.simulation.compiled.event_loop import Costs, Tasks, run_events
     from sim.simulation.compiled.program import program_of
 

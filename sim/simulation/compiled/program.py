@@ -12,12 +12,21 @@ from functools import lru_cache
 
 import numpy as np
 
-from sim.schedule.base import Issues, Schedule, issue_steps, steady_step
-from sim.schedule.dependencies import Barrier
-from sim.schedule.registry import BUILT_IN
-from sim.schedule.shape import PipelineShape
-from sim.schedule.slots import SlotLayout
-from sim.schedule.task import GPU, NET, Lane, LaneKind, Op
+from sim.schedule import (
+    BUILT_IN,
+    GPU,
+    NET,
+    Barrier,
+    Issues,
+    Lane,
+    LaneKind,
+    Op,
+    PipelineShape,
+    Schedule,
+    SlotLayout,
+    issue_steps,
+    steady_step,
+)
 from sim.simulation.compiled.dependencies import (
     CODE_OF,
     LANE,

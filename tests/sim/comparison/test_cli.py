@@ -11,10 +11,8 @@ from sim_examples import made_setup, round_machine, with_hand_over
 from trace_rules import assert_obeys_rules
 
 from sim.cli import main
-from sim.problem.machine.hardware import Hardware
-from sim.problem.model.model import Model
-from sim.problem.workload import Workload
-from sim.schedule.registry import registered
+from sim.problem import Hardware, Model, Workload
+from sim.schedule import registered
 from traces.files import chrome_reader
 
 QUICK = ["--micro-batch-size", "36", "--num-micro-batches", "2", "--gen-len", "4", "--jobs", "1"]

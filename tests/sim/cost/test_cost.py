@@ -7,14 +7,13 @@ The arithmetic is written out from the published dimensions of the models (Mixtr
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from sim_examples import cost_of, few_layers, made_setup, one_task, round_machine, with_hand_over
 
-from sim.cost.durations import ALL_CORES, CPU_CORES, DRAM, hbm, link
-from sim.problem.batch import Batch, MicroBatch
-from sim.problem.workload import Workload
-from sim.schedule.task import WHOLE, Op
+from sim.cost import CPU_CORES, DRAM
+from sim.cost.durations import ALL_CORES, hbm, link
+from sim.problem import Batch, MicroBatch, Workload
+from sim.schedule import WHOLE, Op
 
 US = 1e3  # nanoseconds
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=60)

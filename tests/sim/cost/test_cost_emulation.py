@@ -5,12 +5,11 @@ from dataclasses import replace
 import pytest
 from sim_examples import cost_of, made_setup, one_task, round_machine
 
-from sim.cost.durations import DRAM, WHOLE_INTERPRETER, hbm, interpreter, link
-from sim.cost.pools import Cost
-from sim.problem.machine.hardware import AtTokens, Efficiency, Emulation, Hardware
-from sim.problem.machine.quantity import Basis, Quantity
-from sim.schedule.task import CPU, GPU, Op, Task
-from sim.simulation.simulator import Simulation
+from sim.cost import DRAM, Cost
+from sim.cost.durations import WHOLE_INTERPRETER, hbm, interpreter, link
+from sim.problem import AtTokens, Basis, Efficiency, Emulation, Hardware, Quantity
+from sim.schedule import CPU, GPU, Op, Task
+from sim.simulation import Simulation
 
 
 def number(value, unit="1"):

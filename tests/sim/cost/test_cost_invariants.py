@@ -4,13 +4,12 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from sim_examples import cost_of, few_layers, made_setup, one_task, round_machine
 
 import sim.cost.durations
-from sim.problem.workload import Workload
-from sim.schedule.task import Op, Task
+from sim.problem import Workload
+from sim.schedule import Op, Task
 
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=60)
 

@@ -1,13 +1,13 @@
 """What tasks cost with other layers than Mixtral's, narrower numbers and several devices, worked out by hand."""
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from sim_examples import cost_of, few_layers, made_setup, one_task, preset, round_machine
 
-from sim.cost.durations import DRAM, hbm, link
-from sim.problem.workload import Workload
-from sim.schedule.task import Op
+from sim.cost import DRAM
+from sim.cost.durations import hbm, link
+from sim.problem import Workload
+from sim.schedule import Op
 
 US = 1e3  # nanoseconds
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=60)

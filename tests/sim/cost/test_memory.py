@@ -7,19 +7,13 @@ a vocabulary of 32000; everything in two bytes.
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from sim_examples import few_layers, made_setup, preset, round_machine
 
-from sim.cost.memory import MemoryPlan, Shortage, kept_tokens, kv_bytes
-from sim.cost.setup import Setup
-from sim.problem.batch import Batch, MicroBatch, make_batch
-from sim.problem.machine.hardware import Hardware
-from sim.problem.model.model import Model
-from sim.problem.policy import Policy
-from sim.problem.problem import Problem
-from sim.problem.workload import Workload
-from sim.schedule.registry import by_name, registered
+from sim.cost import Setup, Shortage, kept_tokens
+from sim.cost.memory import MemoryPlan, kv_bytes
+from sim.problem import Batch, Hardware, MicroBatch, Model, Policy, Problem, Workload, make_batch
+from sim.schedule import by_name, registered
 from traces.errors import InputError
 
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=60)

@@ -1,18 +1,14 @@
 """HRM's own prediction of a setup against the paper's optimizer, and against arithmetic done by hand."""
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from sim_examples import few_layers, made_setup, preset, round_machine
 
-from sim.cost.setup import Setup
+from sim.cost import Setup
+from sim.hrm import hrm_tokens_per_s
 from sim.hrm.estimate import MoEDims, PolicyNumbers, decode_tokens_per_s
-from sim.hrm.throughput import hrm_tokens_per_s
-from sim.problem.machine.hardware import Hardware
-from sim.problem.policy import Policy
-from sim.problem.problem import Problem
-from sim.problem.workload import Workload
-from sim.schedule.registry import by_name, registered
+from sim.problem import Hardware, Policy, Problem, Workload
+from sim.schedule import by_name, registered
 
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=25)
 GIB = 2**30

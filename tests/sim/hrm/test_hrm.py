@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from sim.hrm import roofline
 from sim.hrm.estimate import (
@@ -30,8 +29,7 @@ from sim.hrm.estimate import (
     layer_time,
 )
 from sim.hrm.roofs import Hierarchy, Level
-from sim.problem.machine.hardware import Hardware
-from sim.problem.model.model import Model
+from sim.problem import Hardware, Model
 from traces.errors import InputError
 
 MIXTRAL = MoEDims(n_layers=32, h1=4096, h2=14336, n_q=32, n_kv=8, n_e=8, k=2)

@@ -4,19 +4,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from sim_examples import few_layers, preset, round_machine
 
-from sim.cost.setup import Setup
+from sim.cost import Setup
+from sim.hrm import search_policies
 from sim.hrm.estimate import PolicyNumbers, cpu_memory_bytes, dims_of, gpu_memory_bytes
-from sim.hrm.search import constants_of, micro_batch_sizes, search_policies
-from sim.problem.machine.hardware import Hardware
-from sim.problem.model.model import Model
-from sim.problem.problem import Problem
-from sim.problem.workload import Workload
-from sim.schedule.registry import by_name
-from sim.schedule.shape import Place
+from sim.hrm.search import constants_of, micro_batch_sizes
+from sim.problem import Hardware, Model, Problem, Workload
+from sim.schedule import Place, by_name
 from traces.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[3]

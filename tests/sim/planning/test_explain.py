@@ -7,11 +7,12 @@ from functools import cache
 import pytest
 from plan_examples import SMALL, simple_problem
 
+from sim.planning import best_policy
 from sim.planning.explanation import FACTORS, RESOURCES, _replanned, explain, near, scaled, sentences
-from sim.planning.planner import best_policy, plan
+from sim.planning.planner import plan
 from sim.planning.search import Objective
-from sim.schedule.shape import Place
-from sim.simulation.prediction import evaluate
+from sim.schedule import Place
+from sim.simulation import evaluate
 from traces.errors import InputError
 
 NAMES = ["cgopipe", "flexgen-c", "zero"]

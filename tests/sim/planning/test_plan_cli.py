@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from sim.cli import main
-from sim.planning.grid import PolicyGrid
-from sim.problem.policy import Policy, read_policy_file
-from sim.schedule.registry import by_name
+from sim.planning import PolicyGrid
+from sim.problem import Policy, read_policy_file
+from sim.schedule import by_name
 from traces.errors import InputError
 
 

@@ -4,24 +4,19 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from plan_examples import SMALL, planned, problems, simple_problem
 from sim_examples import few_layers, preset, round_machine
 
-from sim.cost.setup import Setup
+from sim.cost import Setup
+from sim.planning import NothingFitsError, PolicyGrid, best_policy
 from sim.planning.candidates import space
-from sim.planning.grid import PolicyGrid
 from sim.planning.hrm import hrm_setup
-from sim.planning.planner import NothingFitsError, best_policy, plan
+from sim.planning.planner import plan
 from sim.planning.search import ENOUGH_THROUGHPUT, SAME_LATENCY, TOLERANCE, Objective, predict_candidate
-from sim.problem.machine.hardware import Hardware
-from sim.problem.policy import Policy
-from sim.problem.problem import Problem
-from sim.problem.workload import Workload
-from sim.schedule.registry import by_name, registered
-from sim.simulation.compiled.path import generation_s
-from sim.simulation.prediction import evaluate
+from sim.problem import Hardware, Policy, Problem, Workload
+from sim.schedule import by_name, registered
+from sim.simulation import evaluate, generation_s
 
 ALL = sorted(registered())
 FEW = PolicyGrid((7, 40), (1, 4), kv_shares=(0.0, 1.0), pages=(1.0,), expert_values=3)

@@ -6,23 +6,18 @@ from itertools import pairwise, product
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from plan_examples import SMALL, problems, simple_problem
 from sim_examples import few_layers, preset
 
-from sim.cost.setup import Setup
+from sim.cost import Setup
+from sim.planning import PolicyGrid
 from sim.planning.bounds.bound import least_seconds
 from sim.planning.candidates import TIERS, space
-from sim.planning.grid import PolicyGrid, pin_choices, sizes_up_to, spots
-from sim.problem.machine.hardware import Hardware
-from sim.problem.policy import Policy
-from sim.problem.problem import Problem
-from sim.problem.workload import Workload
-from sim.schedule.registry import by_name, registered
-from sim.schedule.shape import Place
-from sim.simulation.compiled.path import generation_s
-from sim.simulation.prediction import evaluate
+from sim.planning.grid import pin_choices, sizes_up_to, spots
+from sim.problem import Hardware, Policy, Problem, Workload
+from sim.schedule import Place, by_name, registered
+from sim.simulation import evaluate, generation_s
 from traces.errors import InputError
 
 ALL = sorted(registered())

@@ -1,11 +1,9 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from sim.problem.batch import MicroBatch, make_batch
-from sim.problem.workload import Workload
+from sim.problem import MicroBatch, Workload, make_batch
 from traces.errors import InputError
 
 AMPLE = 10**9

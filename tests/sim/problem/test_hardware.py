@@ -8,11 +8,9 @@ from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from sim.problem.machine.hardware import Hardware
-from sim.problem.machine.quantity import UNITS, Basis, Dimension, Quantity
+from sim.problem import UNITS, Basis, Dimension, Hardware, Quantity
 from traces.errors import InputError
 
 GENERIC = ("t4", "l4", "a10", "a100-40gb", "a100-80gb", "l40s", "rtx3090", "rtx4090", "h100", "h200")

@@ -7,11 +7,10 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from sim.problem.model.config import read_model
-from sim.problem.model.model import PRESETS, FeedForward, Model
+from sim.problem import Model, read_model
+from sim.problem.model.model import PRESETS, FeedForward
 from traces.errors import InputError
 
 CONFIG = {

@@ -8,11 +8,11 @@ import json
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from sim.problem.model.layer import Attention, FeedForward, Latent, Layer
-from sim.problem.model.model import PRESETS, Model
+from sim.problem import Layer, Model
+from sim.problem.model.layer import Attention, FeedForward, Latent
+from sim.problem.model.model import PRESETS
 from traces.errors import InputError
 
 

@@ -4,14 +4,11 @@ import json
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from sim_examples import few_layers, preset
 
-from sim.problem.model.model import Model
-from sim.problem.policy import Policy, read_policy_file
-from sim.schedule.registry import by_name, registered
-from sim.schedule.shape import Place
+from sim.problem import Model, Policy, read_policy_file
+from sim.schedule import Place, by_name, registered
 from traces.errors import InputError
 
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=100)

@@ -1,11 +1,9 @@
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from sim.problem.machine.quantity import Basis
-from sim.problem.workload import DEFAULT_GEN_LEN, Workload
+from sim.problem import DEFAULT_GEN_LEN, Basis, Workload
 from traces.errors import InputError
 
 LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=20).map(tuple)

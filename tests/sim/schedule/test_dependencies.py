@@ -1,9 +1,7 @@
 """Dependencies from slots, one rule at a time: reads wait for the write, writes for the write and all reads before."""
 
-from sim.schedule.dependencies import DependencyTracker, Issue
-from sim.schedule.shape import PipelineShape, Place
-from sim.schedule.slots import SlotLayout
-from sim.schedule.task import CPU, D2H, GPU, H2D, WHOLE, Op
+from sim.schedule import CPU, D2H, GPU, H2D, WHOLE, DependencyTracker, Op, PipelineShape, Place, SlotLayout
+from sim.schedule.dependencies import Issue
 
 SHAPE = PipelineShape(2, 2, 2, Place.GPU, (True, True), weights_pinned=True)
 

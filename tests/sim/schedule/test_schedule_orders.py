@@ -8,13 +8,10 @@ from collections import defaultdict
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from schedule_rules import examples, random_durations, shapes, simulate
 
-from sim.schedule.registry import by_name
-from sim.schedule.shape import PipelineShape, Place
-from sim.schedule.task import WHOLE, LaneKind, Op
+from sim.schedule import WHOLE, LaneKind, Op, PipelineShape, Place, by_name
 
 CGOPIPE, FASTDECODE, FLEXGEN, FLEXGEN_C, ZERO, ACCELERATE = (
     by_name(name) for name in ("cgopipe", "fastdecode", "flexgen", "flexgen-c", "zero", "accelerate")

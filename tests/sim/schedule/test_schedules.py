@@ -4,8 +4,7 @@ import itertools
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from schedule_rules import (
     EVERY,
     Backwards,
@@ -21,11 +20,9 @@ from schedule_rules import (
     shapes,
 )
 
-from sim.schedule import registry
-from sim.schedule.base import issue_steps, steady_step
-from sim.schedule.shape import PipelineShape, Place
+from sim.schedule import CPU, D2H, GPU, H2D, WHOLE, Op, PipelineShape, Place, Task, issue_steps, registry, steady_step
 from sim.schedule.slots import Access
-from sim.schedule.task import CPU, D2H, GPU, H2D, PIN, WHOLE, Op, Task
+from sim.schedule.task import PIN
 from traces.errors import InputError
 
 every_schedule = pytest.mark.parametrize("schedule", EVERY, ids=lambda schedule: schedule.name)

@@ -3,10 +3,9 @@
 import pytest
 from sim_examples import made_setup, one_task, round_machine
 
-from sim.cost.durations import CPU_CORES, DRAM
-from sim.schedule.task import Op
-from sim.simulation.compiled.path import generation_s
-from sim.simulation.prediction import evaluate
+from sim.cost import CPU_CORES, DRAM
+from sim.schedule import Op
+from sim.simulation import evaluate, generation_s
 
 US = 1000
 

@@ -3,17 +3,12 @@
 from collections import Counter, defaultdict
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from schedule_rules import EVERY, Order, assert_no_race, examples, random_durations, shapes, simulate
 
-from sim.schedule.base import LANE_OF
-from sim.schedule.ranks import over_ranks
-from sim.schedule.registry import by_name
-from sim.schedule.shape import PipelineShape, Place
+from sim.schedule import CPU, GPU, LANE_OF, NET, Lane, LaneKind, Op, PipelineShape, Place, Task, by_name, over_ranks
 from sim.schedule.slots import Access, Accesses
-from sim.schedule.task import CPU, GPU, NET, Lane, LaneKind, Op, Task
-from sim.simulation.recurrence import task_ends
+from sim.simulation import task_ends
 
 every_schedule = pytest.mark.parametrize("schedule", EVERY, ids=lambda schedule: schedule.name)
 SPLIT = {Op.OUT_PROJ, Op.EXPERTS, Op.ALL_REDUCE}

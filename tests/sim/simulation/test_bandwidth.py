@@ -2,11 +2,10 @@
 
 import pytest
 from exact_sharing import filled_exactly
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from schedule_rules import examples
 
-from sim.simulation.fair_sharing import fair_rates
+from sim.simulation import fair_rates
 
 TOLERANCE = 1e-9
 POOLS = 3

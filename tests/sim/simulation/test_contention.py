@@ -6,14 +6,12 @@ from itertools import pairwise
 
 import pytest
 from exact_sharing import filled_exactly
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from schedule_rules import EVERY, FIVE_LANES, contended, examples, shapes, simulate, task
 
-from sim.cost.pools import Cost
-from sim.schedule.registry import by_name
-from sim.schedule.task import CPU, D2H, GPU, H2D
-from sim.simulation.simulator import Simulation
+from sim.cost import Cost
+from sim.schedule import CPU, D2H, GPU, H2D, by_name
+from sim.simulation import Simulation
 
 every_schedule = pytest.mark.parametrize("schedule", EVERY, ids=lambda schedule: schedule.name)
 SECOND = 10**9

@@ -7,23 +7,16 @@ from functools import cache
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from setup_examples import SETTINGS, any_setup
 from sim_examples import few_layers, made_setup, preset, round_machine
 
-from sim.cost.setup import Setup
-from sim.planning.planner import best_policy
-from sim.problem.machine.hardware import Hardware
-from sim.problem.model.model import Model
-from sim.problem.policy import Policy
-from sim.problem.problem import Problem
-from sim.problem.workload import Workload
-from sim.schedule.ranks import over_ranks
-from sim.schedule.registry import by_name, registered
-from sim.schedule.task import LaneKind, Op
-from sim.simulation.prediction import LaneSummary, Phase, evaluate, to_dict
-from sim.simulation.simulator import Simulation
+from sim.cost import Setup
+from sim.planning import best_policy
+from sim.problem import Hardware, Model, Policy, Problem, Workload
+from sim.schedule import LaneKind, Op, by_name, over_ranks, registered
+from sim.simulation import LaneSummary, Simulation, evaluate, to_dict
+from sim.simulation.prediction import Phase
 from traces.errors import InputError
 
 ALL = sorted(registered())

@@ -7,34 +7,22 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from schedule_rules import EVERY, HAND_OVERS, Backwards, contended, examples, random_durations, shapes
 from setup_examples import SETTINGS, any_setup
 from sim_examples import few_layers, made_setup, preset, round_machine, with_hand_over
 
-from sim.cost.pools import Cost
-from sim.cost.setup import Setup
-from sim.problem.machine.hardware import Hardware
-from sim.problem.model.model import Model
-from sim.problem.policy import Policy
-from sim.problem.problem import Problem
-from sim.problem.workload import Workload
-from sim.schedule.ranks import over_ranks
-from sim.schedule.registry import by_name
-from sim.schedule.shape import PipelineShape
-from sim.schedule.slots import SlotLayout
-from sim.schedule.systems.cgopipe import CGOPipe
-from sim.schedule.task import Op
-from sim.simulation.compiled import event_loop as fastpath_kernel
-from sim.simulation.compiled import jit
+from sim.cost import Cost, Setup
+from sim.problem import Hardware, Model, Policy, Problem, Workload
+from sim.schedule import CGOPipe, Op, PipelineShape, SlotLayout, by_name, over_ranks
+from sim.simulation import Simulation, evaluate, generation_s
+from sim.simulation.compiled import event_loop as fastpath_kernel, jit
 from sim.simulation.compiled.dependencies import LANE, OP, OPS
 from sim.simulation.compiled.event_loop import Costs, Tasks, run_events
-from sim.simulation.compiled.path import FastPath, generation_s
+from sim.simulation.compiled.path import FastPath
 from sim.simulation.compiled.program import program_of, repeated_layers
-from sim.simulation.prediction import evaluate
 from sim.simulation.sampling import sample
-from sim.simulation.simulator import DeadlockError, Simulation
+from sim.simulation.simulator import DeadlockError
 
 every_schedule = pytest.mark.parametrize("schedule", EVERY, ids=lambda schedule: schedule.name)
 

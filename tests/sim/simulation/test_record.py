@@ -1,7 +1,6 @@
 """A simulated run as a trace: every task in it, and counters that agree with the memory plan and the link."""
 
-from collections import Counter as Tally
-from collections import defaultdict
+from collections import Counter as Tally, defaultdict
 from itertools import pairwise
 
 import pytest
@@ -9,15 +8,12 @@ from sim_examples import few_layers, made_setup, round_machine, with_hand_over
 from trace_rules import assert_obeys_rules
 
 from sim.cost.memory import kv_bytes
-from sim.problem.workload import Workload
-from sim.schedule.ranks import over_ranks
-from sim.schedule.registry import registered
-from sim.schedule.task import LaneKind, Op
-from sim.simulation.timeline import record
-from traces.analysis.critical_path import find_critical_path
+from sim.problem import Workload
+from sim.schedule import LaneKind, Op, over_ranks, registered
+from sim.simulation import record
+from traces.analysis import find_critical_path
 from traces.errors import InputError
-from traces.files.chrome_writer import write_trace
-from traces.files.reader import read_trace
+from traces.files import read_trace, write_trace
 from traces.trace import LINK_RATE, MEMORY, Trace
 
 ALL = sorted(registered())

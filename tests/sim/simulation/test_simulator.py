@@ -5,16 +5,14 @@ import tracemalloc
 from collections import Counter
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from schedule_rules import EVERY, FIVE_LANES, HAND_OVERS, contended, examples, random_durations, shapes, simulate, task
 
-from sim.cost.pools import Cost
-from sim.schedule.registry import by_name
-from sim.schedule.shape import PipelineShape, Place
-from sim.schedule.task import CPU, D2H, GPU, H2D, PIN, Lane, LaneKind, Op
-from sim.simulation.recurrence import task_ends
-from sim.simulation.simulator import DeadlockError, Simulation
+from sim.cost import Cost
+from sim.schedule import CPU, D2H, GPU, H2D, Lane, LaneKind, Op, PipelineShape, Place, by_name
+from sim.schedule.task import PIN
+from sim.simulation import Simulation, task_ends
+from sim.simulation.simulator import DeadlockError
 
 every_schedule = pytest.mark.parametrize("schedule", EVERY, ids=lambda schedule: schedule.name)
 AMPLE = 10**12

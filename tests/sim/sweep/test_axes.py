@@ -1,11 +1,10 @@
 """The axes of a sweep: what their texts mean, and what is refused."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from sim_examples import round_machine
 
-from sim.problem.machine.hardware import Hardware
+from sim.problem import Hardware
 from sim.sweep.axes import parse_axes, parse_axis, points
 from traces.errors import InputError
 

@@ -13,13 +13,10 @@ from pathlib import Path
 import pytest
 
 from sim.cli import main
-from sim.comparison.comparison import Asked, compare
-from sim.hrm.search import search_policies
-from sim.problem.machine.hardware import Hardware
-from sim.problem.model.model import Model
-from sim.problem.problem import Problem
-from sim.problem.workload import Workload
-from sim.schedule.shape import Place
+from sim.comparison import Asked, compare
+from sim.hrm import search_policies
+from sim.problem import Hardware, Model, Problem, Workload
+from sim.schedule import Place
 from sim.sweep.axes import parse_axes
 from sim.sweep.map import draw_map
 from sim.sweep.rows import read_rows

@@ -1,0 +1,1 @@
+from .host import BITS as BITS, HostAttention as HostAttention, unsupported as unsupported

@@ -1,0 +1,14 @@
+from .base import (
+    ALIGNMENT_BYTES as ALIGNMENT_BYTES,
+    Device as Device,
+    LaneContext as LaneContext,
+    Mark as Mark,
+    pinned_footprint_bytes as pinned_footprint_bytes,
+)
+from .emulated import (
+    EmulatedDevice as EmulatedDevice,
+    check_thread_count as check_thread_count,
+    intra_op_threads as intra_op_threads,
+)
+from .ledger import Ledger as Ledger, PinnedOutOfMemory as PinnedOutOfMemory
+from .open import make_device as make_device, open_device as open_device

@@ -1,0 +1,19 @@
+from .anatomy import Anatomy as Anatomy, OwnedParameter as OwnedParameter, end_tokens as end_tokens
+from .coroutine import (
+    AttentionCall as AttentionCall,
+    CacheNeeded as CacheNeeded,
+    Finished as Finished,
+    GenerateCoroutine as GenerateCoroutine,
+    LayerEntry as LayerEntry,
+    StackEnd as StackEnd,
+)
+from .experts import SplitExperts as SplitExperts, can_split as can_split, lean_gates as lean_gates
+from .hooks import Split as Split, is_causal as is_causal, own_attention as own_attention
+from .in_flight import Attended as Attended, InFlight as InFlight
+from .kvcache import (
+    KeysValues as KeysValues,
+    LayerCache as LayerCache,
+    Store as Store,
+    cache_for as cache_for,
+    layer_of as layer_of,
+)

@@ -1,0 +1,1 @@
+from .batch import BatchResult as BatchResult, BatchRun as BatchRun, GenerationOptions as GenerationOptions

@@ -1,0 +1,1 @@
+from .bound import least_seconds as least_seconds

@@ -1,0 +1,20 @@
+from .arguments import add_problem as add_problem, problem_of as problem_of, schedules_of as schedules_of
+from .batch import Batch as Batch, MicroBatch as MicroBatch, make_batch as make_batch
+from .machine import (
+    UNITS as UNITS,
+    AtTokens as AtTokens,
+    Basis as Basis,
+    Dimension as Dimension,
+    Efficiency as Efficiency,
+    Emulation as Emulation,
+    Hardware as Hardware,
+    Link as Link,
+    Memory as Memory,
+    OptimizerConstants as OptimizerConstants,
+    Processor as Processor,
+    Quantity as Quantity,
+)
+from .model import Layer as Layer, Model as Model, packed_bytes as packed_bytes, read_model as read_model
+from .policy import Policy as Policy, read_policy_file as read_policy_file
+from .problem import Problem as Problem
+from .workload import DEFAULT_GEN_LEN as DEFAULT_GEN_LEN, Workload as Workload

@@ -1,0 +1,26 @@
+from .base import (
+    LANE_OF as LANE_OF,
+    Issues as Issues,
+    Schedule as Schedule,
+    issue_steps as issue_steps,
+    steady_step as steady_step,
+)
+from .dependencies import Barrier as Barrier, DependencyTracker as DependencyTracker
+from .ranks import over_ranks as over_ranks
+from .registry import BUILT_IN as BUILT_IN, by_name as by_name, registered as registered
+from .shape import PipelineShape as PipelineShape, Place as Place
+from .slots import KV_SLOTS as KV_SLOTS, WEIGHT_SLOTS as WEIGHT_SLOTS, SlotLayout as SlotLayout
+from .systems import CGOPipe as CGOPipe
+from .task import (
+    CPU as CPU,
+    D2H as D2H,
+    GPU as GPU,
+    H2D as H2D,
+    NET as NET,
+    NONE as NONE,
+    WHOLE as WHOLE,
+    Lane as Lane,
+    LaneKind as LaneKind,
+    Op as Op,
+    Task as Task,
+)

@@ -1,0 +1,2 @@
+from .jit import jitted as jitted
+from .path import FastResult as FastResult, generation_s as generation_s
