@@ -18,8 +18,8 @@ from trace_rules import assert_content_obeys_rules, assert_obeys_rules, load
 
 from traces.analysis import find_critical_path
 from traces.errors import InputError
-from traces.files import json_stream, read_chrome, write_trace
-from traces.files.chrome_reader import _Reader
+from traces.files import json_stream, write_trace
+from traces.files.chrome_reader import _Reader, read_chrome
 from traces.trace import MAX_NS, Trace
 
 
