@@ -104,12 +104,12 @@ def _shape(schedule: Schedule) -> PipelineShape:
     return PipelineShape(
         num_layers=LAYERS,
         num_micro_batches=MICRO_BATCHES,
-        num_pages=MICRO_BATCHES if schedule.paged else 1,
-        attention=schedule.attention[0],
+        num_pages=MICRO_BATCHES if schedule.system.paged else 1,
+        attention=schedule.system.attention[0],
         streamed=(True,) * LAYERS,
-        streams_non_experts=schedule.streams_non_experts,
-        streams_kv=not schedule.kv_on_device,
-        offloads_hidden=schedule.offloads_hidden,
+        streams_non_experts=schedule.system.streams_non_experts,
+        streams_kv=not schedule.system.kv_on_device,
+        offloads_hidden=schedule.system.offloads_hidden,
     )
 
 

@@ -38,11 +38,13 @@ class Session:
         self._entered = contextlib.ExitStack()
         self.anatomy = Anatomy.of(model)
         self.host = Ledger("host memory", None)
-        self._streamed = streamed_layers(model, self.anatomy, policy.experts_on_device, schedule.streams_non_experts)
+        self._streamed = streamed_layers(
+            model, self.anatomy, policy.experts_on_device, schedule.system.streams_non_experts
+        )
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            pinning = (self._schedule.pinned_layers, self._policy.pin_weights)
+            pinning = (self._schedule.system.pinned_layers, self._policy.pin_weights)
             staging = WeightStream.pinned_bytes(self._streamed, *pinning)
             self._device.memory.plan = self._plan_in_words()
             self._device.reserve_pinned(staging + self._exchange_bytes())

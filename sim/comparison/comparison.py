@@ -105,7 +105,7 @@ def _usual(problem: Problem, schedule: Schedule, micro_batch_size: int, num_micr
     batch_size = micro_batch_size * num_micro_batches
     setups = [
         Setup(problem, schedule, Policy.usual(schedule, batch_size, micro_batch_size, pin_weights=pin))
-        for pin in dict.fromkeys((schedule.pins_weights, False))
+        for pin in dict.fromkeys((schedule.system.pins_weights, False))
     ]
     return next((setup for setup in setups if not setup.shortages), setups[-1])
 

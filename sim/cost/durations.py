@@ -86,17 +86,17 @@ class CostModel:
         only_contended: bool = False,
     ) -> None:
         self._shape, self._policy, self._model, self._hardware = shape, policy, model, hardware
-        self._parts = hardware.num_devices if schedule.splits_batch else 1
+        self._parts = hardware.num_devices if schedule.system.splits_batch else 1
         """Devices beside this one, and it, that share the host while each does its own part of the batch."""
         self._ranks = hardware.num_devices // self._parts
-        self._expands_cache = schedule.expands_cache
-        self._gathered = self._parts if schedule.gathers_weights else 1
+        self._expands_cache = schedule.system.expands_cache
+        self._gathered = self._parts if schedule.system.gathers_weights else 1
         self._streams = any(shape.streamed) or (shape.streams_kv and shape.attention is Place.GPU)
         self._interpreter = interpreter(hardware.num_devices)
         self._activation_bits, self._activation_bytes = model.activation_bits, model.activation_bits / 8
         self._kv_bits = policy.cache_bits(model)
-        self._kv_pageable = not schedule.pins_kv
-        self._activations_pageable = not schedule.pins_activations
+        self._kv_pageable = not schedule.system.pins_kv
+        self._activations_pageable = not schedule.system.pins_activations
         self._left_out = _never_exceeded(hardware) if only_contended else frozenset[int]()
         self._micro_batches = batch.micro_batches
         self._streamed = [policy.streamed_bytes(schedule, model, layer) for layer in model.layers]

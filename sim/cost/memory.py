@@ -90,14 +90,14 @@ def plan_memory(
     cache = kv_bytes(model, policy, batch, batch.gen_len - 1)
     cache_on_device = round(cache * policy.kv_on_device)
     exchange = _exchange(shape, model, batch)
-    staging = 0 if shape.weights_pinned else schedule.pinned_layers * slot
+    staging = 0 if shape.weights_pinned else schedule.system.pinned_layers * slot
     hidden = packed_bytes(batch.prompt_tokens * model.hidden_size, model.activation_bits)
     largest = max(one.prompt_tokens for one in batch.micro_batches)
     here = batch.num_requests // batch.copies
     waiting = ACTIVATION_SLOTS * largest + here if shape.offloads_hidden else batch.prompt_tokens // batch.copies
     device = {
         "embedding and head": model.resident_bytes() - _non_experts(model),
-        "non-expert weights": 0 if schedule.streams_non_experts else _non_experts(model),
+        "non-expert weights": 0 if schedule.system.streams_non_experts else _non_experts(model),
         "resident experts": _resident_experts(policy, model),
         "weight slots": WEIGHT_SLOTS * slot * batch.copies,
         "kv cache": cache_on_device,
@@ -116,7 +116,7 @@ def plan_memory(
     }
     pinned = {
         "streamed weights": host["streamed weights"] if shape.weights_pinned else 0,
-        "kv cache": host["kv cache"] if shape.attention is Place.GPU and schedule.pins_kv else 0,
+        "kv cache": host["kv cache"] if shape.attention is Place.GPU and schedule.system.pins_kv else 0,
         "attention exchange": exchange,
         "staging": staging,
     }

@@ -45,7 +45,7 @@ class Setup:
 
     @property
     def _num_parts(self) -> int:
-        return self.problem.hardware.num_devices if self.schedule.splits_batch else 1
+        return self.problem.hardware.num_devices if self.schedule.system.splits_batch else 1
 
     @property
     def num_ranks(self) -> int:

@@ -85,7 +85,7 @@ class Candidates:
         return replace(
             base,
             experts_on_device=int(self.experts[row]) / self.problem.model.num_experts,
-            pages=pages if self.schedule.paged and pages != base.num_micro_batches else None,
+            pages=pages if self.schedule.system.paged and pages != base.num_micro_batches else None,
             pin_weights=bool(self.pinned[row]),
         )
 
@@ -116,7 +116,7 @@ def space(problem: Problem, schedule: Schedule, grid: PolicyGrid | None = None) 
     streams = residency.experts[value] < problem.model.num_experts
     per_cell = np.array([len(one) for one in pages], dtype=np.int64)
     considered = int((wanted.sum(axis=(1, 2)) * per_cell).sum()) + given_up
-    kept = streams[rows] | _first_of_each(rows) | schedule.streams_non_experts  # no pages where nothing streams
+    kept = streams[rows] | _first_of_each(rows) | schedule.system.streams_non_experts  # no pages where nothing streams
     rows, all_pages = rows[kept], all_pages[kept]
     short, nearest = ((), None) if len(rows) else _nearest(problem, schedule, cells, need, capacity, residency)
     return Candidates(
@@ -148,7 +148,7 @@ def _setups(problem: Problem, schedule: Schedule, grid: PolicyGrid) -> tuple[lis
     """All (spot, batch, micro-batch) but those beyond the hopeless ones, and how many those are."""
     setups, given_up = [], 0
     for spot in spots(schedule, grid):
-        for batches in grid.batches(schedule.one_batch):
+        for batches in grid.batches(schedule.system.one_batch):
             for at, (batch_size, size) in enumerate(batches):
                 setup = Setup(problem, schedule, grid.policy(spot, batch_size, size))
                 setups.append(setup)
@@ -231,7 +231,7 @@ def _wanted(fits: NDArray[np.bool_], experts: Ints, total: int, grid: PolicyGrid
 
 
 def _pages(schedule: Schedule, grid: PolicyGrid, num_micro_batches: int) -> list[int]:
-    if not schedule.paged:
+    if not schedule.system.paged:
         return [1]
     counts = {max(1, round(num_micro_batches * multiple)) for multiple in grid.pages}
     return sorted(counts, key=lambda count: (count != num_micro_batches, count))

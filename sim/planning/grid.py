@@ -87,8 +87,8 @@ class Spot(NamedTuple):
 def spots(schedule: Schedule, grid: PolicyGrid) -> list[Spot]:
     """The places that the schedule can work with."""
     found = []
-    for place in schedule.attention if grid.attention is None else (grid.attention,):
-        if schedule.kv_on_device:
+    for place in schedule.system.attention if grid.attention is None else (grid.attention,):
+        if schedule.system.kv_on_device:
             found.append(Spot(place, 1.0))
         elif place is Place.CPU:
             found.append(Spot(place, 0.0))
@@ -99,4 +99,4 @@ def spots(schedule: Schedule, grid: PolicyGrid) -> list[Spot]:
 
 def pin_choices(schedule: Schedule) -> tuple[bool, ...]:
     """Whether streamed weights are page-locked: open where the system page-locks memory of its own accord."""
-    return (False, True) if schedule.pins_weights or schedule.pins_kv else (False,)
+    return (False, True) if schedule.system.pins_weights or schedule.system.pins_kv else (False,)

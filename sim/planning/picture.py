@@ -70,7 +70,7 @@ def draw(choice: Choice, path: str, jobs: int | None = None) -> None:
     """Draw into a .png, .svg or .pdf file. Raises InputError for another format, OSError if it cannot be written."""
     check_format(path)
     best = choice.best.setup
-    counts = (1,) if best.schedule.one_batch else sizes_up_to(192, PER_DOUBLING)
+    counts = (1,) if best.schedule.system.one_batch else sizes_up_to(192, PER_DOUBLING)
     seen = throughput_map(choice, sizes_up_to(512, PER_DOUBLING), counts, jobs)
     figure = Figure(figsize=(10.5, 7.5), layout="constrained")
     ax = figure.subplots()

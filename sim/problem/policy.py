@@ -64,7 +64,7 @@ class Policy:
     @classmethod
     def usual(cls, schedule: Schedule, batch_size: int, micro_batch_size: int, **given: Any) -> Self:
         """A policy with the places that the schedule usually works with, and `given` fields on top."""
-        usual = {"attention": schedule.attention[0], "kv_on_device": 1.0 if schedule.kv_on_device else 0.0}
+        usual = {"attention": schedule.system.attention[0], "kv_on_device": float(schedule.system.kv_on_device)}
         return cls(batch_size, micro_batch_size, **{**usual, **given})
 
     @property
@@ -90,7 +90,7 @@ class Policy:
     def streamed_bytes(self, schedule: Schedule, model: Model, layer: Layer) -> int:
         """Bytes of one layer that come over the link each time the layer runs, on all devices together."""
         experts = (layer.num_experts - self.resident_experts(layer)) * layer.expert_bytes(self.expert_bits(model))
-        return experts + (layer.non_expert_bytes(model.other_bits) if schedule.streams_non_experts else 0)
+        return experts + (layer.non_expert_bytes(model.other_bits) if schedule.system.streams_non_experts else 0)
 
     def shape(self, schedule: Schedule, model: Model, num_micro_batches: int | None = None) -> PipelineShape:
         """The pipeline this policy makes of the model. Raises InputError where the schedule cannot work so."""
@@ -106,21 +106,21 @@ class Policy:
         return PipelineShape(
             num_layers=len(streamed),
             num_micro_batches=n,
-            num_pages=(self.pages or n) if schedule.paged else 1,
+            num_pages=(self.pages or n) if schedule.system.paged else 1,
             attention=self.attention,
             streamed=streamed,
-            streams_non_experts=schedule.streams_non_experts,
+            streams_non_experts=schedule.system.streams_non_experts,
             streams_kv=self.kv_on_device < 1,
-            offloads_hidden=schedule.offloads_hidden and n > 1,
+            offloads_hidden=schedule.system.offloads_hidden and n > 1,
             weights_pinned=self.pin_weights,
         )
 
     def check_places(self, schedule: Schedule) -> None:
         """Raise InputError where the schedule attends, or keeps its KV cache or its experts, elsewhere."""
-        if self.attention not in schedule.attention:
-            places = " or ".join(schedule.attention)
+        if self.attention not in schedule.system.attention:
+            places = " or ".join(schedule.system.attention)
             raise InputError(f"attention: {self.attention} is not what {schedule.name} does; it attends on {places}")
-        if schedule.kv_on_device and self.kv_on_device < 1:
+        if schedule.system.kv_on_device and self.kv_on_device < 1:
             raise InputError(
                 f"kv_on_device: {self.kv_on_device:g} is not what {schedule.name} does; it keeps it all there: give 1"
             )
@@ -128,7 +128,7 @@ class Policy:
             raise InputError(
                 f"kv_on_device: {self.kv_on_device:g} with attention on the cpu, which reads it on the host: give 0"
             )
-        if schedule.streams_non_experts and 0 < self.experts_on_device < 1:
+        if schedule.system.streams_non_experts and 0 < self.experts_on_device < 1:
             raise InputError(
                 f"experts_on_device: {self.experts_on_device:g} is not what {schedule.name} does; all experts of a "
                 f"layer stream with it, or stay: give 0 or 1"

@@ -2,14 +2,17 @@ from .base import (
     LANE_OF as LANE_OF,
     Issues as Issues,
     Schedule as Schedule,
+    issue as issue,
     issue_steps as issue_steps,
+    next_layer as next_layer,
     steady_step as steady_step,
 )
-from .dependencies import Barrier as Barrier, DependencyTracker as DependencyTracker
+from .dependencies import BARRIER as BARRIER, Barrier as Barrier, DependencyTracker as DependencyTracker
 from .ranks import over_ranks as over_ranks
 from .registry import BUILT_IN as BUILT_IN, by_name as by_name, registered as registered
 from .shape import PipelineShape as PipelineShape, Place as Place
 from .slots import KV_SLOTS as KV_SLOTS, WEIGHT_SLOTS as WEIGHT_SLOTS, SlotLayout as SlotLayout
+from .system import System as System
 from .systems import CGOPipe as CGOPipe
 from .task import (
     CPU as CPU,

@@ -11,8 +11,9 @@ from functools import lru_cache
 from typing import ClassVar
 
 from sim.schedule.dependencies import BARRIER, Barrier, DependencyTracker, Issue
-from sim.schedule.shape import PipelineShape, Place
+from sim.schedule.shape import PipelineShape
 from sim.schedule.slots import Accesses, SlotLayout
+from sim.schedule.system import System
 from sim.schedule.task import CPU, D2H, GPU, H2D, PIN, WHOLE, Lane, Op, Task
 
 Issues = Iterator[Issue | Barrier]
@@ -38,40 +39,7 @@ class Schedule(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    attention: ClassVar[tuple[Place, ...]]
-    """Where this schedule can run decode attention; the first is its usual place."""
-    streams_non_experts: ClassVar[bool] = False
-    """Whether attention and other non-expert weights stream too, instead of staying on the device."""
-    kv_on_device: ClassVar[bool] = False
-    """Whether the KV cache must stay on the device."""
-    offloads_hidden: ClassVar[bool] = True
-    """Whether hidden states of waiting micro-batches leave the device during prefill."""
-    paged: ClassVar[bool] = False
-    """Whether a layer's weights move in pages; else as one piece."""
-    pinned_layers: ClassVar[int] = 0
-    """Layer-sized staging buffers in page-locked host memory; 0: weights are copied from pageable memory."""
-    pins_weights: ClassVar[bool] = False
-    """Whether the system usually keeps all streamed weights page-locked, where they fit."""
-    pins_kv: ClassVar[bool] = False
-    """Whether a KV cache on the host is page-locked; else it is copied at the pageable rate."""
-    pins_activations: ClassVar[bool] = True
-    """Whether what goes to the host and back beside weights and KV cache is page-locked there."""
-    one_batch: ClassVar[bool] = False
-    """Whether the system runs all requests as one micro-batch."""
-    prefill_barrier: ClassVar[bool] = False
-    """Whether all lanes meet after each (layer, micro-batch) of prefill."""
-    splits_batch: ClassVar[bool] = False
-    """On several devices: each does the whole work of its part of the batch, instead of its share of every tensor.
-
-    Data parallelism, and a pipeline of stages too: r stages that take turns on r parts of the batch each run 1/r of the
-    layers r times a step, which is as much as all layers once.
-    """
-    expands_cache: ClassVar[bool] = False
-    """Whether attention on the CPU first copies the cache to 32 bits and to every query head, for want of a kernel that
-    reads it where it is.
-    """
-    gathers_weights: ClassVar[bool] = False
-    """On several devices: each fetches an equal part of the weights from the host and the others from its peers."""
+    system: ClassVar[System]
 
     @abstractmethod
     def decode(self, shape: PipelineShape, step: int, more: bool) -> Issues:
@@ -96,7 +64,7 @@ class Schedule(ABC):
             yield issue(Op.POST_ATTN, 0, layer, j)
             if layer == shape.num_layers - 1:
                 yield issue(Op.HEAD, 0, micro_batch=j)
-            if self.prefill_barrier:
+            if self.system.prefill_barrier:
                 yield BARRIER
         yield from self._store_prefilled(shape, *turns[-1])
 
@@ -123,7 +91,7 @@ class Schedule(ABC):
 
     def layout(self, shape: PipelineShape) -> SlotLayout:
         """Where things are; a schedule with other buffers returns its own layout."""
-        return SlotLayout(shape, max(1, self.pinned_layers))
+        return SlotLayout(shape, max(1, self.system.pinned_layers))
 
     def load_layer(self, shape: PipelineShape, step: int, layer: int) -> Issues:
         """All streamed weights of a layer as one piece from where they live (nothing beyond the last step)."""

@@ -113,7 +113,7 @@ def _sample(held: dict[tuple[int, str], int], rank: int, time_ns: int) -> Counte
 def _changes(setup: Setup, executed: list[Executed]) -> Iterator[_Change]:
     """Each task's effect on memory. A buffer is held from the start of the copy into it to the end of its last use."""
     last_use = _last_uses(executed)
-    pinned_kv = setup.shape.attention is Place.GPU and setup.schedule.pins_kv
+    pinned_kv = setup.shape.attention is Place.GPU and setup.schedule.system.pins_kv
     for one in executed:
         op, rank, size = one.task.op, one.task.lane.rank, one.cost.bytes
         if op in (Op.LOAD_WEIGHTS, Op.LOAD_WEIGHTS_PAGEABLE):

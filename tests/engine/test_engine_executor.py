@@ -24,12 +24,12 @@ def shape_for(schedule, layers=3, micro_batches=4, pages=3):
     return PipelineShape(
         layers,
         micro_batches,
-        pages if schedule.paged else 1,
-        schedule.attention[0],
+        pages if schedule.system.paged else 1,
+        schedule.system.attention[0],
         (True,) * layers,
-        schedule.streams_non_experts,
-        not schedule.kv_on_device,
-        schedule.offloads_hidden,
+        schedule.system.streams_non_experts,
+        not schedule.system.kv_on_device,
+        schedule.system.offloads_hidden,
     )
 
 

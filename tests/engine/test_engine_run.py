@@ -76,7 +76,7 @@ def test_the_engines_pipeline_is_the_simulators(family, share, device, tmp_path)
     model.config.save_pretrained(tmp_path)
     for name in registered():
         schedule = by_name(name)
-        if share and schedule.streams_non_experts:
+        if share and schedule.system.streams_non_experts:
             continue
         policy = Policy.usual(schedule, 7, 2, experts_on_device=share)
         session = Session(model, device, schedule, policy, None)
@@ -290,7 +290,7 @@ def test_a_schedule_that_forgets_weights_is_found_out():
 
 def test_registered_schedules_are_schedules():
     assert all(isinstance(schedule, Schedule) for schedule in registered().values())
-    assert Place.CPU in by_name("cgopipe").attention
+    assert Place.CPU in by_name("cgopipe").system.attention
 
 
 def test_half_precision():

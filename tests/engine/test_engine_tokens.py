@@ -185,7 +185,7 @@ def test_lanes_of_any_speed_give_the_same_tokens(family, schedule):
     batch=strategies.integers(1, 8),
 )
 def test_any_policy_gives_the_same_tokens(schedule, lengths, size, pages, new, share, batch):
-    if by_name(schedule).streams_non_experts:
+    if by_name(schedule).system.streams_non_experts:
         share = float(int(share))
     model, prompts = make("mixtral"), make_prompts(*lengths)
     size = min(size, batch)

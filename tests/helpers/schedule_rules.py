@@ -11,7 +11,21 @@ from random import Random
 from hypothesis import settings, strategies as st
 
 from sim.cost import Cost
-from sim.schedule import CPU, D2H, GPU, H2D, WHOLE, LaneKind, Op, PipelineShape, Place, Schedule, Task, registered
+from sim.schedule import (
+    CPU,
+    D2H,
+    GPU,
+    H2D,
+    WHOLE,
+    LaneKind,
+    Op,
+    PipelineShape,
+    Place,
+    Schedule,
+    System,
+    Task,
+    registered,
+)
 from sim.schedule.base import issue, next_layer
 from sim.schedule.task import PIN
 from sim.simulation import Simulation
@@ -39,9 +53,7 @@ class Backwards(Schedule):
 
     name = "backwards"
     summary = "all attention of a layer, last micro-batch first, then all experts, weights in pages"
-    attention = (Place.CPU, Place.GPU)
-    paged = True
-    pinned_layers = 2
+    system = System((Place.CPU, Place.GPU), paged=True, pinned_layers=2)
 
     def decode(self, shape, step, more):
         for layer in range(shape.num_layers):
@@ -81,18 +93,18 @@ def shapes(draw, schedule, max_layers=6, max_micro_batches=8, max_pages=9):
     """Any pipeline that the schedule can work with."""
     num_layers = draw(st.integers(1, max_layers))
     n = draw(st.integers(1, max_micro_batches))
-    attention = draw(st.sampled_from(schedule.attention))
-    on_device = schedule.kv_on_device or (attention is Place.GPU and draw(st.booleans()))
+    attention = draw(st.sampled_from(schedule.system.attention))
+    on_device = schedule.system.kv_on_device or (attention is Place.GPU and draw(st.booleans()))
     some = st.lists(st.booleans(), min_size=num_layers, max_size=num_layers).map(tuple)
     return PipelineShape(
         num_layers=num_layers,
         num_micro_batches=n,
-        num_pages=draw(st.integers(1, max_pages)) if schedule.paged else 1,
+        num_pages=draw(st.integers(1, max_pages)) if schedule.system.paged else 1,
         attention=attention,
         streamed=draw(st.just((True,) * num_layers) | some),
-        streams_non_experts=schedule.streams_non_experts,
+        streams_non_experts=schedule.system.streams_non_experts,
         streams_kv=not on_device,
-        offloads_hidden=schedule.offloads_hidden and n > 1 and draw(st.sampled_from((True, True, False))),
+        offloads_hidden=schedule.system.offloads_hidden and n > 1 and draw(st.sampled_from((True, True, False))),
         weights_pinned=draw(st.booleans()),
     )
 
@@ -262,7 +274,7 @@ def assert_buffers_suffice(tasks, schedule, shape, order):
     for task in of[Op.PIN_WEIGHTS]:
         pinned[task.page].append(task)
     for page, own in pinned.items():
-        for old, new in zip(own, own[schedule.pinned_layers :], strict=False):
+        for old, new in zip(own, own[schedule.system.pinned_layers :], strict=False):
             assert order.before(moved[old.step, old.layer, page], new), f"{new} overwrites staging before {old} left"
 
 

@@ -37,11 +37,11 @@ def any_setup(draw, gen_lens, schedules=tuple(ALL)):
     workload = Workload("any", lengths, draw(gen_lens), padded=padded)
     schedule = by_name(draw(st.sampled_from(schedules)))
     size = draw(st.sampled_from([1, 3, 8]))
-    share = 1.0 if schedule.streams_non_experts else 0.5
+    share = 1.0 if schedule.system.streams_non_experts else 0.5
     policy = {"experts_on_device": draw(st.sampled_from([0.0, 0.0, share])), "pin_weights": draw(st.booleans())}
     if schedule.name == "flexgen":
         policy["kv_on_device"] = draw(st.sampled_from([0.0, 0.5, 1.0]))
-    count = 1 if schedule.one_batch else draw(st.integers(1, 5))
+    count = 1 if schedule.system.one_batch else draw(st.integers(1, 5))
     model = few_layers("mixtral-8x7b", draw(st.integers(1, 5)), draw(st.sampled_from([None, 50])))
     problem = Problem(model, machine, workload)
     return Setup(problem, schedule, Policy.usual(schedule, size * count, size, **policy))

@@ -100,7 +100,7 @@ def made_setup(
     """Mixtral 8x7B on the round machine, prompts of 100 tokens, 4 tokens generated, where nothing else is said."""
     problem = Problem(model or preset("mixtral-8x7b"), machine or round_machine(), workload or Workload.fixed(100, 4))
     plan = by_name(schedule)
-    batch_size = micro_batch_size * (1 if plan.one_batch else num_micro_batches)
+    batch_size = micro_batch_size * (1 if plan.system.one_batch else num_micro_batches)
     return Setup(problem, plan, Policy.usual(plan, batch_size, micro_batch_size, **policy))
 
 

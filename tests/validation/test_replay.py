@@ -261,7 +261,7 @@ def ended_early(name, ended):
     return changed(trace, replay_steps(run, spans, costs, costs.capacities).spans)
 
 
-@pytest.mark.parametrize("name", [name for name, schedule in registered().items() if not schedule.one_batch])
+@pytest.mark.parametrize("name", [name for name, schedule in registered().items() if not schedule.system.one_batch])
 def test_a_micro_batch_that_ended_early_takes_no_more_time(name):
     def ended(span):
         return span.micro_batch == 1 and span.step >= 2

@@ -247,7 +247,7 @@ def _decisions(campaign: Campaign, results: Sequence[CaseResult]) -> Iterable[De
 
 def _is_usual(case: Case, campaign: Campaign) -> bool:
     grid = campaign.grid
-    size = grid.requests if case.chosen_schedule.one_batch else grid.micro_batch_size
+    size = grid.requests if case.chosen_schedule.system.one_batch else grid.micro_batch_size
     return not case.fields and (case.batch_size, case.micro_batch_size) == (grid.requests, size)
 
 

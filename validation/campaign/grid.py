@@ -68,8 +68,10 @@ class CampaignGrid:
 
     def _of_model(self, model: str) -> list[Case]:
         usual, whole = (self.requests, self.micro_batch_size), (self.requests, self.requests)
-        found = [self._case(model, name, *(whole if one.one_batch else usual)) for name, one in registered().items()]
-        cut_up = [name for name, one in registered().items() if not one.one_batch]
+        found = [
+            self._case(model, name, *(whole if one.system.one_batch else usual)) for name, one in registered().items()
+        ]
+        cut_up = [name for name, one in registered().items() if not one.system.one_batch]
         found += [self._case(model, name, *sizes) for sizes in self.others for name in cut_up]
         for policy in self.policies:
             fields = dict(policy)

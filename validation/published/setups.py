@@ -102,7 +102,7 @@ def _with_sizes(row: Row, problem: Problem, schedule: Schedule, size: int, count
     """The usual policy of the system; weights are page-locked where it does so and they fit."""
     setups = [
         Setup(problem, schedule, Policy.usual(schedule, size * count, size, pin_weights=pin))
-        for pin in dict.fromkeys((schedule.pins_weights, False))
+        for pin in dict.fromkeys((schedule.system.pins_weights, False))
     ]
     return Posed(row, next((one for one in setups if not one.shortages), setups[-1]), assumed)
 

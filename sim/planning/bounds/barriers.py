@@ -20,7 +20,7 @@ def sum_of_stretches(times: Times) -> tuple[Floats, Floats] | None:
     """Seconds of the generation and of its decode, at least; None without barriers. [row]."""
     space = times.space
     prefill, decode = np.zeros(len(space)), np.zeros(len(space))
-    few = times.n if space.schedule.one_batch else np.minimum(times.n, LIKE_ALL)
+    few = times.n if space.schedule.system.one_batch else np.minimum(times.n, LIKE_ALL)
     streams = times.streams()[:, :, 0] > 0
     flags = np.column_stack((times.on_cpu, times.streams_kv, times.offloads, space.pinned, streams, few))
     _, first, which = np.unique(flags, axis=0, return_index=True, return_inverse=True)
@@ -52,7 +52,7 @@ class _Stretches:
 
     def __init__(self, times: Times, rows: NDArray[np.intp], shape: PipelineShape) -> None:
         self._times, self._rows, self._shape = times, rows, shape
-        self._one_batch = times.space.schedule.one_batch
+        self._one_batch = times.space.schedule.system.one_batch
         self._stretches = self._cut()
         self._known: dict[object, Floats] = {}
         self.has_barriers = len(self._stretches) > 2 * shape.num_layers

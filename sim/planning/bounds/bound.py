@@ -39,7 +39,7 @@ class _Paths:
         self.t, self.space = times, times.space
         self.n = times.n[:, None]  # [row, 1]
         self.pages = self.space.pages.astype(float)[:, None]
-        self.paged = isinstance(self.space.schedule, CGOPipe) and self.space.schedule.paged
+        self.paged = isinstance(self.space.schedule, CGOPipe) and self.space.schedule.system.paged
         pinned = self.space.pinned[:, None, None]
         whole = np.where(pinned, times.whole_weights(Op.LOAD_WEIGHTS), times.whole_weights(Op.LOAD_WEIGHTS_PAGEABLE))
         self.whole = whole
@@ -63,7 +63,7 @@ class _Paths:
         last = len(t.model.layers) - 1
         heads = n * t.of_layer(head, 0)
         gpu = n * t.over_layers(pre + attn + post) + heads
-        before = pre + attn if not self.space.schedule.streams_non_experts else np.zeros_like(pre)
+        before = pre + attn if not self.space.schedule.system.streams_non_experts else np.zeros_like(pre)
         first = gpu + t.of_layer(self.whole, 0) - t.of_layer(before, 0)
         first = np.where(t.of_layer(self.whole, 0) > 0, first, gpu)
         weights = t.over_layers(self.whole) + n * t.of_layer(post, last) + heads
@@ -98,8 +98,8 @@ class _Paths:
         out = n * t.over_layers(off + store)
         lanes = [(gpu, 0.0 * gpu), (h2d, seam + 0.0 * h2d), (out, 2 * store.max(axis=1) + 0.0 * out)]
         if self.staged:
-            ahead = (1 + self.space.schedule.pinned_layers) * (self.pins + self.loads).max(axis=1)
-            turns = (self.pins + self.loads) / (self.pages[..., None] * self.space.schedule.pinned_layers)
+            ahead = (1 + self.space.schedule.system.pinned_layers) * (self.pins + self.loads).max(axis=1)
+            turns = (self.pins + self.loads) / (self.pages[..., None] * self.space.schedule.system.pinned_layers)
             turns = np.where(self.space.pinned[:, None, None] | ~self._all_stream()[:, None, None], 0.0, turns)
             lanes += [(t.over_layers(self.pins), -ahead - 1e-12), (t.over_layers(turns), -ahead - 1e-12)]
         return lanes

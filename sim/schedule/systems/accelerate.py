@@ -3,6 +3,7 @@
 from sim.schedule.base import Issues, Schedule
 from sim.schedule.dependencies import BARRIER
 from sim.schedule.shape import PipelineShape, Place
+from sim.schedule.system import System
 
 
 class Accelerate(Schedule):
@@ -10,11 +11,7 @@ class Accelerate(Schedule):
 
     name = "accelerate"
     summary = "each layer's weights copied, then computed; nothing overlaps (Hugging Face Accelerate)"
-    attention = (Place.GPU,)
-    streams_non_experts = True
-    kv_on_device = True
-    offloads_hidden = False
-    one_batch = True
+    system = System((Place.GPU,), streams_non_experts=True, kv_on_device=True, offloads_hidden=False, one_batch=True)
 
     def prefill(self, shape: PipelineShape, more: bool) -> Issues:
         yield from self.decode(shape, 0, more)

@@ -1,9 +1,8 @@
 """CGOPipe: weights travel in pages between the hidden states (MoE-Lightning, Algorithm 1)."""
 
-from typing import ClassVar
-
 from sim.schedule.base import Issues, Schedule, issue, next_layer
 from sim.schedule.shape import PipelineShape, Place
+from sim.schedule.system import System
 from sim.schedule.task import Op
 
 LOOKAHEAD = 2
@@ -18,10 +17,7 @@ class CGOPipe(Schedule):
 
     name = "cgopipe"
     summary = "paged weights between the hidden states, PreAttn and attention two micro-batches ahead (MoE-Lightning)"
-    attention: ClassVar[tuple[Place, ...]] = (Place.CPU, Place.GPU)
-    paged = True
-    pinned_layers = 1
-    pins_kv = True
+    system = System((Place.CPU, Place.GPU), paged=True, pinned_layers=1, pins_kv=True)
 
     def decode(self, shape: PipelineShape, step: int, more: bool) -> Issues:
         n = shape.num_micro_batches

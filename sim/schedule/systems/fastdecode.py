@@ -1,5 +1,7 @@
 """FastDecode-like: CGOPipe's overlap without its pages (schedule S2 of MoE-Lightning's figure 6)."""
 
+from dataclasses import replace
+
 from sim.schedule.base import Issues, issue
 from sim.schedule.shape import PipelineShape, Place
 from sim.schedule.systems.cgopipe import CGOPipe
@@ -14,9 +16,7 @@ class FastDecode(CGOPipe):
 
     name = "fastdecode"
     summary = "as cgopipe, but a layer's weights move as one piece that blocks the hidden states behind it"
-    attention = (Place.CPU,)
-    paged = False
-    pinned_layers = 2
+    system = replace(CGOPipe.system, attention=(Place.CPU,), paged=False, pinned_layers=2)
 
     def pin_pages(self, shape: PipelineShape, step: int, layer: int, j: int) -> Issues:
         if j == 0 and step >= 0 and shape.streamed[layer] and not shape.weights_pinned:

@@ -3,6 +3,7 @@
 from sim.schedule.base import Issues, Schedule, issue, next_layer
 from sim.schedule.dependencies import BARRIER
 from sim.schedule.shape import PipelineShape, Place
+from sim.schedule.system import System
 from sim.schedule.task import Op
 
 
@@ -17,10 +18,7 @@ class FlexGen(Schedule):
 
     name = "flexgen"
     summary = "GPU attention with the next KV cache fetched beside it, then the experts; a full barrier after each turn"
-    attention = (Place.GPU,)
-    pins_activations = False
-    prefill_barrier = True
-    splits_batch = True
+    system = System((Place.GPU,), pins_activations=False, prefill_barrier=True, splits_batch=True)
 
     def prefill(self, shape: PipelineShape, more: bool) -> Issues:
         yield from super().prefill(shape, more=False)  # decode fetches its own weights

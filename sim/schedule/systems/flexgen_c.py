@@ -3,6 +3,7 @@
 from sim.schedule.base import Issues, Schedule, issue
 from sim.schedule.dependencies import BARRIER
 from sim.schedule.shape import PipelineShape, Place
+from sim.schedule.system import System
 from sim.schedule.task import Op
 
 
@@ -16,11 +17,7 @@ class FlexGenC(Schedule):
     summary = (
         "CPU attention in turn with the GPU, then the experts, whole-layer weights; a full barrier after each turn"
     )
-    attention = (Place.CPU,)
-    pins_activations = False
-    prefill_barrier = True
-    splits_batch = True
-    expands_cache = True
+    system = System((Place.CPU,), pins_activations=False, prefill_barrier=True, splits_batch=True, expands_cache=True)
 
     def prefill(self, shape: PipelineShape, more: bool) -> Issues:
         yield from super().prefill(shape, more=False)  # decode fetches its own weights

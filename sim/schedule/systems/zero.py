@@ -2,6 +2,7 @@
 
 from sim.schedule.base import Issues, Schedule, next_layer
 from sim.schedule.shape import PipelineShape, Place
+from sim.schedule.system import System
 
 
 class Zero(Schedule):
@@ -12,14 +13,16 @@ class Zero(Schedule):
 
     name = "zero"
     summary = "next layer's weights fetched during this layer's compute, KV on the device (DeepSpeed ZeRO-Inference)"
-    attention = (Place.GPU,)
-    streams_non_experts = True
-    kv_on_device = True
-    offloads_hidden = False
-    one_batch = True
-    pins_weights = True
-    splits_batch = True
-    gathers_weights = True
+    system = System(
+        (Place.GPU,),
+        streams_non_experts=True,
+        kv_on_device=True,
+        offloads_hidden=False,
+        one_batch=True,
+        pins_weights=True,
+        splits_batch=True,
+        gathers_weights=True,
+    )
 
     def decode(self, shape: PipelineShape, step: int, more: bool) -> Issues:
         for layer in range(shape.num_layers):

@@ -31,10 +31,12 @@ SLACK = 2e-3
 def every_policy(problem, schedule, grid):
     """The points of a grid, enumerated without the code under test."""
     total, found = problem.model.num_experts, []
-    counts = (1,) if schedule.one_batch else grid.num_micro_batches
+    counts = (1,) if schedule.system.one_batch else grid.num_micro_batches
     for spot, size, count in product(spots(schedule, grid), grid.micro_batch_sizes, counts):
         for experts, pin in product(range(total + 1), pin_choices(schedule)):
-            for pages in {max(1, round(count * multiple)) for multiple in grid.pages} if schedule.paged else {count}:
+            for pages in (
+                {max(1, round(count * multiple)) for multiple in grid.pages} if schedule.system.paged else {count}
+            ):
                 found.append(
                     Policy(
                         size * count,
@@ -74,10 +76,10 @@ class TestMemory:
         schedule, grid = by_name(name), replace(SMALL, micro_batch_sizes=(40,), expert_values=9)
         found = space(problem, schedule, grid)
         rows = [found.policy(row) for row in range(len(found))]
-        streams = [one for one in rows if one.experts_on_device < 1 or schedule.streams_non_experts]
+        streams = [one for one in rows if one.experts_on_device < 1 or schedule.system.streams_non_experts]
         expected = [one for one in every_policy(problem, schedule, grid) if fits(problem, schedule, one)]
         assert Counter(streams) == Counter(
-            one for one in expected if one.experts_on_device < 1 or schedule.streams_non_experts
+            one for one in expected if one.experts_on_device < 1 or schedule.system.streams_non_experts
         )
         all_here = {replace(one, pages=None) for one in expected if one.experts_on_device == 1}
         assert {replace(one, pages=None) for one in rows if one.experts_on_device == 1} == all_here
@@ -158,7 +160,7 @@ class TestBound:
         found = space(problem, by_name(name), PolicyGrid((8, 44), (1, 4, 16), kv_shares=(0.0,), expert_values=1))
         total_s, _ = least_seconds(found)
         for row in range(0, len(found), max(1, len(found) // 6)):
-            if found.pages[row] > 1 or not by_name(name).paged:
+            if found.pages[row] > 1 or not by_name(name).system.paged:
                 assert total_s[row] >= 0.95 * generation_s(found.setup(row)).total_s
 
     def test_a_lane_that_does_all_is_the_bound(self):

@@ -32,13 +32,13 @@ STEPS = st.integers(1, 6)
 def shape_of(schedule, num_layers=3, n=2, pages=2, **other):
     """The pipeline as the schedule usually has it."""
     usual = {
-        "attention": schedule.attention[0],
+        "attention": schedule.system.attention[0],
         "streamed": (True,) * num_layers,
-        "streams_non_experts": schedule.streams_non_experts,
-        "streams_kv": not schedule.kv_on_device,
-        "offloads_hidden": schedule.offloads_hidden and n > 1,
+        "streams_non_experts": schedule.system.streams_non_experts,
+        "streams_kv": not schedule.system.kv_on_device,
+        "offloads_hidden": schedule.system.offloads_hidden and n > 1,
     }
-    return PipelineShape(num_layers, n, pages if schedule.paged else 1, **{**usual, **other})
+    return PipelineShape(num_layers, n, pages if schedule.system.paged else 1, **{**usual, **other})
 
 
 def assert_safe(schedule, shape, tasks, first, stop, memory=None):
@@ -66,7 +66,7 @@ def test_every_read_finds_what_was_written_for_it_and_nothing_races(schedule, da
 @pytest.mark.parametrize("streamed", list(itertools.product((True, False), repeat=3)), ids=str)
 def test_nothing_races_where_few_layers_stream(schedule, streamed):
     """With an odd number of layers a layer's weight slot alternates: its last use lies two steps back."""
-    for n, pinned, attention in itertools.product((1, 2), (True, False), schedule.attention):
+    for n, pinned, attention in itertools.product((1, 2), (True, False), schedule.system.attention):
         shape = shape_of(schedule, 3, n, attention=attention, streamed=streamed, weights_pinned=pinned)
         assert_safe(schedule, shape, list(schedule.tasks(shape, 6)), 0, 6)
 

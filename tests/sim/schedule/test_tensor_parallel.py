@@ -80,7 +80,7 @@ def test_a_copy_two_steps_later_still_waits_for_the_sum():
 
 @every_schedule
 def test_one_rank_changes_nothing(schedule):
-    shape = PipelineShape(2, 2, 1, Place.GPU if Place.GPU in schedule.attention else Place.CPU, (True, True))
+    shape = PipelineShape(2, 2, 1, Place.GPU if Place.GPU in schedule.system.attention else Place.CPU, (True, True))
     steps = list(schedule.steps(shape, 0, 4))
     assert list(over_ranks(steps, 1)) == steps
 

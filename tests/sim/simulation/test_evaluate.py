@@ -65,7 +65,7 @@ class TestSampling:
         asked = Workload.load("mtbench").with_(gen_len=128, padded=True)
         problem = Problem(few_layers("mixtral-8x7b", 8), Hardware.load("gcp-t4"), asked)
         schedule = by_name(name)
-        count = 1 if schedule.one_batch else 3
+        count = 1 if schedule.system.one_batch else 3
         setup = Setup(problem, schedule, Policy.usual(schedule, 36 * count, 36, pin_weights=name == "flexgen"))
         sampled, exact = evaluate(setup), evaluate(setup, exact=True)
         assert sampled.total_s == pytest.approx(exact.total_s, rel=2e-3)
@@ -265,7 +265,7 @@ class TestOtherMachines:
     def test_other_models_on_other_machines(self, name, model, machine):
         problem = Problem(preset(model), Hardware.load(machine), Workload.load("mtbench").with_(gen_len=24))
         schedule = by_name(name)
-        setup = Setup(problem, schedule, Policy.usual(schedule, 16 if schedule.one_batch else 48, 16))
+        setup = Setup(problem, schedule, Policy.usual(schedule, 16 if schedule.system.one_batch else 48, 16))
         said = evaluate(setup)
         assert said.total_s == pytest.approx(evaluate(setup, exact=True).total_s, rel=2e-3)
         assert said.lower_bound_s <= said.total_s

@@ -221,7 +221,7 @@ def test_with_a_hand_over_steps_are_those_of_simpy(schedule, data, share, hand_o
 def test_sharing_between_long_tasks_of_any_length_is_to_the_nanosecond(schedule, hand_over_ns, seed):
     """Hours in nanoseconds and gigabytes a second, where sums of fractions have few digits left."""
     random = Random(seed)
-    shape = PipelineShape(5, 4, 4 if schedule.paged else 1, schedule.attention[0], (True,) * 5)
+    shape = PipelineShape(5, 4, 4 if schedule.system.paged else 1, schedule.system.attention[0], (True,) * 5)
     steps = list(over_ranks(schedule.steps(shape, 0, 6), 2))
     kinds = [
         Cost(random.randrange(1, 10**9), tuple((pool, random.randrange(1, 10**11)) for pool in range(3)))

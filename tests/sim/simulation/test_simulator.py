@@ -126,10 +126,10 @@ def test_the_longer_the_hand_over_the_longer_the_run(schedule, data, seed, times
 @pytest.mark.parametrize("streamed", [(True,), (False, True, False)], ids=str)
 def test_a_lane_may_run_ahead_as_far_as_buffers_let_it(schedule, slow, streamed):
     """One op takes long and the others next to nothing, so that lanes drift apart by whole steps."""
-    for attention in schedule.attention:
-        for streams_kv in {attention is Place.CPU, not schedule.kv_on_device}:
+    for attention in schedule.system.attention:
+        for streams_kv in {attention is Place.CPU, not schedule.system.kv_on_device}:
             shape = PipelineShape(
-                len(streamed), 1, 1, attention, streamed, schedule.streams_non_experts, streams_kv, False
+                len(streamed), 1, 1, attention, streamed, schedule.system.streams_non_experts, streams_kv, False
             )
             tasks = list(schedule.tasks(shape, 12))
             durations = {one.id: 100 if one.op is slow else int(one.lane == PIN) for one in tasks}
