@@ -5,7 +5,11 @@ from .base import (
     issue_steps as issue_steps,
     steady_step as steady_step,
 )
-from .dependencies import Barrier as Barrier, DependencyTracker as DependencyTracker
+from .dependencies import (
+    Barrier as Barrier,
+    DeadlockError as DeadlockError,
+    DependencyTracker as DependencyTracker,
+)
 from .ranks import over_ranks as over_ranks
 from .registry import BUILT_IN as BUILT_IN, by_name as by_name, registered as registered
 from .shape import PipelineShape as PipelineShape, Place as Place

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import simpy
 
-from sim.cost import Cost
-from sim.schedule import Lane, Op, Task
+from sim.cost import Cost, CostModel, Setup
+from sim.schedule import DeadlockError, Lane, Op, Task, over_ranks
 from sim.simulation.fair_sharing import fair_rates
+from traces.analysis import LaneUse
 
 RATES_KEPT = 2_000
 """Combinations of running tasks whose fair rates are remembered."""
@@ -40,20 +41,6 @@ Observer = Callable[[Executed], None]
 
 
 @dataclass(slots=True)
-class LaneUse:
-    """What one lane did: nanoseconds busy, and idle by the op (and lane) it waited for."""
-
-    busy_ns: int = 0
-    waited_ns: dict[str, int] = field(default_factory=dict)
-
-    def add(self, other: "LaneUse") -> None:
-        """Accumulate another period's use."""
-        self.busy_ns += other.busy_ns
-        for what, waited in other.waited_ns.items():
-            self.waited_ns[what] = self.waited_ns.get(what, 0) + waited
-
-
-@dataclass(slots=True)
 class StepUse:
     """One step as issued: when its last token was out, and what its tasks did to each lane."""
 
@@ -70,10 +57,6 @@ class Result:
     makespan_ns: int = 0
     num_tasks: int = 0
     lanes: dict[Lane, LaneUse] = field(default_factory=dict)
-
-
-class DeadlockError(RuntimeError):
-    """A schedule in which tasks wait for each other for ever: a bug of the schedule."""
 
 
 IDLE = Cost(0)
@@ -171,6 +154,27 @@ class _Pools:
         return known[0]
 
 
+def simulate_steps(
+    setup: Setup,
+    first: int,
+    stop: int,
+    *,
+    costs: CostModel | None = None,
+    on_task: Observer | None = None,
+    on_step: Callable[[StepUse], None] | None = None,
+) -> Result:
+    """Steps `first` to `stop` - 1 of one setup on all its devices, the generation beginning with `first`.
+
+    `costs` are the setup's own, for who asks more than once.
+    """
+    costs = costs or setup.costs(only_contended=True)
+    steps = over_ranks(setup.schedule.steps(setup.shape, first, stop, last=setup.last_step), setup.num_ranks)
+    simulation = Simulation(
+        steps, costs, costs.capacities, on_task=on_task, on_step=on_step, hand_over_ns=costs.hand_over_ns
+    )
+    return simulation.run()
+
+
 class Simulation:
     """One run of a stream of steps under a cost function.
 
@@ -184,7 +188,7 @@ class Simulation:
         cost: Callable[[Task], Cost],
         capacities: Sequence[int] = (),
         *,
-        on_task: Callable[[Executed], None] | None = None,
+        on_task: Observer | None = None,
         on_step: Callable[[StepUse], None] | None = None,
         hand_over_ns: int = 0,
     ) -> None:
@@ -236,7 +240,7 @@ class Simulation:
     def _start_lane(self, lane: Lane) -> None:
         run = _Run()
         self._pools.runs.append(run)
-        self.result.lanes[lane] = LaneUse()
+        self.result.lanes[lane] = LaneUse(lane)
         run.process = self._env.process(self._walk(lane, run))
 
     def _leave(self, step: StepUse, lane: Lane, use: LaneUse) -> None:
@@ -274,7 +278,7 @@ class Simulation:
                 yield event
                 now = env.now
             step, tasks = queue.popleft()
-            use, busy = LaneUse(), 0
+            use, busy = LaneUse(lane), 0
             for task in tasks:
                 waited_for, cause = "", previous
                 for dep in task.deps:

@@ -9,10 +9,9 @@ from hypothesis import given, strategies as st
 from schedule_rules import EVERY, FIVE_LANES, HAND_OVERS, contended, examples, random_durations, shapes, simulate, task
 
 from sim.cost import Cost
-from sim.schedule import CPU, D2H, GPU, H2D, Lane, LaneKind, Op, PipelineShape, Place, by_name
+from sim.schedule import CPU, D2H, GPU, H2D, DeadlockError, Lane, LaneKind, Op, PipelineShape, Place, by_name
 from sim.schedule.task import PIN
 from sim.simulation import Simulation, task_ends
-from sim.simulation.simulator import DeadlockError
 
 every_schedule = pytest.mark.parametrize("schedule", EVERY, ids=lambda schedule: schedule.name)
 AMPLE = 10**12
