@@ -274,7 +274,7 @@ def test_plain_python_says_the_same(data, schedule, hand_over_ns):
 
 
 def told_of(prediction):
-    """Everything but what it took to make it, waits of no length, and which of a phase's equally busy ranks is named."""
+    """Everything but its wall time, waits of no length, and which of a phase's equally busy ranks is named."""
     lanes = {
         name: replace(lane, waited_s={op: waited for op, waited in lane.waited_s.items() if waited})
         for name, lane in prediction.lanes.items()
