@@ -9,14 +9,14 @@ from random import Random
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
-from schedule_rules import EVERY, HAND_OVERS, Backwards, contended, examples, random_durations, shapes
+from schedule_rules import EVERY, HAND_OVERS, Backwards, contended, examples, random_durations, shapes, task_lists
 from setup_examples import SETTINGS, any_setup
 from sim_examples import few_layers, made_setup, preset, round_machine, with_hand_over
 
 from sim.cost import Cost, Setup
 from sim.problem import Hardware, Model, Policy, Problem, Workload
 from sim.schedule import CGOPipe, DeadlockError, Op, PipelineShape, SlotLayout, by_name, over_ranks
-from sim.simulation import Simulation, predict
+from sim.simulation import Simulation, predict, task_ends
 from sim.simulation.compiled import event_loop as fastpath_kernel, jit
 from sim.simulation.compiled.dependencies import LANE, OP, OPS
 from sim.simulation.compiled.event_loop import Costs, Tasks, run_events
@@ -210,6 +210,42 @@ def test_with_a_hand_over_steps_are_those_of_simpy(schedule, data, share, hand_o
     capacities = capacities if share else tuple(1000 * one for one in capacities)
     expected = simpy_uses(steps, lambda one: costs[one.id], capacities, hand_over_ns)
     assert fast(schedule, shape, ranks, first, stop, last, costs, capacities, hand_over_ns) == expected
+
+
+def arranged(steps):
+    """Steps of tasks as arrays, each a kind of its own, and every task's row by id."""
+    lanes = sorted({one.lane for tasks in steps for one in tasks})
+    rows = [one for tasks in steps for lane in lanes for one in tasks if one.lane == lane]
+    counts = np.array([[sum(one.lane == lane for one in tasks) for lane in lanes] for tasks in steps], np.int64)
+    lane_start = np.zeros((len(steps), len(lanes) + 1), np.int64)
+    lane_start[:, 1:] = counts.cumsum(axis=1)
+    lane_start += np.concatenate([[0], counts.sum(axis=1).cumsum()[:-1]])[:, None]
+    before, place = counts.cumsum(axis=0) - counts, {}
+    for lane, name in enumerate(lanes):
+        own = [one for tasks in steps for one in tasks if one.lane == name]
+        place |= {one.id: (lane, at, OPS.index(one.op)) for at, one in enumerate(own)}
+    table, deps = np.zeros((len(rows) + 1, 3), np.int64), []
+    for row, one in enumerate(rows):
+        table[row] = row, 0, len(deps)
+        deps += [(on, at - before[one.step, on], op) for on, at, op in (place[dep] for dep in one.deps if dep in place)]
+    table[len(rows), fastpath_kernel.DEPS] = len(deps)
+    arrays = Tasks(lane_start, table, np.array(deps, np.int64).reshape(-1, 3))
+    return arrays, {one.id: row for row, one in enumerate(rows)}
+
+
+@examples(60)
+@given(given=task_lists(), hand_over_ns=HAND_OVERS)
+def test_any_tasks_on_any_ranks_end_when_the_law_says(given, hand_over_ns):
+    """A step ends with its head: each task is the head once."""
+    steps, durations = given
+    tasks = [one for step in steps for one in step]
+    arrays, row_of = arranged(steps)
+    duration = np.tile([durations[id_] for id_ in row_of], (len(steps), 1))
+    costs = Costs(duration, np.zeros((*duration.shape, 0), np.int64), np.zeros(0, np.int64))
+    for id_, end_ns in task_ends(tasks, lambda one: durations[one.id], hand_over_ns).items():
+        arrays.tasks[:, fastpath_kernel.HEADS] = np.arange(len(tasks) + 1) == row_of[id_]
+        uses, left = run_events(np.arange(len(steps)), arrays, costs, hand_over_ns)
+        assert (left, uses.end_ns[tasks[id_].step]) == (0, end_ns)
 
 
 @pytest.mark.parametrize("hand_over_ns", [0, 12_345])
