@@ -18,19 +18,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from sim.cost import Setup
 from sim.problem import Hardware, Model, Policy, Problem, Workload
 from sim.schedule import base, by_name
-from sim.simulation import FastResult, evaluate, generation_s
+from sim.simulation import Prediction, predict, warm_up
 from sim.simulation.compiled import (
     cost_table as fastpath_costs,
     event_loop as fastpath_kernel,
     program as fastpath_program,
 )
 from sim.simulation.compiled.jit import COMPILES
-from sim.simulation.compiled.path import warm_up
 
 MANY_SIZES, MANY_COUNTS = range(4, 40, 4), range(2, 30, 3)
 
@@ -66,6 +66,9 @@ def timed(run: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
+fast = partial(predict, compiled=True)
+
+
 def kernel_share(setup: Setup) -> float:
     """Share of a question about a known shape that the event loop takes: all that skipping equal layers could save."""
     inside, run = 0.0, fastpath_kernel._run
@@ -79,20 +82,20 @@ def kernel_share(setup: Setup) -> float:
 
     fastpath_kernel._run = watched
     try:
-        whole = timed(lambda: [generation_s(setup) for _ in range(20)])
+        whole = timed(lambda: [fast(setup) for _ in range(20)])
     finally:
         fastpath_kernel._run = run
     return inside / whole
 
 
 def measure(setup: Setup, repeats: int) -> dict[str, object]:
-    found, truth = generation_s(setup), evaluate(setup)
+    found, truth = fast(setup), predict(setup)
     seconds: dict[str, dict[str, list[float]]] = {
         shape: {"SimPy path": [], "fast path": []} for shape in ("known shape", "new shape")
     }
     for _ in range(repeats):
         for shape, of in seconds.items():
-            for name, path in (("SimPy path", evaluate), ("fast path", generation_s)):
+            for name, path in (("SimPy path", predict), ("fast path", fast)):
                 if shape == "new shape":
                     forget_shapes()
                 of[name].append(timed(lambda path=path: path(setup)))
@@ -108,7 +111,7 @@ def measure(setup: Setup, repeats: int) -> dict[str, object]:
     }
 
 
-def same(ours: FastResult, theirs) -> bool:
+def same(ours: Prediction, theirs: Prediction) -> bool:
     """Whether both paths say the same to the last digit."""
     return (ours.prefill_s, ours.decode_s) == (theirs.prefill_s, theirs.decode_s)
 
@@ -120,13 +123,13 @@ def setups_per_s(repeats: int) -> list[float]:
     rates = []
     for _ in range(repeats):
         forget_shapes()
-        rates.append(len(policies) / timed(lambda: [generation_s(Setup(problem, schedule, one)) for one in policies]))
+        rates.append(len(policies) / timed(lambda: [fast(Setup(problem, schedule, one)) for one in policies]))
     return sorted(rates)
 
 
 def first_use() -> dict[str, float]:
     """Processor seconds of a new process until the first answer can come: with nothing compiled before, and with it."""
-    code = "import time; from sim.simulation.compiled.path import warm_up; warm_up(); print(time.process_time())"
+    code = "import time; from sim.simulation import warm_up; warm_up(); print(time.process_time())"
     with tempfile.TemporaryDirectory() as cache:
         runs = [
             subprocess.run(

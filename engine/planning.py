@@ -10,7 +10,7 @@ from sim.cost import Setup
 from sim.planning import PolicyGrid, best_policy
 from sim.problem import Batch, Hardware, MicroBatch, Policy, Problem, Workload
 from sim.schedule import Schedule
-from sim.simulation import Prediction, evaluate
+from sim.simulation import Prediction, predict
 
 WHAT_THE_ENGINE_RUNS = PolicyGrid(kv_shares=(0.0, 1.0))
 """The planner's grid without what the engine refuses: a KV cache that is split between device and host."""
@@ -45,7 +45,7 @@ def plan(
     found = best_policy(problem, schedule, num_requests=len(prompt_tokens), grid=WHAT_THE_ENGINE_RUNS, refine=False)
     policy = found.best.setup.policy
     as_run = Setup(problem, schedule, policy, _first_batch(policy, prompt_tokens, max_new_tokens))
-    expected = evaluate(found.best.setup if as_run.shortages else as_run)
+    expected = predict(found.best.setup if as_run.shortages else as_run)
     return RunPlan(policy, expected, hardware.name)
 
 

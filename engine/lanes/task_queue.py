@@ -6,17 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from engine.device import LaneContext, Mark
-from sim.schedule import Lane, Task
+from sim.schedule import DeadlockError, Lane, Task
 
 STEPS_AHEAD = 2
 """How many steps may be issued beyond the one that the slowest lane works on: bounds memory, not speed."""
 
 STEPS_REMEMBERED = 4
 """Marks of tasks in earlier steps are let go of; all that a lane did then has ended long ago."""
-
-
-class DeadlockError(RuntimeError):
-    """The schedule's tasks wait for each other: none of them can start."""
 
 
 class _HandOver:

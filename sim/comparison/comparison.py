@@ -14,7 +14,7 @@ from sim.cost import Setup
 from sim.planning import NothingFitsError, best_policy
 from sim.problem import Policy, Problem
 from sim.schedule import Schedule, by_name
-from sim.simulation import Prediction, evaluate, to_dict
+from sim.simulation import Prediction, predict
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Outcome:
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; an infeasible schedule has every field too, with nothing in it."""
         if self.prediction is not None:
-            return to_dict(self.prediction)
+            return self.prediction.to_dict()
         empty = dict.fromkeys(MEASURES)
         memory = self.setup.memory.peak_bytes() if self.setup else {}
         policy = self.setup.policy.to_dict() if self.setup else None
@@ -86,7 +86,7 @@ def _outcome(problem: Problem, asked: Asked, name: str) -> Outcome:
         return Outcome(name, None, None, str(error))
     if setup.shortages:
         return Outcome(name, setup, None, "; ".join(map(str, setup.shortages)))
-    return Outcome(name, setup, evaluate(setup, exact=asked.exact))
+    return Outcome(name, setup, predict(setup, exact=asked.exact))
 
 
 def _set_up(problem: Problem, asked: Asked, name: str) -> Setup:

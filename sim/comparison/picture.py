@@ -13,8 +13,8 @@ from matplotlib.patches import Patch
 from sim.comparison.comparison import Outcome
 from sim.cost import Setup
 from sim.problem import Problem
-from sim.schedule import LaneKind, Op, over_ranks
-from sim.simulation import Executed, Simulation
+from sim.schedule import LaneKind, Op
+from sim.simulation import Executed, simulate_steps
 from traces.cli import check_format
 
 COLOURS: dict[Op, str] = {
@@ -55,10 +55,7 @@ def layer_view(setup: Setup) -> LayerView:
     executed: list[Executed] = []
     step = (setup.last_step + 1) // 2
     first = max(step - 1, min(step, 1))
-    steps = setup.schedule.steps(setup.shape, first, step + 1, last=setup.last_step)
-    cost = setup.costs(only_contended=True)
-    ranked = over_ranks(steps, setup.num_ranks)
-    Simulation(ranked, cost, cost.capacities, on_task=executed.append, hand_over_ns=cost.hand_over_ns).run()
+    simulate_steps(setup, first, step + 1, on_task=executed.append)
     layer_ends = {
         one.task.layer: one.end_ns
         for one in executed

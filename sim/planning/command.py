@@ -58,12 +58,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Plan, print, and write what was asked for. Raises InputError for what the user gave wrong or nothing fits."""
     from sim.planning.explanation import explain
-    from sim.simulation import evaluate
+    from sim.simulation import predict
 
     _check(args)
     started = time.perf_counter()
     choice = _choose(args)
-    prediction = evaluate(choice.best.setup)
+    prediction = predict(choice.best.setup)
     wall_s = time.perf_counter() - started
     quiet = args.json == "-"
     if args.out:
@@ -146,8 +146,8 @@ def _candidate(one: "Candidate") -> dict[str, Any]:
         "throughput_tokens_per_s": one.throughput_tokens_per_s,
         "bound_tokens_per_s": one.bound_tokens_per_s,
         "seconds_per_token": one.token_s,
-        "prefill_s": one.simulated.prefill_s,
-        "decode_s": one.simulated.decode_s,
-        "bottleneck": one.simulated.bottleneck,
+        "prefill_s": one.prediction.prefill_s,
+        "decode_s": one.prediction.decode_s,
+        "bottleneck": one.prediction.bottleneck,
         "memory_peak_bytes": one.setup.memory.peak_bytes(),
     }

@@ -159,7 +159,7 @@ def _binding(prediction: Prediction, tiers: Sequence[Tier]) -> Iterator[str]:
 
 def _lost(best: Candidate, other: Candidate) -> RunnerUp:
     """Compare lane by lane, in seconds for a thousand tokens."""
-    lanes = dict.fromkeys([*best.simulated.busy_s, *other.simulated.busy_s])
+    lanes = dict.fromkeys([*best.prediction.lanes, *other.prediction.lanes])
     mine, theirs = _per_thousand_tokens(best), _per_thousand_tokens(other)
     both = {lane: (mine.get(lane, 0.0), theirs.get(lane, 0.0)) for lane in lanes}
     return RunnerUp(other, _why_lost(best, other, both), both)
@@ -167,7 +167,7 @@ def _lost(best: Candidate, other: Candidate) -> RunnerUp:
 
 def _per_thousand_tokens(one: Candidate) -> dict[str, float]:
     tokens = one.setup.batch.generated_tokens / 1000
-    return {lane: seconds / tokens for lane, seconds in one.simulated.busy_s.items()}
+    return {name: lane.busy_s / tokens for name, lane in one.prediction.lanes.items()}
 
 
 def _why_lost(best: Candidate, other: Candidate, lanes: dict[str, tuple[float, float]]) -> str:

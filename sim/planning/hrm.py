@@ -10,9 +10,10 @@ from sim.planning.bounds import least_seconds
 from sim.planning.candidates import space
 from sim.planning.grid import PolicyGrid
 from sim.planning.planner import Choice, Plan
-from sim.planning.search import Candidate, Objective, predict_candidate
+from sim.planning.search import Candidate, Objective
 from sim.problem import Problem
 from sim.schedule import by_name
+from sim.simulation import predict
 
 
 def hrm_setup(problem: Problem) -> tuple[Setup, int]:
@@ -25,8 +26,7 @@ def hrm_plan(problem: Problem) -> Choice:
     """The choice, simulated. Raises InputError if HRM finds none, or if what it finds does not fit our memory plan."""
     started = time.perf_counter()
     setup, candidates = hrm_setup(problem)
-    setup.require_fit()
-    best = Candidate(setup, predict_candidate(setup), _bound(setup))
+    best = Candidate(predict(setup, compiled=True), _bound(setup))
     wall_s = time.perf_counter() - started
     plan = Plan(problem, Objective.THROUGHPUT, best, (best,), candidates, candidates, 0, wall_s)
     return Choice(problem, Objective.THROUGHPUT, {SCHEDULE: plan}, {}, wall_s)

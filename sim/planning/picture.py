@@ -20,7 +20,7 @@ from sim.planning.candidates import Floats, space
 from sim.planning.grid import PolicyGrid, sizes_up_to
 from sim.planning.hrm import hrm_setup
 from sim.planning.planner import Choice, in_processes
-from sim.planning.search import predict_candidate
+from sim.simulation import predict
 from traces.cli import check_format
 from traces.errors import InputError
 
@@ -63,7 +63,7 @@ def throughput_map(choice: Choice, sizes: Sequence[int], counts: Sequence[int], 
 
 
 def _simulate_all(setups: Sequence[Setup]) -> list[tuple[int, float]]:
-    return [(one.policy.micro_batch_size, predict_candidate(one).throughput_tokens_per_s) for one in setups]
+    return [(one.policy.micro_batch_size, predict(one, compiled=True).throughput_tokens_per_s) for one in setups]
 
 
 def draw(choice: Choice, path: str, jobs: int | None = None) -> None:
@@ -166,7 +166,7 @@ def _draw_choices(ax: Axes, choice: Choice) -> list[Line2D | Patch]:
     if theirs.shortages:
         note = f"does not fit: {_short(theirs.shortages[0])}"
     else:
-        note = f"{predict_candidate(theirs).throughput_tokens_per_s:,.1f} tokens/s simulated"
+        note = f"{predict(theirs, compiled=True).throughput_tokens_per_s:,.1f} tokens/s simulated"
     place = f" (cgopipe, attention on the {theirs.policy.attention.upper()})"
     return [*marks, _mark(ax, theirs, "D", "#ff70a6", 10, f"HRM's choice {theirs.policy}{place}: {note}")]
 

@@ -81,7 +81,7 @@ def _candidates(some: Sequence[Candidate], title: str) -> Table:
     for heading in ("tokens/s", "at best", "s/token", "prefill", "decode", "busiest", "GB device/host/pinned"):
         table.add_column(heading, justify="right", no_wrap=True)
     for one in some:
-        memory, result = one.setup.memory.peak_bytes(), one.simulated
+        memory, result = one.prediction.memory_peak_bytes, one.prediction
         table.add_row(
             one.schedule,
             _short(one),

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,9 +10,7 @@ from sim.cost import Setup
 from sim.planning.bounds import least_seconds
 from sim.planning.candidates import TIERS, Candidates, Floats
 from sim.problem import Policy
-
-if TYPE_CHECKING:
-    from sim.simulation import FastResult
+from sim.simulation import Prediction, predict
 
 TOLERANCE = 1e-3
 """Relative gain below which a candidate is not simulated: the interpolation of decode steps is accepted up to it."""
@@ -35,30 +32,30 @@ class Objective(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One simulated policy. Seconds of the generation and of a decode step, tokens per second, bytes per tier."""
+    """One simulated policy, and what it could reach at best."""
 
-    setup: Setup
-    simulated: "FastResult"
+    prediction: Prediction
     bound_tokens_per_s: float
-    """What the policy could reach at best."""
+
+    @property
+    def setup(self) -> Setup:
+        return self.prediction.setup
 
     @property
     def schedule(self) -> str:
-        return self.setup.schedule.name
+        return self.prediction.schedule
 
     @property
     def throughput_tokens_per_s(self) -> float:
-        return self.simulated.throughput_tokens_per_s
+        return self.prediction.throughput_tokens_per_s
 
     @property
     def token_s(self) -> float:
-        """Mean seconds of a decode step; of prefill if there is no decode."""
-        steps = self.setup.last_step
-        return self.simulated.decode_s / steps if steps else self.simulated.prefill_s
+        return self.prediction.token_s
 
     @property
     def device_bytes(self) -> int:
-        return self.setup.memory.peak_bytes()["device"]
+        return self.prediction.memory_peak_bytes["device"]
 
 
 class Search:
@@ -118,9 +115,8 @@ class Search:
         policy = rows.space.policy(row)
         known = self._found.get(policy)
         if known is None:
-            setup = rows.space.setup(row)
-            known = Candidate(setup, predict_candidate(setup), float(rows.tokens_per_s[row]))
-            self._found[policy] = known
+            prediction = predict(rows.space.setup(row), compiled=True)
+            known = self._found[policy] = Candidate(prediction, float(rows.tokens_per_s[row]))
         return known
 
 
@@ -152,10 +148,3 @@ class _Rows:
 def in_essence(policy: Policy) -> Policy:
     """The policy without its pages and page-locked weights: equal for two that are about the same."""
     return replace(policy, pages=None, pin_weights=False)
-
-
-def predict_candidate(setup: Setup) -> "FastResult":
-    """One setup on the fast path, equal to the simulator's to the nanosecond."""
-    from sim.simulation import generation_s
-
-    return generation_s(setup)

@@ -7,7 +7,12 @@ from .base import (
     next_layer as next_layer,
     steady_step as steady_step,
 )
-from .dependencies import BARRIER as BARRIER, Barrier as Barrier, DependencyTracker as DependencyTracker
+from .dependencies import (
+    BARRIER as BARRIER,
+    Barrier as Barrier,
+    DeadlockError as DeadlockError,
+    DependencyTracker as DependencyTracker,
+)
 from .ranks import over_ranks as over_ranks
 from .registry import BUILT_IN as BUILT_IN, by_name as by_name, registered as registered
 from .shape import PipelineShape as PipelineShape, Place as Place

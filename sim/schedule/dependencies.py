@@ -29,6 +29,10 @@ class Barrier:
 BARRIER = Barrier()
 
 
+class DeadlockError(RuntimeError):
+    """A schedule in which tasks wait for each other for ever: a bug of the schedule."""
+
+
 class _SlotUse:
     """The last write of a slot and the reads since."""
 

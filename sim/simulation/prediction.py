@@ -1,6 +1,6 @@
 """From a setup to a prediction: throughput, what each lane did, what binds, and how far the schedule is from its bound.
 
-Steps are simulated with SimPy, as many as `sim.simulation.sampling` asks for.
+As many steps are simulated as `sim.simulation.sampling` asks for, with SimPy or compiled: both say the same.
 """
 
 import time
@@ -10,9 +10,8 @@ from typing import Any
 from sim.cost import Setup
 from sim.hrm import hrm_tokens_per_s
 from sim.problem import Policy
-from sim.schedule import over_ranks
-from sim.simulation.sampling import SampledGeneration, StepTotals, sample
-from sim.simulation.simulator import Simulation, StepUse
+from sim.simulation.sampling import Simulate, StepTotals, sample
+from sim.simulation.simulator import StepUse, simulate_steps
 from traces.trace import lane_order
 
 NS = 1e-9
@@ -40,25 +39,36 @@ class Phase:
     bottleneck: str
     busiest_s: float
 
+    @classmethod
+    def of(cls, totals: StepTotals) -> "Phase":
+        """From nanoseconds; a single token leaves no decode."""
+        busiest = max(totals.lanes.values(), key=lambda use: use.busy_ns, default=None)
+        return cls(totals.span_ns * NS, str(busiest.lane), busiest.busy_ns * NS) if busiest else cls(0.0, "", 0.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """What the simulator says of one setup. Seconds and tokens; bytes are per device for the device's tier."""
 
-    schedule: str
-    policy: Policy
-    num_requests: int
-    throughput_tokens_per_s: float
+    setup: Setup
     prefill: Phase
     decode: Phase
     lanes: dict[str, LaneSummary]
-    bottleneck: str
-    lower_bound_s: float
-    memory_peak_bytes: dict[str, int]
-    hrm_tokens_per_s: float | None
     simulated_tasks: int
     simulated_steps: list[int]
     wall_s: float
+
+    @property
+    def schedule(self) -> str:
+        return self.setup.schedule.name
+
+    @property
+    def policy(self) -> Policy:
+        return self.setup.policy
+
+    @property
+    def num_requests(self) -> int:
+        return self.setup.batch.num_requests
 
     @property
     def prefill_s(self) -> float:
@@ -76,6 +86,27 @@ class Prediction:
         return self.prefill_s + self.decode_s
 
     @property
+    def token_s(self) -> float:
+        """Mean seconds of a decode step, which gives each request a token; of prefill if there is no decode."""
+        steps = self.setup.last_step
+        return self.decode_s / steps if steps else self.prefill_s
+
+    @property
+    def throughput_tokens_per_s(self) -> float:
+        """Generated tokens of all requests over prefill and decode."""
+        return self.setup.batch.generated_tokens / self.total_s
+
+    @property
+    def bottleneck(self) -> str:
+        """The lane that works most."""
+        return max(self.lanes, key=lambda name: self.lanes[name].busy_s)
+
+    @property
+    def lower_bound_s(self) -> float:
+        """The work of that lane."""
+        return self.lanes[self.bottleneck].busy_s
+
+    @property
     def over_busiest(self) -> float:
         """Time beyond the work of each phase's busiest lane, as a share of it: what a better order could save."""
         return max(0.0, self.total_s / (self.prefill.busiest_s + self.decode.busiest_s) - 1)
@@ -86,88 +117,83 @@ class Prediction:
         gpus = [lane.utilisation for name, lane in self.lanes.items() if name.startswith("GPU")]
         return 1.0 - sum(gpus) / len(gpus)
 
+    @property
+    def memory_peak_bytes(self) -> dict[str, int]:
+        return self.setup.memory.peak_bytes()
 
-class _SimPy:
-    """Steps of one setup by the simulator."""
+    @property
+    def hrm_tokens_per_s(self) -> float | None:
+        """What HRM says of the same setup; None without a decode step."""
+        return hrm_tokens_per_s(self.setup)
 
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
-        self._cost = setup.costs(only_contended=True)
+    def to_dict(self) -> dict[str, Any]:
+        """A feasible result as JSON values."""
+        measures = (
+            "num_requests",
+            "throughput_tokens_per_s",
+            "prefill_s",
+            "decode_s",
+            "bottleneck",
+            "gpu_idle",
+            "memory_peak_bytes",
+            "hrm_tokens_per_s",
+            "lower_bound_s",
+            "simulated_tasks",
+            "simulated_steps",
+            "wall_s",
+        )
+        return {
+            "schedule": self.schedule,
+            "feasible": True,
+            "reason": "",
+            "policy": self.policy.to_dict(),
+            "lanes": {name: asdict(lane) for name, lane in self.lanes.items()},
+            "phases": {"prefill": asdict(self.prefill), "decode": asdict(self.decode)},
+            **{name: getattr(self, name) for name in measures},
+        }
 
-    def __call__(self, first: int, stop: int) -> list[StepUse]:
-        setup, uses = self._setup, list[StepUse]()
-        steps = setup.schedule.steps(setup.shape, first, stop, last=setup.last_step)
-        ranked = over_ranks(steps, setup.num_ranks)
-        cost = self._cost
-        Simulation(ranked, cost, cost.capacities, on_step=uses.append, hand_over_ns=cost.hand_over_ns).run()
-        return uses
 
+def predict(setup: Setup, *, exact: bool = False, compiled: bool = False, must_fit: bool = True) -> Prediction:
+    """Simulate one setup: steps sampled and interpolated, or all of them if `exact`.
 
-def evaluate(setup: Setup, *, exact: bool = False) -> Prediction:
-    """Simulate one setup. Raises InputError naming the memory, and the bytes, that its policy is short of."""
+    `compiled` takes a millisecond where SimPy takes a hundred, and says the same but for waits of no length, which it
+    leaves out. Raises InputError naming the memory, and the bytes, that the policy is short of, if it `must_fit`.
+    """
     started = time.perf_counter()
-    setup.require_fit()
-    generation = sample(setup, _SimPy(setup), exact=exact)
-    return _summarise(setup, generation, time.perf_counter() - started)
-
-
-def _summarise(setup: Setup, generation: SampledGeneration, wall_s: float) -> Prediction:
+    if must_fit:
+        setup.require_fit()
+    found = sample(setup, _compiled_path(setup) if compiled else _simpy_path(setup), exact=exact)
     whole = StepTotals()
-    whole.add(generation.prefill)
-    whole.add(generation.decode)
-    lanes = {}
-    for lane in sorted(whole.busy_ns, key=lambda lane: lane_order((lane.kind.value, lane.rank))):
-        waited = {op: ns * NS for (of, op), ns in whole.waited_ns.items() if of == lane}
-        lanes[str(lane)] = LaneSummary(whole.busy_ns[lane] * NS, whole.busy_ns[lane] / whole.span_ns, waited)
-    busiest = max(lanes, key=lambda name: lanes[name].busy_s)
+    whole.add(found.prefill)
+    whole.add(found.decode)
     return Prediction(
-        schedule=setup.schedule.name,
-        policy=setup.policy,
-        num_requests=setup.batch.num_requests,
-        throughput_tokens_per_s=setup.batch.generated_tokens / (whole.span_ns * NS),
-        prefill=_phase(generation.prefill),
-        decode=_phase(generation.decode),
-        lanes=lanes,
-        bottleneck=busiest,
-        lower_bound_s=lanes[busiest].busy_s,
-        memory_peak_bytes=setup.memory.peak_bytes(),
-        hrm_tokens_per_s=hrm_tokens_per_s(setup),
-        simulated_tasks=generation.simulated_tasks,
-        simulated_steps=generation.simulated_steps,
-        wall_s=wall_s,
+        setup,
+        Phase.of(found.prefill),
+        Phase.of(found.decode),
+        {
+            str(use.lane): LaneSummary(
+                use.busy_ns * NS, use.busy_ns / whole.span_ns, {op: ns * NS for op, ns in use.waited_ns.items()}
+            )
+            for use in sorted(whole.lanes.values(), key=lambda use: lane_order(use.lane))
+        },
+        found.simulated_tasks,
+        found.simulated_steps,
+        time.perf_counter() - started,
     )
 
 
-def _phase(period: StepTotals) -> Phase:
-    busiest = max(period.busy_ns, key=lambda lane: period.busy_ns[lane], default=None)
-    if busiest is None:  # a single token leaves no decode
-        return Phase(0.0, "", 0.0)
-    return Phase(period.span_ns * NS, str(busiest), period.busy_ns[busiest] * NS)
+def _simpy_path(setup: Setup) -> Simulate:
+    costs = setup.costs(only_contended=True)
+
+    def simulate(first: int, stop: int) -> list[StepUse]:
+        uses: list[StepUse] = []
+        simulate_steps(setup, first, stop, costs=costs, on_step=uses.append)
+        return uses
+
+    return simulate
 
 
-def to_dict(prediction: Prediction) -> dict[str, Any]:
-    """A feasible result as JSON values."""
-    lanes = {
-        name: {"busy_s": lane.busy_s, "utilisation": lane.utilisation, "waited_s": lane.waited_s}
-        for name, lane in prediction.lanes.items()
-    }
-    return {
-        "schedule": prediction.schedule,
-        "feasible": True,
-        "reason": "",
-        "policy": prediction.policy.to_dict(),
-        "num_requests": prediction.num_requests,
-        "throughput_tokens_per_s": prediction.throughput_tokens_per_s,
-        "prefill_s": prediction.prefill_s,
-        "decode_s": prediction.decode_s,
-        "lanes": lanes,
-        "bottleneck": prediction.bottleneck,
-        "phases": {name: asdict(getattr(prediction, name)) for name in ("prefill", "decode")},
-        "gpu_idle": prediction.gpu_idle,
-        "memory_peak_bytes": prediction.memory_peak_bytes,
-        "hrm_tokens_per_s": prediction.hrm_tokens_per_s,
-        "lower_bound_s": prediction.lower_bound_s,
-        "simulated_tasks": prediction.simulated_tasks,
-        "simulated_steps": prediction.simulated_steps,
-        "wall_s": prediction.wall_s,
-    }
+def _compiled_path(setup: Setup) -> Simulate:
+    from sim.simulation.compiled import CompiledPath
+
+    return CompiledPath(setup)

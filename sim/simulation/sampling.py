@@ -9,10 +9,12 @@ and the one before it stand alone. `exact` simulates all of them and adds them u
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from sim.cost import Setup
 from sim.schedule import Lane
 from sim.simulation.simulator import StepUse
+from traces.analysis import LaneUse
 
 TOLERANCE = 1e-3
 """Relative gap between a simulated midpoint and the interpolation that is accepted."""
@@ -27,8 +29,12 @@ END = 3
 AFTER = 1
 """Steps simulated behind a step that is kept: what they start early shares the pools with its last tasks."""
 
-Simulate = Callable[[int, int], list[StepUse]]
-"""Simulates steps `first` to `stop` - 1 of one setup, the generation beginning with `first`."""
+
+class Simulate(Protocol):
+    """One setup on one path: with SimPy, or compiled."""
+
+    def __call__(self, first: int, stop: int, /) -> list[StepUse]:
+        """Simulate steps `first` to `stop` - 1, the generation beginning with `first`."""
 
 
 @dataclass(slots=True)
@@ -36,16 +42,15 @@ class StepTotals:
     """Nanoseconds of a stretch of the run and what the lanes did in it; a linear space, so that steps interpolate."""
 
     span_ns: float = 0.0
-    busy_ns: dict[Lane, float] = field(default_factory=dict)
-    waited_ns: dict[tuple[Lane, str], float] = field(default_factory=dict)
+    lanes: dict[Lane, LaneUse] = field(default_factory=dict)
 
     def add(self, other: "StepTotals", weight: float = 1.0) -> None:
-        """Accumulate a weighted period."""
+        """Accumulate a weighted stretch."""
         self.span_ns += weight * other.span_ns
-        for lane, busy in other.busy_ns.items():
-            self.busy_ns[lane] = self.busy_ns.get(lane, 0.0) + weight * busy
-        for what, waited in other.waited_ns.items():
-            self.waited_ns[what] = self.waited_ns.get(what, 0.0) + weight * waited
+        for lane, use in other.lanes.items():
+            if lane not in self.lanes:
+                self.lanes[lane] = LaneUse(lane)
+            self.lanes[lane].add(use, weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,7 @@ class _Sampler:
         for step, use in zip(range(first, stop), uses, strict=True):
             self.simulated_tasks += use.num_tasks
             if begin <= step < end:
-                self.steps[step] = _period(use, before)
+                self.steps[step] = StepTotals(use.end_ns - before, use.lanes)
             before = use.end_ns
 
     def at(self, step: int) -> StepTotals:
@@ -93,14 +98,6 @@ class _Sampler:
         last = self._last_step
         self.simulate(0, self.start + AFTER)
         self.simulate(last + 1 - END - self._warm_up, last + 1)
-
-
-def _period(use: StepUse, before_ns: int) -> StepTotals:
-    return StepTotals(
-        use.end_ns - before_ns,
-        {lane: float(did.busy_ns) for lane, did in use.lanes.items()},
-        {(lane, op): float(waited) for lane, did in use.lanes.items() for op, waited in did.waited_ns.items()},
-    )
 
 
 def sample(setup: Setup, simulate: Simulate, *, exact: bool = False) -> SampledGeneration:

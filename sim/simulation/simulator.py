@@ -2,7 +2,7 @@
 
 A lane walks its own queue in order of issue, as a CUDA stream does. (A `simpy.Resource` would grant in order of
 readiness, which reorders the very work that tells two schedules apart.) A task starts when the one before it on its
-lane has ended, and each of its dependencies: those of other lanes a fixed hand-over ago, if there is one. Tasks come
+lane has ended, and each of its dependencies: those of other lanes a hand-over delay ago, if there is one. Tasks come
 step by step and are forgotten when they have ended, so memory does not grow with the number of steps.
 """
 
@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 import simpy
 
-from sim.cost import Cost
-from sim.schedule import Lane, Op, Task
+from sim.cost import Cost, CostModel, Setup
+from sim.schedule import DeadlockError, Lane, Op, Task, over_ranks
 from sim.simulation.fair_sharing import fair_rates
+from sim.simulation.recurrence import hand_over_delay_ns
+from traces.analysis import LaneUse
 
 RATES_KEPT = 2_000
 """Combinations of running tasks whose fair rates are remembered."""
@@ -40,20 +42,6 @@ Observer = Callable[[Executed], None]
 
 
 @dataclass(slots=True)
-class LaneUse:
-    """What one lane did: nanoseconds busy, and idle by the op (and lane) it waited for."""
-
-    busy_ns: int = 0
-    waited_ns: dict[str, int] = field(default_factory=dict)
-
-    def add(self, other: "LaneUse") -> None:
-        """Accumulate another period's use."""
-        self.busy_ns += other.busy_ns
-        for what, waited in other.waited_ns.items():
-            self.waited_ns[what] = self.waited_ns.get(what, 0) + waited
-
-
-@dataclass(slots=True)
 class StepUse:
     """One step as issued: when its last token was out, and what its tasks did to each lane."""
 
@@ -70,10 +58,6 @@ class Result:
     makespan_ns: int = 0
     num_tasks: int = 0
     lanes: dict[Lane, LaneUse] = field(default_factory=dict)
-
-
-class DeadlockError(RuntimeError):
-    """A schedule in which tasks wait for each other for ever: a bug of the schedule."""
 
 
 IDLE = Cost(0)
@@ -171,6 +155,27 @@ class _Pools:
         return known[0]
 
 
+def simulate_steps(
+    setup: Setup,
+    first: int,
+    stop: int,
+    *,
+    costs: CostModel | None = None,
+    on_task: Observer | None = None,
+    on_step: Callable[[StepUse], None] | None = None,
+) -> Result:
+    """Steps `first` to `stop` - 1 of one setup on all its devices, the generation beginning with `first`.
+
+    `costs` are the setup's own, for who asks more than once.
+    """
+    costs = costs or setup.costs(only_contended=True)
+    steps = over_ranks(setup.schedule.steps(setup.shape, first, stop, last=setup.last_step), setup.num_ranks)
+    simulation = Simulation(
+        steps, costs, costs.capacities, on_task=on_task, on_step=on_step, hand_over_ns=costs.hand_over_ns
+    )
+    return simulation.run()
+
+
 class Simulation:
     """One run of a stream of steps under a cost function.
 
@@ -184,7 +189,7 @@ class Simulation:
         cost: Callable[[Task], Cost],
         capacities: Sequence[int] = (),
         *,
-        on_task: Callable[[Executed], None] | None = None,
+        on_task: Observer | None = None,
         on_step: Callable[[StepUse], None] | None = None,
         hand_over_ns: int = 0,
     ) -> None:
@@ -197,7 +202,8 @@ class Simulation:
         self._pools = _Pools(capacities)
         self._queues: dict[Lane, deque[tuple[StepUse, list[Task]]]] = {}
         self._starving: dict[Lane, simpy.Event] = {}
-        self._unfinished: dict[int, simpy.Event | None] = {}  # as heard of; an event once somebody waits for the task
+        self._unfinished: dict[int, simpy.Event | None] = {}  # an event once somebody waits for the task
+        self._news: dict[int, tuple[int, Task]] = {}  # when tasks ended that some lane may not have noticed yet
         self.result = Result()
 
     def run(self) -> Result:
@@ -236,7 +242,7 @@ class Simulation:
     def _start_lane(self, lane: Lane) -> None:
         run = _Run()
         self._pools.runs.append(run)
-        self.result.lanes[lane] = LaneUse()
+        self.result.lanes[lane] = LaneUse(lane)
         run.process = self._env.process(self._walk(lane, run))
 
     def _leave(self, step: StepUse, lane: Lane, use: LaneUse) -> None:
@@ -247,25 +253,33 @@ class Simulation:
         if step.lanes_left == 0:
             if self._on_step is not None:
                 self._on_step(step)
+            self._forget_what_all_noticed()
             self._feed()
 
-    def _hand_over(self, task: Task, own: set[int]) -> None:
-        """A task has ended: its lane knows at once, by its `own` ended tasks, and the others when the time is over."""
+    def _until_counts(self, dep: int, lane: Lane) -> Generator[simpy.Event, str, str]:
+        """Wait until a task counts as ended for a lane, as the law has it; its op, or nothing if it did already."""
+        waited_for = ""
+        if dep in self._unfinished:
+            awaited = self._unfinished[dep] = self._unfinished[dep] or self._env.event()
+            waited_for = yield awaited
+        if dep in self._news:
+            end_ns, before = self._news[dep]
+            counts_ns = end_ns + hand_over_delay_ns(before.lane, lane, self._hand_over_ns)
+            if counts_ns > self._env.now:
+                yield self._env.timeout(counts_ns - self._env.now)
+                waited_for = before.op
+        return waited_for
 
-        def heard(_: simpy.Event) -> None:
-            own.remove(task.id)
-            awaited = self._unfinished.pop(task.id)
-            if awaited is not None:
-                awaited.succeed(task.op)
-
-        own.add(task.id)
-        self._env.timeout(self._hand_over_ns).callbacks.append(heard)
+    def _forget_what_all_noticed(self) -> None:
+        for id_, (end_ns, _) in list(self._news.items()):
+            if end_ns + self._hand_over_ns <= self._env.now:
+                del self._news[id_]
 
     def _walk(self, lane: Lane, run: _Run) -> Generator[simpy.Event, str, None]:
         """The process of one lane: step after step as issued, each task when what it needs is done."""
         env: Any = self._env  # its clock counts whole nanoseconds, which simpy's types cannot know
         cost_of, on_task, unfinished = self._cost, self._on_task, self._unfinished
-        hand_over_ns, own = self._hand_over_ns, set[int]()
+        news = self._news
         start_in_pools, end_in_pools, timeout = self._pools.start, self._pools.end, self._env.timeout
         queue, head, now, previous = self._queues[lane], Op.HEAD, env.now, -1
         while True:
@@ -274,17 +288,15 @@ class Simulation:
                 yield event
                 now = env.now
             step, tasks = queue.popleft()
-            use, busy = LaneUse(), 0
+            use, busy = LaneUse(lane), 0
             for task in tasks:
                 waited_for, cause = "", previous
                 for dep in task.deps:
-                    if dep in unfinished and dep not in own:
-                        awaited = unfinished[dep]
-                        if awaited is None:
-                            awaited = unfinished[dep] = env.event()
-                        waited_for = yield awaited
-                        cause, idle_since, now = dep, now, env.now
-                        use.waited_ns[waited_for] = use.waited_ns.get(waited_for, 0) + now - idle_since
+                    if dep in unfinished or dep in news:
+                        idle_since, awaited_op = now, (yield from self._until_counts(dep, lane))
+                        if awaited_op:
+                            waited_for, cause, now = awaited_op, dep, env.now
+                            use.waited_ns[waited_for] = use.waited_ns.get(waited_for, 0) + now - idle_since
                 cost = cost_of(task)
                 start = now
                 delay = start_in_pools(run, cost, now)
@@ -299,9 +311,9 @@ class Simulation:
                 busy += now - start
                 if task.op is head:
                     step.end_ns = now
-                if hand_over_ns:
-                    self._hand_over(task, own)
-                elif (awaited := unfinished.pop(task.id)) is not None:
+                if self._hand_over_ns:
+                    news[task.id] = now, task
+                if (awaited := unfinished.pop(task.id)) is not None:
                     awaited.succeed(task.op)
                 previous = task.id
                 if on_task is not None:

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from sim.cost import Setup, kept_tokens
 from sim.problem import Batch
-from sim.schedule import LaneKind, Op, PipelineShape, Place, Task, over_ranks
-from sim.simulation.simulator import Executed, Simulation
+from sim.schedule import LaneKind, Op, PipelineShape, Place, Task
+from sim.simulation.simulator import Executed, simulate_steps
 from traces.trace import LINK_RATE, MEMORY, NONE, Counter, Span, Trace
 
 RECORDED_STEPS = 3
@@ -19,10 +19,7 @@ def record(setup: Setup, metadata: dict[str, Any], num_steps: int = RECORDED_STE
     setup.require_fit()
     executed: list[Executed] = []
     stop = min(num_steps, setup.last_step + 1)
-    steps = setup.schedule.steps(setup.shape, 0, stop, last=setup.last_step)
-    cost = setup.costs(only_contended=True)
-    ranked = over_ranks(steps, setup.num_ranks)
-    Simulation(ranked, cost, cost.capacities, on_task=executed.append, hand_over_ns=cost.hand_over_ns).run()
+    simulate_steps(setup, 0, stop, on_task=executed.append)
     whole = {
         "origin": "simulated",
         "schedule": setup.schedule.name,

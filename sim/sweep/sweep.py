@@ -17,7 +17,7 @@ from sim.hrm import SCHEDULE, search_policies
 from sim.planning import best_policy
 from sim.problem import DEFAULT_GEN_LEN, Hardware, Model, Problem, Workload
 from sim.schedule import Place, by_name
-from sim.simulation import evaluate, to_dict
+from sim.simulation import predict
 from sim.sweep.axes import HARDWARE, POLICY, Axis, Value, points
 from traces.errors import InputError
 
@@ -245,7 +245,7 @@ def _simulated(point: SweepPoint) -> Row:
         micro_batch_size=asked.micro_batch_size,
         num_micro_batches=asked.num_micro_batches,
     )
-    return to_dict(evaluate(plan.best.setup, exact=asked.exact))
+    return predict(plan.best.setup, exact=asked.exact).to_dict()
 
 
 def _searched(problem: Problem) -> Row:

@@ -9,8 +9,8 @@ from engine.device import EmulatedDevice
 from engine.device.host_lane import HostMark
 from engine.lanes import Executor
 from engine.lanes.executor import TaskError
-from engine.lanes.task_queue import DeadlockError, TaskQueue
-from sim.schedule import CPU, GPU, H2D, Op, PipelineShape, Task, by_name, registered
+from engine.lanes.task_queue import TaskQueue
+from sim.schedule import CPU, GPU, H2D, DeadlockError, Op, PipelineShape, Task, by_name, registered
 from traces.errors import InputError
 
 

@@ -17,6 +17,7 @@ from sim.schedule import (
     GPU,
     H2D,
     WHOLE,
+    Lane,
     LaneKind,
     Op,
     PipelineShape,
@@ -310,6 +311,25 @@ FIVE_LANES = (GPU, CPU, H2D, D2H, PIN)
 def task(id_, lane, *deps, step=0, op=Op.ATTN):
     """A task made by hand."""
     return Task(id_, op, lane, step, deps=deps)
+
+
+@st.composite
+def task_lists(draw):
+    """(steps of tasks in any order on the lanes of up to three ranks, nanoseconds by id): no schedule of ours."""
+    ranks = draw(st.integers(1, 3))
+    lanes = st.sampled_from([Lane(kind, rank) for kind in LaneKind for rank in range(ranks)])
+    steps, count = [], 0
+    for number, size in enumerate(draw(st.lists(st.integers(1, 12), min_size=1, max_size=4))):
+        ids = range(count, count := count + size)
+        deps = [draw(st.sets(st.integers(-2, id_ - 1), max_size=3)) for id_ in ids]
+        steps.append(
+            [
+                task(id_, draw(lanes), *sorted(own), step=number, op=draw(st.sampled_from(Op)))
+                for id_, own in zip(ids, deps, strict=True)
+            ]
+        )
+    pace, random = draw(st.sampled_from((1, 30, 5_000))), Random(draw(st.integers(0, 2**32)))
+    return steps, {id_: pace * random.randrange(10) for id_ in range(count)}
 
 
 @st.composite

@@ -11,7 +11,7 @@ from traces.errors import InputError
 from validation.cli import main
 from validation.published.bars import BASELINE_BAR, CGOPIPE_BAR, RANKING_BAR
 from validation.published.kernels import predict_kernels
-from validation.published.predict import Predicted, mean_absolute_error, predict, predict_all
+from validation.published.predict import Predicted, mean_absolute_error, predict_all, predict_row
 from validation.published.report import by_system, rankings
 from validation.published.rows import COLUMNS, THROUGHPUT, Row, read_rows
 from validation.published.setups import pose, schedule_of
@@ -113,7 +113,7 @@ class TestSetups:
     def test_a_run_that_is_short_of_memory_by_the_plan_is_predicted_all_the_same(self):
         posed = pose(replace(S1, num_micro_batches=60))
         assert "host memory" in posed.assumed
-        assert predict(replace(S1, num_micro_batches=60)).tokens_per_s > 0
+        assert predict_row(replace(S1, num_micro_batches=60)).tokens_per_s > 0
 
 
 class TestReasons:
@@ -129,7 +129,7 @@ class TestReasons:
         ],
     )
     def test_a_row_that_cannot_be_predicted_gets_a_reason(self, given, said):
-        one = predict(replace(S1, **given))
+        one = predict_row(replace(S1, **given))
         assert one.tokens_per_s is None
         assert said in one.reason
 

@@ -9,7 +9,7 @@ from sim.problem import Basis, Hardware
 from traces.errors import InputError
 from validation.published.fit import CASES, Fitted, MachineFit, fit, log_errors, machines, usable, with_values
 from validation.published.holdout import folds
-from validation.published.predict import predict
+from validation.published.predict import predict_row
 from validation.published.presets import PRESETS, write_presets
 from validation.published.rows import THROUGHPUT, read_rows
 
@@ -22,7 +22,7 @@ def made_rows():
     """Rows of S2 as a machine with known values would have run them."""
     rows = [row for row in usable(read_rows(THROUGHPUT), L4) if row.schedule == "cgopipe"]
     machine = {"gcp-l4": with_values(Hardware.load("gcp-l4"), L4, TRUE)}
-    return [replace(row, tokens_per_s=predict(row, machine).tokens_per_s) for row in rows]
+    return [replace(row, tokens_per_s=predict_row(row, machine).tokens_per_s) for row in rows]
 
 
 def test_a_fit_finds_the_values_that_made_the_rows(made_rows):

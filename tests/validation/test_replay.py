@@ -16,7 +16,7 @@ from sim.problem import Batch, Hardware, MicroBatch, Policy
 from sim.problem.model.model import PRESETS
 from sim.schedule import CPU, D2H, GPU, H2D, Op, Task, by_name, registered
 from sim.simulation import record, start_delays
-from sim.simulation.gaps import CLOCK_SLACK_NS
+from sim.simulation.recurrence import CLOCK_SLACK_NS
 from traces.errors import InputError
 from traces.files import read_trace, write_trace
 from traces.trace import Span, Trace
@@ -24,7 +24,7 @@ from validation.cli import main
 from validation.replay import rebuild_setup, recorded, replay_trace
 from validation.replay.accuracy import path_agreement
 from validation.replay.checks import replay_steps
-from validation.replay.delays import summarise, with_latency
+from validation.replay.delays import makespan_with_delays_ns, summarise
 from validation.replay.picture import Window, bounds_ns, window_of
 
 MODEL = "mixtral-8x7b"
@@ -206,7 +206,7 @@ def by_hand(*ran):
     return tasks, {task.key: span_of_task(task, *when) for task, when in times}
 
 
-def test_gaps_by_hand():
+def test_hand_over_delays_by_hand():
     """The GPU goes on after 2 and after 4, the copy starts 7 after the GPU's second task, and the GPU 1 after the copy.
 
     With the medians 3, 7 and 1 between tasks of 10 each, the last ends at 10 + 3 + 10 + 3 + 10, or by way of the copy
@@ -217,14 +217,14 @@ def test_gaps_by_hand():
     )
     found = start_delays(tasks, spans)
     assert found == {(GPU, GPU): [2, 4], (GPU, H2D): [7], (H2D, GPU): [1]}
-    assert with_latency(tasks, spans, found) == 51
-    assert with_latency(tasks, spans, {}) == 40
+    assert makespan_with_delays_ns(tasks, spans, found) == 51
+    assert makespan_with_delays_ns(tasks, spans, {}) == 40
     assert [(gap.before, gap.after, gap.count, gap.median_s, gap.total_s) for gap in summarise(found)] == [
         ("GPU", "H2D", 1, 7e-9, 7e-9), ("GPU", "GPU", 2, 3e-9, 6e-9), ("H2D", "GPU", 1, 1e-9, 1e-9)
     ]  # fmt: skip
 
 
-def test_one_gap_in_ten_is_longer_than_the_ninth_decile():
+def test_one_delay_in_ten_is_longer_than_the_ninth_decile():
     assert summarise({(GPU, H2D): list(range(100))})[0].p90_s == 90e-9
     assert summarise({(GPU, H2D): [5]})[0].p90_s == 5e-9
 

@@ -1,7 +1,7 @@
 """What happened in one run: how busy each lane was and what it waited for, time by op, bytes moved, memory peaks."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from traces.trace import MEMORY, NONE, LaneId, Span, Trace, lane_name
@@ -16,16 +16,29 @@ COPY_LANES = ("H2D", "D2H", "PIN", "DISK", "NET")
 """Lanes whose spans move bytes from one memory to another."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LaneUse:
-    """What one lane did. `waited_ns` says what it idled for, largest first: an op, or one of the two words above."""
+    """What one lane did: nanoseconds busy, and idle by what it waited for, an op or one of the two words above.
+
+    Uses add up: of the steps of a simulated run, and weighted where steps are interpolated.
+    """
 
     lane: LaneId
-    num_spans: int
-    busy_ns: int
-    idle_ns: int
-    waited_ns: Mapping[str, int]
-    moved_bytes: int
+    busy_ns: float = 0
+    waited_ns: dict[str, float] = field(default_factory=dict)
+    num_spans: int = 0
+    moved_bytes: int = 0
+
+    def add(self, other: "LaneUse", weight: float = 1) -> None:
+        """Accumulate the times of another stretch of the run."""
+        self.busy_ns += weight * other.busy_ns
+        for what, waited_ns in other.waited_ns.items():
+            self.waited_ns[what] = self.waited_ns.get(what, 0) + weight * waited_ns
+
+    @property
+    def idle_ns(self) -> float:
+        """What the lane waited, whatever for."""
+        return sum(self.waited_ns.values())
 
     @property
     def busy_share(self) -> float:
@@ -109,7 +122,7 @@ def summarise(trace: Trace) -> Summary:
 
 
 def _lane(lane: LaneId, spans: list[Span], by_id: Mapping[int, Span], start_ns: int, end_ns: int) -> LaneUse:
-    waited: dict[str, int] = {}
+    waited: dict[str, float] = {}
     busy_ns = moved = 0
     free_at = start_ns
     for span in sorted(spans, key=lambda span: (span.start_ns, span.end_ns)):
@@ -121,7 +134,7 @@ def _lane(lane: LaneId, spans: list[Span], by_id: Mapping[int, Span], start_ns: 
         free_at = span.end_ns
     if end_ns > free_at:
         waited[END_OF_RUN] = waited.get(END_OF_RUN, 0) + end_ns - free_at
-    return LaneUse(lane, len(spans), busy_ns, end_ns - start_ns - busy_ns, _largest_first(waited), moved)
+    return LaneUse(lane, busy_ns, _largest_first(waited), len(spans), moved)
 
 
 def _waits(span: Span, idle_from_ns: int, by_id: Mapping[int, Span]) -> Iterator[tuple[str, int]]:
@@ -161,5 +174,5 @@ def _memory_peaks(trace: Trace) -> dict[str, float]:
     return {f"{tier}:{rank}" if rank > 0 else tier: peak for (tier, rank), peak in peaks.items()}
 
 
-def _largest_first(waited: Mapping[str, int]) -> dict[str, int]:
+def _largest_first(waited: Mapping[str, float]) -> dict[str, float]:
     return dict(sorted(waited.items(), key=lambda item: (-item[1], item[0])))

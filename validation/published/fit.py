@@ -12,7 +12,7 @@ from math import exp, log
 from typing import Any
 
 from sim.problem import Hardware
-from sim.simulation import generation_s
+from sim.simulation import predict
 from validation.published.bars import BASELINE_BAR, CGOPIPE_BAR
 from validation.published.rows import Row
 from validation.published.setups import machine_of, pose, schedule_of
@@ -208,7 +208,7 @@ def log_errors(rows: Sequence[Row], case: MachineFit, values: Values) -> list[fl
 
 def _throughput(row: Row, case: MachineFit, values: Values) -> float:
     hardware = with_values(Hardware.load(machine_of(row)), case, values)
-    return generation_s(pose(row, hardware).setup).throughput_tokens_per_s
+    return predict(pose(row, hardware).setup, compiled=True, must_fit=False).throughput_tokens_per_s
 
 
 def machines(fits: Sequence[Fitted], names: Sequence[str]) -> Mapping[str, Hardware]:

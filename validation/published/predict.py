@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sim.hrm import hrm_tokens_per_s
 from sim.problem import Hardware
-from sim.simulation import generation_s
+from sim.simulation import predict
 from traces.errors import InputError
 from validation.published.rows import Row
 from validation.published.setups import machine_of, pose
@@ -61,19 +60,19 @@ def _error(said: float | None, measured: float | None) -> float | None:
     return None if said is None or measured is None else said / measured - 1
 
 
-def predict(row: Row, machines: Machines | None = None) -> Predicted:
+def predict_row(row: Row, machines: Machines | None = None) -> Predicted:
     """Simulate one row. A row that asks for what is unknown or impossible gets a reason instead of a number."""
     try:
         machine = machine_of(row)
         posed = pose(row, None if machines is None else machines.get(machine))
-        said = generation_s(posed.setup)
+        said = predict(posed.setup, compiled=True, must_fit=False)
     except InputError as error:
         return Predicted(row, None, None, reason=str(error))
     policy = f"{posed.setup.policy}{' pinned' if posed.setup.policy.pin_weights else ''}"
     return Predicted(
         row,
         said.throughput_tokens_per_s,
-        hrm_tokens_per_s(posed.setup),
+        said.hrm_tokens_per_s,
         policy,
         said.bottleneck,
         posed.assumed,
@@ -82,7 +81,7 @@ def predict(row: Row, machines: Machines | None = None) -> Predicted:
 
 def predict_all(rows: Sequence[Row], machines: Machines | None = None, jobs: int | None = None) -> Iterator[Predicted]:
     """Predictions in the order of the rows, each as soon as it is there; `jobs` processes share the work."""
-    work = partial(predict, machines=machines)
+    work = partial(predict_row, machines=machines)
     workers = min(jobs or os.cpu_count() or 1, len(rows))
     if workers <= 1:
         yield from map(work, rows)

@@ -17,7 +17,7 @@ from traces.errors import InputError
 from traces.trace import Key, Span, Trace
 from validation.metrics import relative_error, wape
 from validation.replay.accuracy import LaneShare, OpAccuracy, PathShare, lane_shares, op_accuracy, path_agreement
-from validation.replay.delays import HandOverDelay, summarise, with_latency
+from validation.replay.delays import HandOverDelay, makespan_with_delays_ns, summarise
 from validation.replay.rebuild import Recorded, hardware_of, rebuild_setup, recorded, spans_by_key
 
 LAYER_1_BAR = 0.03
@@ -31,9 +31,9 @@ NOTHING = Cost(0)
 class OrderCheck:
     """Measured durations through the same schedule. Seconds; errors are shares of the measured makespan.
 
-    `error` is the law's alone. `error_with_dispatch` adds between tasks the median gap of each pair of lanes, as
-    measured in this very trace; `error_with_hand_over` the hand-over between lanes that the machine has, if one is
-    known. `absent` tasks were issued but had nothing to do; they take no time.
+    `error` is the law's alone. `error_with_dispatch` adds between tasks the median hand-over delay of each pair of
+    lanes, as measured in this very trace (`gaps`); `error_with_hand_over` the one between lanes that the machine has,
+    if it is known. `absent` tasks were issued but had nothing to do; they take no time.
     """
 
     measured_s: float
@@ -155,7 +155,7 @@ def layer_1(trace: Trace, replayed: Trace, tasks: list[Task], spans: Mapping[Key
     """The makespan that the trace's own durations give, and what the run lost between tasks."""
     measured_ns, replayed_ns = trace.makespan_ns, replayed.makespan_ns
     found = start_delays(tasks, spans)
-    dispatched_ns = with_latency(tasks, spans, found)
+    dispatched_ns = makespan_with_delays_ns(tasks, spans, found)
     return OrderCheck(
         measured_ns / 1e9,
         replayed_ns / 1e9,

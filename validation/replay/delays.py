@@ -1,16 +1,17 @@
-"""What a real run loses between tasks, for each pair of lanes, and the makespan with that in it."""
+"""Hand-over delays: what a real run loses between tasks, for each pair of lanes, and the makespan with that in it."""
 
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sim.schedule import Lane, Task
+from sim.simulation import in_turn
 from traces.trace import Key, Span
 
 
 @dataclass(frozen=True, slots=True)
 class HandOverDelay:
-    """The waits of tasks on lane `after` for nothing, when what had let them start was a task on lane `before`.
+    """From the moment a task on lane `after` could start, because one on lane `before` had ended, to when it did.
 
     `before` equals `after` where the lane itself was busy until then. Seconds; `p90_s` is what one in ten exceeds.
     """
@@ -29,43 +30,29 @@ def summarise(found: Mapping[tuple[Lane, Lane], Sequence[int]]) -> tuple[HandOve
         HandOverDelay(
             str(before),
             str(after),
-            len(waits),
-            statistics.median(waits) / 1e9,
-            _ninth_decile(waits) / 1e9,
-            sum(waits) / 1e9,
+            len(delays),
+            statistics.median(delays) / 1e9,
+            _ninth_decile(delays) / 1e9,
+            sum(delays) / 1e9,
         )
-        for (before, after), waits in found.items()
+        for (before, after), delays in found.items()
     )
-    return tuple(sorted(lines, key=lambda gap: -gap.total_s))
+    return tuple(sorted(lines, key=lambda line: -line.total_s))
 
 
-def with_latency(
+def makespan_with_delays_ns(
     tasks: Iterable[Task], spans: Mapping[Key, Span], found: Mapping[tuple[Lane, Lane], Sequence[int]]
 ) -> int:
-    """The makespan by the law with a fixed latency between tasks: the median gap of each pair of lanes."""
-    latency = {pair: round(statistics.median(waits)) for pair, waits in found.items()}
-    free: dict[Lane, int] = {}
-    ends: dict[int, tuple[int, Lane]] = {}
-    for task in tasks:
-        span = spans.get(task.key)
-        start = max(_starts(task, free, ends, latency if span is not None else {}), default=0)
-        free[task.lane] = end = start + (0 if span is None else span.duration_ns)
-        ends[task.id] = end, task.lane
-    return max(free.values(), default=0)
+    """The makespan by the law with the median hand-over delay of each pair of lanes between tasks that ran."""
+    medians = {pair: round(statistics.median(delays)) for pair, delays in found.items()}
 
+    def delay(before: Task, after: Task) -> int:
+        return medians.get((before.lane, after.lane), 0) if after.key in spans else 0
 
-def _starts(
-    task: Task,
-    free: Mapping[Lane, int],
-    ends: Mapping[int, tuple[int, Lane]],
-    latency: Mapping[tuple[Lane, Lane], int],
-) -> Iterator[int]:
-    if task.lane in free:
-        yield free[task.lane] + latency.get((task.lane, task.lane), 0)
-    for dep in task.deps:
-        if dep in ends:
-            end, lane = ends[dep]
-            yield end + latency.get((lane, task.lane), 0)
+    def end_ns(task: Task, ready_ns: int) -> int:
+        return ready_ns + (spans[task.key].duration_ns if task.key in spans else 0)
+
+    return max((turn.end for turn in in_turn(tasks, end_ns, 0, delay=delay)), default=0)
 
 
 def _ninth_decile(values: Sequence[int]) -> float:

@@ -16,8 +16,8 @@ def hand_overs_s(model: Model, condition: Condition, spans: Iterable[Span]) -> l
     """
     steps = condition.schedule.steps(condition.shape(model), 0, condition.batch.gen_len)
     tasks = [task for step in steps for task in step]
-    gaps = start_delays(tasks, {span.key: span for span in spans})
-    return [gap / 1e9 for (before, after), found in gaps.items() if before != after for gap in found]
+    delays = start_delays(tasks, {span.key: span for span in spans})
+    return [one / 1e9 for (before, after), found in delays.items() if before != after for one in found]
 
 
 def with_hand_over(

@@ -1,13 +1,15 @@
 """Schedules in which all lanes meet: the sum of the longest paths between the barriers, for all policies at once."""
 
 from dataclasses import replace
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sim.planning.bounds.durations import LEAST, MEAN, MOST, WEIGHT_OPS, Times
 from sim.planning.candidates import Floats
-from sim.schedule import NONE, Barrier, DependencyTracker, Lane, Op, PipelineShape, Task
+from sim.schedule import NONE, Barrier, DependencyTracker, Op, PipelineShape, Task
+from sim.simulation import in_turn
 
 LIKE_ALL = 3
 """Micro-batches that are looked at: the first, one that stands for all in the middle, and the last."""
@@ -108,20 +110,16 @@ class _Stretches:
         key = (step, many, tuple((t.op, t.lane, t.step, kinds[t.layer], d) for t, d in zip(tasks, inner, strict=True)))
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = self._path(tasks, inner, many)
+            known = self._known[key] = self._path(tasks, many)
         return known
 
-    def _path(self, tasks: list[Task], inner: list[tuple[int, ...]], many: bool) -> Floats:
-        free: dict[Lane, Floats] = {}
-        ends: list[Floats] = []
-        for task, deps in zip(tasks, inner, strict=True):
-            start = free.get(task.lane, np.zeros((1, 1)))
-            for dep in deps:
-                start = np.maximum(start, ends[dep])
-            ends.append(start + self._seconds(task, many))
-            free[task.lane] = ends[-1]
-        longest: Floats = np.maximum.reduce(np.broadcast_arrays(*free.values()))
-        return longest
+    def _path(self, tasks: list[Task], many: bool) -> Floats:
+        def end(task: Task, ready: Floats) -> Floats:
+            return ready + self._seconds(task, many)
+
+        turns = in_turn(tasks, end, np.zeros((1, 1)), latest=np.maximum)
+        last = {turn.task.lane: turn.end for turn in turns}
+        return reduce(np.maximum, last.values())
 
     def _seconds(self, task: Task, many: bool) -> Floats:
         """Of the first and the last micro-batch the least it may be; of those between what is left for their mean."""

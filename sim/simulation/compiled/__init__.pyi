@@ -1,2 +1,3 @@
+from .event_loop import is_compiled as is_compiled
 from .jit import jitted as jitted
-from .path import FastResult as FastResult, generation_s as generation_s
+from .path import CompiledPath as CompiledPath, warm_up as warm_up

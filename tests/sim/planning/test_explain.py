@@ -12,7 +12,7 @@ from sim.planning.explanation import FACTORS, RESOURCES, _replanned, explain, ne
 from sim.planning.planner import plan
 from sim.planning.search import Objective
 from sim.schedule import Place
-from sim.simulation import evaluate
+from sim.simulation import predict
 from traces.errors import InputError
 
 NAMES = ["cgopipe", "flexgen-c", "zero"]
@@ -21,7 +21,7 @@ NAMES = ["cgopipe", "flexgen-c", "zero"]
 @cache
 def explained(problem, replan=False):
     choice = plan(problem, NAMES, grid=SMALL, refine=False, jobs=1, at_least=4)
-    return choice, explain(choice, evaluate(choice.best.setup), jobs=1, replan=replan)
+    return choice, explain(choice, predict(choice.best.setup), jobs=1, replan=replan)
 
 
 def changes(why):
@@ -42,7 +42,7 @@ class TestWhatBinds:
         assert prefill.startswith("prefill")
         assert decode.startswith("decode")
         choice, why = explained(simple_problem(gen_len=40, device__experts__compute=1e-4))
-        prediction = evaluate(choice.best.setup)
+        prediction = predict(choice.best.setup)
         assert f"bound by {prediction.prefill.bottleneck}, " in why.binding[0]
         assert f"bound by {prediction.decode.bottleneck}, " in why.binding[1]
 
@@ -70,7 +70,8 @@ class TestRivals:
         assert why.next_schedule.reason.startswith(f"{second.schedule} {second.setup.policy} reaches")
         tokens = second.setup.batch.generated_tokens / 1000
         for lane, (_, theirs) in why.next_schedule.lanes_s.items():
-            assert theirs == pytest.approx(second.simulated.busy_s.get(lane, 0.0) / tokens)
+            own = second.prediction.lanes.get(lane)
+            assert theirs == pytest.approx(own.busy_s / tokens if own else 0.0)
 
     def test_the_next_policy_differs_in_more_than_pages(self):
         choice, why = explained(simple_problem())

@@ -17,7 +17,7 @@ from sim.planning.candidates import TIERS, space
 from sim.planning.grid import pin_choices, sizes_up_to, spots
 from sim.problem import Hardware, Policy, Problem, Workload
 from sim.schedule import Place, by_name, registered
-from sim.simulation import evaluate, generation_s
+from sim.simulation import predict
 from traces.errors import InputError
 
 ALL = sorted(registered())
@@ -148,7 +148,7 @@ class TestBound:
             return
         total_s, decode_s = least_seconds(found)
         for row in {int(at * (len(found) - 1)), 0, len(found) - 1}:
-            result = generation_s(found.setup(row))
+            result = predict(found.setup(row), compiled=True)
             assert total_s[row] <= result.total_s * (1 + SLACK)
             assert decode_s[row] <= result.decode_s * (1 + SLACK)
 
@@ -161,7 +161,7 @@ class TestBound:
         total_s, _ = least_seconds(found)
         for row in range(0, len(found), max(1, len(found) // 6)):
             if found.pages[row] > 1 or not by_name(name).system.paged:
-                assert total_s[row] >= 0.95 * generation_s(found.setup(row)).total_s
+                assert total_s[row] >= 0.95 * predict(found.setup(row), compiled=True).total_s
 
     def test_a_lane_that_does_all_is_the_bound(self):
         """ZeRO on a slow link: 6 steps of 6 layers, less one layer each for the end of prefill and the last step."""
@@ -178,4 +178,4 @@ class TestBound:
         found = space(simple_problem(num_devices=2), by_name(name), SMALL)
         total_s, _ = least_seconds(found)
         for row in (0, len(found) // 2, len(found) - 1):
-            assert total_s[row] <= evaluate(found.setup(row)).total_s * (1 + SLACK)
+            assert total_s[row] <= predict(found.setup(row)).total_s * (1 + SLACK)

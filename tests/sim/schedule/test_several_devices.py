@@ -5,7 +5,7 @@ from sim_examples import made_setup, one_task, round_machine
 
 from sim.cost import CPU_CORES, DRAM
 from sim.schedule import Op
-from sim.simulation import evaluate, generation_s
+from sim.simulation import predict
 
 US = 1000
 
@@ -25,8 +25,8 @@ def test_tensor_parallelism_keeps_the_batch_whole():
 
 def test_two_stages_with_twice_the_requests_take_as_long_as_one_device():
     """The host has room for both, so nothing is shared that slows down."""
-    alone = generation_s(made_setup("flexgen", 2, 2))
-    two = generation_s(made_setup("flexgen", 2, 4, machine=round_machine(2)))
+    alone = predict(made_setup("flexgen", 2, 2), compiled=True)
+    two = predict(made_setup("flexgen", 2, 4, machine=round_machine(2)), compiled=True)
     assert two.total_s == pytest.approx(alone.total_s, rel=1e-3)
     assert two.throughput_tokens_per_s == pytest.approx(2 * alone.throughput_tokens_per_s, rel=1e-3)
 
@@ -34,7 +34,7 @@ def test_two_stages_with_twice_the_requests_take_as_long_as_one_device():
 @pytest.mark.parametrize("name", ["flexgen", "flexgen-c", "zero"])
 def test_the_fast_path_agrees_with_the_simulator(name):
     setup = made_setup(name, 4, 2, machine=round_machine(2))
-    assert generation_s(setup).total_s == pytest.approx(evaluate(setup).total_s, rel=1e-9)
+    assert predict(setup, compiled=True).total_s == pytest.approx(predict(setup).total_s, rel=1e-9)
 
 
 def test_the_host_is_divided_among_devices_that_attend_at_once():

@@ -4,15 +4,26 @@ import gc
 import tracemalloc
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, strategies as st
-from schedule_rules import EVERY, FIVE_LANES, HAND_OVERS, contended, examples, random_durations, shapes, simulate, task
+from schedule_rules import (
+    EVERY,
+    FIVE_LANES,
+    HAND_OVERS,
+    contended,
+    examples,
+    random_durations,
+    shapes,
+    simulate,
+    task,
+    task_lists,
+)
 
 from sim.cost import Cost
-from sim.schedule import CPU, D2H, GPU, H2D, Lane, LaneKind, Op, PipelineShape, Place, by_name
+from sim.schedule import CPU, D2H, GPU, H2D, DeadlockError, Lane, LaneKind, Op, PipelineShape, Place, by_name
 from sim.schedule.task import PIN
-from sim.simulation import Simulation, task_ends
-from sim.simulation.simulator import DeadlockError
+from sim.simulation import Simulation, in_turn, task_ends
 
 every_schedule = pytest.mark.parametrize("schedule", EVERY, ids=lambda schedule: schedule.name)
 AMPLE = 10**12
@@ -77,6 +88,46 @@ def test_other_lanes_start_a_hand_over_later(schedule, data, seed, num_steps, ha
     assert {one.task.id: one.end_ns for one in ran} == expected
     assert all(one.end_ns - one.start_ns == durations[one.task.id] for one in ran)
     assert task_ends(tasks, lambda one: durations[one.id], hand_over_ns) == expected
+
+
+@examples(150)
+@given(given=task_lists(), hand_over_ns=HAND_OVERS)
+def test_any_tasks_on_any_ranks_end_when_the_law_says(given, hand_over_ns):
+    steps, durations = given
+    tasks = [one for step in steps for one in step]
+    expected = law(tasks, durations, hand_over_ns)
+    assert {one.task.id: one.end_ns for one in simulate(steps, durations, (), hand_over_ns)} == expected
+    assert task_ends(tasks, lambda one: durations[one.id], hand_over_ns) == expected
+
+
+@examples(50)
+@given(given=task_lists())
+def test_the_law_is_the_same_for_arrays(given):
+    """Two rows at once: durations as they are, and thrice as long."""
+    steps, durations = given
+    tasks = [one for step in steps for one in step]
+    rows = np.array([1, 3])
+    turns = in_turn(tasks, lambda one, ready: ready + rows * durations[one.id], np.zeros(1), latest=np.maximum)
+    once, thrice = law(tasks, durations), law(tasks, {id_: 3 * ns for id_, ns in durations.items()})
+    assert {turn.task.id: turn.end.tolist() for turn in turns} == {id_: [once[id_], thrice[id_]] for id_ in once}
+
+
+@examples(50)
+@given(given=task_lists(), hand_over_ns=HAND_OVERS)
+def test_the_law_says_what_a_task_waited_for_last(given, hand_over_ns):
+    """Of its lane's task before and its dependencies the one that counts latest, at which the task is ready."""
+    steps, durations = given
+    tasks = [one for step in steps for one in step]
+    delay = lambda before, after: hand_over_ns * (before.lane != after.lane)  # noqa: E731
+    ends, before = law(tasks, durations, hand_over_ns), {}
+    for turn in in_turn(tasks, lambda one, ready: ready + durations[one.id], 0, delay=delay):
+        one, last = turn.task, turn.last
+        waits = [before[one.lane]] if one.lane in before else []
+        waits += [tasks[dep] for dep in one.deps if dep >= 0]
+        counts = {other.id: ends[other.id] + delay(other, one) for other in waits}
+        assert turn.ready == turn.end - durations[one.id] == max(counts.values(), default=0)
+        assert last is None if not counts else counts[last.id] == turn.ready
+        before[one.lane] = one
 
 
 def test_a_hand_over_by_hand():

@@ -15,7 +15,7 @@ from sim.cost import Setup
 from sim.planning import best_policy
 from sim.problem import Hardware, Model, Policy, Problem, Workload
 from sim.schedule import LaneKind, Op, by_name, over_ranks, registered
-from sim.simulation import LaneSummary, Simulation, evaluate, to_dict
+from sim.simulation import LaneSummary, Simulation, predict
 from sim.simulation.prediction import Phase
 from traces.errors import InputError
 
@@ -32,7 +32,7 @@ def simulated(setup):
             ends[one.task.step] = max(ends.get(one.task.step, 0), one.end_ns)
 
     costs, gen_len = setup.costs(), setup.problem.workload.gen_len
-    steps = over_ranks(setup.schedule.steps(setup.shape, 0, gen_len), setup.problem.hardware.num_devices)
+    steps = over_ranks(setup.schedule.steps(setup.shape, 0, gen_len), setup.num_ranks)
     Simulation(steps, costs, costs.capacities, on_task=note).run()
     return ends, busy
 
@@ -41,7 +41,7 @@ class TestSampling:
     @given(setup=any_setup(st.integers(12, 45)))
     @SETTINGS
     def test_sampled_steps_predict_all_steps(self, setup):
-        sampled, exact = evaluate(setup), evaluate(setup, exact=True)
+        sampled, exact = predict(setup), predict(setup, exact=True)
         assert sampled.total_s == pytest.approx(exact.total_s, rel=2e-3)
         assert sampled.prefill_s == exact.prefill_s
         for name, lane in exact.lanes.items():
@@ -51,7 +51,7 @@ class TestSampling:
     @SETTINGS
     def test_exact_is_what_the_simulator_says_of_the_whole_generation(self, setup):
         ends, busy = simulated(setup)
-        exact = evaluate(setup, exact=True)
+        exact = predict(setup, exact=True)
         assert exact.simulated_steps == sorted(ends)
         assert exact.prefill_s == pytest.approx(ends[0] * 1e-9, rel=1e-12)
         assert exact.total_s == pytest.approx(max(ends.values()) * 1e-9, rel=1e-12)
@@ -67,7 +67,7 @@ class TestSampling:
         schedule = by_name(name)
         count = 1 if schedule.system.one_batch else 3
         setup = Setup(problem, schedule, Policy.usual(schedule, 36 * count, 36, pin_weights=name == "flexgen"))
-        sampled, exact = evaluate(setup), evaluate(setup, exact=True)
+        sampled, exact = predict(setup), predict(setup, exact=True)
         assert sampled.total_s == pytest.approx(exact.total_s, rel=2e-3)
         assert len(exact.simulated_steps) == 128
         assert len(sampled.simulated_steps) < 24
@@ -79,7 +79,7 @@ class TestSampling:
         model, workload = few_layers("mixtral-8x7b", 4, window=70), Workload.fixed(40, 60)
         machine = round_machine(link__h2d_pageable=1e8, host__attention__memory=1e-3, device_memory__capacity=1e12)
         setup = made_setup(name, 64, model=model, workload=workload, machine=machine, experts_on_device=1.0)
-        sampled, exact = evaluate(setup), evaluate(setup, exact=True)
+        sampled, exact = predict(setup), predict(setup, exact=True)
         assert sampled.total_s == pytest.approx(exact.total_s, rel=1e-3)
         assert len(sampled.simulated_steps) > 7, "the chord alone is not good enough"
 
@@ -106,12 +106,12 @@ class TestSampling:
             machine = machine.with_value(path, value)
         problem = Problem(few_layers("mixtral-8x7b", num_layers), machine, Workload("uneven", (5, 10, 30, 50), 60))
         setup = Setup(problem, schedule, Policy.usual(schedule, size * count, size, pin_weights=pin))
-        sampled, exact = evaluate(setup), evaluate(setup, exact=True)
+        sampled, exact = predict(setup), predict(setup, exact=True)
         assert sampled.total_s == pytest.approx(exact.total_s, rel=1e-3)
         assert len(sampled.simulated_steps) <= 12, "the last steps, which fetch less, do not bend the curve"
 
     def test_prefill_and_the_last_steps_are_simulated_themselves(self):
-        steps = evaluate(made_setup(workload=Workload.fixed(100, 200))).simulated_steps
+        steps = predict(made_setup(workload=Workload.fixed(100, 200))).simulated_steps
         assert steps[:2] == [0, 1]
         assert steps[-2:] == [198, 199]
         assert len(steps) < 20
@@ -121,7 +121,7 @@ class TestNumbers:
     @given(setup=any_setup(st.integers(2, 40)))
     @SETTINGS
     def test_no_lane_works_longer_than_the_run_and_the_busiest_bounds_it(self, setup):
-        said = evaluate(setup)
+        said = predict(setup)
         assert said.lower_bound_s == max(lane.busy_s for lane in said.lanes.values())
         assert said.lower_bound_s == said.lanes[said.bottleneck].busy_s
         assert said.lower_bound_s <= said.total_s * (1 + 1e-9)
@@ -133,7 +133,7 @@ class TestNumbers:
     @given(setup=any_setup(st.integers(1, 12)))
     @SETTINGS
     def test_a_device_computes_or_waits_until_the_last_token(self, setup):
-        said = evaluate(setup, exact=True)
+        said = predict(setup, exact=True)
         for name, lane in said.lanes.items():
             if name.startswith("GPU"):
                 assert lane.busy_s + sum(lane.waited_s.values()) == pytest.approx(said.total_s, rel=0.01)
@@ -143,7 +143,7 @@ class TestNumbers:
     @pytest.mark.parametrize("name", ALL)
     def test_idle_time_is_told_by_what_it_was_spent_on_when_steps_are_sampled_too(self, name):
         setup = made_setup(name, model=few_layers("mixtral-8x7b", 8), workload=Workload.fixed(50, 64))
-        sampled, exact = evaluate(setup), evaluate(setup, exact=True)
+        sampled, exact = predict(setup), predict(setup, exact=True)
         for lane, truth in exact.lanes.items():
             for op in truth.waited_s | sampled.lanes[lane].waited_s:
                 told, true = (one.lanes[lane].waited_s.get(op, 0.0) for one in (sampled, exact))
@@ -153,7 +153,7 @@ class TestNumbers:
     @pytest.mark.parametrize("gen_len", [1, 2, 3])
     def test_short_generations(self, name, gen_len):
         setup = made_setup(name, model=few_layers("mixtral-8x7b", 3), workload=Workload.fixed(100, gen_len))
-        said = evaluate(setup)
+        said = predict(setup)
         ends, _ = simulated(setup)
         assert said.simulated_steps == list(range(gen_len))
         assert said.total_s == pytest.approx(ends[gen_len - 1] * 1e-9, rel=1e-12)
@@ -163,47 +163,47 @@ class TestNumbers:
     @pytest.mark.parametrize("padded", [True, False])
     def test_throughput_counts_every_generated_token_of_the_requests_that_ran(self, padded):
         workload = Workload("uneven", (20, 20, 20, 600), 7, padded=padded)
-        said = evaluate(made_setup("cgopipe", 2, 2, model=few_layers("mixtral-8x7b", 3), workload=workload))
+        said = predict(made_setup("cgopipe", 2, 2, model=few_layers("mixtral-8x7b", 3), workload=workload))
         ran = 4 if padded else 3  # the long prompt overflows what the average sets aside, and waits
         assert said.num_requests == ran
         assert said.throughput_tokens_per_s == pytest.approx(7 * ran / (said.prefill_s + said.decode_s), rel=1e-12)
 
     @pytest.mark.parametrize("name", ALL)
     def test_the_same_setup_gives_the_same_prediction(self, name):
-        first, second = (to_dict(evaluate(made_setup(name, workload=Workload.fixed(100, 20)))) for _ in range(2))
+        first, second = (predict(made_setup(name, workload=Workload.fixed(100, 20))).to_dict() for _ in range(2))
         assert first.pop("wall_s") > 0
         assert second.pop("wall_s") > 0
         assert first == second
 
     def test_time_beyond_the_busiest_lane_is_that_of_each_phase_s_own(self):
         """10 s of which a lane works 8, then 30 s of which another works 24: 40 s for 32 s of work."""
-        by_hand = replace(evaluate(made_setup()), prefill=Phase(10.0, "GPU", 8.0), decode=Phase(30.0, "CPU", 24.0))
+        by_hand = replace(predict(made_setup()), prefill=Phase(10.0, "GPU", 8.0), decode=Phase(30.0, "CPU", 24.0))
         assert by_hand.over_busiest == pytest.approx(0.25)
 
     def test_devices_are_idle_for_the_mean_of_what_they_do_not_work(self):
-        told = evaluate(made_setup(model=few_layers("mixtral-8x7b", 2), machine=round_machine(2)))
+        told = predict(made_setup(model=few_layers("mixtral-8x7b", 2), machine=round_machine(2)))
         lanes = {"GPU:0": 0.5, "GPU:1": 0.75, "CPU:0": 0.1}
         by_hand = replace(told, lanes={name: LaneSummary(1.0, share, {}) for name, share in lanes.items()})
         assert by_hand.gpu_idle == pytest.approx(0.375)
 
     def test_it_is_told_as_json(self):
-        told = to_dict(evaluate(made_setup()))
+        told = predict(made_setup()).to_dict()
         assert json.loads(json.dumps(told, allow_nan=False)) == told
         assert told["feasible"] is True
         assert told["policy"] == made_setup().policy.to_dict()
         assert told["memory_peak_bytes"] == made_setup().memory.peak_bytes()
 
     def test_more_of_a_generation_takes_longer_and_a_faster_link_less(self):
-        times = [evaluate(made_setup(workload=Workload.fixed(100, n))).total_s for n in (1, 2, 5, 20, 80)]
+        times = [predict(made_setup(workload=Workload.fixed(100, n))).total_s for n in (1, 2, 5, 20, 80)]
         assert times == sorted(times)
         machines = [round_machine(link__h2d=rate, pin=1e12) for rate in (5e9, 10e9)]
-        slow, fast = (evaluate(made_setup(machine=machine)).total_s for machine in machines)
+        slow, fast = (predict(made_setup(machine=machine)).total_s for machine in machines)
         assert fast < slow
 
     def test_what_does_not_fit_is_refused_with_the_memory_and_the_bytes(self):
         setup = made_setup(machine=round_machine(device_memory__capacity=1e9))
         with pytest.raises(InputError, match=r"device memory is [\d,]+ bytes short"):
-            evaluate(setup)
+            predict(setup)
 
 
 @cache
@@ -212,8 +212,8 @@ def on_s1(name, size, count, gen_len):
     asked = Workload.load("mtbench").with_(gen_len=gen_len, padded=True)
     problem, schedule = Problem(preset("mixtral-8x7b"), Hardware.load("gcp-t4"), asked), by_name(name)
     if size is None:
-        return evaluate(best_policy(problem, schedule).best.setup).throughput_tokens_per_s
-    return evaluate(Setup(problem, schedule, Policy.usual(schedule, size * count, size))).throughput_tokens_per_s
+        return predict(best_policy(problem, schedule).best.setup).throughput_tokens_per_s
+    return predict(Setup(problem, schedule, Policy.usual(schedule, size * count, size))).throughput_tokens_per_s
 
 
 class TestPublishedOrder:
@@ -245,7 +245,7 @@ class TestOtherMachines:
     def test_tensor_parallelism_over_two_devices(self):
         asked = Workload.load("mtbench").with_(gen_len=32, padded=True)
         problem = Problem(preset("mixtral-8x22b"), Hardware.load("gcp-2xt4"), asked)
-        said = evaluate(Setup(problem, by_name("cgopipe"), Policy.usual(by_name("cgopipe"), 252, 36)))
+        said = predict(Setup(problem, by_name("cgopipe"), Policy.usual(by_name("cgopipe"), 252, 36)))
         kinds = Tally(name.partition(":")[0] for name in said.lanes)
         assert kinds == {**{kind.value: 2 for kind in LaneKind if kind.value not in ("NET", "DISK")}, "NET": 1}
         for kind in ("GPU", "H2D", "D2H", "PIN"):
@@ -254,7 +254,7 @@ class TestOtherMachines:
         assert said.lower_bound_s <= said.total_s
 
     def test_two_devices_are_faster_than_one_and_less_than_twice(self):
-        rates = [evaluate(made_setup(machine=round_machine(n))).throughput_tokens_per_s for n in (1, 2)]
+        rates = [predict(made_setup(machine=round_machine(n))).throughput_tokens_per_s for n in (1, 2)]
         assert rates[0] < rates[1] < 2 * rates[0]
 
     @pytest.mark.parametrize("name", ALL)
@@ -266,8 +266,8 @@ class TestOtherMachines:
         problem = Problem(preset(model), Hardware.load(machine), Workload.load("mtbench").with_(gen_len=24))
         schedule = by_name(name)
         setup = Setup(problem, schedule, Policy.usual(schedule, 16 if schedule.system.one_batch else 48, 16))
-        said = evaluate(setup)
-        assert said.total_s == pytest.approx(evaluate(setup, exact=True).total_s, rel=2e-3)
+        said = predict(setup)
+        assert said.total_s == pytest.approx(predict(setup, exact=True).total_s, rel=2e-3)
         assert said.lower_bound_s <= said.total_s
         weights = sum(setup.policy.streamed_bytes(schedule, problem.model, layer) for layer in problem.model.layers)
         streams_s = 24 * weights / problem.hardware.link.h2d_bytes_per_s
