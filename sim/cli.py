@@ -19,10 +19,6 @@ _COMPARE_EXAMPLES = (
     "python -m sim compare --schedules cgopipe,flexgen --micro-batch-size 36 --num-micro-batches 14",
     "python -m sim compare --model qwen3-30b-a3b --hardware rtx4090 --unpadded --plot compare.png",
 )
-_ROOFLINE_EXAMPLES = (
-    "python -m sim roofline --plot roofline.png",
-    "python -m sim roofline --hardware gcp-t4 --micro-batch-size 36 --json -",
-)
 _LIST_EXAMPLES = ("python -m sim list", "python -m sim list gcp-t4")
 
 
@@ -32,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> OneLineParser:
-    from sim.hrm import roofline
+    from sim.hrm import command as roofline_command
     from sim.planning import command as plan_command
     from sim.sweep import command as sweep_command
 
@@ -43,9 +39,7 @@ def _parser() -> OneLineParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_compare(add_command(commands, "compare", "simulate schedules side by side", _compare, _COMPARE_EXAMPLES))
-    roofline.add_arguments(
-        add_command(commands, "roofline", "place a model under a machine's roofs", roofline.run, _ROOFLINE_EXAMPLES)
-    )
+    roofline_command.add_to(commands)
     plan_command.add_to(commands)
     sweep_command.add_to(commands)
     listing = add_command(commands, "list", "show every preset and schedule", _list, _LIST_EXAMPLES)

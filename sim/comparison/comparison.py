@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +13,7 @@ from sim.planning import NothingFitsError, best_policy
 from sim.problem import Policy, Problem
 from sim.schedule import Schedule, by_name
 from sim.simulation import Prediction, predict
+from traces.cli import in_processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +70,7 @@ def compare(problem: Problem, schedules: Sequence[str], asked: Asked, jobs: int 
     """
     for name in schedules:
         by_name(name)
-    workers = min(jobs or os.cpu_count() or 1, len(schedules))
-    work = partial(_outcome, problem, asked)
-    if workers == 1:
-        return [work(name) for name in schedules]
-    with ProcessPoolExecutor(workers) as pool:
-        return list(pool.map(work, schedules))
+    return list(in_processes(partial(_outcome, problem, asked), schedules, jobs))
 
 
 def _outcome(problem: Problem, asked: Asked, name: str) -> Outcome:

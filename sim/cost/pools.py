@@ -1,16 +1,67 @@
-"""What lanes share, and what one task takes of it: its solo time and its demands on pools."""
+"""What lanes share, as numbered pools: the host's two, two of each device, and the interpreter of an emulated one."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
-Demands = tuple[tuple[int, int], ...]
-"""(pool, amount per second at full speed) of one task."""
+from sim.problem import Hardware, Processor
+
+DRAM, CPU_CORES = 0, 1
+ALL_CORES = 1000
+"""Cores are counted in thousandths of all of them."""
+WHOLE_INTERPRETER = 1000
+
+PIN_TRAFFIC = 2
+"""DRAM bytes per byte pinned: one read, one written."""
+PAGEABLE_TRAFFIC = 3
+"""DRAM bytes per byte of a pageable copy: the driver reads it, writes its relay buffer, and the DMA reads that."""
+
+ROUNDING = 16
+"""More than the demands on a pool can gain by being whole bytes per second."""
 
 
-class Cost(NamedTuple):
-    """What one task takes: its solo time and what it asks of shared pools, with the physics behind it."""
+def hbm(rank: int) -> int:
+    """Pool of one device's memory."""
+    return 2 + 2 * rank
 
-    duration_ns: int
-    demands: Demands = ()
-    bytes: int = 0
-    flops: int = 0
-    bound: str = ""
+
+def link(rank: int) -> int:
+    """Pool of one device's link, both directions together."""
+    return hbm(rank) + 1
+
+
+def interpreter(num_devices: int) -> int:
+    """Pool of the interpreter that all lanes of an emulated device are threads of: the last one."""
+    return hbm(num_devices)
+
+
+def pool_capacities(hardware: Hardware, parts: int = 1) -> Sequence[int]:
+    """Per pool, what it gives in a second; of the host, what is left to one of the `parts` of a batch."""
+    per_rank = (int(hardware.device_memory.bandwidth_bytes_per_s), int(hardware.link.duplex_bytes_per_s))
+    of_host = (int(hardware.host_memory.bandwidth_bytes_per_s) // parts, ALL_CORES // parts)
+    behind = () if hardware.emulation is None else (WHOLE_INTERPRETER,)
+    return (*of_host, *(per_rank * hardware.num_devices), *behind)
+
+
+def never_exceeded(hardware: Hardware) -> frozenset[int]:
+    """Pools that hold even if every lane asks for the most that any of its tasks can."""
+    if hardware.emulation is not None:
+        return frozenset(map(hbm, range(hardware.num_devices)))
+    ranks, links = hardware.num_devices, hardware.link
+    pinned = (links.h2d_bytes_per_s, links.d2h_bytes_per_s)
+    pageable = (links.h2d_pageable_bytes_per_s, links.d2h_pageable_bytes_per_s)
+    on_link = sum(map(max, pinned, pageable)) + ROUNDING
+    through_dram = sum(max(rate, PAGEABLE_TRAFFIC * slow) for rate, slow in zip(pinned, pageable, strict=True))
+    attention = hardware.host_memory.bandwidth_bytes_per_s * _highest_memory_share(hardware.host)
+    kernels = hardware.device_memory.bandwidth_bytes_per_s * _highest_memory_share(hardware.device)
+    most = {
+        DRAM: ranks * (attention + PIN_TRAFFIC * hardware.pin_bytes_per_s + through_dram + ROUNDING),
+        CPU_CORES: float(ranks * ALL_CORES),
+        **{hbm(rank): kernels + on_link for rank in range(ranks)},
+        **{link(rank): on_link for rank in range(ranks)},
+    }
+    capacities = pool_capacities(hardware)
+    return frozenset(pool for pool, amount in most.items() if amount <= capacities[pool])
+
+
+def _highest_memory_share(processor: Processor) -> float:
+    classes = (processor.gemm, processor.experts, processor.attention, processor.head, processor.decode_attention)
+    return max(one.memory / min((at.time_ratio for at in one.at_tokens), default=1.0) for one in classes if one)

@@ -1,22 +1,17 @@
-"""`python -m sim roofline`: where attention and experts of a model stand on a machine, as numbers and as a picture.
+"""Where attention and experts of a model stand under the roofs of a machine.
 
 In the manner of figures 4 and 5 of MoE-Lightning (arXiv 2411.11217). Roofs are theoretical peaks, as in the paper; the
 simulator uses the sustained shares of them. The level GPU is all devices of the machine together.
 """
 
-import argparse
-import json
 import math
-import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from sim.hrm.estimate import MoEDims, attention_intensity, dims_of, ffn_intensity, ffn_tokens
+from sim.hrm.estimate import attention_intensity, dims_of, ffn_intensity, ffn_tokens
 from sim.hrm.roofs import Hierarchy, Level
-from sim.problem import Hardware
-from traces.cli import writing
-from traces.errors import InputError
+from sim.problem import Hardware, Model
+from traces.errors import check_count
 
 GPU, CPU = "GPU", "CPU"
 BATCH_SIZES = (32, 128, 1024, 16384)
@@ -66,15 +61,8 @@ class Roofline:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `--json` writes: all in FLOP/s and bytes/s."""
-        return {
-            "hardware": self.hardware,
-            "model": self.model,
-            "context": self.context,
-            "micro_batch_size": self.micro_batch_size,
-            "levels": [asdict(level) for level in self.machine.levels],
-            "links_bytes_per_s": list(self.machine.links_bytes_per_s),
-            "points": [asdict(point) for point in self.points],
-        }
+        named = {name: getattr(self, name) for name in ("hardware", "model", "context", "micro_batch_size")}
+        return {**named, **asdict(self.machine), "points": [asdict(point) for point in self.points]}
 
 
 def hierarchy(hardware: Hardware) -> Hierarchy:
@@ -85,14 +73,14 @@ def hierarchy(hardware: Hardware) -> Hierarchy:
     return Hierarchy((gpu, cpu), (n * hardware.link.peak_bytes_per_s,))
 
 
-def roofline(hardware: Hardware, model: str, dims: MoEDims, context: int, micro_batch_size: int) -> Roofline:
+def roofline_of(hardware: Hardware, model: Model, context: int, micro_batch_size: int) -> Roofline:
     """Place attention at `context` tokens, the experts at several batch sizes, and the turning points.
 
     Raises InputError for a context or a micro-batch below 1.
     """
-    for name, value in (("context", context), ("micro-batch-size", micro_batch_size)):
-        if value < 1:
-            raise InputError(f"--{name}: {value} is not allowed; it must be 1 or more")
+    check_count("--context", context)
+    check_count("--micro-batch-size", micro_batch_size)
+    dims = dims_of(model)
     machine = hierarchy(hardware)
     kernel = float(ffn_intensity(dims, float(micro_batch_size)))
     p1, p2 = machine.p1(GPU, CPU), float(machine.p2(GPU, CPU, kernel))
@@ -113,7 +101,7 @@ def roofline(hardware: Hardware, model: str, dims: MoEDims, context: int, micro_
 
     return Roofline(
         hardware=hardware.name,
-        model=model,
+        model=model.name,
         context=context,
         micro_batch_size=micro_batch_size,
         machine=machine,
@@ -143,72 +131,3 @@ def _point(
         on_gpu_flops_per_s=float(machine[GPU].attainable(gpu_intensity)),
         meaning=meaning or better,
     )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `python -m sim roofline`."""
-    parser.add_argument("--hardware", default="gcp-l4", help="preset or .toml file (default: %(default)s)")
-    parser.add_argument("--model", default="mixtral-8x7b", help="preset or config.json (default: %(default)s)")
-    parser.add_argument(
-        "--context", type=int, default=512, metavar="TOKENS", help="of attention (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--micro-batch-size", type=int, default=128, metavar="TOKENS", help="of the experts (default: %(default)s)"
-    )
-    parser.add_argument("--plot", metavar="FILE", help="draw the picture: .png, .svg or .pdf")
-    parser.add_argument(
-        "--json", metavar="FILE", help="write the numbers as JSON; - is standard output, without a table"
-    )
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print the table, and write what was asked for. Raises InputError for anything the user gave wrong."""
-    from sim.problem import Model
-
-    hardware, model = Hardware.load(args.hardware), Model.load(args.model)
-    result = roofline(hardware, model.name, dims_of(model), args.context, args.micro_batch_size)
-    if args.json:
-        text = json.dumps(result.to_dict(), indent=2) + "\n"
-        if args.json == "-":
-            sys.stdout.write(text)
-        else:
-            writing(args.json, lambda: Path(args.json).write_text(text, encoding="utf-8"))
-    if args.json != "-":
-        print_table(result)
-    if args.plot:
-        from sim.hrm.roofline_picture import draw
-
-        writing(args.plot, lambda: draw(result, args.plot))
-    return 0
-
-
-def print_table(result: Roofline) -> None:
-    """Print the points, in GFLOP/s, and the roofs they stand under."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        title=f"{result.model} on {result.hardware}: GFLOP/s by place, context {result.context:,}, "
-        f"micro-batch {result.micro_batch_size:,}",
-        caption=_peaks(result.machine),
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    table.add_column("point", no_wrap=True)
-    for heading in ("FLOP/B", "tokens", "CPU", "via link", "GPU"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("best: bound")
-    for point in result.points:
-        rates = (point.on_cpu_flops_per_s, point.over_link_flops_per_s, point.on_gpu_flops_per_s)
-        tokens = "" if point.tokens is None else f"{point.tokens:,}"
-        table.add_row(point.name, f"{point.intensity:.4g}", tokens, *(f"{r / 1e9:,.0f}" for r in rates), point.meaning)
-    Console().print(table)
-
-
-def _peaks(machine: Hierarchy) -> str:
-    levels = [
-        f"{level.name} {level.peak_flops_per_s / 1e12:g} TFLOP/s, {level.bandwidth_bytes_per_s / 1e9:g} GB/s"
-        for level in machine.levels
-    ]
-    return "; ".join([*levels, f"link {machine.link_bytes_per_s(CPU, GPU) / 1e9:g} GB/s"])

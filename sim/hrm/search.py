@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from sim.hrm.estimate import (
     CPU_MEMORY_SHARE,
     GPU_MEMORY_SHARE,
+    LayerTime,
     MoEDims,
     PolicyNumbers,
     cpu_memory_bytes,
@@ -49,28 +50,22 @@ class HrmChoice:
     """The policy that HRM expects most of, and what it expects: seconds per layer of a decode step, and tokens/s."""
 
     policy: Policy
-    micro_batch_size: int
-    num_micro_batches: int
-    weight_share: float
-    """r_w, of the experts' bytes; whole experts only are ever resident."""
-    link_s: float
-    gpu_s: float
-    cpu_s: float
+    """Its `experts_on_device` is r_w, of the experts' bytes; whole experts only are ever resident."""
+    times: LayerTime
     tokens_per_s: float
     """Of decode alone, every rate at its peak: it ranks policies and is 1.8 to 6.4 times what was measured."""
     candidates: int
     """Policies that were rated."""
-    constants: OptimizerConstants
 
     @property
     def layer_s(self) -> float:
         """T = max(link, GPU, CPU)."""
-        return max(self.link_s, self.gpu_s, self.cpu_s)
+        return float(self.times.total_s)
 
     @property
     def bottleneck(self) -> str:
         """What takes T: `link`, `gpu` or `cpu`."""
-        return max(("link", "gpu", "cpu"), key=lambda name: float(getattr(self, f"{name}_s")))
+        return max(("link", "gpu", "cpu"), key=lambda name: float(getattr(self.times, f"{name}_s")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,18 +189,8 @@ def _choice(dims: MoEDims, best: _Rated, constants: OptimizerConstants, candidat
     share = float(np.asarray(best.policies.weight_share)[count - 1])
     place = Place.GPU if best.policies.attention_on_gpu else Place.CPU
     times = layer_time(dims, replace(best.policies, batch_size=float(size * count), weight_share=share), constants)
-    return HrmChoice(
-        policy=Policy(size * count, size, place, share, kv_on_device=float(place is Place.GPU)),
-        micro_batch_size=size,
-        num_micro_batches=count,
-        weight_share=share,
-        link_s=float(times.link_s),
-        gpu_s=float(times.gpu_s),
-        cpu_s=float(times.cpu_s),
-        tokens_per_s=float(best.tokens_per_s[-1]),
-        candidates=candidates,
-        constants=constants,
-    )
+    policy = Policy(size * count, size, place, share, kv_on_device=float(place is Place.GPU))
+    return HrmChoice(policy, times, float(best.tokens_per_s[-1]), candidates)
 
 
 def _shortage(dims: MoEDims, one: PolicyNumbers, constants: OptimizerConstants) -> str:

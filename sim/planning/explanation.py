@@ -10,11 +10,12 @@ from functools import partial
 from typing import Any
 
 from sim.planning.grid import PolicyGrid
-from sim.planning.planner import Choice, NothingFitsError, Plan, best_policy, in_processes
+from sim.planning.planner import Choice, NothingFitsError, Plan, best_policy
 from sim.planning.search import Candidate, Objective, in_essence, ranked
 from sim.problem import Hardware, Policy, Problem
 from sim.schedule import by_name
 from sim.simulation import Prediction
+from traces.cli import in_processes
 from traces.errors import InputError
 
 FACTORS = (0.9, 1.1, 2.0)

@@ -19,9 +19,9 @@ from sim.planning.bounds import least_seconds
 from sim.planning.candidates import Floats, space
 from sim.planning.grid import PolicyGrid, sizes_up_to
 from sim.planning.hrm import hrm_setup
-from sim.planning.planner import Choice, in_processes
+from sim.planning.planner import Choice
 from sim.simulation import predict
-from traces.cli import check_format
+from traces.cli import check_format, in_processes
 from traces.errors import InputError
 
 PER_DOUBLING = 2

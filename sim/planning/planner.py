@@ -5,26 +5,22 @@ not beat the best found by more than `TOLERANCE`, which is what the simulator's 
 on the number of simulations is given and met, `Plan.unsettled` says how many candidates might have been better.
 """
 
-import os
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 from sim.planning.candidates import Candidates, space
 from sim.planning.grid import PolicyGrid
 from sim.planning.search import TOLERANCE, Candidate, Objective, Search, ranked
 from sim.problem import Problem
 from sim.schedule import Schedule, by_name
+from traces.cli import in_processes
 from traces.errors import InputError
 
 NARROWER_BITS = (8.0, 4.0)
 """Widths of weights that are tried where nothing fits."""
-
-_Given = TypeVar("_Given")
-_Made = TypeVar("_Made")
 
 
 class NothingFitsError(InputError):
@@ -129,15 +125,6 @@ def plan(
     order = [one.schedule for one in ranked([one.best for one in plans.values()], objective)]
     reasons = {name: str(one) for name, one in failed.items()}
     return Choice(problem, objective, {name: plans[name] for name in order}, reasons, time.perf_counter() - started)
-
-
-def in_processes(work: "Callable[[_Given], _Made]", given: Sequence[_Given], jobs: int | None) -> "list[_Made]":
-    """Map over processes, one per core unless told; in this one if one is enough."""
-    workers = min(jobs or os.cpu_count() or 1, len(given))
-    if workers <= 1:
-        return [work(one) for one in given]
-    with ProcessPoolExecutor(workers) as pool:
-        return list(pool.map(work, given))
 
 
 def _try(problem: Problem, objective: Objective, options: dict[str, Any], name: str) -> "Plan | NothingFitsError":

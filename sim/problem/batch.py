@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from sim.problem.workload import Workload
-from traces.errors import InputError
+from traces.errors import InputError, check_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,7 @@ def make_batch(
     balanced by Algorithm 2. A micro-batch that gets no request is dropped.
     Raises InputError when a size is below 1 or when not one request fits the budget.
     """
-    if isinstance(micro_batch_size, bool) or not isinstance(micro_batch_size, int) or micro_batch_size < 1:
-        raise InputError(f"micro-batch-size: {micro_batch_size!r} is not allowed; give a whole number of at least 1")
+    check_count("micro-batch-size", micro_batch_size)
     if kv_budget_tokens is None:
         kv_budget_tokens = round(micro_batch_size * (workload.mean_prompt_tokens + workload.gen_len))
     lengths = workload.requests(batch_size)

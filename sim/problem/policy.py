@@ -1,6 +1,5 @@
 """The policy: how a batch is cut up and what lives where. The schedule says in which order; the policy, how much."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -8,7 +7,17 @@ from typing import Any, Self
 
 from sim.problem.model import Layer, Model
 from sim.schedule import PipelineShape, Place, Schedule
-from traces.errors import InputError, check_keys
+from traces.errors import (
+    InputError,
+    check_choice,
+    check_count,
+    check_flag,
+    check_keys,
+    check_range,
+    check_share,
+    error_prefix,
+)
+from traces.files import read_object
 
 MIN_BITS, MAX_BITS = 1.0, 32.0
 
@@ -35,29 +44,17 @@ class Policy:
     kv_bits: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "micro_batch_size", "pages"):
-            value = getattr(self, name)
-            if value is None and name == "pages":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{_flag(name)}: {value!r} is not allowed; give a whole number of at least 1")
+        check_count("batch-size", self.batch_size)
+        check_count("micro-batch-size", self.micro_batch_size)
+        if self.pages is not None:
+            check_count("pages", self.pages)
         for name in ("experts_on_device", "kv_on_device"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise InputError(f"{_flag(name)}: {value!r} is not allowed; it is a share from 0 to 1")
+            check_share(name, getattr(self, name))
         for name in ("weight_bits", "kv_bits"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not MIN_BITS <= value <= MAX_BITS:
-                raise InputError(f"{_flag(name)}: {value!r} is not allowed; it is a width from 1 to 32 bits")
-        if not isinstance(self.pin_weights, bool):
-            raise InputError(f"pin_weights: {self.pin_weights!r} is not allowed; give true or false")
-        if not isinstance(self.attention, Place):
-            places = " or ".join(Place)
-            if self.attention not in tuple(Place):
-                raise InputError(f"attention: {self.attention!r} is not allowed; it runs on {places}")
-            object.__setattr__(self, "attention", Place(self.attention))
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), MIN_BITS, MAX_BITS, "a width in bits")
+        check_flag("pin_weights", self.pin_weights)
+        object.__setattr__(self, "attention", Place(check_choice("attention", self.attention, Place)))
         if self.micro_batch_size > self.batch_size:
             object.__setattr__(self, "micro_batch_size", self.batch_size)
 
@@ -147,11 +144,10 @@ class Policy:
         values = dict(table)
         known = [field.name for field in fields(cls)]
         count = values.pop("num_micro_batches", None)
-        size = values.get("micro_batch_size")
         if count is not None and "batch_size" not in values:
-            if not (_is_count(count) and _is_count(size)):
-                raise InputError("num_micro_batches: needs itself and micro_batch_size as whole numbers of at least 1")
-            values["batch_size"] = count * size
+            with error_prefix("num_micro_batches: times "):
+                size = check_count("micro_batch_size", values.get("micro_batch_size"))
+            values["batch_size"] = check_count("num_micro_batches", count) * size
         check_keys(values, known, ["batch_size", "micro_batch_size"], "policy", "")
         policy = cls.usual(schedule, **values)
         if count is not None and count != policy.num_micro_batches:
@@ -164,21 +160,6 @@ class Policy:
 
 def read_policy_file(path: Path) -> tuple[str | None, dict[str, Any]]:
     """The schedule that a policy file (JSON) is for, if it says so, and the policy's fields. Raises InputError."""
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"policy file {path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(f"policy file {path}: not JSON: {error}") from None
-    if not isinstance(table, dict):
-        raise InputError(f"policy file {path}: holds a {type(table).__name__}; it must be an object of policy fields")
+    table = read_object(path)
     schedule = table.pop("schedule", None)
     return schedule, table
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _flag(name: str) -> str:
-    return name.replace("_", "-") if name.endswith("size") else name

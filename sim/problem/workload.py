@@ -1,14 +1,14 @@
 """What is asked of the model: how long each prompt is, and how many tokens each request generates."""
 
-import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from sim.problem.machine import Basis
-from traces.errors import InputError, check_keys, nearest
+from sim.problem.presets import WORKLOADS
+from traces.errors import InputError, check_choice, check_count, check_flag, check_keys, check_text, error_prefix
+from traces.files import read_objects, read_toml
 
 TOKENS_PER_WORD = 1.5698
 """Tokens per word (between white space): takes MT-bench's questions, 49.05 words on average, to their published 77."""
@@ -16,7 +16,6 @@ TOKENS_PER_WORD = 1.5698
 DEFAULT_GEN_LEN = 128
 """Tokens generated per request where a file of requests cannot say: MoE-Lightning's usual setting."""
 
-_PRESETS = Path(__file__).parents[1] / "presets" / "workloads"
 _REQUIRED = ("prompt_tokens", "gen_len")
 _ALLOWED = ("name", "description", "source", "basis", *_REQUIRED, "padded")
 _REQUEST_KEYS = ("prompt_tokens", "prompt_token_ids", "prompt")
@@ -45,8 +44,8 @@ class Workload:
         if not self.prompt_tokens:
             raise InputError("prompt_tokens: empty; a workload has at least one request")
         for index, tokens in enumerate(self.prompt_tokens):
-            _check_count(tokens, f"prompt_tokens[{index}]", "a prompt has at least 1 token")
-        _check_count(self.gen_len, "gen_len", "each request generates at least 1 token")
+            check_count(f"prompt_tokens[{index}]", tokens)
+        check_count("gen_len", self.gen_len)
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -65,7 +64,7 @@ class Workload:
 
     def requests(self, num_requests: int) -> tuple[int, ...]:
         """Effective prompt lengths of the first `num_requests` requests; the questions repeat as often as needed."""
-        _check_count(num_requests, "batch-size", "a batch has at least 1 request")
+        check_count("batch-size", num_requests)
         if self.padded:
             return (self.padded_prompt_tokens,) * num_requests
         copies, remainder = divmod(num_requests, len(self.prompt_tokens))
@@ -82,14 +81,14 @@ class Workload:
     @classmethod
     def fixed(cls, prompt_len: int, gen_len: int) -> Self:
         """Requests that all have prompts of `prompt_len` tokens."""
-        _check_count(prompt_len, "prompt-len", "a prompt has at least 1 token")
+        check_count("prompt-len", prompt_len)
         text = f"every prompt has {prompt_len} tokens"
         return cls(f"prompt-len-{prompt_len}", (prompt_len,), gen_len, description=text, source="given by the caller")
 
     @classmethod
     def presets(cls) -> tuple[str, ...]:
         """Names that `load` knows without a file."""
-        return tuple(sorted(path.stem for path in _PRESETS.glob("*.toml")))
+        return WORKLOADS.names()
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Self:
@@ -100,47 +99,36 @@ class Workload:
         Such a file generates DEFAULT_GEN_LEN tokens a request until `with_` says otherwise.
         Raises InputError for an unknown name, with the nearest ones, and for a bad file, with the field or the line.
         """
-        if str(name_or_path) in cls.presets():
-            path = _PRESETS / f"{name_or_path}.toml"
-            return cls._from_table(_parse_toml(_read(path)), path.stem)
+        preset = WORKLOADS.path(str(name_or_path))
+        if preset is not None:
+            return cls._from_table(read_toml(preset), preset.stem)
         path = Path(name_or_path)
-        read = {".toml": cls._from_toml, ".jsonl": cls._from_jsonl}.get(path.suffix.lower())
-        if read is None:
-            raise InputError(_unknown(str(name_or_path), path.is_file(), cls.presets()))
-        try:
-            return read(_read(path), path)
-        except InputError as error:
-            raise InputError(f"workload file {path}: {error}") from error
-
-    @classmethod
-    def _from_toml(cls, text: str, path: Path) -> Self:
-        return cls._from_table(_parse_toml(text), path.stem, f"the user's file {path.name}")
+        match path.suffix.lower():
+            case ".jsonl":
+                return cls._from_requests(path)
+            case ".toml":
+                table = read_toml(path)
+                with error_prefix(f"{path}: "):
+                    return cls._from_table(table, path.stem, f"the user's file {path.name}")
+        raise WORKLOADS.unknown(str(name_or_path))
 
     @classmethod
     def _from_table(cls, table: Mapping[str, Any], name: str, source: str = "") -> Self:
         check_keys(table, _ALLOWED, _REQUIRED)
         fields = {"name": name, "source": source, **table}
         for key in ("name", "description", "source"):
-            if not isinstance(fields.get(key, ""), str):
-                raise InputError(f"{key}: {fields[key]!r} is not text")
+            check_text(key, fields.get(key, ""))
         if not isinstance(fields["prompt_tokens"], list):
             raise InputError(f"prompt_tokens: {fields['prompt_tokens']!r} is not a list of lengths such as [77, 418]")
-        if not isinstance(fields.get("padded", False), bool):
-            raise InputError(f"padded: {fields['padded']!r} is not true or false")
-        basis = fields.get("basis", Basis.ASSUMED)
-        if basis not in tuple(Basis):
-            raise InputError(f"basis: unknown basis {basis!r}; allowed: {', '.join(Basis)}")
+        check_flag("padded", fields.get("padded", False))
+        basis = check_choice("basis", fields.get("basis", Basis.ASSUMED), Basis)
         return cls(**{**fields, "prompt_tokens": tuple(fields["prompt_tokens"]), "basis": Basis(basis)})
 
     @classmethod
-    def _from_jsonl(cls, text: str, path: Path) -> Self:
-        requests = [
-            _request_tokens(line, f"line {number}")
-            for number, line in enumerate(text.split("\n"), start=1)  # not splitlines(): JSON text may hold U+2028
-            if line.strip()
-        ]
+    def _from_requests(cls, path: Path) -> Self:
+        requests = [_prompt_tokens(request, where) for where, request in read_objects(path)]
         if not requests:
-            raise InputError('empty; give one request a line, such as {"prompt_tokens": 77}')
+            raise InputError(f'{path}: is empty; give one request a line, such as {{"prompt_tokens": 77}}')
         tokens, kinds = zip(*requests, strict=True)
         counted = kinds.count("prompt")
         source = f"the user's file {path.name}: {len(tokens) - counted} of {len(tokens)} prompts with their token count"
@@ -151,58 +139,17 @@ class Workload:
         return cls(path.stem, tokens, DEFAULT_GEN_LEN, description=text, source=source, basis=basis)
 
 
-def _check_count(value: object, field: str, rule: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{field}: {value!r} is not allowed; {rule}, given as a whole number")
-    return value
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"not a UTF-8 text file (byte {error.start})") from error
-
-
-def _parse_toml(text: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"not valid TOML: {error}") from error
-
-
-def _unknown(name: str, is_file: bool, presets: tuple[str, ...]) -> str:
-    if is_file:
-        return f"workload file {name}: the name must end in .toml (one workload) or .jsonl (one request a line)"
-    return (
-        f"unknown workload {name!r}{nearest(name, presets)}; "
-        f"allowed: {', '.join(presets)}, or the path of a .toml or .jsonl file"
-    )
-
-
-def _request_tokens(line: str, where: str) -> tuple[int, str]:
-    """(prompt length, key that gave it) of one line of a JSONL file."""
-    try:
-        request = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not valid JSON: {error}") from error
-    key = next((key for key in _REQUEST_KEYS if isinstance(request, dict) and key in request), None)
+def _prompt_tokens(request: Mapping[str, Any], where: str) -> tuple[int, str]:
+    """(prompt length, key that gave it) of one request of a file."""
+    key = next((key for key in _REQUEST_KEYS if key in request), None)
     if key is None:
         forms = '{"prompt_tokens": 77}, {"prompt_token_ids": [1, ...]} or {"prompt": "text"}'
         raise InputError(f"{where}: not a request; allowed: {forms}")
-    return _count_tokens(key, request[key], f"{where}: {key}"), key
-
-
-def _count_tokens(key: str, value: object, field: str) -> int:
-    """Prompt length of a request that gives `value` under `key`."""
+    value, name = request[key], f"{where}: {key}"
     if key == "prompt":
-        if not isinstance(value, str):
-            raise InputError(f"{field}: {type(value).__name__} given; allowed: text")
-        value = round(len(value.split()) * TOKENS_PER_WORD)
+        value = round(len(check_text(name, value).split()) * TOKENS_PER_WORD)
     elif key == "prompt_token_ids":
         if not isinstance(value, list):
-            raise InputError(f"{field}: {type(value).__name__} given; allowed: a list of token ids")
+            raise InputError(f"{name}: {value!r} is not a list of token ids")
         value = len(value)
-    return _check_count(value, field, "a prompt has at least 1 token")
+    return check_count(name, value), key

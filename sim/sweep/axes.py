@@ -10,7 +10,7 @@ Numbers of the machine are in the unit that its file gives them in, or in one of
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import product
 from typing import Any
@@ -161,16 +161,26 @@ def _as_text(word: str) -> Value:
     return word
 
 
-def _as_number(word: str) -> Value:
-    if not re.fullmatch(_NUMBER, word):
-        raise ValueError("not a number")
-    return float(word)
+def _number(what: str, allowed: Callable[[float], bool] = lambda _: True) -> Callable[[str], Value]:
+    """A reader of numbers; `what` says which are allowed."""
+
+    def read(word: str) -> Value:
+        if not re.fullmatch(_NUMBER, word) or not allowed(float(word)):
+            raise ValueError(f"not {what}")
+        return float(word)
+
+    return read
 
 
-def _as_factor(word: str) -> Value:
-    if not re.fullmatch(_NUMBER, word) or float(word) <= 0:
-        raise ValueError("not a factor; give a number above 0")
-    return float(word)
+def _word(what: str, values: Mapping[str, Value]) -> Callable[[str], Value]:
+    """A reader of a few words; `what` says what any other is."""
+
+    def read(word: str) -> Value:
+        if word not in values:
+            raise ValueError(what)
+        return values[word]
+
+    return read
 
 
 def _as_count(word: str) -> Value:
@@ -179,22 +189,11 @@ def _as_count(word: str) -> Value:
     return int(word)
 
 
-def _as_flag(word: str) -> Value:
-    if word not in ("true", "false"):
-        raise ValueError("neither true nor false")
-    return word == "true"
-
-
-def _as_place(word: str) -> Value:
-    if word not in tuple(Place):
-        raise ValueError(f"not where attention runs; give {' or '.join(Place)}")
-    return word
-
-
-def _as_share(word: str) -> Value:
-    if not re.fullmatch(_NUMBER, word) or not 0 <= float(word) <= 1:
-        raise ValueError("not a share from 0 to 1")
-    return float(word)
+_as_number = _number("a number")
+_as_factor = _number("a factor; give a number above 0", lambda number: number > 0)
+_as_share = _number("a share from 0 to 1", lambda number: 0 <= number <= 1)
+_as_flag = _word("neither true nor false", {"true": True, "false": False})
+_as_place = _word(f"not where attention runs; give {' or '.join(Place)}", {place.value: place.value for place in Place})
 
 
 def _or_none(read: Callable[[str], Value]) -> Callable[[str], Value]:

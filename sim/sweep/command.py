@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     base = _base(args)
     sweep = Sweep(base, _axes(args))
     if args.map:
-        from sim.sweep.map import check_columns
+        from sim.sweep.picture import check_columns
 
         check_columns(args.map, sweep.columns)
     workers = Workers(args.jobs, args.backend, args.cluster)
@@ -194,7 +194,7 @@ def _kept(done: int, total: int, out: str | None) -> str:
 
 
 def _draw(rows: "Sequence[Row]", args: argparse.Namespace) -> None:
-    from sim.sweep.map import draw_map
+    from sim.sweep.picture import draw_map
 
     try:
         draw_map(rows, args.map, args.plot)

@@ -4,12 +4,13 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from sim.sweep.sweep import Row, Sweep
-from traces.errors import InputError
+from traces.errors import InputError, error_prefix
+from traces.files import read_objects, read_text
 
 FORMATS = (".csv", ".jsonl")
 
@@ -113,45 +114,23 @@ class RowFile:
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a file, numbers as numbers. Raises InputError if it is not one that a sweep wrote."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"--rows {path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"--rows {path}: not a text file") from None
-    read = _json_rows if path.suffix.lower() == ".jsonl" else _csv_rows
-    found = list(read(text, path))
-    if not found or not all("feasible" in row for row in found):
-        raise InputError(f"--rows {path}: holds no rows of a sweep; it is a file that `sweep --out` wrote")
+    with error_prefix("--rows "):
+        in_json = path.suffix.lower() == ".jsonl"
+        found = [row for _, row in read_objects(path)] if in_json else list(_csv_rows(path))
+        if not found or not all("feasible" in row for row in found):
+            raise InputError(f"{path}: holds no rows of a sweep; it is a file that `sweep --out` wrote")
     return found
 
 
-def _json_rows(text: str, path: Path) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"--rows {path}: line {number} is not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise InputError(f"--rows {path}: line {number} is no row")
-            yield row
-
-
-def _csv_rows(text: str, path: Path) -> Iterator[Row]:
-    for number, cells in enumerate(csv.DictReader(io.StringIO(text)), 2):
+def _csv_rows(path: Path) -> Iterator[Row]:
+    for number, cells in enumerate(csv.DictReader(io.StringIO(read_text(path))), 2):
         if None in cells or None in cells.values():
-            raise InputError(f"--rows {path}: line {number} is not as long as the header")
+            raise InputError(f"{path}: line {number} is not as long as the header")
         yield {name: _value(cell) for name, cell in cells.items()}
 
 
 def _value(cell: str) -> str | float | bool | None:
-    if cell in _WORDS:
-        return _WORDS[cell]
     try:
         return float(cell)
     except ValueError:
-        return cell
-
-
-_WORDS: Mapping[str, bool | None] = {"": None, "true": True, "false": False}
+        return {"": None, "true": True, "false": False}.get(cell, cell)

@@ -7,7 +7,7 @@ Rows come from the simulator, or from HRM alone: the paper's own search and its 
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -15,28 +15,18 @@ from typing import Any
 from sim.comparison import Asked, Outcome, compare, project_version
 from sim.hrm import SCHEDULE, search_policies
 from sim.planning import best_policy
-from sim.problem import DEFAULT_GEN_LEN, Hardware, Model, Problem, Workload
+from sim.problem import DEFAULT_GEN_LEN, Hardware, Model, Policy, Problem, Workload
 from sim.schedule import Place, by_name
 from sim.simulation import predict
 from sim.sweep.axes import HARDWARE, POLICY, Axis, Value, points
-from traces.errors import InputError
+from traces.errors import InputError, error_prefix
 
 Row = dict[str, Any]
 """A row of results by column, in the order of the columns."""
 
 PROBLEM_COLUMNS = ("by", "model", "hardware", "workload", "gen_len", "padded", "schedule")
-POLICY_COLUMNS = (
-    "batch_size",
-    "micro_batch_size",
-    "num_micro_batches",
-    "attention",
-    "experts_on_device",
-    "kv_on_device",
-    "pages",
-    "pin_weights",
-    "weight_bits",
-    "kv_bits",
-)
+_FIELDS = [field.name for field in fields(Policy)]
+POLICY_COLUMNS = (*_FIELDS[:2], "num_micro_batches", *_FIELDS[2:])
 MEASURE_COLUMNS = (
     "throughput_tokens_per_s",
     "prefill_s",
@@ -179,10 +169,8 @@ class Sweep:
         for axis in self._axes:
             for machine in self._machines.values():
                 for value in axis.values:
-                    try:
+                    with error_prefix(f"--axis {axis.label}: "):
                         _with_numbers(machine, axis, value)
-                    except InputError as error:
-                        raise InputError(f"--axis {axis.label}: {error}") from None
 
     def _check_policy(self) -> None:
         swept = {name.removeprefix(POLICY) for axis in self._axes for name in axis.names if name.startswith(POLICY)}

@@ -22,7 +22,7 @@ S1 = Row("S1", "cgopipe", "mtbench", True, 128, micro_batch_size=36, num_micro_b
 @pytest.fixture(scope="module")
 def predictions():
     """Every published row, predicted once."""
-    return list(predict_all(read_rows(THROUGHPUT), jobs=2))
+    return predict_all(read_rows(THROUGHPUT), jobs=2)
 
 
 def write(tmp_path, *rows, columns=COLUMNS):

@@ -13,7 +13,7 @@ import engine
 from engine.device import EmulatedDevice
 from sim.cost import Cost, Setup
 from sim.problem import Batch, Hardware, MicroBatch, Policy
-from sim.problem.model.model import PRESETS
+from sim.problem.presets import MODELS
 from sim.schedule import CPU, D2H, GPU, H2D, Op, Task, by_name, registered
 from sim.simulation import record, start_delays
 from sim.simulation.recurrence import CLOCK_SLACK_NS
@@ -43,7 +43,7 @@ def setup_of(name, **policy):
 @cache
 def simulated(name):
     """A whole simulated run, with the configuration that its model is rebuilt from."""
-    config = {**json.loads((PRESETS / f"{MODEL}.json").read_text(encoding="utf-8")), "num_hidden_layers": 3}
+    config = {**json.loads(MODELS.path(MODEL).read_text(encoding="utf-8")), "num_hidden_layers": 3}
     return record(setup_of(name), {"model_config": config}, num_steps=GEN_LEN)
 
 

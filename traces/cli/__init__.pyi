@@ -9,3 +9,4 @@ from .frame import (
     write_text as write_text,
     writing as writing,
 )
+from .workers import in_processes as in_processes

@@ -4,13 +4,13 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from traces.cli import OneLineParser
-from traces.errors import InputError
+from traces.errors import InputError, check_count
 
 if TYPE_CHECKING:
     from sim.problem import Hardware
@@ -34,10 +34,11 @@ def add_arguments(parser: OneLineParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; returns its exit code."""
+    from validation.published.predict import predict_all
     from validation.published.rows import THROUGHPUT, read_rows
 
-    if args.jobs is not None and args.jobs < 1:
-        raise InputError(f"--jobs: {args.jobs} is not allowed; give a whole number of at least 1")
+    if args.jobs is not None:
+        check_count("--jobs", args.jobs)
     if args.write_presets and not args.fit:
         raise InputError("--write-presets: writes what a fit has found; give --fit too")
     jobs = args.jobs or os.cpu_count() or 1
@@ -45,28 +46,15 @@ def run(args: argparse.Namespace) -> int:
     if args.fit:
         _fit(args, rows, jobs)
     else:
-        _report(args, _predictions(rows, jobs), [])
+        _report(args, predict_all(rows, None, jobs, "predicting"), [])
     return 0
-
-
-def _predictions(
-    rows: "Sequence[Row]", jobs: int, machines: "Mapping[str, Hardware] | None" = None
-) -> "list[Predicted]":
-    """All predictions, with a bar on standard error where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    from validation.published.predict import predict_all
-
-    work: Iterable[Predicted] = predict_all(rows, machines, jobs)
-    out = Console(stderr=True)
-    return list(track(work, "predicting", len(rows), console=out, disable=not out.is_terminal, transient=True))
 
 
 def _fit(args: argparse.Namespace, rows: "Sequence[Row]", jobs: int) -> None:
     """Fit all, write if asked, then fit again without some rows at a time to predict those."""
     from validation.published.fit import CASES, fit, machines
     from validation.published.holdout import folds, without_setting
+    from validation.published.predict import predict_all
     from validation.published.setups import SETTINGS
 
     with _status() as progress:
@@ -77,7 +65,7 @@ def _fit(args: argparse.Namespace, rows: "Sequence[Row]", jobs: int) -> None:
         for path in write_presets(fits):
             sys.stderr.write(f"wrote {path}\n")
     fitted = machines(fits, [machine for _, machine in SETTINGS.values()])
-    predictions = _predictions(rows, jobs, fitted)
+    predictions = predict_all(rows, fitted, jobs, "predicting")
     held_out: list[HeldOut] = []
     try:
         with _status() as progress:

@@ -54,4 +54,4 @@ def without_setting(
 
 def _held_out(name: str, fitted: Fitted, out: Sequence[Row], jobs: int) -> HeldOut:
     presets = machines([fitted], [machine for _, machine in SETTINGS.values()])
-    return HeldOut(name, fitted, list(predict_all(out, presets, jobs)))
+    return HeldOut(name, fitted, predict_all(out, presets, jobs))

@@ -1,14 +1,13 @@
 """Predictions of published rows with machines as they are: throughput, HRM's beside it, or why there is none."""
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from sim.problem import Hardware
 from sim.simulation import predict
+from traces.cli import in_processes
 from traces.errors import InputError
 from validation.published.rows import Row
 from validation.published.setups import machine_of, pose
@@ -79,15 +78,11 @@ def predict_row(row: Row, machines: Machines | None = None) -> Predicted:
     )
 
 
-def predict_all(rows: Sequence[Row], machines: Machines | None = None, jobs: int | None = None) -> Iterator[Predicted]:
-    """Predictions in the order of the rows, each as soon as it is there; `jobs` processes share the work."""
-    work = partial(predict_row, machines=machines)
-    workers = min(jobs or os.cpu_count() or 1, len(rows))
-    if workers <= 1:
-        yield from map(work, rows)
-        return
-    with ProcessPoolExecutor(workers) as pool:
-        yield from pool.map(work, rows)
+def predict_all(
+    rows: Sequence[Row], machines: Machines | None = None, jobs: int | None = None, bar: str = ""
+) -> list[Predicted]:
+    """Predictions in the order of the rows; `jobs` processes share the work, and a terminal shows `bar`."""
+    return list(in_processes(partial(predict_row, machines=machines), rows, jobs, bar))
 
 
 def mean_absolute_error(predictions: Iterable[Predicted]) -> float | None:

@@ -3,7 +3,6 @@
 import bisect
 import itertools
 import math
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any, Self
 
 from sim.problem.machine.quantity import Basis, Quantity
 from sim.problem.machine.tables import Part, build, replaced, tables, walk
-from traces.errors import InputError, nearest
-
-_PRESETS = Path(__file__).parents[2] / "presets" / "hardware"
+from sim.problem.presets import MACHINES
+from traces.errors import InputError, check_count, error_prefix, nearest
+from traces.files import read_toml
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +169,7 @@ class Hardware(Part):
     def __post_init__(self) -> None:
         if not self.name.strip():
             raise InputError("name: it is empty; give the machine a name")
-        if self.num_devices < 1:
-            raise InputError(f"num_devices: {self.num_devices} is not allowed; it must be 1 or more")
+        check_count("num_devices", self.num_devices)
         if self.num_devices > 1 and self.network is None:
             raise InputError(f"network: missing; {self.num_devices} devices need one for their all-reduces")
         if self.num_devices == 1 and self.network is not None:
@@ -181,7 +179,7 @@ class Hardware(Part):
     @classmethod
     def presets(cls) -> tuple[str, ...]:
         """Return the names of the machines that come with the project."""
-        return tuple(sorted(path.stem for path in _PRESETS.glob("[!_]*.toml")))
+        return MACHINES.names()
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Self:
@@ -191,10 +189,8 @@ class Hardware(Part):
         """
         path = _locate(str(name_or_path), Path())
         table = _read(path)
-        try:
+        with error_prefix(f"{name_or_path}: "):
             return cls.from_dict({"name": path.stem, **table})
-        except InputError as error:
-            raise InputError(f"{name_or_path}: {error}") from None
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> Self:
@@ -209,12 +205,11 @@ class Hardware(Part):
         """Write the machine's file; `load` gives the same machine back. Raises InputError if it cannot be written."""
         import tomli_w
 
+        from traces.cli import writing
+
         if Path(path).suffix != ".toml":
             raise InputError(f"{path}: a machine's file ends in .toml")
-        try:
-            Path(path).write_text(tomli_w.dumps(self.to_dict()), encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+        writing(str(path), lambda: Path(path).write_text(tomli_w.dumps(self.to_dict()), encoding="utf-8"))
 
     def quantities(self) -> Iterator[tuple[str, Quantity]]:
         """Yield every number of the machine with its dotted name, such as `link.h2d`."""
@@ -232,10 +227,9 @@ class Hardware(Part):
     ) -> Self:
         """Return the machine with the number at `path` set, in the SI base unit. Raises InputError."""
         value = self.value(path).replaced(si_value, source, basis)
-        try:
+        table, dot, _ = path.rpartition(".")
+        with error_prefix(table + dot):
             return replaced(self, path, value)
-        except InputError as error:
-            raise InputError(f"{path.rpartition('.')[0]}.{error}".removeprefix(".")) from None
 
     def scaled(self, path: str, factor: float) -> Self:
         """Return the machine with the number at `path` multiplied by `factor`, and assumed. Raises InputError."""
@@ -244,17 +238,13 @@ class Hardware(Part):
 
 def _locate(name: str, beside: Path) -> Path:
     """Return the file of a preset or of a path; a relative path in a file counts from the folder `beside`."""
-    preset = _PRESETS / f"{name}.toml"
-    if "/" not in name and preset.is_file():
+    preset = MACHINES.path(name)
+    if preset is not None:
         return preset
     path = beside / Path(name).expanduser()
-    if path.suffix == ".toml":
-        return path
-    presets = Hardware.presets()
-    raise InputError(
-        f"unknown hardware {name!r}{nearest(name, presets)}; presets: {', '.join(presets)}; "
-        "or give the path of a .toml file"
-    )
+    if path.suffix != ".toml":
+        raise MACHINES.unknown(name)
+    return path
 
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -262,21 +252,14 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     path = path.resolve()
     if path in seen:
         raise InputError(f"{path}: extends itself by way of {', '.join(other.name for other in seen)}")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a TOML file: {error}") from None
+    table = read_toml(path)
     base = table.pop("extends", None)
     if base is None:
         return table
     if not isinstance(base, str):
         raise InputError(f"{path}: extends: {base!r} is neither the name of a preset nor a path")
-    try:
+    with error_prefix(f"{path.name}: extends: "):
         inherited = _read(_locate(base, path.parent), (*seen, path))
-    except InputError as error:
-        raise InputError(f"{path.name}: extends: {error}") from None
     inherited.pop("name", None)
     return _merged(inherited, table)
 

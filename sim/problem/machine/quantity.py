@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Never, Self
 
-from traces.errors import InputError, check_keys
+from traces.errors import InputError, check_choice, check_keys
 
 
 class Basis(StrEnum):
@@ -113,8 +113,7 @@ class Quantity(float):
             raise InputError(f"{field}: the value {value!r} is not a finite number")
         if unit not in units:
             raise InputError(f"{field}: unknown unit {unit!r}; {dimension} is given in {', '.join(units)}")
-        if basis not in tuple(Basis):
-            raise InputError(f"{field}: unknown basis {basis!r}; allowed: {', '.join(Basis)}")
+        check_choice(f"{field}.basis", basis, Basis)
         if not isinstance(source, str) or not source.strip():
             raise InputError(f"{field}: the source {source!r} is empty; say where the number comes from")
         return cls(float(value), unit, Basis(basis), source)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from sim.problem.machine.quantity import Dimension, Quantity, how_to_give
-from traces.errors import InputError, check_keys
+from traces.errors import InputError, check_keys, error_prefix
 
 _SUFFIXES = {
     "_bytes_per_s": Dimension.RATE,
@@ -68,10 +68,8 @@ def build(part: type[_P], table: object, path: str) -> _P:
     hint = how_to_give(_key(keys[missing[0]])[1]) if missing and hints[keys[missing[0]]] is Quantity else ""
     check_keys(table, keys, missing, path, hint)
     values = {keys[key]: _value(hints[keys[key]], keys[key], table[key], dot + key) for key in table}
-    try:
+    with error_prefix(dot):
         return part(**values)
-    except InputError as error:
-        raise InputError(f"{dot}{error}") from None
 
 
 def _value(kind: type, name: str, content: object, path: str) -> object:

@@ -5,17 +5,18 @@ Mixture-of-Experts families give the same dimensions different names; the tuples
 refused, not guessed.
 """
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sim.problem.model.families import FAMILIES, REFUSED_FIELDS, REFUSED_TYPES, Family
-from sim.problem.model.fields import Fields, Names, read_json
+from sim.problem.model.fields import Fields, Names
 from sim.problem.model.layer import Attention, FeedForward, Latent, Layer
-from sim.problem.model.model import PRESETS, Model
+from sim.problem.model.model import Model
 from sim.problem.model.quantization import native_bits
+from sim.problem.presets import MODELS
 from traces.errors import InputError
+from traces.files import read_object
 
 _HIDDEN: Names = ("hidden_size", "d_model", "n_embd", "dim")
 _LAYERS: Names = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
@@ -70,14 +71,14 @@ _FULL_EVERY: Names = ("sliding_window_pattern", "global_attn_every_n_layers")
 
 def load_model(name_or_path: str | Path) -> Model:
     """Read a preset by its name, or a `config.json`, or a folder that holds one."""
-    preset = PRESETS / f"{str(name_or_path).lower()}.json"
-    if isinstance(name_or_path, str) and preset.stem in Model.presets():
-        return read_model(read_json(preset), preset.stem, f"model preset {preset.stem}")
+    preset = MODELS.path(str(name_or_path).lower())
+    if isinstance(name_or_path, str) and preset is not None:
+        return read_model(read_object(preset), preset.stem, f"model preset {preset.stem}")
     path = _config_path(Path(name_or_path))
     if path is None:
-        raise InputError(_not_found(str(name_or_path)))
+        raise MODELS.unknown(str(name_or_path))
     name = path.resolve().parent.name if path.name == "config.json" else path.stem
-    return read_model(read_json(path), name, str(path))
+    return read_model(read_object(path), name, str(path))
 
 
 def _config_path(path: Path) -> Path | None:
@@ -86,13 +87,6 @@ def _config_path(path: Path) -> Path | None:
         return path if path.exists() else None
     except (OSError, ValueError):  # no name that a file can have
         return None
-
-
-def _not_found(name: str) -> str:
-    presets = Model.presets()
-    near = difflib.get_close_matches(name.lower(), presets, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"presets are {', '.join(presets)}"
-    return f"model {name!r} is neither a preset nor a config.json or a folder with one; {hint}"
 
 
 def read_model(config: Mapping[str, Any], name: str, source: str) -> Model:

@@ -4,31 +4,14 @@ A field that is null counts as absent. A dotted name looks inside a nested secti
 per layer, as HunYuan and ERNIE write it.
 """
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from traces.errors import InputError
+from traces.errors import InputError, check_count, check_flag, check_text
 
 Names = tuple[str, ...]
 
 _NESTED = ("text_config", "language_config", "llm_config")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises InputError when there is none to read."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not a text file; give a Hugging Face config.json") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: is not JSON: {error.msg} in line {error.lineno}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path}: holds a {type(values).__name__}; a config.json holds an object")
-    return values
 
 
 class Fields:
@@ -65,23 +48,15 @@ class Fields:
             return default
         if isinstance(value, list):
             value = self._entry(name, value, layer)
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise self.error(f"{name} must be a whole number of at least {minimum}, got {value!r}")
-        return value
+        return check_count(f"{self.source}: {name}", value, minimum)
 
     def flag(self, names: Names, default: bool = False) -> bool:
         name, value = self.find(names)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise self.error(f"{name} must be true or false, got {value!r}")
-        return value
+        return default if value is None else check_flag(f"{self.source}: {name}", value)
 
     def text(self, names: Names, default: str = "") -> str:
         name, value = self.find(names)
-        if value is not None and not isinstance(value, str):
-            raise self.error(f"{name} must be a text, got {value!r}")
-        return value or default
+        return default if value is None else check_text(f"{self.source}: {name}", value) or default
 
     def entries(self, names: Names) -> list[Any] | None:
         """A list, whatever it holds; None where the field is absent or no list."""

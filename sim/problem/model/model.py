@@ -1,6 +1,6 @@
 """The model as the simulator sees it: a tuple of layers between an embedding and a head.
 
-All counts follow from the dimensions in a Hugging Face `config.json` (read by `sim.hf`), so a preset and a
+All counts follow from the dimensions in a Hugging Face `config.json` (read by `config.py`), so a preset and a
 user's own model go the same way.
 """
 
@@ -8,12 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sim.problem.model.layer import Attention, FeedForward, Latent, Layer, check_at_least, packed_bytes
+from sim.problem.model.layer import Layer, check_at_least, packed_bytes
+from sim.problem.presets import MODELS
 from traces.errors import InputError
-
-__all__ = ["Attention", "FeedForward", "Latent", "Layer", "Model"]
-
-PRESETS = Path(__file__).parents[2] / "presets" / "models"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +60,7 @@ class Model:
 
     @staticmethod
     def presets() -> tuple[str, ...]:
-        return tuple(sorted(path.stem for path in PRESETS.glob("*.json")))
+        return MODELS.names()
 
     @property
     def num_layers(self) -> int:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from sim.problem.model.fields import Fields, Names
+from traces.errors import check_choice
 
 _DTYPE_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "float8_e4m3fn": 8, "float8_e5m2": 8}
 _EXCLUDED: Names = ("modules_to_not_convert", "ignored_layers", "ignore", "llm_int8_skip_modules")
@@ -29,9 +30,7 @@ def native_bits(fields: Fields) -> Bits:
     Raises InputError for a dtype or a method that is not known.
     """
     dtype = fields.text(("dtype", "torch_dtype"), "bfloat16").removeprefix("torch.")
-    if dtype not in _DTYPE_BITS:
-        raise fields.error(f"dtype {dtype!r} is not known; known are {', '.join(_DTYPE_BITS)}")
-    plain = float(_DTYPE_BITS[dtype])
+    plain = float(_DTYPE_BITS[check_choice(f"{fields.source}: dtype", dtype, _DTYPE_BITS)])
     activation = max(plain, _LEAST_ACTIVATION_BITS)
     if "quantization_config" not in fields:
         return Bits(plain, plain, plain, activation)
@@ -43,7 +42,7 @@ def native_bits(fields: Fields) -> Bits:
 
 
 def _quantised_bits(section: Fields) -> float:
-    method = section.text(("quant_method",))
+    method = check_choice(f"{section.source}: quant_method", section.text(("quant_method",)), _METHODS)
     if method == "mxfp4":  # OCP Microscaling: a shared 8-bit exponent for 32 values of 4 bits
         return 4 + 8 / 32
     if method == "fp8":  # a 32-bit scale per block
@@ -55,10 +54,8 @@ def _quantised_bits(section: Fields) -> float:
         return bits + _per_group(section, 16 + bits)
     if method == "bitsandbytes":  # NF4: a 32-bit scale for 64 values
         return 8 if section.flag(("load_in_8bit",)) else 4 + 32 / 64
-    if method == "compressed-tensors":  # a 16-bit scale per group
-        weights = section.section("config_groups").section("group_0").section("weights")
-        return weights.count(_BITS) + _per_group(weights, 16)
-    raise section.error(f"quant_method {method!r} is not known; known are {', '.join(_METHODS)}")
+    weights = section.section("config_groups").section("group_0").section("weights")
+    return weights.count(_BITS) + _per_group(weights, 16)  # compressed-tensors: a 16-bit scale per group
 
 
 def _per_group(section: Fields, extra_bits: float) -> float:

@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 from sim_examples import cost_of, few_layers, made_setup, one_task, round_machine, with_hand_over
 
 from sim.cost import CPU_CORES, DRAM
-from sim.cost.durations import ALL_CORES, hbm, link
+from sim.cost.pools import ALL_CORES, hbm, link
 from sim.problem import Batch, MicroBatch, Workload
 from sim.schedule import WHOLE, Op
 

@@ -6,7 +6,7 @@ import pytest
 from sim_examples import cost_of, made_setup, one_task, round_machine
 
 from sim.cost import DRAM, Cost
-from sim.cost.durations import WHOLE_INTERPRETER, hbm, interpreter, link
+from sim.cost.pools import WHOLE_INTERPRETER, hbm, interpreter, link
 from sim.problem import AtTokens, Basis, Efficiency, Emulation, Hardware, Quantity
 from sim.schedule import CPU, GPU, Op, Task
 from sim.simulation import Simulation

@@ -5,7 +5,7 @@ from hypothesis import given, settings, strategies as st
 from sim_examples import cost_of, few_layers, made_setup, one_task, preset, round_machine
 
 from sim.cost import DRAM
-from sim.cost.durations import hbm, link
+from sim.cost.pools import hbm, link
 from sim.problem import Workload
 from sim.schedule import Op
 

@@ -29,7 +29,7 @@ class TestPublishedPolicies:
     def test_the_optimizers_printed_choice_for_s2(self):
         choice = published("gcp-l4")
         assert str(choice.policy) == "324×14"
-        assert choice.weight_share == pytest.approx(0.0559, abs=5e-5)
+        assert choice.policy.experts_on_device == pytest.approx(0.0559, abs=5e-5)
         assert choice.layer_s == pytest.approx(0.1549, abs=5e-5)
         assert choice.tokens_per_s == pytest.approx(944.66, abs=5e-3)
         assert choice.bottleneck == "link"
@@ -150,8 +150,8 @@ def test_it_is_the_search_in_plain_loops(prompt_len, gen_len, whole, factors):
             search_policies(model, machine, asked, whole_batch_in_prefill=whole)
         return
     choice = search_policies(model, machine, asked, whole_batch_in_prefill=whole)
-    assert (choice.micro_batch_size, choice.num_micro_batches) == expected[:2]
-    assert choice.weight_share == pytest.approx(expected[2], abs=1e-9)
+    assert (choice.policy.micro_batch_size, choice.policy.num_micro_batches) == expected[:2]
+    assert choice.policy.experts_on_device == pytest.approx(expected[2], abs=1e-9)
     assert choice.tokens_per_s == pytest.approx(rate, rel=1e-12)
 
 
@@ -167,7 +167,7 @@ class TestAttentionOnTheDevice:
         asked = Workload.fixed(512, gen_len).with_(padded=True)
         places = [search_policies(preset("mixtral-8x7b"), machine, asked, attention=place) for place in Place]
         best = max(places, key=lambda choice: choice.tokens_per_s)
-        return 1 - best.weight_share, best.policy.attention
+        return 1 - best.policy.experts_on_device, best.policy.attention
 
     @pytest.mark.parametrize("gen_len", [32, 128])
     def test_a_faster_link_takes_more_weights_off_the_device(self, gen_len):
@@ -184,11 +184,11 @@ class TestAttentionOnTheDevice:
     def test_by_hand(self):
         machine, asked = Hardware.load("gcp-l4"), Workload.fixed(50, 6)
         choice = search_policies(preset("mixtral-8x7b"), machine, asked, attention=Place.GPU)
-        size, count, constants = choice.micro_batch_size, choice.num_micro_batches, machine.optimizer
+        size, count, constants = choice.policy.micro_batch_size, choice.policy.num_micro_batches, machine.optimizer
         experts = 2 * size * (4096 + 14336) + 2_818_572_288
         attention = 2 * (2 * size * 4096 + size * 56 * 2048)
-        assert choice.gpu_s == pytest.approx(count * (experts + attention) / constants.gpu_bandwidth_bytes_per_s)
-        assert choice.cpu_s == 0
+        assert choice.times.gpu_s == pytest.approx(count * (experts + attention) / constants.gpu_bandwidth_bytes_per_s)
+        assert choice.times.cpu_s == 0
         assert (choice.policy.attention, choice.policy.kv_on_device) == (Place.GPU, 1.0)
 
     def test_the_cache_moves_from_host_to_device(self):
@@ -221,16 +221,16 @@ class TestWithoutThePapersConstants:
     @pytest.mark.parametrize("name", sorted({*Model.presets()} - {"deepseek-v3"}))  # 1.3 TB in fp16
     def test_it_has_an_answer_for_every_preset(self, name):
         choice = search_policies(preset(name), round_machine(), Workload.load("mtbench"))
-        assert 0 <= choice.weight_share <= 1
+        assert 0 <= choice.policy.experts_on_device <= 1
         assert choice.candidates > 1
-        assert choice.layer_s == max(choice.link_s, choice.gpu_s, choice.cpu_s) > 0
+        assert choice.layer_s == max(choice.times.link_s, choice.times.gpu_s, choice.times.cpu_s) > 0
 
 
 def test_the_policy_is_one_of_cgopipes():
     choice = published("gcp-l4")
     problem = Problem(preset("mixtral-8x7b"), Hardware.load("gcp-l4"), Workload.load("mtbench").with_(gen_len=32))
     setup = Setup(problem, by_name("cgopipe"), choice.policy)
-    assert setup.shape.num_micro_batches == choice.num_micro_batches
+    assert setup.shape.num_micro_batches == choice.policy.num_micro_batches
     assert choice.policy.batch_size == 324 * 14
 
 

@@ -144,10 +144,10 @@ class TestUserFile:
 
     def test_broken_toml_says_where(self, tmp_path):
         path = written(tmp_path, "a = 1\nlink = [\n")
-        assert "not a TOML file" in message(lambda: Hardware.load(path))
+        assert "is not TOML" in message(lambda: Hardware.load(path))
         binary = tmp_path / "binary.toml"
         binary.write_bytes(b"\xff\xfe\x00")
-        assert "not a TOML file" in message(lambda: Hardware.load(binary))
+        assert "is not a text file" in message(lambda: Hardware.load(binary))
 
     def test_an_empty_file_names_what_is_missing(self, tmp_path):
         assert "description: missing" in message(lambda: Hardware.load(written(tmp_path, "")))
@@ -167,7 +167,7 @@ class TestUserFile:
                 "link.h2d: unknown unit 'GBps'; a bandwidth is given in B/s, KB/s",
             ),
             ("h2d = " + GOOD.replace("GB/s", "TFLOPS"), "link.h2d: unknown unit 'TFLOPS'"),
-            ("h2d = " + GOOD.replace("measured", "guessed"), "link.h2d: unknown basis 'guessed'; allowed: measured"),
+            ("h2d = " + GOOD.replace("measured", "guessed"), "link.h2d.basis: 'guessed' is not allowed; give measured"),
             ("h2d = " + GOOD.replace("my own run", " "), "link.h2d: the source ' ' is empty"),
             ('h2d = { value = 3, unit = "GB/s", source = "x" }', "link.h2d.basis: missing; give it as { value ="),
             ("h2d = " + GOOD.replace("basis", "bases"), "link.h2d.bases: unknown field; did you mean basis?"),
@@ -181,7 +181,7 @@ class TestUserFile:
     @pytest.mark.parametrize(
         ("top", "expected"),
         [
-            ("num_devices = 0", "num_devices: 0 is not allowed; it must be 1 or more"),
+            ("num_devices = 0", "num_devices: 0 is not allowed; give a whole number of at least 1"),
             ("num_devices = 1.5", "num_devices: 1.5 is not a whole number"),
             ("num_devices = true", "num_devices: True is not a whole number"),
             ("num_devices = 2", "network: missing; 2 devices"),

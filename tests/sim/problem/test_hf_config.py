@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from sim.problem import Model, read_model
-from sim.problem.model.model import PRESETS, FeedForward
+from sim.problem.model.layer import FeedForward
+from sim.problem.presets import MODELS
 from traces.errors import InputError
 
 CONFIG = {
@@ -116,9 +117,7 @@ def test_parameters_of_every_family_are_those_of_a_real_model(model_type, option
 @pytest.mark.parametrize("name", Model.presets())
 def test_parameters_of_every_preset_are_those_of_a_real_model(name):
     options = {
-        key: value
-        for key, value in json.loads((PRESETS / f"{name}.json").read_text()).items()
-        if not key.startswith("_")
+        key: value for key, value in json.loads(MODELS.path(name).read_text()).items() if not key.startswith("_")
     }
     options.pop("quantization_config", None)
     model, _ = real_model(options.pop("model_type"), options)
@@ -277,27 +276,27 @@ def test_native_widths_follow_dtype_and_quantisation(fields, bits):
         ({"num_local_experts": 0}, "has no experts"),
         ({"num_experts_per_tok": None}, "num_experts_per_tok is missing (looked for num_experts_per_tok, "),
         ({"num_experts_per_tok": 6}, "num_experts_per_tok = 6 exceeds num_local_experts = 5"),
-        ({"num_experts_per_tok": 0}, "num_experts_per_tok must be a whole number of at least 1, got 0"),
-        ({"num_attention_heads": 0}, "num_attention_heads must be a whole number of at least 1, got 0"),
+        ({"num_experts_per_tok": 0}, "num_experts_per_tok: 0 is not allowed; give a whole number of at least 1"),
+        ({"num_attention_heads": 0}, "num_attention_heads: 0 is not allowed; give a whole number of at least 1"),
         ({"num_attention_heads": 5}, "hidden_size = 48 is no multiple of num_attention_heads = 5"),
         ({"num_key_value_heads": 4}, "num_query_heads must be a multiple of num_kv_heads, got 6 and 4"),
-        ({"hidden_size": -48}, "hidden_size must be a whole number of at least 1, got -48"),
+        ({"hidden_size": -48}, "hidden_size: -48 is not allowed; give a whole number of at least 1"),
         ({"hidden_size": None}, "hidden_size is missing (looked for hidden_size, d_model"),
-        ({"vocab_size": "97"}, "vocab_size must be a whole number of at least 1, got '97'"),
-        ({"vocab_size": 97.5}, "vocab_size must be a whole number"),
-        ({"intermediate_size": True}, "intermediate_size must be a whole number of at least 1, got True"),
-        ({"num_hidden_layers": 0}, "num_hidden_layers must be a whole number of at least 1, got 0"),
+        ({"vocab_size": "97"}, "vocab_size: '97' is not allowed; give a whole number of at least 1"),
+        ({"vocab_size": 97.5}, "vocab_size: 97.5 is not allowed"),
+        ({"intermediate_size": True}, "intermediate_size: True is not allowed; give a whole number of at least 1"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers: 0 is not allowed; give a whole number of at least 1"),
         ({"num_experts_per_tok": [2, 2]}, "num_experts_per_tok has 2 entries, too few for entry 2"),
         ({"first_k_dense_replace": 4}, "no layer has experts"),
-        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings must be true or false, got 'yes'"),
-        ({"model_type": 3}, "model_type must be a text, got 3"),
+        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings: 'yes' is not allowed; give true or false"),
+        ({"model_type": 3}, "model_type: 3 is not a text"),
         ({"layer_types": ["sliding_attention"] * 4}, "sliding_window is missing"),
         ({"layer_types": ["linear_attention"] * 4}, "layer_types has 'linear_attention'"),
         ({"attn_layer_period": 8}, "model type mixtral is not modelled: it has Mamba layers"),
         ({"model_type": "longcat_flash"}, "model type longcat_flash is not modelled: it has two attentions a layer"),
         ({"is_encoder_decoder": True}, "is an encoder-decoder"),
-        ({"torch_dtype": "int3"}, "dtype 'int3' is not known; known are float32"),
-        ({"quantization_config": {"quant_method": "magic"}}, "quant_method 'magic' is not known; known are mxfp4"),
+        ({"torch_dtype": "int3"}, "dtype: 'int3' is not allowed; give float32 or float16"),
+        ({"quantization_config": {"quant_method": "magic"}}, "quant_method: 'magic' is not allowed; give mxfp4 or"),
         (
             {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128]}},
             "quantization_config: weight_block_size has 1 entries, too few for entry 1",
@@ -318,7 +317,7 @@ def test_a_configuration_that_cannot_be_used_is_refused_in_one_line_that_names_t
     ("content", "says"),
     [
         (b"{", "is not JSON"),
-        (b"[1, 2]", "holds a list; a config.json holds an object"),
+        (b"[1, 2]", "holds a list; it must be an object"),
         (b"\xff\xfe\x00", "is not a text file"),
     ],
 )
@@ -331,7 +330,7 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path, content, says):
 
 
 def test_an_unknown_preset_is_answered_with_the_nearest_names():
-    with pytest.raises(InputError, match=r"'mixtral-7x8b' is neither .*did you mean mixtral-8x7b"):
+    with pytest.raises(InputError, match=r"'mixtral-7x8b'; did you mean mixtral-8x7b"):
         Model.load("mixtral-7x8b")
 
 
@@ -342,10 +341,10 @@ def test_a_name_like_nothing_is_answered_with_an_input_error(name):
 
 
 def test_a_name_like_no_preset_is_answered_with_all_of_them():
-    with pytest.raises(InputError, match="presets are dbrx, deepseek-v2-lite"):
+    with pytest.raises(InputError, match="presets: dbrx, deepseek-v2-lite"):
         Model.load("???")
 
 
 def test_a_folder_without_a_configuration_is_refused(tmp_path):
-    with pytest.raises(InputError, match="neither a preset nor a config"):
+    with pytest.raises(InputError, match=r"unknown model '.*or of a folder with one"):
         Model.load(tmp_path)

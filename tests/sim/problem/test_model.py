@@ -12,12 +12,12 @@ from hypothesis import given, strategies as st
 
 from sim.problem import Layer, Model
 from sim.problem.model.layer import Attention, FeedForward, Latent
-from sim.problem.model.model import PRESETS
+from sim.problem.presets import MODELS
 from traces.errors import InputError
 
 
 def preset_config(name):
-    return json.loads((PRESETS / f"{name}.json").read_text())
+    return json.loads(MODELS.path(name).read_text())
 
 
 def moe_layer(**changes):

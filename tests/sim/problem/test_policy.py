@@ -263,7 +263,7 @@ class TestFile:
     def test_bytes_that_are_no_text_are_refused(self, tmp_path):
         path = tmp_path / "policy.json"
         path.write_bytes(b"\xff\xfe{}")
-        assert "not JSON" in refusal(lambda: read_policy_file(path))
+        assert "not a text file" in refusal(lambda: read_policy_file(path))
 
 
 @pytest.mark.parametrize("name", ["accelerate", "zero"])

@@ -175,8 +175,8 @@ def test_missing_file_is_named(tmp_path, name):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("{", "not valid JSON"),
-        ("[1, 2]", "not a request"),
+        ("{", "is not JSON"),
+        ("[1, 2]", "holds a list"),
         ('{"text": "hello"}', "not a request"),
         ('{"prompt_tokens": 0}', "prompt_tokens: 0"),
         ('{"prompt_tokens": -3}', "prompt_tokens: -3"),
@@ -184,9 +184,9 @@ def test_missing_file_is_named(tmp_path, name):
         ('{"prompt_tokens": "12"}', "prompt_tokens: '12'"),
         ('{"prompt_tokens": true}', "prompt_tokens: True"),
         ('{"prompt_token_ids": []}', "prompt_token_ids: 0"),
-        ('{"prompt_token_ids": 7}', "prompt_token_ids: int given"),
+        ('{"prompt_token_ids": 7}', "prompt_token_ids: 7 is not a list"),
         ('{"prompt": " "}', "prompt: 0"),
-        ('{"prompt": 7}', "prompt: int given"),
+        ('{"prompt": 7}', "prompt: 7 is not a text"),
     ],
 )
 def test_bad_line_is_named_by_number(tmp_path, line, problem):
@@ -213,7 +213,7 @@ def test_binary_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("gen_len = ", "not valid TOML"),
+        ("gen_len = ", "is not TOML"),
         ("gen_len = 4", "prompt_tokens: missing"),
         ("prompt_tokens = [1]", "gen_len: missing"),
         ("prompt_tokens = [1]\ngen_len = 0", "gen_len: 0"),
@@ -223,7 +223,7 @@ def test_binary_file_is_refused(tmp_path):
         ("prompt_tokens = [3, 0]\ngen_len = 4", "prompt_tokens[1]: 0"),
         ("prompt_tokens = [3]\ngen_len = 4\npadded = 1", "padded: 1"),
         ("prompt_tokens = [3]\ngen_len = 4\nname = 1", "name: 1"),
-        ('prompt_tokens = [3]\ngen_len = 4\nbasis = "guess"', "basis: unknown basis 'guess'"),
+        ('prompt_tokens = [3]\ngen_len = 4\nbasis = "guess"', "basis: 'guess' is not allowed; give measured or"),
         ("prompt_tokens = [3]\ngen_length = 4", "did you mean gen_len?"),
     ],
 )

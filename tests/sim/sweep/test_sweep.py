@@ -18,7 +18,7 @@ from sim.hrm import search_policies
 from sim.problem import Hardware, Model, Problem, Workload
 from sim.schedule import Place
 from sim.sweep.axes import parse_axes
-from sim.sweep.map import draw_map
+from sim.sweep.picture import draw_map
 from sim.sweep.rows import read_rows
 from sim.sweep.sweep import Base, Sweep, row_of
 from traces.errors import InputError

@@ -6,6 +6,7 @@ bandwidth, a horizontal line a peak, a vertical line a piece of work.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,7 +21,7 @@ _SMALL = 8.5
 _BACKGROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0}
 
 
-def draw(result: Roofline, path: str) -> None:
+def draw_roofline(result: Roofline, path: str) -> None:
     """Draw the picture into a file. Raises InputError for a format that is none, OSError where it cannot be written."""
     check_format(path)
     figure = Figure(figsize=(15, 6.8), layout="constrained")
@@ -52,18 +53,10 @@ def _draw_roofs(axes: Axes, result: Roofline) -> None:
         axes.loglog(xs, [float(level.attainable(x)) / 1e9 for x in xs], color=colour, linewidth=1.8)
         if level.name != _LINK:
             above = level.name == GPU
-            axes.annotate(
-                f"{level.name} peak {level.peak_flops_per_s / 1e12:.4g} TFLOP/s",
-                (high / 1.15, peak),
-                (0, 3 if above else -4),
-                textcoords="offset points",
-                ha="right",
-                va="bottom" if above else "top",
-                fontsize=_SMALL,
-                color=colour,
-                bbox=_BACKGROUND,
-                zorder=2.5,
-            )
+            name = f"{level.name} peak {level.peak_flops_per_s / 1e12:.4g} TFLOP/s"
+            offset, va = ((0, 3), "bottom") if above else ((0, -4), "top")
+            style = {"color": colour, "bbox": _BACKGROUND, "zorder": 2.5}
+            _note(axes, name, (high / 1.15, peak), offset, ha="right", va=va, **style)
     lowest = result.machine.link_bytes_per_s(CPU, GPU) * low / 1e9
     axes.set(xlim=(low, high), ylim=(lowest / 12, result.machine[GPU].peak_flops_per_s / 1e9 * 30))
     axes.set_xlabel("operational intensity: FLOP per byte of host memory")
@@ -78,17 +71,10 @@ def _name_diagonals(axes: Axes, result: Roofline) -> None:
     for level in _roofs(result):
         under = level.name == _LINK
         name = "CPU→GPU link" if under else f"{level.name} memory"
-        axes.annotate(
-            f"{name} {level.bandwidth_bytes_per_s / 1e9:.4g} GB/s",
-            (low * 1.15, level.bandwidth_bytes_per_s * low * 1.15 / 1e9),
-            (4, -4) if under else (0, 3),
-            textcoords="offset points",
-            rotation=slope,
-            rotation_mode="anchor",
-            va="top" if under else "bottom",
-            fontsize=_SMALL,
-            color=_COLOURS[level.name],
-        )
+        start = (low * 1.15, level.bandwidth_bytes_per_s * low * 1.15 / 1e9)
+        offset, va = ((4, -4), "top") if under else ((0, 3), "bottom")
+        style = {"rotation": slope, "rotation_mode": "anchor", "color": _COLOURS[level.name]}
+        _note(axes, f"{name} {level.bandwidth_bytes_per_s / 1e9:.4g} GB/s", start, offset, va=va, **style)
 
 
 def _draw_attention(axes: Axes, result: Roofline) -> None:
@@ -135,51 +121,24 @@ def _draw_regions(axes: Axes, ends: Sequence[tuple[float, str]]) -> None:
         end = min(unbounded_end, last)
         if end > start:
             axes.axvspan(start, end, color=colour, zorder=0, linewidth=0)
-            axes.text(
-                math.sqrt(start * end),
-                0.97,
-                text,
-                transform=axes.get_xaxis_transform(),
-                ha="center",
-                va="top",
-                fontsize=9.5,
-                style="italic",
-                color="0.25",
-                bbox={"facecolor": colour, "edgecolor": "none", "pad": 2.0},
-            )
+            frame = {"facecolor": colour, "edgecolor": "none", "pad": 2.0}
+            looks: dict[str, Any] = {"fontsize": 9.5, "style": "italic", "color": "0.25", "bbox": frame}
+            looks |= {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "top"}
+            axes.text(math.sqrt(start * end), 0.97, text, **looks)
             start = end
 
 
 def _draw_vertical(axes: Axes, point: RooflinePoint, name: str) -> None:
     axes.axvline(point.intensity, color="0.45", linestyle=":", linewidth=1.2, zorder=1)
-    axes.annotate(
-        f"{name}: {_number(point.intensity)} FLOP/B",
-        (point.intensity, 0.015),
-        (-3, 0),
-        xycoords=axes.get_xaxis_transform(),
-        textcoords="offset points",
-        rotation=90,
-        ha="right",
-        va="bottom",
-        fontsize=_SMALL,
-        color="0.25",
-    )
+    style = {"xycoords": axes.get_xaxis_transform(), "rotation": 90, "ha": "right", "va": "bottom", "color": "0.25"}
+    _note(axes, f"{name}: {_number(point.intensity)} FLOP/B", (point.intensity, 0.015), (-3, 0), **style)
 
 
 def _draw_mark(axes: Axes, intensity: float, flops_per_s: float, colour: str, *, above: bool = False) -> None:
     axes.plot(intensity, flops_per_s / 1e9, "o", color=colour, markersize=5, zorder=4)
-    axes.annotate(
-        f"{flops_per_s / 1e9:,.0f}",
-        (intensity, flops_per_s / 1e9),
-        (-5, 3) if above else (5, -3),
-        textcoords="offset points",
-        ha="right" if above else "left",
-        va="bottom" if above else "top",
-        fontsize=_SMALL,
-        color=colour,
-        bbox=_BACKGROUND,
-        zorder=3,
-    )
+    offset, ha, va = ((-5, 3), "right", "bottom") if above else ((5, -3), "left", "top")
+    style = {"color": colour, "bbox": _BACKGROUND, "zorder": 3}
+    _note(axes, f"{flops_per_s / 1e9:,.0f}", (intensity, flops_per_s / 1e9), offset, ha=ha, va=va, **style)
 
 
 def _draw_turn(axes: Axes, point: RooflinePoint, flops_per_s: float, name: str, *, with_tokens: bool = False) -> None:
@@ -190,17 +149,15 @@ def _draw_turn(axes: Axes, point: RooflinePoint, flops_per_s: float, name: str, 
     at_the_end = math.log(point.intensity / low) > 0.75 * math.log(high / low)
     tokens = f", N = {point.tokens:,}" if with_tokens and point.tokens is not None else ""
     axes.plot(point.intensity, flops_per_s / 1e9, "*", color="black", markersize=13, zorder=5)
-    axes.annotate(
-        f"{name}\n{_number(point.intensity)} FLOP/B{tokens}",
-        (point.intensity, flops_per_s / 1e9),
-        (-20, 22) if at_the_end else (16, -38),
-        textcoords="offset points",
-        ha="right" if at_the_end else "left",
-        fontsize=_SMALL,
-        bbox=_BACKGROUND,
-        zorder=4,
-        arrowprops={"arrowstyle": "-", "color": "0.4", "linewidth": 0.8},
-    )
+    offset, ha = ((-20, 22), "right") if at_the_end else ((16, -38), "left")
+    style = {"bbox": _BACKGROUND, "zorder": 4, "arrowprops": {"arrowstyle": "-", "color": "0.4", "linewidth": 0.8}}
+    text = f"{name}\n{_number(point.intensity)} FLOP/B{tokens}"
+    _note(axes, text, (point.intensity, flops_per_s / 1e9), offset, ha=ha, **style)
+
+
+def _note(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:
+    """Write a small text so many points from a place of the picture."""
+    axes.annotate(text, at, offset, textcoords="offset points", fontsize=_SMALL, **style)
 
 
 def _number(value: float) -> str:

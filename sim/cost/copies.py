@@ -1,0 +1,93 @@
+"""What goes over the link or through pinned staging: activations, KV cache, and weights in pages or whole."""
+
+from collections.abc import Callable
+
+from sim.cost.memory import kept_tokens
+from sim.cost.pools import DRAM, PAGEABLE_TRAFFIC, PIN_TRAFFIC, hbm, link
+from sim.cost.sizes import Sizes
+from sim.cost.work import Cost, Work
+from sim.schedule import WHOLE, LaneKind, Op, Task
+
+
+class Copies:
+    """The formulas of copies, by op."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        self._sizes, self._hardware = sizes, sizes.hardware
+        self._bits = sizes.model.activation_bits
+        self._kv_pageable = not sizes.schedule.system.pins_kv
+        self._activations_pageable = not sizes.schedule.system.pins_activations
+        self._streamed = [sizes.streamed_bytes(layer) for layer in sizes.model.layers]
+        self._gatherers = sizes.parts if sizes.schedule.system.gathers_weights else 1
+        self.formulas: dict[Op, Callable[[Task], Work]] = {
+            Op.OFFLOAD_QKV: self._offload_qkv,
+            Op.LOAD_HIDDEN: self._load_hidden,
+            Op.STORE_HIDDEN: lambda task: self._copy(task, sizes.hidden_bytes(task), self._activations_pageable),
+            Op.LOAD_WEIGHTS: lambda task: self._copy(task, self._own_bytes(task)),
+            Op.LOAD_WEIGHTS_PAGEABLE: lambda task: self._copy(task, self._own_bytes(task), pageable=True),
+            Op.PIN_WEIGHTS: self._pin_weights,
+            Op.LOAD_KV: self._load_kv,
+            Op.STORE_KV: self._store_kv,
+        }
+
+    def _offload_qkv(self, task: Task) -> Work:
+        """Query, keys and values, one after the other."""
+        per_token = self._sizes.share(self._sizes.layer(task).qkv_bytes_per_token(self._bits))
+        return self._copy(task, self._sizes.tokens(task) * per_token, self._activations_pageable, copies=3)
+
+    def _load_hidden(self, task: Task) -> Work:
+        """Decode: what CPU attention returns, each rank its heads. Prefill: the hidden states, whole on each rank."""
+        if task.step == 0:
+            return self._copy(task, self._sizes.hidden_bytes(task), self._activations_pageable)
+        per_token = self._sizes.share(self._sizes.layer(task).attention_output_bytes_per_token(self._bits))
+        return self._copy(task, self._sizes.tokens(task) * per_token, self._activations_pageable)
+
+    def _load_kv(self, task: Task) -> Work:
+        layer, one = self._sizes.layer(task), self._sizes.micro_batch(task)
+        return self._copy_kv(task, kept_tokens(layer, one, task.step - 1))
+
+    def _store_kv(self, task: Task) -> Work:
+        layer, one = self._sizes.layer(task), self._sizes.micro_batch(task)
+        return self._copy_kv(task, kept_tokens(layer, one, 0) if task.step == 0 else one.num_requests)
+
+    def _copy_kv(self, task: Task, tokens: int) -> Work:
+        """Keys and values of so many tokens, less what lives on the device."""
+        per_token = self._sizes.layer(task).kv_bytes_per_token(self._sizes.kv_bits)
+        moved = self._sizes.share(tokens * (1 - self._sizes.policy.kv_on_device) * per_token)
+        return self._copy(task, moved, self._kv_pageable, copies=2)
+
+    def _pin_weights(self, task: Task) -> Work:
+        size, latency_s = self._page_bytes(task), float(self._hardware.host.launch_latency_s)
+        roofs = {"launch latency": latency_s, "pin copy": size / self._hardware.pin_bytes_per_s}
+        return Work(roofs, {DRAM: PIN_TRAFFIC * size}, size)
+
+    def _page_bytes(self, task: Task) -> float:
+        """One rank's part of a page."""
+        whole = self._streamed[task.layer]
+        return self._sizes.share(whole if task.page == WHOLE else self._sizes.page_bytes(whole)[task.page])
+
+    def _own_bytes(self, task: Task) -> float:
+        """Of it what this device fetches from the host."""
+        return self._page_bytes(task) / self._gatherers
+
+    def gathered(self, task: Task, cost: Cost) -> Cost:
+        """A copy of this device's part of some weights, and then the others from its peers (ZeRO stage 3)."""
+        network, own = self._hardware.network, self._own_bytes(task)
+        if network is None or self._gatherers == 1:
+            return cost
+        whole = self._page_bytes(task)
+        seconds = network.latency_s + (whole - own) / network.bandwidth_bytes_per_s
+        duration_ns = cost.duration_ns + round(seconds * 1e9)
+        slower = cost.duration_ns / duration_ns
+        demands = tuple((pool, round(amount * slower)) for pool, amount in cost.demands)
+        return Cost(duration_ns, demands, round(whole), 0, cost.bound if slower > 1 / 2 else "network")
+
+    def _copy(self, task: Task, size: float, pageable: bool = False, copies: int = 1) -> Work:
+        links, rank = self._hardware.link, task.lane.rank
+        if task.lane.kind is LaneKind.H2D:
+            rate, name = (links.h2d_pageable_bytes_per_s if pageable else links.h2d_bytes_per_s), "link h2d"
+        else:
+            rate, name = (links.d2h_pageable_bytes_per_s if pageable else links.d2h_bytes_per_s), "link d2h"
+        roofs = {"copy latency": copies * links.latency_s, f"{name} pageable" if pageable else name: size / rate}
+        through_dram = PAGEABLE_TRAFFIC * size if pageable else size
+        return Work(roofs, {DRAM: through_dram, hbm(rank): size, link(rank): size}, size)

@@ -1,0 +1,160 @@
+"""What runs on devices and host cores: projections, attention, experts, head, and the sums over devices.
+
+Time = launch latency + max(FLOPs / rate, bytes / bandwidth) of each part of the work, at rates of peak × efficiency of
+its class (the HRM for one task, MoE-Lightning section 3).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sim.cost.memory import kept_tokens
+from sim.cost.pools import ALL_CORES, CPU_CORES, DRAM, hbm
+from sim.cost.sizes import Sizes
+from sim.cost.work import Work
+from sim.problem import Efficiency, Layer, packed_bytes
+from sim.schedule import LaneKind, Op, Task
+
+WORKSPACE_BITS = 32
+"""Width of the numbers that attention works with where it copies the KV cache first."""
+EXPANDED_PASSES = 3
+"""Times such a copy goes through DRAM: its cache lines are fetched to be written, written, and read by the products."""
+
+
+class KernelWork(NamedTuple):
+    """FLOPs and bytes of one part of an op, its class, how often it pays the fixed time of that class, and tokens."""
+
+    flops: float
+    bytes: float
+    efficiency: Efficiency
+    launches: int = 1
+    tokens: float = 1.0
+
+
+class Kernels:
+    """The formulas of compute, by op."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        self._sizes, self._model, self._hardware = sizes, sizes.model, sizes.hardware
+        self._bits = sizes.model.activation_bits
+        self.formulas: dict[Op, Callable[[Task], Work]] = {
+            Op.PRE_ATTN: self._pre_attn,
+            Op.ATTN: self._attn,
+            Op.POST_ATTN: lambda task: self._on_gpu(
+                task, self._out_proj(task)._replace(launches=0), *self._feed_forward(task)
+            ),
+            Op.OUT_PROJ: lambda task: self._on_gpu(task, self._out_proj(task)),
+            Op.EXPERTS: lambda task: self._on_gpu(task, *self._feed_forward(task)),
+            Op.HEAD: self._head,
+            Op.ALL_REDUCE: self._all_reduce,
+        }
+
+    def _gemm(self, task: Task, flops: float, moved: float) -> KernelWork:
+        return KernelWork(flops, moved, self._hardware.device.gemm, tokens=self._sizes.tokens(task))
+
+    def _pre_attn(self, task: Task) -> Work:
+        layer, tokens, share = self._sizes.layer(task), self._sizes.tokens(task), self._sizes.share
+        weights = share(packed_bytes(layer.attention.pre_params, self._model.other_bits))
+        per_token = layer.hidden_size * (self._bits / 8) + share(layer.qkv_bytes_per_token(self._bits))
+        return self._on_gpu(task, self._gemm(task, share(layer.pre_attn_flops(tokens)), weights + tokens * per_token))
+
+    def _attn(self, task: Task) -> Work:
+        if task.step == 0:
+            return self._attn_of_prompts(task)
+        layer, one, share = self._sizes.layer(task), self._sizes.micro_batch(task), self._sizes.share
+        on_cpu = task.lane.kind is LaneKind.CPU
+        context = kept_tokens(layer, one, task.step)
+        if on_cpu:
+            context = min(context, one.context_tokens(task.step) - one.padding_tokens)
+        flops = share(layer.attention_flops(context))
+        moved = share(context * layer.kv_bytes_per_token(self._sizes.kv_bits))
+        if on_cpu:
+            return self._on_cpu(flops, moved * self._passes(layer), share(one.num_requests))
+        device = self._hardware.device
+        kernel = device.decode_attention or device.attention
+        return self._on_gpu(task, KernelWork(flops, moved, kernel, tokens=one.num_requests))
+
+    def _attn_of_prompts(self, task: Task) -> Work:
+        layer, one, share = self._sizes.layer(task), self._sizes.micro_batch(task), self._sizes.share
+        tokens, bits = one.prompt_tokens, self._bits
+        pairs = min(one.prompt_tokens_squared / 2, tokens * (layer.attention.window or tokens))
+        per_token = layer.qkv_bytes_per_token(bits) + layer.attention_output_bytes_per_token(bits)
+        flops, moved = layer.attention_flops(pairs, expanded=True), float(tokens * per_token)
+        return self._on_gpu(
+            task, KernelWork(share(flops), share(moved), self._hardware.device.attention, tokens=tokens)
+        )
+
+    def _out_proj(self, task: Task) -> KernelWork:
+        layer, tokens, share = self._sizes.layer(task), self._sizes.tokens(task), self._sizes.share
+        weights = packed_bytes(layer.attention.post_params, self._model.other_bits)
+        moved = tokens * (layer.attention_output_bytes_per_token(self._bits) + weights / max(tokens, 1))
+        return self._gemm(task, share(layer.out_proj_flops(tokens)), share(moved))
+
+    def _feed_forward(self, task: Task) -> list[KernelWork]:
+        """Router, shared experts and dense network as plain GEMMs; routed experts as their own class.
+
+        The class of the experts has the fixed time of all of it, once for each place where experts are.
+        """
+        layer, tokens, share = self._sizes.layer(task), self._sizes.tokens(task), self._sizes.share
+        policy, hidden_bytes = self._sizes.policy, layer.hidden_size * (self._bits / 8)
+        routed_flops = 2.0 * tokens * layer.top_k * (layer.expert.weights if layer.expert else 0)
+        always = layer.router_params + layer.shared_expert_params + layer.dense_ffn_params
+        always_bytes = share(packed_bytes(always, self._model.other_bits)) + 2 * tokens * hidden_bytes
+        plain = self._gemm(task, share(layer.ffn_flops(tokens) - routed_flops), always_bytes)
+        if not layer.num_experts:
+            return [plain]
+        routed_bytes = layer.experts_touched(tokens) * layer.expert_bytes(policy.expert_bits(self._model))
+        moved = share(routed_bytes) + tokens * layer.top_k * 2 * hidden_bytes
+        places = 2 if 0 < policy.experts_on_device < 1 else 1
+        experts = KernelWork(share(routed_flops), moved, self._hardware.device.experts, places, tokens)
+        return [plain._replace(launches=0), experts]
+
+    def _head(self, task: Task) -> Work:
+        requests, share = self._sizes.micro_batch(task).num_requests, self._sizes.share
+        kernel = self._hardware.device.head or self._hardware.device.gemm
+        flops, moved = share(self._model.head_flops(requests)), share(self._model.head_bytes())
+        return self._on_gpu(task, KernelWork(flops, moved, kernel, tokens=requests))
+
+    def _on_gpu(self, task: Task, *parts: KernelWork) -> Work:
+        device, memory = self._hardware.device, self._hardware.device_memory
+        roofs: dict[str, float] = {"launch latency": float(device.launch_latency_s)}
+        for work in parts:
+            ratio = work.efficiency.time_ratio(work.tokens)
+            fixed_s = work.efficiency.latency_s or 0.0
+            roofs["launch latency"] += (work.launches - 1 + ratio) * fixed_s if work.launches else 0.0
+            compute = work.flops / (device.peak_flops_per_s * work.efficiency.compute)
+            traffic = work.bytes / (memory.bandwidth_bytes_per_s * work.efficiency.memory)
+            roof = "device compute" if compute >= traffic else "device memory"
+            hidden = 1.0 if work.efficiency.overlap is None else work.efficiency.overlap
+            seconds = max(compute, traffic) + (1.0 - hidden) * min(compute, traffic)
+            roofs[roof] = roofs.get(roof, 0.0) + ratio * seconds
+        moved = sum(work.bytes for work in parts)
+        return Work(roofs, {hbm(task.lane.rank): moved}, moved, sum(work.flops for work in parts))
+
+    def _on_cpu(self, flops: float, moved: float, requests: float) -> Work:
+        """Attention beside the KV cache; each request also costs a fixed time. One task can use all cores."""
+        host, memory = self._hardware.host, self._hardware.host_memory
+        kernel = host.decode_attention or host.attention
+        compute = flops / (host.peak_flops_per_s * kernel.compute)
+        traffic = moved / (memory.bandwidth_bytes_per_s * kernel.memory)
+        ratio = kernel.time_ratio(requests)
+        roofs = {
+            "launch latency": float(host.launch_latency_s),
+            "request overhead": ratio * requests * host.request_overhead_s,
+            ("host compute" if compute >= traffic else "host memory"): ratio * max(compute, traffic),
+        }
+        return Work(roofs, {DRAM: moved}, moved, flops, held=((CPU_CORES, ALL_CORES),))
+
+    def _passes(self, layer: Layer) -> float:
+        """Bytes that attention on the host moves per byte of KV cache. A kernel that was measured reads it in place."""
+        if not self._sizes.schedule.system.expands_cache or self._hardware.host.decode_attention is not None:
+            return 1.0
+        group = layer.attention.num_query_heads / layer.attention.num_kv_heads
+        return 1.0 + EXPANDED_PASSES * group * WORKSPACE_BITS / self._sizes.kv_bits
+
+    def _all_reduce(self, task: Task) -> Work:
+        """Ring all-reduce of the hidden states: each rank sends and receives 2 (r − 1) / r of them."""
+        network, ranks = self._hardware.network, self._sizes.ranks
+        assert network is not None, "several devices have a network"
+        moved = 2 * (ranks - 1) / ranks * self._sizes.hidden_bytes(task)
+        roofs = {"network latency": float(network.latency_s), "network": moved / network.bandwidth_bytes_per_s}
+        return Work(roofs, {}, moved)

@@ -1,0 +1,62 @@
+"""How much a task works on: its layer, micro-batch and tokens, the widths of numbers, and one device's share."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from sim.problem import Batch, Hardware, Layer, MicroBatch, Model, Policy
+from sim.schedule import PipelineShape, Schedule, Task
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What all formulas of one run ask for."""
+
+    schedule: Schedule
+    shape: PipelineShape
+    policy: Policy
+    model: Model
+    batch: Batch
+    hardware: Hardware
+
+    @cached_property
+    def parts(self) -> int:
+        """Devices that share the host while each does its own part of the batch."""
+        return self.hardware.num_devices if self.schedule.system.splits_batch else 1
+
+    @cached_property
+    def ranks(self) -> int:
+        """Devices that share each tensor."""
+        return self.hardware.num_devices // self.parts
+
+    @cached_property
+    def kv_bits(self) -> float:
+        """Width of the KV cache's numbers."""
+        return self.policy.cache_bits(self.model)
+
+    def layer(self, task: Task) -> Layer:
+        return self.model.layers[task.layer]
+
+    def micro_batch(self, task: Task) -> MicroBatch:
+        return self.batch.micro_batches[task.micro_batch]
+
+    def tokens(self, task: Task) -> int:
+        """Tokens that go through a layer: whole prompts in prefill, one a request in decode."""
+        one = self.micro_batch(task)
+        return one.prompt_tokens if task.step == 0 else one.num_requests
+
+    def hidden_bytes(self, task: Task) -> int:
+        """The hidden states of a task's tokens."""
+        return self.tokens(task) * self.layer(task).hidden_bytes_per_token(self.model.activation_bits)
+
+    def share(self, whole: float) -> float:
+        """One rank's part of what tensor parallelism splits: heads, expert columns, vocabulary."""
+        return whole / self.ranks
+
+    def streamed_bytes(self, layer: Layer) -> int:
+        """Bytes of a layer that come over the link each time it runs, on all ranks together."""
+        return self.policy.streamed_bytes(self.schedule, self.model, layer)
+
+    def page_bytes(self, whole: int) -> list[int]:
+        """Bytes of each page of a layer; they differ by a byte at most."""
+        pages = self.shape.num_pages
+        return [whole * (page + 1) // pages - whole * page // pages for page in range(pages)]

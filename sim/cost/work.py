@@ -1,0 +1,39 @@
+"""What one task takes: its solo time and its demands on pools, added up from seconds per roof and bytes per pool."""
+
+from typing import NamedTuple
+
+Demands = tuple[tuple[int, int], ...]
+"""(pool, amount per second at full speed) of one task."""
+
+
+class Cost(NamedTuple):
+    """What one task takes: its solo time and what it asks of shared pools, with the physics behind it."""
+
+    duration_ns: int
+    demands: Demands = ()
+    bytes: int = 0
+    flops: int = 0
+    bound: str = ""
+
+
+class Work(NamedTuple):
+    """What a task does: seconds by the roof that takes them, and the bytes that each pool carries meanwhile."""
+
+    roofs: dict[str, float]
+    traffic: dict[int, float]
+    moved: float
+    flops: float = 0.0
+    held: Demands = ()
+    """Demands beside those of the traffic."""
+
+    def cost(self) -> Cost:
+        """Add up the roofs; the demand on each pool is its traffic spread over them."""
+        seconds = sum(self.roofs.values())
+        demands = tuple((pool, round(amount / seconds)) for pool, amount in self.traffic.items() if amount > 0)
+        return Cost(
+            max(1, round(seconds * 1e9)),
+            (*demands, *self.held),
+            round(self.moved),
+            round(self.flops),
+            max(self.roofs, key=lambda roof: self.roofs[roof]),
+        )
