@@ -1,5 +1,6 @@
 from .comparison import (
     Asked as Asked,
+    Comparison as Comparison,
     Outcome as Outcome,
     compare as compare,
     input_hash as input_hash,

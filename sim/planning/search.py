@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -59,6 +59,21 @@ class Candidate:
     @property
     def device_bytes(self) -> int:
         return self.setup.memory.peak_bytes()["device"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "schedule": self.schedule,
+            "policy": self.setup.policy.to_dict(),
+            "num_requests": self.setup.batch.num_requests,
+            "throughput_tokens_per_s": self.throughput_tokens_per_s,
+            "bound_tokens_per_s": self.bound_tokens_per_s,
+            "seconds_per_token": self.token_s,
+            "prefill_s": self.simulated.prefill_s,
+            "decode_s": self.simulated.decode_s,
+            "bottleneck": self.simulated.bottleneck,
+            "memory_peak_bytes": self.setup.memory.peak_bytes(),
+        }
 
 
 class Search:

@@ -13,6 +13,7 @@ from sim.problem import Policy
 from sim.schedule import over_ranks
 from sim.simulation.sampling import SampledGeneration, StepTotals, sample
 from sim.simulation.simulator import Simulation, StepUse
+from traces.data_frame import Tabular
 from traces.trace import lane_order
 
 NS = 1e-9
@@ -42,7 +43,7 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(Tabular):
     """What the simulator says of one setup. Seconds and tokens; bytes are per device for the device's tier."""
 
     schedule: str
@@ -86,6 +87,10 @@ class Prediction:
         gpus = [lane.utilisation for name, lane in self.lanes.items() if name.startswith("GPU")]
         return 1.0 - sum(gpus) / len(gpus)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return to_dict(self)
+
 
 class _SimPy:
     """Steps of one setup by the simulator."""
@@ -109,6 +114,9 @@ def evaluate(setup: Setup, *, exact: bool = False) -> Prediction:
     setup.require_fit()
     generation = sample(setup, _SimPy(setup), exact=exact)
     return _summarise(setup, generation, time.perf_counter() - started)
+
+
+predict = evaluate
 
 
 def _summarise(setup: Setup, generation: SampledGeneration, wall_s: float) -> Prediction:
