@@ -1,4 +1,5 @@
 from .comparison import (
+    SIZES as SIZES,
     Asked as Asked,
     Comparison as Comparison,
     Outcome as Outcome,

@@ -18,7 +18,8 @@ from sim.simulation import Prediction, evaluate, to_dict
 from traces.data_frame import Tabular
 from traces.errors import InputError
 
-SIZES = ("micro_batch_size", "num_micro_batches")
+SIZES = frozenset({"micro_batch_size", "num_micro_batches"})
+"""Fields that leave a schedule the rest of its usual policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,8 @@ class Asked:
 
     @classmethod
     def of(cls, policy: Mapping[str, Any], *, exact: bool = False) -> Self:
-        """Fields of a policy for every schedule. Sizes alone leave each schedule the rest of its usual policy."""
-        return cls(**policy, exact=exact) if policy.keys() <= {*SIZES} else cls({"": policy}, exact=exact)
+        """What a policy's fields ask of every schedule."""
+        return cls(**policy, exact=exact) if policy.keys() <= SIZES else cls({"": policy}, exact=exact)
 
 
 MEASURES = (

@@ -46,7 +46,7 @@ SHARED_NAMES = {
     "problem_of": "of command line arguments; of a published row",
     "read_rows": "of a sweep; of published runs",
     "summarise": "a trace; the hand-over delays of a run",
-    **dict.fromkeys(("LaneUse", "DeadlockError", "Parameter", "to_dict", "over_ranks", "lane_name"), "one idea twice"),
+    **dict.fromkeys(("LaneUse", "DeadlockError", "Parameter", "over_ranks", "lane_name"), "one idea twice"),
 }
 STANDARD_LIBRARY = {
     "traces.trace": "a trace is the package's noun",
