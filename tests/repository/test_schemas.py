@@ -27,6 +27,7 @@ COMMANDS = {
         "sim",
         "plan --model INPUTS/four-layers.json --prompt-len 60 --gen-len 8 --schedules zero,cgopipe --jobs 1 --json -",
     ),
+    "policy": ("sim", "plan --optimizer hrm --quick --jobs 1 --out OUT"),
     "plan, hrm": ("sim", "plan --optimizer hrm --quick --jobs 1 --json -"),
     "sweep-row": ("sim", f"sweep {SMALL} --axis schedule=cgopipe,zero {SIZES} --jobs 1 --out OUT"),
     "sweep-row, hrm": ("sim", "sweep --axis hardware.link.h2d=8,16 --by hrm --jobs 1 --out OUT"),
@@ -56,12 +57,12 @@ def written(tmp_path_factory):
     def write(case, capsys):
         if case not in known:
             package, line = COMMANDS[case]
-            out = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+            out = tmp_path_factory.mktemp("out") / "out.jsonl"
             words = line.replace("INPUTS", str(INPUTS)).replace("OUT", str(out)).split()
             import_module(f"{package}.cli").main(words)
             text = capsys.readouterr().out
-            lines = out.read_text(encoding="utf-8").splitlines() if "--out" in words else [text]
-            known[case] = [json.loads(one) for one in lines]
+            text = out.read_text(encoding="utf-8") if "--out" in words else text
+            known[case] = [json.loads(one) for one in (text.splitlines() if words[0] == "sweep" else [text])]
         return [{"rows": one} if isinstance(one, list) else one for one in deepcopy(known[case])]
 
     return write
