@@ -88,6 +88,22 @@ class House:
                     whole = f"{base}.{name}"
                     module = whole in self.files
                     yield Import(importer, whole if module else base, whole if module else self.defining(base, name))
+        yield from self._through_folders(importer)
+
+    def _through_folders(self, importer: str) -> Iterator[Import]:
+        """Names taken from a folder that was imported as such: `from sim import cost`, then `cost.Setup`."""
+        nodes = list(ast.walk(self._trees[importer]))
+        bound = {
+            one.asname or one.name: f"{self._absolute(importer, node)}.{one.name}"
+            for node in nodes
+            if isinstance(node, ast.ImportFrom)
+            for one in node.names
+        }
+        for node in nodes:
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                folder = bound.get(node.value.id)
+                if folder in self.folders:
+                    yield Import(importer, folder, self.defining(folder, node.attr))
 
     def _is_ours(self, module: str) -> bool:
         return module.partition(".")[0] in self.packages
@@ -129,7 +145,7 @@ def arrows_up(house: House, picture: list[Entry]) -> Iterator[str]:
     order = {entry.name: at for at, entry in enumerate(picture)}
     for one in house.imports:
         importer, target = _parting(one.importer, one.target)
-        own_door = importer.startswith(f"{target}.")  # the door of a folder is above all that is in it
+        own_door = importer.startswith(f"{target}.") and not _is_command(importer)  # it is above what is in the folder
         further_down = order.get(target, 0) > order.get(importer, len(picture))
         if own_door or (further_down and not target.startswith(f"{importer}.")):
             yield str(one)
@@ -161,7 +177,12 @@ def doors_missed(house: House) -> Iterator[str]:
 
 def _names_a_command(one: Import) -> bool:
     is_line = one.importer.rpartition(".")[2] in ("cli", "console")
-    return is_line and one.written.rpartition(".")[2].endswith(("command", "commands"))
+    return is_line and _is_command(one.written)
+
+
+def _is_command(module: str) -> bool:
+    """A command is the topmost file of its folder, and what a command line names."""
+    return module.endswith(("command", "commands"))
 
 
 def exports_named_like_modules(house: House) -> Iterator[str]:
