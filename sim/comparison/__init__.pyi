@@ -1,5 +1,7 @@
 from .comparison import (
+    SIZES as SIZES,
     Asked as Asked,
+    Comparison as Comparison,
     Outcome as Outcome,
     compare as compare,
     input_hash as input_hash,

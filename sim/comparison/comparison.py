@@ -3,28 +3,38 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Self
 
 from sim.cost import Setup
 from sim.planning import NothingFitsError, best_policy
 from sim.problem import Policy, Problem
-from sim.schedule import Schedule, by_name
+from sim.schedule import Schedule, by_name, registered
 from sim.simulation import Prediction, predict
 from traces.cli import in_processes
+from traces.data_frame import Tabular
+from traces.errors import InputError
+
+SIZES = frozenset({"micro_batch_size", "num_micro_batches"})
+"""Fields that leave a schedule the rest of its usual policy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What is given of the policy: a whole one, or sizes, or nothing. `exact` simulates every step."""
 
-    policies: Mapping[str, Mapping[str, Any]]
+    policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Per schedule, the fields of its policy; the entry '' is for all others."""
     micro_batch_size: int | None = None
     num_micro_batches: int | None = None
     exact: bool = False
+
+    @classmethod
+    def of(cls, policy: Mapping[str, Any], *, exact: bool = False) -> Self:
+        """What a policy's fields ask of every schedule."""
+        return cls(**policy, exact=exact) if policy.keys() <= SIZES else cls({"": policy}, exact=exact)
 
 
 MEASURES = (
@@ -44,7 +54,7 @@ MEASURES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Tabular):
     """One schedule's prediction, or why there is none."""
 
     schedule: str
@@ -63,14 +73,55 @@ class Outcome:
         return {"schedule": self.schedule, "feasible": False, "reason": self.reason, **kept, **empty}
 
 
-def compare(problem: Problem, schedules: Sequence[str], asked: Asked, jobs: int | None = None) -> list[Outcome]:
-    """One outcome per schedule, in the order given; `jobs` processes share the work (default: one per core).
+@dataclass(frozen=True, slots=True)
+class Comparison(Tabular, Sequence[Outcome]):
+    """The outcomes of schedules on one problem, in the order in which they were asked for."""
 
+    problem: Problem
+    asked: Asked
+    outcomes: tuple[Outcome, ...]
+
+    def __len__(self) -> int:
+        return len(self.outcomes)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.outcomes[at]
+
+    @property
+    def best(self) -> Outcome:
+        """The outcome of most tokens per second. Raises InputError, with every reason, if nothing fits."""
+        fitting = [one for one in self.outcomes if one.prediction is not None]
+        if not fitting:
+            reasons = " | ".join(dict.fromkeys(f"{one.schedule}: {one.reason}" for one in self.outcomes))
+            raise InputError(f"nothing fits {self.problem.hardware.name}: {reasons}")
+        return max(fitting, key=lambda one: one.prediction.throughput_tokens_per_s if one.prediction else 0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, with all that the results follow from."""
+        everything = inputs(self.problem, [one.schedule for one in self.outcomes], self.asked)
+        return {"inputs": everything, "input_hash": input_hash(everything), "results": self.rows()}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One for each schedule."""
+        return [one.to_dict() for one in self.outcomes]
+
+
+def compare(
+    problem: Problem,
+    schedules: Sequence[str] | None = None,
+    asked: Asked | None = None,
+    jobs: int | None = None,
+    **policy: Any,
+) -> Comparison:
+    """One outcome per schedule, in the order given (default: all); `jobs` processes share the work (one per core).
+
+    `policy` holds fields for all schedules, such as `micro_batch_size=36, num_micro_batches=14`, where `asked` does
+    not say more; without any, each schedule gets its own best policy.
     Raises InputError for an unknown schedule or an impossible policy; a policy that does not fit is an outcome.
     """
-    for name in schedules:
-        by_name(name)
-    return list(in_processes(partial(_outcome, problem, asked), schedules, jobs))
+    schedules = [by_name(name).name for name in (registered() if schedules is None else schedules)]
+    asked = Asked.of(policy) if asked is None else asked
+    return Comparison(problem, asked, tuple(in_processes(partial(_outcome, problem, asked), schedules, jobs)))
 
 
 def _outcome(problem: Problem, asked: Asked, name: str) -> Outcome:

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any, Self
 
 from sim.cost.durations import CostModel
 from sim.cost.memory import MemoryPlan, Shortage, plan_memory
 from sim.problem import Batch, Policy, Problem, Workload, make_batch
-from sim.schedule import PipelineShape, Schedule
+from sim.schedule import PipelineShape, Schedule, by_name
 from traces.errors import InputError
 
 
@@ -37,6 +38,11 @@ class Setup:
         object.__setattr__(self, "batch", batch)
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "memory", memory)
+
+    @classmethod
+    def of(cls, problem: Problem, schedule: str, **policy: Any) -> Self:
+        """A schedule by its name and the fields of its policy, such as `micro_batch_size=36, num_micro_batches=14`."""
+        return cls(problem, by_name(schedule), Policy.from_dict(policy, by_name(schedule)))
 
     def _batch(self) -> Batch:
         size, parts = self.policy.batch_size, self._num_parts

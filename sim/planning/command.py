@@ -10,7 +10,6 @@ from traces.cli import add_command, write_text, writing
 from traces.errors import InputError
 
 if TYPE_CHECKING:
-    from sim.planning.explanation import Explanation
     from sim.planning.planner import Choice
     from sim.planning.search import Candidate
 
@@ -78,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
 
         print_explanation(choice, why)
     if args.json:
-        write_text(args.json, json.dumps(to_dict(choice, why, args.top, wall_s), indent=2) + "\n")
+        everything = {**choice.to_dict(args.top), "wall_s": wall_s, "explanation": why.to_dict()}
+        write_text(args.json, json.dumps(everything, indent=2) + "\n")
     if args.plot:
         from sim.planning.picture import draw
 
@@ -119,35 +119,3 @@ def _choose(args: argparse.Namespace) -> "Choice":
 def policy_file(best: "Candidate") -> dict[str, Any]:
     """What `--out` writes: the fields of the policy, and the schedule it is for."""
     return {"schedule": best.schedule, **best.setup.policy.to_dict()}
-
-
-def to_dict(choice: "Choice", why: "Explanation", top: int, wall_s: float) -> dict[str, Any]:
-    """A plan as JSON values. Seconds are of the search and the simulator's confirmation."""
-    best = choice.best
-    return {
-        **_candidate(best),
-        "objective": choice.objective.value,
-        "candidates": choice.feasible,
-        "considered": choice.considered,
-        "simulated": choice.simulated,
-        "left_out": choice.unsettled,
-        "wall_s": wall_s,
-        "explanation": why.to_dict(),
-        "infeasible": choice.failed,
-        "top": [_candidate(one) for one in choice.ranked[:top]],
-    }
-
-
-def _candidate(one: "Candidate") -> dict[str, Any]:
-    return {
-        "schedule": one.schedule,
-        "policy": one.setup.policy.to_dict(),
-        "num_requests": one.setup.batch.num_requests,
-        "throughput_tokens_per_s": one.throughput_tokens_per_s,
-        "bound_tokens_per_s": one.bound_tokens_per_s,
-        "seconds_per_token": one.token_s,
-        "prefill_s": one.prediction.prefill_s,
-        "decode_s": one.prediction.decode_s,
-        "bottleneck": one.prediction.bottleneck,
-        "memory_peak_bytes": one.setup.memory.peak_bytes(),
-    }

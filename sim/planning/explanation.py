@@ -14,8 +14,9 @@ from sim.planning.planner import Choice, NothingFitsError, Plan, best_policy
 from sim.planning.search import Candidate, Objective, in_essence, ranked
 from sim.problem import Hardware, Policy, Problem
 from sim.schedule import by_name
-from sim.simulation import Prediction
+from sim.simulation import Prediction, predict
 from traces.cli import in_processes
+from traces.data_frame import Tabular
 from traces.errors import InputError
 
 FACTORS = (0.9, 1.1, 2.0)
@@ -91,7 +92,7 @@ class RunnerUp:
 
 
 @dataclass(frozen=True, slots=True)
-class Explanation:
+class Explanation(Tabular):
     """All of it."""
 
     tiers: tuple[Tier, ...]
@@ -116,9 +117,16 @@ class Explanation:
             "replanned": [one.to_dict() for one in self.replanned],
         }
 
+    def rows(self) -> list[dict[str, Any]]:
+        """One for each machine that was planned anew."""
+        return [one.to_dict() for one in self.replanned]
 
-def explain(choice: Choice, prediction: Prediction, *, jobs: int | None = None, replan: bool = True) -> Explanation:
-    """Explain a choice that the simulator has confirmed. `jobs` processes plan anew (default: one per core)."""
+
+def explain(
+    choice: Choice, prediction: Prediction | None = None, *, jobs: int | None = None, replan: bool = True
+) -> Explanation:
+    """Explain a choice, and the simulator's prediction of it. `jobs` processes plan anew (default: one per core)."""
+    prediction = prediction or predict(choice.best.setup)
     best, tiers = choice.best, _tiers(choice.best)
     mine = in_essence(best.setup.policy)
     others = list(choice.plans.values())[1:]

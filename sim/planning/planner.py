@@ -15,8 +15,9 @@ from sim.planning.candidates import Candidates, space
 from sim.planning.grid import PolicyGrid
 from sim.planning.search import TOLERANCE, Candidate, Objective, Search, ranked
 from sim.problem import Problem
-from sim.schedule import Schedule, by_name
+from sim.schedule import Schedule, by_name, registered
 from traces.cli import in_processes
+from traces.data_frame import Tabular
 from traces.errors import InputError
 
 NARROWER_BITS = (8.0, 4.0)
@@ -58,7 +59,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(Tabular):
     """The best policy of several schedules, and each one's own."""
 
     problem: Problem
@@ -98,23 +99,40 @@ class Choice:
     def unsettled(self) -> int:
         return sum(plan.unsettled for plan in self.plans.values())
 
+    def to_dict(self, top: int = 10) -> dict[str, Any]:
+        """The best candidate as JSON values, how it was found, and the `top` best."""
+        return {
+            **self.best.to_dict(),
+            "objective": self.objective.value,
+            "candidates": self.feasible,
+            "considered": self.considered,
+            "simulated": self.simulated,
+            "left_out": self.unsettled,
+            "wall_s": self.wall_s,
+            "infeasible": self.failed,
+            "top": [one.to_dict() for one in self.ranked[:top]],
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One for each simulated candidate, the best first."""
+        return [one.to_dict() for one in self.ranked]
+
 
 def plan(
     problem: Problem,
-    schedules: Sequence[str],
+    schedules: Sequence[str] | None = None,
     *,
     objective: Objective = Objective.THROUGHPUT,
     jobs: int | None = None,
     **options: Any,
 ) -> Choice:
-    """The best policy of any of the schedules; `jobs` processes share the work (default: one per core).
+    """The best policy of any of the schedules (default: all); `jobs` processes share the work (one per core).
 
     Options are those of `best_policy`. Raises InputError for an unknown schedule, and NothingFitsError, with the
     smallest change that would help, if no policy of any of them fits.
     """
     started = time.perf_counter()
-    for name in schedules:
-        by_name(name)
+    schedules = [by_name(name).name for name in (registered() if schedules is None else schedules)]
     work = partial(_try, problem, objective, options)
     found = dict(zip(schedules, in_processes(work, schedules, jobs), strict=True))
     plans = {name: one for name, one in found.items() if isinstance(one, Plan)}

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 
@@ -56,6 +57,21 @@ class Candidate:
     @property
     def device_bytes(self) -> int:
         return self.prediction.memory_peak_bytes["device"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "schedule": self.schedule,
+            "policy": self.setup.policy.to_dict(),
+            "num_requests": self.setup.batch.num_requests,
+            "throughput_tokens_per_s": self.throughput_tokens_per_s,
+            "bound_tokens_per_s": self.bound_tokens_per_s,
+            "seconds_per_token": self.token_s,
+            "prefill_s": self.prediction.prefill_s,
+            "decode_s": self.prediction.decode_s,
+            "bottleneck": self.prediction.bottleneck,
+            "memory_peak_bytes": self.setup.memory.peak_bytes(),
+        }
 
 
 class Search:

@@ -7,7 +7,6 @@ from traces.errors import InputError
 
 if TYPE_CHECKING:
     from sim.problem.problem import Problem
-    from sim.problem.workload import Workload
 
 
 def add_problem(group: Any) -> None:
@@ -25,11 +24,10 @@ def add_problem(group: Any) -> None:
 
 def problem_of(args: argparse.Namespace) -> "Problem":
     """What is asked. Raises InputError for a name that is not known or a file that cannot be read."""
-    from sim.problem.machine import Hardware
-    from sim.problem.model import Model
     from sim.problem.problem import Problem
 
-    return Problem(Model.load(args.model), Hardware.load(args.hardware), _workload(args))
+    length = {"prompt_len": args.prompt_len, "gen_len": args.gen_len}
+    return Problem.of(args.model, args.hardware, args.workload, **length, padded=args.padded)
 
 
 def schedules_of(args: argparse.Namespace) -> list[str]:
@@ -42,13 +40,3 @@ def schedules_of(args: argparse.Namespace) -> list[str]:
     if not names:
         raise InputError(f"--schedules: {args.schedules!r} names none; known are {', '.join(registered())}")
     return [by_name(name).name for name in names]
-
-
-def _workload(args: argparse.Namespace) -> "Workload":
-    from sim.problem.workload import DEFAULT_GEN_LEN, Workload
-
-    if args.prompt_len is not None:
-        workload = Workload.fixed(args.prompt_len, DEFAULT_GEN_LEN if args.gen_len is None else args.gen_len)
-    else:
-        workload = Workload.load(args.workload)
-    return workload.with_(gen_len=args.gen_len, padded=args.padded)

@@ -12,6 +12,7 @@ from sim.hrm import hrm_tokens_per_s
 from sim.problem import Policy
 from sim.simulation.sampling import Simulate, StepTotals, sample
 from sim.simulation.simulator import StepUse, simulate_steps
+from traces.data_frame import Tabular
 from traces.trace import lane_order
 
 NS = 1e-9
@@ -47,7 +48,7 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(Tabular):
     """What the simulator says of one setup. Seconds and tokens; bytes are per device for the device's tier."""
 
     setup: Setup

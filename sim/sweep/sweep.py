@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from sim.comparison import Asked, Outcome, compare, project_version
+from sim.comparison import SIZES, Asked, Outcome, compare, project_version
 from sim.hrm import SCHEDULE, search_policies
 from sim.planning import best_policy
 from sim.problem import DEFAULT_GEN_LEN, Hardware, Model, Policy, Problem, Workload
@@ -36,7 +36,6 @@ MEASURE_COLUMNS = (
     "lower_bound_s",
     "hrm_tokens_per_s",
 )
-SIZES = {"micro_batch_size", "num_micro_batches"}
 
 SIMULATOR, HRM = "simulator", "hrm"
 HRM_LANES = {"link": "H2D", "gpu": "GPU", "cpu": "CPU"}
@@ -160,10 +159,7 @@ class Sweep:
     def _asked(self, settings: Mapping[str, Value]) -> Asked:
         """What of the policy is fixed: all of it, its sizes, or nothing."""
         axes = {name.removeprefix(POLICY): value for name, value in settings.items() if name.startswith(POLICY)}
-        given: dict[str, Any] = {**self._base.policy, **axes}
-        if set(given) <= SIZES:
-            return Asked({}, given.get("micro_batch_size"), given.get("num_micro_batches"), self._base.exact)
-        return Asked({"": given}, exact=self._base.exact)
+        return Asked.of({**self._base.policy, **axes}, exact=self._base.exact)
 
     def _check_numbers_of_machines(self) -> None:
         for axis in self._axes:

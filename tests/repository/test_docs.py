@@ -31,6 +31,12 @@ def test_the_schedule_of_the_docs_runs():
     assert sum(task.op is Op.POST_ATTN for task in tasks) == 3 * 2 * 4
 
 
+@pytest.mark.parametrize("source", blocks("docs/library.md", "python"), ids=["calls", "nouns"])
+def test_the_examples_of_the_library_run(source, capsys):
+    exec(source, {})
+    capsys.readouterr()
+
+
 def test_the_table_of_schedules_names_all_of_them():
     text = (ROOT / "docs" / "schedules.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE) == [
@@ -73,7 +79,7 @@ def test_the_readme_holds_two_commands_that_ci_can_find():
 
 
 def test_every_file_that_a_document_links_to_exists():
-    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for document in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
             if not target.startswith("http"):
                 assert (document.parent / target).is_file(), (document.name, target)

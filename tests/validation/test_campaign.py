@@ -5,6 +5,7 @@ import json
 import statistics
 
 import pytest
+from schemas import faults
 
 from engine.device import EmulatedDevice
 from sim.schedule import registered
@@ -161,6 +162,7 @@ def test_the_report_says_what_was_found_and_misses_no_bar_silently(campaign, fin
     write(campaign, findings)
     text = (campaign.folder / "report.md").read_text()
     numbers = json.loads((campaign.folder / "report.json").read_text())
+    assert faults("campaign", numbers) == []
     for run in findings.runs:
         assert run.case.name in text
         assert f"{run.measured.median:.1f}" in text

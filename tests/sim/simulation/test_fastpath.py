@@ -397,7 +397,7 @@ def test_a_custom_schedule_runs_on_the_fast_path():
 
 def test_what_is_stuck_says_so(monkeypatch):
     setup = made_setup(model=preset("mixtral-8x7b"))
-    monkeypatch.setattr("sim.simulation.compiled.event_loop._run", lambda *_: 3)
+    monkeypatch.setattr("sim.simulation.compiled.event_loop.run_events", lambda *_: (None, 3))
     with pytest.raises(DeadlockError, match="3 tasks never ended"):
         predict(setup, compiled=True)
 

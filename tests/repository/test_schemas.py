@@ -1,0 +1,142 @@
+"""What every command writes as JSON is what `traces/schemas` says: a field that comes, goes or changes turns this red.
+
+The campaign's own report is held against its schema where a campaign is run: tests/validation/test_campaign.py.
+"""
+
+import json
+from copy import deepcopy
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from cases import INPUTS
+from jsonschema import Draft202012Validator
+from schemas import FOLDER, faults
+
+from engine.generation.requests import Request, error_line, output_line
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = "common.json"
+SMALL = "--model INPUTS/small.json --hardware gcp-2xt4 --prompt-len 60 --gen-len 8"
+SIZES = "--micro-batch-size 4 --num-micro-batches 2"
+COMMANDS = {
+    "compare": ("sim", f"compare {SMALL} {SIZES} --jobs 1 --json -"),
+    "compare, nothing fits": ("sim", f"compare --model deepseek-v3 --hardware t4 {SIZES} --jobs 1 --json -"),
+    "compare, one token": ("sim", f"compare {SMALL} {SIZES} --gen-len 1 --schedules cgopipe --jobs 1 --json -"),
+    "plan": (
+        "sim",
+        "plan --model INPUTS/four-layers.json --prompt-len 60 --gen-len 8 --schedules zero,cgopipe --jobs 1 --json -",
+    ),
+    "policy": ("sim", "plan --optimizer hrm --quick --jobs 1 --out OUT"),
+    "plan, hrm": ("sim", "plan --optimizer hrm --quick --jobs 1 --json -"),
+    "sweep-row": ("sim", f"sweep {SMALL} --axis schedule=cgopipe,zero {SIZES} --jobs 1 --out OUT"),
+    "sweep-row, hrm": ("sim", "sweep --axis hardware.link.h2d=8,16 --by hrm --jobs 1 --out OUT"),
+    "sweep-row, nothing fits": (
+        "sim",
+        f"sweep --model deepseek-v3 --hardware t4 --axis gen_len=8 {SIZES} --jobs 1 --out OUT",
+    ),
+    "roofline": ("sim", "roofline --json -"),
+    "replay": ("validation", "replay INPUTS/engine.json.gz --hardware INPUTS/engine.toml --json -"),
+    "replay, no machine": ("validation", "replay INPUTS/engine.json.gz --json -"),
+    "published": ("validation", "published --jobs 1 --predict INPUTS/rows.csv --json -"),
+    "trace-summary": ("traces", "summary INPUTS/engine.json.gz INPUTS/simulated.json.gz --json -"),
+    "trace-critical-path": ("traces", "critical-path INPUTS/engine.json.gz --json -"),
+    "trace-diff": ("traces", "diff INPUTS/engine.json.gz INPUTS/simulated.json.gz --json -"),
+}
+
+
+def name_of(case):
+    return case.partition(",")[0]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """What a command writes, run once: a list of JSON values."""
+    known = {}
+
+    def write(case, capsys):
+        if case not in known:
+            package, line = COMMANDS[case]
+            out = tmp_path_factory.mktemp("out") / "out.jsonl"
+            words = line.replace("INPUTS", str(INPUTS)).replace("OUT", str(out)).split()
+            import_module(f"{package}.cli").main(words)
+            text = capsys.readouterr().out
+            text = out.read_text(encoding="utf-8") if "--out" in words else text
+            known[case] = [json.loads(one) for one in (text.splitlines() if words[0] == "sweep" else [text])]
+        return [{"rows": one} if isinstance(one, list) else one for one in deepcopy(known[case])]
+
+    return write
+
+
+@pytest.mark.parametrize("file", sorted(FOLDER.glob("*.json")), ids=lambda file: file.name)
+def test_a_schema_is_one_of_draft_2020_12_and_says_what_it_is_for(file):
+    schema = json.loads(file.read_text(encoding="utf-8"))
+    Draft202012Validator.check_schema(schema)
+    assert schema["$schema"] == Draft202012Validator.META_SCHEMA["$id"]
+    assert (schema["$id"], bool(schema["title"])) == (file.name, True)
+    assert file.name == SHARED or schema["description"].endswith(".")
+
+
+def test_there_is_one_for_everything_that_is_written():
+    described = {file.stem for file in FOLDER.glob("*.json")} - {Path(SHARED).stem}
+    assert {name_of(case) for case in COMMANDS} | {"campaign", "run-line"} == described
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_a_command_writes_what_its_schema_says(case, written, capsys):
+    values = written(case, capsys)
+    assert values
+    for value in values:
+        assert faults(name_of(case), value) == []
+
+
+@pytest.mark.parametrize("case", [case for case in COMMANDS if name_of(case) == case])
+def test_a_field_that_is_gone_or_has_another_type_is_seen(case, written, capsys):
+    """Every field of the top level, one at a time; the version may be missing until all commands write it."""
+    (value, *_) = written(case, capsys)
+    for field in set(value) - {"schema"}:
+        assert faults(case, {key: one for key, one in value.items() if key != field})
+        assert faults(case, {**value, field: [[]]})
+
+
+@pytest.mark.parametrize("case", [case for case in COMMANDS if name_of(case) == case and case != "sweep-row"])
+def test_a_field_that_is_new_is_seen_wherever_it_appears(case, written, capsys):
+    """In the object itself, and in the first object of each list; a sweep's rows have columns of their axes."""
+    (value, *_) = written(case, capsys)
+    assert faults(case, {**value, "more": 1})
+    for field, items in value.items():
+        if isinstance(items, list) and items and isinstance(items[0], dict):
+            assert faults(case, {**value, field: [{**items[0], "more": 1}]})
+
+
+def test_another_version_is_refused(written, capsys):
+    (value,) = written("roofline", capsys)
+    assert faults("roofline", {**value, "schema": 1}) == []
+    assert faults("roofline", {**value, "schema": 2})
+
+
+def test_the_report_of_the_campaign_that_is_kept():
+    file = ROOT / "benchmarks" / "results" / "campaign-emulated" / "report.json"
+    assert faults("campaign", json.loads(file.read_text(encoding="utf-8"))) == []
+
+
+OPENAI = {"custom_id": "a", "body": {"messages": []}}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        output_line(Request(1, {"prompt": "Hello", "tag": 7}, [1, 2]), [3, 4], "there", True, "model"),
+        output_line(Request(1, {"prompt_token_ids": [1, 2]}, [1, 2]), [3, 4], None, False, "model"),
+        output_line(Request(1, OPENAI, [1, 2]), [3, 4], "there", False, "model"),
+        error_line(Request(1, {"prompt": 3}, error="prompt is a int")),
+        error_line(Request(1, {}, error="line 1 is not JSON")),
+        error_line(Request(1, OPENAI, error="the chat template refuses these messages")),
+    ],
+    ids=["text", "tokens", "openai", "error", "no JSON", "openai error"],
+)
+def test_a_line_of_results(line):
+    value = json.loads(line)
+    assert faults("run-line", value) == []
+    for field in set(value) & {"token_ids", "text", "finished", "error", "response", "id"}:
+        assert faults("run-line", {key: one for key, one in value.items() if key != field})
