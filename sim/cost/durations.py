@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Iterable, Sequence
 
 from sim.cost.copies import Copies
-from sim.cost.emulation import EmulatedDevice
+from sim.cost.emulation import EmulatedCosts
 from sim.cost.kernels import Kernels
 from sim.cost.pools import never_exceeded, pool_capacities
 from sim.cost.sizes import Sizes
@@ -41,7 +41,7 @@ class CostModel:
         self._sizes = sizes = Sizes(schedule, shape, policy, model, batch, hardware)
         self._copies = Copies(sizes)
         self._formulas = {**Kernels(sizes).formulas, **self._copies.formulas}
-        self._emulated = EmulatedDevice(hardware.emulation, sizes) if hardware.emulation else None
+        self._emulated = EmulatedCosts(hardware.emulation, sizes) if hardware.emulation else None
         self._left_out = never_exceeded(hardware) if only_contended else frozenset[int]()
         self.layer_kinds = [*model.layer_kinds, -1]
         self.batch_kinds = [*_kinds(batch.micro_batches), -1]

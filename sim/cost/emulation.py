@@ -12,7 +12,7 @@ EMULATED_TRAFFIC = 2
 COMPUTE = (LaneKind.GPU, LaneKind.CPU)
 
 
-class EmulatedDevice:
+class EmulatedCosts:
     """Turns what a task does on a real device into what it takes on an emulated one."""
 
     def __init__(self, emulation: Emulation, sizes: Sizes) -> None:
