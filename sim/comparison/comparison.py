@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from sim.cost import Setup
@@ -15,6 +14,7 @@ from sim.planning import NothingFitsError, best_policy
 from sim.problem import Policy, Problem
 from sim.schedule import Schedule, by_name
 from sim.simulation import Prediction, evaluate, to_dict
+from traces.cli import project_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +126,3 @@ def input_hash(everything: Mapping[str, Any]) -> str:
     """SHA-256 of the inputs: equal hashes, equal results."""
     canonical = json.dumps(everything, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def project_version() -> str:
-    """The installed version of the project."""
-    try:
-        return version("cgopipe")
-    except PackageNotFoundError:
-        return "not installed"

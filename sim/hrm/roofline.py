@@ -1,21 +1,16 @@
-"""`python -m sim roofline`: where attention and experts of a model stand on a machine, as numbers and as a picture.
+"""Where attention and experts of a model stand on a machine, as numbers and as a picture.
 
 In the manner of figures 4 and 5 of MoE-Lightning (arXiv 2411.11217). Roofs are theoretical peaks, as in the paper; the
 simulator uses the sustained shares of them. The level GPU is all devices of the machine together.
 """
 
-import argparse
-import json
 import math
-import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from sim.hrm.estimate import MoEDims, attention_intensity, dims_of, ffn_intensity, ffn_tokens
+from sim.hrm.estimate import MoEDims, attention_intensity, ffn_intensity, ffn_tokens
 from sim.hrm.roofs import Hierarchy, Level
 from sim.problem import Hardware
-from traces.cli import writing
 from traces.errors import InputError
 
 GPU, CPU = "GPU", "CPU"
@@ -143,43 +138,6 @@ def _point(
         on_gpu_flops_per_s=float(machine[GPU].attainable(gpu_intensity)),
         meaning=meaning or better,
     )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `python -m sim roofline`."""
-    parser.add_argument("--hardware", default="gcp-l4", help="preset or .toml file (default: %(default)s)")
-    parser.add_argument("--model", default="mixtral-8x7b", help="preset or config.json (default: %(default)s)")
-    parser.add_argument(
-        "--context", type=int, default=512, metavar="TOKENS", help="of attention (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--micro-batch-size", type=int, default=128, metavar="TOKENS", help="of the experts (default: %(default)s)"
-    )
-    parser.add_argument("--plot", metavar="FILE", help="draw the picture: .png, .svg or .pdf")
-    parser.add_argument(
-        "--json", metavar="FILE", help="write the numbers as JSON; - is standard output, without a table"
-    )
-
-
-def run(args: argparse.Namespace) -> int:
-    """Print the table, and write what was asked for. Raises InputError for anything the user gave wrong."""
-    from sim.problem import Model
-
-    hardware, model = Hardware.load(args.hardware), Model.load(args.model)
-    result = roofline(hardware, model.name, dims_of(model), args.context, args.micro_batch_size)
-    if args.json:
-        text = json.dumps(result.to_dict(), indent=2) + "\n"
-        if args.json == "-":
-            sys.stdout.write(text)
-        else:
-            writing(args.json, lambda: Path(args.json).write_text(text, encoding="utf-8"))
-    if args.json != "-":
-        print_table(result)
-    if args.plot:
-        from sim.hrm.roofline_picture import draw
-
-        writing(args.plot, lambda: draw(result, args.plot))
-    return 0
 
 
 def print_table(result: Roofline) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from sim.problem.model import Layer, Model
 from sim.schedule import PipelineShape, Place, Schedule
+from traces.cli import SCHEMA
 from traces.errors import InputError, check_keys
 
 MIN_BITS, MAX_BITS = 1.0, 32.0
@@ -172,7 +173,9 @@ def read_policy_file(path: Path) -> tuple[str | None, dict[str, Any]]:
         raise InputError(f"policy file {path}: not JSON: {error}") from None
     if not isinstance(table, dict):
         raise InputError(f"policy file {path}: holds a {type(table).__name__}; it must be an object of policy fields")
-    schedule = table.pop("schedule", None)
+    schedule, version = table.pop("schedule", None), table.pop("schema", SCHEMA)
+    if version != SCHEMA:
+        raise InputError(f"policy file {path}: schema {version!r} is not known; this version reads {SCHEMA}")
     return schedule, table
 
 

@@ -12,13 +12,14 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from sim.comparison import Asked, Outcome, compare, project_version
+from sim.comparison import Asked, Outcome, compare
 from sim.hrm import SCHEDULE, search_policies
 from sim.planning import best_policy
 from sim.problem import DEFAULT_GEN_LEN, Hardware, Model, Problem, Workload
 from sim.schedule import Place, by_name
 from sim.simulation import evaluate, to_dict
 from sim.sweep.axes import HARDWARE, POLICY, Axis, Value, points
+from traces.cli import project_version
 from traces.errors import InputError
 
 Row = dict[str, Any]

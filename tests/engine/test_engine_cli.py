@@ -13,8 +13,8 @@ import engine
 from engine.cli import main
 from engine.generation import load_model
 from engine.generation.checkpoint import load_tokenizer
-from engine.generation.demo import make_model
 from engine.generation.requests import Results, read_requests
+from engine.running.demo import make_model
 from traces.files.chrome_reader import read
 
 NEW = 4

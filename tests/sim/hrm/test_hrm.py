@@ -1,6 +1,5 @@
 """The Hierarchical Roofline Model against the paper's numbers, hand-made machines, and its own definition."""
 
-import argparse
 import json
 from dataclasses import replace
 
@@ -9,6 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from sim.hrm import roofline
+from sim.hrm.command import COMMAND
 from sim.hrm.estimate import (
     CPU_MEMORY_SHARE,
     GPU_MEMORY_SHARE,
@@ -19,6 +19,7 @@ from sim.hrm.estimate import (
     attention_intensity,
     cpu_memory_bytes,
     decode_tokens_per_s,
+    dims_of,
     ffn_bytes,
     ffn_flops,
     ffn_intensity,
@@ -30,6 +31,7 @@ from sim.hrm.estimate import (
 )
 from sim.hrm.roofs import Hierarchy, Level
 from sim.problem import Hardware, Model
+from traces.cli import OneLineParser
 from traces.errors import InputError
 
 MIXTRAL = MoEDims(n_layers=32, h1=4096, h2=14336, n_q=32, n_kv=8, n_e=8, k=2)
@@ -263,9 +265,9 @@ class TestPaperOptimizer:
 
 
 def run(*options: str) -> int:
-    parser = argparse.ArgumentParser()
-    roofline.add_arguments(parser)
-    return roofline.run(parser.parse_args(options))
+    parser = OneLineParser()
+    COMMAND.add_arguments(parser)
+    return COMMAND.run(parser.parse_args(options))
 
 
 class TestRooflineCommand:
@@ -308,7 +310,7 @@ class TestRooflineCommand:
         ],
     )
     def test_letters_of_a_model(self, name, dims):
-        d = roofline.dims_of(Model.load(name))
+        d = dims_of(Model.load(name))
         assert (d.n_layers, d.h1, d.h2, d.n_q, d.n_kv, d.n_e, d.k, d.query_width, d.kv_width) == dims
 
     @pytest.mark.parametrize("micro_batch_size", [4, 128, 16384])  # GPU slower than CPU, P2 = balance, P2 < balance
@@ -332,7 +334,7 @@ class TestRooflineCommand:
     @pytest.mark.parametrize(
         ("options", "expected"),
         [
-            (["--context", "0"], "--context: 0 is not allowed; it must be 1 or more"),
+            (["--context", "0"], "--context: 0 is not allowed; give a whole number of at least 1"),
             (["--micro-batch-size", "-1"], "--micro-batch-size: -1 is not allowed"),
             (["--hardware", "l5"], "unknown hardware 'l5'"),
             (["--plot", "roofline.gif"], "--plot: 'roofline.gif' is not a picture; its name must end in .png"),
