@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from engine import calibration, device as devices, generation
 from engine.device import add_device, device_of
 from engine.generation import add_model, model_of
-from sim import problem, schedule as schedules
+from sim import problem, schedule as schedules, simulation
 from sim.problem import add_policy, fixed_policy
 from traces import files
 from traces.cli import Command, positive_int, progress, writing
@@ -129,6 +129,7 @@ def _plan(
         sys.stderr.write("measuring this machine to plan for it (--plan-for FILE or a policy skips this)\n")
         with progress("measuring", 1, unit="parts", lines=True) as shown:
             hardware = calibration.calibrate(model, device, "this machine", quick=True, progress=shown.at).hardware
+    simulation.compile_once()
     with progress("planning"):
         return plan(model, hardware, schedule, prompts, args.max_new_tokens)
 

@@ -31,6 +31,8 @@ def _compare(args: argparse.Namespace) -> int:
     names, asked = schedules_of(args), _asked(args)
     if args.baseline and args.baseline not in names:
         raise InputError(f"--baseline: {args.baseline!r} is not among the schedules compared: {', '.join(names)}")
+    if not (args.policy or (args.micro_batch_size and args.num_micro_batches)):
+        simulation.compile_once()
     with progress("planning and simulating"):
         outcomes = comparison.compare(problem, names, asked, args.jobs)
     everything = comparison.inputs(problem, names, asked)

@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if args.optimizer == "hrm" and (args.objective != OBJECTIVES[0] or args.schedules not in (None, "cgopipe")):
         raise InputError("--optimizer hrm: it knows throughput and cgopipe only: leave out --objective and --schedules")
     started = time.perf_counter()
+    simulation.compile_once()
     with progress("planning") as shown:
         choice = _choose(args)
         prediction = simulation.evaluate(choice.best.setup)

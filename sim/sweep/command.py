@@ -5,7 +5,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from sim import hrm, problem, schedule as known, sweep as sweeps
+from sim import hrm, problem, schedule as known, simulation, sweep as sweeps
 from sim.problem import add_policy, add_problem, fixed_policy
 from traces.cli import INTERRUPTED, Command, add_jobs, add_plot, one_of, progress, writing
 from traces.errors import InputError
@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     sweep = sweeps.Sweep(_base(args), _axes(args))
     if args.map:
         sweeps.check_columns(args.map, sweep.columns)
+    if args.by != "hrm":
+        simulation.compile_once()
     workers = sweeps.Workers(args.jobs, args.backend, args.cluster)
     target = sweeps.RowFile(Path(args.out) if args.out else None, sweep, resume=args.resume)
     try:

@@ -63,7 +63,7 @@ class _Bar(Progress):
     def __init__(self, bar: "RichProgress", doing: str, total: int | None, done: int, unit: str) -> None:
         super().__init__(doing, total, done, unit)
         self._bar = bar
-        self._task: TaskID = bar.add_task(doing, amount="")
+        self._task: TaskID = bar.add_task(doing, total=total, amount="")
         self._tell()
 
     def _tell(self) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sim import problem
+from sim import problem, simulation
 from traces.cli import Command, add_jobs, add_json, deliver, progress
 from traces.errors import InputError
 from validation import published
@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
     """Predict, and fit if asked."""
     if args.write_presets and not args.fit:
         raise InputError("--write-presets: writes what a fit has found; give --fit too")
+    simulation.compile_once()
     jobs = args.jobs or os.cpu_count() or 1
     rows = published.read_rows(Path(args.predict) if args.predict else published.THROUGHPUT)
     if args.fit:

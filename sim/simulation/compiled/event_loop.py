@@ -6,12 +6,13 @@ ends and starts in it.
 """
 
 from math import ceil
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sim.schedule import Op
-from sim.simulation.compiled.jit import jitted
+from sim.simulation.compiled.jit import COMPILES, jitted
 
 Array = np.ndarray[Any, Any]
 
@@ -194,6 +195,14 @@ def _run(  # noqa: PLR0912, PLR0915
                     waited[lanes[other, STEP], other, deps[lanes[other, DEP], DEP_OP]] += now - lanes[other, SINCE]
                     lanes[other, AWAITED], lanes[other, READY] = NOBODY, 1
     return left
+
+
+def is_compiled() -> bool:
+    """Whether there is nothing left to compile, which takes seconds: it was done since this file changed last."""
+    if not COMPILES or _run.signatures:  # type: ignore[attr-defined]
+        return True
+    kept = Path(_run.stats.cache_path or "nowhere").glob("event_loop._run-*.nbi")  # type: ignore[attr-defined]
+    return any(one.stat().st_mtime > Path(__file__).stat().st_mtime for one in kept)
 
 
 def run_events(kinds: Array, tasks: Tasks, costs: Costs, hand_over_ns: int = 0) -> tuple[Uses, int]:

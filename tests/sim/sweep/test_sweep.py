@@ -250,6 +250,7 @@ class TestResume:
         sweep(*AXES, *SMALL, "--out", whole, "--resume", code=2)
         assert "is not row" in capsys.readouterr().err
 
+    @pytest.mark.usefixtures("interruptible")
     def test_ctrl_c_keeps_rows_and_resume_goes_on(self, tmp_path):
         path = tmp_path / "rows.csv"
         options = ["--axis", "prompt_len=16..4096x4081", *SMALL, "--exact", "--out", str(path)]
