@@ -97,7 +97,8 @@ class OneLineParser(argparse.ArgumentParser):
 
 class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        parser.exit(message=f"cgopipe {project_version()}\n")
+        sys.stdout.write(f"cgopipe {project_version()}\n")
+        parser.exit()
 
 
 def project_version() -> str:
