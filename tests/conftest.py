@@ -1,5 +1,7 @@
 """What all tests share: helpers whose asserts explain themselves, and which tests are slow."""
 
+import signal
+
 import pytest
 
 for helper in ("schedule_rules", "trace_rules"):
@@ -32,3 +34,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(part in item.nodeid for part in SLOW) and not any(part in item.nodeid for part in NOT_SLOW):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C reaches this test and what it starts, even where whoever started the tests ignores it (as `nohup ... &`).
+
+    A command that was started so goes on ignoring it: that is what its user asked for.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

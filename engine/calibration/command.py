@@ -1,31 +1,36 @@
-"""`python -m engine calibrate`: measure this machine for a model and write its file."""
+"""A machine measured for a model, and its file written."""
 
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from engine import calibration, device as devices
+from engine.device import add_device, device_of
+from engine.generation import add_model, model_of
+from traces.cli import Command, progress
 from traces.errors import InputError
 
-if TYPE_CHECKING:
-    from engine.calibration.calibration import Calibration, Progress
 
-EXAMPLES = (
-    "python -m engine calibrate --model ./model --out machine.toml",
-    "python -m engine calibrate --model ./model --device emulated --h2d-gbs 2 --d2h-gbs 2 --out machine.toml",
-)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is measured and where it goes; the options of the device are added by the caller."""
-    parser.add_argument("--model", required=True, help="a folder with a model, or a hub id")
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the machine's file (.toml)")
-    parser.add_argument("--dtype", default="auto", help="of the loaded weights (default: the checkpoint's)")
-    parser.add_argument("--trust-remote-code", action="store_true", help="let the checkpoint bring model code")
     parser.add_argument("--quick", action="store_true", help="fewer sizes: good enough for a plan")
+    add_device(parser)
 
 
-def check_out(path: Path) -> None:
+def run(args: argparse.Namespace) -> int:
+    """Measure the device and its host, and write what was found."""
+    _check_out(args.out)
+    with devices.open_device(device_of(args)) as device:
+        model = model_of(args)
+        with progress("measuring", 1, unit="parts", lines=True) as shown:
+            measured = calibration.calibrate(model, device, args.out.stem, quick=args.quick, progress=shown.at)
+    measured.hardware.write(args.out)
+    print_summary(measured, args.out)
+    return 0
+
+
+def _check_out(path: Path) -> None:
     """Raise InputError before anything is measured if the file cannot be written."""
     if path.suffix != ".toml":
         raise InputError(f"--out {path}: a machine's file ends in .toml")
@@ -33,25 +38,9 @@ def check_out(path: Path) -> None:
         raise InputError(f"--out {path}: there is no folder {path.resolve().parent}; make it first")
 
 
-def bar() -> "Progress":
-    """A progress bar on standard error for the parts of a calibration."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    shown = tqdm(unit="part", disable=None, leave=False)
-
-    def progress(done: int, total: int, doing: str) -> None:
-        shown.total, shown.n = total, done
-        shown.set_description_str(doing if done < total else "fit")
-        shown.refresh()
-        if done == total:
-            shown.close()
-
-    return progress
-
-
-def print_summary(calibration: "Calibration", path: Path) -> None:
+def print_summary(found: "calibration.Calibration", path: Path) -> None:
     """The main numbers, how well the roofs fit, and what runs slow beside what."""
-    link, probes = calibration.probes.link, calibration.probes
+    link, probes = found.probes.link, found.probes
     h2d, d2h, both, read, copy, device, host = (
         one.median / 1e9
         for one in (
@@ -60,7 +49,7 @@ def print_summary(calibration: "Calibration", path: Path) -> None:
         )
     )
     lines = [
-        calibration.hardware.description,
+        found.hardware.description,
         f"link: H2D {h2d:.2f} GB/s, D2H {d2h:.2f} GB/s, both at once {both:.2f} GB/s",
         f"host memory: read at {read:.1f} GB/s, copied by one thread at {copy:.1f} GB/s",
         f"matrix products: device {device:.0f} GFLOP/s, host {host:.0f} GFLOP/s",
@@ -68,13 +57,26 @@ def print_summary(calibration: "Calibration", path: Path) -> None:
         *(
             f"  {one.what}: {one.num_samples} kinds, error {100 * one.median_error:.1f} % (median), "
             f"{100 * one.worst_error:.0f} % (worst)"
-            for one in calibration.fits
+            for one in found.fits
         ),
         "beside streaming weights:",
         *(
             f"  {one.op}: {1e3 * one.beside_s:.2f} ms, alone {1e3 * one.alone_s:.2f} ms ({one.slowdown:.2f} x)"
-            for one in calibration.contention
+            for one in found.contention
         ),
         f"written: {path}",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+COMMAND = Command(
+    "calibrate",
+    "measure this machine for a model",
+    (
+        "--model ./model --out machine.toml",
+        "--model ./model --device emulated --h2d-gbs 2 --d2h-gbs 2 --out machine.toml",
+    ),
+    _add_arguments,
+    run,
+    needs="engine",
+)

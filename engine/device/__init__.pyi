@@ -1,3 +1,4 @@
+from .arguments import add_device as add_device, device_of as device_of
 from .base import (
     ALIGNMENT_BYTES as ALIGNMENT_BYTES,
     Device as Device,

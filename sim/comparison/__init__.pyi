@@ -6,7 +6,6 @@ from .comparison import (
     compare as compare,
     input_hash as input_hash,
     inputs as inputs,
-    project_version as project_version,
 )
 from .listing import print_hardware as print_hardware, print_known as print_known
 from .picture import COLOURS as COLOURS, ROW_ORDER as ROW_ORDER, draw as draw

@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Self
 
 from sim.cost import Setup
@@ -13,7 +12,7 @@ from sim.planning import NothingFitsError, best_policy
 from sim.problem import Policy, Problem
 from sim.schedule import Schedule, by_name, registered
 from sim.simulation import Prediction, predict
-from traces.cli import in_processes
+from traces.cli import in_processes, project_version
 from traces.data_frame import Tabular
 from traces.errors import InputError
 
@@ -171,11 +170,3 @@ def input_hash(everything: Mapping[str, Any]) -> str:
     """SHA-256 of the inputs: equal hashes, equal results."""
     canonical = json.dumps(everything, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def project_version() -> str:
-    """The installed version of the project."""
-    try:
-        return version("cgopipe")
-    except PackageNotFoundError:
-        return "not installed"

@@ -1,8 +1,7 @@
 from .explanation import Explanation as Explanation, explain as explain
 from .grid import PolicyGrid as PolicyGrid
-from .planner import (
-    Choice as Choice,
-    NothingFitsError as NothingFitsError,
-    best_policy as best_policy,
-    plan as plan,
-)
+from .hrm import hrm_plan as hrm_plan
+from .picture import draw as draw
+from .planner import Choice as Choice, NothingFitsError as NothingFitsError, best_policy as best_policy, plan as plan
+from .report import print_explanation as print_explanation, print_plan as print_plan
+from .search import Candidate as Candidate, Objective as Objective

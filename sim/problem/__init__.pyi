@@ -1,4 +1,10 @@
-from .arguments import add_problem as add_problem, problem_of as problem_of, schedules_of as schedules_of
+from .arguments import (
+    add_policy as add_policy,
+    add_problem as add_problem,
+    fixed_policy as fixed_policy,
+    problem_of as problem_of,
+    schedules_of as schedules_of,
+)
 from .batch import Batch as Batch, MicroBatch as MicroBatch, make_batch as make_batch
 from .machine import (
     UNITS as UNITS,

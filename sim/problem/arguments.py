@@ -1,8 +1,10 @@
 """The options that say what is asked: model, machine, workload and schedules."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from traces.cli import positive_int
 from traces.errors import InputError
 
 if TYPE_CHECKING:
@@ -15,11 +17,34 @@ def add_problem(group: Any) -> None:
     group.add_argument("--model", default="mixtral-8x7b", help="preset, config.json or folder (default: %(default)s)")
     group.add_argument("--hardware", default="gcp-t4", help="preset or .toml file (default: %(default)s)")
     group.add_argument("--workload", default="mtbench", help="preset, .toml or .jsonl file (default: %(default)s)")
-    group.add_argument("--prompt-len", type=int, metavar="TOKENS", help="every prompt this long, instead of a workload")
-    group.add_argument("--gen-len", type=int, metavar="TOKENS", help="generated per request (default: the workload's)")
+    tokens: dict[str, Any] = {"type": positive_int, "metavar": "TOKENS"}
+    group.add_argument("--prompt-len", **tokens, help="every prompt this long, instead of a workload")
+    group.add_argument("--gen-len", **tokens, help="generated per request (default: the workload's)")
     padding = group.add_mutually_exclusive_group()
     padding.add_argument("--padded", dest="padded", action="store_true", default=True, help="to the longest (default)")
     padding.add_argument("--unpadded", dest="padded", action="store_false", help="balanced micro-batches (Algorithm 2)")
+
+
+def add_policy(group: Any) -> None:
+    """Add those that fix the policy, or its sizes."""
+    group.add_argument("--micro-batch-size", type=positive_int, metavar="REQUESTS", help="μ")
+    group.add_argument("--num-micro-batches", type=positive_int, metavar="COUNT", help="n; the batch is μ × n")
+    group.add_argument("--policy", metavar="FILE", help="JSON fields; for one schedule only if it names it")
+
+
+def fixed_policy(args: argparse.Namespace) -> tuple[str | None, dict[str, Any]]:
+    """The schedule that a policy file is for, if it names one, and the fields that are fixed: all, sizes or none.
+
+    Raises InputError for a file that is none, and for sizes beside a file.
+    """
+    from sim.problem.policy import read_policy_file
+
+    sizes = {name: getattr(args, name) for name in ("micro_batch_size", "num_micro_batches") if getattr(args, name)}
+    if args.policy is None:
+        return None, sizes
+    if sizes:
+        raise InputError("--policy holds the sizes already: leave out --micro-batch-size and --num-micro-batches")
+    return read_policy_file(Path(args.policy))
 
 
 def problem_of(args: argparse.Namespace) -> "Problem":

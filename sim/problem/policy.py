@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from sim.problem.model import Layer, Model
 from sim.schedule import PipelineShape, Place, Schedule
+from traces.cli import SCHEMA
 from traces.errors import (
     InputError,
     check_choice,
@@ -161,5 +162,7 @@ class Policy:
 def read_policy_file(path: Path) -> tuple[str | None, dict[str, Any]]:
     """The schedule that a policy file (JSON) is for, if it says so, and the policy's fields. Raises InputError."""
     table = read_object(path)
-    schedule = table.pop("schedule", None)
+    schedule, version = table.pop("schedule", None), table.pop("schema", SCHEMA)
+    if version != SCHEMA:
+        raise InputError(f"policy file {path}: schema {version!r} is not known; this version reads {SCHEMA}")
     return schedule, table

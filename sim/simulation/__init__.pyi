@@ -1,4 +1,9 @@
-from .compiled import is_compiled as is_compiled, jitted as jitted, warm_up as warm_up
+from .compiled import (
+    compile_once as compile_once,
+    is_compiled as is_compiled,
+    jitted as jitted,
+    warm_up as warm_up,
+)
 from .fair_sharing import fair_rates as fair_rates
 from .prediction import (
     LaneSummary as LaneSummary,

@@ -12,13 +12,14 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from sim.comparison import SIZES, Asked, Outcome, compare, project_version
+from sim.comparison import SIZES, Asked, Outcome, compare
 from sim.hrm import SCHEDULE, search_policies
 from sim.planning import best_policy
 from sim.problem import DEFAULT_GEN_LEN, Hardware, Model, Policy, Problem, Workload
 from sim.schedule import Place, by_name
 from sim.simulation import predict
 from sim.sweep.axes import HARDWARE, POLICY, Axis, Value, points
+from traces.cli import project_version
 from traces.errors import InputError, error_prefix
 
 Row = dict[str, Any]

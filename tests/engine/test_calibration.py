@@ -24,7 +24,7 @@ from engine.calibration.measure.runs import MAX_TOKENS, Sample, conditions, run_
 from engine.calibration.measure.split_experts import second_place
 from engine.cli import main
 from engine.device import EmulatedDevice
-from engine.generation.demo import make_model
+from engine.running.demo import make_model
 from sim.cost import GROWS_WITH_CONTEXT
 from sim.problem import AtTokens, Basis, Hardware, Quantity
 from sim.schedule import Op

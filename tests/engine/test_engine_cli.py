@@ -13,9 +13,9 @@ import engine
 from engine.cli import main
 from engine.generation import load_model
 from engine.generation.checkpoint import load_tokenizer
-from engine.generation.demo import make_model
 from engine.generation.requests import Results, read_requests
-from traces.files.chrome_reader import read
+from engine.running.demo import make_model
+from traces.files import read_trace
 
 NEW = 4
 
@@ -54,7 +54,7 @@ def test_results_in_order_equal_to_plain_generation(folder, command, tmp_path):
     assert [line["prompt"] for line in found] == TEXTS
     assert [line["token_ids"] for line in found] == expected
     assert [line["text"] for line in found] == tokenizer.batch_decode(expected, skip_special_tokens=True)
-    assert read(tmp_path / "run.json.gz").metadata["schedule"] == "cgopipe"
+    assert read_trace(tmp_path / "run.json.gz").metadata["schedule"] == "cgopipe"
 
 
 def test_the_call_takes_a_folder_and_text(folder):
@@ -147,6 +147,7 @@ def test_openai_batch_format(folder, command, tmp_path):
     assert c["response"] is d["response"] is None
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_run_resumes_and_repeats_nothing(command, tmp_path, monkeypatch):
     from engine.generation import request_file as serve
 
@@ -238,7 +239,7 @@ def test_pickled_weights_are_not_loaded(folder, command, tmp_path, capsys):
         (["--device-memory-gb", "0.0001"], "the plan: schedule cgopipe"),
         (["--device", "tpu"], "device: 'tpu' is not known"),
         (["--h2d-gbs", "0"], "h2d bandwidth"),
-        (["--policy", "none.json"], "leave --micro-batch-size"),
+        (["--policy", "none.json"], "leave out --micro-batch-size"),
         (["--plan-for", "t4"], "--plan-for chooses policy and sizes"),
         (["--trace", "trace.txt"], "ends in .json or .json.gz"),
         (["--output", "/nowhere/out.jsonl"], "there is no folder /nowhere"),

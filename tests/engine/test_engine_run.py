@@ -234,6 +234,7 @@ def test_a_failing_layer_ends_the_run_and_leaves_nothing_behind(device, call, er
 
 
 @pytest.mark.parametrize("heads", [1, 9], ids=["in prefill", "in decode"])
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c(device, heads):
     model, done = make("mixtral"), []
 

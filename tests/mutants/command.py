@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = OneLineParser(
         prog="python -m tests.mutants",
         description="Break formulas and schedules one at a time, and require a red test for each.",
-        examples=("python -m tests.mutants", "python -m tests.mutants --only barrier-dropped"),
+        examples=("", "--only barrier-dropped"),
     )
     add_arguments(parser)
     parser.set_defaults(command=run)

@@ -198,7 +198,9 @@ class TestCommand:
     def test_a_file_of_ones_own(self, tmp_path, capsys):
         path = write(tmp_path, cells(tokens_per_s="15.6"), cells(setting="S5"))
         assert main(["published", "--predict", str(path), "--json", "-", "--jobs", "1"]) == 0
-        first, second = json.loads(capsys.readouterr().out)
+        content = json.loads(capsys.readouterr().out)
+        assert content.keys() == {"schema", "rows"}
+        first, second = content["rows"]
         assert (first["setting"], first["schedule"], first["gen_len"]) == ("S1", "cgopipe", 32)
         assert first["measured_tokens_per_s"] == 15.6
         assert first["predicted_tokens_per_s"] == pytest.approx(15.6, rel=0.2)

@@ -533,7 +533,7 @@ def test_json_is_the_numbers_of_the_replay(files, capsys, tmp_path):
     assert main(["replay", str(trace), "--hardware", str(machine), "--json", "-"]) == 0
     shown = json.loads(capsys.readouterr().out)
     expected = replay_trace(read_trace(trace), Hardware.load(machine)).to_dict()
-    assert shown == json.loads(json.dumps(expected))
+    assert shown == {"schema": 1, **json.loads(json.dumps(expected))}
     assert shown["origin"] == "emulated device"
     assert set(shown["layer3"]) >= {"run", "prefill", "decode", "lanes", "path_agreement", "throughput_error"}
     assert main(["replay", str(trace), "--hardware", str(machine), "--json", str(tmp_path / "out.json")]) == 0

@@ -1,12 +1,26 @@
-from .commands import main as main
+from .bars import Progress as Progress, progress as progress
 from .frame import (
     INTERRUPTED as INTERRUPTED,
+    Command as Command,
     OneLineParser as OneLineParser,
-    add_command as add_command,
-    check_format as check_format,
-    console as console,
+    Program as Program,
+    project_version as project_version,
     run_command as run_command,
-    write_text as write_text,
+)
+from .options import (
+    add_jobs as add_jobs,
+    add_json as add_json,
+    add_plot as add_plot,
+    check_format as check_format,
+    one_of as one_of,
+    positive_int as positive_int,
+)
+from .output import (
+    SCHEMA as SCHEMA,
+    console as console,
+    deliver as deliver,
+    write_json as write_json,
     writing as writing,
 )
+from .program import PROGRAM as PROGRAM, main as main
 from .workers import in_processes as in_processes

@@ -1,91 +1,133 @@
-"""What all command lines of the project share: errors in one line, exit codes, and examples under every `--help`."""
+"""What all command lines of the project share: one shape of a command, errors in one line, exit codes, and `--help`."""
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pkgutil import resolve_name
 from typing import Any, NoReturn
 
-from rich.console import Console
-
 from traces.errors import InputError
-
-FORMATS = (".png", ".svg", ".pdf")
-"""What pictures are drawn into."""
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
-Command = Callable[[argparse.Namespace], int]
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command: what it is called, what it takes and what it does."""
+
+    name: str
+    summary: str
+    """What it does, in a phrase: 'simulate schedules side by side'."""
+    examples: tuple[str, ...]
+    """Arguments that a user may give: '--schedules cgopipe --plot compare.png'."""
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+    """Does it, and returns the exit code; it imports what is heavy."""
+    needs: str = ""
+    """The optional dependencies without which it does not work: 'engine'."""
+    interrupted: str = "interrupted"
+    """What a user reads after Ctrl-C."""
+
+    def __call__(self, args: argparse.Namespace) -> int:
+        try:
+            return self.run(args)
+        except KeyboardInterrupt:
+            sys.stderr.write(f"{self.interrupted}\n")
+            return INTERRUPTED
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").partition(".")[0]
+            if not self.needs or not missing or find_spec(missing) is not None:
+                raise
+            mend = f"pip install 'cgopipe[{self.needs}]'"
+            raise InputError(f"{self.name}: needs {missing}, which is not installed: {mend}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Commands under one name. It starts fast: only the command that is asked for is imported."""
+
+    prog: str
+    summary: str
+    commands: "Mapping[str, str | Program]"
+    """Where each command is, 'sim.comparison.command:COMMAND', or commands under a second name."""
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Run one command; returns its exit code."""
+        argv = sys.argv[1:] if argv is None else argv
+        return run_command(self.parser(argv), argv)
+
+    def parser(self, argv: Sequence[str] = ()) -> "OneLineParser":
+        """The parser of all commands, or of the one alone with which the arguments begin."""
+        parser = OneLineParser(prog=self.prog, description=self.summary)
+        parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
+        self._fill(parser, argv)
+        return parser
+
+    def _fill(self, parser: "OneLineParser", argv: Sequence[str]) -> None:
+        group = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+        for name in argv[:1] if argv and argv[0] in self.commands else self.commands:
+            place = self.commands[name]
+            if isinstance(place, Program):
+                text = place.summary
+                place._fill(group.add_parser(name, help=text[0].lower() + text[1:-1], description=text), argv[1:])
+                continue
+            found: Command = resolve_name(place)
+            text = found.summary[0].upper() + found.summary[1:] + "."
+            command = group.add_parser(name, help=found.summary, description=text, examples=found.examples)
+            found.add_arguments(command)
+            command.set_defaults(command=found)
 
 
 class OneLineParser(argparse.ArgumentParser):
     """A parser whose mistakes are one line, as all others of the project."""
 
     def __init__(self, *, examples: Sequence[str] = (), **options: Any) -> None:
-        if examples:
-            options["epilog"] = "examples:\n" + "\n".join(f"  {line}" for line in examples)
-            options["formatter_class"] = argparse.RawDescriptionHelpFormatter
         super().__init__(**options)
+        if examples:  # arguments; the program's name goes before them
+            self.epilog = "examples:\n" + "\n".join(f"  {self.prog} {one}".rstrip() for one in examples)
+            self.formatter_class = argparse.RawDescriptionHelpFormatter
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
+        raise InputError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
 
 
-def add_command(commands: Any, name: str, summary: str, run: Command, examples: Sequence[str]) -> OneLineParser:
-    """Add a command to a parser's subparsers."""
-    text = summary[0].upper() + summary[1:] + "."
-    command: OneLineParser = commands.add_parser(name, help=summary, description=text, examples=examples)
-    command.set_defaults(command=run)
-    return command
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        sys.stdout.write(f"cgopipe {project_version()}\n")
+        parser.exit()
 
 
-def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None, interrupted: str = "interrupted") -> int:
+def project_version() -> str:
+    """The version of this project, as in '0.1.0'."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("cgopipe")
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     """Parse and run one command; returns its exit code. What the user can mend is one line on standard error."""
     try:
         args = parser.parse_args(argv)
-        command: Command = args.command
-        return command(args)
+        command: Callable[[argparse.Namespace], int] = args.command
+        code = command(args)
+        sys.stdout.flush()
+        return code
     except InputError as error:
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         sys.stderr.write(f"error: {error}{notes}\n")
         return USAGE_ERROR
     except KeyboardInterrupt:
-        sys.stderr.write(f"{interrupted}\n")
+        sys.stderr.write("interrupted\n")
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit) as error:  # rich ends the program where a pipe is broken
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of the pipe has seen enough
         return 0
-
-
-def writing(path: str, write: Callable[[], object]) -> None:
-    """Write something to a file. Raises InputError, which names it, if it cannot be written."""
-    try:
-        write()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-
-
-def write_text(path: str, text: str) -> None:
-    """Write a text to a file, or to standard output if its name is `-`. Raises InputError as `writing`."""
-    if path == "-":
-        sys.stdout.write(text)
-    else:
-        writing(path, lambda: Path(path).write_text(text, encoding="utf-8"))
-
-
-PLAIN_WIDTH = 140
-"""Columns where the output is no terminal."""
-
-
-def console() -> Console:
-    """Standard output, at the terminal's width or wide enough for every column."""
-    plain = Console()
-    return plain if plain.is_terminal else Console(width=PLAIN_WIDTH)
-
-
-def check_format(path: str) -> None:
-    """Raise InputError, before any work is done, if the name of a picture has no suffix that can be drawn."""
-    if Path(path).suffix.lower() not in FORMATS:
-        raise InputError(f"--plot: {path!r} is not a picture; its name must end in {', '.join(FORMATS)}")

@@ -1,145 +1,103 @@
-"""`python -m validation published`: predict the published rows, fit the machines, or predict a file of one's own."""
+"""The published rows predicted, the machines fitted to them, or a file of one's own predicted."""
 
 import argparse
-import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from traces.cli import OneLineParser
-from traces.errors import InputError, check_count
-
-if TYPE_CHECKING:
-    from sim.problem import Hardware
-    from validation.published.fit import Fitted, Progress
-    from validation.published.holdout import HeldOut
-    from validation.published.predict import Predicted
-    from validation.published.rows import Row
+from sim import problem, simulation
+from traces.cli import Command, add_jobs, add_json, deliver, progress
+from traces.errors import InputError
+from validation import published
 
 
-def add_arguments(parser: OneLineParser) -> None:
-    """Add the command's arguments."""
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--predict", metavar="FILE", help="predict the rows of this CSV file, with the presets as they are"
     )
     what.add_argument("--fit", action="store_true", help="fit the machines first, and report held-out rows apart")
     parser.add_argument("--write-presets", action="store_true", help="with --fit: write the values into the presets")
-    parser.add_argument("--json", metavar="FILE", help="write results as JSON; - is standard output, without tables")
-    parser.add_argument("--jobs", type=int, metavar="N", help="processes (default: one per core)")
+    add_json(parser)
+    add_jobs(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; returns its exit code."""
-    from validation.published.predict import predict_all
-    from validation.published.rows import THROUGHPUT, read_rows
-
-    if args.jobs is not None:
-        check_count("--jobs", args.jobs)
+    """Predict, and fit if asked."""
     if args.write_presets and not args.fit:
         raise InputError("--write-presets: writes what a fit has found; give --fit too")
+    simulation.compile_once()
     jobs = args.jobs or os.cpu_count() or 1
-    rows = read_rows(Path(args.predict) if args.predict else THROUGHPUT)
+    rows = published.read_rows(Path(args.predict) if args.predict else published.THROUGHPUT)
     if args.fit:
-        _fit(args, rows, jobs)
-    else:
-        _report(args, predict_all(rows, None, jobs, "predicting"), [])
-    return 0
+        return _fit(args, rows, jobs)
+    return _report(args, _predictions(rows, jobs))
 
 
-def _fit(args: argparse.Namespace, rows: "Sequence[Row]", jobs: int) -> None:
+def _predictions(
+    rows: "Sequence[published.Row]", jobs: int, machines: "Mapping[str, problem.Hardware] | None" = None
+) -> "list[published.Predicted]":
+    found = []
+    with progress("predicting", len(rows), unit="rows") as shown:
+        for one in published.predict_all(rows, machines, jobs):
+            found.append(one)
+            shown.advance()
+    return found
+
+
+def _fit(args: argparse.Namespace, rows: "Sequence[published.Row]", jobs: int) -> int:
     """Fit all, write if asked, then fit again without some rows at a time to predict those."""
-    from validation.published.fit import CASES, fit, machines
-    from validation.published.holdout import folds, without_setting
-    from validation.published.predict import predict_all
-    from validation.published.setups import SETTINGS
+    from validation.published.fit import fit
 
-    with _status() as progress:
-        fits = [fit(case, rows, jobs, progress) for case in CASES]
+    with progress("fitting") as shown:
+        fits = [fit(case, rows, jobs, shown.say) for case in published.CASES]
     if args.write_presets:
-        from validation.published.presets import write_presets
-
-        for path in write_presets(fits):
+        for path in published.write_presets(fits):
             sys.stderr.write(f"wrote {path}\n")
-    fitted = machines(fits, [machine for _, machine in SETTINGS.values()])
-    predictions = predict_all(rows, fitted, jobs, "predicting")
-    held_out: list[HeldOut] = []
+    fitted = published.machines(fits, [machine for _, machine in published.SETTINGS.values()])
+    predictions = _predictions(rows, jobs, fitted)
+    held_out: list[published.HeldOut] = []
     try:
-        with _status() as progress:
+        with progress("fitting without some rows") as shown:
             for whole in fits:
-                held_out += folds(whole, rows, jobs, progress)
-            held_out.append(without_setting(CASES[0], "S6", rows, jobs, progress))
+                held_out += published.folds(whole, rows, jobs, shown.say)
+            held_out.append(published.without_setting(published.CASES[0], "S6", rows, jobs, shown.say))
     except KeyboardInterrupt:
         sys.stderr.write(f"interrupted: {len(held_out)} fits without some rows were done\n")
-    _report(args, predictions, held_out, fits)
+    return _report(args, predictions, held_out, fits)
 
 
 def _report(
     args: argparse.Namespace,
-    predictions: "list[Predicted]",
-    held_out: "Sequence[HeldOut]",
-    fits: "Sequence[Fitted]" = (),
-) -> None:
-    if args.json:
-        _write(args.json, _content(predictions, held_out, fits))
-    if args.json == "-":
-        return
-    from validation.published import report
+    predictions: "list[published.Predicted]",
+    held_out: "Sequence[published.HeldOut]" = (),
+    fits: "Sequence[published.Fitted]" = (),
+) -> int:
+    def content() -> dict[str, Any]:
+        rows = {"rows": [one.to_dict() for one in predictions]}
+        if not fits:
+            return rows
+        fitted = {one.case.machine: one.values for one in fits}
+        return {**rows, "fitted": fitted, "held_out": [one.to_dict() for one in held_out]}
 
-    report.print_report(predictions, own_file=bool(args.predict))
-    if not args.predict:
-        from validation.published.fit import machines
-        from validation.published.kernels import predict_kernels
+    def show() -> None:
+        published.print_report(predictions, own_file=bool(args.predict))
+        if not args.predict:
+            machine = published.machines(fits, ["gcp-l4"]).get("gcp-l4") or problem.Hardware.load("gcp-l4")
+            published.print_kernels(published.predict_kernels(machine))
+        if fits:
+            published.print_fits(fits, held_out)
 
-        machine = machines(fits, ["gcp-l4"]).get("gcp-l4") or _preset("gcp-l4")
-        report.print_kernels(predict_kernels(machine))
-    if fits:
-        report.print_fits(fits, held_out)
-
-
-def _preset(name: str) -> "Hardware":
-    from sim.problem import Hardware
-
-    return Hardware.load(name)
+    return deliver(args, content, show)
 
 
-def _content(predictions: "list[Predicted]", held_out: "Sequence[HeldOut]", fits: "Sequence[Fitted]") -> Any:
-    """Rows as a list; with a fit, an object of rows, values and rows predicted without them."""
-    rows = [one.to_dict() for one in predictions]
-    if not fits:
-        return rows
-    return {
-        "rows": rows,
-        "fitted": {one.case.machine: one.values for one in fits},
-        "held_out": [
-            {"name": one.name, "machine": one.fitted.case.machine, "rows": [row.to_dict() for row in one.predictions]}
-            for one in held_out
-        ],
-    }
-
-
-@contextmanager
-def _status() -> "Iterator[Progress]":
-    """Says what a fit does: a line that changes on a terminal, nothing elsewhere."""
-    from rich.console import Console
-
-    out = Console(stderr=True)
-    if not out.is_terminal:
-        yield lambda text: None
-        return
-    with out.status("fitting") as status:
-        yield lambda text: status.update(f"fitting {text}")
-
-
-def _write(path: str, content: object) -> None:
-    text = json.dumps(content, indent=2) + "\n"
-    if path == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+COMMAND = Command(
+    "published",
+    "predict published runs of other systems, and fit the machines they ran on",
+    ("", "--fit", "--predict runs.csv --json -"),
+    _add_arguments,
+    run,
+    needs="engine",
+)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from validation.published.fit import Fitted, MachineFit, Progress, fit, machines, usable
 from validation.published.predict import Predicted, predict_all
@@ -18,6 +19,11 @@ class HeldOut:
     name: str
     fitted: Fitted
     predictions: list[Predicted]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        rows = [one.to_dict() for one in self.predictions]
+        return {"name": self.name, "machine": self.fitted.case.machine, "rows": rows}
 
 
 def folds(whole: Fitted, rows: Sequence[Row], jobs: int, progress: Progress | None = None) -> list[HeldOut]:

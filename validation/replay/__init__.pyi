@@ -1,3 +1,4 @@
 from .checks import Replay as Replay, replay_trace as replay_trace
 from .picture import draw as draw
 from .rebuild import rebuild_setup as rebuild_setup, recorded as recorded
+from .report import print_replay as print_replay

@@ -1,43 +1,43 @@
-"""`python -m validation replay`: a trace against its schedule and against the cost model."""
+"""A trace against its schedule and against the cost model."""
 
 import argparse
-import json
 
-from traces.cli import write_text, writing
+from sim import problem
+from traces import files
+from traces.cli import Command, add_json, add_plot, deliver, progress
 from traces.errors import InputError
+from validation import replay
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the command takes."""
-    parser.add_argument("trace", help="of a run of the engine, or of a simulated one (.json, .json.gz)")
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("trace", metavar="FILE", help="a run of the engine, or a simulated one (.json, .json.gz)")
     parser.add_argument("--hardware", metavar="FILE", help="the machine it ran on: a calibrated .toml, or a preset")
-    parser.add_argument("--plot", metavar="FILE", help="draw measured above predicted: .png, .svg or .pdf")
-    parser.add_argument("--json", metavar="FILE", help="write all numbers; - is standard output, without tables")
+    add_plot(parser, "measured above predicted")
+    add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Replay one trace and show how far off each layer is."""
-    from sim.problem import Hardware
-    from traces.cli import check_format
-    from traces.files import read_trace
-    from validation.replay.checks import replay_trace
+    hardware = problem.Hardware.load(args.hardware) if args.hardware else None
+    with progress("replaying"):
+        trace = files.read_trace(args.trace)
+        try:
+            result = replay.replay_trace(trace, hardware)
+        except InputError as error:
+            raise InputError(f"{args.trace}: {error}") from None
 
-    if args.plot:
-        check_format(args.plot)
-    hardware = Hardware.load(args.hardware) if args.hardware else None
-    trace = read_trace(args.trace)
-    try:
-        result = replay_trace(trace, hardware)
-    except InputError as error:
-        raise InputError(f"{args.trace}: {error}") from None
-    if args.json:
-        write_text(args.json, json.dumps(result.to_dict(), indent=2) + "\n")
-    if args.json != "-":
-        from validation.replay.report import print_replay
+    return deliver(
+        args,
+        result.to_dict,
+        lambda: replay.print_replay(result),
+        (args.plot, lambda path: replay.draw(result, path)),
+    )
 
-        print_replay(result)
-    if args.plot:
-        from validation.replay.picture import draw
 
-        writing(args.plot, lambda: draw(result, args.plot))
-    return 0
+COMMAND = Command(
+    "replay",
+    "replay a trace: its durations through its schedule, then the cost model's",
+    ("run.json.gz", "run.json.gz --hardware machine.toml --plot replay.png"),
+    _add_arguments,
+    run,
+)

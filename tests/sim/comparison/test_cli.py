@@ -11,6 +11,8 @@ from sim_examples import made_setup, round_machine, with_hand_over
 from trace_rules import assert_obeys_rules
 
 from sim.cli import main
+from sim.comparison import command as compare
+from sim.hrm import command as roofline
 from sim.problem import Hardware, Model, Workload
 from sim.schedule import registered
 from traces.files import chrome_reader
@@ -69,7 +71,8 @@ def test_compare_prints_every_schedule_with_its_numbers(capsys):
 
 def test_json_has_every_field_of_every_result_and_the_inputs_once(capsys):
     shown = results(capsys, *QUICK)
-    assert set(shown) == {"inputs", "input_hash", "results"}
+    assert set(shown) == {"schema", "inputs", "input_hash", "results"}
+    assert shown["schema"] == 1
     assert [one["schedule"] for one in shown["results"]] == list(registered())
     for one in shown["results"]:
         assert set(one) >= RESULT_KEYS
@@ -199,26 +202,26 @@ def test_list_of_a_machine_shows_the_basis_of_every_number(capsys):
         assert re.search(rf"{re.escape(path)} .*{quantity.basis}", out), path
 
 
-@pytest.mark.parametrize("command", [(), ("compare",), ("roofline",), ("list",)])
+@pytest.mark.parametrize("command", ["compare", "roofline", "list"])
 def test_help_ends_with_two_examples(command):
     shown = subprocess.run(
-        [sys.executable, "-m", "sim", *command, "--help"],
+        [sys.executable, "-m", "sim", command, "--help"],
         capture_output=True,
         text=True,
         check=True,
         cwd=Path(__file__).resolve().parents[3],
     ).stdout
-    assert len(re.findall(r"^  python -m sim .+$", shown.partition("examples:")[2], re.MULTILINE)) == 2
+    assert len(re.findall(rf"^  python -m sim {command}.*$", shown.partition("examples:")[2], re.MULTILINE)) == 2
 
 
-def test_the_examples_of_help_work(capsys, tmp_path, monkeypatch):
-    from sim import cli
-
+@pytest.mark.parametrize("command", [compare.COMMAND, compare.LISTING, roofline.COMMAND], ids=lambda one: one.name)
+def test_the_examples_of_help_work(command, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for line in (*cli._COMPARE_EXAMPLES, *cli._ROOFLINE_EXAMPLES, *cli._LIST_EXAMPLES):
-        assert main(line.split()[3:]) == 0, line
+    for example in command.examples:
+        assert main([command.name, *example.split()]) == 0, example
     capsys.readouterr()
-    assert {file.name for file in tmp_path.iterdir()} == {"compare.png", "roofline.png"}
+    named = re.findall(r"\w+\.png", " ".join(command.examples))
+    assert [file.name for file in tmp_path.iterdir()] == named
 
 
 @pytest.mark.parametrize(
@@ -232,8 +235,8 @@ def test_the_examples_of_help_work(capsys, tmp_path, monkeypatch):
         (("compare", "--micro-batch-size", "0"), "--micro-batch-size: 0"),
         (("compare", "--micro-batch-size", "many"), "--micro-batch-size"),
         (("compare", "--num-micro-batches", "-1"), "--num-micro-batches: -1"),
-        (("compare", "--gen-len", "0"), "gen_len: 0"),
-        (("compare", "--prompt-len", "0"), "prompt-len: 0"),
+        (("compare", "--gen-len", "0"), "--gen-len: 0"),
+        (("compare", "--prompt-len", "0"), "--prompt-len: 0"),
         (("compare", "--jobs", "0"), "--jobs: 0"),
         (("compare", "--baseline", "vllm"), "--baseline: 'vllm'"),
         (("compare", "--plot", "picture.txt"), ".png"),
@@ -293,12 +296,10 @@ def test_a_file_that_cannot_be_written_is_one_line(capsys, tmp_path):
 
 
 def test_interruption_is_quiet(monkeypatch, capsys):
-    import sim.comparison.comparison
-
     def interrupted(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sim.comparison.comparison, "compare", interrupted)
+    monkeypatch.setattr("sim.comparison.compare", interrupted)
     code, _, err = run(capsys, "compare", *QUICK)
     assert code == 130
     assert err == "interrupted\n"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from sim.hrm.command import add_to
+from sim.hrm.command import COMMAND
 from sim.hrm.estimate import (
     CPU_MEMORY_SHARE,
     GPU_MEMORY_SHARE,
@@ -266,9 +266,8 @@ class TestPaperOptimizer:
 
 def run(*options: str) -> int:
     parser = OneLineParser()
-    add_to(parser.add_subparsers())
-    args = parser.parse_args(["roofline", *options])
-    return args.command(args)
+    COMMAND.add_arguments(parser)
+    return COMMAND.run(parser.parse_args(options))
 
 
 class TestRooflineCommand:

@@ -21,7 +21,7 @@ def small_grid(monkeypatch):
     def few(*args, **given):
         return PolicyGrid(*args, **given) if args else PolicyGrid(**{**sizes, **given})
 
-    monkeypatch.setattr("sim.planning.grid.PolicyGrid", few)
+    monkeypatch.setattr("sim.planning.PolicyGrid", few)
     monkeypatch.setattr("sim.planning.planner.PolicyGrid", few)
     monkeypatch.setattr("sim.planning.picture.PER_DOUBLING", 1)
 
@@ -102,16 +102,22 @@ class TestPolicyFile:
         assert result["throughput_tokens_per_s"] == pytest.approx(table["throughput_tokens_per_s"], rel=1e-9)
 
     def test_goes_from_plan_to_the_engine(self, tmp_path):
-        engine = pytest.importorskip("engine.cli")
+        given_policy = pytest.importorskip("engine.running.command").given_policy
         path = tmp_path / "policy.json"
         run("--out", str(path))
         schedule, fields = read_policy_file(path)
-        given = argparse.Namespace(policy=path, micro_batch_size=None, num_micro_batches=None)
-        read = engine._policy(given, by_name(schedule))
+        given = argparse.Namespace(policy=path, plan_for=None, micro_batch_size=None, num_micro_batches=None)
+        read = given_policy(given, by_name(schedule))
         assert read == Policy.from_dict(fields, by_name(schedule))
-        assert {"schedule": schedule, **read.to_dict()} == json.loads(path.read_text())
+        assert {"schema": 1, "schedule": schedule, **read.to_dict()} == json.loads(path.read_text())
         with pytest.raises(InputError, match="is for schedule cgopipe: give --schedule cgopipe"):
-            engine._policy(given, by_name("flexgen"))
+            given_policy(given, by_name("flexgen"))
+
+    def test_of_a_schema_that_is_not_known_is_refused(self, tmp_path):
+        path = tmp_path / "policy.json"
+        path.write_text('{"schema": 2, "micro_batch_size": 1}')
+        with pytest.raises(InputError, match="schema 2 is not known; this version reads 1"):
+            read_policy_file(path)
 
     def test_an_unknown_field_is_refused_by_name(self, tmp_path, capsys):
         path = tmp_path / "policy.json"

@@ -223,7 +223,7 @@ class TestResume:
         content = whole.read_bytes()
         whole.write_bytes(content[: content[:-1].rfind(b"\n") + 1])
         computed = []
-        monkeypatch.setattr("sim.sweep.sweep.row_of", lambda point: computed.append(point) or row_of(point))
+        monkeypatch.setattr("sim.sweep.row_of", lambda point: computed.append(point) or row_of(point))
         sweep(*AXES, *SMALL, "--jobs", 1, "--out", whole, "--resume")
         assert len(computed) == 1
         assert whole.read_bytes() == content
@@ -250,6 +250,7 @@ class TestResume:
         sweep(*AXES, *SMALL, "--out", whole, "--resume", code=2)
         assert "is not row" in capsys.readouterr().err
 
+    @pytest.mark.usefixtures("interruptible")
     def test_ctrl_c_keeps_rows_and_resume_goes_on(self, tmp_path):
         path = tmp_path / "rows.csv"
         options = ["--axis", "prompt_len=16..4096x4081", *SMALL, "--exact", "--out", str(path)]
@@ -332,7 +333,7 @@ class TestMaps:
                 "did you mean gen_len",
             ),
             (("--axis", "gen_len=3", "--map", "a,b,c", "--plot", "x.gif", "--out", "r.csv"), "not a picture"),
-            (("--axis", "gen_len=3", "--backend", "spark"), "there are loky, threading, dask, ray"),
+            (("--axis", "gen_len=3", "--backend", "spark"), "'spark' is none of loky, threading, dask, ray"),
             (("--axis", "gen_len=3", "--cluster", "tcp://x:1"), "loky has none"),
             (("--axis", "gen_len=3", "--jobs", 0), "--jobs: 0 is not allowed"),
             (("--rows", "none.csv", "--map", "a,b,c", "--plot", "x.png"), "cannot be read"),
@@ -365,8 +366,7 @@ def test_the_commands_of_the_docs_can_be_run(tmp_path, monkeypatch):
     commands = [text.split("\n") for text in (tmp_path / "commands").read_text().strip().split("\n\n")]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sim.sweep.command._write", lambda *_: 0)
-    monkeypatch.setattr("sim.sweep.command._draw", lambda *_: None)
-    monkeypatch.setattr("sim.sweep.rows.read_rows", lambda _: [])
+    monkeypatch.setattr("sim.sweep.command._draw", lambda *_: 0)
     assert len(commands) == 6
     for command in commands:
         for file in tmp_path.glob("*.csv"):
@@ -377,7 +377,7 @@ def test_the_commands_of_the_docs_can_be_run(tmp_path, monkeypatch):
 
 def test_help_and_start_up_need_no_library_of_pictures_or_workers():
     script = (
-        "import sys; from sim import cli; from sim.sweep import command; cli._parser(); "
+        "import sys; from sim.cli import PROGRAM; PROGRAM.parser(); "
         "print(*[m for m in ('matplotlib', 'joblib', 'scipy', 'numba', 'distributed') if m in sys.modules])"
     )
     shown = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -4,12 +4,14 @@ import contextlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
+
+from engine.running.command import add_arguments, run
+from traces.cli import OneLineParser
 
 PROMPTS = (
     "A mixture of experts",
@@ -44,8 +46,8 @@ def make_model(folder: Path, hidden_size: int = 256, num_layers: int = 4) -> Non
     tokenizer.save_pretrained(folder)
 
 
-def run_demo(folder: Path | None, schedule: str, main: Callable[[Sequence[str]], int]) -> int:
-    """Make the model, write requests, run them with `main` as a user would, and show what came out."""
+def run_demo(folder: Path | None, schedule: str) -> int:
+    """Make the model, write requests, run them as a user would, and show what came out."""
     with contextlib.ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -55,16 +57,17 @@ def run_demo(folder: Path | None, schedule: str, main: Callable[[Sequence[str]],
         make_model(model)
         requests.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS), encoding="utf-8")
         results.unlink(missing_ok=True)
-        command = ["run", "--model", str(model), "--input", str(requests), "--output", str(results)]
+        command = ["--model", str(model), "--input", str(requests), "--output", str(results)]
         command += ["--schedule", schedule, "--device", "emulated", "--h2d-gbs", "1", "--d2h-gbs", "1"]
         command += ["--device-memory-gb", "0.5", "--micro-batch-size", "2", "--num-micro-batches", "4"]
         command += ["--max-new-tokens", "16", "--trace", str(trace)]
-        sys.stderr.write(f"a random model of bytes in {model}; now: python -m engine {' '.join(command)}\n")
-        code = main(command)
-        if code == 0:
-            _show(results)
-            sys.stdout.write(f"trace: {trace} ({trace.stat().st_size} bytes), opens in ui.perfetto.dev\n")
-        return code
+        sys.stderr.write(f"a random model of bytes in {model}; now: python -m engine run {' '.join(command)}\n")
+        parser = OneLineParser()
+        add_arguments(parser)
+        run(parser.parse_args(command))
+        _show(results)
+        sys.stdout.write(f"trace: {trace} ({trace.stat().st_size} bytes), opens in ui.perfetto.dev\n")
+        return 0
 
 
 def _show(results: Path) -> None:

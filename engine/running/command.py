@@ -1,0 +1,186 @@
+"""Two commands: a file of requests run on a device, by a policy that is given or planned, and a demonstration of it."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine import calibration, device as devices, generation
+from engine.device import add_device, device_of
+from engine.generation import add_model, model_of
+from sim import problem, schedule as schedules, simulation
+from sim.problem import add_policy, fixed_policy
+from traces import files
+from traces.cli import Command, positive_int, progress, writing
+from traces.errors import InputError
+
+if TYPE_CHECKING:
+    from engine.planning import RunPlan
+
+USUAL_SIZES = {"micro_batch_size": 4, "num_micro_batches": 4}
+"""What of the sizes is not given, where one of them is."""
+
+SAMPLING = ("temperature", "top_p", "top_k")
+"""Options of `generate` that make it sample; without them the choice is greedy."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `run`."""
+    paths = parser.add_argument_group("files")
+    add_model(paths)
+    paths.add_argument("--input", required=True, type=Path, metavar="FILE", help="requests, one JSON object a line")
+    paths.add_argument(
+        "--output", required=True, type=Path, metavar="FILE", help="results, in the order and format of the input"
+    )
+    paths.add_argument("--resume", action="store_true", help="go on with an output file that an earlier run began")
+    paths.add_argument("--trace", type=Path, metavar="FILE", help="write the first batch's trace (.json or .json.gz)")
+    policy = parser.add_argument_group("policy (without one, this machine is measured and the best is planned)")
+    policy.add_argument("--schedule", default="cgopipe", help="(default: %(default)s)")
+    add_policy(policy)
+    policy.add_argument("--plan-for", metavar="HARDWARE", help="plan the policy for this machine (a preset or a .toml)")
+    add_device(parser.add_argument_group("device"))
+    options = parser.add_argument_group("generation")
+    options.add_argument("--max-new-tokens", type=positive_int, default=64, help="(default: %(default)s)")
+    options.add_argument("--temperature", type=float, help="sample; without sampling options the choice is greedy")
+    options.add_argument("--top-p", type=float)
+    options.add_argument("--top-k", type=int)
+    options.add_argument("--repetition-penalty", type=float)
+    options.add_argument("--seed", type=int, help="of micro-batch 0; micro-batch j takes seed + j")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generate for every request of a file; results are appended as each batch ends."""
+    schedule = schedules.by_name(args.schedule)
+    policy = given_policy(args, schedule)
+    _check_paths(args)
+    with devices.open_device(device_of(args)) as device:
+        result = _run_file(args, schedule, policy, device)
+    if result is None:
+        sys.stderr.write("nothing left to do\n")
+        return 0
+    if args.trace:
+        writing(args.trace, lambda: files.write_trace(result.trace, args.trace))
+    sys.stderr.write(_summary(result) + "\n")
+    return 0
+
+
+def given_policy(args: argparse.Namespace, schedule: "schedules.Schedule") -> "problem.Policy | None":
+    """The policy that the options fix, or None if it is to be planned. Raises InputError if they disagree."""
+    meant_for, fields = fixed_policy(args)
+    if args.plan_for and fields:
+        raise InputError("--plan-for chooses policy and sizes: leave the other options for them out")
+    if meant_for not in (None, schedule.name):
+        raise InputError(f"policy {args.policy} is for schedule {meant_for}: give --schedule {meant_for}")
+    if not fields and args.policy is None:
+        return None
+    return problem.Policy.from_dict(fields if args.policy else {**USUAL_SIZES, **fields}, schedule)
+
+
+def _check_paths(args: argparse.Namespace) -> None:
+    if args.trace and not str(args.trace).endswith((".json", ".json.gz")):
+        raise InputError(f"--trace {args.trace}: give a name that ends in .json or .json.gz")
+    for path in filter(None, (args.output, args.trace)):
+        if not path.resolve().parent.is_dir():
+            raise InputError(f"{path}: there is no folder {path.resolve().parent}; make it first")
+
+
+def _run_file(
+    args: argparse.Namespace,
+    schedule: "schedules.Schedule",
+    policy: "problem.Policy | None",
+    device: "devices.Device",
+) -> "generation.RunResult | None":
+    with progress(f"loading {args.model}"):
+        tokenizer = generation.find_tokenizer(args.model, args.trust_remote_code)
+        model = model_of(args)
+    requests = generation.RequestFile(args.input, args.output, model, tokenizer, args.max_new_tokens, args.resume)
+    for error in requests.errors:
+        sys.stderr.write(f"left out: {error}\n")
+    if requests.resumed:
+        sys.stderr.write(f"resumed: {requests.resumed} results are there already\n")
+    if not requests.pending:
+        requests.run_nothing()
+        return None
+    planned = None
+    if policy is None:
+        planned = _plan(args, schedule, device, model, requests.prompt_tokens)
+        policy = planned.policy
+    sys.stderr.write(f"policy: {planned or f'{policy} requests'}, schedule {schedule.name}\n")
+    total = len(requests.pending) * args.max_new_tokens
+    with progress("generating", total, unit="tokens", lines=True) as shown:
+        result = requests.run(schedule, policy, device, shown.advance, seed=args.seed, **_generate_kwargs(args))
+    if planned is not None and result is not None:
+        expected, measured = planned.expected.throughput_tokens_per_s, result.stats.tokens_per_s
+        sys.stderr.write(
+            f"expected {expected:.1f} tokens/s on {planned.machine}, measured {measured:.1f} on {result.trace.origin} "
+            f"({measured / expected:.2f} of it)\n"
+        )
+    return result
+
+
+def _plan(
+    args: argparse.Namespace, schedule: "schedules.Schedule", device: "devices.Device", model: Any, prompts: list[int]
+) -> "RunPlan":
+    from engine.planning import plan
+
+    if args.plan_for:
+        hardware = problem.Hardware.load(args.plan_for)
+    else:
+        sys.stderr.write("measuring this machine to plan for it (--plan-for FILE or a policy skips this)\n")
+        with progress("measuring", 1, unit="parts", lines=True) as shown:
+            hardware = calibration.calibrate(model, device, "this machine", quick=True, progress=shown.at).hardware
+    simulation.compile_once()
+    with progress("planning"):
+        return plan(model, hardware, schedule, prompts, args.max_new_tokens)
+
+
+def _generate_kwargs(args: argparse.Namespace) -> dict[str, Any]:
+    given = {name: getattr(args, name) for name in (*SAMPLING, "repetition_penalty") if getattr(args, name) is not None}
+    return {"do_sample": True, **given} if given.keys() & SAMPLING else given
+
+
+def _summary(result: "generation.RunResult") -> str:
+    """What a run did, in a few lines."""
+    stats = result.stats
+    busy = ", ".join(f"{lane} {seconds:.2f} s" for lane, seconds in stats.busy_s.items())
+    peaks = ", ".join(f"{tier} {num_bytes / 1e6:.1f} MB" for tier, num_bytes in stats.peak_bytes.items())
+    return (
+        f"{result.trace.origin}: {stats.generated_tokens} tokens at {stats.tokens_per_s:.1f} tokens/s "
+        f"(prefill {stats.prefill_s:.2f} s, decode {stats.decode_s:.2f} s)\n"
+        f"busy: {busy}\npeak memory: {peaks}"
+    )
+
+
+COMMAND = Command(
+    "run",
+    "generate for every request of a file",
+    (
+        "--model ./model --input prompts.jsonl --output results.jsonl --max-new-tokens 32",
+        "--model ./model --input prompts.jsonl --output results.jsonl --resume",
+    ),
+    add_arguments,
+    run,
+    needs="engine",
+    interrupted="interrupted: finished batches are written, --resume goes on with the others",
+)
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="where to keep model and results (default: nowhere)")
+    parser.add_argument("--schedule", default="cgopipe", help="(default: %(default)s)")
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from engine.running.demo import run_demo
+
+    return run_demo(args.folder, args.schedule)
+
+
+DEMO = Command(
+    "demo",
+    "make a small random model and run it",
+    ("", "--schedule flexgen --folder demo"),
+    _add_demo,
+    _demo,
+    needs="engine",
+)

@@ -1,0 +1,94 @@
+"""Two commands: schedules side by side, and what is known."""
+
+import argparse
+from pathlib import Path
+
+from sim import comparison, schedule as schedules, simulation
+from sim.problem import add_policy, add_problem, fixed_policy, problem_of, schedules_of
+from traces import files
+from traces.cli import Command, add_jobs, add_json, add_plot, deliver, progress, project_version, write_json
+from traces.errors import InputError
+
+MEND = "Try smaller or fewer micro-batches, a shorter prompt-len or gen-len, or fewer weight_bits in a policy file"
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    add_problem(parser.add_argument_group("problem"))
+    add_policy(parser.add_argument_group("policy (without one, each schedule gets its own best)"))
+    how = parser.add_argument_group("output")
+    how.add_argument("--baseline", metavar="SCHEDULE", help="show speed-ups against it too")
+    add_json(how)
+    add_plot(how, "throughput and one layer's timeline")
+    how.add_argument(
+        "--trace", metavar="DIR", help="write prefill and two decode steps per schedule (Perfetto opens it)"
+    )
+    how.add_argument("--exact", action="store_true", help="simulate every decode step instead of interpolating")
+    add_jobs(how)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    problem = problem_of(args)
+    names, asked = schedules_of(args), _asked(args)
+    if args.baseline and args.baseline not in names:
+        raise InputError(f"--baseline: {args.baseline!r} is not among the schedules compared: {', '.join(names)}")
+    if not (args.policy or (args.micro_batch_size and args.num_micro_batches)):
+        simulation.compile_once()
+    with progress("planning and simulating"):
+        outcomes = comparison.compare(problem, names, asked, args.jobs)
+    content = outcomes.to_dict()
+    try:
+        outcomes.best  # noqa: B018
+    except InputError as nothing_fits:
+        if args.json:
+            write_json(args.json, content)
+        raise InputError(f"{nothing_fits}. {MEND}") from None
+    return deliver(
+        args,
+        lambda: content,
+        lambda: comparison.print_comparison(problem, outcomes, args.baseline),
+        (args.plot, lambda path: comparison.draw(problem, outcomes, path)),
+        (args.trace, lambda folder: _write_traces(outcomes, Path(folder), content["input_hash"])),
+    )
+
+
+def _asked(args: argparse.Namespace) -> "comparison.Asked":
+    schedule, fields = fixed_policy(args)
+    if schedule is not None:
+        schedules.by_name(schedule)
+    policies = {schedule or "": fields} if args.policy else {}
+    return comparison.Asked(policies, args.micro_batch_size, args.num_micro_batches, args.exact)
+
+
+def _write_traces(outcomes: "comparison.Comparison", folder: Path, digest: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"input_hash": digest, "versions": {"cgopipe": project_version()}}
+    for one in outcomes:
+        if one.setup is not None and one.prediction is not None:
+            files.write_trace(simulation.record(one.setup, metadata), folder / f"{one.schedule}.json.gz")
+
+
+COMMAND = Command(
+    "compare",
+    "simulate schedules side by side",
+    (
+        "--schedules cgopipe,flexgen --micro-batch-size 36 --num-micro-batches 14",
+        "--model qwen3-30b-a3b --hardware rtx4090 --unpadded --plot compare.png",
+    ),
+    _add_compare,
+    _compare,
+)
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("hardware", nargs="?", help="show every number of this machine, with basis and source")
+
+
+def _list(args: argparse.Namespace) -> int:
+    if args.hardware:
+        comparison.print_hardware(args.hardware)
+    else:
+        comparison.print_known()
+    return 0
+
+
+LISTING = Command("list", "show every preset and schedule", ("", "gcp-t4"), _add_machine, _list)

@@ -1,0 +1,62 @@
+"""Options that many commands have, and the types of their values: a wrong one is told in a line before any work."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from traces.errors import InputError, nearest
+
+FORMATS = (".png", ".svg", ".pdf")
+"""What pictures are drawn into."""
+
+
+def positive_int(text: str) -> int:
+    """Read a whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not allowed; give a whole number of at least 1")
+    return value
+
+
+def one_of(*names: str) -> Callable[[str], str]:
+    """Read one of some names."""
+
+    def known(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names)}{nearest(text, names)}")
+        return text
+
+    return known
+
+
+def add_json(parser: Any) -> None:
+    """Add where the results go as JSON to a parser or a group of it."""
+    parser.add_argument("--json", metavar="FILE", help="write results as JSON; - is standard output, without tables")
+
+
+def add_plot(parser: Any, what: str) -> None:
+    """Add where a picture goes."""
+    parser.add_argument("--plot", metavar="FILE", type=_picture, help=f"draw {what}: .png, .svg or .pdf")
+
+
+def add_jobs(parser: Any, what: str = "processes (default: one per core)") -> None:
+    """Add how many share the work."""
+    parser.add_argument("--jobs", type=positive_int, metavar="N", help=what)
+
+
+def check_format(path: str) -> None:
+    """Raise InputError if the name of a picture has no suffix that can be drawn."""
+    if Path(path).suffix.lower() not in FORMATS:
+        raise InputError(f"--plot: {path!r} is not a picture; its name must end in {', '.join(FORMATS)}")
+
+
+def _picture(path: str) -> str:
+    try:
+        check_format(path)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("--plot: ")) from None
+    return path

@@ -1,0 +1,64 @@
+"""What a command leaves behind: files first, then what it tells on standard output, whose reader may be gone."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from traces.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SCHEMA = 1
+"""Version of the JSON that commands write. It grows when a field goes or means something else."""
+
+PLAIN_WIDTH = 140
+"""Columns where the output is no terminal."""
+
+File = tuple[str | Path | None, Callable[[str], object]]
+"""Where something is to be written, if it is, and what writes it there."""
+
+
+def deliver(
+    args: argparse.Namespace, content: Callable[[], Mapping[str, Any]], show: Callable[[], object], *files: File
+) -> int:
+    """Write the files, then tell: with `--json -` the results as JSON, otherwise the tables. Returns the exit code.
+
+    Raises InputError, which names it, for a file that cannot be written.
+    """
+    for path, write in files:
+        if path is not None:
+            writing(path, lambda path=path, write=write: write(str(path)))  # type: ignore[misc]
+    if args.json is not None:
+        write_json(args.json, content())
+    if args.json != "-":
+        show()
+    return 0
+
+
+def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write results as JSON that says which version of it this is, to a file or to standard output (`-`)."""
+    text = json.dumps({"schema": SCHEMA, **content}, indent=2, ensure_ascii=False) + "\n"
+    if path == "-":
+        sys.stdout.write(text)
+    else:
+        writing(path, lambda: Path(path).write_text(text, encoding="utf-8"))
+
+
+def writing(path: str | Path, write: Callable[[], object]) -> None:
+    """Write something to a file. Raises InputError, which names it, if it cannot be written."""
+    try:
+        write()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def console() -> "Console":
+    """Standard output, at the terminal's width or wide enough for every column."""
+    from rich.console import Console
+
+    plain = Console()
+    return plain if plain.is_terminal else Console(width=PLAIN_WIDTH)
