@@ -13,16 +13,32 @@ SLOW = (
     "tests/engine/test_calibration.py",
     "tests/engine/test_engine_cli.py",
     "tests/engine/test_engine_tokens.py",
+    "tests/repository/test_schemas.py",  # runs every command
     "::TestHarness::",  # starts pytest in copies of a project
     "::TestCommand::",
     "::TestPublishedOrder::",
     "::TestPerfetto::",  # starts Perfetto's own engine
     "::TestRegret::",  # simulates every policy of a grid
     "::TestReplanned::",
+    "::TestWords::",
+    "::TestRooflineCommand::",  # draws
+    "::TestRoundTrip::",
+    "::test_a_fit_finds_the_values_that_made_the_rows",
+    "::test_a_program_is_the_tasks_of_the_schedule",
+    "::test_ctrl_c_keeps_rows_and_resume_goes_on",
+    "::test_equals_float64_for_any_shape_and_any_padding",
+    "::test_every_row_is_predicted",
+    "::test_half_precision_is_summed_in_float32",
+    "::test_lanes_are_busy_for_no_longer_than_the_makespan",
     "::test_memory_does_not_grow_with_steps",
+    "::test_nothing_is_simulated_to_be_faster",
+    "::test_sharing_between_long_tasks_of_any_length_is_to_the_nanosecond",
     "::test_the_examples_of_help_work",
-    "::test_without_a_policy_each_schedule_gets_its_own_and_given_sizes_stay",
+    "::test_the_examples_of_the_library_run",
     "::test_what_more_of_each_resource_gives",
+    "::test_with_a_hand_over_steps_are_those_of_simpy",
+    "::test_with_sharing_steps_are_those_of_simpy",
+    "::test_without_a_policy_each_schedule_gets_its_own_and_given_sizes_stay",
 )
 """Parts of the names of tests that take some seconds: `tox -e quick` and `pytest -m "not slow"` leave them out."""
 

@@ -116,8 +116,9 @@ def test_another_version_is_refused(written, capsys):
 
 
 def test_the_report_of_the_campaign_that_is_kept():
+    """It was made before versions were written."""
     file = ROOT / "benchmarks" / "results" / "campaign-emulated" / "report.json"
-    assert faults("campaign", json.loads(file.read_text(encoding="utf-8"))) == []
+    assert faults("campaign", {"schema": 1, **json.loads(file.read_text(encoding="utf-8"))}) == []
 
 
 OPENAI = {"custom_id": "a", "body": {"messages": []}}

@@ -55,6 +55,13 @@ def test_every_environment_that_is_spoken_of_is_there():
     assert {f"testenv:{name}" for name in spoken} == {name for name in TOX.sections() if name.startswith("testenv:")}
 
 
+def test_every_test_that_is_called_slow_is_there():
+    table = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8").partition("SLOW = (")[2].partition("\n)\n")[0]
+    sources = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r'"([^"\n]+)",', table):
+        assert (ROOT / name).exists() or re.search(rf"(def|class) {name.strip(':')}\b", sources), name
+
+
 @pytest.mark.parametrize("package", PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"])
 def test_a_package_says_that_it_has_types(package):
     """Everything in these folders that git does not ignore goes into the wheel."""
