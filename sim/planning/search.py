@@ -11,6 +11,7 @@ from sim.cost import Setup
 from sim.planning.bounds import least_seconds
 from sim.planning.candidates import TIERS, Candidates, Floats
 from sim.problem import Policy
+from sim.schedule import Tier
 
 if TYPE_CHECKING:
     from sim.simulation import FastResult
@@ -58,7 +59,7 @@ class Candidate:
 
     @property
     def device_bytes(self) -> int:
-        return self.setup.memory.peak_bytes()["device"]
+        return self.setup.memory.peak_bytes()[Tier.DEVICE]
 
 
 class Search:
@@ -146,7 +147,7 @@ class _Rows:
         steps = found.problem.workload.gen_len - 1
         self.tokens_per_s: Floats = tokens / total_s
         self.token_s: Floats = decode_s / steps if steps else total_s
-        self.device_bytes: Floats = found.bytes[:, TIERS.index("device")].astype(float)
+        self.device_bytes: Floats = found.bytes[:, TIERS.index(Tier.DEVICE)].astype(float)
 
 
 def in_essence(policy: Policy) -> Policy:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from sim.planning.bounds.durations import LEAST, MEAN, MOST, WEIGHT_OPS, Times
 from sim.planning.candidates import Floats
-from sim.schedule import NONE, Barrier, DependencyTracker, Lane, Op, PipelineShape, Task
+from sim.schedule import NONE, Barrier, DependencyTracker, Lane, Op, PipelineShape, Task, layout_of
 
 LIKE_ALL = 3
 """Micro-batches that are looked at: the first, one that stands for all in the middle, and the last."""
@@ -59,7 +59,7 @@ class _Stretches:
 
     def _cut(self) -> list[list[Task]]:
         schedule, shape = self._times.space.schedule, self._shape
-        tracker = DependencyTracker(schedule.layout(shape))
+        tracker = DependencyTracker(layout_of(schedule, shape))
         stretches: list[list[Task]] = [[]]
         last = DECODE_STEPS if self._times.segments else 0
         for step in range(last + 1):
