@@ -1,5 +1,6 @@
 """Where every byte of a policy lives: the memory plan, which decides feasibility before anything is simulated."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -91,32 +92,28 @@ def plan_memory(
     streamed = model.over_layers(lambda layer: policy.streamed_bytes(schedule, model, layer))
     buffers = _Buffers(schedule, shape, policy, model, batch)
     ranks = num_devices // batch.copies
-    device = {
+    shared = {
         MemoryPart.EMBEDDING_AND_HEAD: model.resident_bytes() - _non_experts(model),
         MemoryPart.NON_EXPERTS: 0 if schedule.system.streams_non_experts else _non_experts(model),
         MemoryPart.RESIDENT_EXPERTS: _resident_experts(policy, model),
         MemoryPart.KV_CACHE: cache_on_device,
     }
-    pinned = {
-        MemoryPart.STREAMED_WEIGHTS: streamed if shape.weights_pinned else 0,
-        MemoryPart.KV_CACHE: (cache - cache_on_device) * (shape.attention is Place.GPU and schedule.system.pins_kv),
-        **buffers.of(Tier.PINNED),
-    }
-    host = {
-        MemoryPart.STREAMED_WEIGHTS: streamed,
-        MemoryPart.KV_CACHE: cache - cache_on_device,
-        **buffers.of(Tier.HOST),
-        **buffers.of(Tier.PINNED),
-    }
-    return MemoryPlan(
-        _present(
-            {part: -(-size // num_devices) for part, size in device.items()}
-            | buffers.of(Tier.DEVICE, ranks)
-            | {MemoryPart.ACTIVATIONS: _activations(policy, model, batch, ranks)}
-        ),
-        _present(host),
-        _present(pinned),
-    )
+    device = Counter[str]({part: -(-size // num_devices) for part, size in shared.items()})
+    device[MemoryPart.ACTIVATIONS] = _activations(policy, model, batch, ranks)
+    host = Counter[str]({MemoryPart.STREAMED_WEIGHTS: streamed, MemoryPart.KV_CACHE: cache - cache_on_device})
+    pinned = Counter[str]()
+    if shape.weights_pinned:
+        pinned[MemoryPart.STREAMED_WEIGHTS] = streamed
+    if shape.attention is Place.GPU and schedule.system.pins_kv:
+        pinned[MemoryPart.KV_CACHE] = cache - cache_on_device
+    for (tier, part, whole), size in buffers.bytes().items():
+        if tier is Tier.DEVICE:
+            device[part] += size if whole else -(-size // ranks)
+        else:
+            host[part] += batch.copies * size
+        if tier is Tier.PINNED:
+            pinned[part] += batch.copies * size
+    return MemoryPlan(_present(device), _present(host), _present(pinned))
 
 
 def _present(parts: Mapping[str, int]) -> dict[str, int]:
@@ -127,37 +124,31 @@ class _Buffers:
     """Bytes of the buffers of a schedule's layout."""
 
     def __init__(self, schedule: Schedule, shape: PipelineShape, policy: Policy, model: Model, batch: Batch) -> None:
-        self._buffers = layout_of(schedule, shape).buffers.values()
+        self._buffers = [one for one in layout_of(schedule, shape).buffers.values() if one.tier]
         self._schedule, self._policy, self._model, self._batch = schedule, policy, model, batch
         self._cache_bits = policy.cache_bits(model)
+        self._distinct = set(batch.micro_batches)
         requests, tokens = batch.num_requests // batch.copies, batch.prompt_tokens // batch.copies
         self._all = (MicroBatch(requests, tokens, 0, 0),)  # what grows with tokens adds up
 
-    def of(self, tier: Tier, num_devices: int | None = None) -> dict[str, int]:
-        """Each part in a tier; on one of `num_devices` that share it, else of all copies together."""
-        parts: dict[str, list[Buffer]] = {}
-        for buffer in self._buffers:
-            if buffer.tier is tier:
-                parts.setdefault(buffer.part, []).append(buffer)
-        return {part: self._part(buffers, num_devices) for part, buffers in parts.items()}
-
-    def _part(self, buffers: list[Buffer], num_devices: int | None) -> int:
-        whole, shared = (
-            max(sum(self._of_layer(one, layer) for one in some) for layer in self._model.distinct_layers)
-            for some in ([b for b in buffers if b.holds in PER_TOKEN], [b for b in buffers if b.holds not in PER_TOKEN])
-        )
-        if num_devices is None:
-            return self._batch.copies * (whole + shared)
-        return whole + -(-shared // num_devices)
+    def bytes(self) -> dict[tuple[Tier | None, str, bool], int]:
+        """Bytes by tier, part, and whether each of several devices holds all of them: of the layer that needs most."""
+        most = Counter[tuple[Tier | None, str, bool]]()
+        for layer in self._model.distinct_layers:
+            needed = Counter[tuple[Tier | None, str, bool]]()
+            for buffer in self._buffers:
+                needed[buffer.tier, buffer.part, buffer.holds in PER_TOKEN] += self._of_layer(buffer, layer)
+            most |= needed
+        return most
 
     def _of_layer(self, buffer: Buffer, layer: Layer) -> int:
         """All slots of a buffer, if each were filled by this layer."""
-        holds, batch = buffer.holds, self._batch
+        holds = buffer.holds
         if holds is Holds.WEIGHTS:
             return buffer.turns * self._policy.streamed_bytes(self._schedule, self._model, layer)
         if buffer.by is By.TURN:
-            return buffer.turns * max(self._slot(holds, layer, one) for one in batch.micro_batches)
-        many = batch.micro_batches if holds in KEPT else self._all
+            return buffer.turns * max(self._slot(holds, layer, one) for one in self._distinct)
+        many = self._batch.micro_batches if holds in KEPT else self._all
         return sum(self._slot(holds, layer, one) for one in many)
 
     def _slot(self, holds: Holds, layer: Layer, one: MicroBatch) -> int:

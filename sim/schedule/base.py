@@ -158,7 +158,7 @@ def layout_of(schedule: Schedule, shape: PipelineShape) -> SlotLayout:
     return _layout(type(schedule), shape)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _layout(schedule: type[Schedule], shape: PipelineShape) -> SlotLayout:
     return schedule().layout(shape)
 
