@@ -56,7 +56,14 @@ def cases() -> dict[str, Setup]:
 
 
 def forget_shapes() -> None:
-    for cached in (base._layout, base._start, base._steady, fastpath_program._program, fastpath_costs._kinds):
+    for cached in (
+        base._layout,
+        base._start,
+        base._steady,
+        fastpath_program._program,
+        fastpath_program._alike,
+        fastpath_costs._kinds,
+    ):
         cached.cache_clear()
 
 

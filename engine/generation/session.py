@@ -16,7 +16,7 @@ from engine.memory import Placement, WeightStream, streamed_layers
 from engine.model import Anatomy, GenerateCoroutine, Split, lean_gates
 from engine.tasks import BatchResult, BatchRun, GenerationOptions
 from sim.problem import Policy
-from sim.schedule import LaneKind, PipelineShape, Place, Schedule
+from sim.schedule import LaneKind, PipelineShape, Place, Schedule, SlotLayout, layout_of
 from traces.errors import InputError
 
 SWITCH_INTERVAL_S = 2e-4
@@ -44,13 +44,13 @@ class Session:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            pinning = (self._schedule.system.pinned_layers, self._policy.pin_weights)
-            staging = WeightStream.pinned_bytes(self._streamed, *pinning)
-            self._device.memory.plan = self._plan_in_words()
+            layout = layout_of(self._schedule, self.shape(self._policy.num_micro_batches))
+            staging = WeightStream.pinned_bytes(self._streamed, layout)
+            self._device.memory.plan = self._plan_in_words(layout)
             self._device.reserve_pinned(staging + self._exchange_bytes())
             stack.callback(self._device.reserve_pinned, 0)
             self._charge_host(stack)
-            placement = stack.enter_context(Placement(self._model, self._device, self._streamed, *pinning))
+            placement = stack.enter_context(Placement(self._model, self._device, self._streamed, layout))
             self._weights = placement.weights
             stack.enter_context(lean_gates(self._model.modules()))
             stack.enter_context(Split(self._model, self.anatomy.layers, placement.owners))
@@ -126,12 +126,12 @@ class Session:
         shapes = [p.tensor.shape for p in self.anatomy.parameters(layer) if id(p.tensor) not in experts]
         return max((max(shape) for shape in shapes if len(shape) == 2), default=0)
 
-    def _plan_in_words(self) -> str:
+    def _plan_in_words(self, layout: SlotLayout) -> str:
         policy = self._policy
-        largest = max((layer.num_bytes for layer in self._streamed if layer), default=0)
+        slots, largest = layout.buffers["weights"].turns, max(self.streamed_bytes)
         return (
             f"schedule {self._schedule.name}, {policy.num_micro_batches} micro-batches of {policy.micro_batch_size}, "
-            f"2 weight slots of {largest} bytes, experts_on_device {policy.experts_on_device:g}, "
+            f"{slots} weight slots of {largest} bytes, experts_on_device {policy.experts_on_device:g}, "
             f"kv_on_device {policy.kv_on_device:g}"
         )
 

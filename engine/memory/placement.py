@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from engine.device import Device
 from engine.memory.weights import StreamedLayer, WeightStream
 from engine.model import Anatomy, OwnedParameter, SplitExperts, can_split
+from sim.schedule import SlotLayout
 from traces.errors import InputError
 
 
@@ -41,13 +42,12 @@ class Placement:
         model: PreTrainedModel,
         device: Device,
         streamed: list[StreamedLayer | None],
-        pinned_layers: int,
-        pin_all: bool = False,
+        layout: SlotLayout,
     ) -> None:
         self._model = model
         self._device = device
         self._streamed = streamed
-        self._pinning = (pinned_layers, pin_all)
+        self._layout = layout
         self._originals: list[tuple[dict[str, torch.Tensor | None], str, torch.Tensor]] = []
         self._placed: dict[int, torch.Tensor] = {}
         self._splits: list[SplitExperts] = []
@@ -59,7 +59,7 @@ class Placement:
 
     def __enter__(self) -> Self:
         try:
-            self.weights = WeightStream(self._device, self._streamed, *self._pinning)
+            self.weights = WeightStream(self._device, self._streamed, self._layout)
             self._place_resident()
             self._split_experts()
         except BaseException:

@@ -1,4 +1,4 @@
-"""Weights that stream: host memory → (pinned staging →) one of two layer-sized slots on the device, page by page.
+"""Weights that stream: host memory → (pinned staging →) a layer-sized slot on the device, page by page.
 
 A layer's streamed parameters lie in a slot one behind the other; each parameter of the model is a view of the slot that
 holds its layer's current run (`bind`). Copies read the model's own host tensors: nothing is flattened or kept twice.
@@ -13,7 +13,7 @@ from torch import nn
 
 from engine.device import ALIGNMENT_BYTES, Device, LaneContext
 from engine.model import OwnedParameter
-from sim.schedule import WEIGHT_SLOTS, WHOLE
+from sim.schedule import WHOLE, SlotLayout, Task
 
 
 class Segment(NamedTuple):
@@ -84,13 +84,11 @@ class WeightStream:
     of a layer is on the device.
     """
 
-    def __init__(
-        self, device: Device, streamed: Sequence[StreamedLayer | None], pinned_layers: int, pin_all: bool = False
-    ) -> None:
-        """Takes slots on `device`, and of its pinned memory staging for `pinned_layers`, or room for all layers."""
+    def __init__(self, device: Device, streamed: Sequence[StreamedLayer | None], layout: SlotLayout) -> None:
+        """Takes slots on `device`, and of its pinned memory staging, or room for all layers."""
         self._device = device
+        self._layout = layout
         self._layers = streamed
-        self._num_pages = 0
         self._bound: dict[int, int] = {}
         self._slots: list[torch.Tensor] = []
         self._staging: list[torch.Tensor] = []
@@ -99,63 +97,64 @@ class WeightStream:
         self._in_staging: list[list[int | None]] = []
         largest = max((layer.num_bytes for layer in streamed if layer), default=0)
         if largest:
-            for slot in range(WEIGHT_SLOTS):
+            for slot in range(layout.buffers["weights"].turns):
                 self._slots.append(device.allocate(f"weight slot {slot}", (largest,), torch.uint8))
-            for turn in range(0 if pin_all else pinned_layers):
+            for turn in range(_staging_slots(layout)):
                 self._staging.append(device.pinned_empty(f"weight staging {turn}", (largest,), torch.uint8))
-        self._pinned = [self._pin_layer(i) if pin_all and layer else None for i, layer in enumerate(streamed)]
+        stay = layout.shape.weights_pinned
+        self._pinned = [self._pin_layer(layer, i) if stay and layer else None for i, layer in enumerate(streamed)]
 
     @staticmethod
-    def pinned_bytes(streamed: Sequence[StreamedLayer | None], pinned_layers: int, pin_all: bool) -> int:
+    def pinned_bytes(streamed: Sequence[StreamedLayer | None], layout: SlotLayout) -> int:
         """Page-locked memory that a stream takes."""
         sizes = [_aligned(layer.num_bytes) for layer in streamed if layer]
-        return sum(sizes) if pin_all else pinned_layers * max(sizes, default=0)
+        return sum(sizes) if layout.shape.weights_pinned else _staging_slots(layout) * max(sizes, default=0)
 
-    def begin_batch(self, num_pages: int) -> None:
-        """Forgets what the slots hold. Layers now travel in this many pages."""
-        self._num_pages = num_pages
-        self._in_slot = [[None] * num_pages for _ in range(WEIGHT_SLOTS)]
-        self._in_staging = [[None] * num_pages for _ in self._staging]
+    def begin_batch(self, layout: SlotLayout) -> None:
+        """Forgets what the slots hold. Slots are now given, and layers cut into pages, as this layout says."""
+        self._layout = layout
+        self._in_slot = [[None] * layout.shape.num_pages for _ in self._slots]
+        self._in_staging = [[None] * layout.shape.num_pages for _ in self._staging]
 
-    def pin(self, run: int, page: int) -> int:
+    def pin(self, task: Task) -> int:
         """Copies a page from the model's host memory into staging. Returns its bytes."""
-        layer = self._layer(run)
-        staging = self._staging[run % len(self._staging)]
-        start, stop = layer.page(page, self._num_pages)
+        layer, at = self._layer(task), self._layout.slot_of("pinned", task)
+        start, stop = self._bounds(task)
         for piece in layer.pieces(start, stop):
-            staging[piece.start : piece.stop].copy_(piece.source)
-        self._note(self._in_staging[run % len(self._staging)], page, run)
+            self._staging[at][piece.start : piece.stop].copy_(piece.source)
+        self._note(self._in_staging[at], task)
         return stop - start
 
-    def load(self, lane: LaneContext, run: int, page: int) -> int:
-        """Copies a page from page-locked memory (staging, or all weights) into the run's slot. Returns its bytes."""
-        layer, slot = self._layer(run), self._slots[run % WEIGHT_SLOTS]
-        pinned = self._pinned[run % len(self._layers)]
+    def load(self, lane: LaneContext, task: Task) -> int:
+        """Copies a page from page-locked memory (staging, or all weights) into the layer's slot. Returns its bytes."""
+        at = self._layout.slot_of("weights", task)
+        pinned = self._pinned[task.layer]
         if pinned is None:
-            pinned = self._staging[run % len(self._staging)]
-            self._check(self._in_staging[run % len(self._staging)], page, run, "staging")
-        start, stop = layer.page(page, self._num_pages)
+            staged = self._layout.slot_of("pinned", task)
+            pinned = self._staging[staged]
+            self._check(self._in_staging[staged], task, "staging")
+        start, stop = self._bounds(task)
         if start < stop:
-            lane.copy_h2d(slot[start:stop], pinned[start:stop], pinned=True)
-        self._note(self._in_slot[run % WEIGHT_SLOTS], page, run)
+            lane.copy_h2d(self._slots[at][start:stop], pinned[start:stop], pinned=True)
+        self._note(self._in_slot[at], task)
         return stop - start
 
-    def load_pageable(self, lane: LaneContext, run: int, page: int) -> int:
-        """Copies a page from the model's host memory straight into the run's slot. Returns its bytes."""
-        layer, slot = self._layer(run), self._slots[run % WEIGHT_SLOTS]
-        start, stop = layer.page(page, self._num_pages)
-        for piece in layer.pieces(start, stop):
-            lane.copy_h2d(slot[piece.start : piece.stop], piece.source, pinned=False)
-        self._note(self._in_slot[run % WEIGHT_SLOTS], page, run)
+    def load_pageable(self, lane: LaneContext, task: Task) -> int:
+        """Copies a page from the model's host memory straight into the layer's slot. Returns its bytes."""
+        at = self._layout.slot_of("weights", task)
+        start, stop = self._bounds(task)
+        for piece in self._layer(task).pieces(start, stop):
+            lane.copy_h2d(self._slots[at][piece.start : piece.stop], piece.source, pinned=False)
+        self._note(self._in_slot[at], task)
         return stop - start
 
-    def bind(self, run: int) -> None:
-        """Makes the model's parameters of the run's layer views of the slot that holds it, all pages of it."""
-        index, slot = run % len(self._layers), run % WEIGHT_SLOTS
-        self._check(self._in_slot[slot], WHOLE, run, "the device")
+    def bind(self, task: Task) -> None:
+        """Makes the model's parameters of the task's layer views of the slot that holds it, all pages of it."""
+        index, slot = task.layer, self._layout.slot_of("weights", task)
+        self._check(self._in_slot[slot], task._replace(page=WHOLE), "the device")
         if self._bound.get(index) == slot:
             return
-        layer = self._layer(run)
+        layer = self._layer(task)
         if (index, slot) not in self._views:
             self._views[index, slot] = layer.views(self._slots[slot])
         for parameter, view in zip(layer.parameters, self._views[index, slot], strict=True):
@@ -175,33 +174,40 @@ class WeightStream:
         self._staging.clear()
         self._pinned.clear()
 
-    def _pin_layer(self, index: int) -> torch.Tensor:
-        layer = self._layers[index]
-        assert layer is not None
+    def _pin_layer(self, layer: StreamedLayer, index: int) -> torch.Tensor:
         pinned = self._device.pinned_empty(f"weights of layer {index}", (layer.num_bytes,), torch.uint8)
         for segment in layer.segments:
             pinned[segment.start : segment.stop].copy_(segment.source)
         return pinned
 
-    def _layer(self, run: int) -> StreamedLayer:
-        layer = self._layers[run % len(self._layers)]
+    def _layer(self, task: Task) -> StreamedLayer:
+        layer = self._layers[task.layer]
         assert layer is not None, "a schedule moves only layers that stream"
         return layer
 
-    def _pages(self, page: int) -> range:
-        return range(self._num_pages) if page == WHOLE else range(page, page + 1)
+    def _bounds(self, task: Task) -> tuple[int, int]:
+        return self._layer(task).page(task.page, self._layout.shape.num_pages)
 
-    def _note(self, table: list[int | None], page: int, run: int) -> None:
-        for p in self._pages(page):
-            table[p] = run
+    def _note(self, table: list[int | None], task: Task) -> None:
+        for page in _pages(table, task):
+            table[page] = self._layout.run_of_layer(task)
 
-    def _check(self, table: list[int | None], page: int, run: int, where: str) -> None:
-        for p in self._pages(page):
-            if table[p] != run:
+    def _check(self, table: list[int | None], task: Task, where: str) -> None:
+        run = self._layout.run_of_layer(task)
+        for page in _pages(table, task):
+            if table[page] != run:
                 raise RuntimeError(
-                    f"page {p} of layer {run % len(self._layers)} is not in {where} when it is used (it holds run "
-                    f"{table[p]}, needed is run {run}): the schedule lacks a dependency"
+                    f"page {page} of layer {task.layer} is not in {where} when it is used (it holds run "
+                    f"{table[page]}, needed is run {run}): the schedule lacks a dependency"
                 )
+
+
+def _pages(table: list[int | None], task: Task) -> range:
+    return range(len(table)) if task.page == WHOLE else range(task.page, task.page + 1)
+
+
+def _staging_slots(layout: SlotLayout) -> int:
+    return 0 if layout.shape.weights_pinned else layout.buffers["pinned"].turns
 
 
 def _aligned(num_bytes: int) -> int:

@@ -16,7 +16,7 @@ from engine.tasks.attend import DecodeAttention
 from engine.tasks.compute import Compute
 from engine.tasks.perform import TaskPerformer
 from engine.tasks.transfers import Transfers
-from sim.schedule import Lane, LaneKind, PipelineShape, Schedule
+from sim.schedule import Lane, LaneKind, PipelineShape, Schedule, layout_of
 
 STEPS_THAT_SHOW_ALL_LANES = 3
 
@@ -76,7 +76,8 @@ class BatchRun:
         on_head: Callable[[GenerateCoroutine], None] = lambda micro_batch: None,
     ) -> BatchResult:
         """Generates for the token ids of each micro-batch's prompts. `first` numbers the first one, for its seed."""
-        self._weights.begin_batch(self._shape.num_pages)
+        layout = layout_of(self._schedule, self._shape)
+        self._weights.begin_batch(layout)
         buffers = Buffers(self._device, self._host)
         pairs = [self._make(j, rows, first) for j, rows in enumerate(micro_batches)]
         running = [pair[0] for pair in pairs]
@@ -85,9 +86,9 @@ class BatchRun:
         largest = max(running, key=_num_prompt_tokens(micro_batches))
         activations = Activations(self._device, largest, self._kinds)
         compute = Compute(self._shape, self._weights, self._device, attention, activations, on_head)
-        transfers = Transfers(self._shape, buffers, attention, activations)
+        transfers = Transfers(layout, buffers, attention, activations)
         num_steps = self._generation.max_new_tokens
-        work = TaskPerformer(running, desks, compute, transfers, self._weights, self._shape.num_layers, num_steps)
+        work = TaskPerformer(running, desks, compute, transfers, self._weights, num_steps)
         try:
             ran = self._execute(work)
             sequences = [row for one in running for row in self._generated(one, micro_batches[one.index])]

@@ -107,7 +107,7 @@ class Compute:
 
     def _use_weights(self, task: Task, micro_batch: GenerateCoroutine) -> None:
         if self._shape.streamed[task.layer]:
-            self._weights.bind(task.step * self._shape.num_layers + task.layer)
+            self._weights.bind(task)
         micro_batch.weights_ready = True
 
     def _go_on(self, task: Task, micro_batch: GenerateCoroutine, desk: InFlight) -> None:

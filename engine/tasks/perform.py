@@ -22,13 +22,11 @@ class TaskPerformer:
         compute: Compute,
         transfers: Transfers,
         weights: WeightStream,
-        num_layers: int,
         num_steps: int,
     ) -> None:
         self._micro_batches = micro_batches
         self._desks = desks
         self._weights = weights
-        self._num_layers = num_layers
         self._num_steps = num_steps
         self._on_device: dict[Op, Callable[[Task, GenerateCoroutine, InFlight], int]] = {
             Op.PRE_ATTN: compute.pre_attn,
@@ -73,9 +71,8 @@ class TaskPerformer:
             micro_batch.abandon()
 
     def _move_weights(self, lane: LaneContext, task: Task) -> int:
-        run = task.step * self._num_layers + task.layer
         if task.op is Op.PIN_WEIGHTS:
-            return self._weights.pin(run, task.page)
+            return self._weights.pin(task)
         if task.op is Op.LOAD_WEIGHTS:
-            return self._weights.load(lane, run, task.page)
-        return self._weights.load_pageable(lane, run, task.page)
+            return self._weights.load(lane, task)
+        return self._weights.load_pageable(lane, task)

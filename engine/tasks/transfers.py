@@ -4,16 +4,16 @@ from engine.device import LaneContext
 from engine.memory import Activations, Buffers
 from engine.model import AttentionCall, CacheNeeded, GenerateCoroutine, InFlight, KeysValues, LayerEntry, Store
 from engine.tasks.attend import DecodeAttention
-from sim.schedule import KV_SLOTS, PipelineShape, Task
+from sim.schedule import SlotLayout, Task
 
 
 class Transfers:
     """Copies for the micro-batches of one batch. Methods return the bytes that a task moved."""
 
     def __init__(
-        self, shape: PipelineShape, buffers: Buffers, attention: DecodeAttention, activations: Activations
+        self, layout: SlotLayout, buffers: Buffers, attention: DecodeAttention, activations: Activations
     ) -> None:
-        self._shape = shape
+        self._layout = layout
         self._buffers = buffers
         self._attention = attention
         self._activations = activations
@@ -81,7 +81,8 @@ class Transfers:
         host = desk.hidden_on_host
         if host is None:
             return 0
-        on_device = self._buffers.on_device(f"hidden states {self._turn(task)}", host.shape, host.dtype)
+        slot = self._layout.slot_of("activation", task)
+        on_device = self._buffers.on_device(f"hidden states {slot}", host.shape, host.dtype)
         lane.copy_h2d(on_device, host, pinned=False)
         desk.loaded_hidden = on_device
         return host.nbytes
@@ -91,20 +92,15 @@ class Transfers:
         store = desk.stores.get(task.layer)
         if store is None:
             return 0
-        loaded = []
+        slot, loaded = self._layout.slot_of("kv on device", task), []
         for name, tensor in zip(KeysValues._fields, store.content, strict=True):
             batch, heads, tokens, dim = tensor.shape
             shape = (batch, heads, tokens + new_tokens, dim)
-            on_device = self._buffers.on_device(f"kv buffer {self._turn(task)}, {name}", shape, tensor.dtype)
+            on_device = self._buffers.on_device(f"kv buffer {slot}, {name}", shape, tensor.dtype)
             lane.copy_h2d(on_device[:, :, :tokens], tensor, pinned=False)
             loaded.append(on_device)
         desk.loaded_caches[task.step, task.layer] = KeysValues(*loaded)
         return store.content.num_bytes
-
-    def _turn(self, task: Task) -> int:
-        """Which of the buffers that take turns (KV, hidden states of prefill) belongs to a layer's micro-batch."""
-        run = task.step * self._shape.num_layers + task.layer
-        return (run * self._shape.num_micro_batches + task.micro_batch) % KV_SLOTS
 
     def _new_to_host(self, lane: LaneContext, new: KeysValues, whose: str) -> KeysValues:
         named = zip(KeysValues._fields, new, strict=True)

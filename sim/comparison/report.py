@@ -8,6 +8,7 @@ from rich.table import Table
 
 from sim.comparison.comparison import Outcome
 from sim.problem import Basis, Problem
+from sim.schedule import Tier
 from sim.simulation import LaneSummary, Prediction
 from traces.cli import console
 
@@ -61,7 +62,7 @@ def _results(predictions: Sequence[Prediction], baseline: str | None) -> Table:
         row += [_seconds(one.prefill_s), _seconds(one.decode_s)]
         row.append(" then ".join(dict.fromkeys(p.bottleneck for p in (one.prefill, one.decode) if p.bottleneck)))
         row += [f"{one.over_busiest:+.0%}", f"{one.gpu_idle:.0%}"]
-        row += [" / ".join(f"{memory[tier] / 1e9:.1f}" for tier in ("device", "host", "pinned")), hrm]
+        row += [" / ".join(f"{memory[tier] / 1e9:.1f}" for tier in Tier), hrm]
         table.add_row(one.schedule, *row)
     return table
 

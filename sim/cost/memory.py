@@ -1,25 +1,26 @@
 """Where every byte of a policy lives: the memory plan, which decides feasibility before anything is simulated."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sim.problem import Batch, Hardware, Layer, MicroBatch, Model, Policy, packed_bytes
-from sim.schedule import KV_SLOTS, WEIGHT_SLOTS, PipelineShape, Place, Schedule
-
-ACTIVATION_SLOTS = 2
-"""Device buffers of one micro-batch's hidden states that take turns while the others wait on the host."""
+from sim.schedule import Buffer, By, Holds, MemoryPart, PipelineShape, Place, Schedule, Tier, layout_of
 
 LOGIT_BYTES = 4
 
-Tier = str
-"""One of `device` (each device), `host`, `pinned` (page-locked, part of the host's)."""
+PER_TOKEN = frozenset({Holds.PROMPT_HIDDEN, Holds.HIDDEN})
+"""What every device holds whole, where several share the heads and expert columns."""
+
+KEPT = frozenset({Holds.CACHE, Holds.PROMPT_CACHE})
+"""What a sliding window bounds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
     """A memory that a policy does not fit."""
 
-    tier: Tier
+    tier: str
     needed_bytes: int
     capacity_bytes: int
 
@@ -42,24 +43,28 @@ class MemoryPlan:
     host: Mapping[str, int]
     pinned: Mapping[str, int]
 
-    def tiers(self) -> dict[Tier, Mapping[str, int]]:
+    def tiers(self) -> dict[str, Mapping[str, int]]:
         """The plans of all tiers."""
-        return {"device": self.device, "host": self.host, "pinned": self.pinned}
+        return {tier: getattr(self, tier) for tier in Tier}
 
-    def peak_bytes(self) -> dict[Tier, int]:
+    def peak_bytes(self) -> dict[str, int]:
         """Each tier's total; pinned memory is counted in the host's too."""
         return {tier: sum(parts.values()) for tier, parts in self.tiers().items()}
 
     def shortages(self, hardware: Hardware) -> list[Shortage]:
         """Every memory of the machine that the plan does not fit, the largest lack first."""
-        capacities = {
-            "device": hardware.device_memory.capacity_bytes,
-            "host": hardware.host_memory.capacity_bytes,
-            "pinned": hardware.pinned_bytes,
-        }
-        peaks = self.peak_bytes()
-        short = [Shortage(t, peaks[t], int(limit)) for t, limit in capacities.items() if peaks[t] > int(limit)]
+        peaks, capacities = self.peak_bytes(), capacity_bytes(hardware)
+        short = [Shortage(t, peaks[t], limit) for t, limit in capacities.items() if peaks[t] > limit]
         return sorted(short, key=lambda shortage: -shortage.short_bytes)
+
+
+def capacity_bytes(hardware: Hardware) -> dict[str, int]:
+    """What each memory holds; `device` is one device's."""
+    return {
+        Tier.DEVICE: int(hardware.device_memory.capacity_bytes),
+        Tier.HOST: int(hardware.host_memory.capacity_bytes),
+        Tier.PINNED: int(hardware.pinned_bytes),
+    }
 
 
 def kept_tokens(layer: Layer, micro_batch: MicroBatch, step: int) -> int:
@@ -82,49 +87,87 @@ def plan_memory(
     schedule: Schedule, shape: PipelineShape, policy: Policy, model: Model, batch: Batch, num_devices: int = 1
 ) -> MemoryPlan:
     """Plan the memory of a whole generation: weights, KV cache at its longest, activations, buffers, staging."""
-
-    def streamed(layer: Layer) -> int:
-        return policy.streamed_bytes(schedule, model, layer)
-
-    slot = max(streamed(layer) for layer in model.distinct_layers)
     cache = kv_bytes(model, policy, batch, batch.gen_len - 1)
     cache_on_device = round(cache * policy.kv_on_device)
-    exchange = _exchange(shape, model, batch)
-    staging = 0 if shape.weights_pinned else schedule.system.pinned_layers * slot
-    hidden = packed_bytes(batch.prompt_tokens * model.hidden_size, model.activation_bits)
-    largest = max(one.prompt_tokens for one in batch.micro_batches)
-    here = batch.num_requests // batch.copies
-    waiting = ACTIVATION_SLOTS * largest + here if shape.offloads_hidden else batch.prompt_tokens // batch.copies
-    device = {
-        "embedding and head": model.resident_bytes() - _non_experts(model),
-        "non-expert weights": 0 if schedule.system.streams_non_experts else _non_experts(model),
-        "resident experts": _resident_experts(policy, model),
-        "weight slots": WEIGHT_SLOTS * slot * batch.copies,
-        "kv cache": cache_on_device,
-        "kv buffers": _kv_buffers(shape, policy, model, batch) * batch.copies,
-        "attention exchange": exchange,
+    streamed = model.over_layers(lambda layer: policy.streamed_bytes(schedule, model, layer))
+    buffers = _Buffers(schedule, shape, policy, model, batch)
+    ranks = num_devices // batch.copies
+    shared = {
+        MemoryPart.EMBEDDING_AND_HEAD: model.resident_bytes() - _non_experts(model),
+        MemoryPart.NON_EXPERTS: 0 if schedule.system.streams_non_experts else _non_experts(model),
+        MemoryPart.RESIDENT_EXPERTS: _resident_experts(policy, model),
+        MemoryPart.KV_CACHE: cache_on_device,
     }
-    device = {name: -(-size // num_devices) for name, size in device.items()}
-    device["activations"] = _activations(policy, model, batch, num_devices // batch.copies)
-    device["hidden states"] = packed_bytes(waiting * model.hidden_size, model.activation_bits)
-    host = {
-        "streamed weights": model.over_layers(streamed),
-        "kv cache": cache - cache_on_device,
-        "hidden states": hidden if shape.offloads_hidden else 0,
-        "attention exchange": exchange,
-        "staging": staging,
-    }
-    pinned = {
-        "streamed weights": host["streamed weights"] if shape.weights_pinned else 0,
-        "kv cache": host["kv cache"] if shape.attention is Place.GPU and schedule.system.pins_kv else 0,
-        "attention exchange": exchange,
-        "staging": staging,
-    }
+    device = Counter[str]({part: -(-size // num_devices) for part, size in shared.items()})
+    device[MemoryPart.ACTIVATIONS] = _activations(policy, model, batch, ranks)
+    host = Counter[str]({MemoryPart.STREAMED_WEIGHTS: streamed, MemoryPart.KV_CACHE: cache - cache_on_device})
+    pinned = Counter[str]()
+    if shape.weights_pinned:
+        pinned[MemoryPart.STREAMED_WEIGHTS] = streamed
+    if shape.attention is Place.GPU and schedule.system.pins_kv:
+        pinned[MemoryPart.KV_CACHE] = cache - cache_on_device
+    for (tier, part, whole), size in buffers.bytes().items():
+        if tier is Tier.DEVICE:
+            device[part] += size if whole else -(-size // ranks)
+        else:
+            host[part] += batch.copies * size
+        if tier is Tier.PINNED:
+            pinned[part] += batch.copies * size
     return MemoryPlan(_present(device), _present(host), _present(pinned))
 
 
 def _present(parts: Mapping[str, int]) -> dict[str, int]:
     return {name: size for name, size in parts.items() if size}
+
+
+class _Buffers:
+    """Bytes of the buffers of a schedule's layout."""
+
+    def __init__(self, schedule: Schedule, shape: PipelineShape, policy: Policy, model: Model, batch: Batch) -> None:
+        self._buffers = [one for one in layout_of(schedule, shape).buffers.values() if one.tier]
+        self._schedule, self._policy, self._model, self._batch = schedule, policy, model, batch
+        self._cache_bits = policy.cache_bits(model)
+        self._distinct = set(batch.micro_batches)
+        requests, tokens = batch.num_requests // batch.copies, batch.prompt_tokens // batch.copies
+        self._all = (MicroBatch(requests, tokens, 0, 0),)  # what grows with tokens adds up
+
+    def bytes(self) -> dict[tuple[Tier | None, str, bool], int]:
+        """Bytes by tier, part, and whether each of several devices holds all of them: of the layer that needs most."""
+        most = Counter[tuple[Tier | None, str, bool]]()
+        for layer in self._model.distinct_layers:
+            needed = Counter[tuple[Tier | None, str, bool]]()
+            for buffer in self._buffers:
+                needed[buffer.tier, buffer.part, buffer.holds in PER_TOKEN] += self._of_layer(buffer, layer)
+            most |= needed
+        return most
+
+    def _of_layer(self, buffer: Buffer, layer: Layer) -> int:
+        """All slots of a buffer, if each were filled by this layer."""
+        holds = buffer.holds
+        if holds is Holds.WEIGHTS:
+            return buffer.turns * self._policy.streamed_bytes(self._schedule, self._model, layer)
+        if buffer.by is By.TURN:
+            return buffer.turns * max(self._slot(holds, layer, one) for one in self._distinct)
+        many = self._batch.micro_batches if holds in KEPT else self._all
+        return sum(self._slot(holds, layer, one) for one in many)
+
+    def _slot(self, holds: Holds, layer: Layer, one: MicroBatch) -> int:
+        if holds in KEPT:
+            step = self._batch.gen_len - 1 if holds is Holds.CACHE else 0
+            kept = kept_tokens(layer, one, step)
+            moved = round(kept * (1 - self._policy.kv_on_device)) if holds is Holds.CACHE else kept
+            return moved * layer.kv_bytes_per_token(self._cache_bits)
+        tokens = one.prompt_tokens if holds is Holds.PROMPT_HIDDEN else one.num_requests
+        return packed_bytes(tokens * self._width(holds, layer), self._model.activation_bits)
+
+    def _width(self, holds: Holds, layer: Layer) -> int:
+        if holds in PER_TOKEN:
+            return layer.hidden_size
+        if self._batch.gen_len == 1:
+            return 0  # nothing is exchanged with the host
+        attention = layer.attention
+        sent = attention.sent_query_width + attention.cached_width
+        return sent if holds is Holds.QKV else attention.returned_width
 
 
 def _non_experts(model: Model) -> int:
@@ -134,31 +177,6 @@ def _non_experts(model: Model) -> int:
 def _resident_experts(policy: Policy, model: Model) -> int:
     bits = policy.expert_bits(model)
     return model.over_layers(lambda layer: policy.resident_experts(layer) * layer.expert_bytes(bits))
-
-
-def _exchange(shape: PipelineShape, model: Model, batch: Batch) -> int:
-    """What attention on the host gets and gives in decode: query, new keys and values, output of every request."""
-    if shape.attention is not Place.CPU or batch.gen_len == 1:
-        return 0
-    attentions = [layer.attention for layer in model.distinct_layers]
-    widest = max(one.sent_query_width + one.cached_width + one.returned_width for one in attentions)
-    return packed_bytes(batch.num_requests * widest, model.activation_bits)
-
-
-def _kv_buffers(shape: PipelineShape, policy: Policy, model: Model, batch: Batch) -> int:
-    """Buffers that take turns: new entries of one micro-batch's prompts, and with GPU attention its streamed cache."""
-    if not shape.streams_kv:
-        return 0
-    largest = 0
-    for layer in model.distinct_layers:
-        per_token = layer.kv_bytes_per_token(policy.cache_bits(model))
-        new = max(kept_tokens(layer, one, 0) for one in batch.micro_batches)
-        loaded = 0
-        if shape.attention is Place.GPU:
-            last = max(kept_tokens(layer, one, batch.gen_len - 1) for one in batch.micro_batches)
-            loaded = round(last * (1 - policy.kv_on_device))
-        largest = max(largest, KV_SLOTS * (new + loaded) * per_token)
-    return largest
 
 
 def _activations(policy: Policy, model: Model, batch: Batch, num_devices: int) -> int:

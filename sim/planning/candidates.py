@@ -11,21 +11,21 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.cost import Setup, Shortage
+from sim.cost import Setup, Shortage, capacity_bytes
 from sim.planning.grid import PolicyGrid, pin_choices, spots
 from sim.problem import Policy, Problem
-from sim.schedule import Schedule
+from sim.schedule import MemoryPart, Schedule, Tier
 from traces.errors import InputError
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-TIERS = ("device", "host", "pinned")
+TIERS = tuple(Tier)
 
 HOPELESS = 1.1
 """A number of micro-batches that needs so many times what all memories hold together ends the axis: more need more."""
 
-SHRINKING = frozenset({"weight slots", "staging", "activations"})
+SHRINKING = frozenset({MemoryPart.WEIGHT_SLOTS, MemoryPart.STAGING, MemoryPart.ACTIVATIONS})
 """What may take less with more experts on the device; it is left out of what a batch needs at least."""
 
 
@@ -139,9 +139,7 @@ def _first_of_each(rows: Ints) -> NDArray[np.bool_]:
 
 
 def _capacity(problem: Problem) -> Ints:
-    hardware = problem.hardware
-    limits = (hardware.device_memory.capacity_bytes, hardware.host_memory.capacity_bytes, hardware.pinned_bytes)
-    return np.array([int(limit) for limit in limits], dtype=np.int64)
+    return np.array(list(capacity_bytes(problem.hardware).values()), dtype=np.int64)
 
 
 def _setups(problem: Problem, schedule: Schedule, grid: PolicyGrid) -> tuple[list[Setup], int]:
@@ -165,14 +163,14 @@ def _bytes(setups: list[Setup], residency: Residency, capacity: Ints) -> Ints:
     """
     none = np.array([_peaks(setup) for setup in setups], dtype=np.int64)
     found = np.repeat(none[:, None], 3, axis=1)
-    device = TIERS.index("device")
+    device = TIERS.index(Tier.DEVICE)
     for held in (1, 2):
         fewest = residency.fewest(held)
         if fewest is None:
             continue
-        rest = none[:, device] - [setup.memory.device.get("activations", 0) for setup in setups]
+        rest = none[:, device] - [setup.memory.device.get(MemoryPart.ACTIVATIONS, 0) for setup in setups]
         more = np.array(_bytes_with(setups[0], fewest, False)) - none[0]
-        activations = setups[0].memory.device.get("activations", 0)
+        activations = setups[0].memory.device.get(MemoryPart.ACTIVATIONS, 0)
         possible = rest + min(more[device], more[device] + activations) <= capacity[device]
         known: dict[object, Ints] = {}
         for cell in range(len(setups)):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from sim.cost import capacity_bytes
 from sim.planning.grid import PolicyGrid
 from sim.planning.planner import Choice, NothingFitsError, Plan, best_policy
 from sim.planning.search import Candidate, Objective, in_essence, ranked
@@ -65,7 +66,7 @@ class Replanned:
 
 
 @dataclass(frozen=True, slots=True)
-class Tier:
+class MemoryUse:
     """One memory: how much it holds, and what for."""
 
     name: str
@@ -95,7 +96,7 @@ class RunnerUp:
 class Explanation(Tabular):
     """All of it."""
 
-    tiers: tuple[Tier, ...]
+    tiers: tuple[MemoryUse, ...]
     above_bound: float
     """Time beyond the lower bound of this very policy, as a share of it."""
     binding: tuple[str, ...]
@@ -142,18 +143,13 @@ def explain(
     )
 
 
-def _tiers(best: Candidate) -> tuple[Tier, ...]:
-    hardware = best.setup.problem.hardware
-    limits = {
-        "device": hardware.device_memory.capacity_bytes,
-        "host": hardware.host_memory.capacity_bytes,
-        "pinned": hardware.pinned_bytes,
-    }
+def _tiers(best: Candidate) -> tuple[MemoryUse, ...]:
     plans = best.setup.memory.tiers()
-    return tuple(Tier(name, int(limits[name]), dict(plans[name])) for name in limits)
+    limits = capacity_bytes(best.setup.problem.hardware)
+    return tuple(MemoryUse(name, limit, dict(plans[name])) for name, limit in limits.items())
 
 
-def _binding(prediction: Prediction, tiers: Sequence[Tier]) -> Iterator[str]:
+def _binding(prediction: Prediction, tiers: Sequence[MemoryUse]) -> Iterator[str]:
     """The lane that each phase waits for, and the memories that are full."""
     for name, phase in (("prefill", prediction.prefill), ("decode", prediction.decode)):
         if phase.span_s:

@@ -14,19 +14,20 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from sim.cost import Setup, Shortage
+from sim.cost import Setup, Shortage, capacity_bytes
 from sim.planning.bounds import least_seconds
 from sim.planning.candidates import Floats, space
 from sim.planning.grid import PolicyGrid, sizes_up_to
 from sim.planning.hrm import hrm_setup
 from sim.planning.planner import Choice
+from sim.schedule import Tier
 from sim.simulation import predict
 from traces.cli import check_format, in_processes
 from traces.errors import InputError
 
 PER_DOUBLING = 2
-LIMITS = {"device": "#c1121f", "host": "#7b2cbf", "pinned": "#ff9f1c"}
-DASHES: dict[str, Literal["solid", "dashed"]] = {"device": "solid", "host": "solid", "pinned": "dashed"}
+LIMITS = {Tier.DEVICE: "#c1121f", Tier.HOST: "#7b2cbf", Tier.PINNED: "#ff9f1c"}
+DASHES: dict[str, Literal["solid", "dashed"]] = {Tier.DEVICE: "solid", Tier.HOST: "solid", Tier.PINNED: "dashed"}
 FINE = 48
 """Points of each axis at which the memory limits are looked at."""
 
@@ -116,7 +117,7 @@ def _draw_limits(ax: Axes, best: Setup, seen: Map) -> list[Line2D | Patch]:
     """Where each memory is full, all other fields as chosen."""
     sizes, counts = _fine(seen.sizes), _fine(seen.counts)
     used = {tier: np.zeros((len(sizes), len(counts))) for tier in LIMITS}
-    limits = _capacities(best)
+    limits = capacity_bytes(best.problem.hardware)
     for row, size in enumerate(sizes):
         for column, count in enumerate(counts):
             policy = replace(best.policy, batch_size=size * count, micro_batch_size=size, pages=None)
@@ -140,15 +141,6 @@ def _draw_limits(ax: Axes, best: Setup, seen: Map) -> list[Line2D | Patch]:
                 )
             )
     return marks
-
-
-def _capacities(setup: Setup) -> dict[str, float]:
-    hardware = setup.problem.hardware
-    return {
-        "device": hardware.device_memory.capacity_bytes,
-        "host": hardware.host_memory.capacity_bytes,
-        "pinned": hardware.pinned_bytes,
-    }
 
 
 def _fine(values: Sequence[int]) -> list[int]:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from sim.planning.explanation import FACTORS, RESOURCES, Explanation, Replanned, Tier, sentences
+from sim.planning.explanation import FACTORS, RESOURCES, Explanation, MemoryUse, Replanned, sentences
 from sim.planning.planner import Choice
 from sim.planning.search import TOLERANCE, Candidate
 from sim.problem import Workload
+from sim.schedule import Tier
 from sim.simulation import Prediction
 from traces.cli import console
 
@@ -91,7 +92,7 @@ def _candidates(some: Sequence[Candidate], title: str) -> Table:
             f"{result.prefill_s:,.0f} s",
             f"{result.decode_s:,.0f} s",
             result.bottleneck,
-            " / ".join(f"{memory[tier] / 1e9:.1f}" for tier in ("device", "host", "pinned")),
+            " / ".join(f"{memory[tier] / 1e9:.1f}" for tier in Tier),
         )
     return table
 
@@ -110,7 +111,7 @@ def _short(one: Candidate) -> str:
     return " ".join(words)
 
 
-def _memory(tiers: Sequence[Tier]) -> Table:
+def _memory(tiers: Sequence[MemoryUse]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, title="where the bytes are (GB)", title_justify="left")
     table.add_column("memory", no_wrap=True)
     table.add_column("used", justify="right", no_wrap=True)

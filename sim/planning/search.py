@@ -11,6 +11,7 @@ from sim.cost import Setup
 from sim.planning.bounds import least_seconds
 from sim.planning.candidates import TIERS, Candidates, Floats
 from sim.problem import Policy
+from sim.schedule import Tier
 from sim.simulation import Prediction, predict
 
 TOLERANCE = 1e-3
@@ -56,7 +57,7 @@ class Candidate:
 
     @property
     def device_bytes(self) -> int:
-        return self.prediction.memory_peak_bytes["device"]
+        return self.prediction.memory_peak_bytes[Tier.DEVICE]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -158,7 +159,7 @@ class _Rows:
         steps = found.problem.workload.gen_len - 1
         self.tokens_per_s: Floats = tokens / total_s
         self.token_s: Floats = decode_s / steps if steps else total_s
-        self.device_bytes: Floats = found.bytes[:, TIERS.index("device")].astype(float)
+        self.device_bytes: Floats = found.bytes[:, TIERS.index(Tier.DEVICE)].astype(float)
 
 
 def in_essence(policy: Policy) -> Policy:

@@ -4,9 +4,11 @@ from .base import (
     Schedule as Schedule,
     issue as issue,
     issue_steps as issue_steps,
+    layout_of as layout_of,
     next_layer as next_layer,
     steady_step as steady_step,
 )
+from .buffers import Buffer as Buffer, By as By, Holds as Holds, MemoryPart as MemoryPart, Tier as Tier
 from .dependencies import (
     BARRIER as BARRIER,
     Barrier as Barrier,
@@ -16,7 +18,7 @@ from .dependencies import (
 from .ranks import over_ranks as over_ranks
 from .registry import BUILT_IN as BUILT_IN, by_name as by_name, registered as registered
 from .shape import PipelineShape as PipelineShape, Place as Place
-from .slots import KV_SLOTS as KV_SLOTS, WEIGHT_SLOTS as WEIGHT_SLOTS, SlotLayout as SlotLayout
+from .slots import Access as Access, Accesses as Accesses, SlotLayout as SlotLayout
 from .system import System as System
 from .systems import CGOPipe as CGOPipe
 from .task import (

@@ -87,11 +87,11 @@ class Schedule(ABC):
 
     def accesses(self, task: Task, shape: PipelineShape) -> Accesses:
         """The slots that a task reads and writes."""
-        return _layout(type(self), shape).accesses(task)
+        return layout_of(self, shape).accesses(task)
 
     def layout(self, shape: PipelineShape) -> SlotLayout:
         """Where things are; a schedule with other buffers returns its own layout."""
-        return SlotLayout(shape, max(1, self.system.pinned_layers))
+        return SlotLayout(shape, self.system.pinned_layers)
 
     def load_layer(self, shape: PipelineShape, step: int, layer: int) -> Issues:
         """All streamed weights of a layer as one piece from where they live (nothing beyond the last step)."""
@@ -136,7 +136,7 @@ class Schedule(ABC):
 
 def steady_step(schedule: Schedule, shape: PipelineShape) -> int:
     """The first step that looks like all later ones: what it depends on reaches back to decode steps only."""
-    return 1 + schedule.layout(shape).reach_steps
+    return 1 + layout_of(schedule, shape).reach_steps
 
 
 def issue(
@@ -153,14 +153,19 @@ def next_layer(shape: PipelineShape, step: int, layer: int, more: bool) -> tuple
     return (step + 1, 0) if more else (-1, 0)
 
 
-@lru_cache(maxsize=64)
+def layout_of(schedule: Schedule, shape: PipelineShape) -> SlotLayout:
+    """The schedule's layout of a pipeline, made once."""
+    return _layout(type(schedule), shape)
+
+
+@lru_cache(maxsize=1024)
 def _layout(schedule: type[Schedule], shape: PipelineShape) -> SlotLayout:
     return schedule().layout(shape)
 
 
 def issue_steps(schedule: Schedule, shape: PipelineShape, first: int, stop: int, final: int) -> Iterator[list[Task]]:
     """Steps straight from the schedule's order, every dependency tracked: exact for any window, and slow."""
-    tracker = DependencyTracker(schedule.layout(shape))
+    tracker = DependencyTracker(layout_of(schedule, shape))
     for step in range(first, stop):
         more = step < final
         issues = schedule.prefill(shape, more) if step == 0 else schedule.decode(shape, step, more)

@@ -5,6 +5,8 @@ waits for the write before it, a write waits for the write and all reads before 
 dependency too).
 """
 
+import itertools
+from collections import defaultdict
 from typing import NamedTuple
 
 from sim.schedule.slots import Slot, SlotLayout
@@ -53,7 +55,7 @@ class DependencyTracker:
 
     def __init__(self, layout: SlotLayout) -> None:
         self._layout = layout
-        self._uses: dict[Slot, _SlotUse] = {}
+        self._uses: defaultdict[Slot, _SlotUse] = defaultdict(_SlotUse)
         self._clocks: list[dict[Lane, int]] = []
         self._lanes: list[Lane] = []
         self._last_on_lane: dict[Lane, int] = {}
@@ -80,17 +82,13 @@ class DependencyTracker:
     def _conflicts(self, task: Task) -> list[int]:
         reads, writes = self._layout.accesses(task)
         found: list[int] = []
-        for slot, _ in reads:
-            use = self._uses.get(slot)
-            if use is None:
-                use = self._uses[slot] = _SlotUse()
+        for slot in itertools.chain.from_iterable(access.slots() for access in reads):
+            use = self._uses[slot]
             if use.writer is not None:
                 found.append(use.writer)
             use.readers.append(task.id)
-        for slot, _ in writes:
-            use = self._uses.get(slot)
-            if use is None:
-                use = self._uses[slot] = _SlotUse()
+        for slot in itertools.chain.from_iterable(access.slots() for access in writes):
+            use = self._uses[slot]
             if use.writer is not None:
                 found.append(use.writer)
             found.extend(reader for reader in use.readers if reader != task.id)

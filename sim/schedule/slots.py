@@ -1,29 +1,44 @@
 """What each task reads and writes: the physics that every schedule has in common.
 
 A slot is a piece of memory that tasks reuse: a page of a weight buffer, a micro-batch's activations, its KV cache
-in one layer. An access names the slot and the content that must be in it (reads) or that is put there (writes).
-Dependencies follow from accesses, and a checker can prove from them that no write races a read.
+in one layer. An access names the slots and the content that must be in them (reads) or that is put there (writes).
+Dependencies follow from accesses, and a checker can prove from them that no write races a read. The memory plan and
+the engine's buffers follow from the buffers that the slots belong to.
+
+Many tasks of one op, lane and step may be asked about at once: layer, micro-batch and page of the `Task` are then
+columns of numbers. A rule may decide by op, lane and step with `if`, by the others with `when`.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from sim.schedule.shape import PipelineShape
+import numpy as np
+
+from sim.schedule.buffers import Buffer, By, Holds, MemoryPart, Tier
+from sim.schedule.shape import PipelineShape, Place
 from sim.schedule.task import WHOLE, LaneKind, Op, Task
+from traces.errors import InputError
 
-WEIGHT_SLOTS = 2
-"""Layer-sized weight buffers on the device: one is computed from while the other fills (paper section 4.1)."""
+Column = Any
+"""A whole number or a truth of one task, or an array of them, one a task."""
 
-KV_SLOTS = 2
-"""Device buffers for the KV cache, or the new KV entries, of one micro-batch in one layer."""
-
-Slot = tuple[str, int] | tuple[str, int, int]
+Slot = tuple[str, int]
+"""A buffer and a number there; pages of one slot lie one behind the other."""
 
 
 class Access(NamedTuple):
-    """One slot and what is in it."""
+    """Slots of one buffer and what is in them."""
 
-    slot: Slot
-    content: tuple[int, ...]
+    buffer: str
+    first: Column
+    content: tuple[Column, ...]
+    length: int = 1
+    when: Column = True
+    """Whether a task has this access at all."""
+
+    def slots(self) -> list[Slot]:
+        """Each slot, of one task."""
+        return [(self.buffer, self.first + at) for at in range(self.length)] if self.when else []
 
 
 class Accesses(NamedTuple):
@@ -33,24 +48,55 @@ class Accesses(NamedTuple):
     writes: tuple[Access, ...] = ()
 
 
+Rule = Callable[[Task], Accesses]
+
+
 class SlotLayout:
-    """Assigns slots to the tasks of one pipeline; a schedule with other buffers overrides what differs."""
+    """Assigns slots to the tasks of one pipeline.
+
+    A schedule with other buffers changes `buffers` in the constructor of a class of its own, and where its tasks touch
+    others than the usual ones, overrides `accesses`.
+    """
 
     def __init__(self, shape: PipelineShape, pinned_layers: int = 1) -> None:
         self.shape = shape
-        self.pinned_layers = pinned_layers
-        self._by_op = {
-            Op.PIN_WEIGHTS: self._pin,
+        on_cpu = shape.attention is Place.CPU
+        exchanged = (Tier.DEVICE if on_cpu else None, MemoryPart.ATTENTION_EXCHANGE)
+        exchanged_on_host = (Tier.PINNED if on_cpu else None, MemoryPart.ATTENTION_EXCHANGE)
+        staging = None if shape.weights_pinned else Tier.PINNED
+        loaded = None if on_cpu or not shape.streams_kv else Tier.DEVICE
+        new = Tier.DEVICE if shape.streams_kv else None
+        waits = shape.offloads_hidden
+        hidden = MemoryPart.HIDDEN_STATES
+        self.buffers: dict[str, Buffer] = {
+            "weights": Buffer(Holds.WEIGHTS, By.RUN, 2, Tier.DEVICE, MemoryPart.WEIGHT_SLOTS),
+            "pinned": Buffer(Holds.WEIGHTS, By.RUN, pinned_layers, staging, MemoryPart.STAGING),
+            "hidden": Buffer(Holds.HIDDEN if waits else Holds.PROMPT_HIDDEN, By.MICRO_BATCH, 1, Tier.DEVICE, hidden),
+            "activation": Buffer(Holds.PROMPT_HIDDEN, By.TURN, 2, Tier.DEVICE if waits else None, hidden),
+            "hidden on host": Buffer(Holds.PROMPT_HIDDEN, By.MICRO_BATCH, 1, Tier.HOST if waits else None, hidden),
+            "qkv": Buffer(Holds.QKV, By.MICRO_BATCH, 1, *exchanged),
+            "qkv on host": Buffer(Holds.QKV, By.MICRO_BATCH, 1, *exchanged_on_host),
+            "attention": Buffer(Holds.ATTENTION, By.MICRO_BATCH, 1, *exchanged),
+            "attention on host": Buffer(Holds.ATTENTION, By.MICRO_BATCH, 1, *exchanged_on_host),
+            "kv": Buffer(Holds.CACHE, By.CACHE),
+            "kv on device": Buffer(Holds.CACHE, By.TURN, 2, loaded, MemoryPart.KV_BUFFERS),
+            "new kv": Buffer(Holds.PROMPT_CACHE, By.TURN, 2, new, MemoryPart.KV_BUFFERS),
+        }
+        self._streamed = np.array(shape.streamed)
+        self._by_op: dict[Op, Rule] = {
+            Op.PIN_WEIGHTS: lambda task: Accesses(writes=(self.access("pinned", task),)),
             Op.LOAD_WEIGHTS: self._load_pinned,
-            Op.LOAD_WEIGHTS_PAGEABLE: self._load_pageable,
+            Op.LOAD_WEIGHTS_PAGEABLE: lambda task: Accesses(writes=(self.access("weights", task),)),
             Op.PRE_ATTN: self._pre_attn,
-            Op.OFFLOAD_QKV: self._offload_qkv,
+            Op.OFFLOAD_QKV: self._between("qkv", "qkv on host"),
             Op.ATTN: self._attn,
             Op.LOAD_HIDDEN: self._load_hidden,
             Op.POST_ATTN: self._post_attn,
             Op.HEAD: self._head,
-            Op.LOAD_KV: self._load_kv,
-            Op.STORE_KV: self._store_kv,
+            Op.LOAD_KV: lambda task: Accesses(
+                (self._cache(task, task.step - 1),), (self.access("kv on device", task),)
+            ),
+            Op.STORE_KV: lambda task: Accesses((self.access("new kv", task),), (self._cache(task, task.step),)),
             Op.STORE_HIDDEN: self._store_hidden,
         }
 
@@ -58,111 +104,106 @@ class SlotLayout:
     def reach_steps(self) -> int:
         """How many steps back a slot's last use can lie.
 
-        Buffers that take turns are all used within two layers if each layer streams, else within two steps.
+        Buffers that take turns are all used within as many layers if each layer streams, else within as many steps.
         """
-        return 1 if self.shape.num_layers > 1 and all(self.shape.streamed) else 2
+        turns = max(buffer.turns for buffer in self.buffers.values())
+        return -(-turns // self.shape.num_layers) if all(self.shape.streamed) else turns
+
+    def num_slots(self, name: str) -> int:
+        """How many slots a buffer has, a slot for each page."""
+        buffer, shape = self.buffers[name], self.shape
+        own = {By.RUN: shape.num_pages, By.TURN: 1}.get(buffer.by, shape.num_micro_batches)
+        return own * (shape.num_layers if buffer.by is By.CACHE else max(1, buffer.turns))
 
     def accesses(self, task: Task) -> Accesses:
-        """The slots of one task."""
+        """The slots of one task, or of many that share op, lane and step."""
         return self._by_op[task.op](task)
 
-    # weights -------------------------------------------------------------------------------------------------
-
-    def run_of_layer(self, task: Task) -> int:
+    def run_of_layer(self, task: Task) -> Column:
         """How many layers were run before this one since the start: names one use of a layer's weights."""
         return task.step * self.shape.num_layers + task.layer
 
-    def _pages(self, task: Task) -> range:
-        return range(self.shape.num_pages) if task.page == WHOLE else range(task.page, task.page + 1)
+    def slot_of(self, name: str, task: Task) -> Column:
+        """Which slot of a buffer is the task's, all of its pages."""
+        buffer, n = self.buffers[name], self.shape.num_micro_batches
+        if not buffer.turns:
+            raise InputError(
+                f"{name}: the schedule uses this buffer, which has no slots: give its System pinned_layers"
+            )
+        if buffer.by is By.RUN:
+            return self.run_of_layer(task) % buffer.turns
+        if buffer.by is By.TURN:
+            return (self.run_of_layer(task) * n + task.micro_batch) % buffer.turns
+        return task.micro_batch if buffer.by is By.MICRO_BATCH else task.layer * n + task.micro_batch
 
-    def _weights(self, task: Task) -> tuple[Access, ...]:
-        run = self.run_of_layer(task)
-        return tuple(Access(("weights", run % WEIGHT_SLOTS, page), (run, page)) for page in self._pages(task))
+    def access(self, name: str, task: Task, content: tuple[Column, ...] | None = None, when: Column = True) -> Access:
+        """The task's slots of a buffer, by default filled anew in each layer."""
+        by, slot = self.buffers[name].by, self.slot_of(name, task)
+        if by is By.RUN:
+            whole = isinstance(task.page, int) and task.page == WHOLE
+            first, pages = slot * self.shape.num_pages, self.shape.num_pages
+            content = content or (self.run_of_layer(task),)
+            return Access(name, first if whole else first + task.page, content, pages if whole else 1, when)
+        here = (task.step, task.layer, task.micro_batch) if by is By.TURN else (task.step, task.layer)
+        return Access(name, slot, content or here, 1, when)
 
-    def _pinned(self, task: Task) -> tuple[Access, ...]:
-        run = self.run_of_layer(task)
-        return tuple(Access(("pinned", run % self.pinned_layers, page), (run, page)) for page in self._pages(task))
-
-    def _weights_read(self, task: Task) -> tuple[Access, ...]:
-        return self._weights(task._replace(page=WHOLE)) if self.shape.streamed[task.layer] else ()
-
-    def _pin(self, task: Task) -> Accesses:
-        return Accesses(writes=self._pinned(task))
+    def _between(self, source: str, target: str) -> Rule:
+        return lambda task: Accesses((self.access(source, task),), (self.access(target, task),))
 
     def _load_pinned(self, task: Task) -> Accesses:
-        return Accesses(() if self.shape.weights_pinned else self._pinned(task), self._weights(task))
+        staged = () if self.shape.weights_pinned else (self.access("pinned", task),)
+        return Accesses(staged, (self.access("weights", task),))
 
-    def _load_pageable(self, task: Task) -> Accesses:
-        return Accesses(writes=self._weights(task))
+    def _weights_read(self, task: Task) -> Access:
+        return self.access("weights", task._replace(page=WHOLE), when=self._streamed[task.layer])
 
-    # activations ---------------------------------------------------------------------------------------------
-
-    def _turn(self, task: Task) -> int:
-        return (self.run_of_layer(task) * self.shape.num_micro_batches + task.micro_batch) % KV_SLOTS
-
-    def _activation(self, task: Task, layer: int) -> Access:
+    def _hidden(self, task: Task, layer: Column, when: Column = True) -> Access:
         """Hidden states that enter `layer`. In prefill two device buffers take turns if hidden states are offloaded."""
         if task.step == 0 and self.shape.offloads_hidden:
-            return Access(("activation", self._turn(task)), (0, layer, task.micro_batch))
-        return Access(("hidden", task.micro_batch), (task.step, layer))
-
-    def _own(self, name: str, task: Task) -> Access:
-        """A micro-batch's own buffer, filled anew in each layer."""
-        return Access((name, task.micro_batch), (task.step, task.layer))
+            return self.access("activation", task, (0, layer, task.micro_batch), when)
+        return self.access("hidden", task, (task.step, layer), when)
 
     def _pre_attn(self, task: Task) -> Accesses:
-        reads = (self._weights_read(task)) if self.shape.streams_non_experts else ()
-        entering = self._activation(task, task.layer)
-        if task.step == 0 and task.layer == 0:  # embeds the prompt
-            return Accesses(reads, (entering, self._own("qkv", task)))
-        return Accesses((*reads, entering), (self._own("qkv", task),))
+        weights = (self._weights_read(task),) if self.shape.streams_non_experts else ()
+        qkv = self.access("qkv", task)
+        if task.step > 0:
+            return Accesses((*weights, self._hidden(task, task.layer)), (qkv,))
+        entering = self._hidden(task, task.layer, task.layer > 0)
+        embedded = self._hidden(task, task.layer, task.layer == 0)
+        return Accesses((*weights, entering), (embedded, qkv))
 
     def _post_attn(self, task: Task) -> Accesses:
-        reads = (self._own("attention", task), self._activation(task, task.layer), *self._weights_read(task))
-        return Accesses(reads, (self._activation(task, task.layer + 1),))
+        reads = (self.access("attention", task), self._hidden(task, task.layer), self._weights_read(task))
+        return Accesses(reads, (self._hidden(task, task.layer + 1),))
 
     def _head(self, task: Task) -> Accesses:
-        last = task._replace(layer=self.shape.num_layers - 1)
-        return Accesses(
-            (self._activation(last, self.shape.num_layers),),
-            (Access(("hidden", task.micro_batch), (task.step + 1, 0)),),
-        )
+        leaving = self._hidden(task._replace(layer=self.shape.num_layers - 1), self.shape.num_layers)
+        return Accesses((leaving,), (self.access("hidden", task, (task.step + 1, 0)),))
 
     def _load_hidden(self, task: Task) -> Accesses:
-        if task.step == 0:
-            stored = Access(("hidden on host", task.micro_batch), (task.layer,))
-            return Accesses((stored,), (self._activation(task, task.layer),))
-        return Accesses((self._own("attention on host", task),), (self._own("attention", task),))
+        if task.step > 0:
+            return self._between("attention on host", "attention")(task)
+        stored = self.access("hidden on host", task, (task.layer,))
+        return Accesses((stored,), (self._hidden(task, task.layer),))
 
     def _store_hidden(self, task: Task) -> Accesses:
-        leaving = self._activation(task, task.layer + 1)
-        return Accesses((leaving,), (Access(("hidden on host", task.micro_batch), (task.layer + 1,)),))
-
-    # attention and its cache ---------------------------------------------------------------------------------
+        stored = self.access("hidden on host", task, (task.layer + 1,))
+        return Accesses((self._hidden(task, task.layer + 1),), (stored,))
 
     def _cache(self, task: Task, step: int) -> Access:
         """The KV cache of one micro-batch in one layer, up to and including the tokens of `step`."""
-        return Access(("kv", task.layer, task.micro_batch), (step,))
-
-    def _kv_buffer(self, name: str, task: Task) -> Access:
-        return Access((name, self._turn(task)), (task.step, task.layer, task.micro_batch))
-
-    def _offload_qkv(self, task: Task) -> Accesses:
-        return Accesses((self._own("qkv", task),), (self._own("qkv on host", task),))
+        return self.access("kv", task, (step,))
 
     def _load_kv(self, task: Task) -> Accesses:
-        return Accesses((self._cache(task, task.step - 1),), (self._kv_buffer("kv on device", task),))
-
-    def _store_kv(self, task: Task) -> Accesses:
-        return Accesses((self._kv_buffer("new kv", task),), (self._cache(task, task.step),))
+        return Accesses((self._cache(task, task.step - 1),), (self.access("kv on device", task),))
 
     def _attn(self, task: Task) -> Accesses:
         cached = (self._cache(task, task.step - 1),) if task.step > 0 else ()
         if task.lane.kind is LaneKind.CPU:
-            writes = (self._cache(task, task.step), self._own("attention on host", task))
-            return Accesses((self._own("qkv on host", task), *cached), writes)
-        qkv, out = self._own("qkv", task), self._own("attention", task)
+            writes = (self._cache(task, task.step), self.access("attention on host", task))
+            return Accesses((self.access("qkv on host", task), *cached), writes)
+        qkv, out = self.access("qkv", task), self.access("attention", task)
         if not self.shape.streams_kv:
             return Accesses((qkv, *cached), (out, self._cache(task, task.step)))
-        loaded = (self._kv_buffer("kv on device", task),) if cached else ()
-        return Accesses((qkv, *loaded), (out, self._kv_buffer("new kv", task)))
+        loaded = (self.access("kv on device", task),) if cached else ()
+        return Accesses((qkv, *loaded), (out, self.access("new kv", task)))

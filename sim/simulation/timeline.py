@@ -6,9 +6,16 @@ from typing import Any, NamedTuple
 
 from sim.cost import Setup, kept_tokens
 from sim.problem import Batch
-from sim.schedule import LaneKind, Op, PipelineShape, Place, Task
+from sim.schedule import LaneKind, MemoryPart, Op, PipelineShape, Place, Task, Tier
 from sim.simulation.simulator import Executed, simulate_steps
 from traces.trace import LINK_RATE, MEMORY, NONE, Counter, Span, Trace
+
+MOVING: dict[str, set[str]] = {
+    Tier.DEVICE: {MemoryPart.WEIGHT_SLOTS, MemoryPart.KV_CACHE},
+    Tier.HOST: {MemoryPart.KV_CACHE, MemoryPart.HIDDEN_STATES, MemoryPart.STAGING},
+    Tier.PINNED: {MemoryPart.KV_CACHE, MemoryPart.STAGING},
+}
+"""Parts of the memory plan that tasks fill and free; the others are held for the whole run."""
 
 RECORDED_STEPS = 3
 """Prefill and the first two decode steps: what a person can look at, and all that differs from step to step."""
@@ -69,21 +76,19 @@ class _Change(NamedTuple):
 
     time_ns: int
     rank: int
-    tier: str
+    tier: Tier
     size: int
 
 
 def _memory(setup: Setup, executed: list[Executed]) -> Iterator[Counter]:
     """Samples of what each tier holds, on top of what the plan keeps there for the whole run."""
     ranks = range(setup.num_ranks)
-    plan = setup.memory
-    moving_device = plan.device.get("weight slots", 0) + plan.device.get("kv cache", 0)
-    moving_host = sum(plan.host.get(part, 0) for part in ("kv cache", "hidden states", "staging"))
-    moving_pinned = plan.pinned.get("staging", 0) + plan.pinned.get("kv cache", 0)
-    peaks = plan.peak_bytes()
-    held = {(rank, "device"): peaks["device"] - moving_device for rank in ranks}
-    held[NONE, "host"] = peaks["host"] - moving_host
-    held[NONE, "pinned"] = peaks["pinned"] - moving_pinned
+    plan = setup.memory.tiers()
+    stays = {
+        tier: sum(size for part, size in parts.items() if part not in MOVING[tier]) for tier, parts in plan.items()
+    }
+    held = {(rank, Tier.DEVICE): stays[Tier.DEVICE] for rank in ranks}
+    held |= {(NONE, tier): stays[tier] for tier in (Tier.HOST, Tier.PINNED)}
     yield from (_sample(held, rank, 0) for rank in (*ranks, NONE))
     changes = sorted(_changes(setup, executed), key=lambda change: (change.time_ns, change.size))
     copies = setup.batch.copies  # devices that divide the batch do alike, and the host serves them all
@@ -103,7 +108,7 @@ def _at_time(changes: list[_Change], last: int) -> Iterator[_Change]:
         last -= 1
 
 
-def _sample(held: dict[tuple[int, str], int], rank: int, time_ns: int) -> Counter:
+def _sample(held: dict[tuple[int, Tier], int], rank: int, time_ns: int) -> Counter:
     return Counter(MEMORY, time_ns, {tier: held[of, tier] for of, tier in held if of == rank}, rank)
 
 
@@ -114,20 +119,20 @@ def _changes(setup: Setup, executed: list[Executed]) -> Iterator[_Change]:
     for one in executed:
         op, rank, size = one.task.op, one.task.lane.rank, one.cost.bytes
         if op in (Op.LOAD_WEIGHTS, Op.LOAD_WEIGHTS_PAGEABLE):
-            yield _Change(one.start_ns, rank, "device", size)
+            yield _Change(one.start_ns, rank, Tier.DEVICE, size)
             freed = last_use.get((rank, one.task.step, one.task.layer))
             if freed is not None:
-                yield _Change(freed, rank, "device", -size)
+                yield _Change(freed, rank, Tier.DEVICE, -size)
             if op is Op.LOAD_WEIGHTS and not setup.shape.weights_pinned:
-                yield _Change(one.end_ns, NONE, "host", -size)
-                yield _Change(one.end_ns, NONE, "pinned", -size)
+                yield _Change(one.end_ns, NONE, Tier.HOST, -size)
+                yield _Change(one.end_ns, NONE, Tier.PINNED, -size)
         elif op is Op.PIN_WEIGHTS:
-            yield _Change(one.start_ns, NONE, "host", size)
-            yield _Change(one.start_ns, NONE, "pinned", size)
+            yield _Change(one.start_ns, NONE, Tier.HOST, size)
+            yield _Change(one.start_ns, NONE, Tier.PINNED, size)
         elif op is Op.STORE_HIDDEN and rank == 0:
-            yield _Change(one.start_ns, NONE, "host", size)
+            yield _Change(one.start_ns, NONE, Tier.HOST, size)
         elif op is Op.LOAD_HIDDEN and one.task.step == 0 and rank == 0:
-            yield _Change(one.end_ns, NONE, "host", -size)
+            yield _Change(one.end_ns, NONE, Tier.HOST, -size)
         elif op is Op.STORE_KV:
             stored = _kv_growth(setup, one.task) * (1 - setup.policy.kv_on_device)
             yield from _on_host(one.start_ns, round(stored), pinned=pinned_kv)
@@ -136,9 +141,9 @@ def _changes(setup: Setup, executed: list[Executed]) -> Iterator[_Change]:
 
 
 def _on_host(time_ns: int, size: int, *, pinned: bool) -> Iterator[_Change]:
-    yield _Change(time_ns, NONE, "host", size)
+    yield _Change(time_ns, NONE, Tier.HOST, size)
     if pinned:
-        yield _Change(time_ns, NONE, "pinned", size)
+        yield _Change(time_ns, NONE, Tier.PINNED, size)
 
 
 def _grown(setup: Setup, one: Executed) -> Iterator[_Change]:
@@ -147,7 +152,7 @@ def _grown(setup: Setup, one: Executed) -> Iterator[_Change]:
     if task.lane.kind is LaneKind.CPU:
         yield from _on_host(one.end_ns, round(grown), pinned=False)
     elif setup.policy.kv_on_device:
-        yield _Change(one.end_ns, task.lane.rank, "device", round(grown * setup.policy.kv_on_device))
+        yield _Change(one.end_ns, task.lane.rank, Tier.DEVICE, round(grown * setup.policy.kv_on_device))
 
 
 def _kv_growth(setup: Setup, task: Task) -> float:

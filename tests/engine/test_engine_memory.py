@@ -12,7 +12,7 @@ from engine.memory.weights import StreamedLayer
 from engine.model import Anatomy, KeysValues, LayerCache, OwnedParameter, Store, cache_for, lean_gates
 from sim.cost.memory import plan_memory
 from sim.problem import Batch, MicroBatch, Model, Policy
-from sim.schedule import WHOLE, LaneKind, by_name, registered
+from sim.schedule import H2D, WHOLE, LaneKind, Op, PipelineShape, Place, SlotLayout, Task, by_name, registered
 from traces.errors import InputError
 
 WIDE = {
@@ -149,6 +149,16 @@ def test_device_memory_grows_with_resident_experts_and_shrinks_host_traffic():
     assert peaks[1] - peaks[0] == pytest.approx(experts / 2 - 2 * experts / 4 / 2, abs=twice)
 
 
+def in_pages(num_pages):
+    """Three layers, of which the middle one does not stream, with a layer of staging."""
+    return SlotLayout(PipelineShape(3, 2, num_pages, Place.CPU, (True, False, True)))
+
+
+def of_run(run, page=WHOLE):
+    """A task of a layer's use: what it does is told by who is asked."""
+    return Task(0, Op.LOAD_WEIGHTS, H2D, run // 3, run % 3, page=page)
+
+
 @pytest.fixture
 def stream():
     with EmulatedDevice(None, None, 1 << 24) as device, device.open_lane(LaneKind.H2D) as lane:
@@ -158,20 +168,20 @@ def stream():
             StreamedLayer.of([OwnedParameter(module, "weight", module.weight)]) if i != 1 else None
             for i, module in enumerate(modules)
         ]
-        device.reserve_pinned(WeightStream.pinned_bytes(layers, 1, False))
-        yield WeightStream(device, layers, 1), modules, lane, device
+        device.reserve_pinned(WeightStream.pinned_bytes(layers, in_pages(1)))
+        yield WeightStream(device, layers, in_pages(1)), modules, lane, device
 
 
 @pytest.mark.parametrize("num_pages", [1, 2, 5, 9])
 def test_pages_together_are_the_layer(stream, num_pages):
     weights, modules, lane, _ = stream
     original = modules[2].weight.detach().clone()
-    weights.begin_batch(num_pages)
+    weights.begin_batch(in_pages(num_pages))
     moved = 0
     for page in range(num_pages):
-        weights.pin(2, page)
-        moved += weights.load(lane, 2, page)
-    weights.bind(2)
+        weights.pin(of_run(2, page))
+        moved += weights.load(lane, of_run(2, page))
+    weights.bind(of_run(2))
     assert modules[2].weight.data_ptr() != original.data_ptr()
     assert torch.equal(modules[2].weight, original)
     assert original.nbytes <= moved < original.nbytes + 64
@@ -179,25 +189,25 @@ def test_pages_together_are_the_layer(stream, num_pages):
 
 def test_a_page_that_is_missing_or_old_is_noticed(stream):
     weights, _, lane, _ = stream
-    weights.begin_batch(2)
-    weights.load_pageable(lane, 0, 0)
+    weights.begin_batch(in_pages(2))
+    weights.load_pageable(lane, of_run(0, 0))
     with pytest.raises(RuntimeError, match="page 1 of layer 0 is not in the device"):
-        weights.bind(0)
-    weights.load_pageable(lane, 0, WHOLE)
-    weights.bind(0)
+        weights.bind(of_run(0))
+    weights.load_pageable(lane, of_run(0, WHOLE))
+    weights.bind(of_run(0))
     with pytest.raises(RuntimeError, match="it holds run 0, needed is run 6"):
-        weights.bind(6)
-    weights.pin(0, 0)
+        weights.bind(of_run(6))
+    weights.pin(of_run(0, 0))
     with pytest.raises(RuntimeError, match="page 0 of layer 2 is not in staging"):
-        weights.load(lane, 2, 0)
+        weights.load(lane, of_run(2, 0))
 
 
 def test_closing_gives_the_parameters_and_the_memory_back(stream):
     weights, modules, lane, device = stream
     original = modules[0].weight
-    weights.begin_batch(1)
-    weights.load_pageable(lane, 0, WHOLE)
-    weights.bind(0)
+    weights.begin_batch(in_pages(1))
+    weights.load_pageable(lane, of_run(0, WHOLE))
+    weights.bind(of_run(0))
     assert modules[0].weight is not original
     weights.close()
     assert modules[0].weight is original

@@ -155,18 +155,23 @@ def assert_no_race(tasks, accesses, order, memory=None):
     writers, readers = {}, defaultdict(list)
     for task in tasks:
         reads, writes = accesses(task)
-        for slot, content in reads:
+        for slot, content in touched(reads):
             assert memory.get(slot) == content, f"{task} expects {content} in {slot}, which holds {memory.get(slot)}"
             if slot in writers:
                 assert order.before(writers[slot], task), f"{task} reads {slot} beside its write by {writers[slot]}"
             readers[slot].append(task)
-        for slot, content in writes:
+        for slot, content in touched(writes):
             for reader in readers.pop(slot, []):
                 assert reader is task or order.before(reader, task), f"{task} writes {slot} beside its reader {reader}"
             if slot in writers:
                 assert order.before(writers[slot], task), f"{task} and {writers[slot]} both write {slot}"
             writers[slot], memory[slot] = task, content
     return memory
+
+
+def touched(accesses):
+    """(slot, content) of each slot."""
+    return [(slot, access.content) for access in accesses for slot in access.slots()]
 
 
 def arithmetic(tasks):

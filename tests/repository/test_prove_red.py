@@ -177,7 +177,13 @@ class TestCatalogue:
         }
         assert {f"sim/{folder}/{name}.py" for folder, names in parts.items() for name in names.split()} <= files
         schedules = {path.name for path in (ROOT / "sim" / "schedule").rglob("*.py")}
-        assert schedules - {Path(file).name for file in files} == {"__init__.py", "registry.py", "system.py", "task.py"}
+        assert schedules - {Path(file).name for file in files} == {
+            "__init__.py",
+            "buffers.py",
+            "registry.py",
+            "system.py",
+            "task.py",
+        }
 
     def test_mutants_are_chosen_by_name(self):
         assert [mutant.name for mutant in chosen([SUBTRACTS, UNSEEN], ["unseen"])] == ["unseen"]

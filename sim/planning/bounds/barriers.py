@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from sim.planning.bounds.durations import LEAST, MEAN, MOST, WEIGHT_OPS, Times
 from sim.planning.candidates import Floats
-from sim.schedule import NONE, Barrier, DependencyTracker, Op, PipelineShape, Task
+from sim.schedule import NONE, Barrier, DependencyTracker, Op, PipelineShape, Task, layout_of
 from sim.simulation import in_turn
 
 LIKE_ALL = 3
@@ -61,7 +61,7 @@ class _Stretches:
 
     def _cut(self) -> list[list[Task]]:
         schedule, shape = self._times.space.schedule, self._shape
-        tracker = DependencyTracker(schedule.layout(shape))
+        tracker = DependencyTracker(layout_of(schedule, shape))
         stretches: list[list[Task]] = [[]]
         last = DECODE_STEPS if self._times.segments else 0
         for step in range(last + 1):

@@ -1,14 +1,15 @@
-"""Dependencies of issued tasks over arrays: what `SlotLayout` and `DependencyTracker` find, for all tasks at once.
+"""Dependencies of issued tasks over arrays: what `DependencyTracker` finds, for all tasks at once.
 
-Tasks are rows of whole numbers. Slots are numbers too: those of one kind lie one behind the other, so that an access
-is a first slot and a count.
+Tasks are rows of whole numbers, and slots are numbers too.
 """
 
-from typing import Any
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sim.schedule import KV_SLOTS, WEIGHT_SLOTS, WHOLE, Op, SlotLayout
+from sim.schedule import WHOLE, Accesses, Lane, Op, SlotLayout, Task
 from sim.simulation.compiled.jit import jitted
 
 Array = np.ndarray[Any, Any]
@@ -21,111 +22,48 @@ OPS = tuple(Op)
 CODE_OF = {op: code for code, op in enumerate(OPS)}
 """An op as a number."""
 
-READS, WRITES = slice(0, 3), slice(3, 6)
-"""Accesses of a task: two single slots and one range of pages that it reads, the same that it writes."""
-NUM_READS = 3
-NUM_ACCESSES = 6
+
+def _asked(layout: SlotLayout, rows: Array, lanes: Sequence[Lane]) -> Iterator[tuple[Array, Accesses]]:
+    """Numbers of rows that are alike, and their accesses: of all that share op, lane, step and being whole at once."""
+    kinds = np.stack([rows[:, OP], rows[:, LANE], rows[:, STEP], rows[:, PAGE] == WHOLE], axis=1)
+    factors = np.cumprod([1, *(kinds.max(axis=0) + 1)[:-1]])
+    kind = kinds @ factors
+    order = np.argsort(kind, kind="stable")
+    for at in np.split(order, np.flatnonzero(np.diff(kind[order])) + 1):
+        op, lane, step, whole = kinds[at[0]].tolist()
+        task = Task(0, OPS[op], lanes[lane], step, rows[at, LAYER], rows[at, MICRO_BATCH], rows[at, PAGE])
+        try:
+            yield at, layout.accesses(task._replace(page=WHOLE) if whole else task)
+        except (TypeError, ValueError):  # a layout whose rules look at single layers or micro-batches
+            for row, (layer, j, page) in zip(at, rows[at, LAYER : PAGE + 1].tolist(), strict=True):
+                yield row, layout.accesses(task._replace(layer=layer, micro_batch=j, page=page))
 
 
-class _Slots:
-    """Numbers for the slots of `SlotLayout`, and the accesses of rows: `SlotLayout.accesses` for all of them."""
+class _Table(NamedTuple):
+    """Accesses as numbers. [tasks, accesses, (first slot, how many)]; those that read come first."""
 
-    def __init__(self, layout: SlotLayout, rows: Array, on_cpu: Array) -> None:
-        shape = layout.shape
-        n, self._pages = shape.num_micro_batches, shape.num_pages
-        self._count = 0
-        self.found = np.zeros((len(rows), NUM_ACCESSES, 2), np.int64)
-        op, step, page = rows[:, OP], rows[:, STEP], rows[:, PAGE]
-        self._op = op
-        layer = np.where(op == CODE_OF[Op.HEAD], shape.num_layers - 1, rows[:, LAYER])
-        run = step * shape.num_layers + layer
-        self._j = j = rows[:, MICRO_BATCH]
-        self._turn = (run * n + j) % KV_SLOTS
-        weights = self._kind(WEIGHT_SLOTS * self._pages) + run % WEIGHT_SLOTS * self._pages
-        pinned = self._kind(layout.pinned_layers * self._pages) + run % layout.pinned_layers * self._pages
-        self._weights, self._pinned = weights, pinned
-        self._moved = (np.maximum(page, 0), np.where(page == WHOLE, self._pages, 1))
-        hidden = self._kind(n) + j
-        turns = (step == 0) & shape.offloads_hidden
-        self._hidden = np.where(turns, self._kind(KV_SLOTS) + self._turn, hidden)
-        self._next_hidden = hidden
-        self._streamed = np.array(shape.streamed)[layer]
-        self._decodes, self._on_cpu = step > 0, on_cpu[rows[:, LANE]]
-        self._enters = (step == 0) & (layer == 0)
-        self._cache = self._kind(shape.num_layers * n) + layer * n + j
-        self._layout = layout
-        self._access()
+    accesses: Array
+    num_reads: int
+    num_slots: int
 
-    @property
-    def count(self) -> int:
-        """How many slots there are."""
-        return self._count
 
-    def _kind(self, slots: int) -> int:
-        first, self._count = self._count, self._count + slots
-        return first
-
-    def _of(self, *ops: Op) -> Array:
-        """Which rows are of these ops."""
-        rows: Array = np.logical_or.reduce([self._op == CODE_OF[op] for op in ops])
-        return rows
-
-    def _put(self, where: Array, access: int, slots: Array, count: int | Array = 1) -> None:
-        at = np.flatnonzero(where)
-        self.found[at, access, 0] = slots[at]
-        self.found[at, access, 1] = count if isinstance(count, int) else count[at]
-
-    def _access(self) -> None:
-        """Each access of each op; an op's rows never meet in one place of the table."""
-        shape, n = self._layout.shape, self._layout.shape.num_micro_batches
-        one, two, pages, put, put_two, put_pages = range(NUM_ACCESSES)
-        own = [self._kind(n) + self._j for _ in range(5)]
-        qkv, qkv_on_host, attention, attention_on_host, hidden_on_host = own
-        loaded, new_kv = (self._kind(KV_SLOTS) + self._turn for _ in range(2))
-        page, count = self._moved
-        pins, loads, pageable = map(self._of, (Op.PIN_WEIGHTS, Op.LOAD_WEIGHTS, Op.LOAD_WEIGHTS_PAGEABLE))
-        self._put(pins, put_pages, self._pinned + page, count)
-        self._put(loads | pageable, put_pages, self._weights + page, count)
-        if not shape.weights_pinned:
-            self._put(loads, pages, self._pinned + page, count)
-        computes = self._of(Op.PRE_ATTN, Op.POST_ATTN) if shape.streams_non_experts else self._of(Op.POST_ATTN)
-        self._put(computes & self._streamed, pages, self._weights, self._pages)
-        enters = self._of(Op.PRE_ATTN)
-        self._put(enters & ~self._enters, one, self._hidden)
-        self._put(enters & self._enters, put, self._hidden)
-        self._put(enters, put_two, qkv)
-        self._put(self._of(Op.OFFLOAD_QKV), one, qkv)
-        self._put(self._of(Op.OFFLOAD_QKV), put, qkv_on_host)
-        attends = self._of(Op.ATTN)
-        on_cpu, on_gpu = attends & self._on_cpu, attends & ~self._on_cpu
-        keeps = on_cpu if shape.streams_kv else attends
-        self._put(on_cpu, one, qkv_on_host)
-        self._put(on_gpu, one, qkv)
-        self._put(on_gpu & self._decodes, two, loaded)
-        self._put(keeps & self._decodes, two, self._cache)
-        self._put(on_cpu, put, attention_on_host)
-        self._put(on_gpu, put, attention)
-        self._put(on_gpu, put_two, new_kv)
-        self._put(keeps, put_two, self._cache)
-        loads = self._of(Op.LOAD_HIDDEN)
-        self._put(loads & self._decodes, one, attention_on_host)
-        self._put(loads & self._decodes, put, attention)
-        self._put(loads & ~self._decodes, one, hidden_on_host)
-        self._put(loads & ~self._decodes, put, self._hidden)
-        self._put(self._of(Op.POST_ATTN), two, attention)
-        self._put(self._of(Op.POST_ATTN, Op.HEAD, Op.STORE_HIDDEN), one, self._hidden)
-        self._put(self._of(Op.POST_ATTN), put, self._hidden)
-        self._put(self._of(Op.HEAD), put, self._next_hidden)
-        self._put(self._of(Op.STORE_HIDDEN), put, hidden_on_host)
-        self._put(self._of(Op.LOAD_KV), one, self._cache)
-        self._put(self._of(Op.LOAD_KV), put, loaded)
-        self._put(self._of(Op.STORE_KV), one, new_kv)
-        self._put(self._of(Op.STORE_KV), put, self._cache)
+def _table(layout: SlotLayout, rows: Array, lanes: Sequence[Lane]) -> _Table:
+    """All accesses of rows. Slots of one buffer lie one behind the other."""
+    sizes = [layout.num_slots(name) for name in layout.buffers]
+    begin = dict(zip(layout.buffers, itertools.accumulate(sizes, initial=0), strict=False))
+    found = list(_asked(layout, rows, lanes))
+    num_reads, num_writes = (max(len(some[kind]) for _, some in found) for kind in (0, 1))
+    table = np.zeros((len(rows), num_reads + num_writes, 2), np.int64)
+    for at, (reads, writes) in found:
+        for column, one in itertools.chain(enumerate(reads), enumerate(writes, num_reads)):
+            table[at, column, 0] = begin[one.buffer] + one.first
+            table[at, column, 1] = one.length * one.when
+    return _Table(table, num_reads, sum(sizes))
 
 
 @jitted
 def _track(  # noqa: PLR0912
-    lanes: Array, meets: Array, accesses: Array, num_slots: int, num_lanes: int
+    lanes: Array, meets: Array, accesses: Array, num_reads: int, num_slots: int, num_lanes: int
 ) -> tuple[Array, Array, int]:
     """As `DependencyTracker`: start of each task's dependencies, these, how many there are. Tasks count from 1 here."""
     num_tasks = len(lanes)
@@ -136,13 +74,13 @@ def _track(  # noqa: PLR0912
     met = np.zeros(num_lanes, np.int64)
     for task in range(1, num_tasks + 1):
         lane = lanes[task - 1]
-        for access in range(NUM_ACCESSES):
+        for access in range(accesses.shape[1]):
             first = accesses[task - 1, access, 0]
             for slot in range(first, first + accesses[task - 1, access, 1]):
                 wrote = writer[slot]
                 if wrote > 0:
                     needed[lanes[wrote - 1]] = max(needed[lanes[wrote - 1]], wrote)
-                if access < NUM_READS:
+                if access < num_reads:
                     readers[slot, lane] = task
                     continue
                 writer[slot] = task
@@ -179,19 +117,13 @@ def _track(  # noqa: PLR0912
     return start, found, count
 
 
-def dependencies(layout: SlotLayout, rows: Array, on_cpu: Array) -> tuple[Array, Array]:
+def dependencies(layout: SlotLayout, rows: Array, lanes: Sequence[Lane]) -> tuple[Array, Array]:
     """(start, dependencies): task i waits for dependencies[start[i] : start[i + 1]], which are numbers of rows.
 
-    rows [tasks, columns] from step 0 on in order of issue; on_cpu [lanes].
+    rows [tasks, columns] from step 0 on in order of issue.
     """
-    slots = _Slots(layout, rows, on_cpu)
-    start, found, count = _track(
-        np.ascontiguousarray(rows[:, LANE]),
-        np.ascontiguousarray(rows[:, MEETS]),
-        slots.found,
-        slots.count,
-        len(on_cpu),
-    )
+    lane, meets = (np.ascontiguousarray(rows[:, column]) for column in (LANE, MEETS))
+    start, found, count = _track(lane, meets, *_table(layout, rows, lanes), len(lanes))
     return start, found[:count]
 
 

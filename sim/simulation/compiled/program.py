@@ -1,8 +1,8 @@
 """The steps of a schedule as arrays, made once for a shape and kept.
 
-Rows are what the schedule issues. Of the schedules of this package only a few layers are issued and the others follow
-by counting on, because their layers are alike; of any other schedule every layer is issued. Dependencies are found as
-`DependencyTracker` finds them, in compiled code; a schedule with buffers of its own gets them from there.
+Rows are what the schedule issues: a few layers and steps, from which the others follow by counting, if with few
+micro-batches that is what the schedule issues; else every layer and step. Dependencies are found as `DependencyTracker`
+finds them, in compiled code.
 """
 
 import itertools
@@ -13,18 +13,15 @@ from functools import lru_cache
 import numpy as np
 
 from sim.schedule import (
-    BUILT_IN,
     GPU,
     NET,
     Barrier,
     Issues,
     Lane,
-    LaneKind,
     Op,
     PipelineShape,
     Schedule,
-    SlotLayout,
-    issue_steps,
+    layout_of,
     steady_step,
 )
 from sim.simulation.compiled.dependencies import (
@@ -43,6 +40,9 @@ from sim.simulation.compiled.dependencies import (
 PERIODS_KEPT = 4
 """Of layers that are alike, as many periods are issued."""
 LONGEST_PERIOD = 4
+
+FEW = 2
+"""Micro-batches and pages, and decode steps between the first and the last, that show whether layers are alike."""
 
 PROGRAMS_KEPT = 256
 
@@ -87,14 +87,9 @@ def _program(kind: type[Schedule], shape: PipelineShape, num_ranks: int, last: i
     steady = steady_step(schedule, shape)
     final = steady + 1 if last is None else last
     lanes: dict[Lane, int] = {GPU: 0}
-    layout = schedule.layout(shape)
-    if type(layout) is SlotLayout:
-        steps = _issued(schedule, shape, final, lanes)
-        rows = np.concatenate(steps)
-        start, deps = dependencies(layout, rows, np.array([lane.kind is LaneKind.CPU for lane in lanes]))
-    else:
-        steps, start, deps = _tracked(schedule, shape, final, lanes)
-        rows = np.concatenate(steps)
+    steps = _issued(schedule, shape, final, lanes, alike=_alike(kind, _few(shape)))
+    rows = np.concatenate(steps)
+    start, deps = dependencies(layout_of(schedule, shape), rows, tuple(lanes))
     lengths = [len(step) for step in steps]
     named = tuple(lanes)
     if num_ranks > 1:
@@ -143,28 +138,42 @@ def _arranged(
     )
 
 
-def _issued(schedule: Schedule, shape: PipelineShape, final: int, lanes: dict[Lane, int]) -> list[Array]:
-    """Rows of steps 0 to `final`."""
-    steps = [_rows(schedule, shape, 0, final > 0, lanes)]
-    for step in range(1, final + 1):
-        if type(schedule) in BUILT_IN and 1 < step < final:
+def _few(shape: PipelineShape) -> PipelineShape:
+    """The same layers with few micro-batches, of which the order of issue is soon seen."""
+    return replace(shape, num_micro_batches=min(FEW, shape.num_micro_batches), num_pages=min(FEW, shape.num_pages))
+
+
+@lru_cache(maxsize=PROGRAMS_KEPT)
+def _alike(kind: type[Schedule], few: PipelineShape) -> bool:
+    """Whether a schedule issues layers and steps that are alike in the same order, so that they follow by counting."""
+    counted, issued = (_issued(kind(), few, FEW + 1, {}, alike=alike) for alike in (True, False))
+    return all(map(np.array_equal, counted, issued))
+
+
+def _issued(
+    schedule: Schedule, shape: PipelineShape, final: int, lanes: dict[Lane, int], *, alike: bool
+) -> list[Array]:
+    """Rows of steps 0 to `final`; if layers and steps are `alike`, of few layers and steps, and the others counted."""
+    steps = list[tuple[Array, bool]]()
+    for step in range(final + 1):
+        if alike and 1 < step < final:
             rows, meets = steps[1]
             rows = rows.copy()
             rows[:, STEP] += step - 1
             steps.append((rows, meets))
         else:
-            steps.append(_rows(schedule, shape, step, step < final, lanes))
+            steps.append(_rows(schedule, shape, step, step < final, lanes, alike=alike))
     for (_, meets), (rows, _) in reversed(list(itertools.pairwise(steps))):
         rows[0, MEETS] |= meets
     return [rows for rows, _ in steps]
 
 
 def _rows(
-    schedule: Schedule, shape: PipelineShape, step: int, more: bool, lanes: dict[Lane, int]
+    schedule: Schedule, shape: PipelineShape, step: int, more: bool, lanes: dict[Lane, int], *, alike: bool
 ) -> tuple[Array, bool]:
     """One step as issued, and whether all lanes meet at its end."""
     at, period, times = repeated_layers(shape.streamed)
-    if times and type(schedule) in BUILT_IN:
+    if times and alike:
         streamed = shape.streamed[:at] + shape.streamed[at + period * times :]
         fewer = replace(shape, num_layers=len(streamed), streamed=streamed)
         few, meets = _issue(schedule, fewer, step, more, lanes)
@@ -224,17 +233,3 @@ def _with_layers(few: Array, step: int, layer: int, period: int, times: int) -> 
     tail = few[cut:].copy()
     tail[(tail[:, STEP] == step) & (tail[:, LAYER] >= 0), LAYER] += times * period
     return np.concatenate([few[:cut], block, tail])
-
-
-def _tracked(
-    schedule: Schedule, shape: PipelineShape, final: int, lanes: dict[Lane, int]
-) -> tuple[list[Array], Array, Array]:
-    """Rows and dependencies of steps 0 to `final` by the tracker itself."""
-    steps, start, deps = list[Array](), [0], list[int]()
-    for tasks in issue_steps(schedule, shape, 0, final + 1, final):
-        rows = [(CODE_OF[t.op], lanes.setdefault(t.lane, len(lanes)), *t[3:7], 0) for t in tasks]
-        steps.append(np.array(rows, np.int64))
-        for task in tasks:
-            deps.extend(task.deps)
-            start.append(len(deps))
-    return steps, np.array(start), np.array(deps, np.int64)

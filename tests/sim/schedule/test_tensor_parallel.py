@@ -7,7 +7,7 @@ from hypothesis import given, strategies as st
 from schedule_rules import EVERY, Order, assert_no_race, examples, random_durations, shapes, simulate
 
 from sim.schedule import CPU, GPU, LANE_OF, NET, Lane, LaneKind, Op, PipelineShape, Place, Task, by_name, over_ranks
-from sim.schedule.slots import Access, Accesses
+from sim.schedule.slots import Accesses
 from sim.simulation import task_ends
 
 every_schedule = pytest.mark.parametrize("schedule", EVERY, ids=lambda schedule: schedule.name)
@@ -161,7 +161,7 @@ def test_nothing_races_on_any_rank(schedule, data, ranks, num_steps):
 
 
 def on_rank(accesses, rank):
-    return Accesses(*(tuple(Access((rank, *slot), content) for slot, content in some) for some in accesses))
+    return Accesses(*(tuple(one._replace(buffer=(rank, one.buffer)) for one in some) for some in accesses))
 
 
 @every_schedule

@@ -1,0 +1,63 @@
+"""The buffers of a pipeline: how many slots each has, which slot a task takes, what it holds, and in which memory."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Tier(StrEnum):
+    """A memory of the machine."""
+
+    DEVICE = "device"  # of each device
+    HOST = "host"
+    PINNED = "pinned"  # page-locked, part of the host's
+
+
+class MemoryPart(StrEnum):
+    """What the memory plan names; a schedule's own buffers add names of their own."""
+
+    EMBEDDING_AND_HEAD = "embedding and head"
+    NON_EXPERTS = "non-expert weights"
+    RESIDENT_EXPERTS = "resident experts"
+    STREAMED_WEIGHTS = "streamed weights"
+    WEIGHT_SLOTS = "weight slots"
+    KV_CACHE = "kv cache"
+    KV_BUFFERS = "kv buffers"
+    ATTENTION_EXCHANGE = "attention exchange"
+    ACTIVATIONS = "activations"
+    HIDDEN_STATES = "hidden states"
+    STAGING = "staging"
+
+
+class Holds(StrEnum):
+    """What fills one slot: of a layer, or of a micro-batch in it."""
+
+    WEIGHTS = "a layer's streamed weights"
+    CACHE = "the KV cache of a layer at its longest, but for the share that stays on the device"
+    PROMPT_CACHE = "the KV entries of a layer for the prompts"
+    PROMPT_HIDDEN = "hidden states of the prompts"
+    HIDDEN = "hidden states of one token a request"
+    QKV = "query, new key and value of one token a request"
+    ATTENTION = "attention's output of one token a request"
+
+
+class By(StrEnum):
+    """What decides which slot of a buffer a task takes."""
+
+    RUN = "run"  # the layers that run take turns; a slot is cut into pages
+    TURN = "turn"  # the micro-batches of each layer that runs take turns
+    MICRO_BATCH = "micro-batch"  # each micro-batch has its own
+    CACHE = "layer and micro-batch"  # and in each layer another
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Slots of one kind."""
+
+    holds: Holds
+    by: By
+    turns: int = 1
+    """How many slots take turns, where slots do: of two weight slots one is computed from while the other fills."""
+    tier: Tier | None = None
+    """Where it takes memory; None: what the memory plan counts anyway (the KV cache, a layer's working set)."""
+    part: str = ""
+    """Its name in the memory plan; several buffers may share one."""
