@@ -14,7 +14,7 @@ from sim.cost import Setup
 from sim.planning import NothingFitsError, best_policy
 from sim.problem import Policy, Problem
 from sim.schedule import Schedule, by_name
-from sim.simulation import Prediction, predict
+from sim.simulation import MEASURES, Prediction, predict
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +26,6 @@ class Asked:
     micro_batch_size: int | None = None
     num_micro_batches: int | None = None
     exact: bool = False
-
-
-MEASURES = (
-    "num_requests",
-    "throughput_tokens_per_s",
-    "prefill_s",
-    "decode_s",
-    "bottleneck",
-    "phases",
-    "gpu_idle",
-    "hrm_tokens_per_s",
-    "lower_bound_s",
-    "simulated_tasks",
-    "wall_s",
-)
-"""What only a feasible result has; null in the others."""
 
 
 @dataclass(frozen=True, slots=True)

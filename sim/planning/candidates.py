@@ -103,7 +103,7 @@ def space(problem: Problem, schedule: Schedule, grid: PolicyGrid | None = None) 
     """Every policy on the grid that fits all memories. Empty, with the nearest lack, if none does."""
     grid = grid or PolicyGrid()
     setups, given_up = _setups(problem, schedule, grid)
-    residency, capacity = _residency(setups[0]), _capacity(problem)
+    residency, capacity = _residency(setups[0]), np.array([*capacities_bytes(problem).values()], dtype=np.int64)
     cells = BatchChoices(setups, _bytes(setups, residency, capacity))
     need = cells.bytes[:, None, residency.held] + residency.extra_bytes[None]  # [cell, pin choice, expert value, tier]
     fits = np.all(need <= capacity, axis=-1)
@@ -138,10 +138,11 @@ def _first_of_each(rows: Ints) -> NDArray[np.bool_]:
     return np.concatenate(([True], rows[1:] != rows[:-1])) if len(rows) else np.zeros(0, dtype=bool)
 
 
-def _capacity(problem: Problem) -> Ints:
+def capacities_bytes(problem: Problem) -> dict[str, int]:
+    """What each tier of `TIERS` holds; `device` is one device's."""
     hardware = problem.hardware
     limits = (hardware.device_memory.capacity_bytes, hardware.host_memory.capacity_bytes, hardware.pinned_bytes)
-    return np.array([int(limit) for limit in limits], dtype=np.int64)
+    return dict(zip(TIERS, map(int, limits), strict=True))
 
 
 def _setups(problem: Problem, schedule: Schedule, grid: PolicyGrid) -> tuple[list[Setup], int]:

@@ -5,7 +5,7 @@ Each cell is simulated with the other fields of the policy as they are best ther
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 
 from sim.cost import Setup, Shortage
 from sim.planning.bounds import least_seconds
-from sim.planning.candidates import Floats, space
+from sim.planning.candidates import Floats, capacities_bytes, space
 from sim.planning.grid import PolicyGrid, sizes_up_to
 from sim.planning.hrm import hrm_setup
 from sim.planning.planner import Choice, in_processes
@@ -116,7 +116,7 @@ def _draw_limits(ax: Axes, best: Setup, seen: Map) -> list[Line2D | Patch]:
     """Where each memory is full, all other fields as chosen."""
     sizes, counts = _fine(seen.sizes), _fine(seen.counts)
     used = {tier: np.zeros((len(sizes), len(counts))) for tier in LIMITS}
-    limits = _capacities(best)
+    limits = capacities_bytes(best.problem)
     for row, size in enumerate(sizes):
         for column, count in enumerate(counts):
             policy = replace(best.policy, batch_size=size * count, micro_batch_size=size, pages=None)
@@ -129,26 +129,9 @@ def _draw_limits(ax: Axes, best: Setup, seen: Map) -> list[Line2D | Patch]:
             ax.contour(
                 counts, sizes, values, levels=[1.0], colors=LIMITS[tier], linestyles=DASHES[tier], linewidths=2.2
             )
-            marks.append(
-                Line2D(
-                    [],
-                    [],
-                    color=LIMITS[tier],
-                    linestyle=DASHES[tier],
-                    linewidth=2.2,
-                    label=f"{tier} memory full, rest as chosen",
-                )
-            )
+            style: dict[str, Any] = {"color": LIMITS[tier], "linestyle": DASHES[tier], "linewidth": 2.2}
+            marks.append(Line2D([], [], **style, label=f"{tier} memory full, rest as chosen"))
     return marks
-
-
-def _capacities(setup: Setup) -> dict[str, float]:
-    hardware = setup.problem.hardware
-    return {
-        "device": hardware.device_memory.capacity_bytes,
-        "host": hardware.host_memory.capacity_bytes,
-        "pinned": hardware.pinned_bytes,
-    }
 
 
 def _fine(values: Sequence[int]) -> list[int]:

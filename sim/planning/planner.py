@@ -6,7 +6,6 @@ on the number of simulations is given and met, `Plan.unsettled` says how many ca
 """
 
 import os
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -42,9 +41,6 @@ class NothingFitsError(InputError):
 class Plan:
     """The best policy that one schedule has on the grid, and how thoroughly it was looked for."""
 
-    problem: Problem
-    objective: Objective
-    best: Candidate
     ranked: tuple[Candidate, ...]
     """All simulated candidates, the best first."""
     considered: int
@@ -53,7 +49,10 @@ class Plan:
     """Those that fit all memories; each has been bounded."""
     unsettled: int
     """Candidates that a limit left out although their bound beats the best."""
-    wall_s: float
+
+    @property
+    def best(self) -> Candidate:
+        return self.ranked[0]
 
     @property
     def simulated(self) -> int:
@@ -71,7 +70,6 @@ class Choice:
     """By schedule, the best first; those that fit the machine."""
     failed: dict[str, str]
     """Why nothing fits, by schedule."""
-    wall_s: float
 
     @property
     def plan(self) -> Plan:
@@ -116,7 +114,6 @@ def plan(
     Options are those of `best_policy`. Raises InputError for an unknown schedule, and NothingFitsError, with the
     smallest change that would help, if no policy of any of them fits.
     """
-    started = time.perf_counter()
     for name in schedules:
         by_name(name)
     work = partial(_try, problem, objective, options)
@@ -126,9 +123,9 @@ def plan(
     if not plans:
         nearest = min(failed.values(), key=lambda one: one.short_bytes)
         raise NothingFitsError(f"{nearest}{_narrower(problem, schedules, options)}", nearest.short_bytes)
-    order = [one.schedule for one in ranked([one.best for one in plans.values()], objective)]
+    best_first = [one.schedule for one in ranked([one.best for one in plans.values()], objective)]
     reasons = {name: str(one) for name, one in failed.items()}
-    return Choice(problem, objective, {name: plans[name] for name in order}, reasons, time.perf_counter() - started)
+    return Choice(problem, objective, {name: plans[name] for name in best_first}, reasons)
 
 
 def in_processes(work: "Callable[[_Given], _Made]", given: Sequence[_Given], jobs: int | None) -> "list[_Made]":
@@ -180,7 +177,6 @@ def best_policy(
     `at_least` so many candidates that differ in more than pages and page-locked weights are simulated, to have some to
     compare with. Raises NothingFitsError with the smallest lack of memory on the grid.
     """
-    started = time.perf_counter()
     grid = (grid or PolicyGrid()).with_sizes(micro_batch_size, num_micro_batches)
     if num_requests is not None:
         grid = replace(grid, num_requests=num_requests)
@@ -193,17 +189,7 @@ def best_policy(
     search.look_through(found, at_least)
     if refine and num_requests is None:
         search.look_through(space(problem, schedule, grid.around(search.best.setup.policy)), 1)
-    found_all = tuple(search.ranked)
-    return Plan(
-        problem,
-        objective,
-        found_all[0],
-        found_all,
-        search.considered,
-        search.feasible,
-        search.unsettled,
-        time.perf_counter() - started,
-    )
+    return Plan(tuple(search.ranked), search.considered, search.feasible, search.unsettled)
 
 
 def _nothing_fits(schedule: str, found: Candidates) -> NothingFitsError:

@@ -45,23 +45,8 @@ def structure(shape: PipelineShape, batch: Batch) -> dict[str, Any]:
 def span_of(one: Executed) -> Span:
     """A simulated task as a trace keeps it."""
     task, cost = one.task, one.cost
-    return Span(
-        task.id,
-        task.op.value,
-        task.lane.kind.value,
-        task.lane.rank,
-        task.step,
-        task.layer,
-        task.micro_batch,
-        task.page,
-        one.start_ns,
-        one.end_ns,
-        cost.bytes,
-        cost.flops,
-        cost.bound,
-        str(one.waited_for),
-        one.cause,
-    )
+    what = (cost.bytes, cost.flops, cost.bound, str(one.waited_for), one.cause)
+    return Span(task.id, task.op.value, task.lane.kind.value, *task.key[1:], one.start_ns, one.end_ns, *what)
 
 
 class _Change(NamedTuple):
