@@ -110,13 +110,12 @@ def space(problem: Problem, schedule: Schedule, grid: PolicyGrid | None = None) 
     wanted = _wanted(fits, residency.experts, problem.model.num_experts, grid)
     cell, pin, value = np.nonzero(fits & wanted)
     pages = [_pages(schedule, grid, setup.shape.num_micro_batches) for setup in cells.setups]
-    repeats = np.array([len(pages[at]) for at in cell], dtype=np.int64)
-    rows = np.repeat(np.arange(len(cell)), repeats)
+    counts = np.array([len(one) for one in pages], dtype=np.int64)
+    considered = int((wanted.sum(axis=(1, 2)) * counts).sum()) + given_up
+    rows = np.repeat(np.arange(len(cell)), counts[cell])
     all_pages = np.array([page for at in cell for page in pages[at]], dtype=np.int64)
-    streams = residency.experts[value] < problem.model.num_experts
-    per_cell = np.array([len(one) for one in pages], dtype=np.int64)
-    considered = int((wanted.sum(axis=(1, 2)) * per_cell).sum()) + given_up
-    kept = streams[rows] | _first_of_each(rows) | schedule.streams_non_experts  # no pages where nothing streams
+    streams = (residency.experts[value] < problem.model.num_experts)[rows]
+    kept = streams | (np.diff(rows, prepend=-1) > 0) | schedule.streams_non_experts  # no pages where nothing streams
     rows, all_pages = rows[kept], all_pages[kept]
     short, nearest = ((), None) if len(rows) else _nearest(problem, schedule, cells, need, capacity, residency)
     return Candidates(
@@ -132,10 +131,6 @@ def space(problem: Problem, schedule: Schedule, grid: PolicyGrid | None = None) 
         short,
         nearest,
     )
-
-
-def _first_of_each(rows: Ints) -> NDArray[np.bool_]:
-    return np.concatenate(([True], rows[1:] != rows[:-1])) if len(rows) else np.zeros(0, dtype=bool)
 
 
 def capacities_bytes(problem: Problem) -> dict[str, int]:
