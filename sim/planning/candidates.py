@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.cost import Setup, Shortage
-from sim.planning.grid import PolicyGrid, pin_choices, spots
+from sim.planning.grid import PolicyGrid, pin_choices, placements
 from sim.problem import Policy, Problem
 from sim.schedule import Schedule
 from traces.errors import InputError
@@ -31,7 +31,7 @@ SHRINKING = frozenset({"weight slots", "staging", "activations"})
 
 @dataclass(frozen=True, slots=True)
 class BatchChoices:
-    """What the batch decides: one entry per (spot, μ, number of micro-batches)."""
+    """What the batch decides: one entry per (placement, μ, number of micro-batches)."""
 
     setups: list[Setup]
     """With all experts on the host, one page a micro-batch, and pageable weights."""
@@ -99,7 +99,7 @@ class Candidates:
         return spread
 
 
-def space(problem: Problem, schedule: Schedule, grid: PolicyGrid | None = None) -> Candidates:
+def candidates_of(problem: Problem, schedule: Schedule, grid: PolicyGrid | None = None) -> Candidates:
     """Every policy on the grid that fits all memories. Empty, with the nearest lack, if none does."""
     grid = grid or PolicyGrid()
     setups, given_up = _setups(problem, schedule, grid)
@@ -141,12 +141,12 @@ def capacities_bytes(problem: Problem) -> dict[str, int]:
 
 
 def _setups(problem: Problem, schedule: Schedule, grid: PolicyGrid) -> tuple[list[Setup], int]:
-    """All (spot, batch, micro-batch) but those beyond the hopeless ones, and how many those are."""
+    """All (placement, batch, micro-batch) but those beyond the hopeless ones, and how many those are."""
     setups, given_up = [], 0
-    for spot in spots(schedule, grid):
+    for placement in placements(schedule, grid):
         for batches in grid.batches(schedule.one_batch):
             for at, (batch_size, size) in enumerate(batches):
-                setup = Setup(problem, schedule, grid.policy(spot, batch_size, size))
+                setup = Setup(problem, schedule, grid.policy(placement, batch_size, size))
                 setups.append(setup)
                 if _hopeless(setup):
                     given_up += len(batches) - at - 1

@@ -3,7 +3,7 @@
 from sim.cost import Setup
 from sim.hrm import SCHEDULE, search_policies
 from sim.planning.bounds import least_seconds
-from sim.planning.candidates import space
+from sim.planning.candidates import candidates_of
 from sim.planning.grid import PolicyGrid
 from sim.planning.planner import Choice, Plan
 from sim.planning.search import Candidate, Objective
@@ -29,7 +29,7 @@ def _bound(setup: Setup) -> float:
     """The least of what candidates of the same shape and memory may take; a policy off the grid has none."""
     policy, total = setup.policy, setup.problem.model.num_experts
     grid = PolicyGrid((policy.micro_batch_size,), (policy.num_micro_batches,), pages=(1.0,), expert_values=total + 1)
-    found = space(setup.problem, setup.schedule, grid)
+    found = candidates_of(setup.problem, setup.schedule, grid)
     rows = [(found.setup(row), bound_s) for row, bound_s in enumerate(least_seconds(found)[0])]
     alike = [bound_s for one, bound_s in rows if (one.shape, one.memory) == (setup.shape, setup.memory)]
     return float(setup.batch.generated_tokens / min(alike)) if alike else float("inf")

@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 
 from sim.cost import Setup, Shortage
 from sim.planning.bounds import least_seconds
-from sim.planning.candidates import Floats, capacities_bytes, space
+from sim.planning.candidates import Floats, candidates_of, capacities_bytes
 from sim.planning.grid import PolicyGrid, sizes_up_to
 from sim.planning.hrm import hrm_setup
 from sim.planning.planner import Choice, in_processes
@@ -47,7 +47,7 @@ def throughput_map(choice: Choice, sizes: Sequence[int], counts: Sequence[int], 
         tuple(sizes), tuple(counts), pages=(0.5, 1.0), weight_bits=best.policy.weight_bits, kv_bits=best.policy.kv_bits,
         attention=best.policy.attention,
     )  # fmt: skip
-    found = space(choice.problem, best.schedule, grid)
+    found = candidates_of(choice.problem, best.schedule, grid)
     total_s, _ = least_seconds(found)
     rate = found.of_cells([setup.batch.generated_tokens for setup in found.cells.setups]) / total_s
     rows: dict[tuple[int, int], int] = {}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from sim.planning.candidates import Candidates, space
+from sim.planning.candidates import Candidates, candidates_of
 from sim.planning.grid import PolicyGrid
 from sim.planning.search import TOLERANCE, Candidate, Objective, Search, ranked
 from sim.problem import Problem
@@ -151,7 +151,8 @@ def _narrower(problem: Problem, schedules: Sequence[str], options: dict[str, Any
     )
     native = grid.weight_bits or problem.model.expert_bits
     for bits in (bits for bits in NARROWER_BITS if bits < native):
-        fitting = [name for name in schedules if len(space(problem, by_name(name), replace(grid, weight_bits=bits)))]
+        narrower = replace(grid, weight_bits=bits)
+        fitting = [name for name in schedules if len(candidates_of(problem, by_name(name), narrower))]
         if fitting:
             return f"; with weight_bits {bits:g} {', '.join(fitting)} would fit"
     return f"; nor would it with weight_bits {NARROWER_BITS[-1]:g}" if native > NARROWER_BITS[-1] else ""
@@ -180,15 +181,15 @@ def best_policy(
     grid = (grid or PolicyGrid()).with_sizes(micro_batch_size, num_micro_batches)
     if num_requests is not None:
         grid = replace(grid, num_requests=num_requests)
-    found = space(problem, schedule, grid)
+    found = candidates_of(problem, schedule, grid)
     if not len(found) and num_requests is not None:
-        found = space(problem, schedule, replace(grid, num_requests=None, most_requests=num_requests))
+        found = candidates_of(problem, schedule, replace(grid, num_requests=None, most_requests=num_requests))
     if not len(found):
         raise _nothing_fits(schedule.name, found)
     search = Search(objective, tolerance, most_simulations)
     search.look_through(found, at_least)
     if refine and num_requests is None:
-        search.look_through(space(problem, schedule, grid.around(search.best.setup.policy)), 1)
+        search.look_through(candidates_of(problem, schedule, grid.around(search.best.setup.policy)), 1)
     return Plan(tuple(search.ranked), search.considered, search.feasible, search.unsettled)
 
 
