@@ -11,7 +11,7 @@ from sim.cost import Setup
 from sim.planning import NothingFitsError, best_policy
 from sim.problem import Policy, Problem
 from sim.schedule import Schedule, by_name, registered
-from sim.simulation import Prediction, predict
+from sim.simulation import MEASURES, Prediction, predict
 from traces.cli import in_processes, project_version
 from traces.data_frame import Tabular
 from traces.errors import InputError
@@ -34,22 +34,6 @@ class Asked:
     def of(cls, policy: Mapping[str, Any], *, exact: bool = False) -> Self:
         """What a policy's fields ask of every schedule."""
         return cls(**policy, exact=exact) if policy.keys() <= SIZES else cls({"": policy}, exact=exact)
-
-
-MEASURES = (
-    "num_requests",
-    "throughput_tokens_per_s",
-    "prefill_s",
-    "decode_s",
-    "bottleneck",
-    "phases",
-    "gpu_idle",
-    "hrm_tokens_per_s",
-    "lower_bound_s",
-    "simulated_tasks",
-    "wall_s",
-)
-"""What only a feasible result has; null in the others."""
 
 
 @dataclass(frozen=True, slots=True)

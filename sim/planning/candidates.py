@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.cost import Setup, Shortage, capacity_bytes
-from sim.planning.grid import PolicyGrid, pin_choices, spots
+from sim.planning.grid import PolicyGrid, pin_choices, placements
 from sim.problem import Policy, Problem
 from sim.schedule import MemoryPart, Schedule, Tier
 from traces.errors import InputError
@@ -31,7 +31,7 @@ SHRINKING = frozenset({MemoryPart.WEIGHT_SLOTS, MemoryPart.STAGING, MemoryPart.A
 
 @dataclass(frozen=True, slots=True)
 class BatchChoices:
-    """What the batch decides: one entry per (spot, μ, number of micro-batches)."""
+    """What the batch decides: one entry per (placement, μ, number of micro-batches)."""
 
     setups: list[Setup]
     """With all experts on the host, one page a micro-batch, and pageable weights."""
@@ -99,24 +99,24 @@ class Candidates:
         return spread
 
 
-def space(problem: Problem, schedule: Schedule, grid: PolicyGrid | None = None) -> Candidates:
+def candidates_of(problem: Problem, schedule: Schedule, grid: PolicyGrid | None = None) -> Candidates:
     """Every policy on the grid that fits all memories. Empty, with the nearest lack, if none does."""
     grid = grid or PolicyGrid()
     setups, given_up = _setups(problem, schedule, grid)
-    residency, capacity = _residency(setups[0]), _capacity(problem)
+    residency = _residency(setups[0])
+    capacity = np.array([*capacity_bytes(problem.hardware).values()], dtype=np.int64)
     cells = BatchChoices(setups, _bytes(setups, residency, capacity))
     need = cells.bytes[:, None, residency.held] + residency.extra_bytes[None]  # [cell, pin choice, expert value, tier]
     fits = np.all(need <= capacity, axis=-1)
     wanted = _wanted(fits, residency.experts, problem.model.num_experts, grid)
     cell, pin, value = np.nonzero(fits & wanted)
     pages = [_pages(schedule, grid, setup.shape.num_micro_batches) for setup in cells.setups]
-    repeats = np.array([len(pages[at]) for at in cell], dtype=np.int64)
-    rows = np.repeat(np.arange(len(cell)), repeats)
+    counts = np.array([len(one) for one in pages], dtype=np.int64)
+    considered = int((wanted.sum(axis=(1, 2)) * counts).sum()) + given_up
+    rows = np.repeat(np.arange(len(cell)), counts[cell])
     all_pages = np.array([page for at in cell for page in pages[at]], dtype=np.int64)
-    streams = residency.experts[value] < problem.model.num_experts
-    per_cell = np.array([len(one) for one in pages], dtype=np.int64)
-    considered = int((wanted.sum(axis=(1, 2)) * per_cell).sum()) + given_up
-    kept = streams[rows] | _first_of_each(rows) | schedule.system.streams_non_experts  # no pages where nothing streams
+    streams = (residency.experts[value] < problem.model.num_experts)[rows]
+    kept = streams | (np.diff(rows, prepend=-1) > 0) | schedule.system.streams_non_experts
     rows, all_pages = rows[kept], all_pages[kept]
     short, nearest = ((), None) if len(rows) else _nearest(problem, schedule, cells, need, capacity, residency)
     return Candidates(
@@ -134,21 +134,13 @@ def space(problem: Problem, schedule: Schedule, grid: PolicyGrid | None = None) 
     )
 
 
-def _first_of_each(rows: Ints) -> NDArray[np.bool_]:
-    return np.concatenate(([True], rows[1:] != rows[:-1])) if len(rows) else np.zeros(0, dtype=bool)
-
-
-def _capacity(problem: Problem) -> Ints:
-    return np.array(list(capacity_bytes(problem.hardware).values()), dtype=np.int64)
-
-
 def _setups(problem: Problem, schedule: Schedule, grid: PolicyGrid) -> tuple[list[Setup], int]:
-    """All (spot, batch, micro-batch) but those beyond the hopeless ones, and how many those are."""
+    """All (placement, batch, micro-batch) but those beyond the hopeless ones, and how many those are."""
     setups, given_up = [], 0
-    for spot in spots(schedule, grid):
+    for placement in placements(schedule, grid):
         for batches in grid.batches(schedule.system.one_batch):
             for at, (batch_size, size) in enumerate(batches):
-                setup = Setup(problem, schedule, grid.policy(spot, batch_size, size))
+                setup = Setup(problem, schedule, grid.policy(placement, batch_size, size))
                 setups.append(setup)
                 if _hopeless(setup):
                     given_up += len(batches) - at - 1

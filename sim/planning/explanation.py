@@ -54,15 +54,8 @@ class Replanned:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        best = self.best
-        return {
-            "resource": self.resource,
-            "factor": self.factor,
-            "change": self.change,
-            "throughput_tokens_per_s": best.throughput_tokens_per_s if best else None,
-            "schedule": best.schedule if best else None,
-            "policy": best.setup.policy.to_dict() if best else None,
-        }
+        best = _to_dict(self.best) if self.best else dict.fromkeys(CHOICE)
+        return {"resource": self.resource, "factor": self.factor, "change": self.change, **best}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +84,11 @@ class RunnerUp:
     lanes_s: dict[str, tuple[float, float]]
     """Seconds busy a thousand tokens: of the winner, of the runner-up."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        lanes = {lane: {"best": mine, "this": theirs} for lane, (mine, theirs) in self.lanes_s.items()}
+        return {**_to_dict(self.candidate), "reason": self.reason, "lanes_s_per_thousand_tokens": lanes}
+
 
 @dataclass(frozen=True, slots=True)
 class Explanation(Tabular):
@@ -113,14 +111,21 @@ class Explanation(Tabular):
                 for tier in self.tiers
             },
             "above_lower_bound": self.above_bound,
-            "next_schedule": _runner_up_dict(self.next_schedule),
-            "next_policy": _runner_up_dict(self.next_policy),
+            "next_schedule": self.next_schedule and self.next_schedule.to_dict(),
+            "next_policy": self.next_policy and self.next_policy.to_dict(),
             "replanned": [one.to_dict() for one in self.replanned],
         }
 
     def rows(self) -> list[dict[str, Any]]:
         """One for each machine that was planned anew."""
         return [one.to_dict() for one in self.replanned]
+
+
+CHOICE = ("schedule", "policy", "throughput_tokens_per_s")
+
+
+def _to_dict(one: Candidate) -> dict[str, Any]:
+    return dict(zip(CHOICE, (one.schedule, one.setup.policy.to_dict(), one.throughput_tokens_per_s), strict=True))
 
 
 def explain(
@@ -130,8 +135,7 @@ def explain(
     prediction = prediction or predict(choice.best.setup)
     best, tiers = choice.best, _tiers(choice.best)
     mine = in_essence(best.setup.policy)
-    others = list(choice.plans.values())[1:]
-    runner_up = others[0].best if others else None
+    runner_up = next((plan.best for plan in list(choice.plans.values())[1:]), None)
     rival = next((one for one in choice.plan.ranked if in_essence(one.setup.policy) != mine), None)
     return Explanation(
         tiers,
@@ -144,8 +148,7 @@ def explain(
 
 
 def _tiers(best: Candidate) -> tuple[MemoryUse, ...]:
-    plans = best.setup.memory.tiers()
-    limits = capacity_bytes(best.setup.problem.hardware)
+    limits, plans = capacity_bytes(best.setup.problem.hardware), best.setup.memory.tiers()
     return tuple(MemoryUse(name, limit, dict(plans[name])) for name, limit in limits.items())
 
 
@@ -164,15 +167,9 @@ def _binding(prediction: Prediction, tiers: Sequence[MemoryUse]) -> Iterator[str
 
 def _lost(best: Candidate, other: Candidate) -> RunnerUp:
     """Compare lane by lane, in seconds for a thousand tokens."""
-    lanes = dict.fromkeys([*best.prediction.lanes, *other.prediction.lanes])
-    mine, theirs = _per_thousand_tokens(best), _per_thousand_tokens(other)
-    both = {lane: (mine.get(lane, 0.0), theirs.get(lane, 0.0)) for lane in lanes}
+    mine, theirs = ({name: 1000 * s for name, s in one.prediction.busy_s_a_token.items()} for one in (best, other))
+    both = {lane: (mine.get(lane, 0.0), theirs.get(lane, 0.0)) for lane in mine | theirs}
     return RunnerUp(other, _why_lost(best, other, both), both)
-
-
-def _per_thousand_tokens(one: Candidate) -> dict[str, float]:
-    tokens = one.setup.batch.generated_tokens / 1000
-    return {name: lane.busy_s / tokens for name, lane in one.prediction.lanes.items()}
 
 
 def _why_lost(best: Candidate, other: Candidate, lanes: dict[str, tuple[float, float]]) -> str:
@@ -181,29 +178,14 @@ def _why_lost(best: Candidate, other: Candidate, lanes: dict[str, tuple[float, f
         f"{other.schedule} {other.setup.policy} reaches {other.throughput_tokens_per_s:,.2f} tokens/s ({-slower:+.1%})"
     )
     took = 1000 / other.throughput_tokens_per_s
-    more = {lane: theirs - mine for lane, (mine, theirs) in lanes.items()}
-    lane = max(more, key=lambda lane: more[lane])
+    more, lane = max((theirs - mine, lane) for lane, (mine, theirs) in lanes.items())
     idle = took - max(theirs for _, theirs in lanes.values())
-    if more[lane] > 0.02 * took:
+    if more > 0.02 * took:
         mine, theirs = lanes[lane]
         text += f": {lane} works {theirs:,.1f} s instead of {mine:,.1f} s for a thousand tokens"
     if idle > 0.05 * took:
         text += f"; its busiest lane waits {idle / took:.0%} of the time"
     return text
-
-
-def _runner_up_dict(one: RunnerUp | None) -> dict[str, Any] | None:
-    if one is None:
-        return None
-    return {
-        "schedule": one.candidate.schedule,
-        "policy": one.candidate.setup.policy.to_dict(),
-        "throughput_tokens_per_s": one.candidate.throughput_tokens_per_s,
-        "reason": one.reason,
-        "lanes_s_per_thousand_tokens": {
-            lane: {"best": mine, "this": theirs} for lane, (mine, theirs) in one.lanes_s.items()
-        },
-    }
 
 
 # what more of each resource would give ------------------------------------------------------------------------------
@@ -252,9 +234,7 @@ def scaled(hardware: Hardware, resource: str, factor: float) -> Hardware:
 def near(policy: Policy) -> PolicyGrid:
     """Sizes close to the policy's, and some from a quarter to four times as much."""
     size, count = policy.micro_batch_size, policy.num_micro_batches
-    sizes = {
-        max(1, round(size * factor)) for factor in (0.25, 0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 1, 1.05, 1.1, 1.15, 1.4, 2, 4)
-    }
+    sizes = {max(1, round(size * factor)) for factor in NEAR_SIZES}
     counts = {max(1, round(count * factor)) for factor in (0.25, 0.5, 0.7, 1.4, 2, 4)}
     counts |= {max(1, count + step * max(1, count // 24)) for step in range(-4, 5)}
     shares = (0.0, 0.5, 1.0, policy.kv_on_device)
@@ -270,20 +250,20 @@ def near(policy: Policy) -> PolicyGrid:
 
 def _worth(one: Candidate, objective: Objective) -> float:
     """What the objective measures, larger is better."""
-    if objective is Objective.LATENCY:
-        return 1 / one.token_s
-    if objective is Objective.MEMORY:
-        return 1 / one.device_bytes
-    return one.throughput_tokens_per_s
+    return {
+        Objective.LATENCY: 1 / one.token_s,
+        Objective.MEMORY: 1 / one.device_bytes,
+        Objective.THROUGHPUT: one.throughput_tokens_per_s,
+    }[objective]
 
 
 def sentences(choice: Choice, why: Explanation) -> list[str]:
     """The explanation in words, a sentence each."""
-    found = [f"{choice.best.schedule}: {'; '.join(why.binding)}."]
-    found.append(
+    found = [
+        f"{choice.best.schedule}: {'; '.join(why.binding)}.",
         f"It takes {why.above_bound:.1%} longer than the lower bound of this policy; {choice.simulated:,} of "
-        f"{choice.feasible:,} policies that fit were worth simulating."
-    )
+        f"{choice.feasible:,} policies that fit were worth simulating.",
+    ]
     if why.next_schedule:
         found.append(f"Next best schedule: {why.next_schedule.reason}.")
     if why.next_policy:

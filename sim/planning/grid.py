@@ -52,10 +52,10 @@ class PolicyGrid:
             attention=policy.attention,
         )
 
-    def policy(self, spot: "Spot", batch_size: int, size: int) -> Policy:
+    def policy(self, placement: "Placement", batch_size: int, size: int) -> Policy:
         """A policy with all experts on the host, one page a micro-batch, and pageable weights."""
-        share, bits = spot.kv_on_device, self.weight_bits
-        policy = Policy(batch_size, size, spot.attention, kv_on_device=share, weight_bits=bits)
+        share, bits = placement.kv_on_device, self.weight_bits
+        policy = Policy(batch_size, size, placement.attention, kv_on_device=share, weight_bits=bits)
         return policy if self.kv_bits is None else replace(policy, kv_bits=self.kv_bits)
 
     def batches(self, one_batch: bool) -> Iterator[list[tuple[int, int]]]:
@@ -77,23 +77,23 @@ def _near(size: int) -> tuple[int, ...]:
     return tuple(sorted({round(low + (high - low) * at / 15) for at in range(16)} | {size}))
 
 
-class Spot(NamedTuple):
+class Placement(NamedTuple):
     """Where attention runs, and the KV cache's share on the device."""
 
     attention: Place
     kv_on_device: float
 
 
-def spots(schedule: Schedule, grid: PolicyGrid) -> list[Spot]:
+def placements(schedule: Schedule, grid: PolicyGrid) -> list[Placement]:
     """The places that the schedule can work with."""
     found = []
     for place in schedule.system.attention if grid.attention is None else (grid.attention,):
         if schedule.system.kv_on_device:
-            found.append(Spot(place, 1.0))
+            found.append(Placement(place, 1.0))
         elif place is Place.CPU:
-            found.append(Spot(place, 0.0))
+            found.append(Placement(place, 0.0))
         else:
-            found.extend(Spot(place, share) for share in grid.kv_shares)
+            found.extend(Placement(place, share) for share in grid.kv_shares)
     return found
 
 

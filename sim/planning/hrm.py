@@ -1,13 +1,9 @@
 """The policy of the paper's own search as a plan, simulated as all others are."""
 
-import time
-
-import numpy as np
-
 from sim.cost import Setup
 from sim.hrm import SCHEDULE, search_policies
 from sim.planning.bounds import least_seconds
-from sim.planning.candidates import space
+from sim.planning.candidates import candidates_of
 from sim.planning.grid import PolicyGrid
 from sim.planning.planner import Choice, Plan
 from sim.planning.search import Candidate, Objective
@@ -24,21 +20,16 @@ def hrm_setup(problem: Problem) -> tuple[Setup, int]:
 
 def hrm_plan(problem: Problem) -> Choice:
     """The choice, simulated. Raises InputError if HRM finds none, or if what it finds does not fit our memory plan."""
-    started = time.perf_counter()
     setup, candidates = hrm_setup(problem)
     best = Candidate(predict(setup, compiled=True), _bound(setup))
-    wall_s = time.perf_counter() - started
-    plan = Plan(problem, Objective.THROUGHPUT, best, (best,), candidates, candidates, 0, wall_s)
-    return Choice(problem, Objective.THROUGHPUT, {SCHEDULE: plan}, {}, wall_s)
+    return Choice(problem, Objective.THROUGHPUT, {SCHEDULE: Plan((best,), candidates, candidates, 0)}, {})
 
 
 def _bound(setup: Setup) -> float:
+    """The least of what candidates of the same shape and memory may take; a policy off the grid has none."""
     policy, total = setup.policy, setup.problem.model.num_experts
     grid = PolicyGrid((policy.micro_batch_size,), (policy.num_micro_batches,), pages=(1.0,), expert_values=total + 1)
-    found = space(setup.problem, setup.schedule, grid)
-    alike = [row for row in range(len(found)) if found.setup(row).shape == setup.shape
-             and found.setup(row).memory == setup.memory]  # fmt: skip
-    if not alike:
-        return float("inf")
-    total_s, _ = least_seconds(found)
-    return float(setup.batch.generated_tokens / np.min(total_s[alike]))
+    found = candidates_of(setup.problem, setup.schedule, grid)
+    rows = [(found.setup(row), bound_s) for row, bound_s in enumerate(least_seconds(found)[0])]
+    alike = [bound_s for one, bound_s in rows if (one.shape, one.memory) == (setup.shape, setup.memory)]
+    return float(setup.batch.generated_tokens / min(alike)) if alike else float("inf")

@@ -5,7 +5,7 @@ Each cell is simulated with the other fields of the policy as they are best ther
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 
 from sim.cost import Setup, Shortage, capacity_bytes
 from sim.planning.bounds import least_seconds
-from sim.planning.candidates import Floats, space
+from sim.planning.candidates import Floats, candidates_of
 from sim.planning.grid import PolicyGrid, sizes_up_to
 from sim.planning.hrm import hrm_setup
 from sim.planning.planner import Choice
@@ -48,7 +48,7 @@ def throughput_map(choice: Choice, sizes: Sequence[int], counts: Sequence[int], 
         tuple(sizes), tuple(counts), pages=(0.5, 1.0), weight_bits=best.policy.weight_bits, kv_bits=best.policy.kv_bits,
         attention=best.policy.attention,
     )  # fmt: skip
-    found = space(choice.problem, best.schedule, grid)
+    found = candidates_of(choice.problem, best.schedule, grid)
     total_s, _ = least_seconds(found)
     rate = found.of_cells([setup.batch.generated_tokens for setup in found.cells.setups]) / total_s
     rows: dict[tuple[int, int], int] = {}
@@ -130,16 +130,8 @@ def _draw_limits(ax: Axes, best: Setup, seen: Map) -> list[Line2D | Patch]:
             ax.contour(
                 counts, sizes, values, levels=[1.0], colors=LIMITS[tier], linestyles=DASHES[tier], linewidths=2.2
             )
-            marks.append(
-                Line2D(
-                    [],
-                    [],
-                    color=LIMITS[tier],
-                    linestyle=DASHES[tier],
-                    linewidth=2.2,
-                    label=f"{tier} memory full, rest as chosen",
-                )
-            )
+            style: dict[str, Any] = {"color": LIMITS[tier], "linestyle": DASHES[tier], "linewidth": 2.2}
+            marks.append(Line2D([], [], **style, label=f"{tier} memory full, rest as chosen"))
     return marks
 
 

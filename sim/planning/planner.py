@@ -5,13 +5,12 @@ not beat the best found by more than `TOLERANCE`, which is what the simulator's 
 on the number of simulations is given and met, `Plan.unsettled` says how many candidates might have been better.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from sim.planning.candidates import Candidates, space
+from sim.planning.candidates import Candidates, candidates_of
 from sim.planning.grid import PolicyGrid
 from sim.planning.search import TOLERANCE, Candidate, Objective, Search, ranked
 from sim.problem import Problem
@@ -39,9 +38,6 @@ class NothingFitsError(InputError):
 class Plan:
     """The best policy that one schedule has on the grid, and how thoroughly it was looked for."""
 
-    problem: Problem
-    objective: Objective
-    best: Candidate
     ranked: tuple[Candidate, ...]
     """All simulated candidates, the best first."""
     considered: int
@@ -50,7 +46,10 @@ class Plan:
     """Those that fit all memories; each has been bounded."""
     unsettled: int
     """Candidates that a limit left out although their bound beats the best."""
-    wall_s: float
+
+    @property
+    def best(self) -> Candidate:
+        return self.ranked[0]
 
     @property
     def simulated(self) -> int:
@@ -68,7 +67,6 @@ class Choice(Tabular):
     """By schedule, the best first; those that fit the machine."""
     failed: dict[str, str]
     """Why nothing fits, by schedule."""
-    wall_s: float
 
     @property
     def plan(self) -> Plan:
@@ -108,7 +106,6 @@ class Choice(Tabular):
             "considered": self.considered,
             "simulated": self.simulated,
             "left_out": self.unsettled,
-            "wall_s": self.wall_s,
             "infeasible": self.failed,
             "top": [one.to_dict() for one in self.ranked[:top]],
         }
@@ -131,7 +128,6 @@ def plan(
     Options are those of `best_policy`. Raises InputError for an unknown schedule, and NothingFitsError, with the
     smallest change that would help, if no policy of any of them fits.
     """
-    started = time.perf_counter()
     schedules = [by_name(name).name for name in (registered() if schedules is None else schedules)]
     work = partial(_try, problem, objective, options)
     found = dict(zip(schedules, in_processes(work, schedules, jobs), strict=True))
@@ -140,9 +136,9 @@ def plan(
     if not plans:
         nearest = min(failed.values(), key=lambda one: one.short_bytes)
         raise NothingFitsError(f"{nearest}{_narrower(problem, schedules, options)}", nearest.short_bytes)
-    order = [one.schedule for one in ranked([one.best for one in plans.values()], objective)]
+    best_first = [one.schedule for one in ranked([one.best for one in plans.values()], objective)]
     reasons = {name: str(one) for name, one in failed.items()}
-    return Choice(problem, objective, {name: plans[name] for name in order}, reasons, time.perf_counter() - started)
+    return Choice(problem, objective, {name: plans[name] for name in best_first}, reasons)
 
 
 def _try(problem: Problem, objective: Objective, options: dict[str, Any], name: str) -> "Plan | NothingFitsError":
@@ -159,7 +155,8 @@ def _narrower(problem: Problem, schedules: Sequence[str], options: dict[str, Any
     )
     native = grid.weight_bits or problem.model.expert_bits
     for bits in (bits for bits in NARROWER_BITS if bits < native):
-        fitting = [name for name in schedules if len(space(problem, by_name(name), replace(grid, weight_bits=bits)))]
+        narrower = replace(grid, weight_bits=bits)
+        fitting = [name for name in schedules if len(candidates_of(problem, by_name(name), narrower))]
         if fitting:
             return f"; with weight_bits {bits:g} {', '.join(fitting)} would fit"
     return f"; nor would it with weight_bits {NARROWER_BITS[-1]:g}" if native > NARROWER_BITS[-1] else ""
@@ -185,30 +182,19 @@ def best_policy(
     `at_least` so many candidates that differ in more than pages and page-locked weights are simulated, to have some to
     compare with. Raises NothingFitsError with the smallest lack of memory on the grid.
     """
-    started = time.perf_counter()
     grid = (grid or PolicyGrid()).with_sizes(micro_batch_size, num_micro_batches)
     if num_requests is not None:
         grid = replace(grid, num_requests=num_requests)
-    found = space(problem, schedule, grid)
+    found = candidates_of(problem, schedule, grid)
     if not len(found) and num_requests is not None:
-        found = space(problem, schedule, replace(grid, num_requests=None, most_requests=num_requests))
+        found = candidates_of(problem, schedule, replace(grid, num_requests=None, most_requests=num_requests))
     if not len(found):
         raise _nothing_fits(schedule.name, found)
     search = Search(objective, tolerance, most_simulations)
     search.look_through(found, at_least)
     if refine and num_requests is None:
-        search.look_through(space(problem, schedule, grid.around(search.best.setup.policy)), 1)
-    found_all = tuple(search.ranked)
-    return Plan(
-        problem,
-        objective,
-        found_all[0],
-        found_all,
-        search.considered,
-        search.feasible,
-        search.unsettled,
-        time.perf_counter() - started,
-    )
+        search.look_through(candidates_of(problem, schedule, grid.around(search.best.setup.policy)), 1)
+    return Plan(tuple(search.ranked), search.considered, search.feasible, search.unsettled)
 
 
 def _nothing_fits(schedule: str, found: Candidates) -> NothingFitsError:

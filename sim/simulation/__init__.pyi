@@ -6,6 +6,7 @@ from .compiled import (
 )
 from .fair_sharing import fair_rates as fair_rates
 from .prediction import (
+    MEASURES as MEASURES,
     LaneSummary as LaneSummary,
     Prediction as Prediction,
     predict as predict,

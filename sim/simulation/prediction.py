@@ -17,6 +17,21 @@ from traces.trace import lane_order
 
 NS = 1e-9
 
+MEASURES = (
+    "num_requests",
+    "throughput_tokens_per_s",
+    "prefill_s",
+    "decode_s",
+    "bottleneck",
+    "phases",
+    "gpu_idle",
+    "hrm_tokens_per_s",
+    "lower_bound_s",
+    "simulated_tasks",
+    "wall_s",
+)
+"""What only a feasible result has as JSON."""
+
 
 @dataclass(frozen=True, slots=True)
 class LaneSummary:
@@ -72,6 +87,11 @@ class Prediction(Tabular):
         return self.setup.batch.num_requests
 
     @property
+    def phases(self) -> dict[str, dict[str, Any]]:
+        """Both phases as JSON values."""
+        return {"prefill": asdict(self.prefill), "decode": asdict(self.decode)}
+
+    @property
     def prefill_s(self) -> float:
         """From the start until the first token of the last micro-batch."""
         return self.prefill.span_s
@@ -96,6 +116,12 @@ class Prediction(Tabular):
     def throughput_tokens_per_s(self) -> float:
         """Generated tokens of all requests over prefill and decode."""
         return self.setup.batch.generated_tokens / self.total_s
+
+    @property
+    def busy_s_a_token(self) -> dict[str, float]:
+        """Seconds that each lane works for one generated token of one request."""
+        tokens = self.setup.batch.generated_tokens
+        return {name: lane.busy_s / tokens for name, lane in self.lanes.items()}
 
     @property
     def bottleneck(self) -> str:
@@ -129,28 +155,15 @@ class Prediction(Tabular):
 
     def to_dict(self) -> dict[str, Any]:
         """A feasible result as JSON values."""
-        measures = (
-            "num_requests",
-            "throughput_tokens_per_s",
-            "prefill_s",
-            "decode_s",
-            "bottleneck",
-            "gpu_idle",
-            "memory_peak_bytes",
-            "hrm_tokens_per_s",
-            "lower_bound_s",
-            "simulated_tasks",
-            "simulated_steps",
-            "wall_s",
-        )
         return {
             "schedule": self.schedule,
             "feasible": True,
             "reason": "",
             "policy": self.policy.to_dict(),
+            "memory_peak_bytes": self.memory_peak_bytes,
             "lanes": {name: asdict(lane) for name, lane in self.lanes.items()},
-            "phases": {"prefill": asdict(self.prefill), "decode": asdict(self.decode)},
-            **{name: getattr(self, name) for name in measures},
+            "simulated_steps": self.simulated_steps,
+            **{name: getattr(self, name) for name in MEASURES},
         }
 
 

@@ -64,19 +64,17 @@ IDLE = Cost(0)
 """What a lane runs between two tasks."""
 
 
+@dataclass(slots=True, eq=False)
 class _Run:
     """A lane's running task under contention."""
 
-    __slots__ = ("armed_ns", "changed", "cost", "process", "rate", "remaining", "since_ns")
-
-    def __init__(self) -> None:
-        self.process: simpy.Process | None = None
-        self.cost = IDLE
-        self.rate = 1.0
-        self.remaining = 0.0  # of the solo time, kept only once the rate has changed
-        self.since_ns = 0
-        self.armed_ns = 0  # when its timeout ends, if it was set at another rate than the solo one
-        self.changed = False
+    process: simpy.Process | None = None
+    cost: Cost = IDLE
+    rate: float = 1.0
+    remaining: float = 0.0  # of the solo time, kept only once the rate has changed
+    since_ns: int = 0
+    armed_ns: int = 0  # when its timeout ends, if it was set at another rate than the solo one
+    changed: bool = False
 
     def left_ns(self, now: int) -> int:
         """Nanoseconds until the work ends at the present rate; advances the work to `now`."""
@@ -278,8 +276,7 @@ class Simulation:
     def _walk(self, lane: Lane, run: _Run) -> Generator[simpy.Event, str, None]:
         """The process of one lane: step after step as issued, each task when what it needs is done."""
         env: Any = self._env  # its clock counts whole nanoseconds, which simpy's types cannot know
-        cost_of, on_task, unfinished = self._cost, self._on_task, self._unfinished
-        news = self._news
+        cost_of, on_task, unfinished, news = self._cost, self._on_task, self._unfinished, self._news
         start_in_pools, end_in_pools, timeout = self._pools.start, self._pools.end, self._env.timeout
         queue, head, now, previous = self._queues[lane], Op.HEAD, env.now, -1
         while True:

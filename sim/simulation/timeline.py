@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from sim.cost import Setup, kept_tokens
@@ -52,23 +54,8 @@ def structure(shape: PipelineShape, batch: Batch) -> dict[str, Any]:
 def span_of(one: Executed) -> Span:
     """A simulated task as a trace keeps it."""
     task, cost = one.task, one.cost
-    return Span(
-        task.id,
-        task.op.value,
-        task.lane.kind.value,
-        task.lane.rank,
-        task.step,
-        task.layer,
-        task.micro_batch,
-        task.page,
-        one.start_ns,
-        one.end_ns,
-        cost.bytes,
-        cost.flops,
-        cost.bound,
-        str(one.waited_for),
-        one.cause,
-    )
+    what = (cost.bytes, cost.flops, cost.bound, str(one.waited_for), one.cause)
+    return Span(task.id, task.op.value, task.lane.kind.value, *task.key[1:], one.start_ns, one.end_ns, *what)
 
 
 class _Change(NamedTuple):
@@ -90,22 +77,14 @@ def _memory(setup: Setup, executed: list[Executed]) -> Iterator[Counter]:
     held = {(rank, Tier.DEVICE): stays[Tier.DEVICE] for rank in ranks}
     held |= {(NONE, tier): stays[tier] for tier in (Tier.HOST, Tier.PINNED)}
     yield from (_sample(held, rank, 0) for rank in (*ranks, NONE))
-    changes = sorted(_changes(setup, executed), key=lambda change: (change.time_ns, change.size))
     copies = setup.batch.copies  # devices that divide the batch do alike, and the host serves them all
-    for at, change in enumerate(changes):
-        held[change.rank, change.tier] += change.size * (copies if change.rank == NONE else 1)
-        following = changes[at + 1] if at + 1 < len(changes) else None
-        if following is None or following.time_ns > change.time_ns:
-            for rank in {one.rank for one in _at_time(changes, at)}:
-                yield _sample(held, rank, change.time_ns)
-
-
-def _at_time(changes: list[_Change], last: int) -> Iterator[_Change]:
-    """The changes at one moment, the last of which is given."""
-    time_ns = changes[last].time_ns
-    while last >= 0 and changes[last].time_ns == time_ns:
-        yield changes[last]
-        last -= 1
+    by_time = attrgetter("time_ns")
+    for time_ns, changes in groupby(sorted(_changes(setup, executed), key=by_time), by_time):
+        changed = set()
+        for change in changes:
+            held[change.rank, change.tier] += change.size * (copies if change.rank == NONE else 1)
+            changed.add(change.rank)
+        yield from (_sample(held, rank, time_ns) for rank in sorted(changed))
 
 
 def _sample(held: dict[tuple[int, Tier], int], rank: int, time_ns: int) -> Counter:
@@ -124,15 +103,13 @@ def _changes(setup: Setup, executed: list[Executed]) -> Iterator[_Change]:
             if freed is not None:
                 yield _Change(freed, rank, Tier.DEVICE, -size)
             if op is Op.LOAD_WEIGHTS and not setup.shape.weights_pinned:
-                yield _Change(one.end_ns, NONE, Tier.HOST, -size)
-                yield _Change(one.end_ns, NONE, Tier.PINNED, -size)
+                yield from _on_host(one.end_ns, -size, pinned=True)
         elif op is Op.PIN_WEIGHTS:
-            yield _Change(one.start_ns, NONE, Tier.HOST, size)
-            yield _Change(one.start_ns, NONE, Tier.PINNED, size)
+            yield from _on_host(one.start_ns, size, pinned=True)
         elif op is Op.STORE_HIDDEN and rank == 0:
-            yield _Change(one.start_ns, NONE, Tier.HOST, size)
+            yield from _on_host(one.start_ns, size, pinned=False)
         elif op is Op.LOAD_HIDDEN and one.task.step == 0 and rank == 0:
-            yield _Change(one.end_ns, NONE, Tier.HOST, -size)
+            yield from _on_host(one.end_ns, -size, pinned=False)
         elif op is Op.STORE_KV:
             stored = _kv_growth(setup, one.task) * (1 - setup.policy.kv_on_device)
             yield from _on_host(one.start_ns, round(stored), pinned=pinned_kv)

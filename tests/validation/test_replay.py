@@ -184,7 +184,7 @@ def test_time_between_tasks_is_found_and_told_by_the_lanes_it_lies_between():
 
 
 def test_rare_delays_are_no_latency():
-    """The median gap of a pair of lanes is zero when one of many is late."""
+    """The median hand-over delay of a pair of lanes is zero when one of many is late."""
     trace = simulated("accelerate")
     spans = sorted(trace.spans, key=lambda span: span.start_ns)
     late = [s._replace(start_ns=s.start_ns + 10**7, end_ns=s.end_ns + 10**7) for s in spans[len(spans) // 2 :]]

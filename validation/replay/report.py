@@ -37,16 +37,18 @@ def _print_layer_1(out: Console, layer: OrderCheck) -> None:
     absent = f" ({layer.absent} more had nothing to do, and take no time)" if layer.absent else ""
     out.print(
         f"[bold]Layer 1[/bold], the trace's own durations of {layer.tasks} tasks{absent} through its schedule: "
-        f"{layer.replayed_s:.3f} s, {_percent(layer.error)}, {met} the bar of {LAYER_1_BAR:.0%}. With the median gap "
-        f"of each pair of lanes between tasks: {layer.with_dispatch_s:.3f} s, {_percent(layer.error_with_dispatch)}."
+        f"{layer.replayed_s:.3f} s, {_percent(layer.error)}, {met} the bar of {LAYER_1_BAR:.0%}. With the median "
+        f"hand-over delay of each pair of lanes: {layer.with_dispatch_s:.3f} s, {_percent(layer.error_with_dispatch)}."
     )
-    table = _table("gaps: from when a task could start to when it did", "after a task on", "gap of", "tasks")
+    table = _table(
+        "hand-over delays: from when a task could start to when it did", "after a task on", "before one on", "tasks"
+    )
     for heading in ("median µs", "9 of 10 below µs", "total ms"):
         table.add_column(heading, justify="right")
-    for gap in layer.gaps[:GAPS_SHOWN]:
-        times = (f"{gap.median_s * 1e6:,.0f}", f"{gap.p90_s * 1e6:,.0f}", f"{gap.total_s * 1e3:,.1f}")
-        table.add_row(gap.before, gap.after, f"{gap.count:,}", *times)
-    if any(gap.total_s for gap in layer.gaps):
+    for delay in layer.gaps[:GAPS_SHOWN]:
+        times = (f"{delay.median_s * 1e6:,.0f}", f"{delay.p90_s * 1e6:,.0f}", f"{delay.total_s * 1e3:,.1f}")
+        table.add_row(delay.before, delay.after, f"{delay.count:,}", *times)
+    if any(delay.total_s for delay in layer.gaps):
         out.print(table)
 
 

@@ -45,10 +45,11 @@ class Times:
         self.space = space
         self.model = space.problem.model
         self.counts = np.array(self.model.layer_counts, dtype=float)
-        self.n = np.array([setup.shape.num_micro_batches for setup in space.cells.setups], dtype=float)[space.cell]
-        self.on_cpu = np.array([s.policy.attention is Place.CPU for s in space.cells.setups])[space.cell]
-        self.streams_kv = np.array([s.shape.streams_kv for s in space.cells.setups])[space.cell]
-        self.offloads = np.array([s.shape.offloads_hidden for s in space.cells.setups])[space.cell]
+        shapes = [setup.shape for setup in space.cells.setups]
+        self.n = space.of_cells([shape.num_micro_batches for shape in shapes])
+        self.on_cpu = np.array([shape.attention is Place.CPU for shape in shapes])[space.cell]
+        self.streams_kv = np.array([shape.streams_kv for shape in shapes])[space.cell]
+        self.offloads = np.array([shape.offloads_hidden for shape in shapes])[space.cell]
         self.used, self._where = np.unique(space.cell, return_inverse=True)
         self.segments = _segments(space)
         self.weights = np.array([steps for _, steps in self.segments], dtype=float)
@@ -93,20 +94,16 @@ class Times:
     def _piece(self, op: Op) -> tuple[Floats, Floats]:
         """(seconds a piece, seconds a byte) of each layer kind, from two sizes. [layer kind]."""
         few = [_with_experts(self.space, experts) for experts in _two_values(self.space)]
-        costs = [_costs(one, replace(self.model, layers=self.model.distinct_layers), one.batch.micro_batches)
-                 for one in few]  # fmt: skip
-        sizes = [[one.policy.streamed_bytes(one.schedule, self.model, kind) for kind in self.model.distinct_layers]
-                 for one in few]  # fmt: skip
-        seconds = [[_seconds(one, cost, op, 1, kind, 0) for kind in range(len(self.counts))]
-                   for one, cost in zip(few, costs, strict=True)]  # fmt: skip
-        latency, per_byte = np.zeros(len(self.counts)), np.zeros(len(self.counts))
-        for kind, (large, small) in enumerate(zip(sizes[0], sizes[-1], strict=True)):
-            if large > small:
-                per_byte[kind] = (seconds[0][kind] - seconds[-1][kind]) / (large - small)
-                latency[kind] = max(0.0, seconds[0][kind] - per_byte[kind] * large)
-            elif large:
-                per_byte[kind] = seconds[0][kind] / large
-        return latency, per_byte
+        kinds = self.model.distinct_layers
+        one_each = replace(self.model, layers=kinds)
+        costs = [_costs(one, one_each, one.batch.micro_batches) for one in few]
+        seconds = [[_seconds(*of, op, 1, kind, 0) for kind in range(len(kinds))] for of in zip(few, costs, strict=True)]
+        sizes = [[one.policy.streamed_bytes(one.schedule, self.model, kind) for kind in kinds] for one in few]
+        (slow, quick), (large, small) = np.array(seconds), np.array(sizes, dtype=float)
+        two = large > small
+        size, took = np.where(two, (large - small, slow - quick), (large, slow))
+        per_byte = np.divide(took, size, out=np.zeros(len(kinds)), where=size > 0)
+        return np.where(two, np.maximum(0.0, slow - per_byte * large), 0.0), per_byte
 
     def _fill(self) -> dict[str, dict[Op, Floats]]:
         """Ask the cost model, one distinct micro-batch after the other. Arrays of each op.

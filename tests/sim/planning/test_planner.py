@@ -10,7 +10,7 @@ from sim_examples import few_layers, preset, round_machine
 
 from sim.cost import Setup
 from sim.planning import NothingFitsError, PolicyGrid, best_policy
-from sim.planning.candidates import space
+from sim.planning.candidates import candidates_of
 from sim.planning.hrm import hrm_setup
 from sim.planning.planner import plan
 from sim.planning.search import ENOUGH_THROUGHPUT, SAME_LATENCY, TOLERANCE, Objective
@@ -28,7 +28,7 @@ MANY_OPEN = settings(
 
 def every_rate(problem, names, grid):
     """Tokens per second of every policy on a grid, from the simulator itself."""
-    spaces = [space(problem, by_name(name), grid) for name in names]
+    spaces = [candidates_of(problem, by_name(name), grid) for name in names]
     setups = [found.setup(row) for found in spaces for row in range(len(found))]
     return {(one.schedule.name, one.policy): predict(one).throughput_tokens_per_s for one in setups}
 
@@ -71,7 +71,7 @@ class TestSearch:
         problem, schedule = simple_problem(), by_name("cgopipe")
         found = planned(problem, schedule)
         tried = {one.setup.policy for one in found.ranked}
-        rows = space(problem, schedule, SMALL)
+        rows = candidates_of(problem, schedule, SMALL)
         assert found.feasible == len(rows)
         assert found.simulated < found.feasible / 2
         for row in range(len(rows)):
@@ -154,7 +154,7 @@ class TestObjectives:
     PROBLEM = simple_problem(device_memory__capacity=40e9)
 
     def rated(self):
-        rows = space(self.PROBLEM, by_name("cgopipe"), TINY)
+        rows = candidates_of(self.PROBLEM, by_name("cgopipe"), TINY)
         return [(rows.setup(row), predict(rows.setup(row), compiled=True)) for row in range(len(rows))]
 
     def test_latency_is_the_shortest_decode_step_then_throughput(self):
@@ -193,7 +193,7 @@ class TestNothingFits:
         assert "host memory is" in message
         assert f"{caught.value.short_bytes:,} bytes short" in message
         assert message.endswith("; with weight_bits 8 cgopipe, flexgen-c would fit")
-        assert len(space(problem, by_name("cgopipe"), replace(SMALL, weight_bits=8.0)))
+        assert len(candidates_of(problem, by_name("cgopipe"), replace(SMALL, weight_bits=8.0)))
 
     def test_what_it_lacks_is_enough(self):
         """With so many bytes more of that memory there is a plan, with one less there is none."""
@@ -202,7 +202,7 @@ class TestNothingFits:
             by_name("flexgen-c"),
         )
         problem = replace(problem, hardware=problem.hardware.with_value("device_memory.capacity", 4e9))
-        short = space(problem, schedule, SMALL).nearest
+        short = candidates_of(problem, schedule, SMALL).nearest
         assert [one.tier for one in short] == ["host", "device"]
         for one in short:
             path = f"{one.tier}_memory.capacity"
@@ -230,7 +230,7 @@ def big_plan(name):
 @pytest.mark.parametrize("name", ["cgopipe", "flexgen-c"])
 def test_on_the_papers_machine_it_is_no_worse_than_the_published_policy(name):
     found = big_plan(name)
-    published = Setup(found.problem, by_name(name), Policy.usual(by_name(name), 504, 36))
+    published = Setup(found.best.setup.problem, by_name(name), Policy.usual(by_name(name), 504, 36))
     assert found.best.setup.shortages == []
     said = predict(published, compiled=True, must_fit=False)
     assert found.best.throughput_tokens_per_s >= said.throughput_tokens_per_s * (1 - TOLERANCE)

@@ -13,8 +13,8 @@ from sim_examples import few_layers, preset
 from sim.cost import Setup
 from sim.planning import PolicyGrid
 from sim.planning.bounds.bound import least_seconds
-from sim.planning.candidates import TIERS, space
-from sim.planning.grid import pin_choices, sizes_up_to, spots
+from sim.planning.candidates import TIERS, candidates_of
+from sim.planning.grid import pin_choices, placements, sizes_up_to
 from sim.problem import Hardware, Policy, Problem, Workload
 from sim.schedule import Place, by_name, registered
 from sim.simulation import predict
@@ -32,7 +32,7 @@ def every_policy(problem, schedule, grid):
     """The points of a grid, enumerated without the code under test."""
     total, found = problem.model.num_experts, []
     counts = (1,) if schedule.system.one_batch else grid.num_micro_batches
-    for spot, size, count in product(spots(schedule, grid), grid.micro_batch_sizes, counts):
+    for placement, size, count in product(placements(schedule, grid), grid.micro_batch_sizes, counts):
         for experts, pin in product(range(total + 1), pin_choices(schedule)):
             for pages in (
                 {max(1, round(count * multiple)) for multiple in grid.pages} if schedule.system.paged else {count}
@@ -41,9 +41,9 @@ def every_policy(problem, schedule, grid):
                     Policy(
                         size * count,
                         size,
-                        spot.attention,
+                        placement.attention,
                         experts / total,
-                        spot.kv_on_device,
+                        placement.kv_on_device,
                         None if pages == count else pages,
                         pin,
                     )
@@ -62,7 +62,7 @@ class TestMemory:
     @given(problem=problems(), name=st.sampled_from(ALL))
     @SETTINGS
     def test_each_row_needs_what_the_memory_plan_says(self, problem, name):
-        found = space(problem, by_name(name), SMALL)
+        found = candidates_of(problem, by_name(name), SMALL)
         for row in range(0, len(found), max(1, len(found) // 25)):
             setup = found.setup(row)
             assert setup.shortages == []
@@ -74,7 +74,7 @@ class TestMemory:
         """With every number of experts asked for, the rows are the policies without a shortage."""
         problem = replace(problem, model=few_layers("mixtral-8x7b", problem.model.num_layers))
         schedule, grid = by_name(name), replace(SMALL, micro_batch_sizes=(40,), expert_values=9)
-        found = space(problem, schedule, grid)
+        found = candidates_of(problem, schedule, grid)
         rows = [found.policy(row) for row in range(len(found))]
         streams = [one for one in rows if one.experts_on_device < 1 or schedule.system.streams_non_experts]
         expected = [one for one in every_policy(problem, schedule, grid) if fits(problem, schedule, one)]
@@ -88,20 +88,20 @@ class TestMemory:
         """The grid asks for none, half and all of them; seven fit."""
         problem = simple_problem(device_memory__capacity=15e9)
         schedule = by_name("cgopipe")
-        found = space(problem, schedule, SMALL)
+        found = candidates_of(problem, schedule, SMALL)
         most = max(n for n in range(9) if fits(problem, schedule, Policy(1, 1, experts_on_device=n / 8)))
         assert most not in (0, 4, 8)
         assert found.experts[found.of_cells([one.policy.batch_size for one in found.cells.setups]) == 1].max() == most
 
     def test_counts_what_it_looked_at(self):
-        found = space(simple_problem(), by_name("flexgen-c"), SMALL)
+        found = candidates_of(simple_problem(), by_name("flexgen-c"), SMALL)
         assert found.considered == 3 * 3 * 3
         assert len(found) == found.considered
 
     @pytest.mark.parametrize("name", ALL)
     def test_names_the_nearest_where_nothing_fits(self, name):
         problem, schedule = simple_problem(device_memory__capacity=1.5e9, num_layers=3), by_name(name)
-        found = space(problem, schedule, SMALL)
+        found = candidates_of(problem, schedule, SMALL)
         assert len(found) == 0
         lacks = []
         for policy in every_policy(problem, schedule, SMALL):
@@ -121,13 +121,13 @@ class TestGrid:
         assert max(after / before for before, after in pairwise(sizes[7:])) < 1.3
 
     def test_given_requests_are_cut_in_every_way(self):
-        found = space(simple_problem(), by_name("cgopipe"), replace(SMALL, num_requests=17))
+        found = candidates_of(simple_problem(), by_name("cgopipe"), replace(SMALL, num_requests=17))
         assert {setup.batch.num_requests for setup in found.cells.setups} == {17}
         cuts = {(one.policy.micro_batch_size, one.policy.num_micro_batches) for one in found.cells.setups}
         assert cuts == {(17, 1), (6, 3), (3, 6)}
 
     def test_at_most_so_many_requests(self):
-        found = space(simple_problem(), by_name("cgopipe"), replace(SMALL, most_requests=17))
+        found = candidates_of(simple_problem(), by_name("cgopipe"), replace(SMALL, most_requests=17))
         assert max(setup.batch.num_requests for setup in found.cells.setups) == 8
 
     def test_a_policy_is_in_the_grid_around_it(self):
@@ -143,7 +143,7 @@ class TestBound:
     @given(problem=problems(), name=st.sampled_from(ALL), at=st.floats(0, 1))
     @ONE_BY_ONE
     def test_nothing_is_simulated_to_be_faster(self, problem, name, at):
-        found = space(problem, by_name(name), SMALL)
+        found = candidates_of(problem, by_name(name), SMALL)
         if not len(found):
             return
         total_s, decode_s = least_seconds(found)
@@ -157,7 +157,8 @@ class TestBound:
         """Within 5 % of the simulation, so that few candidates have to be simulated."""
         asked = Workload.load("mtbench").with_(gen_len=32, padded=True)
         problem = Problem(preset("mixtral-8x7b"), Hardware.load("gcp-t4"), asked)
-        found = space(problem, by_name(name), PolicyGrid((8, 44), (1, 4, 16), kv_shares=(0.0,), expert_values=1))
+        grid = PolicyGrid((8, 44), (1, 4, 16), kv_shares=(0.0,), expert_values=1)
+        found = candidates_of(problem, by_name(name), grid)
         total_s, _ = least_seconds(found)
         for row in range(0, len(found), max(1, len(found) // 6)):
             if found.pages[row] > 1 or not by_name(name).system.paged:
@@ -166,7 +167,7 @@ class TestBound:
     def test_a_lane_that_does_all_is_the_bound(self):
         """ZeRO on a slow link: 6 steps of 6 layers, less one layer each for the end of prefill and the last step."""
         problem = simple_problem(gen_len=6, link__h2d_pageable=1e8)
-        found = space(problem, by_name("zero"), replace(SMALL, micro_batch_sizes=(1,)))
+        found = candidates_of(problem, by_name("zero"), replace(SMALL, micro_batch_sizes=(1,)))
         row = int(np.flatnonzero(~found.pinned & (found.experts == 0))[0])
         layer = problem.model.layers[0]
         bytes_ = layer.experts_bytes(16) + layer.non_expert_bytes(16)
@@ -175,7 +176,7 @@ class TestBound:
 
     @pytest.mark.parametrize("name", ALL)
     def test_it_holds_for_the_simulator_itself(self, name):
-        found = space(simple_problem(num_devices=2), by_name(name), SMALL)
+        found = candidates_of(simple_problem(num_devices=2), by_name(name), SMALL)
         total_s, _ = least_seconds(found)
         for row in (0, len(found) // 2, len(found) - 1):
             assert total_s[row] <= predict(found.setup(row)).total_s * (1 + SLACK)
