@@ -4,8 +4,8 @@ from .frame import (
     OneLineParser as OneLineParser,
     add_command as add_command,
     check_format as check_format,
-    console as console,
     run_command as run_command,
     write_text as write_text,
     writing as writing,
 )
+from .tables import PROSE as PROSE, TEXT as TEXT, Columns as Columns, Report as Report, console as console

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rich.console import Console
-
 from traces.errors import InputError
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -73,16 +71,6 @@ def write_text(path: str, text: str) -> None:
         sys.stdout.write(text)
     else:
         writing(path, lambda: Path(path).write_text(text, encoding="utf-8"))
-
-
-PLAIN_WIDTH = 140
-"""Columns where the output is no terminal."""
-
-
-def console() -> Console:
-    """Standard output, at the terminal's width or wide enough for every column."""
-    plain = Console()
-    return plain if plain.is_terminal else Console(width=PLAIN_WIDTH)
 
 
 def check_format(path: str) -> None:

@@ -21,8 +21,8 @@ def small_grid(monkeypatch):
     def few(*args, **given):
         return PolicyGrid(*args, **given) if args else PolicyGrid(**{**sizes, **given})
 
+    monkeypatch.setattr("sim.planning.planner.PolicyGrid", few)  # imports it, with the grid's annotations as they are
     monkeypatch.setattr("sim.planning.grid.PolicyGrid", few)
-    monkeypatch.setattr("sim.planning.planner.Grid", few)
     monkeypatch.setattr("sim.planning.picture.PER_DOUBLING", 1)
 
 
