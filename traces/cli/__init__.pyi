@@ -8,4 +8,5 @@ from .frame import (
     write_text as write_text,
     writing as writing,
 )
+from .glossary import legend as legend, meanings as meanings
 from .tables import PROSE as PROSE, TEXT as TEXT, Columns as Columns, Report as Report, console as console

@@ -6,6 +6,7 @@
 import re
 import sys
 import tomllib
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -23,16 +24,27 @@ def legend(shown: str) -> dict[str, dict[str, str]]:
     """The words of a text that need a meaning, by chapter. Of words within words the longest counts."""
     told = {name: words for name, words in chapters().items() if name != UNSAID}
     longest_first = sorted((word for words in told.values() for word in words), key=len, reverse=True)
-    found = set(re.findall(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)", shown))
+    found = set(re.findall("|".join(map(_alone, longest_first)), shown))
     return {name: {word: words[word] for word in words if word in found} for name, words in told.items()}
+
+
+def _alone(word: str) -> str:
+    """A pattern of the word, not as a part of another one; a symbol may stand anywhere."""
+    before = r"(?<![\w-])" if word[0].isalnum() else ""
+    return before + re.escape(word) + (r"(?![\w-])" if word[-1].isalnum() else "")
+
+
+def meanings(words: Mapping[str, str]) -> list[str]:
+    """A Markdown table of words and meanings."""
+    lines = ("| {} | {} |".format(word.replace("|", "\\|"), text) for word, text in words.items())
+    return ["| word | meaning |", "|---|---|", *lines, ""]
 
 
 def markdown() -> str:
     """The document: a chapter after the other."""
     lines = ["# Glossary", "", "The words that tables, traces and pictures of this project show.", ""]
     for name, words in chapters().items():
-        rows = ("| {} | {} |".format(word.replace("|", "\\|"), text) for word, text in words.items())
-        lines += [f"## {name}", "", "| word | meaning |", "|---|---|", *rows, ""]
+        lines += [f"## {name}", "", *meanings(words)]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -52,14 +52,14 @@ class Report:
     def __init__(self) -> None:
         self._out = console()
         self._explained: set[str] = set()
-        self._last = ""
+        self._below_a_table = False
 
     def say(self, *paragraphs: str) -> None:
         """Print paragraphs, which may hold rich's markup; not at once below a table."""
         for text in paragraphs:
-            if self._last == "table":
+            if self._below_a_table:
                 self._out.print()
-            self._last = "paragraph"
+            self._below_a_table = False
             self._out.print(text)
 
     def table(
@@ -74,9 +74,8 @@ class Report:
         cells = [[_written(*pair) for pair in zip(row, written, strict=True)] for row in rows]
         texts = iter(zip(*cells, strict=True) if cells else [()] * len(written))
         laid = [[_Column(heading, how, next(texts)) for heading, how in group.items()] for group in groups]
-        if self._last:
-            self._out.print()
-        self._last = "table"
+        self._out.print()
+        self._below_a_table = True
         if title:
             self._out.print(Text(title, style="bold"))
         for number, block in enumerate(_blocks(laid, keys, self._out.width)):
@@ -142,14 +141,15 @@ def _room(block: Sequence[_Column], width: int) -> int:
 
 
 def _drawn(block: Sequence[_Column], width: int) -> Table:
-    room = max(0, _room(block, width))
+    """The table; words of prose that are longer than any room for them are all that is ever broken."""
+    room = _room(block, width)
     fits = sum(column.full - column.least for column in block) <= room
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
     for column in block:
         more = min(room, column.full - column.least) if fits or column.how == PROSE else 0
         room -= more
         heading = Align(Text(column.heading), column.side, vertical="bottom")
-        table.add_column(heading, justify=column.side, width=min(column.least + more, width), overflow="fold")
+        table.add_column(heading, justify=column.side, width=max(1, column.least + more), overflow="fold")
     for row in zip(*(column.cells for column in block), strict=True):
         table.add_row(*map(Text, row))
     return table

@@ -2,15 +2,24 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from traces.cli import legend, meanings
 from validation.campaign.analyse import CaseResult, Findings
 
 BARS = {"layer 1": 0.03, "layer 2": 0.10, "layer 3 median": 0.05, "layer 3 worst": 0.12, "regret": 0.03}
 WORST_SHOWN = 5
 
 
+RUNS = (
+    "run", "measured tok/s", "predicted", "error", "prefill", "decode", "layer 1 worst", "lanes", "path agrees", "HRM"
+)  # fmt: skip
+OPS = ("op", "lane", "phase", "tasks", "measured s", "predicted s", "MAPE", "WAPE", "bias")
+DECISIONS = ("model", "order of", "runs", "Kendall τ", "pairs told apart", "within noise")
+REGRETS = ("model", "the planner's choice", "tok/s", "best measured", "tok/s", "regret")
+
+
 def markdown(findings: Findings, facts: Sequence[str], pictures: Sequence[tuple[str, str]]) -> str:
     """The whole report. `facts` describe the machine, `pictures` are (file, caption)."""
-    parts = [
+    lines = [
         f"# Predicted and measured: {findings.origin}",
         "",
         f"Every run was made {findings.repeats} times by the engine ({findings.origin}) and predicted from a "
@@ -24,37 +33,19 @@ def markdown(findings: Findings, facts: Sequence[str], pictures: Sequence[tuple[
         *(line for file, caption in pictures for line in (f"![{caption}]({file})", "", f"*{caption}*", "")),
         "## Layer 1 and 3: every run",
         "",
-        *_table(
-            (
-                "run",
-                "measured tok/s",
-                "predicted",
-                "error",
-                "prefill",
-                "decode",
-                "layer 1 worst",
-                "lanes",
-                "path",
-                "HRM",
-            ),
-            map(_run_row, findings.runs),
-        ),
+        *_table(RUNS, map(_run_row, findings.runs)),
         "prefill, decode: error of their times. lanes: largest difference of a lane's busy share in percentage points. "
-        "path: how far the critical paths agree by op and lane. HRM: its error in throughput on the same machine.",
+        "HRM: its error in throughput on the same machine.",
         "",
         "## Layer 2: durations by the cost model",
         "",
-        *_table(
-            ("op", "lane", "phase", "tasks", "measured s", "predicted s", "MAPE", "WAPE", "bias"), _op_rows(findings)
-        ),
+        *_table(OPS, _op_rows(findings)),
         "Each task at its median over the repeats, slowed down by what it shares with others as simulated.",
         "",
         "## Layer 4: decisions",
         "",
-        *_table(
-            ("model", "order of", "runs", "Kendall τ", "pairs told apart", "within noise"), _decision_rows(findings)
-        ),
-        *_table(("model", "the planner's choice", "tok/s", "best measured", "tok/s", "regret"), _regret_rows(findings)),
+        *_table(DECISIONS, _decision_rows(findings)),
+        *_table(REGRETS, _regret_rows(findings)),
         "## Where it is wrong",
         "",
         *_wrong(findings),
@@ -64,7 +55,9 @@ def markdown(findings: Findings, facts: Sequence[str], pictures: Sequence[tuple[
         *_table(("case", "expected", "got", "exact"), _mechanics_rows(findings)),
         *(("## Missing", "", *(f"- {one}" for one in findings.missing), "") if findings.missing else ()),
     ]
-    return "\n".join(parts).rstrip() + "\n"
+    shown = "\n".join(line for line in lines if line.startswith("|"))
+    words = {word: text for chapter in legend(shown).values() for word, text in chapter.items()}
+    return "\n".join([*lines, "## Words", "", *meanings(words)]).rstrip() + "\n"
 
 
 def _summary(findings: Findings) -> Iterator[tuple[str, ...]]:
