@@ -7,5 +7,5 @@ from .comparison import (
     project_version as project_version,
 )
 from .listing import print_hardware as print_hardware, print_known as print_known
-from .picture import COLOURS as COLOURS, ROW_ORDER as ROW_ORDER, draw as draw
+from .picture import draw as draw
 from .report import print_comparison as print_comparison

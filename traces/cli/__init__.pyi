@@ -9,4 +9,14 @@ from .frame import (
     writing as writing,
 )
 from .glossary import legend as legend, meanings as meanings
+from .pictures import (
+    COLOURS as COLOURS,
+    FINEST as FINEST,
+    ROW_ORDER as ROW_ORDER,
+    draw_lanes as draw_lanes,
+    name_ops as name_ops,
+    new_figure as new_figure,
+    open_frame as open_frame,
+    save as save,
+)
 from .tables import PROSE as PROSE, TEXT as TEXT, Columns as Columns, Report as Report, console as console
