@@ -19,4 +19,11 @@ from .pictures import (
     open_frame as open_frame,
     save as save,
 )
-from .tables import PROSE as PROSE, TEXT as TEXT, Columns as Columns, Report as Report, console as console
+from .tables import (
+    PROSE as PROSE,
+    TEXT as TEXT,
+    Columns as Columns,
+    Report as Report,
+    console as console,
+    markdown_table as markdown_table,
+)

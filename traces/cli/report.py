@@ -153,30 +153,24 @@ def _coordinates(span: Span) -> list[str]:
 
 
 def _time(ns: float) -> str:
-    """Three digits, in the unit that suits."""
-    size = abs(ns)
-    if size >= 1e12:
-        return f"{ns / 1e9:,.0f} s"
-    for unit, ns_per_unit in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
-        if size >= 0.9995 * ns_per_unit:
-            return f"{_digits(ns / ns_per_unit)} {unit}"
-    return f"{ns:.3g} ns" if ns else "0"
+    return _scaled(ns, {"s": 1e9, "ms": 1e6, "µs": 1e3}) or (f"{ns:.3g} ns" if ns else "0")
 
 
 def _signed(ns: int) -> str:
     return _time(ns) if ns <= 0 else f"+{_time(ns)}"
 
 
-def _digits(value: float) -> str:
-    size = abs(value)
-    return f"{value:,.0f}" if size >= 99.95 else f"{value:.1f}" if size >= 9.995 else f"{value:.2f}"
-
-
 def _bytes(size: float) -> str:
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(size) >= 0.9995 * scale:
-            return f"{_digits(size / scale)} {unit}"
-    return f"{size:.0f} B"
+    return _scaled(size, {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}) or f"{size:.0f} B"
+
+
+def _scaled(value: float, units: Mapping[str, float]) -> str:
+    """Three digits in the largest unit that suits; nothing if all are too large."""
+    for unit, scale in units.items():
+        size = abs(value) / scale
+        if size >= 0.9995:
+            return f"{value / scale:,.{0 if size >= 99.95 else 1 if size >= 9.995 else 2}f} {unit}"
+    return ""
 
 
 def _rate(bytes_per_s: float) -> str:

@@ -93,6 +93,13 @@ class Report:
                 self._out.print(Text.assemble(f"{chapter}: ", Text("; ").join(said), ".", style="dim"))
 
 
+def markdown_table(columns: Columns, rows: Iterable[Sequence[Any]]) -> list[str]:
+    """The lines of a table in a Markdown document, and an empty one."""
+    lines = [list(columns), ["---" if how in (TEXT, PROSE) else "---:" for how in columns.values()]]
+    lines += [list(map(_written, row, columns.values())) for row in rows]
+    return [*(f"| {' | '.join(line)} |" for line in lines), ""]
+
+
 @dataclass(frozen=True, slots=True)
 class _Column:
     heading: str
