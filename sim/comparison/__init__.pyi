@@ -8,5 +8,5 @@ from .comparison import (
     inputs as inputs,
 )
 from .listing import print_hardware as print_hardware, print_known as print_known
-from .picture import COLOURS as COLOURS, ROW_ORDER as ROW_ORDER, draw as draw
+from .picture import draw as draw
 from .report import print_comparison as print_comparison

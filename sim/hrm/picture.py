@@ -9,22 +9,22 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from sim.hrm.roofline import CPU, GPU, KV_BITS, Roofline, RooflinePoint
 from sim.hrm.roofs import Level
-from traces.cli import check_format
+from traces.cli import new_figure, save
 
 _LINK = "link"
 _COLOURS = {GPU: "#2a8f50", CPU: "#3a6ea5", _LINK: "#c8553d"}
 _SMALL = 8.5
 _BACKGROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0}
+_ALONG: dict[str, Any] = {"textcoords": "offset points", "fontsize": _SMALL}
+_BOXED: dict[str, Any] = {**_ALONG, "bbox": _BACKGROUND}
 
 
 def draw_roofline(result: Roofline, path: str) -> None:
     """Draw the picture into a file. Raises InputError for a format that is none, OSError where it cannot be written."""
-    check_format(path)
-    figure = Figure(figsize=(15, 6.8), layout="constrained")
+    figure = new_figure(15, 6.8)
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     figure.suptitle(f"{result.model} on {result.hardware}: Hierarchical Roofline Model", fontsize=14)
     for axes in (left, right):
@@ -34,7 +34,7 @@ def draw_roofline(result: Roofline, path: str) -> None:
     figure.draw_without_rendering()  # fixes the axes, which the slope of the names depends on
     for axes in (left, right):
         _name_diagonals(axes, result)
-    figure.savefig(path, dpi=150)
+    save(figure, path, dpi=150)
 
 
 def _roofs(result: Roofline) -> list[Level]:
@@ -53,10 +53,9 @@ def _draw_roofs(axes: Axes, result: Roofline) -> None:
         axes.loglog(xs, [float(level.attainable(x)) / 1e9 for x in xs], color=colour, linewidth=1.8)
         if level.name != _LINK:
             above = level.name == GPU
-            name = f"{level.name} peak {level.peak_flops_per_s / 1e12:.4g} TFLOP/s"
-            offset, va = ((0, 3), "bottom") if above else ((0, -4), "top")
-            style = {"color": colour, "bbox": _BACKGROUND, "zorder": 2.5}
-            _note(axes, name, (high / 1.15, peak), offset, ha="right", va=va, **style)
+            text = f"{level.name} peak {level.peak_flops_per_s / 1e12:.4g} TFLOP/s"
+            style = {"ha": "right", "va": "bottom" if above else "top", "color": colour, "zorder": 2.5}
+            _note(axes, text, (high / 1.15, peak), (0, 3 if above else -4), bbox=_BACKGROUND, **style)
     lowest = result.machine.link_bytes_per_s(CPU, GPU) * low / 1e9
     axes.set(xlim=(low, high), ylim=(lowest / 12, result.machine[GPU].peak_flops_per_s / 1e9 * 30))
     axes.set_xlabel("operational intensity: FLOP per byte of host memory")
@@ -71,10 +70,10 @@ def _name_diagonals(axes: Axes, result: Roofline) -> None:
     for level in _roofs(result):
         under = level.name == _LINK
         name = "CPU→GPU link" if under else f"{level.name} memory"
-        start = (low * 1.15, level.bandwidth_bytes_per_s * low * 1.15 / 1e9)
-        offset, va = ((4, -4), "top") if under else ((0, 3), "bottom")
-        style = {"rotation": slope, "rotation_mode": "anchor", "color": _COLOURS[level.name]}
-        _note(axes, f"{name} {level.bandwidth_bytes_per_s / 1e9:.4g} GB/s", start, offset, va=va, **style)
+        point = (low * 1.15, level.bandwidth_bytes_per_s * low * 1.15 / 1e9)
+        along = {"rotation": slope, "rotation_mode": "anchor", "va": "top" if under else "bottom"}
+        text, colour = f"{name} {level.bandwidth_bytes_per_s / 1e9:.4g} GB/s", _COLOURS[level.name]
+        _note(axes, text, point, (4, -4) if under else (0, 3), color=colour, **along)
 
 
 def _draw_attention(axes: Axes, result: Roofline) -> None:
@@ -121,24 +120,24 @@ def _draw_regions(axes: Axes, ends: Sequence[tuple[float, str]]) -> None:
         end = min(unbounded_end, last)
         if end > start:
             axes.axvspan(start, end, color=colour, zorder=0, linewidth=0)
-            frame = {"facecolor": colour, "edgecolor": "none", "pad": 2.0}
-            looks: dict[str, Any] = {"fontsize": 9.5, "style": "italic", "color": "0.25", "bbox": frame}
-            looks |= {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "top"}
-            axes.text(math.sqrt(start * end), 0.97, text, **looks)
+            box = {"facecolor": colour, "edgecolor": "none", "pad": 2.0}
+            style: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 9.5, "style": "italic", "color": "0.25"}
+            place = axes.get_xaxis_transform()
+            axes.text(math.sqrt(start * end), 0.97, text, transform=place, bbox=box, **style)
             start = end
 
 
 def _draw_vertical(axes: Axes, point: RooflinePoint, name: str) -> None:
     axes.axvline(point.intensity, color="0.45", linestyle=":", linewidth=1.2, zorder=1)
-    style = {"xycoords": axes.get_xaxis_transform(), "rotation": 90, "ha": "right", "va": "bottom", "color": "0.25"}
+    style = {"rotation": 90, "ha": "right", "va": "bottom", "color": "0.25", "xycoords": axes.get_xaxis_transform()}
     _note(axes, f"{name}: {_number(point.intensity)} FLOP/B", (point.intensity, 0.015), (-3, 0), **style)
 
 
 def _draw_mark(axes: Axes, intensity: float, flops_per_s: float, colour: str, *, above: bool = False) -> None:
     axes.plot(intensity, flops_per_s / 1e9, "o", color=colour, markersize=5, zorder=4)
-    offset, ha, va = ((-5, 3), "right", "bottom") if above else ((5, -3), "left", "top")
-    style = {"color": colour, "bbox": _BACKGROUND, "zorder": 3}
-    _note(axes, f"{flops_per_s / 1e9:,.0f}", (intensity, flops_per_s / 1e9), offset, ha=ha, va=va, **style)
+    side = {"ha": "right", "va": "bottom"} if above else {"ha": "left", "va": "top"}
+    offset, style = (-5, 3) if above else (5, -3), {"color": colour, "zorder": 3, "bbox": _BACKGROUND}
+    _note(axes, f"{flops_per_s / 1e9:,.0f}", (intensity, flops_per_s / 1e9), offset, **side, **style)
 
 
 def _draw_turn(axes: Axes, point: RooflinePoint, flops_per_s: float, name: str, *, with_tokens: bool = False) -> None:
@@ -149,15 +148,16 @@ def _draw_turn(axes: Axes, point: RooflinePoint, flops_per_s: float, name: str, 
     at_the_end = math.log(point.intensity / low) > 0.75 * math.log(high / low)
     tokens = f", N = {point.tokens:,}" if with_tokens and point.tokens is not None else ""
     axes.plot(point.intensity, flops_per_s / 1e9, "*", color="black", markersize=13, zorder=5)
-    offset, ha = ((-20, 22), "right") if at_the_end else ((16, -38), "left")
-    style = {"bbox": _BACKGROUND, "zorder": 4, "arrowprops": {"arrowstyle": "-", "color": "0.4", "linewidth": 0.8}}
     text = f"{name}\n{_number(point.intensity)} FLOP/B{tokens}"
-    _note(axes, text, (point.intensity, flops_per_s / 1e9), offset, ha=ha, **style)
+    offset, side = ((-20, 22), "right") if at_the_end else ((16, -38), "left")
+    arrow = {"arrowstyle": "-", "color": "0.4", "linewidth": 0.8}
+    style = {"ha": side, "zorder": 4, "arrowprops": arrow, "bbox": _BACKGROUND}
+    _note(axes, text, (point.intensity, flops_per_s / 1e9), offset, **style)
 
 
-def _note(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:
-    """Write a small text so many points from a place of the picture."""
-    axes.annotate(text, at, offset, textcoords="offset points", fontsize=_SMALL, **style)
+def _note(axes: Axes, text: str, point: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:
+    """Write beside a point, so many points of type away."""
+    axes.annotate(text, point, offset, textcoords="offset points", fontsize=_SMALL, **style)
 
 
 def _number(value: float) -> str:

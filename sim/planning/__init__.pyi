@@ -3,5 +3,16 @@ from .grid import PolicyGrid as PolicyGrid
 from .hrm import hrm_plan as hrm_plan
 from .picture import draw as draw
 from .planner import Choice as Choice, NothingFitsError as NothingFitsError, best_policy as best_policy, plan as plan
-from .report import print_explanation as print_explanation, print_plan as print_plan
+from .report import (
+    DURATIONS as DURATIONS,
+    PEAKS as PEAKS,
+    SPEEDS as SPEEDS,
+    headline as headline,
+    in_short as in_short,
+    peaks_gb as peaks_gb,
+    print_explanation as print_explanation,
+    print_plan as print_plan,
+    seconds as seconds,
+    speeds as speeds,
+)
 from .search import Candidate as Candidate, Objective as Objective

@@ -5,7 +5,7 @@ Each cell is simulated with the other fields of the policy as they are best ther
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ from sim.planning.hrm import hrm_setup
 from sim.planning.planner import Choice
 from sim.schedule import Tier
 from sim.simulation import predict
-from traces.cli import check_format, in_processes
+from traces.cli import in_processes, new_figure, save
 from traces.errors import InputError
 
 PER_DOUBLING = 2
@@ -69,11 +69,10 @@ def _simulate_all(setups: Sequence[Setup]) -> list[tuple[int, float]]:
 
 def draw(choice: Choice, path: str, jobs: int | None = None) -> None:
     """Draw into a .png, .svg or .pdf file. Raises InputError for another format, OSError if it cannot be written."""
-    check_format(path)
     best = choice.best.setup
     counts = (1,) if best.schedule.system.one_batch else sizes_up_to(192, PER_DOUBLING)
     seen = throughput_map(choice, sizes_up_to(512, PER_DOUBLING), counts, jobs)
-    figure = Figure(figsize=(10.5, 7.5), layout="constrained")
+    figure = new_figure(10.5, 7.5)
     ax = figure.subplots()
     _draw_map(figure, ax, seen)
     marks = [*_draw_limits(ax, best, seen), *_draw_choices(ax, choice)]
@@ -85,7 +84,7 @@ def draw(choice: Choice, path: str, jobs: int | None = None) -> None:
         fontsize=12,
     )
     figure.legend(handles=marks, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    figure.savefig(path, dpi=130)
+    save(figure, path)
 
 
 def _draw_map(figure: Figure, ax: Axes, seen: Map) -> None:
@@ -127,11 +126,10 @@ def _draw_limits(ax: Axes, best: Setup, seen: Map) -> list[Line2D | Patch]:
     marks: list[Line2D | Patch] = [Patch(facecolor="#f1f1f1", hatch="///", edgecolor="0.6", label="no policy fits")]
     for tier, values in used.items():
         if len(counts) > 1 and values.min() < 1 < values.max():
-            ax.contour(
-                counts, sizes, values, levels=[1.0], colors=LIMITS[tier], linestyles=DASHES[tier], linewidths=2.2
-            )
-            style: dict[str, Any] = {"color": LIMITS[tier], "linestyle": DASHES[tier], "linewidth": 2.2}
-            marks.append(Line2D([], [], **style, label=f"{tier} memory full, rest as chosen"))
+            colour, dashes = LIMITS[tier], DASHES[tier]
+            ax.contour(counts, sizes, values, levels=[1.0], colors=colour, linestyles=dashes, linewidths=2.2)
+            label = f"{tier} memory full, rest as chosen"
+            marks.append(Line2D([], [], color=colour, linestyle=dashes, linewidth=2.2, label=label))
     return marks
 
 

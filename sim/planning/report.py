@@ -1,53 +1,99 @@
 """What `plan` tells a person: the choice, its rivals, where the bytes are, and what a better machine would give."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
-from sim.planning.explanation import FACTORS, RESOURCES, Explanation, MemoryUse, Replanned, sentences
+from sim.cost import Setup
+from sim.planning.explanation import FACTORS, RESOURCES, Explanation, Replanned, sentences
 from sim.planning.planner import Choice
 from sim.planning.search import TOLERANCE, Candidate
-from sim.problem import Workload
-from sim.schedule import Tier
+from sim.problem import Policy, Problem
 from sim.simulation import Prediction
-from traces.cli import console
+from traces.cli import PROSE, TEXT, Report
+
+SPEEDS = {"prefill tokens/s": ",.1f", "decode tokens/s": ",.1f", "s/token": ".3g"}
+"""Columns of `speeds`."""
+
+DURATIONS = {"prefill": ">", "decode": ">"}
+
+PEAKS = {f"GB {tier}": ",.1f" for tier in ("device", "host", "pinned")}
+"""Columns of `peaks_gb`."""
 
 
 def print_plan(choice: Choice, prediction: Prediction, top: int, wall_s: float) -> None:
     """Print the choice, the best candidates and every schedule's own best."""
-    out, problem, best = console(), choice.problem, choice.best
-    out.print(
-        f"[bold]{problem.model.name} on {problem.hardware.name}[/bold], {problem.workload.name}: "
-        f"{_length(problem.workload)}, {problem.workload.gen_len} generated. Simulated."
-    )
-    out.print(
-        f"Best {choice.objective}: [bold]{best.schedule}[/bold] with {_policy(best)}: "
+    out, best = Report(), choice.best
+    out.say(headline(choice.problem))
+    out.say(
+        f"Best {choice.objective}: [bold]{best.schedule}[/bold] with {_in_words(best)}: "
         f"[bold]{best.throughput_tokens_per_s:,.2f} tokens/s[/bold], {best.token_s:.3g} s a token of a request "
         f"(confirmed by the simulator: {prediction.throughput_tokens_per_s:,.2f})"
     )
-    out.print(_effort(choice, wall_s))
-    out.print(_candidates([plan.best for plan in choice.plans.values()], "each schedule's best"))
+    out.say(_effort(choice, wall_s))
+    core = {"schedule": TEXT, "policy": TEXT, "tokens/s": ",.2f", **SPEEDS}
+    columns = [core, {"at most": ",.2f", "busiest": TEXT, **DURATIONS}, PEAKS]
+    out.table(columns, map(_candidate, (plan.best for plan in choice.plans.values())), "each schedule's best", keys=2)
     if len(choice.ranked) > 1:
-        out.print(_candidates(choice.ranked[:top], f"best {min(top, len(choice.ranked))} of those simulated"))
+        shown = choice.ranked[:top]
+        out.table(columns, map(_candidate, shown), f"best {len(shown)} of those simulated", keys=2)
     for name, reason in choice.failed.items():
-        out.print(f"does not fit: {reason}" if reason.startswith(name) else f"{name} does not fit: {reason}")
+        out.say(f"does not fit: {reason}" if reason.startswith(name) else f"{name} does not fit: {reason}")
 
 
 def print_explanation(choice: Choice, why: Explanation) -> None:
     """Print where the bytes are, what a change of the machine would do, and the reasons in words."""
-    out = console()
-    out.print(_memory(why.tiers))
+    out = Report()
+    tiers = ((one.name, one.used_bytes / 1e9, one.capacity_bytes / 1e9, _parts(one.parts)) for one in why.tiers)
+    out.table({"memory": TEXT, "used": ",.1f", "of": ",.1f", "for": PROSE}, tiers, "where the bytes are (GB)")
     if why.replanned:
-        out.print(_changes(why.replanned))
-    for sentence in sentences(choice, why):
-        out.print(sentence)
+        changes = {f"× {factor:g}": ">" for factor in FACTORS}
+        columns = {"resource": TEXT, **changes, f"best at × {max(FACTORS):g}": TEXT}
+        out.table(columns, _changes(why.replanned), "planned anew with other machines")
+    out.say(*sentences(choice, why))
 
 
-def _length(workload: Workload) -> str:
-    if workload.padded:
-        return f"prompts padded to {workload.max_prompt_tokens} tokens"
-    return f"prompts of {workload.mean_prompt_tokens:.0f} tokens on average and {workload.max_prompt_tokens} at most"
+def headline(problem: Problem) -> str:
+    """What is asked, in a sentence."""
+    workload = problem.workload
+    mean, longest = workload.mean_prompt_tokens, workload.max_prompt_tokens
+    length = f"padded to {longest}" if workload.padded else f"of {mean:.0f} on average and {longest} at most"
+    return (
+        f"[bold]{problem.model.name} on {problem.hardware.name}[/bold], {workload.name}: prompts {length} tokens, "
+        f"{workload.gen_len} generated. Simulated."
+    )
+
+
+def in_short(policy: Policy) -> str:
+    """A policy in a cell, as `75×21 cpu 42 pages locked`."""
+    shares = {"r_w": policy.experts_on_device, "r_c": policy.kv_on_device}
+    words = [f"{policy} {policy.attention}", *(f"{name} {share:.3g}" for name, share in shares.items() if share)]
+    if policy.pages:
+        words.append(f"{policy.pages} pages")
+    return " ".join([*words, "locked"] if policy.pin_weights else words)
+
+
+def speeds(setup: Setup, prefill_s: float, decode_s: float) -> tuple[float | None, ...]:
+    """Prompt tokens a second of prefill, later tokens a second of decode, and seconds of a decode step."""
+    batch, steps = setup.batch, setup.last_step
+    decode = (batch.num_requests * steps / decode_s, decode_s / steps) if steps else (None, None)
+    return batch.prompt_tokens / prefill_s, *decode
+
+
+def peaks_gb(setup: Setup) -> tuple[float, ...]:
+    """The most that each memory holds: one device, host, page-locked."""
+    return tuple(size / 1e9 for size in setup.memory.peak_bytes().values())
+
+
+def seconds(value: float) -> str:
+    """Three digits of a time."""
+    return f"{value:,.0f} s" if value >= 100 else f"{value:.3g} s"
+
+
+def _candidate(one: Candidate) -> tuple[Any, ...]:
+    prefill_s, decode_s = one.prediction.prefill_s, one.prediction.decode_s
+    rates = (one.throughput_tokens_per_s, *speeds(one.setup, prefill_s, decode_s), one.bound_tokens_per_s)
+    times = (one.prediction.bottleneck, seconds(prefill_s), seconds(decode_s))
+    return one.schedule, in_short(one.setup.policy), *rates, *times, *peaks_gb(one.setup)
 
 
 def _effort(choice: Choice, wall_s: float) -> str:
@@ -60,82 +106,31 @@ def _effort(choice: Choice, wall_s: float) -> str:
     return f"{text}."
 
 
-def _policy(one: Candidate) -> str:
+def _in_words(one: Candidate) -> str:
     policy = one.setup.policy
-    words = [f"{policy} requests", f"attention on the {policy.attention}"]
     experts = policy.resident_experts(max(one.setup.problem.model.layers, key=lambda layer: layer.num_experts))
-    if experts:
-        words.append(f"{experts} experts a layer on the device")
-    if policy.kv_on_device:
-        words.append(f"{policy.kv_on_device:.0%} of the KV cache there")
-    if policy.pages:
-        words.append(f"{policy.pages} pages")
-    if policy.pin_weights:
-        words.append("weights page-locked")
-    return ", ".join(words)
+    words = {
+        f"{policy} requests": True,
+        f"attention on the {policy.attention}": True,
+        f"{experts} experts a layer on the device": experts,
+        f"{policy.kv_on_device:.0%} of the KV cache there": policy.kv_on_device,
+        f"{policy.pages} pages": policy.pages,
+        "weights page-locked": policy.pin_weights,
+    }
+    return ", ".join(text for text, holds in words.items() if holds)
 
 
-def _candidates(some: Sequence[Candidate], title: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=title, title_justify="left")
-    for name in ("schedule", "policy"):
-        table.add_column(name, no_wrap=True)
-    for heading in ("tokens/s", "at best", "s/token", "prefill", "decode", "busiest", "GB device/host/pinned"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for one in some:
-        memory, result = one.prediction.memory_peak_bytes, one.prediction
-        table.add_row(
-            one.schedule,
-            _short(one),
-            f"{one.throughput_tokens_per_s:,.2f}",
-            f"{one.bound_tokens_per_s:,.2f}",
-            f"{one.token_s:.3g}",
-            f"{result.prefill_s:,.0f} s",
-            f"{result.decode_s:,.0f} s",
-            result.bottleneck,
-            " / ".join(f"{memory[tier] / 1e9:.1f}" for tier in Tier),
-        )
-    return table
+def _parts(sizes: Mapping[str, int]) -> str:
+    largest_first = sorted(sizes.items(), key=lambda part: -part[1])
+    return ", ".join(f"{name} {size / 1e9:.2f}" for name, size in largest_first)
 
 
-def _short(one: Candidate) -> str:
-    policy = one.setup.policy
-    words = [f"{policy} {policy.attention}"]
-    if policy.experts_on_device:
-        words.append(f"r_w {policy.experts_on_device:.3g}")
-    if policy.kv_on_device:
-        words.append(f"r_c {policy.kv_on_device:.3g}")
-    if policy.pages:
-        words.append(f"{policy.pages} pages")
-    if policy.pin_weights:
-        words.append("locked")
-    return " ".join(words)
-
-
-def _memory(tiers: Sequence[MemoryUse]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title="where the bytes are (GB)", title_justify="left")
-    table.add_column("memory", no_wrap=True)
-    table.add_column("used", justify="right", no_wrap=True)
-    table.add_column("of", justify="right", no_wrap=True)
-    table.add_column("for")
-    for tier in tiers:
-        parts = sorted(tier.parts.items(), key=lambda part: -part[1])
-        text = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts)
-        table.add_row(tier.name, f"{tier.used_bytes / 1e9:.1f}", f"{tier.capacity_bytes / 1e9:.1f}", text)
-    return table
-
-
-def _changes(replanned: Sequence[Replanned]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title="planned anew with other machines", title_justify="left")
-    table.add_column("resource", no_wrap=True)
-    for factor in FACTORS:
-        table.add_column(f"× {factor:g}", justify="right", no_wrap=True)
-    table.add_column(f"policy at × {max(FACTORS):g}")
+def _changes(replanned: Sequence[Replanned]) -> Iterator[tuple[str, ...]]:
     found = {(one.resource, one.factor): one for one in replanned}
     for resource in RESOURCES:
         row = [found[resource, factor] for factor in FACTORS]
         last = row[-1].best
-        table.add_row(resource, *(_change(one) for one in row), f"{last.schedule} {_short(last)}" if last else "")
-    return table
+        yield resource, *map(_change, row), f"{last.schedule} {in_short(last.setup.policy)}" if last else ""
 
 
 def _change(one: Replanned) -> str:

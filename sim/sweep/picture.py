@@ -5,16 +5,15 @@ are hatched.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sim.sweep.sweep import Row
+from traces.cli import new_figure, save
 from traces.errors import InputError, nearest
 
 THROUGHPUT = "throughput_tokens_per_s"
@@ -51,7 +50,7 @@ def draw_map(rows: Sequence[Row], text: str, path: str) -> None:
     wide, high = max(4.2, 1.6 + 0.52 * len(across)), max(2.6, 1.3 + 0.32 * len(up))
     columns = min(len(values), max(1, int(WIDEST / wide)))
     lines = -(-len(values) // columns)
-    figure = Figure(figsize=(wide * columns, 0.3 + high * lines), layout="constrained", dpi=130)
+    figure = new_figure(wide * columns, 0.3 + high * lines)
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for empty in panels[len(values) :]:
         empty.remove()
@@ -61,7 +60,7 @@ def draw_map(rows: Sequence[Row], text: str, path: str) -> None:
         panel.set_yticks(range(len(up)), [_short(tick) for tick in up])
         panel.set(xlabel=x, ylabel=y)
     figure.suptitle(_title(rows), fontsize=9)
-    figure.savefig(Path(path))
+    save(figure, path)
 
 
 def _ticks(rows: Sequence[Row], name: str) -> list[Any]:

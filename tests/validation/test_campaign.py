@@ -177,6 +177,7 @@ def test_the_report_says_what_was_found_and_misses_no_bar_silently(campaign, fin
         or any(one.ranking.tau not in (None, 1) for one in findings.decisions)
         or not all(check.exact for check in findings.mechanics)
     )
+    assert "| WAPE | " in text.partition("## Words")[2]
     for picture in ("runs.png", "ops.png", "worst.png"):
         assert (campaign.folder / picture).stat().st_size > 10_000
 

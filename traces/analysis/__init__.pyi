@@ -1,4 +1,11 @@
 from .causes import DEPENDENCY as DEPENDENCY, cause_of as cause_of
-from .critical_path import CriticalPath as CriticalPath, find_critical_path as find_critical_path
-from .diff import NAMED as NAMED, Account as Account, Diff as Diff, by_op as by_op, diff_traces as diff_traces
+from .critical_path import CriticalPath as CriticalPath, Stretch as Stretch, find_critical_path as find_critical_path
+from .diff import (
+    NAMED as NAMED,
+    Account as Account,
+    Diff as Diff,
+    OpChange as OpChange,
+    by_op as by_op,
+    diff_traces as diff_traces,
+)
 from .summary import LaneUse as LaneUse, Summary as Summary, summarise as summarise

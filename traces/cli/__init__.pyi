@@ -7,6 +7,7 @@ from .frame import (
     project_version as project_version,
     run_command as run_command,
 )
+from .glossary import legend as legend, meanings as meanings
 from .options import (
     add_jobs as add_jobs,
     add_json as add_json,
@@ -17,10 +18,27 @@ from .options import (
 )
 from .output import (
     SCHEMA as SCHEMA,
-    console as console,
     deliver as deliver,
     write_json as write_json,
     writing as writing,
 )
+from .pictures import (
+    COLOURS as COLOURS,
+    FINEST as FINEST,
+    ROW_ORDER as ROW_ORDER,
+    draw_lanes as draw_lanes,
+    name_ops as name_ops,
+    new_figure as new_figure,
+    open_frame as open_frame,
+    save as save,
+)
 from .program import PROGRAM as PROGRAM, main as main
+from .tables import (
+    PROSE as PROSE,
+    TEXT as TEXT,
+    Columns as Columns,
+    Report as Report,
+    console as console,
+    markdown_table as markdown_table,
+)
 from .workers import in_processes as in_processes

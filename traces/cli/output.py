@@ -5,18 +5,12 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from traces.errors import InputError
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 SCHEMA = 1
 """Version of the JSON that commands write. It grows when a field goes or means something else."""
-
-PLAIN_WIDTH = 140
-"""Columns where the output is no terminal."""
 
 File = tuple[str | Path | None, Callable[[str], object]]
 """Where something is to be written, if it is, and what writes it there."""
@@ -54,11 +48,3 @@ def writing(path: str | Path, write: Callable[[], object]) -> None:
         write()
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-
-
-def console() -> "Console":
-    """Standard output, at the terminal's width or wide enough for every column."""
-    from rich.console import Console
-
-    plain = Console()
-    return plain if plain.is_terminal else Console(width=PLAIN_WIDTH)

@@ -1,18 +1,15 @@
-"""What `python -m traces` tells a person: tables that fit 100 columns."""
+"""What `python -m traces` tells a person."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
-from traces.analysis import NAMED, Account, CriticalPath, Diff, LaneUse, Summary, by_op
+from traces.analysis import NAMED, Account, CriticalPath, Diff, LaneUse, OpChange, Stretch, Summary, by_op
+from traces.cli.tables import PROSE, TEXT, Columns, Report
 from traces.trace import NONE, Span, Trace, lane_name
-
-PLAIN_WIDTH = 100
-"""Columns where the output is no terminal."""
 
 WAITS_SHOWN = 3
 """What a lane waited for, at most, in the table of lanes."""
@@ -22,100 +19,69 @@ _FACTS = ("schedule", "model", "hardware", "device", "policy")
 
 def print_summary(path: str, summary: Summary) -> None:
     """Print what happened in one run."""
-    out = _console()
+    out = Report()
     _print_head(out, path, summary.metadata, summary.makespan_ns)
-    lanes = _table("lane", ">spans", ">busy", ">busy %", ">idle", "waited for", ">moved", ">mean rate")
-    for use in summary.lanes:
-        lanes.add_row(*_lane(use))
-    out.print(lanes)
-    ops = _table("op", "lane", ">spans", ">total", ">mean", ">longest")
-    for op in summary.ops:
-        mean_ns = op.total_ns / op.num_spans
-        ops.add_row(
-            escape(op.op), op.lane, f"{op.num_spans:,}", _time(op.total_ns), _time(mean_ns), _time(op.longest_ns)
-        )
-    out.print(ops)
+    work: Columns = {"lane": TEXT, "spans": ",", "busy": _time, "busy %": ".1%", "idle": _time}
+    out.table([work, {"moved": _bytes, "mean rate": _rate}, {"waited for": PROSE}], map(_lane, summary.lanes))
+    ops: Columns = {"op": TEXT, "lane": TEXT, "spans": ",", "total": _time, "mean": _time, "longest": _time}
+    uses = (
+        (one.op, one.lane, one.num_spans, one.total_ns, one.total_ns / one.num_spans, one.longest_ns)
+        for one in summary.ops
+    )
+    out.table(ops, uses, keys=2)
     peaks = ", ".join(f"{escape(tier)} {_bytes(peak)}" for tier, peak in summary.memory_peak_bytes.items())
-    out.print(f"Memory peaks: {peaks or 'not recorded in this trace'}")
+    out.say(f"Memory peaks: {peaks or 'not recorded in this trace'}")
 
 
 def print_critical_path(path: str, trace: Trace, chain: CriticalPath, top: int) -> None:
     """Print what made a run as long as it was."""
-    out = _console()
+    out = Report()
     _print_head(out, path, trace.metadata, trace.makespan_ns)
-    out.print(
+    out.say(
         f"Critical path: {len(chain.spans):,} of {_count(len(trace.spans), 'task')}. Gaps, in which none of them ran: "
         f"{len(chain.gaps):,}, {_time(chain.gaps_ns)} ({chain.gap_share:.1%}) in all."
     )
-    for title, ns_by_name in (("by op", chain.ns_by_op()), ("by lane", chain.ns_by_lane())):
-        shares = _table(title, ">on the path", ">share of the run", ">gaps before it")
-        for name, ns in ns_by_name.items():
-            gap_ns = chain.gap_ns_by_op().get(name, 0) if title == "by op" else _gaps_before_lane(chain, name)
-            shares.add_row(escape(name), _time(ns), _share(ns, trace.makespan_ns), _time(gap_ns))
-        shares.add_row("gaps", _time(chain.gaps_ns), _share(chain.gaps_ns, trace.makespan_ns), "")
-        out.print(shares)
-    longest = _table("longest stretches on one lane", "lane", ">tasks", ">from", ">on the path", ">share", "mostly")
-    for stretch in chain.stretches()[:top]:
-        first, share = stretch.first, _share(stretch.on_path_ns, trace.makespan_ns)
-        longest.add_row(
-            f"{_task(first)} … {_task(stretch.last)}" if len(stretch.spans) > 1 else _task(first),
-            lane_name((first.lane, first.rank)),
-            f"{len(stretch.spans):,}",
-            _time(first.start_ns - trace.start_ns),
-            _time(stretch.on_path_ns),
-            share,
-            escape(next(iter(stretch.ns_by_op))),
-        )
-    out.print(longest)
+    share = partial(_share, makespan_ns=trace.makespan_ns)
+    lane_gaps_ns = Counter[str]()
+    for gap in chain.gaps:
+        lane_gaps_ns[gap.before.lane] += gap.duration_ns
+    ways = {"by op": (chain.ns_by_op(), chain.gap_ns_by_op()), "by lane": (chain.ns_by_lane(), lane_gaps_ns)}
+    for title, (path_ns, gaps_ns) in ways.items():
+        rows = [*((name, ns, ns, gaps_ns.get(name, 0)) for name, ns in path_ns.items())]
+        shares: Columns = {title: TEXT, "on the path": _time, "share of the run": share, "gaps before it": _time}
+        out.table(shares, [*rows, ("gaps", chain.gaps_ns, chain.gaps_ns, None)])
+    columns: Columns = {"longest stretches on one lane": PROSE, "lane": TEXT, "tasks": ",", "from": _time}
+    stretches = (_stretch(one, trace.start_ns) for one in chain.stretches()[:top])
+    out.table({**columns, "on the path": _time, "share": share, "mostly": TEXT}, stretches)
 
 
 def print_diff(path_a: str, path_b: str, found: Diff) -> None:
     """Print how two runs differ, and where the time went."""
-    out = _console()
-    _print_head(out, f"A  {path_a}", found.a.metadata, found.a.makespan_ns)
-    _print_head(out, f"B  {path_b}", found.b.metadata, found.b.makespan_ns)
-    relative = f" ({found.change_ns / found.a.makespan_ns:+.1%})" if found.a.makespan_ns else ""
-    out.print(f"[bold]B − A: {_signed(found.change_ns)}{relative}[/bold]. {_in_a_sentence(found.account)}")
-    out.print(_account(found.account))
-    ops = _table("tasks of both", "lane", ">count", ">A", ">B", ">B − A", ">mean |error|", ">bias")
-    for op in found.ops:
-        change = _signed(op.b_ns - op.a_ns)
-        errors = (_percent(op.mean_abs_error), _percent(op.bias, "+"))
-        moved = op.lane_a if op.lane_a == op.lane_b else f"{op.lane_a} → {op.lane_b}"
-        ops.add_row(escape(op.op), moved, f"{op.pairs:,}", _time(op.a_ns), _time(op.b_ns), change, *errors)
-    out.print(ops)
-    lanes = _table("lane", ">busy A", ">of A", ">busy B", ">of B", ">B − A")
-    for lane, (a_ns, b_ns) in found.busy_ns.items():
-        a_share, b_share = _share(a_ns, found.a.makespan_ns), _share(b_ns, found.b.makespan_ns)
-        lanes.add_row(lane_name(lane), _time(a_ns), a_share, _time(b_ns), b_share, _signed(b_ns - a_ns))
-    out.print(lanes)
-    for name, only in (("A", found.alignment.only_a), ("B", found.alignment.only_b)):
-        out.print(_only(name, only))
+    out = Report()
+    a_ns, b_ns = found.a.makespan_ns, found.b.makespan_ns
+    _print_head(out, f"A  {path_a}", found.a.metadata, a_ns)
+    _print_head(out, f"B  {path_b}", found.b.metadata, b_ns)
+    relative = f" ({found.change_ns / a_ns:+.1%})" if a_ns else ""
+    out.say(f"[bold]B − A: {_signed(found.change_ns)}{relative}[/bold]. {_in_a_sentence(found.account)}")
+    path: Columns = {"where the time went": TEXT, "lane": TEXT, "on A's path": _time, "on B's": _time, "B − A": _signed}
+    out.table({**path, "same tasks": _signed, "joined": _signed, "left": _signed}, _account(found.account), keys=2)
+    columns: Columns = {"tasks of both": TEXT, "lane": TEXT, "count": ",", "A": _time, "B": _time, "B − A": _signed}
+    out.table({**columns, "mean |error|": ".1%", "bias": "+.1%"}, map(_op, found.ops), keys=2)
+    shares = [partial(_share, makespan_ns=ns) for ns in (a_ns, b_ns)]
+    lanes = ((lane_name(lane), a, a, b, b, b - a) for lane, (a, b) in found.busy_ns.items())
+    out.table(
+        {"lane": TEXT, "busy A": _time, "of A": shares[0], "busy B": _time, "of B": shares[1], "B − A": _signed}, lanes
+    )
+    out.say(_only("A", found.alignment.only_a), _only("B", found.alignment.only_b))
 
 
-def _console() -> Console:
-    """Standard output, at the terminal's width or wide enough for every column."""
-    plain = Console(highlight=False)
-    return plain if plain.is_terminal else Console(width=PLAIN_WIDTH, highlight=False)
-
-
-def _table(*headings: str) -> Table:
-    """A table; a heading that begins with > is of numbers."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in headings:
-        numbers = heading.startswith(">")
-        wraps = heading == "waited for"
-        table.add_column(heading.removeprefix(">"), justify="right" if numbers else "left", no_wrap=not wraps)
-    return table
-
-
-def _print_head(out: Console, path: str, metadata: Mapping[str, Any], makespan_ns: int) -> None:
-    out.print(f"[bold]{escape(path)}[/bold]: {escape(str(metadata['origin']))}, makespan {_time(makespan_ns)}")
+def _print_head(out: Report, path: str, metadata: Mapping[str, Any], makespan_ns: int) -> None:
+    out.say(f"[bold]{escape(path)}[/bold]: {escape(str(metadata['origin']))}, makespan {_time(makespan_ns)}")
     known = [f"{name} {_fact(metadata[name])}" for name in _FACTS if name in metadata]
     if metadata.get("batches", 1) != 1:
         known.append(f"first of {metadata['batches']} batches")
     if known:
-        out.print(escape("; ".join(known)))
+        out.say(escape("; ".join(known)))
 
 
 def _fact(value: Any) -> str:
@@ -126,33 +92,32 @@ def _fact(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _lane(use: LaneUse) -> tuple[str, ...]:
+def _lane(use: LaneUse) -> tuple[Any, ...]:
     shown = list(use.waited_ns.items())[:WAITS_SHOWN]
-    waits = [f"{escape(what)} {_time(ns)}" for what, ns in shown]
     rest_ns = sum(use.waited_ns.values()) - sum(ns for _, ns in shown)
-    if rest_ns:
-        waits.append(f"other {_time(rest_ns)}")
-    moved = (_bytes(use.moved_bytes), f"{_bytes(use.bytes_per_s)}/s") if use.copies else ("", "")
-    times = (_time(use.busy_ns), f"{use.busy_share:.1%}", _time(use.idle_ns))
-    return (lane_name(use.lane), f"{use.num_spans:,}", *times, ", ".join(waits), *moved)
+    waits = [f"{what} {_time(ns)}" for what, ns in [*shown, ("other", rest_ns)] if ns]
+    moved = (use.moved_bytes, use.bytes_per_s) if use.copies else (None, None)
+    return lane_name(use.lane), use.num_spans, use.busy_ns, use.busy_share, use.idle_ns, *moved, ", ".join(waits)
 
 
-def _gaps_before_lane(chain: CriticalPath, lane: str) -> int:
-    return sum(gap.duration_ns for gap in chain.gaps if gap.before.lane == lane)
+def _stretch(one: Stretch, start_ns: int) -> tuple[Any, ...]:
+    first = one.first
+    tasks = f"{_task(first)} to {_task(one.last)}" if len(one.spans) > 1 else _task(first)
+    times = (first.start_ns - start_ns, one.on_path_ns, one.on_path_ns)
+    return tasks, lane_name((first.lane, first.rank)), len(one.spans), *times, next(iter(one.ns_by_op))
 
 
-def _account(account: Account) -> Table:
-    table = _table(
-        "where the time went", "lane", ">on A's path", ">on B's", ">B − A", ">same tasks", ">joined", ">left"
-    )
+def _op(one: OpChange) -> tuple[Any, ...]:
+    lanes = " → ".join(dict.fromkeys((one.lane_a, one.lane_b)))
+    return one.op, lanes, one.pairs, one.a_ns, one.b_ns, one.b_ns - one.a_ns, one.mean_abs_error, one.bias
+
+
+def _account(account: Account) -> Iterator[tuple[Any, ...]]:
     for part in account.paths:
-        split = (_signed(part.same_ns), _signed(part.joined_ns), _signed(-part.left_ns))
-        table.add_row(escape(part.op), part.lane, _time(part.a_ns), _time(part.b_ns), _signed(part.change_ns), *split)
-    table.add_row("gaps", "", _time(account.a_gaps_ns), _time(account.b_gaps_ns), _signed(account.gaps_ns))
-    sums = [sum(values) for values in zip(*((p.a_ns, p.b_ns) for p in account.paths), strict=True)] or [0, 0]
-    whole_a, whole_b = sums[0] + account.a_gaps_ns, sums[1] + account.b_gaps_ns
-    table.add_row("sum", "", _time(whole_a), _time(whole_b), _signed(account.total_ns), style="bold")
-    return table
+        yield part.op, part.lane, part.a_ns, part.b_ns, part.change_ns, part.same_ns, part.joined_ns, -part.left_ns
+    yield "gaps", "", account.a_gaps_ns, account.b_gaps_ns, account.gaps_ns, None, None, None
+    a_ns, b_ns = sum(part.a_ns for part in account.paths), sum(part.b_ns for part in account.paths)
+    yield "sum", "", a_ns + account.a_gaps_ns, b_ns + account.b_gaps_ns, account.total_ns, None, None, None
 
 
 def _in_a_sentence(account: Account) -> str:
@@ -167,10 +132,10 @@ def _in_a_sentence(account: Account) -> str:
 def _only(name: str, spans: list[Span]) -> str:
     if not spans:
         return f"Only in {name}: no task."
-    counts = ", ".join(f"{len(found):,} {escape(op)}" for op, found in by_op(spans).items())
+    counts = ", ".join(f"{len(found):,} {op}" for op, found in by_op(spans).items())
     named = "; ".join(_task(span) for span in spans[:NAMED])
     total_ns = sum(span.duration_ns for span in spans)
-    return f"Only in {name}: {_count(len(spans), 'task')}, {_time(total_ns)}: {counts}. First: {named}."
+    return escape(f"Only in {name}: {_count(len(spans), 'task')}, {_time(total_ns)}: {counts}. First: {named}.")
 
 
 def _count(number: int, noun: str) -> str:
@@ -178,7 +143,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _task(span: Span) -> str:
-    return escape(" ".join((span.op, *_coordinates(span))))
+    return " ".join((span.op, *_coordinates(span)))
 
 
 def _coordinates(span: Span) -> list[str]:
@@ -188,35 +153,29 @@ def _coordinates(span: Span) -> list[str]:
 
 
 def _time(ns: float) -> str:
-    """Three digits, in the unit that suits."""
-    size = abs(ns)
-    if size >= 1e12:
-        return f"{ns / 1e9:,.0f} s"
-    for unit, ns_per_unit in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
-        if size >= 0.9995 * ns_per_unit:
-            return f"{_digits(ns / ns_per_unit)} {unit}"
-    return f"{ns:.3g} ns" if ns else "0"
+    return _scaled(ns, {"s": 1e9, "ms": 1e6, "µs": 1e3}) or (f"{ns:.3g} ns" if ns else "0")
 
 
 def _signed(ns: int) -> str:
     return _time(ns) if ns <= 0 else f"+{_time(ns)}"
 
 
-def _digits(value: float) -> str:
-    size = abs(value)
-    return f"{value:,.0f}" if size >= 99.95 else f"{value:.1f}" if size >= 9.995 else f"{value:.2f}"
-
-
 def _bytes(size: float) -> str:
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(size) >= 0.9995 * scale:
-            return f"{_digits(size / scale)} {unit}"
-    return f"{size:.0f} B"
+    return _scaled(size, {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}) or f"{size:.0f} B"
+
+
+def _scaled(value: float, units: Mapping[str, float]) -> str:
+    """Three digits in the largest unit that suits; nothing if all are too large."""
+    for unit, scale in units.items():
+        size = abs(value) / scale
+        if size >= 0.9995:
+            return f"{value / scale:,.{0 if size >= 99.95 else 1 if size >= 9.995 else 2}f} {unit}"
+    return ""
+
+
+def _rate(bytes_per_s: float) -> str:
+    return f"{_bytes(bytes_per_s)}/s"
 
 
 def _share(ns: int, makespan_ns: int) -> str:
     return f"{ns / makespan_ns:.1%}" if makespan_ns else ""
-
-
-def _percent(value: float | None, sign: str = "") -> str:
-    return "" if value is None else f"{value:{sign}.1%}"

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
+from traces.cli import new_figure, open_frame, save
 from validation.campaign.analyse import Findings
 
 MARKERS = "osD^v"
@@ -12,7 +11,7 @@ BAND = 0.05
 
 def draw_runs(findings: Findings, path: Path) -> None:
     """Every run as a point: measured throughput with its range, predicted throughput, and a band of ±5 %."""
-    figure = Figure(figsize=(8, 7), layout="constrained")
+    figure = new_figure(8, 7)
     ax = figure.subplots()
     models = list(dict.fromkeys(run.case.model for run in findings.runs))
     schedules = list(dict.fromkeys(run.case.schedule for run in findings.runs))
@@ -47,13 +46,13 @@ def draw_runs(findings: Findings, path: Path) -> None:
         ax.plot([], [], MARKERS[at % len(MARKERS)], color="0.4", label=model)
     ax.legend(frameon=False, fontsize=9)
     ax.grid(which="both", color="0.93", linewidth=0.6)
-    figure.savefig(path, dpi=130)
+    save(figure, path)
 
 
 def draw_ops(findings: Findings, path: Path) -> None:
     """Measured and predicted seconds of every op, with its weighted error."""
     ops = findings.ops
-    figure = Figure(figsize=(10, 1.2 + 0.36 * len(ops)), layout="constrained")
+    figure = new_figure(10, 1.2 + 0.36 * len(ops))
     ax = figure.subplots()
     rows = range(len(ops))
     ax.barh([row - 0.2 for row in rows], [one.measured_s for one in ops], 0.38, label=f"measured ({findings.origin})")
@@ -64,6 +63,6 @@ def draw_ops(findings: Findings, path: Path) -> None:
     ax.invert_yaxis()
     ax.set_xlabel("seconds over all runs")
     ax.set_xlim(0, 1.25 * max(max(one.measured_s, one.predicted_s) for one in ops))
-    ax.spines[["top", "right"]].set_visible(False)
+    open_frame(ax)
     ax.legend(frameon=False)
-    figure.savefig(path, dpi=130)
+    save(figure, path)

@@ -1,16 +1,31 @@
 """The report of a campaign as Markdown: each layer with its bar, and where the prediction is wrong."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple
+from typing import Any
 
+from traces.cli import TEXT, legend, markdown_table, meanings
 from validation.campaign.analyse import CaseResult, Findings
 
 BARS = {"layer 1": 0.03, "layer 2": 0.10, "layer 3 median": 0.05, "layer 3 worst": 0.12, "regret": 0.03}
 WORST_SHOWN = 5
 
 
+IN_SHORT = {"layer": TEXT, "question": TEXT, "found": TEXT, "bar": TEXT, "": TEXT}
+RUNS = {"run": TEXT, "measured tok/s": ">", "predicted": ".1f", "error": "+.1%", "prefill": "+.1%", "decode": "+.1%"}
+RUNS |= {"layer 1 worst": "+.1%", "lanes": ".1f", "path agrees": ".0%", "HRM": "+.0%"}
+OPS = {"op": TEXT, "lane": TEXT, "phase": TEXT, "tasks": ",", "measured s": ".2f", "predicted s": ".2f"}
+OPS |= {"MAPE": ".1%", "WAPE": ".1%", "bias": "+.1%"}
+DECISIONS = {"model": TEXT, "order of": TEXT, "runs": "d", "Kendall τ": ".2f", "pairs told apart": "d"}
+DECISIONS |= {"within noise": "d"}
+REGRETS = {"model": TEXT, "the planner's choice": TEXT, "its tok/s": ".1f", "best measured": TEXT, "best tok/s": ".1f"}
+REGRETS |= {"regret": ".1%"}
+MECHANICS = {"case": TEXT, "expected": ",", "got": ",", "exact": TEXT}
+
+
 def markdown(findings: Findings, facts: Sequence[str], pictures: Sequence[tuple[str, str]]) -> str:
     """The whole report. `facts` describe the machine, `pictures` are (file, caption)."""
-    parts = [
+    lines = [
         f"# Predicted and measured: {findings.origin}",
         "",
         f"Every run was made {findings.repeats} times by the engine ({findings.origin}) and predicted from a "
@@ -20,51 +35,35 @@ def markdown(findings: Findings, facts: Sequence[str], pictures: Sequence[tuple[
         "",
         "## In short",
         "",
-        *_table(("layer", "question", "found", "bar", ""), _summary(findings)),
+        *markdown_table(IN_SHORT, _summary(findings)),
         *(line for file, caption in pictures for line in (f"![{caption}]({file})", "", f"*{caption}*", "")),
         "## Layer 1 and 3: every run",
         "",
-        *_table(
-            (
-                "run",
-                "measured tok/s",
-                "predicted",
-                "error",
-                "prefill",
-                "decode",
-                "layer 1 worst",
-                "lanes",
-                "path",
-                "HRM",
-            ),
-            map(_run_row, findings.runs),
-        ),
+        *markdown_table(RUNS, map(_run_row, findings.runs)),
         "prefill, decode: error of their times. lanes: largest difference of a lane's busy share in percentage points. "
-        "path: how far the critical paths agree by op and lane. HRM: its error in throughput on the same machine.",
+        "HRM: its error in throughput on the same machine.",
         "",
         "## Layer 2: durations by the cost model",
         "",
-        *_table(
-            ("op", "lane", "phase", "tasks", "measured s", "predicted s", "MAPE", "WAPE", "bias"), _op_rows(findings)
-        ),
+        *markdown_table(OPS, map(astuple, findings.ops)),
         "Each task at its median over the repeats, slowed down by what it shares with others as simulated.",
         "",
         "## Layer 4: decisions",
         "",
-        *_table(
-            ("model", "order of", "runs", "Kendall τ", "pairs told apart", "within noise"), _decision_rows(findings)
-        ),
-        *_table(("model", "the planner's choice", "tok/s", "best measured", "tok/s", "regret"), _regret_rows(findings)),
+        *markdown_table(DECISIONS, _decision_rows(findings)),
+        *markdown_table(REGRETS, map(astuple, findings.regrets)),
         "## Where it is wrong",
         "",
         *_wrong(findings),
         "",
         "## Layer 0: mechanics",
         "",
-        *_table(("case", "expected", "got", "exact"), _mechanics_rows(findings)),
+        *markdown_table(MECHANICS, _mechanics_rows(findings)),
         *(("## Missing", "", *(f"- {one}" for one in findings.missing), "") if findings.missing else ()),
     ]
-    return "\n".join(parts).rstrip() + "\n"
+    shown = "\n".join(line for line in lines if line.startswith("|")).replace("**", "")
+    words = {word: text for chapter in legend(shown).values() for word, text in chapter.items()}
+    return "\n".join([*lines, "## Words", "", *meanings(words)]).rstrip() + "\n"
 
 
 def _summary(findings: Findings) -> Iterator[tuple[str, ...]]:
@@ -97,39 +96,17 @@ def _met(met: bool) -> str:
     return "met" if met else "**missed**"
 
 
-def _run_row(run: CaseResult) -> tuple[str, ...]:
-    hrm = "" if run.hrm_tokens_per_s is None else f"{run.hrm_tokens_per_s / run.measured.median - 1:+.0%}"
-    return (
-        run.case.name,
-        f"{run.measured.median:.1f} ± {run.measured.half_width:.1f}",
-        f"{run.predicted_tokens_per_s:.1f}",
-        f"{run.error:+.1%}",
-        f"{run.prefill_error:+.1%}",
-        f"{run.decode_error:+.1%}",
-        f"{max(run.layer1_errors, key=abs):+.1%}",
-        f"{run.busy_points:.1f}",
-        f"{run.path_agreement:.0%}",
-        hrm,
-    )
+def _run_row(run: CaseResult) -> tuple[Any, ...]:
+    measured = run.measured
+    hrm = run.hrm_tokens_per_s and run.hrm_tokens_per_s / measured.median - 1
+    speeds = (f"{measured.median:.1f} ± {measured.half_width:.1f}", run.predicted_tokens_per_s)
+    errors = (run.error, run.prefill_error, run.decode_error, max(run.layer1_errors, key=abs))
+    return run.case.name, *speeds, *errors, run.busy_points, run.path_agreement, hrm
 
 
-def _op_rows(findings: Findings) -> Iterator[tuple[str, ...]]:
-    for one in findings.ops:
-        times = (f"{one.measured_s:.2f}", f"{one.predicted_s:.2f}")
-        errors = (f"{one.mape:.1%}", f"{one.wape:.1%}", f"{one.bias:+.1%}")
-        yield one.op, one.lane, one.phase, f"{one.count:,}", *times, *errors
-
-
-def _decision_rows(findings: Findings) -> Iterator[tuple[str, ...]]:
+def _decision_rows(findings: Findings) -> Iterator[tuple[Any, ...]]:
     for one in findings.decisions:
-        tau = "" if one.ranking.tau is None else f"{one.ranking.tau:.2f}"
-        yield one.model, one.what, str(len(one.cases)), tau, str(one.ranking.pairs), str(one.ranking.within_noise)
-
-
-def _regret_rows(findings: Findings) -> Iterator[tuple[str, ...]]:
-    for one in findings.regrets:
-        chosen, best = f"{one.chosen_tokens_per_s:.1f}", f"{one.best_tokens_per_s:.1f}"
-        yield one.model, one.chosen, chosen, one.best, best, f"{one.regret:.1%}"
+        yield one.model, one.what, len(one.cases), *astuple(one.ranking)
 
 
 def _wrong(findings: Findings) -> Iterator[str]:
@@ -141,11 +118,6 @@ def _wrong(findings: Findings) -> Iterator[str]:
         yield f"- {run.case.name}: {run.error:+.1%}, mostly by {blame}. {run.blame}."
 
 
-def _mechanics_rows(findings: Findings) -> Iterator[tuple[str, ...]]:
+def _mechanics_rows(findings: Findings) -> Iterator[tuple[Any, ...]]:
     for check in findings.mechanics:
-        yield check.name, f"{check.expected:,}", f"{check.got:,}", "yes" if check.exact else "**no**"
-
-
-def _table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [" | ".join(heading), " | ".join("---" for _ in heading), *(" | ".join(row) for row in rows)]
-    return [*(f"| {line} |" for line in lines), ""]
+        yield check.name, check.expected, check.got, "yes" if check.exact else "**no**"

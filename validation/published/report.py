@@ -1,14 +1,12 @@
 """What `published` tells a person: errors per system, ranking per cell, the policy ablation, and each row."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 from statistics import fmean
+from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
-from traces.cli import console
+from traces.cli import PROSE, TEXT, Report
 from validation.published.bars import BASELINE_BAR, CGOPIPE_BAR, RANKING_BAR, TIE
 from validation.published.fit import Fitted
 from validation.published.holdout import HeldOut
@@ -16,77 +14,53 @@ from validation.published.kernels import Kernel
 from validation.published.predict import Predicted, mean_absolute_error
 from validation.published.rows import Cell
 
-LEGEND = "error: predicted over measured - 1. HRM: MoE-Lightning's own performance model, decode only at peak rates."
+ERRORS = {"mean |error|": ".1%", "worst": "+.0%"}
+"""Columns of tables that sum errors up."""
 
 
 def print_report(predictions: Sequence[Predicted], *, own_file: bool) -> None:
     """Print tables: rows, then what they amount to."""
-    out = console()
-    out.print("[bold]Published runs, predicted[/bold] (measured: published; predicted: simulated)")
-    out.print(_rows(predictions))
-    out.print(LEGEND)
-    out.print(_systems(predictions))
+    out = Report()
+    out.say("[bold]Published runs, predicted[/bold] (measured: published; predicted: simulated)")
+    rates = {"measured tokens/s": ",.2f", "predicted tokens/s": ",.2f", "error": "+.0%"}
+    run = {"row": "d", "setting": TEXT, "system": TEXT, "workload, gen": TEXT, "padded": TEXT, **rates}
+    ours = {"policy": ">", "bound by": TEXT, "HRM": ",.2f", "HRM error": "+.0%"}
+    out.table([run, ours], (_row(number, one) for number, one in enumerate(predictions, 1)), keys=3)
+    _print_systems(out, predictions)
     ranked = rankings(predictions)
     if ranked:
         right = sum(ranked.values())
         wrong = ", ".join(cell_name(cell) for cell, fine in ranked.items() if not fine)
-        out.print(
+        out.say(
             f"Ranking of systems right in {right} of {len(ranked)} cells ({right / len(ranked):.0%}, "
             f"asked: {RANKING_BAR:.0%}){'; wrong: ' + wrong if wrong else ''}; "
             f"without calling gaps below {TIE:.0%} ties: {sum(rankings(predictions, tie=0.0).values())}"
         )
     if not own_file:
-        out.print(_ablation(predictions))
-    for one in predictions:
-        if one.reason:
-            out.print(f"{one.row}: no prediction: {one.reason}")
+        _print_ablation(out, predictions)
+    out.say(*(f"{one.row}: no prediction: {one.reason}" for one in predictions if one.reason))
 
 
-def _rows(predictions: Iterable[Predicted]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("setting", "system", "workload", "prompts"):
-        table.add_column(name, no_wrap=True)
-    for name in ("gen", "policy", "measured", "predicted", "error", "HRM", "HRM error", "bound by"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for one in predictions:
-        row = one.row
-        table.add_row(
-            row.setting,
-            row.schedule,
-            row.workload,
-            "padded" if row.padded else "unpadded",
-            str(row.gen_len),
-            one.policy + ("*" if one.assumed else ""),
-            rate(row.tokens_per_s),
-            rate(one.tokens_per_s),
-            share(one.error),
-            rate(one.hrm_tokens_per_s),
-            share(one.hrm_error),
-            one.bottleneck,
-        )
-    return table
+def _row(number: int, one: Predicted) -> tuple[Any, ...]:
+    row = one.row
+    what = (f"{row.workload} {row.gen_len}", "yes" if row.padded else "no")
+    speeds = (row.tokens_per_s, one.tokens_per_s, one.error)
+    ours = (one.policy + ("*" if one.assumed else ""), one.bottleneck, one.hrm_tokens_per_s, one.hrm_error)
+    return number, row.setting, row.schedule, *what, *speeds, *ours
 
 
-def _systems(predictions: Sequence[Predicted]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), title="errors", title_justify="left")
-    table.add_column("system", no_wrap=True)
-    for name in ("rows", "mean |error|", "worst", "bias", "HRM mean |error|", "asked"):
-        table.add_column(name, justify="right", no_wrap=True)
+def _print_systems(out: Report, predictions: Sequence[Predicted], title: str = "errors") -> None:
+    columns = {"system": TEXT, "rows": "d", **ERRORS, "bias": "+.1%", "HRM mean |error|": ".0%", "asked": ">"}
+    out.table(columns, _systems(predictions), title)
+
+
+def _systems(predictions: Sequence[Predicted]) -> Iterator[tuple[Any, ...]]:
     for name, group in by_system(predictions).items():
         errors = [one.error for one in group if one.error is not None]
         hrm = [abs(one.hrm_error) for one in group if one.hrm_error is not None]
-        if not errors:
-            continue
-        table.add_row(
-            name,
-            str(len(errors)),
-            f"{mean_absolute_error(group):.1%}",
-            f"{max(errors, key=abs):+.0%}",
-            f"{sum(errors) / len(errors):+.1%}",
-            f"{sum(hrm) / len(hrm):.0%}" if hrm else "",
-            f"≤ {CGOPIPE_BAR if name == 'cgopipe' else BASELINE_BAR:.0%}",
-        )
-    return table
+        if errors:
+            found = (mean_absolute_error(group), max(errors, key=abs), fmean(errors), fmean(hrm) if hrm else None)
+            yield name, len(errors), *found, f"≤ {CGOPIPE_BAR if name == 'cgopipe' else BASELINE_BAR:.0%}"
 
 
 def by_system(predictions: Iterable[Predicted]) -> dict[str, list[Predicted]]:
@@ -128,42 +102,24 @@ def cell_name(cell: Cell) -> str:
     return f"{setting} {workload} {'padded' if padded else 'unpadded'} {gen_len}"
 
 
-def _ablation(predictions: Sequence[Predicted]) -> Table:
+def _print_ablation(out: Report, predictions: Sequence[Predicted]) -> None:
     """Table 5 of the paper: what the policy does and what the schedule does, on one machine."""
+    found = (one for one in predictions if one.row.cell == ("S1", "mtbench", True, 128))
+    compared = [one for one in found if one.row.schedule in ("flexgen", "cgopipe")]
+    compared.sort(key=lambda one: one.row.tokens_per_s or 0.0)
+    columns = {"system": TEXT, "policy": ">", "measured": ",.2f", "predicted": ",.2f", "error": "+.0%"}
+    rows = (
+        (
+            *(one.row.schedule, one.policy, one.row.tokens_per_s, one.tokens_per_s, one.error),
+            _times(one.row.tokens_per_s, compared[0].row.tokens_per_s),
+            _times(one.tokens_per_s, compared[0].tokens_per_s),
+        )
+        for one in compared
+    )
     title = (
         "policy or schedule? FlexGen with its own policy, with CGOPipe's, with a larger batch; then CGOPipe (S1, 128)"
     )
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), title=title, title_justify="left")
-    table.add_column("system", no_wrap=True)
-    for name in ("policy", "measured", "predicted", "error", "× first, measured", "× first, predicted"):
-        table.add_column(name, justify="right", no_wrap=True)
-    found = [one for one in predictions if one.row.cell == ("S1", "mtbench", True, 128)]
-    compared = sorted(
-        (one for one in found if one.row.schedule in ("flexgen", "cgopipe")),
-        key=lambda one: one.row.tokens_per_s or 0.0,
-    )
-    for one in compared:
-        first, row = compared[0], one.row
-        table.add_row(
-            row.schedule,
-            one.policy,
-            rate(row.tokens_per_s),
-            rate(one.tokens_per_s),
-            share(one.error),
-            _times(row.tokens_per_s, first.row.tokens_per_s),
-            _times(one.tokens_per_s, first.tokens_per_s),
-        )
-    return table
-
-
-def rate(value: float | None) -> str:
-    """Tokens per second."""
-    return "" if value is None else f"{value:,.2f}"
-
-
-def share(value: float | None) -> str:
-    """A signed share in percent."""
-    return "" if value is None else f"{value:+.0%}"
+    out.table({**columns, "× first, measured": ">", "× first, predicted": ">"}, rows, title)
 
 
 def _times(value: float | None, first: float | None) -> str:
@@ -171,51 +127,39 @@ def _times(value: float | None, first: float | None) -> str:
 
 
 def print_kernels(kernels: Sequence[Kernel]) -> None:
-    """Figure 9: latencies of single kernels, in a table per kernel."""
-    out = console()
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), title="kernels alone, L4 machine (figure 9)")
-    table.title_justify = "left"
-    table.add_column("kernel", no_wrap=True)
-    for name in ("points", "measured ms", "predicted ms", "mean |error|", "worst"):
-        table.add_column(name, justify="right", no_wrap=True)
+    """Figure 9: latencies of single kernels, a line per kernel."""
     groups: dict[str, list[Kernel]] = defaultdict(list)
     for one in kernels:
         groups[one.name].append(one)
-    for name, group in groups.items():
-        errors = [one.error for one in group]
-        measured, predicted = [one.measured_s * 1e3 for one in group], [one.predicted_s * 1e3 for one in group]
-        table.add_row(
-            name,
-            str(len(group)),
-            f"{min(measured):.2f} to {max(measured):.2f}",
-            f"{min(predicted):.2f} to {max(predicted):.2f}",
-            f"{fmean(map(abs, errors)):.1%}",
-            f"{max(errors, key=abs):+.0%}",
+    rows = (
+        (
+            *(name, len(group)),
+            *(_range([1e3 * one.measured_s for one in group]), _range([1e3 * one.predicted_s for one in group])),
+            *(fmean(abs(one.error) for one in group), max((one.error for one in group), key=abs)),
         )
-    out.print(table)
+        for name, group in groups.items()
+    )
+    columns = {"kernel": TEXT, "runs": "d", "measured ms": ">", "predicted ms": ">", **ERRORS}
+    Report().table(columns, rows, "kernels alone, L4 machine (figure 9)")
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.2f} to {max(values):.2f}"
 
 
 def print_fits(fits: Sequence[Fitted], held_out: Sequence[HeldOut]) -> None:
     """What was fitted, to which rows, and how well rows come out that a fit has not seen."""
-    out = console()
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), title="fitted", title_justify="left")
-    for name in ("machine", "rows", "parameter", "value", "allowed", "bounded by"):
-        table.add_column(name)
-    for one in fits:
-        for parameter in one.case.parameters:
-            table.add_row(
-                one.case.machine,
-                f"{one.num_rows}",
-                parameter.name,
-                f"{one.values[parameter.name]:.4g}",
-                f"{parameter.low:g} to {parameter.high:g}",
-                parameter.bound_by,
-            )
-    out.print(table)
+    out = Report()
+    values = (
+        (fit.case.machine, fit.num_rows, one.name, fit.values[one.name], f"{one.low:g} to {one.high:g}", one.bound_by)
+        for fit in fits
+        for one in fit.case.parameters
+    )
+    columns = {"machine": TEXT, "rows": "d", "parameter": TEXT, "value": ".4g", "allowed": ">", "bounded by": PROSE}
+    out.table(columns, values, "fitted", keys=3)
     by_name: dict[str, list[Predicted]] = defaultdict(list)
     for part in held_out:
         name = "folds" if part.name.startswith("fold") else part.name
         by_name[name].extend(part.predictions)
     for name, predictions in by_name.items():
-        out.print(f"[bold]Held-out rows: {name}[/bold]")
-        out.print(_systems(predictions))
+        _print_systems(out, predictions, f"held-out rows: {name}")

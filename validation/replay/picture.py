@@ -7,25 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
-from sim.comparison import COLOURS, ROW_ORDER
 from sim.schedule import Op
-from traces.cli import check_format
+from traces.cli import FINEST, ROW_ORDER, draw_lanes, name_ops, new_figure, save
 from traces.trace import Span, Trace
 from validation.replay.checks import Replay
 
 READABLE_TURNS = 48
 """Turns (layer, micro-batch) that a window shows at most: more bars than that cannot be told apart."""
-
-FINEST = 1 / 1500
-"""Share of the picture's width that is the least a bar takes; below it, bars and gaps of one op run together."""
-
-EDGED = 5
-"""Bars so many times as wide have a white edge, which would hide a narrower one."""
-
-OTHER = "#333333"
 
 S, MS = 1e9, 1e6
 """Nanoseconds in the units of the axes."""
@@ -49,12 +38,11 @@ def draw(result: Replay, path: str) -> None:
 
     Without a machine to predict for, the lower timeline is that of layer 1.
     """
-    check_format(path)
     measured, other = result.measured, result.predicted or result.replayed
     how = f"predicted for {result.hardware.name}" if result.hardware else "the measured durations replayed"
     titles = (measured.origin, f"{how} (simulated)")
-    kinds = [kind.value for kind in ROW_ORDER if (kind.value, 0) in {*measured.lanes(), *other.lanes()}]
-    figure = Figure(figsize=(14, 1.9 + 4 * (0.62 + 0.27 * len(kinds))), layout="constrained")
+    kinds = [kind for kind in ROW_ORDER if (kind, 0) in {*measured.lanes(), *other.lanes()}]
+    figure = new_figure(14, 1.9 + 4 * (0.62 + 0.27 * len(kinds)))
     axes = figure.subplots(4, 1)
     figure.suptitle(
         f"{measured.metadata['schedule']}, {measured.metadata.get('model', '')}, {result.num_requests} requests: "
@@ -70,10 +58,8 @@ def draw(result: Replay, path: str) -> None:
             _timeline(ax, trace, kinds, (start, start + longest, stop), unit)
             length = f"{(stop - start) / 1e9:,.3f} s" if unit == S else f"{(stop - start) / 1e6:,.1f} ms"
             ax.set_title(f"{what}, {title}: {length}", fontsize=10, loc="left")
-    used = {span.op for trace in (measured, other) for span in trace.spans}
-    legend = [Patch(color=colour, label=op.value) for op, colour in COLOURS.items() if op.value in used]
-    figure.legend(handles=legend, loc="outside lower center", ncols=min(len(legend), 6), frameon=False)
-    figure.savefig(path, dpi=130)
+    name_ops(figure, (span.op for trace in (measured, other) for span in trace.spans))
+    save(figure, path)
 
 
 def window_of(trace: Trace) -> Window:
@@ -104,22 +90,25 @@ def _layer_end_ns(trace: Trace, step: int, layer: int) -> int:
 def _timeline(ax: Axes, trace: Trace, kinds: Sequence[str], bounds: tuple[int, int, int], unit: float) -> None:
     """Bars of the first device's lanes from the first bound on; a line at the third, where this run's part ends."""
     start, stop, end = bounds
-    for row, kind in enumerate(kinds):
-        mine = [span for span in trace.spans_of((kind, 0)) if span.end_ns > start and span.start_ns < end]
-        for op in dict.fromkeys(span.op for span in mine):
-            finest = (stop - start) * FINEST
-            bars = list(_merged([span for span in mine if span.op == op], start, end, finest))
-            edges = [0.4 if length > EDGED * finest else 0.0 for _, length in bars]
-            scaled = [(begin / unit, max(length, finest) / unit) for begin, length in bars]
-            colour = COLOURS[Op(op)] if op in set(Op) else OTHER
-            ax.broken_barh(scaled, (row - 0.4, 0.8), facecolors=colour, edgecolor="white", linewidths=edges)
+    finest = (stop - start) * FINEST
+    bars = [
+        (kind, op, begin / unit, length / unit)
+        for (kind, op), spans in _shown(trace, kinds, start, end).items()
+        for begin, length in _merged(spans, start, end, finest)
+    ]
+    draw_lanes(ax, kinds, bars, (stop - start) / unit)
     ax.axvline((end - start) / unit, color="black", linewidth=0.8, linestyle=":")
-    ax.set_xlim(0, (stop - start) / unit)
-    ax.set_ylim(len(kinds) - 0.5, -0.5)
-    ax.set_yticks(range(len(kinds)), kinds)
     ax.set_xlabel("s" if unit == S else "ms", fontsize=8, labelpad=0)
-    ax.tick_params(labelsize=8)
-    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _shown(trace: Trace, kinds: Sequence[str], start: int, end: int) -> dict[tuple[str, str], list[Span]]:
+    """The first device's spans between two times, by lane and op."""
+    found: dict[tuple[str, str], list[Span]] = {}
+    for kind in kinds:
+        for span in trace.spans_of((kind, 0)):
+            if span.end_ns > start and span.start_ns < end:
+                found.setdefault((kind, span.op), []).append(span)
+    return found
 
 
 def _merged(spans: Sequence[Span], start: int, end: int, finest: float) -> Iterator[tuple[float, float]]:

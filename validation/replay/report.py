@@ -1,110 +1,87 @@
 """What `replay` tells a person: each layer apart, with its bar where it has one."""
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+from traces.cli import TEXT, Columns, Report
+from validation.replay.checks import LAYER_1_BAR, DurationCheck, OrderCheck, Replay, RunCheck
 
-from traces.cli import console
-from validation.replay.checks import LAYER_1_BAR, DurationCheck, OrderCheck, PhaseError, Replay, RunCheck
-
-GAPS_SHOWN = 6
+DELAYS_SHOWN = 6
 PATH_SHOWN = 8
 
 
 def print_replay(result: Replay) -> None:
     """Print the whole report."""
-    out = console()
+    out = Report()
     metadata = result.measured.metadata
-    out.print(
+    out.say(
         f"[bold]{metadata['schedule']}[/bold], {metadata.get('model', 'an unnamed model')}, {result.num_requests} "
         f"requests: {result.measured.origin}, {result.measured.makespan_ns / 1e9:.3f} s."
     )
     _print_layer_1(out, result.layer1)
     if result.layer2 is None or result.layer3 is None or result.hardware is None:
-        out.print(f"Layers 2 and 3, the cost model: not done, {result.why_not}.")
+        out.say(f"Layers 2 and 3, the cost model: not done, {result.why_not}.")
         return
-    out.print(f"Prediction for {result.hardware.name}: simulated.")
+    out.say(f"Prediction for {result.hardware.name}: simulated.")
     handed_over = result.layer1.error_with_hand_over
     if handed_over is not None and result.hardware.hand_over_s:
         microseconds = f"{1e6 * result.hardware.hand_over_s:.0f} µs"
-        out.print(f"Layer 1 with that machine's hand-over between lanes, {microseconds}: {_percent(handed_over)}.")
+        out.say(f"Layer 1 with that machine's hand-over between lanes, {microseconds}: {_percent(handed_over)}.")
     _print_layer_2(out, result.layer2)
     _print_layer_3(out, result.layer3)
 
 
-def _print_layer_1(out: Console, layer: OrderCheck) -> None:
+def _print_layer_1(out: Report, layer: OrderCheck) -> None:
     met = "within" if abs(layer.error) <= LAYER_1_BAR else "above"
     absent = f" ({layer.absent} more had nothing to do, and take no time)" if layer.absent else ""
-    out.print(
+    out.say(
         f"[bold]Layer 1[/bold], the trace's own durations of {layer.tasks} tasks{absent} through its schedule: "
-        f"{layer.replayed_s:.3f} s, {_percent(layer.error)}, {met} the bar of {LAYER_1_BAR:.0%}. With the median "
-        f"hand-over delay of each pair of lanes: {layer.with_dispatch_s:.3f} s, {_percent(layer.error_with_dispatch)}."
+        f"{layer.replayed_s:.3f} s, {_percent(layer.error)}, {met} the bar of {LAYER_1_BAR:.0%}. With the median delay "
+        f"of each pair of lanes between tasks: {layer.with_dispatch_s:.3f} s, {_percent(layer.error_with_dispatch)}."
     )
-    table = _table(
-        "hand-over delays: from when a task could start to when it did", "after a task on", "before one on", "tasks"
-    )
-    for heading in ("median µs", "9 of 10 below µs", "total ms"):
-        table.add_column(heading, justify="right")
-    for delay in layer.gaps[:GAPS_SHOWN]:
-        times = (f"{delay.median_s * 1e6:,.0f}", f"{delay.p90_s * 1e6:,.0f}", f"{delay.total_s * 1e3:,.1f}")
-        table.add_row(delay.before, delay.after, f"{delay.count:,}", *times)
-    if any(delay.total_s for delay in layer.gaps):
-        out.print(table)
+    if any(one.total_s for one in layer.gaps):
+        delays = (
+            (one.before, one.after, one.count, one.median_s * 1e6, one.p90_s * 1e6, one.total_s * 1e3)
+            for one in layer.gaps[:DELAYS_SHOWN]
+        )
+        columns = {"after a task on": TEXT, "delay of": TEXT, "tasks": ",", "median µs": ",.0f"}
+        columns |= {"9 of 10 below µs": ",.0f", "total ms": ",.1f"}
+        out.table(columns, delays, "hand-over delays: from when a task could start to when it did", keys=2)
 
 
-def _print_layer_2(out: Console, layer: DurationCheck) -> None:
-    out.print(
+def _print_layer_2(out: Report, layer: DurationCheck) -> None:
+    out.say(
         f"[bold]Layer 2[/bold], durations by the cost model: WAPE {layer.wape:.1%}, bias {_percent(layer.bias)} over "
         f"all tasks."
     )
-    table = _table("", "op", "lane", "phase")
-    for heading in ("tasks", "measured s", "predicted s", "MAPE", "WAPE", "bias", "bias alone"):
-        table.add_column(heading, justify="right")
-    for one in layer.ops:
-        seconds = (f"{one.measured_s:.3f}", f"{one.predicted_s:.3f}")
-        errors = (f"{one.mape:.1%}", f"{one.wape:.1%}", _percent(one.bias), _percent(one.solo_bias))
-        table.add_row(one.op, one.lane, one.phase, f"{one.count:,}", *seconds, *errors)
-    out.print(table)
-    out.print("bias alone: of the durations before tasks slow each other down.")
+    tasks = {"op": TEXT, "lane": TEXT, "phase": TEXT, "tasks": ",", "measured s": ".3f", "predicted s": ".3f"}
+    errors: Columns = {"MAPE": ".1%", "WAPE": ".1%", "bias": _percent, "bias alone": _percent}
+    ops = (
+        (
+            *(one.op, one.lane, one.phase, one.count, one.measured_s, one.predicted_s),
+            *(one.mape, one.wape, one.bias, one.solo_bias),
+        )
+        for one in layer.ops
+    )
+    out.table([tasks, errors], ops, keys=3)
 
 
-def _print_layer_3(out: Console, layer: RunCheck) -> None:
-    out.print(f"[bold]Layer 3[/bold], the simulated run: throughput {_percent(layer.throughput_error)}.")
-    table = _table("", "phase")
-    for heading in ("measured s", "predicted s", "error of time", "measured tokens/s", "predicted tokens/s"):
-        table.add_column(heading, justify="right")
-    for name, period in (("whole", layer.run), ("prefill", layer.prefill), ("decode", layer.decode)):
-        if period is not None:
-            table.add_row(name, *_period(period))
-    out.print(table)
-    lanes = _table("busy, of each run's makespan", "lane")
-    for heading in ("measured", "predicted", "points"):
-        lanes.add_column(heading, justify="right")
-    for one in layer.lanes:
-        lanes.add_row(one.lane, f"{one.measured:.1%}", f"{one.predicted:.1%}", f"{one.points:+.1f}")
-    out.print(lanes)
-    path = _table("critical path, of each run's makespan", "op", "lane")
-    for heading in ("measured", "predicted"):
-        path.add_column(heading, justify="right")
-    for row in layer.path[:PATH_SHOWN]:
-        path.add_row(row.op, row.lane, f"{row.measured:.1%}", f"{row.predicted:.1%}")
-    out.print(path)
-    out.print(
+def _print_layer_3(out: Report, layer: RunCheck) -> None:
+    out.say(f"[bold]Layer 3[/bold], the simulated run: throughput {_percent(layer.throughput_error)}.")
+    phases = {"whole": layer.run, "prefill": layer.prefill, "decode": layer.decode}
+    rows = (
+        (name, one.measured_s, one.predicted_s, one.error, one.measured_tokens_per_s, one.predicted_tokens_per_s)
+        for name, one in phases.items()
+        if one is not None
+    )
+    columns: Columns = {"phase": TEXT, "measured s": ".3f", "predicted s": ".3f", "error of time": _percent}
+    out.table({**columns, "measured tokens/s": ",.2f", "predicted tokens/s": ",.2f"}, rows)
+    shares = {"measured": ".1%", "predicted": ".1%"}
+    lanes = ((one.lane, one.measured, one.predicted, one.points) for one in layer.lanes)
+    out.table({"lane": TEXT, **shares, "points": "+.1f"}, lanes, "busy, of each run's makespan")
+    path = ((one.op, one.lane, one.measured, one.predicted) for one in layer.path[:PATH_SHOWN])
+    out.table({"op": TEXT, "lane": TEXT, **shares}, path, "critical path, of each run's makespan", keys=2)
+    out.say(
         f"Critical paths agree in {layer.path_agreement:.0%} of the measured one's time by op and lane, and in "
         f"{layer.path_tasks_agreement:.0%} task by task."
     )
-
-
-def _period(period: PhaseError) -> tuple[str, ...]:
-    seconds = (f"{period.measured_s:.3f}", f"{period.predicted_s:.3f}", _percent(period.error))
-    return (*seconds, f"{period.measured_tokens_per_s:,.2f}", f"{period.predicted_tokens_per_s:,.2f}")
-
-
-def _table(title: str, *headings: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=title or None, title_justify="left")
-    for heading in headings:
-        table.add_column(heading, no_wrap=True)
-    return table
 
 
 def _percent(share: float) -> str:
