@@ -1,8 +1,8 @@
 """From a Hugging Face `config.json` to a `Model`.
 
-Mixture-of-Experts families give the same dimensions different names; the tuples below list them. A family that
-`families` does not list is read by the usual names alone. What the nouns of `sim.problem.model` cannot describe is
-refused, not guessed.
+Mixture-of-Experts families give the same dimensions different names; `families` lists them, and what the code of each
+family fixes. A family that it does not list is read by the names alone. What the nouns of `sim.problem.model` cannot
+describe is refused, not guessed.
 """
 
 from collections.abc import Mapping
@@ -10,63 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from sim.problem.model.families import FAMILIES, REFUSED_FIELDS, REFUSED_TYPES, Family
-from sim.problem.model.fields import Fields, Names
+from sim.problem.model.fields import Fields
 from sim.problem.model.layer import Attention, FeedForward, Latent, Layer
 from sim.problem.model.model import Model
 from sim.problem.model.quantization import native_bits
 from sim.problem.presets import MODELS
 from traces.errors import InputError
 from traces.files import read_object
-
-_HIDDEN: Names = ("hidden_size", "d_model", "n_embd", "dim")
-_LAYERS: Names = ("num_hidden_layers", "n_layers", "num_layers", "n_layer")
-_HEADS: Names = ("num_attention_heads", "n_heads", "n_head", "num_heads")
-_KV_HEADS: Names = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "attn_config.kv_n_heads")
-_HEAD_DIM: Names = ("head_dim", "kv_channels", "attention_head_dim")
-_EXPERTS: Names = (
-    "num_local_experts",
-    "num_experts",
-    "n_routed_experts",
-    "moe_num_experts",
-    "num_routed_experts",
-    "ffn_config.moe_num_experts",
-)
-_TOP_K: Names = (
-    "num_experts_per_tok",
-    "num_experts_per_token",
-    "experts_per_token",
-    "moe_topk",
-    "moe_top_k",
-    "moe_k",
-    "ffn_config.moe_top_k",
-    "top_k",
-)
-_DENSE_WIDTH: Names = (
-    "intermediate_size_mlp",
-    "prefix_dense_intermediate_size",
-    "intermediate_size",
-    "ffn_hidden_size",
-    "ffn_dim",
-)
-_EXPERT_WIDTH: Names = (
-    "moe_intermediate_size",
-    "moe_ffn_hidden_size",
-    "expert_ffn_hidden_size",
-    "ffn_config.ffn_hidden_size",
-    "intermediate_size",
-    "ffn_hidden_size",
-)
-_SHARED: Names = ("n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts")
-_SHARED_WIDTH: Names = (
-    "shared_expert_intermediate_size",
-    "moe_shared_expert_intermediate_size",
-    "shared_intermediate_size",
-    "share_expert_dim",
-)
-_LEADING_DENSE: Names = ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")
-_SPARSE_EVERY: Names = ("decoder_sparse_step", "moe_layer_interval", "interleave_moe_layer_step")
-_WINDOW: Names = ("sliding_window", "sliding_window_size")
-_FULL_EVERY: Names = ("sliding_window_pattern", "global_attn_every_n_layers")
 
 
 def load_model(name_or_path: str | Path) -> Model:
@@ -93,23 +43,23 @@ def read_model(config: Mapping[str, Any], name: str, source: str) -> Model:
     """The model that a configuration describes; `source` stands first in every error."""
     fields = Fields(config, source)
     _refuse(fields)
-    family = FAMILIES.get(fields.text(("model_type",)).removesuffix("_text"), Family())
+    family = FAMILIES.get(fields.text("model_type").removesuffix("_text"), Family())
     try:
-        layers = tuple(_layer(fields, family, index) for index in range(fields.count(_LAYERS)))
+        layers = tuple(_layer(fields, family, index) for index in range(fields.count("num_hidden_layers")))
         if not any(layer.num_experts for layer in layers):
             raise fields.error("no layer has experts: mlp_only_layers, first_k_dense_replace and their like leave none")
         bits = native_bits(fields)
         return Model(
             name=name,
-            vocab_size=fields.count(("vocab_size",)),
+            vocab_size=fields.count("vocab_size"),
             layers=layers,
-            tie_embeddings=fields.flag(("tie_word_embeddings",), family.tie_embeddings),
+            tie_embeddings=fields.flag("tie_word_embeddings", family.tie_embeddings),
             expert_bits=bits.expert,
             other_bits=bits.other,
             embedding_bits=bits.embedding,
             activation_bits=bits.activation,
             final_norm_params=_norm_params(fields, family),
-            head_bias=fields.flag(("lm_head_bias",)),
+            head_bias=fields.flag("lm_head_bias"),
         )
     except InputError as error:
         if str(error).startswith(source):
@@ -118,12 +68,12 @@ def read_model(config: Mapping[str, Any], name: str, source: str) -> Model:
 
 
 def _refuse(fields: Fields) -> None:
-    if not fields.count(_EXPERTS, default=0, minimum=0):
-        looked = ", ".join(_EXPERTS)
+    if not fields.count("num_local_experts", default=0, minimum=0):
+        looked = ", ".join(fields.names("num_local_experts"))
         raise fields.error(f"has no experts (looked for {looked}); only Mixture-of-Experts models are handled")
-    if fields.flag(("is_encoder_decoder",)):
+    if fields.flag("is_encoder_decoder"):
         raise fields.error("is an encoder-decoder; only decoders are handled")
-    model_type = fields.text(("model_type",))
+    model_type = fields.text("model_type")
     what = REFUSED_TYPES.get(model_type)
     for field, contents in REFUSED_FIELDS.items():
         what = what or (contents if field in fields else None)
@@ -135,13 +85,14 @@ def _layer(fields: Fields, family: Family, index: int) -> Layer:
     attention = _attention(fields, family, index)
     hidden, norms = attention.hidden_size, family.norms_per_layer * _norm_params(fields, family)
     if not _is_sparse(fields, index):
-        dense = FeedForward(hidden, fields.count(_DENSE_WIDTH, layer=index), family.expert_bias)
+        dense = FeedForward(hidden, fields.count("intermediate_size_mlp", layer=index), family.expert_bias)
         return Layer(attention, dense=dense, norm_params=norms)
-    num_experts = fields.count(_EXPERTS, layer=index)
-    top_k = fields.count(_TOP_K, layer=index)
+    num_experts = fields.count("num_local_experts", layer=index)
+    top_k = fields.count("num_experts_per_tok", layer=index)
     if top_k > num_experts:
         raise fields.error(
-            f"{fields.find(_TOP_K)[0]} = {top_k} exceeds {fields.find(_EXPERTS)[0]} = {num_experts}: "
+            f"{fields.find('num_experts_per_tok')[0]} = {top_k} exceeds "
+            f"{fields.find('num_local_experts')[0]} = {num_experts}: "
             f"a token cannot use more experts than there are"
         )
     shared = _shared(fields, family, hidden, index)
@@ -150,7 +101,7 @@ def _layer(fields: Fields, family: Family, index: int) -> Layer:
         router += num_experts * hidden + 2 * hidden
     if family.shared_gate and shared:
         router += hidden
-    width = fields.count(_EXPERT_WIDTH, layer=index)
+    width = fields.count("moe_intermediate_size", layer=index)
     expert = FeedForward(hidden, width, family.expert_bias, held=family.expert_held)
     return Layer(
         attention,
@@ -165,57 +116,57 @@ def _layer(fields: Fields, family: Family, index: int) -> Layer:
 
 
 def _shared(fields: Fields, family: Family, hidden: int, index: int) -> FeedForward | None:
-    number = fields.count(_SHARED, default=family.shared_experts, minimum=0, layer=index)
-    width = fields.count(_SHARED_WIDTH, default=0, minimum=0, layer=index)
+    number = fields.count("n_shared_experts", default=family.shared_experts, minimum=0, layer=index)
+    width = fields.count("shared_expert_intermediate_size", default=0, minimum=0, layer=index)
     if not width and number:
-        width = number * fields.count(_EXPERT_WIDTH, layer=index)
+        width = number * fields.count("moe_intermediate_size", layer=index)
     return FeedForward(hidden, width) if width else None
 
 
 def _is_sparse(fields: Fields, index: int) -> bool:
     """Whether a layer has experts. The rules of all families hold together: a field that is absent does not speak."""
-    kind = fields.per_layer(("mlp_layer_types",), index)
+    kind = fields.per_layer("mlp_layer_types", index)
     if kind is not None:
         return kind != "dense"
-    sparse_layers = fields.entries(("moe_layers",))
+    sparse_layers = fields.entries("moe_layers")
     if sparse_layers is not None:
         return index in sparse_layers
-    chosen = fields.per_layer(("moe_layer_freq",), index)
+    chosen = fields.per_layer("moe_layer_freq", index)
     if chosen is not None:
         return bool(chosen)
-    last = fields.count(("moe_layer_end_index",), default=-1, minimum=-1)
+    last = fields.count("moe_layer_end_index", default=-1, minimum=-1)
     return (
-        index >= fields.count(_LEADING_DENSE, default=0, minimum=0)
+        index >= fields.count("first_k_dense_replace", default=0, minimum=0)
         and (last < 0 or index <= last)
-        and index not in (fields.entries(("mlp_only_layers",)) or ())
-        and (index + 1) % fields.count(_SPARSE_EVERY, default=1) == 0
-        and index % fields.count(("moe_layer_freq",), default=1) == 0
+        and index not in (fields.entries("mlp_only_layers") or ())
+        and (index + 1) % fields.count("decoder_sparse_step", default=1) == 0
+        and index % fields.count("moe_layer_freq", default=1) == 0
     )
 
 
 def _norm_params(fields: Fields, family: Family) -> int:
-    return fields.count(_HIDDEN) * (2 if family.norm_bias else 1)
+    return fields.count("hidden_size") * (2 if family.norm_bias else 1)
 
 
 def _attention(fields: Fields, family: Family, index: int) -> Attention:
-    hidden, heads = fields.count(_HIDDEN), fields.count(_HEADS)
+    hidden, heads = fields.count("hidden_size"), fields.count("num_attention_heads")
     latent = _latent(fields)
     if latent:
         kv_heads = heads
-        head_dim = fields.count(("qk_nope_head_dim",)) + latent.rope_head_dim
+        head_dim = fields.count("qk_nope_head_dim") + latent.rope_head_dim
         norms = latent.kv_rank + (latent.query_rank or 0)
     else:
-        kv_heads = fields.count(_KV_HEADS, default=heads)
+        kv_heads = fields.count("num_key_value_heads", default=heads)
         head_dim = _head_dim(fields, hidden, heads)
         norms = _qk_norm_params(fields, family, (heads + kv_heads) * head_dim, 2 * head_dim)
-    qkv_bias = fields.flag(("qkv_bias", "attention_bias", "use_qkv_bias", "use_bias"), family.qkv_bias)
-    stored_heads = kv_heads * fields.count(_EXPERTS) if family.routed_heads else None
+    qkv_bias = fields.flag("qkv_bias", family.qkv_bias)
+    stored_heads = kv_heads * fields.count("num_local_experts") if family.routed_heads else None
     return Attention(
         hidden_size=hidden,
         num_query_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        value_head_dim=fields.count(("v_head_dim",), default=head_dim),
+        value_head_dim=fields.count("v_head_dim", default=head_dim),
         window=_window(fields, family, index),
         latent=latent,
         qkv_bias=qkv_bias,
@@ -230,34 +181,35 @@ def _attention(fields: Fields, family: Family, index: int) -> Attention:
 def _latent(fields: Fields) -> Latent | None:
     if "kv_lora_rank" not in fields:
         return None
-    query_rank = fields.count(("q_lora_rank",), default=0, minimum=0) or None
-    return Latent(fields.count(("kv_lora_rank",)), fields.count(("qk_rope_head_dim",)), query_rank)
+    query_rank = fields.count("q_lora_rank", default=0, minimum=0) or None
+    return Latent(fields.count("kv_lora_rank"), fields.count("qk_rope_head_dim"), query_rank)
 
 
 def _head_dim(fields: Fields, hidden: int, heads: int) -> int:
-    head_dim = fields.count(_HEAD_DIM, default=0)
+    head_dim = fields.count("head_dim", default=0)
     if not head_dim and hidden % heads:
         raise fields.error(
-            f"{fields.find(_HIDDEN)[0]} = {hidden} is no multiple of {fields.find(_HEADS)[0]} = {heads}; "
+            f"{fields.find('hidden_size')[0]} = {hidden} is no multiple of "
+            f"{fields.find('num_attention_heads')[0]} = {heads}; "
             f"add head_dim if that is meant"
         )
     return head_dim or hidden // heads
 
 
 def _qk_norm_params(fields: Fields, family: Family, width: int, per_head: int) -> int:
-    configured = "head" if fields.flag(("use_qk_norm", "use_qk_layernorm", "qk_layernorm")) else "none"
+    configured = "head" if fields.flag("use_qk_norm") else "none"
     kind = configured if family.qk_norm == "as configured" else family.qk_norm
     return {"width": width, "head": per_head, "none": 0}[kind]
 
 
 def _window(fields: Fields, family: Family, index: int) -> int | None:
     """Tokens that a layer looks back on. Llama 4's chunks count as windows of their size, the most they reach."""
-    kind = fields.per_layer(("layer_types",), index)
+    kind = fields.per_layer("layer_types", index)
     if kind == "chunked_attention":
-        return fields.count(("attention_chunk_size",))
-    size = fields.count(_WINDOW, default=0, minimum=0) or None
+        return fields.count("attention_chunk_size")
+    size = fields.count("sliding_window", default=0, minimum=0) or None
     if kind == "sliding_attention" and size is None:
-        raise fields.error(f"layer_types has sliding_attention, but {_WINDOW[0]} is missing")
+        raise fields.error("layer_types has sliding_attention, but sliding_window is missing")
     if kind is not None:
         if kind not in ("full_attention", "sliding_attention"):
             raise fields.error(
@@ -269,12 +221,12 @@ def _window(fields: Fields, family: Family, index: int) -> int | None:
 
 def _slides(fields: Fields, family: Family, index: int) -> bool:
     """Whether a layer uses the window, where no list says so: Qwen and dots1 by number, others by a pattern."""
-    if not fields.flag(("use_sliding_window",), default=True):
+    if not fields.flag("use_sliding_window", default=True):
         return False
-    pattern = fields.find(_FULL_EVERY)[1]
+    pattern = fields.find("sliding_window_pattern")[1]
     if isinstance(pattern, str) and pattern:
         return pattern[index % len(pattern)] == "L"
-    full_every = fields.count(_FULL_EVERY, default=family.full_every, minimum=0)
+    full_every = fields.count("sliding_window_pattern", default=family.full_every, minimum=0)
     if full_every:
         return (index + 1) % full_every != 0
-    return index >= fields.count(("max_window_layers",), default=0, minimum=0)
+    return index >= fields.count("max_window_layers", default=0, minimum=0)

@@ -1,11 +1,15 @@
 """What the code of a model family fixes, and its `config.json` therefore leaves out.
 
-Read off the modelling files of transformers 5; a test compares each with the parameters of a real model.
+The tables are in `sim/presets/config_json.toml`; a test compares each family with the parameters of a real model.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sim.problem.model.layer import FUSED, Held
+from sim.problem.presets import FOLDER
+from traces.files import read_toml
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,45 +36,14 @@ class Family:
     full_every: int = 0
 
 
-FAMILIES = {
-    "afmoe": Family(qk_norm="head", norms_per_layer=4, output_gate=True, router_bias=True, full_every=4),
-    "deepseek_v3": Family(router_bias=True),
-    "dots1": Family(qk_norm="head", router_bias=True),
-    "ernie4_5_moe": Family(router_bias=True, tie_embeddings=True),
-    "exaone_moe": Family(qk_norm="head", router_bias=True, full_every=4),
-    "flex_olmo": Family(qk_norm="width"),
-    "glm4_moe": Family(output_bias_as_qkv=False, router_bias=True),
-    "glm4_moe_lite": Family(router_bias=True),
-    "gpt_oss": Family(
-        sinks=True, router_bias=True, expert_bias=True, expert_held=((1, 9), (5, 0)), qkv_bias=True, full_every=2
-    ),
-    "hunyuan_v1_moe": Family(qk_norm="head", shared_experts=1),
-    "jetmoe": Family(routed_heads=True, expert_held=((1, 4), (4, 3)), tie_embeddings=True),
-    "llama4": Family(qk_norm="none", shared_experts=1, computes_all_experts=True, expert_held=((1, 4), (2, 3))),
-    "minimax_m2": Family(qk_norm="width", router_bias=True),
-    "olmoe": Family(qk_norm="width"),
-    "phimoe": Family(norm_bias=True),
-    "qwen2_moe": Family(qkv_bias=True, output_bias_as_qkv=False, shared_gate=True),
-    "qwen3_moe": Family(qk_norm="head"),
-    "solar_open": Family(output_bias_as_qkv=False, router_bias=True),
-}
+def _family(held: Sequence[Sequence[int]] = FUSED, **fixed: Any) -> Family:
+    return Family(expert_held=tuple((hidden, inner) for hidden, inner in held), **fixed)
 
-REFUSED_FIELDS = {
-    "attn_layer_period": "Mamba layers",
-    "mamba_d_state": "Mamba layers",
-    "mamba_num_heads": "Mamba layers",
-    "full_attention_interval": "linear attention layers",
-    "linear_num_value_heads": "linear attention layers",
-    "linear_attn_config": "linear attention layers",
-    "full_attn_idxs": "convolution layers",
-    "conv_L_cache": "convolution layers",
-    "index_topk": "attention over an index of chosen tokens",
-    "swa_num_key_value_heads": "layers that differ in their heads",
-    "zero_expert_num": "experts that compute nothing",
-}
-REFUSED_TYPES = {
-    "doge": "experts that are single neurons",
-    "longcat_flash": "two attentions a layer",
-    "mimo_v2_flash": "layers that differ in their heads",
-    "minimax": "linear attention layers",
-}
+
+_TABLES = read_toml(FOLDER / "config_json.toml")
+
+NAMES: Mapping[str, Sequence[str]] = _TABLES["names"]
+"""By the usual name of a field, its other names."""
+FAMILIES = {name: _family(fixed.pop("expert_held", FUSED), **fixed) for name, fixed in _TABLES["families"].items()}
+REFUSED_FIELDS: Mapping[str, str] = _TABLES["refused_fields"]
+REFUSED_TYPES: Mapping[str, str] = _TABLES["refused_types"]

@@ -7,9 +7,8 @@ per layer, as HunYuan and ERNIE write it.
 from collections.abc import Mapping
 from typing import Any
 
+from sim.problem.model.families import NAMES
 from traces.errors import InputError, check_count, check_flag, check_text
-
-Names = tuple[str, ...]
 
 _NESTED = ("text_config", "language_config", "llm_config")
 
@@ -32,40 +31,45 @@ class Fields:
             value = value.get(part) if isinstance(value, Mapping) else None
         return value
 
-    def find(self, names: Names) -> tuple[str, Any]:
-        """The first of these names that is set, and its value; (the first name, None) where none is."""
-        return next(((name, value) for name in names if (value := self._get(name)) is not None), (names[0], None))
+    def names(self, name: str) -> tuple[str, ...]:
+        """A field's usual name, and its others."""
+        return (name, *NAMES.get(name, ()))
+
+    def find(self, name: str) -> tuple[str, Any]:
+        """The first name of a field that is set, and its value; (the usual name, None) where none is."""
+        known = self.names(name)
+        return next(((one, value) for one in known if (value := self._get(one)) is not None), (name, None))
 
     def error(self, problem: str) -> InputError:
         return InputError(f"{self.source}: {problem}")
 
-    def count(self, names: Names, default: int | None = None, minimum: int = 1, layer: int = 0) -> int:
+    def count(self, name: str, default: int | None = None, minimum: int = 1, layer: int = 0) -> int:
         """A whole number. Raises InputError where it is missing (without a `default`), no number, or too small."""
-        name, value = self.find(names)
-        if value is None and default is None:
-            raise self.error(f"{names[0]} is missing (looked for {', '.join(names)})")
-        if value is None and default is not None:
+        name, value = self.find(name)
+        if value is None:
+            if default is None:
+                raise self.error(f"{name} is missing (looked for {', '.join(self.names(name))})")
             return default
         if isinstance(value, list):
             value = self._entry(name, value, layer)
         return check_count(f"{self.source}: {name}", value, minimum)
 
-    def flag(self, names: Names, default: bool = False) -> bool:
-        name, value = self.find(names)
+    def flag(self, name: str, default: bool = False) -> bool:
+        name, value = self.find(name)
         return default if value is None else check_flag(f"{self.source}: {name}", value)
 
-    def text(self, names: Names, default: str = "") -> str:
-        name, value = self.find(names)
+    def text(self, name: str, default: str = "") -> str:
+        name, value = self.find(name)
         return default if value is None else check_text(f"{self.source}: {name}", value) or default
 
-    def entries(self, names: Names) -> list[Any] | None:
+    def entries(self, name: str) -> list[Any] | None:
         """A list, whatever it holds; None where the field is absent or no list."""
-        value = self.find(names)[1]
+        value = self.find(name)[1]
         return value if isinstance(value, list) else None
 
-    def per_layer(self, names: Names, layer: int) -> object:
+    def per_layer(self, name: str, layer: int) -> object:
         """The entry of one layer in a list that has one for each; None where there is no such list."""
-        name, value = self.find(names)
+        name, value = self.find(name)
         return self._entry(name, value, layer) if isinstance(value, list) else None
 
     def section(self, name: str) -> "Fields":
