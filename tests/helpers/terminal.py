@@ -5,11 +5,13 @@ import pty
 import subprocess
 
 
-def in_terminal(argv, **environment):
-    """What a terminal shows of a program."""
+def in_terminal(argv, stdout=None, **environment):
+    """What a terminal shows of a program, whose standard output may go elsewhere."""
     main, terminal = pty.openpty()
     env = {**os.environ, "TERM": "xterm", "COLUMNS": "100", **environment}
-    process = subprocess.Popen(argv, stdin=terminal, stdout=terminal, stderr=terminal, env=env, close_fds=True)
+    process = subprocess.Popen(
+        argv, stdin=terminal, stdout=terminal if stdout is None else stdout, stderr=terminal, env=env, close_fds=True
+    )
     os.close(terminal)
     shown = b""
     while True:

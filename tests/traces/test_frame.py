@@ -232,7 +232,7 @@ class TestProgress:
                 now[0] = seconds
                 shown.advance(250)
         assert capsys.readouterr().err == (
-            "cutting: 750 of 2,000 planks after 30 s\ncutting: 1,500 of 2,000 planks after 61 s\n"
+            "cutting: 750/2,000 planks after 30 s\ncutting: 1,500/2,000 planks after 61 s\n"
         )
 
     def test_a_terminal_sees_a_bar(self):
@@ -246,3 +246,13 @@ class TestProgress:
         assert "2/3 planks" in shown
         assert "breaking" in shown
         assert "thinking" in shown
+
+    def test_rows_that_go_to_a_file_stay_out_of_the_terminal(self, tmp_path):
+        script = (
+            "from traces.cli import progress\n"
+            "with progress('cutting', 3) as shown:\n"
+            "    print('a row'); shown.advance()\n"
+        )
+        with (tmp_path / "rows").open("w") as rows:
+            assert "a row" not in in_terminal([sys.executable, "-c", script], stdout=rows)
+        assert (tmp_path / "rows").read_text() == "a row\n"

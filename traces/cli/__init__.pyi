@@ -1,4 +1,5 @@
 from .bars import Progress as Progress, progress as progress
+from .commands import PROGRAM as PROGRAM, main as main
 from .frame import (
     INTERRUPTED as INTERRUPTED,
     Command as Command,
@@ -22,4 +23,3 @@ from .output import (
     write_json as write_json,
     writing as writing,
 )
-from .program import PROGRAM as PROGRAM, main as main
