@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import signal
+import subprocess
 import sys
 from types import ModuleType
 
@@ -214,6 +216,27 @@ def test_a_pipe_that_nobody_reads_ends_a_command_quietly(tell):
         "parser = argparse.ArgumentParser(); parser.set_defaults(command=run); sys.exit(run_command(parser, []))"
     )
     assert unread([sys.executable, "-c", script]) == (0, "")
+
+
+def test_what_was_started_to_ignore_ctrl_c_goes_on():
+    """As `nohup python -m sim sweep ... &` in a script."""
+    script = (
+        "import argparse, sys; from traces.cli import run_command\n"
+        "def run(_): print('begun', flush=True); sys.stdin.read(); print('done'); return 0\n"
+        "parser = argparse.ArgumentParser(); parser.set_defaults(command=run); sys.exit(run_command(parser, []))"
+    )
+    for ignores, code, out in ((True, 0, "done\n"), (False, INTERRUPTED, "")):
+        usual = signal.signal(signal.SIGINT, signal.SIG_IGN if ignores else signal.default_int_handler)
+        try:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            process = subprocess.Popen([sys.executable, "-c", script], text=True, **pipes)
+        finally:
+            signal.signal(signal.SIGINT, usual)
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        if not ignores:
+            process.wait(30)
+        assert (process.communicate(timeout=30)[0], process.returncode) == (out, code)
 
 
 class TestProgress:

@@ -21,5 +21,6 @@ from .output import (
     console as console,
     deliver as deliver,
     write_json as write_json,
+    write_text as write_text,
     writing as writing,
 )
