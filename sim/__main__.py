@@ -1,7 +1,5 @@
 """`python -m sim`."""
 
-import sys
-
 from sim.cli import main
 
-sys.exit(main())
+raise SystemExit(main())

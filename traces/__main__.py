@@ -1,7 +1,5 @@
 """`python -m traces`."""
 
-import sys
-
 from traces.cli import main
 
-sys.exit(main())
+raise SystemExit(main())

@@ -1,7 +1,5 @@
 """`python -m validation`."""
 
-import sys
-
 from validation.cli import main
 
-sys.exit(main())
+raise SystemExit(main())

@@ -11,7 +11,7 @@ from engine.generation import add_model, model_of
 from sim import problem, schedule as schedules, simulation
 from sim.problem import add_policy, fixed_policy
 from traces import files
-from traces.cli import Command, positive_int, progress, writing
+from traces.cli import Command, positive_int, progress
 from traces.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         sys.stderr.write("nothing left to do\n")
         return 0
     if args.trace:
-        writing(args.trace, lambda: files.write_trace(result.trace, args.trace))
+        files.write_trace(result.trace, args.trace)
     sys.stderr.write(_summary(result) + "\n")
     return 0
 

@@ -5,7 +5,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from sim import hrm, problem, schedule as known, simulation, sweep as sweeps
+from sim import hrm, problem, schedule as schedules, simulation, sweep as sweeps
 from sim.problem import add_policy, add_problem, fixed_policy
 from traces.cli import INTERRUPTED, Command, add_jobs, add_plot, one_of, progress, writing
 from traces.errors import InputError
@@ -63,31 +63,29 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_flags(args: argparse.Namespace) -> None:
-    if bool(args.map) != bool(args.plot):
-        raise InputError("--map says what to draw and --plot where: give both")
-    if args.rows and (args.axis or args.out):
-        raise InputError("--rows draws rows that are there: leave out --axis and --out")
-    if args.rows and not args.map:
-        raise InputError("--rows: give --map and --plot too")
-    if not args.rows and not args.axis:
-        raise InputError("--axis: missing; say what varies, as in --axis gen_len=32,64,128,256")
-    if args.map and not args.rows and not args.out:
-        raise InputError("--map: give --out too, so that the rows of the picture stay")
-    if args.out and Path(args.out).suffix.lower() not in sweeps.FORMATS:
-        raise InputError(f"--out: {args.out!r} must end in {' or '.join(sweeps.FORMATS)}")
-    if args.resume and not args.out:
-        raise InputError("--resume: give the --out file to go on with")
+    out, known = Path(args.out) if args.out else None, sweeps.FORMATS
+    mistakes = {
+        "--map says what to draw and --plot where: give both": bool(args.map) != bool(args.plot),
+        "--rows draws rows that are there: leave out --axis and --out": args.rows and (args.axis or out),
+        "--rows: give --map and --plot too": args.rows and not args.map,
+        "--axis: missing; say what varies, as in --axis gen_len=32,64,128,256": not (args.rows or args.axis),
+        "--map: give --out too, so that the rows of the picture stay": args.map and not args.rows and not out,
+        f"--out: {args.out!r} must end in {' or '.join(known)}": out and out.suffix.lower() not in known,
+        "--resume: give the --out file to go on with": args.resume and not out,
+    }
+    for mistake, is_made in mistakes.items():
+        if is_made:
+            raise InputError(mistake)
 
 
 def _base(args: argparse.Namespace) -> "sweeps.Base":
-    every = [hrm.SCHEDULE] if args.by == "hrm" else [*known.registered()]
-    schedules = [name.strip() for name in (args.schedules or "").split(",") if name.strip()] or every
+    every = [hrm.SCHEDULE] if args.by == "hrm" else [*schedules.registered()]
+    names = [name.strip() for name in (args.schedules or "").split(",") if name.strip()] or every
     schedule, policy = fixed_policy(args)
     if schedule is not None and not args.schedules:
-        schedules = [schedule]
-    names = tuple(dict.fromkeys(schedules))
+        names = [schedule]
     what = (args.model, args.hardware, args.workload, args.prompt_len, args.gen_len, args.padded)
-    return sweeps.Base(*what, names, policy, args.exact, args.by)
+    return sweeps.Base(*what, tuple(dict.fromkeys(names)), policy, args.exact, args.by)
 
 
 def _axes(args: argparse.Namespace) -> "tuple[sweeps.Axis, ...]":

@@ -5,11 +5,11 @@ import pty
 import subprocess
 
 
-def in_terminal(argv, **environment):
-    """What a terminal shows of a program."""
+def in_terminal(argv, stdout=None, **environment):
+    """What a terminal shows of a program, whose standard output may go elsewhere."""
     main, terminal = pty.openpty()
     env = {**os.environ, "TERM": "xterm", "COLUMNS": "100", **environment}
-    process = subprocess.Popen(argv, stdin=terminal, stdout=terminal, stderr=terminal, env=env, close_fds=True)
+    process = subprocess.Popen(argv, stdin=terminal, stdout=stdout or terminal, stderr=terminal, env=env)
     os.close(terminal)
     shown = b""
     while True:

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import signal
+import subprocess
 import sys
 from types import ModuleType
 
@@ -216,6 +218,27 @@ def test_a_pipe_that_nobody_reads_ends_a_command_quietly(tell):
     assert unread([sys.executable, "-c", script]) == (0, "")
 
 
+def test_what_was_started_to_ignore_ctrl_c_goes_on():
+    """As `nohup python -m sim sweep ... &` in a script."""
+    script = (
+        "import argparse, sys; from traces.cli import run_command\n"
+        "def run(_): print('begun', flush=True); sys.stdin.read(); print('done'); return 0\n"
+        "parser = argparse.ArgumentParser(); parser.set_defaults(command=run); sys.exit(run_command(parser, []))"
+    )
+    for ignores, code, out in ((True, 0, "done\n"), (False, INTERRUPTED, "")):
+        usual = signal.signal(signal.SIGINT, signal.SIG_IGN if ignores else signal.default_int_handler)
+        try:
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            process = subprocess.Popen([sys.executable, "-c", script], text=True, **pipes)
+        finally:
+            signal.signal(signal.SIGINT, usual)
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        if not ignores:
+            process.wait(30)
+        assert (process.communicate(timeout=30)[0], process.returncode) == (out, code)
+
+
 class TestProgress:
     def test_a_pipe_hears_nothing(self, capsys):
         with progress("cutting", 3) as shown:
@@ -232,7 +255,7 @@ class TestProgress:
                 now[0] = seconds
                 shown.advance(250)
         assert capsys.readouterr().err == (
-            "cutting: 750 of 2,000 planks after 30 s\ncutting: 1,500 of 2,000 planks after 61 s\n"
+            "cutting: 750/2,000 planks after 30 s\ncutting: 1,500/2,000 planks after 61 s\n"
         )
 
     def test_a_terminal_sees_a_bar(self):
@@ -246,3 +269,13 @@ class TestProgress:
         assert "2/3 planks" in shown
         assert "breaking" in shown
         assert "thinking" in shown
+
+    def test_rows_that_go_to_a_file_stay_out_of_the_terminal(self, tmp_path):
+        script = (
+            "from traces.cli import progress\n"
+            "with progress('cutting', 3) as shown:\n"
+            "    print('a row'); shown.advance()\n"
+        )
+        with (tmp_path / "rows").open("w") as rows:
+            assert "a row" not in in_terminal([sys.executable, "-c", script], stdout=rows)
+        assert (tmp_path / "rows").read_text() == "a row\n"

@@ -1,4 +1,5 @@
 from .bars import Progress as Progress, progress as progress
+from .commands import PROGRAM as PROGRAM, main as main
 from .frame import (
     INTERRUPTED as INTERRUPTED,
     Command as Command,
@@ -20,6 +21,7 @@ from .output import (
     SCHEMA as SCHEMA,
     deliver as deliver,
     write_json as write_json,
+    write_text as write_text,
     writing as writing,
 )
 from .pictures import (

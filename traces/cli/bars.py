@@ -2,12 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress, TaskID
 
 EVERY_S = 30.0
 """Seconds between two lines where standard error is no terminal."""
@@ -17,10 +13,11 @@ REFRESHES_PER_S = 4
 
 
 class Progress:
-    """How far a command is; this one tells nobody."""
+    """How far a command is. `tell` is called whenever that has changed."""
 
     def __init__(self, doing: str, total: int | None, done: int, unit: str) -> None:
         self.doing, self.total, self.done, self.unit = doing, total, done, unit
+        self.tell: Callable[[], None] = lambda: None
 
     def advance(self, count: int = 1) -> None:
         """So much more is done."""
@@ -35,40 +32,12 @@ class Progress:
         self.done = done
         self.total = self.total if total is None else total
         self.doing = self.doing if doing is None else doing
-        self._tell()
+        self.tell()
 
-    def _tell(self) -> None:
-        pass
-
-
-class _Lines(Progress):
-    """Tells a file or a pipe."""
-
-    def __init__(self, doing: str, total: int | None, done: int, unit: str) -> None:
-        super().__init__(doing, total, done, unit)
-        self._started = self._told = time.monotonic()
-
-    def _tell(self) -> None:
-        now = time.monotonic()
-        if now - self._told >= EVERY_S:
-            self._told = now
-            of = "" if self.total is None else f" of {self.total:,}"
-            sys.stderr.write(f"{self.doing}: {self.done:,}{of} {self.unit} after {now - self._started:,.0f} s\n")
-            sys.stderr.flush()
-
-
-class _Bar(Progress):
-    """Tells a terminal."""
-
-    def __init__(self, bar: "RichProgress", doing: str, total: int | None, done: int, unit: str) -> None:
-        super().__init__(doing, total, done, unit)
-        self._bar = bar
-        self._task: TaskID = bar.add_task(doing, total=total, amount="")
-        self._tell()
-
-    def _tell(self) -> None:
-        amount = "" if self.total is None else f"{self.done:,}/{self.total:,} {self.unit}"
-        self._bar.update(self._task, completed=self.done, total=self.total, description=self.doing, amount=amount)
+    @property
+    def amount(self) -> str:
+        """As in '12/40 points'; nothing where it is not known how much there is to do."""
+        return "" if self.total is None else f"{self.done:,}/{self.total:,} {self.unit}"
 
 
 @contextmanager
@@ -76,19 +45,52 @@ def progress(
     doing: str, total: int | None = None, *, done: int = 0, unit: str = "", lines: bool = False
 ) -> Iterator[Progress]:
     """Show how far a command is while it works; `lines`: say so every half a minute where there is no terminal."""
-    if not sys.stderr.isatty():
-        yield (_Lines if lines else Progress)(doing, total, done, unit)
-        return
+    shown = Progress(doing, total, done, unit)
+    if sys.stderr.isatty():
+        with _bar(shown):
+            yield shown
+    else:
+        if lines:
+            shown.tell = _lines(shown)
+        yield shown
+
+
+def _lines(shown: Progress) -> Callable[[], None]:
+    started = told = time.monotonic()
+
+    def tell() -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told >= EVERY_S:
+            told = now
+            sys.stderr.write(f"{shown.doing}: {shown.amount} after {now - started:,.0f} s\n")
+            sys.stderr.flush()
+
+    return tell
+
+
+@contextmanager
+def _bar(shown: Progress) -> Iterator[None]:
     from rich import progress as rich
     from rich.console import Console
 
-    columns = (
+    columns = [
         rich.TextColumn("{task.description}"),
         rich.BarColumn(),
         rich.TextColumn("{task.fields[amount]}"),
         rich.TimeElapsedColumn(),
-        *(() if total is None else (rich.TimeRemainingColumn(),)),
-    )
-    err = Console(stderr=True)
-    with rich.Progress(*columns, console=err, refresh_per_second=REFRESHES_PER_S, transient=True) as bar:
-        yield _Bar(bar, doing, total, done, unit)
+    ]
+    if shown.total is not None:
+        columns.append(rich.TimeRemainingColumn())
+    with rich.Progress(
+        *columns,
+        console=Console(stderr=True),
+        refresh_per_second=REFRESHES_PER_S,
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),  # otherwise rows that go to a file would land on the terminal
+    ) as bar:
+        task = bar.add_task(shown.doing, total=shown.total, completed=shown.done, amount=shown.amount)
+        shown.tell = lambda: bar.update(
+            task, completed=shown.done, total=shown.total, description=shown.doing, amount=shown.amount
+        )
+        yield

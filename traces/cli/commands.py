@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from traces.cli.bars import progress
-from traces.cli.frame import Command
+from traces.cli.frame import Command, Program
 from traces.cli.options import add_json, positive_int
 from traces.cli.output import deliver
 from traces.errors import InputError
@@ -73,6 +73,22 @@ def _diff(args: argparse.Namespace) -> int:
     )
 
 
+def _read(path: str) -> "Trace":
+    from traces.files import read_trace
+
+    with progress(f"reading {path}"):
+        return read_trace(path)
+
+
+def _critical_path(path: str, trace: "Trace") -> "CriticalPath":
+    from traces.analysis import find_critical_path
+
+    try:
+        return find_critical_path(trace)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
 SUMMARY = Command(
     "summary",
     "busy and idle time of each lane, and what it waited for",
@@ -90,19 +106,13 @@ CRITICAL_PATH = Command(
 DIFF = Command(
     "diff", "two runs task by task, and where the time went", ("measured.json.gz predicted.json.gz",), _add_pair, _diff
 )
-
-
-def _read(path: str) -> "Trace":
-    from traces.files import read_trace
-
-    with progress(f"reading {path}"):
-        return read_trace(path)
-
-
-def _critical_path(path: str, trace: "Trace") -> "CriticalPath":
-    from traces.analysis import find_critical_path
-
-    try:
-        return find_critical_path(trace)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+PROGRAM = Program(
+    "python -m traces",
+    "Read the trace of a run, simulated or real, or a PyTorch profile of the engine.",
+    {
+        "summary": "traces.cli.commands:SUMMARY",
+        "critical-path": "traces.cli.commands:CRITICAL_PATH",
+        "diff": "traces.cli.commands:DIFF",
+    },
+)
+main = PROGRAM.main

@@ -35,7 +35,11 @@ def deliver(
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write results as JSON that says which version of it this is, to a file or to standard output (`-`)."""
-    text = json.dumps({"schema": SCHEMA, **content}, indent=2, ensure_ascii=False) + "\n"
+    write_text(path, json.dumps({"schema": SCHEMA, **content}, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text to a file, or to standard output (`-`). Raises InputError as `writing`."""
     if path == "-":
         sys.stdout.write(text)
     else:
