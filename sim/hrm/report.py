@@ -4,7 +4,7 @@ from sim.hrm.roofline import CPU, GPU, Roofline
 from traces.cli import TEXT, Report
 
 
-def print_table(result: Roofline) -> None:
+def print_roofline(result: Roofline) -> None:
     """Print a line for each point, then the peaks."""
     out, machine = Report(), result.machine
     title = f"{result.model} on {result.hardware}: GFLOP/s by place, context {result.context:,}, "

@@ -174,9 +174,9 @@ def run(args: argparse.Namespace) -> int:
         else:
             writing(args.json, lambda: Path(args.json).write_text(text, encoding="utf-8"))
     if args.json != "-":
-        from sim.hrm.report import print_table
+        from sim.hrm.report import print_roofline
 
-        print_table(result)
+        print_roofline(result)
     if args.plot:
         from sim.hrm.roofline_picture import draw
 
