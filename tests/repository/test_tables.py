@@ -17,7 +17,7 @@ from rich.cells import cell_len
 
 from sim.cli import main as sim
 from sim.comparison import Asked, compare, print_comparison
-from sim.planning import PolicyGrid
+from sim.planning import PolicyGrid, speeds
 from sim.planning.explanation import FACTORS, RESOURCES, Explanation, Replanned, Tier
 from sim.planning.planner import plan
 from sim.planning.report import print_explanation, print_plan
@@ -45,7 +45,9 @@ ABBREVIATION = re.compile(r"[A-Z]\w*[A-Z0-9]\w*|\w+_\w+|[μτ×−]")
 
 
 def problem(model, hardware, gen_len):
-    return Problem(Model.load(model), Hardware.load(hardware), replace(Workload.load("mtbench"), gen_len=gen_len))
+    return Problem(
+        Model.load(model), Hardware.load(hardware), replace(Workload.load("mtbench"), gen_len=gen_len, padded=True)
+    )
 
 
 @cache
@@ -151,6 +153,24 @@ def test_a_report_fits_its_window_and_explains_itself(what, width, tables, monke
         for short in set(ABBREVIATION.findall(name)) - UNITS:
             explained = [word for words in glossary.legend(name).values() for word in words if short in word]
             assert any(f"{word} = " in flat for word in explained), (name, short)
+
+
+def test_speeds_of_the_phases_add_up():
+    """Two micro-batches of 36 requests, padded to 418 tokens; the first of four tokens comes with prefill."""
+    _, outcomes = compared("mixtral-8x7b", "gcp-t4", 36)
+    for one in outcomes:
+        if one.prediction is not None:
+            prefill_s, decode_s = one.prediction.prefill_s, one.prediction.decode_s
+            prefill, decode, token_s = speeds(one.setup, prefill_s, decode_s)
+            assert prefill * prefill_s == pytest.approx(72 * 418)
+            assert decode * decode_s == pytest.approx(72 * 3)
+            assert token_s * 3 == pytest.approx(decode_s)
+
+
+def test_without_a_decode_step_there_is_no_speed_of_decode():
+    setup = compared("mixtral-8x7b", "gcp-t4", 36)[1][0].setup
+    alone = replace(setup.problem, workload=replace(setup.problem.workload, gen_len=1))
+    assert speeds(replace(setup, problem=alone), 2.0, 0.0) == (72 * 418 / 2, None, None)
 
 
 def test_a_table_too_wide_goes_on_below_with_its_key(monkeypatch, capsys):

@@ -34,7 +34,6 @@ from .pictures import (
     open_frame as open_frame,
     save as save,
 )
-from .program import PROGRAM as PROGRAM, main as main
 from .tables import (
     PROSE as PROSE,
     TEXT as TEXT,

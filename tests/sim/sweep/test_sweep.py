@@ -296,7 +296,7 @@ class TestMaps:
         from matplotlib.figure import Figure
 
         drawn = []
-        monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure))
+        monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: drawn.append(figure))
         draw_map(rows_of_map(), "x,y,throughput_tokens_per_s,attention", "map.png")
         numbers, places = drawn[0].axes[:2]
         shown = {(text.get_position(), text.get_text()) for text in numbers.texts}
