@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.device import Device, open_device
 from engine.generation.checkpoint import find_tokenizer, load_model
-from engine.generation.metadata import describe_batch, describe_device, describe_model
+from engine.generation.metadata import describe_batch, describe_model
 from engine.generation.prompts import Prompt, check_generate_kwargs, check_lengths, pad_token, to_token_ids
 from engine.generation.session import Session
 from engine.generation.trace import Stats, make_trace, peak_bytes, phases_s
@@ -97,7 +97,7 @@ def run(
     metadata = _metadata(model, chosen, policy, ids, generation)
     with open_device(device) as opened, Session(model, opened, chosen, policy, generation) as session:
         opened.memory.reset_peak()
-        metadata |= {"origin": opened.origin, "device": describe_device(opened)}
+        metadata |= {"origin": opened.origin, "device": opened.facts}
         done = []
         for batch in _batches(session, ids, policy, generation.max_new_tokens, metadata, progress):
             done.append(batch)

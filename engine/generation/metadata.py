@@ -6,7 +6,6 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from engine.device import Device
 from engine.generation.session import Session
 from sim.problem import Batch, MicroBatch
 from sim.simulation import structure
@@ -17,20 +16,6 @@ def describe_model(model: PreTrainedModel) -> dict[str, Any]:
     config: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=False))
     config.pop("_name_or_path", None)
     return {**config, "dtype": str(model.dtype).removeprefix("torch.")}
-
-
-def describe_device(device: Device) -> dict[str, Any]:
-    """The device's name and size, and of an emulated one the speeds and cores that it was given."""
-    facts = {"name": device.name, "memory_bytes": device.memory_bytes}
-    for name in ("gpu_threads", "cpu_threads"):
-        if hasattr(device, name):
-            facts[name] = getattr(device, name)
-    for name in ("h2d", "d2h"):
-        if hasattr(device, name):
-            link = getattr(device, name)
-            facts[f"{name}_bytes_per_s"] = link.bytes_per_s
-            facts[f"{name}_pageable_bytes_per_s"] = link.pageable_bytes_per_s
-    return facts
 
 
 def describe_batch(

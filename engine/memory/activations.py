@@ -46,7 +46,7 @@ class Activations:
             with _WorkingSet(self._passing) as working_set:
                 yield
             self._working_sets[alike] = working_set.peak_bytes
-        with self._device.accounted("working set", self._working_sets[alike]):
+        with self._device.memory.holding("working set", self._working_sets[alike]):
             return
 
     def stopped(self, micro_batch: GenerateCoroutine, desk: InFlight) -> None:
@@ -83,9 +83,9 @@ class Activations:
         name = f"activations of micro-batch {index}"
         more = num_bytes - self._held.get(index, 0)
         if more > 0:
-            self._device.account(name, more)
+            self._device.memory.charge(name, more)
         elif more < 0:
-            self._device.release(name, -more)
+            self._device.memory.refund(name, -more)
         self._held[index] = num_bytes
 
 

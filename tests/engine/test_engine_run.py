@@ -132,7 +132,7 @@ class _DeadLink(EmulatedDevice):
         self.dead = dead
 
     def open_lane(self, kind):
-        return (_DeadLane if kind is self.dead else EmulatedLane)(kind, 1, 1, None, self.h2d, self.d2h)
+        return (_DeadLane if kind is self.dead else EmulatedLane)(self, kind)
 
 
 @pytest.mark.parametrize("dead", [LaneKind.H2D, LaneKind.D2H, None])

@@ -125,7 +125,7 @@ def copy_paced(dst: torch.Tensor, src: torch.Tensor, bytes_per_s: float, piece_b
     Pieces of `piece_bytes` begin no sooner than their turn; a layout without rows of bytes is copied in one piece.
     """
     start_ns = _clock_ns()
-    rows = _rows(dst, src)
+    rows = rows_of(dst, src)
     if POSIX and rows is not None:
         _copy_rows(dst.data_ptr(), src.data_ptr(), *rows, max(1, piece_bytes), 1e9 / bytes_per_s, start_ns)
         return
@@ -138,7 +138,7 @@ def _clock_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC) if POSIX else time.perf_counter_ns()
 
 
-def _rows(dst: torch.Tensor, src: torch.Tensor) -> Rows | None:
+def rows_of(dst: torch.Tensor, src: torch.Tensor) -> Rows | None:
     """The copy as rows of bytes that lie together on both sides; None if there are none, or too many dimensions."""
     itemsize = src.itemsize
     dims = [  # innermost first: size, stride in dst, stride in src
