@@ -1,11 +1,21 @@
 """The calibration of a machine for a model: probes, short runs, a fit, and a `Hardware` that says where it is from."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from engine.calibration.fit import Contention, Fit, contended, fit_all, settled, unfitted, with_hand_over, with_turns
+from engine.calibration.fit import (
+    Contention,
+    Fit,
+    contended,
+    fit_all,
+    settled,
+    unfitted,
+    with_hand_over,
+    with_interference,
+)
 from engine.calibration.measure import (
     FEW_REPEATS,
     REPEATS,
@@ -14,19 +24,18 @@ from engine.calibration.measure import (
     Condition,
     Probes,
     Round,
+    Run,
     Sample,
     conditions,
-    host_cores,
     keep_first_layers,
     layers_to_measure,
     median_probes,
-    median_second_place,
+    median_split_cost,
     once,
     probe,
     run_all,
     samples_of,
-    second_place,
-    threads_of,
+    split_cost,
 )
 from engine.device import Device
 from engine.generation import describe_model
@@ -36,7 +45,7 @@ ROUNDS = 3
 """How often each run of a full calibration is made."""
 
 Progress = Callable[[int, int, str], None]
-"""Told how many of how many parts are done, and what comes next."""
+"""Told how many of how many measurements are done, and what comes next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +77,13 @@ def calibrate(
     Raises InputError for a model that cannot be run, DeviceOutOfMemory if its experts do not fit the device at all.
     """
     planned, rounds = planned_for(model, quick=quick), 1 if quick else ROUNDS
-    parts = _Parts(progress, rounds * (2 + len(planned)))
-    done = [measure_machine(model, device, planned, quick=quick, on_part=parts.begin) for _ in range(rounds)]
-    parts.begin("done")
+    ended, total = itertools.count(), rounds * (2 + len(planned))
+
+    def begin(doing: str) -> None:
+        progress(next(ended), total, doing)
+
+    done = [measure_machine(model, device, planned, quick=quick, on_begin=begin) for _ in range(rounds)]
+    begin("done")
     return fitted(model, device, planned, done, name)
 
 
@@ -85,17 +98,17 @@ def measure_machine(
     planned: Sequence[Condition],
     *,
     quick: bool = False,
-    on_part: Callable[[str], None] = lambda doing: None,
+    on_begin: Callable[[str], None] = lambda doing: None,
     attempt: Attempt = once,
 ) -> Round:
-    """One round: the probes, and every run once. `attempt` may make a part again that it does not trust."""
-    on_part("memories, links and matrix products")
+    """One round: the probes, and every run once. `attempt` may make a measurement again that it does not trust."""
+    on_begin("memories, links and matrix products")
     repeats = FEW_REPEATS if quick else REPEATS
-    probes = attempt(lambda: probe(device, model.dtype, *threads_of(device), host_cores(), repeats))
+    probes = attempt(lambda: probe(device, model.dtype, repeats))
     with keep_first_layers(model, layers_to_measure(model, device.memory_bytes)):
-        on_part("experts in two places")
-        apart = attempt(lambda: second_place(model, described(model), device, repeats))
-        return Round(probes, run_all(model, device, planned, lambda condition: on_part(str(condition)), attempt), apart)
+        on_begin("experts in two parts")
+        cost = attempt(lambda: split_cost(model, described(model), device, repeats))
+        return Round(probes, run_all(model, device, planned, lambda condition: on_begin(str(condition)), attempt), cost)
 
 
 def fitted(
@@ -103,27 +116,14 @@ def fitted(
 ) -> Calibration:
     """The machine that several rounds show together."""
     probes = median_probes(rounds)
-    samples = samples_of([span for one in rounds for span in one.spans[at]] for at in range(len(planned)))
-    start = unfitted(name, device, probes, median_second_place(rounds))
-    hardware, fits = fit_all(start, described(model), planned, samples)
-    pairs = contended(planned, samples)
-    runs = [one.spans for one in rounds]
+    runs = [Run(*pair) for one in rounds for pair in zip(planned, one.spans, strict=True)]
+    samples = samples_of(runs)
+    start = unfitted(name, device, probes, median_split_cost(rounds))
+    hardware, fits = fit_all(start, described(model), samples)
     with keep_first_layers(model, layers_to_measure(model, device.memory_bytes)):
-        hardware = with_hand_over(settled(hardware), described(model), planned, runs)
-        hardware = with_turns(hardware, described(model), planned, runs)
-    return Calibration(hardware, probes, fits, pairs, samples)
-
-
-class _Parts:
-    """Counts the parts of a calibration as they begin."""
-
-    def __init__(self, progress: Progress, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, -1
-
-    def begin(self, doing: str) -> None:
-        """The part before has ended."""
-        self._done += 1
-        self._progress(self._done, self._total, doing)
+        hardware = with_hand_over(settled(hardware), described(model), runs)
+        hardware = with_interference(hardware, described(model), runs)
+    return Calibration(hardware, probes, fits, contended(samples), samples)
 
 
 def _most_prompt_tokens(model: PreTrainedModel) -> int:

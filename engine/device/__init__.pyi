@@ -7,5 +7,5 @@ from .base import (
 )
 from .emulated import EmulatedDevice as EmulatedDevice
 from .ledger import Ledger as Ledger, PinnedOutOfMemory as PinnedOutOfMemory
-from .open import make_device as make_device, open_device as open_device
+from .open import host_memory_bytes as host_memory_bytes, make_device as make_device, open_device as open_device
 from .threads import check_thread_count as check_thread_count, intra_op_threads as intra_op_threads
