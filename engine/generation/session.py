@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from engine.attention import BITS, HostAttention
 from engine.device import pinned_footprint_bytes
 from engine.memory import Placement, WeightStream
-from engine.model import Anatomy, Split, lean_gates
+from engine.model import Anatomy, lean_gates, split
 from engine.tasks import RunContext, Session
 from sim.schedule import LaneKind, Place
 
@@ -30,7 +30,7 @@ def open_session(run: RunContext) -> Iterator[Session]:
         stack.enter_context(run.host.holding("streamed weights", streamed))
         placement = stack.enter_context(Placement(model, device, run.streamed, *pinning))
         stack.enter_context(lean_gates(model.modules()))
-        stack.enter_context(Split(model, run.anatomy.layers, placement.owners))
+        stack.enter_context(split(model, run.anatomy.layers, placement.owners))
         kernel = stack.enter_context(HostAttention(device.cpu_threads))
         if policy.attention is Place.CPU and model.dtype in BITS:
             with ThreadPoolExecutor(1) as apart:  # the kernel's helpers inherit what the lane asks of its thread
