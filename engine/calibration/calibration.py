@@ -6,37 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from engine.calibration.fit import (
-    Contention,
-    Fit,
-    contended,
-    fit_all,
-    settled,
-    unfitted,
-    with_hand_over,
-    with_interference,
-)
-from engine.calibration.measure import (
-    FEW_REPEATS,
-    REPEATS,
-    STEPS,
-    Attempt,
-    Condition,
-    Probes,
-    Round,
-    Run,
-    Sample,
-    conditions,
-    keep_first_layers,
-    layers_to_measure,
-    median_probes,
-    median_split_cost,
-    once,
-    probe,
-    run_all,
-    samples_of,
-    split_cost,
-)
+from engine.calibration import fit, measure
 from engine.device import Device
 from engine.generation import describe_model
 from sim.problem import Hardware, Model, read_model
@@ -53,10 +23,10 @@ class Calibration:
     """A measured machine, and what it was made of."""
 
     hardware: Hardware
-    probes: Probes
-    fits: list[Fit]
-    contention: list[Contention]
-    samples: list[Sample]
+    probes: measure.Probes
+    fits: list[fit.Fit]
+    contention: list[fit.Contention]
+    samples: list[measure.Sample]
 
 
 def described(model: PreTrainedModel, name: str = "model") -> Model:
@@ -87,45 +57,46 @@ def calibrate(
     return fitted(model, device, planned, done, name)
 
 
-def planned_for(model: PreTrainedModel, *, quick: bool = False) -> list[Condition]:
+def planned_for(model: PreTrainedModel, *, quick: bool = False) -> list[measure.Condition]:
     """The runs of a calibration for a model."""
-    return conditions(_most_prompt_tokens(model), quick=quick)
+    positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return measure.conditions(max(1, (positions or 1 << 20) - measure.STEPS), quick=quick)
 
 
 def measure_machine(
     model: PreTrainedModel,
     device: Device,
-    planned: Sequence[Condition],
+    planned: Sequence[measure.Condition],
     *,
     quick: bool = False,
     on_begin: Callable[[str], None] = lambda doing: None,
-    attempt: Attempt = once,
-) -> Round:
+    attempt: measure.Attempt = measure.once,
+) -> measure.Round:
     """One round: the probes, and every run once. `attempt` may make a measurement again that it does not trust."""
     on_begin("memories, links and matrix products")
-    repeats = FEW_REPEATS if quick else REPEATS
-    probes = attempt(lambda: probe(device, model.dtype, repeats))
-    with keep_first_layers(model, layers_to_measure(model, device.memory_bytes)):
+    repeats = measure.FEW_REPEATS if quick else measure.REPEATS
+    probes = attempt(lambda: measure.probe(device, model.dtype, repeats))
+    with measure.keep_first_layers(model, measure.layers_to_measure(model, device.memory_bytes)):
         on_begin("experts in two parts")
-        cost = attempt(lambda: split_cost(model, described(model), device, repeats))
-        return Round(probes, run_all(model, device, planned, lambda condition: on_begin(str(condition)), attempt), cost)
+        cost = attempt(lambda: measure.split_cost(model, described(model), device, repeats))
+        spans = measure.run_all(model, device, planned, lambda condition: on_begin(str(condition)), attempt)
+        return measure.Round(probes, spans, cost)
 
 
 def fitted(
-    model: PreTrainedModel, device: Device, planned: Sequence[Condition], rounds: Sequence[Round], name: str
+    model: PreTrainedModel,
+    device: Device,
+    planned: Sequence[measure.Condition],
+    rounds: Sequence[measure.Round],
+    name: str,
 ) -> Calibration:
     """The machine that several rounds show together."""
-    probes = median_probes(rounds)
-    runs = [Run(*pair) for one in rounds for pair in zip(planned, one.spans, strict=True)]
-    samples = samples_of(runs)
-    start = unfitted(name, device, probes, median_split_cost(rounds))
-    hardware, fits = fit_all(start, described(model), samples)
-    with keep_first_layers(model, layers_to_measure(model, device.memory_bytes)):
-        hardware = with_hand_over(settled(hardware), described(model), runs)
-        hardware = with_interference(hardware, described(model), runs)
-    return Calibration(hardware, probes, fits, contended(samples), samples)
-
-
-def _most_prompt_tokens(model: PreTrainedModel) -> int:
-    positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return max(1, (positions or 1 << 20) - STEPS)
+    probes = measure.median_probes(rounds)
+    runs = [measure.MeasuredRun(*pair) for one in rounds for pair in zip(planned, one.spans, strict=True)]
+    samples = measure.samples_of(runs)
+    start = fit.unfitted(name, device, probes, measure.median_split_cost(rounds))
+    hardware, fits = fit.fit_all(start, described(model), samples)
+    with measure.keep_first_layers(model, measure.layers_to_measure(model, device.memory_bytes)):
+        hardware = fit.with_hand_over(fit.settled(hardware), described(model), runs)
+        hardware = fit.with_interference(hardware, described(model), runs)
+    return Calibration(hardware, probes, fits, fit.contended(samples), samples)

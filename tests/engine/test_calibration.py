@@ -19,7 +19,7 @@ from engine.calibration.measure.first_layers import keep_first_layers, layers_to
 from engine.calibration.measure.measured import Measured, repeated
 from engine.calibration.measure.probes import FEW_REPEATS, probe
 from engine.calibration.measure.rounds import median_probes, median_split_cost
-from engine.calibration.measure.runs import MAX_TOKENS, Run, Sample, conditions, run_all, samples_of
+from engine.calibration.measure.runs import MAX_TOKENS, MeasuredRun, Sample, conditions, run_all, samples_of
 from engine.calibration.measure.split_experts import differences, split_cost
 from engine.cli import main
 from engine.device import EmulatedDevice
@@ -279,7 +279,7 @@ def test_a_sample_stands_for_all_tasks_that_are_alike(model, device):
     runs = []
     once, again = (run_all(model, device, planned, runs.append) for _ in range(2))
     assert runs == 2 * planned
-    found = samples_of(Run(*pair) for spans in (once, again) for pair in zip(planned, spans, strict=True))
+    found = samples_of(MeasuredRun(*pair) for spans in (once, again) for pair in zip(planned, spans, strict=True))
     assert {one.condition for one in found} == set(planned)
     for condition in planned:
         samples = [one for one in found if one.condition == condition]
@@ -352,7 +352,7 @@ def test_the_command_refuses_a_bad_name_before_it_measures(out, named, tmp_path,
 
 def test_progress_is_told_to_the_end(model, device, probes, monkeypatch):
     told = []
-    monkeypatch.setattr("engine.calibration.calibration.probe", lambda *_: probes)
+    monkeypatch.setattr("engine.calibration.measure.probe", lambda *_: probes)
     calibrate(model, device, quick=True, progress=lambda done, total, doing: told.append((done, total)))
     assert told[0][0] == 0
     assert told[-1][0] == told[-1][1]
@@ -366,7 +366,7 @@ def test_every_part_of_a_round_may_be_made_again(model, device, probes, monkeypa
         made.append(make())
         return make()
 
-    monkeypatch.setattr("engine.calibration.calibration.probe", lambda *_: probes)
+    monkeypatch.setattr("engine.calibration.measure.probe", lambda *_: probes)
     found = measure_machine(model, device, planned, quick=True, attempt=twice)
     assert len(made) == 2 + len(planned)
     assert made[0] == probes
@@ -380,7 +380,7 @@ def test_a_round_survives_its_file(model, device, probes, tmp_path):
     made.write(tmp_path / "round.json")
     read = Round.read(tmp_path / "round.json")
     assert (read.probes, read.split_cost) == (probes, made.split_cost)
-    assert samples_of(map(Run, planned, read.spans)) == samples_of(map(Run, planned, made.spans))
+    assert samples_of(map(MeasuredRun, planned, read.spans)) == samples_of(map(MeasuredRun, planned, made.spans))
 
 
 def test_the_split_cost_is_that_of_the_middle_round(probes):
@@ -400,10 +400,10 @@ def test_the_first_two_layers_of_prefill_do_not_count():
             for layer in range(num_layers)
         ]
 
-    prefill, decode = samples_of([Run(None, spans(5))])
+    prefill, decode = samples_of([MeasuredRun(None, spans(5))])
     assert (prefill.num_tasks, prefill.median_s) == (3, pytest.approx(103e-9))
     assert decode.num_tasks == 5
-    prefill, decode = samples_of([Run(None, spans(2))])
+    prefill, decode = samples_of([MeasuredRun(None, spans(2))])
     assert prefill.num_tasks == decode.num_tasks == 2, "there are no others"
 
 
@@ -446,7 +446,7 @@ def simulated_run(hardware, model, condition):
     """What a run of the condition would leave behind on a machine."""
     costs, spans = condition.costs(model, hardware), []
     Simulation(condition.steps(model), costs, costs.capacities, on_task=lambda one: spans.append(span_of(one))).run()
-    return Run(condition, spans)
+    return MeasuredRun(condition, spans)
 
 
 def test_the_hand_over_is_the_gap_between_lanes_and_not_what_a_lane_does_alone(model):
@@ -460,7 +460,7 @@ def test_the_hand_over_is_the_gap_between_lanes_and_not_what_a_lane_does_alone(m
         free[task.lane] = ended[task.id] = start + 1000
         where = (task.step, task.layer, task.micro_batch, task.page)
         spans.append(Span(task.id, task.op, task.lane.kind, 0, *where, start, start + 1000))
-    found = hand_overs_s(known, Run(streaming, spans))
+    found = hand_overs_s(known, MeasuredRun(streaming, spans))
     assert len(found) > 20
     assert np.median(found) == pytest.approx(500e-9)
 

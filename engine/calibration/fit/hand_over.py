@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from engine.calibration.measure import Measured, Run
+from engine.calibration.measure import Measured, MeasuredRun
 from sim.problem import Hardware, Model
 from sim.simulation import start_delays
 
 
-def hand_overs_s(model: Model, run: Run) -> list[float]:
+def hand_overs_s(model: Model, run: MeasuredRun) -> list[float]:
     """Seconds between lanes in one run: each task that waited for another lane last.
 
     `model` is as it was run, with its first layers only.
@@ -18,7 +18,7 @@ def hand_overs_s(model: Model, run: Run) -> list[float]:
     return [delay / 1e9 for (before, after), found in delays_ns.items() if before != after for delay in found]
 
 
-def with_hand_over(hardware: Hardware, model: Model, runs: Sequence[Run]) -> Hardware:
+def with_hand_over(hardware: Hardware, model: Model, runs: Sequence[MeasuredRun]) -> Hardware:
     """The machine with the median over the runs that keep several lanes busy."""
     found = [seconds for run in runs if not run.condition.alone for seconds in hand_overs_s(model, run)]
     if not found:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from engine.calibration.measure import Condition, Run, Sample
+from engine.calibration.measure import Condition, MeasuredRun, Sample
 from sim.problem import Basis, Hardware, Model
 from sim.schedule import LaneKind
 from sim.simulation import Executed, Simulation
@@ -61,7 +61,7 @@ class Slowdown(NamedTuple):
     kinds: frozenset[Kind]
 
 
-def measured_slowdowns(runs: Sequence[Run]) -> list[Slowdown]:
+def measured_slowdowns(runs: Sequence[MeasuredRun]) -> list[Slowdown]:
     """Every condition with several lanes at work that another shows alone."""
     spans: dict[Condition, list[Span]] = {}
     for run in runs:
@@ -80,7 +80,7 @@ def measured_slowdowns(runs: Sequence[Run]) -> list[Slowdown]:
     return found
 
 
-def with_interference(hardware: Hardware, model: Model, runs: Sequence[Run]) -> Hardware:
+def with_interference(hardware: Hardware, model: Model, runs: Sequence[MeasuredRun]) -> Hardware:
     """The machine with the shares at which simulated tasks slow down most nearly as measured ones do.
 
     `model` is as it was run. A machine without an emulated device stays as it is.

@@ -6,7 +6,7 @@ from .runs import (
     STEPS as STEPS,
     Attempt as Attempt,
     Condition as Condition,
-    Run as Run,
+    MeasuredRun as MeasuredRun,
     Sample as Sample,
     conditions as conditions,
     once as once,

@@ -64,8 +64,7 @@ class Condition:
     @property
     def batch(self) -> Batch:
         """What the simulator is told of it."""
-        rows, width = self.policy.micro_batch_size, self.prompt_tokens
-        one = MicroBatch(rows, rows * width, rows * width**2, width)
+        one = MicroBatch.padded([self.prompt_tokens] * self.policy.micro_batch_size)
         return Batch((one,) * self.policy.num_micro_batches, 0, STEPS)
 
     @property
@@ -89,7 +88,7 @@ class Condition:
         return self.schedule.steps(self.shape(model), 0, STEPS)
 
 
-class Run(NamedTuple):
+class MeasuredRun(NamedTuple):
     """A condition and the spans of its tasks."""
 
     condition: Condition
@@ -152,7 +151,7 @@ def run_all(
     return found
 
 
-def samples_of(runs: Iterable[Run]) -> list[Sample]:
+def samples_of(runs: Iterable[MeasuredRun]) -> list[Sample]:
     """The samples of runs; those of one condition count together."""
     together: dict[Condition, list[Span]] = {}
     for condition, spans in runs:
