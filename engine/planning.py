@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from engine.calibration import described
+from engine.generation import as_cut
 from sim.cost import Setup
 from sim.planning import PolicyGrid, best_policy
-from sim.problem import Batch, Hardware, MicroBatch, Policy, Problem, Workload
+from sim.problem import Hardware, Policy, Problem, Workload
 from sim.schedule import Schedule
 from sim.simulation import Prediction, predict
 
@@ -44,13 +45,7 @@ def plan(
     problem = Problem(described(model), hardware, workload)
     found = best_policy(problem, schedule, num_requests=len(prompt_tokens), grid=WHAT_THE_ENGINE_RUNS, refine=False)
     policy = found.best.setup.policy
-    as_run = Setup(problem, schedule, policy, _first_batch(policy, prompt_tokens, max_new_tokens))
+    batch = as_cut(prompt_tokens[: policy.batch_size], policy.micro_batch_size, max_new_tokens)
+    as_run = Setup(problem, schedule, policy, batch)
     expected = predict(found.best.setup if as_run.shortages else as_run)
     return RunPlan(policy, expected, hardware.name)
-
-
-def _first_batch(policy: Policy, prompt_tokens: Sequence[int], max_new_tokens: int) -> Batch:
-    """The batch as the engine cuts it: in order of input, each micro-batch padded to its longest prompt."""
-    lengths, size = prompt_tokens[: policy.batch_size], policy.micro_batch_size
-    cut = [lengths[first : first + size] for first in range(0, len(lengths), size)]
-    return Batch(tuple(map(MicroBatch.padded, cut)), 0, max_new_tokens)

@@ -6,10 +6,8 @@ the model's own attention.
 """
 
 import itertools
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -18,6 +16,7 @@ from torch import nn
 
 from engine.attention.kernel import Array, Strides, attend, scratch_for
 from engine.device import check_thread_count
+from engine.model import eager_attention
 
 BITS = {torch.float32: torch.float32, torch.float16: torch.uint16, torch.bfloat16: torch.int16}
 """Element types that the kernel takes, and as what NumPy, which has no bfloat16, sees their bits."""
@@ -27,7 +26,7 @@ JOBS_PER_THREAD = 4
 
 
 class HostAttention:
-    """Decode attention with `threads` threads, the caller's included. Use from one thread; close after use."""
+    """Decode attention with `threads` threads, the caller's included. A context manager, used from one thread."""
 
     def __init__(self, threads: int = 1) -> None:
         self.threads = check_thread_count("attention threads", threads)
@@ -71,18 +70,12 @@ class HostAttention:
         keys = torch.zeros(1, 1, 1, 1, dtype=dtype)
         self(keys[0], keys, keys)
 
-    def close(self) -> None:
-        """Ends the helper threads."""
-        if self._helpers is not None:
-            self._helpers.shutdown()
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def __exit__(self, *_: object) -> None:
+        if self._helpers is not None:
+            self._helpers.shutdown()
 
     def _share_out(self, work: Callable[[Iterator[tuple[int, int]]], None], items: int) -> None:
         """Has all threads work off `items`, in pieces that they take turns at."""
@@ -105,11 +98,11 @@ def unsupported(
 
     query [requests, query_heads, 1, head_dim] and `kwargs` as the module hands them to its attention function. The
     module's own eager attention must be the library's standard function, to the last instruction: sinks, soft caps
-    and whatever a model adds show there. The mask is not looked at: `first_seen` does that.
+    and whatever a model adds show there. The mask is not looked at.
     """
     if query.dim() != 4 or query.shape[2] != 1:
         return f"a query of shape {list(query.shape)}: one token per request is needed"
-    if not _is_standard(_eager_attention(module)):
+    if not _is_standard(eager_attention(module)):
         return f"{type(module).__name__} has an attention function of its own"
     for name in ("sliding_window", "s_aux", "softcap", "position_bias"):
         if kwargs.get(name) is not None:
@@ -117,26 +110,6 @@ def unsupported(
     if kwargs.get("dropout") or kwargs.get("output_attentions"):
         return "dropout or attention weights are asked for"
     return _unsupported_tensors(query[:, :, 0], keys, values)
-
-
-def first_seen(mask: torch.Tensor | None, requests: int, tokens: int) -> torch.Tensor | None:
-    """The first token that each request sees: int64 [requests] on the host; None if that does not describe the mask.
-
-    `mask` [requests or 1, 1, 1, tokens or more] as a model hands it to attention: bool (True is seen), or added to
-    scores (0 is seen). It must let every request see all tokens from some token on, and hide those before.
-    """
-    if mask is None:
-        return torch.zeros(requests, dtype=torch.int64)
-    if mask.dim() != 4 or mask.shape[1] != 1 or mask.shape[2] != 1 or mask.shape[3] < tokens:
-        return None
-    mask = mask[:, 0, 0, :tokens].cpu()
-    seen = mask if mask.dtype == torch.bool else mask == 0
-    if mask.dtype != torch.bool and not (seen | (mask <= torch.finfo(mask.dtype).min / 2)).all():
-        return None  # a bias on some scores
-    starts = tokens - seen.sum(1)
-    if bool((starts == tokens).any()) or not torch.equal(seen, torch.arange(tokens) >= starts[:, None]):
-        return None
-    return starts.expand(requests).contiguous()
 
 
 def _unsupported_tensors(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> str:
@@ -152,12 +125,6 @@ def _unsupported_tensors(query: torch.Tensor, keys: torch.Tensor, values: torch.
     if query.dtype not in BITS or keys.dtype not in BITS or values.dtype != keys.dtype:
         return f"types {query.dtype}, {keys.dtype}, {values.dtype}: float32, float16 or bfloat16 are needed"
     return ""
-
-
-def _eager_attention(module: nn.Module) -> object:
-    """The function that computes this module's attention step by step: it stands beside the module's class."""
-    beside = (vars(sys.modules[kind.__module__]) for kind in type(module).__mro__)
-    return next((names["eager_attention_forward"] for names in beside if "eager_attention_forward" in names), None)
 
 
 def _is_standard(eager: object) -> bool:

@@ -1,33 +1,12 @@
 """The calibration of a machine for a model: probes, short runs, a fit, and a `Hardware` that says where it is from."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from engine.calibration.fit import Contention, Fit, contended, fit_all, settled, unfitted, with_hand_over, with_turns
-from engine.calibration.measure import (
-    FEW_REPEATS,
-    REPEATS,
-    STEPS,
-    Attempt,
-    Condition,
-    Probes,
-    Round,
-    Sample,
-    conditions,
-    host_cores,
-    keep_first_layers,
-    layers_to_measure,
-    median_probes,
-    median_second_place,
-    once,
-    probe,
-    run_all,
-    samples_of,
-    second_place,
-    threads_of,
-)
+from engine.calibration import fit, measure
 from engine.device import Device
 from engine.generation import describe_model
 from sim.problem import Hardware, Model, read_model
@@ -36,7 +15,7 @@ ROUNDS = 3
 """How often each run of a full calibration is made."""
 
 Progress = Callable[[int, int, str], None]
-"""Told how many of how many parts are done, and what comes next."""
+"""Told how many of how many measurements are done, and what comes next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +23,10 @@ class Calibration:
     """A measured machine, and what it was made of."""
 
     hardware: Hardware
-    probes: Probes
-    fits: list[Fit]
-    contention: list[Contention]
-    samples: list[Sample]
+    probes: measure.Probes
+    fits: list[fit.Fit]
+    contention: list[fit.Contention]
+    samples: list[measure.Sample]
 
 
 def described(model: PreTrainedModel, name: str = "model") -> Model:
@@ -68,64 +47,56 @@ def calibrate(
     Raises InputError for a model that cannot be run, DeviceOutOfMemory if its experts do not fit the device at all.
     """
     planned, rounds = planned_for(model, quick=quick), 1 if quick else ROUNDS
-    parts = _Parts(progress, rounds * (2 + len(planned)))
-    done = [measure_machine(model, device, planned, quick=quick, on_part=parts.begin) for _ in range(rounds)]
-    parts.begin("done")
+    ended, total = itertools.count(), rounds * (2 + len(planned))
+
+    def begin(doing: str) -> None:
+        progress(next(ended), total, doing)
+
+    done = [measure_machine(model, device, planned, quick=quick, on_begin=begin) for _ in range(rounds)]
+    begin("done")
     return fitted(model, device, planned, done, name)
 
 
-def planned_for(model: PreTrainedModel, *, quick: bool = False) -> list[Condition]:
+def planned_for(model: PreTrainedModel, *, quick: bool = False) -> list[measure.Condition]:
     """The runs of a calibration for a model."""
-    return conditions(_most_prompt_tokens(model), quick=quick)
+    positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return measure.conditions(max(1, (positions or 1 << 20) - measure.STEPS), quick=quick)
 
 
 def measure_machine(
     model: PreTrainedModel,
     device: Device,
-    planned: Sequence[Condition],
+    planned: Sequence[measure.Condition],
     *,
     quick: bool = False,
-    on_part: Callable[[str], None] = lambda doing: None,
-    attempt: Attempt = once,
-) -> Round:
-    """One round: the probes, and every run once. `attempt` may make a part again that it does not trust."""
-    on_part("memories, links and matrix products")
-    repeats = FEW_REPEATS if quick else REPEATS
-    probes = attempt(lambda: probe(device, model.dtype, *threads_of(device), host_cores(), repeats))
-    with keep_first_layers(model, layers_to_measure(model, device.memory_bytes)):
-        on_part("experts in two places")
-        apart = attempt(lambda: second_place(model, described(model), device, repeats))
-        return Round(probes, run_all(model, device, planned, lambda condition: on_part(str(condition)), attempt), apart)
+    on_begin: Callable[[str], None] = lambda doing: None,
+    attempt: measure.Attempt = measure.once,
+) -> measure.Round:
+    """One round: the probes, and every run once. `attempt` may make a measurement again that it does not trust."""
+    on_begin("memories, links and matrix products")
+    repeats = measure.FEW_REPEATS if quick else measure.REPEATS
+    probes = attempt(lambda: measure.probe(device, model.dtype, repeats))
+    with measure.keep_first_layers(model, measure.layers_to_measure(model, device.memory_bytes)):
+        on_begin("experts in two parts")
+        cost = attempt(lambda: measure.split_cost(model, described(model), device, repeats))
+        spans = measure.run_all(model, device, planned, lambda condition: on_begin(str(condition)), attempt)
+        return measure.Round(probes, spans, cost)
 
 
 def fitted(
-    model: PreTrainedModel, device: Device, planned: Sequence[Condition], rounds: Sequence[Round], name: str
+    model: PreTrainedModel,
+    device: Device,
+    planned: Sequence[measure.Condition],
+    rounds: Sequence[measure.Round],
+    name: str,
 ) -> Calibration:
     """The machine that several rounds show together."""
-    probes = median_probes(rounds)
-    samples = samples_of([span for one in rounds for span in one.spans[at]] for at in range(len(planned)))
-    start = unfitted(name, device, probes, median_second_place(rounds))
-    hardware, fits = fit_all(start, described(model), planned, samples)
-    pairs = contended(planned, samples)
-    runs = [one.spans for one in rounds]
-    with keep_first_layers(model, layers_to_measure(model, device.memory_bytes)):
-        hardware = with_hand_over(settled(hardware), described(model), planned, runs)
-        hardware = with_turns(hardware, described(model), planned, runs)
-    return Calibration(hardware, probes, fits, pairs, samples)
-
-
-class _Parts:
-    """Counts the parts of a calibration as they begin."""
-
-    def __init__(self, progress: Progress, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, -1
-
-    def begin(self, doing: str) -> None:
-        """The part before has ended."""
-        self._done += 1
-        self._progress(self._done, self._total, doing)
-
-
-def _most_prompt_tokens(model: PreTrainedModel) -> int:
-    positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return max(1, (positions or 1 << 20) - STEPS)
+    probes = measure.median_probes(rounds)
+    runs = [measure.MeasuredRun(*pair) for one in rounds for pair in zip(planned, one.spans, strict=True)]
+    samples = measure.samples_of(runs)
+    start = fit.unfitted(name, device, probes, measure.median_split_cost(rounds))
+    hardware, fits = fit.fit_all(start, described(model), samples)
+    with measure.keep_first_layers(model, measure.layers_to_measure(model, device.memory_bytes)):
+        hardware = fit.with_hand_over(fit.settled(hardware), described(model), runs)
+        hardware = fit.with_interference(hardware, described(model), runs)
+    return Calibration(hardware, probes, fits, fit.contended(samples), samples)

@@ -6,10 +6,7 @@ from .base import (
     Mark as Mark,
     pinned_footprint_bytes as pinned_footprint_bytes,
 )
-from .emulated import (
-    EmulatedDevice as EmulatedDevice,
-    check_thread_count as check_thread_count,
-    intra_op_threads as intra_op_threads,
-)
+from .emulated import EmulatedDevice as EmulatedDevice
 from .ledger import Ledger as Ledger, PinnedOutOfMemory as PinnedOutOfMemory
-from .open import make_device as make_device, open_device as open_device
+from .open import host_memory_bytes as host_memory_bytes, make_device as make_device, open_device as open_device
+from .threads import check_thread_count as check_thread_count, intra_op_threads as intra_op_threads

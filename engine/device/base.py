@@ -8,13 +8,13 @@ given from now on. All times are on the host clock, `time.perf_counter_ns`.
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self
 
 import torch
 
 from engine.device.ledger import DeviceOutOfMemory, Ledger, PinnedOutOfMemory, Usage
+from engine.device.threads import intra_op_threads
 from sim.schedule import LaneKind
 from traces.errors import InputError
 
@@ -41,16 +41,18 @@ class LaneContext(ABC):
     Inside, grad mode is off (`torch.inference_mode`), and the thread has the lane's thread count and stream.
     """
 
-    def __init__(self, kind: LaneKind) -> None:
+    def __init__(self, kind: LaneKind, threads: int, default_threads: int) -> None:
         self.kind = kind
+        self._threads = threads, default_threads
+        self._entered = contextlib.ExitStack()
 
-    @abstractmethod
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        for context in self._contexts():
+            self._entered.enter_context(context)
+        return self
 
-    @abstractmethod
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None:
+        self._entered.close()
 
     @abstractmethod
     def mark(self) -> Mark:
@@ -67,17 +69,27 @@ class LaneContext(ABC):
     def wait(self, mark: Mark) -> None:
         """Work given to this lane from now on starts after `mark`. May return before the mark is reached."""
 
-    @abstractmethod
     def copy_h2d(self, dst: torch.Tensor, src: torch.Tensor, *, pinned: bool = True) -> None:
         """Copies host memory to the device. `pinned`: `src` is page-locked, so that the copy needs no relay.
 
         Both tensors have one shape, dtype and layout. They must stay alive and unchanged until a mark taken after
         this call is reached.
         """
+        self._copy(dst, src, LaneKind.H2D, pinned)
 
-    @abstractmethod
     def copy_d2h(self, dst: torch.Tensor, src: torch.Tensor, *, pinned: bool = True) -> None:
         """Copies device memory to the host. `pinned`: `dst` is page-locked. Otherwise as `copy_h2d`."""
+        self._copy(dst, src, LaneKind.D2H, pinned)
+
+    # what a kind of lane supplies -------------------------------------------------------------------------------
+
+    def _contexts(self) -> Iterator[contextlib.AbstractContextManager[Any]]:
+        """What the lane's thread is inside of while it works, outermost first."""
+        yield intra_op_threads(*self._threads)
+        yield torch.inference_mode()
+
+    def _copy(self, dst: torch.Tensor, src: torch.Tensor, direction: LaneKind, pinned: bool) -> None:
+        raise RuntimeError(f"lane {self.kind} has no link to the device")
 
 
 class Device(ABC):
@@ -86,12 +98,18 @@ class Device(ABC):
     `name` is what a user calls it; `origin` is what a trace of it must say: `emulated device` or `real GPU (name)`.
     """
 
+    gpu_threads: int | None = None
+    """Cores that play the device, where the host does."""
+    cpu_threads: int
+    """Cores for attention on the host."""
+
     def __init__(self, name: str, origin: str, torch_device: torch.device, memory_bytes: int) -> None:
         if memory_bytes < 1:
             raise InputError(f"device memory = {memory_bytes} bytes: at least 1 is needed")
         self.name = name
         self.origin = origin
         self.torch_device = torch_device
+        self.default_threads = torch.get_num_threads()
         self.memory = Ledger("device memory", memory_bytes, DeviceOutOfMemory)
         self.pinned = Ledger("pinned host memory", 0, PinnedOutOfMemory)
         self._allocated: dict[int, tuple[str, int]] = {}  # data pointer -> name, bytes
@@ -104,19 +122,18 @@ class Device(ABC):
         assert self.memory.capacity_bytes is not None
         return self.memory.capacity_bytes
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a trace keeps of the device: its name, its size, and the cores and speeds that it was given."""
+        threads = {"gpu_threads": self.gpu_threads, "cpu_threads": self.cpu_threads}
+        given = {name: count for name, count in threads.items() if count is not None}
+        return {"name": self.name, "memory_bytes": self.memory_bytes, **given}
+
     # memory ---------------------------------------------------------------------------------------------------
 
     def allocate(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A new tensor in device memory. Raises DeviceOutOfMemory if there is no room."""
-        num_bytes = math.prod(shape) * dtype.itemsize
-        self.memory.charge(name, num_bytes)
-        try:
-            tensor = self._empty(tuple(shape), dtype)
-        except BaseException:
-            self.memory.refund(name, num_bytes)
-            raise
-        self._allocated[tensor.data_ptr()] = (name, num_bytes)
-        return tensor
+        return self._charged(name, math.prod(shape) * dtype.itemsize, lambda: self._empty(tuple(shape), dtype))
 
     def place(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """The host tensor `tensor`, in device memory: for what stays there for the whole run.
@@ -126,14 +143,17 @@ class Device(ABC):
         """
         if tensor.data_ptr() in self._allocated:  # tied parameters
             return tensor
-        self.memory.charge(name, tensor.nbytes)
+        return self._charged(name, tensor.nbytes, lambda: self._placed(tensor))
+
+    def _charged(self, name: str, num_bytes: int, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        self.memory.charge(name, num_bytes)
         try:
-            placed = self._placed(tensor)
+            tensor = make()
         except BaseException:
-            self.memory.refund(name, tensor.nbytes)
+            self.memory.refund(name, num_bytes)
             raise
-        self._allocated[placed.data_ptr()] = (name, tensor.nbytes)
-        return placed
+        self._allocated[tensor.data_ptr()] = (name, num_bytes)
+        return tensor
 
     def free(self, tensor: torch.Tensor) -> None:
         """Gives back the bytes of a tensor from `allocate` or `place`, or of a view that starts where it does.
@@ -142,26 +162,6 @@ class Device(ABC):
         """
         name, num_bytes = self._allocated.pop(tensor.data_ptr())
         self.memory.refund(name, num_bytes)
-
-    def account(self, name: str, num_bytes: int) -> None:
-        """Counts bytes that the model's own code allocates on the device (activations), until `release`.
-
-        Raises DeviceOutOfMemory if there is no room.
-        """
-        self.memory.charge(name, num_bytes)
-
-    def release(self, name: str, num_bytes: int) -> None:
-        """Ends an `account`."""
-        self.memory.refund(name, num_bytes)
-
-    @contextlib.contextmanager
-    def accounted(self, name: str, num_bytes: int) -> Iterator[None]:
-        """`account` on entry, `release` on exit."""
-        self.account(name, num_bytes)
-        try:
-            yield
-        finally:
-            self.release(name, num_bytes)
 
     @property
     def usage(self) -> Usage:
@@ -214,9 +214,7 @@ class Device(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # what a kind of device supplies -----------------------------------------------------------------------------

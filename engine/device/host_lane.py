@@ -1,16 +1,9 @@
 """Lanes whose work a host thread does itself, at once."""
 
-import contextlib
 import time
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
-
-import torch
 
 from engine.device.base import LaneContext, Mark
-from engine.device.emulated import intra_op_threads
-from sim.schedule import LaneKind
 
 
 class HostMark(Mark):
@@ -32,22 +25,6 @@ class HostMark(Mark):
 class ThreadLane(LaneContext):
     """A lane that is a thread: its work is done when the call that does it returns. It has no link to copy over."""
 
-    def __init__(self, kind: LaneKind, threads: int, default_threads: int) -> None:
-        super().__init__(kind)
-        self._threads = threads
-        self._default_threads = default_threads
-        self._entered = contextlib.ExitStack()
-
-    def __enter__(self) -> Self:
-        self._entered.enter_context(intra_op_threads(self._threads, self._default_threads))
-        self._entered.enter_context(torch.inference_mode())
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._entered.close()
-
     def mark(self) -> Mark:
         return HostMark()
 
@@ -58,9 +35,3 @@ class ThreadLane(LaneContext):
 
     def wait(self, mark: Mark) -> None:
         mark.wait()
-
-    def copy_h2d(self, dst: torch.Tensor, src: torch.Tensor, *, pinned: bool = True) -> None:
-        raise RuntimeError(f"lane {self.kind} has no link to the device")
-
-    def copy_d2h(self, dst: torch.Tensor, src: torch.Tensor, *, pinned: bool = True) -> None:
-        raise RuntimeError(f"lane {self.kind} has no link to the device")

@@ -1,7 +1,9 @@
 """Who holds how many bytes of a memory: current and peak use, and a clear no when it is full."""
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from traces.errors import InputError
@@ -81,6 +83,15 @@ class Ledger:
             else:
                 self._held[name] = held - num_bytes
             self._note()
+
+    @contextlib.contextmanager
+    def holding(self, name: str, num_bytes: int) -> Iterator[None]:
+        """`charge` on entry, `refund` on exit."""
+        self.charge(name, num_bytes)
+        try:
+            yield
+        finally:
+            self.refund(name, num_bytes)
 
     def start_history(self) -> None:
         """Notes from now on what is held after each change, and when."""

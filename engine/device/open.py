@@ -13,6 +13,11 @@ from traces.errors import InputError
 NAMES = ("auto", "emulated", "cuda")
 
 
+def host_memory_bytes() -> int:
+    """Physical memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def make_device(name: str, **options: Any) -> Device:
     """A device by name: `cuda`, `emulated`, or `auto` for the first of them that there is.
 
@@ -27,12 +32,11 @@ def make_device(name: str, **options: Any) -> Device:
         return CudaDevice(**options)
     from engine.device.emulated import EmulatedDevice
 
-    half_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     usual = {
         "h2d_bytes_per_s": None,
         "d2h_bytes_per_s": None,
-        "memory_bytes": half_bytes,
+        "memory_bytes": host_memory_bytes() // 2,
         "gpu_threads": max(1, cores // 2),
         "cpu_threads": max(1, cores - cores // 2),
     }

@@ -10,24 +10,17 @@ from traces.errors import InputError
 
 def load_model(name_or_path: str | Path, dtype: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
     """The model in host memory, ready to generate. Raises InputError if it cannot be loaded."""
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(name_or_path), dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
-        )
-    except Exception as error:  # the library raises whatever its parts raise, SafetensorError among them
-        raise InputError(_told("model", name_or_path, error)) from error
-    loaded: PreTrainedModel = model.eval()  # type: ignore[no-untyped-call]
-    return loaded
+    options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": trust_remote_code}
+    model: PreTrainedModel = _loaded("model", AutoModelForCausalLM, name_or_path, **options)
+    return model.eval()  # type: ignore[no-any-return, no-untyped-call]
 
 
 def load_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model. Raises InputError if there is none."""
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(name_or_path), trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise InputError(_told("tokenizer", name_or_path, error)) from error
-    loaded: PreTrainedTokenizerBase = tokenizer
-    return loaded
+    tokenizer: PreTrainedTokenizerBase = _loaded(
+        "tokenizer", AutoTokenizer, name_or_path, trust_remote_code=trust_remote_code
+    )
+    return tokenizer
 
 
 def find_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
@@ -38,9 +31,12 @@ def find_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False) ->
         return None
 
 
-def _told(what: str, name: str | Path, error: Exception) -> str:
-    reason = str(error).strip().splitlines()
-    return (
-        f"{what} {str(name)!r} cannot be loaded: {type(error).__name__}: {reason[0] if reason else 'no reason given'}; "
-        f"give a local folder or a hub id with a config.json and sound *.safetensors files"
-    )
+def _loaded(what: str, kind: Any, name: str | Path, **options: Any) -> Any:
+    try:
+        return kind.from_pretrained(str(name), **options)
+    except Exception as error:  # the library raises whatever its parts raise, SafetensorError among them
+        reason = next(iter(str(error).strip().splitlines()), "no reason given")
+        raise InputError(
+            f"{what} {str(name)!r} cannot be loaded: {type(error).__name__}: {reason}; "
+            f"give a local folder or a hub id with a config.json and sound *.safetensors files"
+        ) from error

@@ -1,25 +1,21 @@
 """The public call: generate for a list of prompts, executing a schedule, and say what happened."""
 
-import hashlib
-import json
-import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.device import Device, open_device
 from engine.generation.checkpoint import find_tokenizer, load_model
-from engine.generation.metadata import describe_batch, describe_device, describe_model
+from engine.generation.metadata import describe_batch, describe_run
 from engine.generation.prompts import Prompt, check_generate_kwargs, check_lengths, pad_token, to_token_ids
-from engine.generation.session import Session
+from engine.generation.session import open_session
 from engine.generation.trace import Stats, make_trace, peak_bytes, phases_s
-from engine.model import GenerateCoroutine
-from engine.tasks import BatchResult, GenerationOptions
+from engine.model import InFlight
+from engine.tasks import BatchResult, GenerationOptions, RunContext, Session, run_batch
 from sim.problem import Policy
 from sim.schedule import Schedule, by_name
 from traces.errors import InputError
@@ -91,15 +87,13 @@ def run(
     check_lengths(ids, max_new_tokens, model)
     chosen = by_name(schedule) if isinstance(schedule, str) else schedule
     policy = policy or _usual_policy(chosen, len(ids), micro_batch_size)
-    generation = GenerationOptions(
+    options = GenerationOptions(
         max_new_tokens, pad_token(model, tokenizer), generate_kwargs, _seed(seed, generate_kwargs, model)
     )
-    metadata = _metadata(model, chosen, policy, ids, generation)
-    with open_device(device) as opened, Session(model, opened, chosen, policy, generation) as session:
+    with open_device(device) as opened, open_session(RunContext.of(model, chosen, policy, opened, options)) as session:
         opened.memory.reset_peak()
-        metadata |= {"origin": opened.origin, "device": describe_device(opened)}
         done = []
-        for batch in _batches(session, ids, policy, generation.max_new_tokens, metadata, progress):
+        for batch in _batches(session, ids, progress):
             done.append(batch)
             if on_batch is not None:
                 on_batch(batch)
@@ -109,27 +103,20 @@ def run(
     return RunResult(sequences, texts, _stats(done, peaks), [batch.trace for batch in done])
 
 
-def _batches(
-    session: Session,
-    ids: list[list[int]],
-    policy: Policy,
-    gen_len: int,
-    metadata: dict[str, Any],
-    progress: Callable[[int], None] | None,
-) -> Iterator[BatchDone]:
-    def on_head(micro_batch: GenerateCoroutine) -> None:
+def _batches(session: Session, ids: list[list[int]], progress: Callable[[int], None] | None) -> Iterator[BatchDone]:
+    def on_head(micro_batch: InFlight) -> None:
         if progress is not None:
             progress(len(micro_batch.padding))
 
+    run, policy = session.run, session.run.policy
+    metadata = describe_run(run, ids)
     for first in range(0, len(ids), policy.batch_size):
         batch = ids[first : first + policy.batch_size]
-        memories = session.memories
-        for memory in memories.values():
+        for memory in run.memories.values():
             memory.start_history()
-        result = session.run_batch(batch, first // policy.micro_batch_size, on_head)
-        histories = {tier: memory.take_history() for tier, memory in memories.items()}
-        about = describe_batch(session, batch, policy.micro_batch_size, gen_len)
-        yield BatchDone(first, result, make_trace(result.ran, metadata | about, histories))
+        result = run_batch(session, batch, first // policy.micro_batch_size, on_head)
+        histories = {tier: memory.take_history() for tier, memory in run.memories.items()}
+        yield BatchDone(first, result, make_trace(result.ran, metadata | describe_batch(run, batch), histories))
 
 
 def _usual_policy(schedule: Schedule, num_prompts: int, micro_batch_size: int | None) -> Policy:
@@ -159,21 +146,3 @@ def _stats(done: Sequence[BatchDone], peaks: dict[str, int]) -> Stats:
         kernel_attention_calls=sum(batch.result.kernel_calls for batch in done),
         own_attention_calls=sum(batch.result.own_code_calls for batch in done),
     )
-
-
-def _metadata(
-    model: PreTrainedModel, schedule: Schedule, policy: Policy, ids: list[list[int]], generation: GenerationOptions
-) -> dict[str, Any]:
-    inputs = [schedule.name, policy.to_dict(), model.config.to_json_string(), ids, generation.max_new_tokens]
-    return {
-        "schedule": schedule.name,
-        "model": model.config.model_type,
-        "model_config": describe_model(model),
-        "policy": policy.to_dict(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "input_hash": hashlib.sha256(json.dumps(inputs).encode()).hexdigest(),
-    }

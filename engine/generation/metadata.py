@@ -1,13 +1,16 @@
 """What a trace says of the run behind it: all that issues its tasks once more and predicts what each should take."""
 
+import hashlib
 import json
+import platform
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+import transformers
 from transformers import PreTrainedModel
 
-from engine.device import Device
-from engine.generation.session import Session
+from engine.tasks import RunContext
 from sim.problem import Batch, MicroBatch
 from sim.simulation import structure
 
@@ -19,33 +22,43 @@ def describe_model(model: PreTrainedModel) -> dict[str, Any]:
     return {**config, "dtype": str(model.dtype).removeprefix("torch.")}
 
 
-def describe_device(device: Device) -> dict[str, Any]:
-    """The device's name and size, and of an emulated one the speeds and cores that it was given."""
-    facts = {"name": device.name, "memory_bytes": device.memory_bytes}
-    for name in ("gpu_threads", "cpu_threads"):
-        if hasattr(device, name):
-            facts[name] = getattr(device, name)
-    for name in ("h2d", "d2h"):
-        if hasattr(device, name):
-            link = getattr(device, name)
-            facts[f"{name}_bytes_per_s"] = link.bytes_per_s
-            facts[f"{name}_pageable_bytes_per_s"] = link.pageable_bytes_per_s
-    return facts
+def describe_run(run: RunContext, ids: list[list[int]]) -> dict[str, Any]:
+    """What all batches of a run on these token ids have in common."""
+    config, policy, schedule = run.model.config, run.policy.to_dict(), run.schedule.name
+    inputs = [schedule, policy, config.to_json_string(), ids, run.options.max_new_tokens]
+    return {
+        "schedule": schedule,
+        "model": config.model_type,
+        "model_config": describe_model(run.model),
+        "policy": policy,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "input_hash": hashlib.sha256(json.dumps(inputs).encode()).hexdigest(),
+        "origin": run.device.origin,
+        "device": run.device.facts,
+    }
 
 
-def describe_batch(
-    session: Session, prompts: Sequence[Sequence[int]], micro_batch_size: int, gen_len: int
-) -> dict[str, Any]:
+def describe_batch(run: RunContext, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
     """One batch: its pipeline, the length of each prompt, and the micro-batches as they are padded.
 
     The device computes padding and the KV cache holds it; only attention on the host leaves it out.
     """
-    lengths = [len(prompt) for prompt in prompts]
-    cut = [lengths[first : first + micro_batch_size] for first in range(0, len(lengths), micro_batch_size)]
-    batch = Batch(tuple(map(MicroBatch.padded, cut)), 0, gen_len)
+    lengths, gen_len = [len(prompt) for prompt in prompts], run.options.max_new_tokens
+    batch = as_cut(lengths, run.policy.micro_batch_size, gen_len)
     return {
         "steps": [0, gen_len],
         "prompt_tokens": lengths,
-        "streamed_bytes": session.streamed_bytes,
-        **structure(session.shape(len(cut)), batch),
+        "streamed_bytes": [0 if layer is None else layer.num_bytes for layer in run.streamed],
+        **structure(run.shape(len(batch.micro_batches)), batch),
     }
+
+
+def as_cut(prompt_tokens: Sequence[int], micro_batch_size: int, gen_len: int) -> Batch:
+    """The batch as the engine cuts it: in order of input, each micro-batch padded to its longest prompt."""
+    starts = range(0, len(prompt_tokens), micro_batch_size)
+    cut = [MicroBatch.padded(prompt_tokens[start : start + micro_batch_size]) for start in starts]
+    return Batch(tuple(cut), 0, gen_len)

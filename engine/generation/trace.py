@@ -53,24 +53,13 @@ def make_trace(ran: Sequence[Ran], metadata: dict[str, Any], memory: Mapping[str
         previous = before.get(task.lane, NONE)
         cause = cause_of(times[task.id][0], task.deps, previous, ends_ns)
         before[task.lane] = task.id
+        where = (task.lane.kind.value, task.lane.rank, task.step, task.layer, task.micro_batch, task.page)
         first, last = (time - start_ns for time in times[task.id])
-        spans.append(
-            Span(
-                task.id,
-                task.op.value,
-                task.lane.kind.value,
-                task.lane.rank,
-                task.step,
-                task.layer,
-                task.micro_batch,
-                task.page,
-                first,
-                last,
-                bytes=one.num_bytes,
-                waited_for="" if cause in (previous, NONE) else DEPENDENCY,
-                cause=cause,
-            )
+        waited_for = "" if cause in (previous, NONE) else DEPENDENCY
+        span = Span(
+            task.id, task.op.value, *where, first, last, bytes=one.num_bytes, waited_for=waited_for, cause=cause
         )
+        spans.append(span)
     return Trace(metadata, spans, _memory(memory or {}, start_ns))
 
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from engine.device import Device
-from engine.model import AttentionCall, GenerateCoroutine, InFlight, LayerCache, LayerEntry, StackEnd
+from engine.model import AttentionCall, InFlight, LayerCache, LayerEntry, StackEnd
 from sim.schedule import Op, Task
 
 
@@ -23,7 +23,7 @@ class Activations:
     is measured once for each kind of layer (`kinds`: a number per layer) and taken to be the same in those alike.
     """
 
-    def __init__(self, device: Device, largest: GenerateCoroutine, kinds: Sequence[int]) -> None:
+    def __init__(self, device: Device, largest: InFlight, kinds: Sequence[int]) -> None:
         self._device = device
         self._largest = largest
         self._kinds = kinds
@@ -33,7 +33,7 @@ class Activations:
         self._passing: list[_Passing] = []  # what the largest micro-batch holds that a task may let go of
 
     @contextlib.contextmanager
-    def working(self, micro_batch: GenerateCoroutine, task: Task) -> Iterator[None]:
+    def working(self, micro_batch: InFlight, task: Task) -> Iterator[None]:
         """Around a task of the GPU lane: counts its working set where that is largest."""
         if micro_batch is not self._largest or micro_batch.step > 0:
             yield
@@ -46,10 +46,10 @@ class Activations:
             with _WorkingSet(self._passing) as working_set:
                 yield
             self._working_sets[alike] = working_set.peak_bytes
-        with self._device.accounted("working set", self._working_sets[alike]):
+        with self._device.memory.holding("working set", self._working_sets[alike]):
             return
 
-    def stopped(self, micro_batch: GenerateCoroutine, desk: InFlight) -> None:
+    def stopped(self, micro_batch: InFlight) -> None:
         """A micro-batch has stopped: count what it holds."""
         at, index = micro_batch.at, micro_batch.index
         tensors: list[torch.Tensor] = []
@@ -61,9 +61,9 @@ class Activations:
             inside_layer = self._entered.get(index, 0)
         if isinstance(at, AttentionCall):
             tensors += [at.query, at.key, at.value]
-        if desk.attended is not None:
-            tensors.append(desk.attended[0])
-        for layer in desk.cache.layers:
+        if micro_batch.attended is not None:
+            tensors.append(micro_batch.attended[0])
+        for layer in micro_batch.cache.layers:
             if isinstance(layer, LayerCache):
                 tensors += [tensor for new in list(layer.new.values()) for tensor in new]
         storages = {storage.data_ptr(): storage for storage in (t.untyped_storage() for t in tensors)}
@@ -83,9 +83,9 @@ class Activations:
         name = f"activations of micro-batch {index}"
         more = num_bytes - self._held.get(index, 0)
         if more > 0:
-            self._device.account(name, more)
+            self._device.memory.charge(name, more)
         elif more < 0:
-            self._device.release(name, -more)
+            self._device.memory.refund(name, -more)
         self._held[index] = num_bytes
 
 

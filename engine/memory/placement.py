@@ -71,7 +71,7 @@ class Placement:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for split in self._splits:
-            split.remove()
+            split.close()
         self._splits.clear()
         if hasattr(self, "weights"):
             self.weights.close()

@@ -8,7 +8,12 @@ from .coroutine import (
     StackEnd as StackEnd,
 )
 from .experts import SplitExperts as SplitExperts, can_split as can_split, lean_gates as lean_gates
-from .hooks import Split as Split, is_causal as is_causal, own_attention as own_attention
+from .hooks import (
+    eager_attention as eager_attention,
+    is_causal as is_causal,
+    own_attention as own_attention,
+    split as split,
+)
 from .in_flight import Attended as Attended, InFlight as InFlight
 from .kvcache import (
     KeysValues as KeysValues,

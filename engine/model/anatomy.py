@@ -25,6 +25,8 @@ class OwnedParameter(NamedTuple):
 class Anatomy:
     """The parts of a model that the engine handles apart."""
 
+    path: str
+    """Where the model has its list of decoder layers: `model.layers`."""
     layers: tuple[nn.Module, ...]
     experts: tuple[tuple[OwnedParameter, ...], ...]
     """Per layer, the parameters of its routed experts."""
@@ -37,25 +39,28 @@ class Anatomy:
         """Find the parts. Raises InputError if the model is no decoder-only Mixture of Experts."""
         if model.config.is_encoder_decoder or not model.can_generate():
             raise InputError(f"{type(model).__name__}: only decoder-only language models can be run")
-        layers = _decoder_layers(model)
+        path, layers = _decoder_layers(model)
         num_experts = _num_experts(model)
         experts = tuple(tuple(_routed(layer, num_experts)) for layer in layers)
         if not any(experts):
             raise InputError(f"{type(model).__name__} holds no routed experts: it must be a Mixture of Experts")
-        return Anatomy(layers, experts, num_experts, tuple(_kinds(model, layers)))
+        return Anatomy(path, layers, experts, num_experts, tuple(_kinds(model, layers)))
 
     def parameters(self, layer: int) -> tuple[OwnedParameter, ...]:
         """All parameters of a layer."""
-        return tuple(_owned(self.layers[layer]))
+        return tuple(
+            OwnedParameter(module, name, tensor)
+            for module in self.layers[layer].modules()
+            for name, tensor in module.named_parameters(recurse=False)
+        )
 
 
-def _decoder_layers(model: PreTrainedModel) -> tuple[nn.Module, ...]:
+def _decoder_layers(model: PreTrainedModel) -> tuple[str, tuple[nn.Module, ...]]:
     count = model.config.get_text_config(decoder=True).num_hidden_layers
-    found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count]
-    for candidate in found:
-        kinds = {type(layer).__name__ for layer in candidate}
-        if any(kind.endswith(("DecoderLayer", "Block", "Layer")) for kind in kinds):
-            return tuple(candidate)
+    for path, found in model.named_modules():
+        kinds = {type(layer).__name__ for layer in found} if isinstance(found, nn.ModuleList) else set()
+        if kinds and len(found) == count and any(kind.endswith(("DecoderLayer", "Block", "Layer")) for kind in kinds):
+            return path, tuple(found)
     raise InputError(f"{type(model).__name__}: its {count} decoder layers were not found; the engine cannot run it")
 
 
@@ -64,12 +69,9 @@ def _kinds(model: PreTrainedModel, layers: Sequence[nn.Module]) -> Iterator[int]
     attention = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or [None] * len(layers)
     known: dict[Hashable, int] = {}
     for layer, kind in zip(layers, attention, strict=False):
-        parts = tuple((type(module).__name__, tuple(_shapes(module))) for module in layer.modules())
-        yield known.setdefault((kind, parts), len(known))
-
-
-def _shapes(module: nn.Module) -> Iterator[tuple[int, ...]]:
-    return (tuple(parameter.shape) for parameter in module.parameters(recurse=False))
+        types = tuple(type(owner).__name__ for owner in layer.modules())
+        shapes = tuple((path, tensor.shape) for path, tensor in layer.named_parameters())
+        yield known.setdefault((kind, types, shapes), len(known))
 
 
 def _num_experts(model: PreTrainedModel) -> int:
@@ -90,12 +92,6 @@ def _routed(layer: nn.Module, num_experts: int) -> Iterator[OwnedParameter]:
             fused = tensor.dim() == 3 and tensor.shape[0] == num_experts
             if "experts" in parts or fused or isinstance(module, nn.Embedding):
                 yield OwnedParameter(module, name, tensor)
-
-
-def _owned(layer: nn.Module) -> Iterator[OwnedParameter]:
-    for module in layer.modules():
-        for name, tensor in module.named_parameters(recurse=False):
-            yield OwnedParameter(module, name, tensor)
 
 
 def end_tokens(model: PreTrainedModel, given: int | Sequence[int] | None = None) -> set[int]:

@@ -4,7 +4,8 @@ The coroutine (a greenlet) runs in the thread of the GPU lane. Hooks inside the 
 says where it stopped and what it holds; the executor's tasks look at the event and `resume` with what it waits for.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,16 +102,13 @@ class GenerateCoroutine:
 
     def start(self) -> None:
         """Runs up to the entry of the first layer. Binds the coroutine to the calling thread."""
-        self._coroutine = _Coroutine(lambda: Finished(self.generate()))
+        self._coroutine = _Coroutine(lambda _: Finished(self.generate()))
         self._coroutine.micro_batch = self
-        if self.seed is None:
-            self.at = self._coroutine.switch()
-            return
-        outside = _random_state()
-        torch.manual_seed(self.seed)
-        self._random = _random_state()
-        _set_random_state(outside)
-        self._with_own_random(lambda coroutine: coroutine.switch())
+        if self.seed is not None:
+            with _process_random():
+                torch.manual_seed(self.seed)
+                self._random = _random_state()
+        self.resume_and_draw()
 
     def resume(self, value: object = None) -> None:
         """Goes on to the next event, giving `value` to where it stopped. Errors inside come out here."""
@@ -120,11 +118,14 @@ class GenerateCoroutine:
         self.at = self._coroutine.switch(given)
 
     def resume_and_draw(self) -> None:
-        """Like `resume`, where the head may draw random numbers."""
+        """Like `resume`, where the model may draw random numbers."""
         if self.seed is None:
             self.resume()
-        else:
-            self._with_own_random(lambda coroutine: coroutine.switch([None]))
+            return
+        with _process_random():
+            _set_random_state(self._random)
+            self.resume()
+            self._random = _random_state()
 
     def abandon(self) -> None:
         """Ends an unfinished coroutine and lets go of all it holds. Only from the thread that started it."""
@@ -133,16 +134,6 @@ class GenerateCoroutine:
             coroutine.throw()
         if not self.finished:
             self.at = None
-
-    def _with_own_random(self, switch: Callable[[_Coroutine], Event]) -> None:
-        assert self._coroutine is not None
-        outside = _random_state()
-        _set_random_state(self._random)
-        try:
-            self.at = switch(self._coroutine)
-            self._random = _random_state()
-        finally:
-            _set_random_state(outside)
 
 
 def current() -> GenerateCoroutine | None:
@@ -157,6 +148,16 @@ def suspend(event: Event) -> Any:
     assert parent is not None
     given: list[Any] = parent.switch(event)
     return given.pop()
+
+
+@contextlib.contextmanager
+def _process_random() -> Iterator[None]:
+    """Gives the process's random numbers back at the end."""
+    outside = _random_state()
+    try:
+        yield
+    finally:
+        _set_random_state(outside)
 
 
 def _random_state() -> list[torch.Tensor]:

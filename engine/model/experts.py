@@ -50,7 +50,7 @@ def _apply_gate(module: Any, gate_up: torch.Tensor) -> torch.Tensor:
 
 
 class SplitExperts:
-    """Takes the place of an experts module's `forward` until `remove`.
+    """Takes the place of an experts module's `forward` until `close`.
 
     `resident` are the module's parameters cut down to the experts on the device. The module's parameters themselves
     must be those of the streamed experts whenever it is called.
@@ -71,7 +71,7 @@ class SplitExperts:
         rest = self._part(streamed, self._num_resident, self._num_experts, hidden, top_k_index, top_k_weights)
         return resident + rest
 
-    def remove(self) -> None:
+    def close(self) -> None:
         """Gives the module its own `forward` back."""
         del self._module.forward
 

@@ -1,10 +1,10 @@
 """Where a model can be split: hooks on its decoder layers, and an attention function that asks the executor."""
 
+import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterable
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,39 +21,25 @@ SUPPORTED = ("sdpa", "eager")
 Attention = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
 
-class Split:
-    """While entered, every micro-batch stops at layer entries, attention calls and streamed weights.
+@contextlib.contextmanager
+def split(model: PreTrainedModel, layers: Sequence[nn.Module], streamed: Collection[nn.Module]) -> Iterator[None]:
+    """While entered, every micro-batch stops at layer entries, attention calls and modules of streamed weights.
 
     Calls from outside a micro-batch's coroutine go through as if nothing had been changed.
     """
-
-    def __init__(self, model: PreTrainedModel, layers: Iterable[nn.Module], streamed: Iterable[nn.Module]) -> None:
-        self._model = model
-        self._layers = tuple(layers)
-        self._streamed = tuple(streamed)
-        self._removals: list[Callable[[], None]] = []
-
-    def __enter__(self) -> Self:
-        original = self._model.config._attn_implementation
-        wrapped = original if original in SUPPORTED else "sdpa" if self._model._supports_sdpa else "eager"
-        self._model.set_attn_implementation(_register(wrapped))
-        self._removals.append(lambda: self._model.set_attn_implementation(original))
-        for i, layer in enumerate(self._layers):
-            self._add(layer.register_forward_pre_hook(functools.partial(_enter_layer, i), with_kwargs=True))
+    original = model.config._attn_implementation
+    wrapped = original if original in SUPPORTED else "sdpa" if model._supports_sdpa else "eager"
+    with contextlib.ExitStack() as stack:
+        stack.callback(model.set_attn_implementation, original)
+        model.set_attn_implementation(_register(wrapped))
+        stack.callback(layers[-1].register_forward_hook(_leave_stack).remove)
+        for i, layer in enumerate(layers):
+            enter, need = (functools.partial(hook, i) for hook in (_enter_layer, _need_weights))
+            stack.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
             for child in layer.children():
-                if any(module in self._streamed for module in child.modules()):
-                    self._add(child.register_forward_pre_hook(functools.partial(_need_weights, i)))
-        self._add(self._layers[-1].register_forward_hook(_leave_stack))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        while self._removals:
-            self._removals.pop()()
-
-    def _add(self, handle: torch.utils.hooks.RemovableHandle) -> None:
-        self._removals.append(handle.remove)
+                if any(module in streamed for module in child.modules()):
+                    stack.callback(child.register_forward_pre_hook(need).remove)
+        yield
 
 
 def own_attention(call: AttentionCall, module: object = None) -> Attention:
@@ -62,7 +48,9 @@ def own_attention(call: AttentionCall, module: object = None) -> Attention:
     `module` stands in for the model's attention module where its tensors must be elsewhere.
     """
     eager = call.implementation == "eager"
-    function = _eager(call.module) if eager else ALL_ATTENTION_FUNCTIONS[call.implementation]
+    function = eager_attention(call.module) if eager else ALL_ATTENTION_FUNCTIONS[call.implementation]
+    if function is None:
+        raise RuntimeError(f"{type(call.module).__name__}: its library defines no eager attention")
     return functools.partial(function, module or call.module)
 
 
@@ -129,9 +117,7 @@ def _mask(library: Callable[..., torch.Tensor | None], *args: Any, **kwargs: Any
     return mask
 
 
-def _eager(module: nn.Module) -> Attention:
-    for kind in type(module).__mro__:
-        found = getattr(sys.modules[kind.__module__], "eager_attention_forward", None)
-        if found is not None:
-            return found  # type: ignore[no-any-return]
-    raise RuntimeError(f"{type(module).__name__}: its library defines no eager attention")
+def eager_attention(module: nn.Module) -> Any:
+    """The function that computes this module's attention step by step: it stands beside the module's class."""
+    beside = (vars(sys.modules[kind.__module__]) for kind in type(module).__mro__)
+    return next((names["eager_attention_forward"] for names in beside if "eager_attention_forward" in names), None)

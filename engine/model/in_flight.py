@@ -1,22 +1,24 @@
-"""What lies ready between the tasks of one micro-batch: each task leaves it for the next, on whatever lane it runs."""
+"""A micro-batch in flight: its coroutine, and what its tasks leave for each other, on whatever lane they run."""
 
 from dataclasses import dataclass, field
 
 import torch
 from transformers.cache_utils import Cache
 
-from engine.model.kvcache import KeysValues, Store, layer_of
+from engine.model.coroutine import GenerateCoroutine
+from engine.model.kvcache import Allocate, KeysValues, Store, layer_of
 from sim.schedule import Task
 
 Attended = tuple[torch.Tensor, torch.Tensor | None]
 """What attention returns to the model: output and, if somebody asked, weights."""
 
 
-@dataclass(slots=True)
-class InFlight:
-    """One micro-batch's tensors between tasks. Dependencies keep lanes from touching one field at a time."""
+@dataclass(slots=True, eq=False, kw_only=True)
+class InFlight(GenerateCoroutine):
+    """One micro-batch and its tensors between tasks. Dependencies keep lanes from touching one field at a time."""
 
     cache: Cache
+    width: int  # tokens of each prompt, padding included
     capacity: int  # tokens that the cache may come to hold, prompt included
     stores: dict[int, Store] = field(default_factory=dict)  # by layer
     hidden_on_host: torch.Tensor | None = None
@@ -33,6 +35,12 @@ class InFlight:
         """The keys and values that the task's layer made in the task's step, once."""
         cache = layer_of(self.cache, task.layer)
         return None if cache is None else cache.take(task.step)
+
+    def keep(self, layer: int, new: KeysValues, allocate: Allocate, name: str) -> None:
+        """Adds keys and values to the layer's store, which gets its room from `allocate` when it is first needed."""
+        if layer not in self.stores:
+            self.stores[layer] = Store(new, self.capacity, allocate, name)
+        self.stores[layer].append(new)
 
     def take_loaded_cache(self, task: Task) -> KeysValues:
         """The cache that was loaded for the task's layer, once."""

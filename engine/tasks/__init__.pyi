@@ -1,1 +1,2 @@
-from .batch import BatchResult as BatchResult, BatchRun as BatchRun, GenerationOptions as GenerationOptions
+from .batch import BatchResult as BatchResult, run_batch as run_batch
+from .context import GenerationOptions as GenerationOptions, RunContext as RunContext, Session as Session

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from engine.attention import HostAttention, unsupported
-from engine.model import AttentionCall, GenerateCoroutine, KeysValues, is_causal, own_attention
+from engine.model import AttentionCall, InFlight, KeysValues, is_causal, own_attention
 
 
 def attend_on_device(call: AttentionCall, known: KeysValues) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -32,15 +32,10 @@ class DecodeAttention:
             return False
         return call.mask is None or (is_causal(call.mask) and call.mask.shape[-1] == num_tokens)
 
-    def __call__(
-        self,
-        micro_batch: GenerateCoroutine,
-        call: AttentionCall,
-        query: torch.Tensor,
-        known: KeysValues,
-        mask: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def __call__(self, micro_batch: InFlight, query: torch.Tensor, known: KeysValues) -> torch.Tensor:
         """Attention output [batch, 1, heads, value_dim] on the host, of tensors on the host."""
+        call = micro_batch.at
+        assert isinstance(call, AttentionCall)
         if self.by_kernel(call, known.num_tokens):
             self.kernel_calls += 1
             starts = None if call.mask is None else torch.tensor(micro_batch.padding)
@@ -48,7 +43,7 @@ class DecodeAttention:
             return out[:, None]
         self.own_calls += 1
         kwargs = {name: _to_host(value) for name, value in call.kwargs.items()}
-        return own_attention(call, _OnHost(call.module))(query, *known, mask, **kwargs)[0]
+        return own_attention(call, _OnHost(call.module))(query, *known, micro_batch.mask_on_host, **kwargs)[0]
 
 
 class _OnHost:

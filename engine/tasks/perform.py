@@ -1,11 +1,11 @@
 """What each op does: the same tasks that the simulator times, on a real model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from engine.device import LaneContext
-from engine.memory import WeightStream
-from engine.model import GenerateCoroutine, InFlight
+from engine.model import InFlight
 from engine.tasks.compute import Compute
+from engine.tasks.context import BatchContext
 from engine.tasks.transfers import Transfers
 from sim.schedule import LaneKind, Op, Task
 
@@ -15,27 +15,17 @@ WEIGHT_OPS = (Op.PIN_WEIGHTS, Op.LOAD_WEIGHTS, Op.LOAD_WEIGHTS_PAGEABLE)
 class TaskPerformer:
     """Performs the tasks of one batch, on whatever lane they are. Dependencies keep lanes out of each other's way."""
 
-    def __init__(
-        self,
-        micro_batches: Sequence[GenerateCoroutine],
-        desks: Sequence[InFlight],
-        compute: Compute,
-        transfers: Transfers,
-        weights: WeightStream,
-        num_steps: int,
-    ) -> None:
-        self._micro_batches = micro_batches
-        self._desks = desks
-        self._weights = weights
-        self._num_steps = num_steps
-        self._on_device: dict[Op, Callable[[Task, GenerateCoroutine, InFlight], int]] = {
+    def __init__(self, batch: BatchContext) -> None:
+        self._batch = batch
+        compute, transfers = Compute(batch), Transfers(batch)
+        self._on_device: dict[Op, Callable[[Task, InFlight], int]] = {
             Op.PRE_ATTN: compute.pre_attn,
             Op.ATTN: compute.attn,
             Op.POST_ATTN: compute.post_attn,
             Op.HEAD: compute.head,
         }
         self._attn_on_host = compute.attn_on_host
-        self._copies: dict[Op, Callable[[LaneContext, Task, GenerateCoroutine, InFlight], int]] = {
+        self._copies: dict[Op, Callable[[LaneContext, Task, InFlight], int]] = {
             Op.OFFLOAD_QKV: transfers.offload_qkv,
             Op.LOAD_HIDDEN: transfers.load_hidden,
             Op.STORE_HIDDEN: transfers.store_hidden,
@@ -47,32 +37,33 @@ class TaskPerformer:
         """Do the task. Returns the bytes it moved; None if its micro-batch has finished."""
         if task.op in WEIGHT_OPS:
             return self._move_weights(lane, task)
-        micro_batch, desk = self._micro_batches[task.micro_batch], self._desks[task.micro_batch]
+        micro_batch = self._batch.micro_batches[task.micro_batch]
         if micro_batch.finished and task.step >= micro_batch.step:
             return None
         if task.op in self._copies:
-            return self._copies[task.op](lane, task, micro_batch, desk)
+            return self._copies[task.op](lane, task, micro_batch)
         if task.lane.kind is LaneKind.CPU:
-            return self._attn_on_host(task, micro_batch, desk)
+            return self._attn_on_host(task, micro_batch)
         if task.op not in self._on_device:
             raise NotImplementedError(f"{task.op} belongs to runs on several devices")
         if micro_batch.step != task.step:
             raise RuntimeError(f"micro-batch {micro_batch.index} is in step {micro_batch.step}")
-        return self._on_device[task.op](task, micro_batch, desk)
+        return self._on_device[task.op](task, micro_batch)
 
     def finished(self) -> bool:
         """Whether every micro-batch has ended before its last step, so that what is issued further has no use."""
-        early = any(micro_batch.step < self._num_steps for micro_batch in self._micro_batches)
-        return early and all(micro_batch.finished for micro_batch in self._micro_batches)
+        micro_batches, num_steps = self._batch.micro_batches, self._batch.session.run.options.max_new_tokens
+        return any(one.step < num_steps for one in micro_batches) and all(one.finished for one in micro_batches)
 
     def abandon(self) -> None:
         """Ends all coroutines. Only from the GPU lane's thread."""
-        for micro_batch in self._micro_batches:
+        for micro_batch in self._batch.micro_batches:
             micro_batch.abandon()
 
     def _move_weights(self, lane: LaneContext, task: Task) -> int:
+        weights = self._batch.session.weights
         if task.op is Op.PIN_WEIGHTS:
-            return self._weights.pin(task)
+            return weights.pin(task)
         if task.op is Op.LOAD_WEIGHTS:
-            return self._weights.load(lane, task)
-        return self._weights.load_pageable(lane, task)
+            return weights.load(lane, task)
+        return weights.load_pageable(lane, task)

@@ -5,13 +5,12 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from transformers import DeepseekV3Config, DynamicCache, GptOssConfig, MixtralConfig
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.masking_utils import create_causal_mask
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
 from transformers.models.mixtral.modeling_mixtral import MixtralAttention, eager_attention_forward
 
 from engine.attention import HostAttention, unsupported
-from engine.attention.host import first_seen
 
 
 def random(*shape, dtype=torch.float32, seed=0, scale=1.0):
@@ -188,9 +187,9 @@ def test_tensors_that_do_not_fit_are_refused(query, keys, values, reason):
 SMALL = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 1}
 
 
-def decode_mask(implementation, padding, tokens, make=create_causal_mask, **config):
+def decode_mask(padding, tokens):
     """The mask that a model gives its attention for the newest token."""
-    config = MixtralConfig(**SMALL, attn_implementation=implementation, **config)
+    config = MixtralConfig(**SMALL, attn_implementation="eager")
     visible = torch.ones(len(padding), tokens, dtype=torch.long)
     for row, pad in zip(visible, padding, strict=True):
         row[:pad] = 0
@@ -199,7 +198,7 @@ def decode_mask(implementation, padding, tokens, make=create_causal_mask, **conf
     cache.update(torch.zeros(len(padding), 2, tokens - 1, 8), torch.zeros(len(padding), 2, tokens - 1, 8), 0)
     position = torch.full((len(padding), 1), tokens - 1)
     newest = torch.zeros(len(padding), 1, 32)
-    return make(
+    return create_causal_mask(
         config=config, inputs_embeds=newest, attention_mask=visible, past_key_values=cache, position_ids=position
     )
 
@@ -208,47 +207,10 @@ def test_equals_the_eager_attention_of_a_model_with_left_padding():
     module = MixtralAttention(MixtralConfig(**SMALL, head_dim=8), 0)
     padding = [0, 7, 19]
     query, keys, values = random(3, 4, 1, 8), random(3, 2, 20, 8, seed=1), random(3, 2, 20, 8, seed=2)
-    mask = decode_mask("eager", padding, 20)
+    mask = decode_mask(padding, 20)
     expected, _ = eager_attention_forward(module, query, keys, values, mask, scaling=module.scaling)
-    found = HostAttention()(query[:, :, 0], keys, values, first_seen(mask, 3, 20), module.scaling)
+    found = HostAttention()(query[:, :, 0], keys, values, torch.tensor(padding), module.scaling)
     torch.testing.assert_close(found, expected[:, 0], rtol=2e-6, atol=2e-6)
-
-
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_a_mask_of_left_padding_becomes_offsets(implementation):
-    mask = decode_mask(implementation, [0, 7, 19], 20)
-    assert first_seen(mask, 3, 20).tolist() == [0, 7, 19]
-
-
-def test_no_mask_hides_nothing():
-    assert first_seen(None, 2, 20).tolist() == [0, 0]
-
-
-def test_a_mask_of_a_sliding_window_becomes_offsets():
-    mask = decode_mask("eager", [0, 18], 20, create_sliding_window_causal_mask, sliding_window=5)
-    assert first_seen(mask, 2, 20).tolist() == [15, 18]
-
-
-@pytest.mark.parametrize(
-    "row",
-    [
-        [True, False, True],  # a hole
-        [True, True, False],  # padding on the right
-        [False, False, False],  # nothing seen
-        [0.0, -0.5, 0.0],  # a bias
-        [float("nan"), 0.0, 0.0],
-    ],
-)
-def test_a_mask_that_offsets_cannot_tell_is_refused(row):
-    assert first_seen(torch.tensor(row)[None, None, None], 1, 3) is None
-
-
-def test_a_mask_with_a_row_per_head_is_refused():
-    assert first_seen(torch.zeros(1, 4, 1, 3), 1, 3) is None
-
-
-def test_masks_may_be_longer_than_the_context_and_shared_by_all():
-    assert first_seen(torch.tensor([False, True, True, False])[None, None, None], 2, 3).tolist() == [1, 1]
 
 
 def call(module, query_tokens=1, value_dim=8, **kwargs):

@@ -10,18 +10,17 @@ from hypothesis import given, settings, strategies as st
 
 import engine
 from engine.calibration import Round, calibrate, described, fitted, measure_machine
-from engine.calibration.fit.contention import contended
 from engine.calibration.fit.hand_over import hand_overs_s
-from engine.calibration.fit.interference import measured_slowdowns, with_turns
+from engine.calibration.fit.interference import contended, measured_slowdowns, with_interference
 from engine.calibration.fit.machine import ROOM, settled, unfitted
-from engine.calibration.fit.ratios import with_ratios
+from engine.calibration.fit.ratios import predicted_s, with_ratios
 from engine.calibration.fit.roofs import GROUPS, fit_all
 from engine.calibration.measure.first_layers import keep_first_layers, layers_to_measure
 from engine.calibration.measure.measured import Measured, repeated
 from engine.calibration.measure.probes import FEW_REPEATS, probe
-from engine.calibration.measure.rounds import median_probes, median_second_place
-from engine.calibration.measure.runs import MAX_TOKENS, Sample, conditions, run_all, samples_of
-from engine.calibration.measure.split_experts import second_place
+from engine.calibration.measure.rounds import median_probes, median_split_cost
+from engine.calibration.measure.runs import MAX_TOKENS, MeasuredRun, Sample, conditions, run_all, samples_of
+from engine.calibration.measure.split_experts import differences, split_cost
 from engine.cli import main
 from engine.device import EmulatedDevice
 from engine.running.demo import make_model
@@ -65,7 +64,7 @@ def device():
 
 @pytest.fixture(scope="module")
 def probes(device):
-    return probe(device, torch.float32, 1, 1, 1, FEW_REPEATS)
+    return probe(device, torch.float32, FEW_REPEATS)
 
 
 @pytest.fixture(scope="module")
@@ -81,20 +80,19 @@ def model():
 def made_up_samples(hardware, model, planned, spoil=lambda seconds, at: seconds):
     """What the runs would show on that machine: every task of the first layer, or the head."""
     found = []
-    for run, condition in enumerate(planned):
+    for condition in planned:
         cost, seen = condition.costs(model, hardware), set()
-        for task in (task for step in condition.schedule.steps(condition.shape(model), 0, 5) for task in step):
+        for task in (task for step in condition.steps(model) for task in step):
             key = (task.op, task.step if task.op in GROWS_WITH_CONTEXT else task.step > 0, task.lane, task.page)
             if key not in seen:
                 seen.add(key)
                 seconds = spoil(cost(task).duration_ns / 1e9, len(found))
-                found.append(Sample(run, task, seconds, seconds, seconds, 1))
+                found.append(Sample(condition, task, seconds, 1))
     return found
 
 
-def durations(hardware, model, planned, samples):
-    costs = [condition.costs(model, hardware) for condition in planned]
-    return np.array([costs[one.run](one.task).duration_ns for one in samples], float)
+def durations(hardware, model, samples):
+    return 1e9 * np.array(predicted_s(hardware, model, samples))
 
 
 def by_roofs_alone(hardware):
@@ -110,9 +108,9 @@ def test_the_fit_finds_a_machine_again(start, model, spoilt):
         truth = truth.with_value(path, value)
     planned, known = conditions(4096), described(model)
     samples = made_up_samples(truth, known, planned, lambda s, at: s * (4 if spoilt and at % 12 == 0 else 1))
-    found, fits = fit_all(start, known, planned, samples)
+    found, fits = fit_all(start, known, samples)
     for machine in (found, by_roofs_alone(found)):
-        ratios = durations(machine, known, planned, samples) / durations(truth, known, planned, samples)
+        ratios = durations(machine, known, samples) / durations(truth, known, samples)
         assert np.median(np.abs(ratios - 1)) < (0.03 if spoilt else 0.01)
         assert np.quantile(np.abs(ratios - 1), 0.9) < (0.1 if spoilt else 0.03)
     assert {fit.what for fit in fits} == {group.what for group in GROUPS}
@@ -126,7 +124,7 @@ def test_a_fixed_time_that_was_measured_is_not_fitted(device, probes, model):
     place = Measured.of([3e-4, 4e-4, 7e-4], "a test")
     start = unfitted("here", device, probes, place)
     samples = made_up_samples(start.with_value("device.experts.latency", 1e-3), known, planned)
-    found, _ = fit_all(start, known, planned, samples)
+    found, _ = fit_all(start, known, samples)
     assert found.device.experts.latency_s == pytest.approx(4e-4)
     assert found.device.experts.latency_s.source.startswith("a test; median of 3")
     shorter = unfitted("here", device, probes, Measured.of([-1e-4], "a test"))
@@ -155,23 +153,23 @@ def test_what_tasks_take_at_their_number_of_tokens_is_found_again(start, model):
         for one in made_up_samples(truth, known, planned)
         if one.task.op is Op.PRE_ATTN or (one.task.op in (Op.POST_ATTN, Op.HEAD) and one.task.step)
     ]
-    found, _ = fit_all(start, known, planned, samples)
-    ratios = durations(found, known, planned, samples) / durations(truth, known, planned, samples)
+    found, _ = fit_all(start, known, samples)
+    ratios = durations(found, known, samples) / durations(truth, known, samples)
     assert np.abs(ratios - 1).max() < 0.02
     for name in tiled:
         written = getattr(found.device, name).at_tokens
         prefill = [128, 256, 512, 1024] if name == "gemm" else []  # fewer tokens are decode's
         assert [one.tokens for one in written] == [1, 4, 16, 64, *prefill]
         assert all(one.time_ratio.basis is Basis.MEASURED for one in written)
-    ratios = durations(by_roofs_alone(found), known, planned, samples) / durations(truth, known, planned, samples)
+    ratios = durations(by_roofs_alone(found), known, samples) / durations(truth, known, samples)
     assert np.abs(ratios - 1).max() > 0.05
 
 
 def test_a_ratio_that_is_far_off_is_cut_and_says_so(start, model):
     planned, known = conditions(4096), described(model)
     samples = [one for one in made_up_samples(start, known, planned) if one.task.op is Op.HEAD and one.task.step]
-    spoilt = [one._replace(median_s=one.median_s * (5 if planned[one.run].size[0] == 16 else 1)) for one in samples]
-    found = with_ratios(start, "head", known, planned, spoilt).device.head.at_tokens
+    spoilt = [one._replace(median_s=one.median_s * (5 if one.condition.size[0] == 16 else 1)) for one in samples]
+    found = with_ratios(start, "head", known, spoilt).device.head.at_tokens
     assert [(one.tokens, float(one.time_ratio)) for one in found] == [
         (1, pytest.approx(1, abs=1e-3)),
         (4, pytest.approx(1, abs=1e-3)),
@@ -181,14 +179,19 @@ def test_a_ratio_that_is_far_off_is_cut_and_says_so(start, model):
     assert [("allowed" in one.time_ratio.source) for one in found] == [False, False, True, False]
 
 
-def test_a_second_place_costs_what_it_adds_to_the_first(model, device, monkeypatch):
-    pairs = iter([(9.0, 9.0), *((1.0, 1.0 + 0.1 * at) for at in range(5))])
-    monkeypatch.setattr("engine.calibration.measure.split_experts._Places.seconds", lambda *_, **__: next(pairs))
-    found = second_place(model, described(model), device, 1)
-    assert (found.median, found.count) == (pytest.approx(0.2), 5)
+def test_splitting_experts_costs_what_it_adds():
+    usual, split, order = iter([9.0, 1.0, 1.0]), iter([9.0, 1.1, 1.2]), []
+
+    def told(name, values):
+        order.append(name)
+        return next(values)
+
+    found = differences(lambda: told("usual", usual), lambda: told("split", split), 3)
+    assert found == pytest.approx([0.0, 0.1, 0.2])
+    assert order == ["usual", "split", "split", "usual", "usual", "split"]
 
 
-def test_a_second_place_is_measured_without_a_trace(model, device):
+def test_the_cost_of_splitting_experts_is_measured_without_a_trace(model, device):
     experts = model.model.layers[0].mlp.experts
     before, held = dict(experts._parameters), device.memory.usage.current_bytes
     told = []
@@ -197,7 +200,7 @@ def test_a_second_place_is_measured_without_a_trace(model, device):
         told.append((module._parameters["down_proj"].shape[0], result))
 
     hook = experts.register_forward_hook(seen)
-    found = second_place(model, described(model), device, 1)
+    found = split_cost(model, described(model), device, 1)
     hook.remove()
     assert found.count == 5
     assert {count for count, _ in told} == {4, 2}
@@ -208,11 +211,11 @@ def test_a_second_place_is_measured_without_a_trace(model, device):
 
 
 @pytest.mark.parametrize("family", ["mixtral", "jetmoe"])
-def test_experts_that_cannot_be_split_have_no_second_place(device, family):
+def test_experts_that_cannot_be_split_cost_nothing_by_it(device, family):
     """A single one, or those of a family that computes them in its own way."""
     single = {"num_local_experts": 1, "num_experts_per_tok": 1} if family == "mixtral" else {}
     model = make(family, **single)
-    assert second_place(model, described(model), device, 1) is None
+    assert split_cost(model, described(model), device, 1) is None
 
 
 def test_settling_changes_the_peaks_and_no_time(start, model):
@@ -222,7 +225,7 @@ def test_settling_changes_the_peaks_and_no_time(start, model):
     fast = truth.with_value("device.experts.compute", 0.9)
     planned, known = conditions(64, quick=True), described(model)
     samples = made_up_samples(fast, known, planned)
-    before, after = (durations(machine, known, planned, samples) for machine in (fast, settled(fast)))
+    before, after = (durations(machine, known, samples) for machine in (fast, settled(fast)))
     assert np.allclose(before, after, rtol=1e-9, atol=2)
     assert settled(fast).device.peak_flops_per_s == pytest.approx(0.9 * start.device.peak_flops_per_s)
     assert settled(truth).device.peak_flops_per_s == pytest.approx(start.device.peak_flops_per_s / ROOM)
@@ -265,7 +268,7 @@ def test_runs_grow_and_stay_within_the_model_s_positions():
             assert all(one.prompt_tokens <= most for one in planned)
             alone = [one for one in planned if one.alone]
             assert max(one.batch.prompt_tokens for one in alone) <= MAX_TOKENS
-            assert {one.places for one in alone} == {"cpu", "gpu"}
+            assert {one.policy.attention for one in alone} == {"cpu", "gpu"}
             assert any(not one.alone for one in planned)
             assert all(one.policy.num_micro_batches == 1 for one in alone)
     assert len(conditions(4096, quick=True)) < len(conditions(4096))
@@ -276,14 +279,13 @@ def test_a_sample_stands_for_all_tasks_that_are_alike(model, device):
     runs = []
     once, again = (run_all(model, device, planned, runs.append) for _ in range(2))
     assert runs == 2 * planned
-    found = samples_of([*one, *other] for one, other in zip(once, again, strict=True))
-    assert {one.run for one in found} == set(range(len(planned)))
-    for at, condition in enumerate(planned):
-        samples = [one for one in found if one.run == at]
+    found = samples_of(MeasuredRun(*pair) for spans in (once, again) for pair in zip(planned, spans, strict=True))
+    assert {one.condition for one in found} == set(planned)
+    for condition in planned:
+        samples = [one for one in found if one.condition == condition]
         ops = {(one.task.op, one.task.step > 0) for one in samples}
         assert {(Op.PRE_ATTN, True), (Op.POST_ATTN, True), (Op.HEAD, True), (Op.ATTN, True)} <= ops
-        for one in samples:
-            assert 0 < one.low_s <= one.median_s <= one.high_s
+        assert all(one.median_s > 0 for one in samples)
         post = next(one for one in samples if one.task.op == Op.POST_ATTN and one.task.step > 0)
         assert post.num_tasks == 2 * 4 * 3 * condition.policy.num_micro_batches
         assert all(
@@ -293,15 +295,14 @@ def test_a_sample_stands_for_all_tasks_that_are_alike(model, device):
 
 def test_contended_pairs_compare_equal_tasks():
     planned = conditions(64, quick=True)
-    streaming = next(at for at, one in enumerate(planned) if not one.alone)
-    alone = next(at for at, one in enumerate(planned) if one.size == planned[streaming].size and one.places == "cpu")
-    steps = planned[streaming].schedule.steps(planned[streaming].shape(described(make("mixtral"))), 0, 3)
-    task = next(task for step in steps for task in step if task.op is Op.POST_ATTN and task.step == 1)
-    pair = contended(planned, [Sample(alone, task, 1.0, 1, 1, 1), Sample(streaming, task, 1.5, 1, 1, 1)])
+    streaming = next(one for one in planned if not one.alone)
+    alone = next(one for one in planned if one.size == streaming.size and one.policy.attention == "cpu")
+    tasks = [task for step in streaming.steps(described(make("mixtral"))) for task in step]
+    task = next(task for task in tasks if task.op is Op.POST_ATTN and task.step == 1)
+    pair = contended([Sample(alone, task, 1.0, 1), Sample(streaming, task, 1.5, 1)])
     assert [one.slowdown for one in pair] == [1.5]
-    other = replace(planned[alone], prompt_tokens=7)
-    planned[alone] = other
-    assert contended(planned, [Sample(alone, task, 1.0, 1, 1, 1), Sample(streaming, task, 1.5, 1, 1, 1)]) == []
+    other = replace(alone, prompt_tokens=7)
+    assert contended([Sample(other, task, 1.0, 1), Sample(streaming, task, 1.5, 1)]) == []
 
 
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "deepseek_v3", "granitemoe"])
@@ -351,7 +352,7 @@ def test_the_command_refuses_a_bad_name_before_it_measures(out, named, tmp_path,
 
 def test_progress_is_told_to_the_end(model, device, probes, monkeypatch):
     told = []
-    monkeypatch.setattr("engine.calibration.calibration.probe", lambda *_: probes)
+    monkeypatch.setattr("engine.calibration.measure.probe", lambda *_: probes)
     calibrate(model, device, quick=True, progress=lambda done, total, doing: told.append((done, total)))
     assert told[0][0] == 0
     assert told[-1][0] == told[-1][1]
@@ -365,11 +366,11 @@ def test_every_part_of_a_round_may_be_made_again(model, device, probes, monkeypa
         made.append(make())
         return make()
 
-    monkeypatch.setattr("engine.calibration.calibration.probe", lambda *_: probes)
+    monkeypatch.setattr("engine.calibration.measure.probe", lambda *_: probes)
     found = measure_machine(model, device, planned, quick=True, attempt=twice)
     assert len(made) == 2 + len(planned)
     assert made[0] == probes
-    assert found.second_place is not made[1]
+    assert found.split_cost is not made[1]
     assert all(kept is not dropped for kept, dropped in zip(found.spans, made[2:], strict=True))
 
 
@@ -378,14 +379,14 @@ def test_a_round_survives_its_file(model, device, probes, tmp_path):
     made = Round(probes, run_all(model, device, planned[:2]), Measured.of([1e-4, 2e-4, 4e-4], "a test"))
     made.write(tmp_path / "round.json")
     read = Round.read(tmp_path / "round.json")
-    assert (read.probes, read.second_place) == (probes, made.second_place)
-    assert samples_of(read.spans) == samples_of(made.spans)
+    assert (read.probes, read.split_cost) == (probes, made.split_cost)
+    assert samples_of(map(MeasuredRun, planned, read.spans)) == samples_of(map(MeasuredRun, planned, made.spans))
 
 
-def test_the_second_place_is_that_of_the_middle_round(probes):
+def test_the_split_cost_is_that_of_the_middle_round(probes):
     rounds = [Round(probes, [], Measured.of([value], "a test")) for value in (5e-4, 1e-4, 2e-4)]
-    assert median_second_place(rounds).median == 2e-4
-    assert median_second_place([Round(probes, [])]) is None
+    assert median_split_cost(rounds).median == 2e-4
+    assert median_split_cost([Round(probes, [])]) is None
 
 
 def test_the_first_two_layers_of_prefill_do_not_count():
@@ -399,10 +400,10 @@ def test_the_first_two_layers_of_prefill_do_not_count():
             for layer in range(num_layers)
         ]
 
-    prefill, decode = samples_of([spans(5)])
+    prefill, decode = samples_of([MeasuredRun(None, spans(5))])
     assert (prefill.num_tasks, prefill.median_s) == (3, pytest.approx(103e-9))
     assert decode.num_tasks == 5
-    prefill, decode = samples_of([spans(2)])
+    prefill, decode = samples_of([MeasuredRun(None, spans(2))])
     assert prefill.num_tasks == decode.num_tasks == 2, "there are no others"
 
 
@@ -416,44 +417,42 @@ def test_rounds_are_probed_at_their_median(probes):
     assert found.link == probes.link
 
 
-@pytest.mark.parametrize("turns", [0.2, 0.75, 0.9, 1.0])
-def test_turns_are_found_again(start, model, turns):
+@pytest.mark.parametrize("share", [0.2, 0.75, 0.9, 1.0])
+def test_the_interpreter_share_is_found_again(start, model, share):
     """Runs of a made-up machine, alone and beside others, show how much its lanes get in each other's way."""
-    truth = start.with_value("emulation.turns", turns)
+    truth = start.with_value("emulation.turns", share)
     for path, value in TRUE.items():
         truth = truth.with_value(path, value)
     planned, known = conditions(64, quick=True), described(model)
-    runs = [[simulated_spans(truth, known, one) for one in planned]]
-    slow = measured_slowdowns(planned, runs)
+    runs = [simulated_run(truth, known, one) for one in planned]
+    slow = measured_slowdowns(runs)
     assert len(slow) == sum(not one.alone for one in planned)
-    assert (max(one.ratio for one in slow) > 1.05) == (turns > 0.2)
+    assert (max(one.ratio for one in slow) > 1.05) == (share > 0.2)
     guess = truth.with_value("emulation.turns", 0.6)
-    found = with_turns(guess, known, planned, runs).emulation.turns
-    assert found == pytest.approx(turns, abs=0.051)
+    found = with_interference(guess, known, runs).emulation.turns
+    assert found == pytest.approx(share, abs=0.051)
     assert found.basis is Basis.MEASURED
 
 
-def test_turns_need_runs_alone_and_beside_others_and_an_emulated_device(start, model):
-    planned, known = conditions(64, quick=True), described(model)
-    runs = [[simulated_spans(start, known, one) for one in planned]]
-    alone = [at for at, one in enumerate(planned) if one.alone]
-    assert with_turns(start, known, [planned[at] for at in alone], [[runs[0][at] for at in alone]]) == start
+def test_interference_needs_runs_alone_and_beside_others_and_an_emulated_device(start, model):
+    known = described(model)
+    runs = [simulated_run(start, known, one) for one in conditions(64, quick=True)]
+    assert with_interference(start, known, [run for run in runs if run.condition.alone]) == start
     real = replace(start, emulation=None)
-    assert with_turns(real, known, planned, runs) == real
+    assert with_interference(real, known, runs) == real
 
 
-def simulated_spans(hardware, model, condition):
+def simulated_run(hardware, model, condition):
     """What a run of the condition would leave behind on a machine."""
     costs, spans = condition.costs(model, hardware), []
-    steps = condition.schedule.steps(condition.shape(model), 0, 5)
-    Simulation(steps, costs, costs.capacities, on_task=lambda one: spans.append(span_of(one))).run()
-    return spans
+    Simulation(condition.steps(model), costs, costs.capacities, on_task=lambda one: spans.append(span_of(one))).run()
+    return MeasuredRun(condition, spans)
 
 
 def test_the_hand_over_is_the_gap_between_lanes_and_not_what_a_lane_does_alone(model):
     known = described(model)
     streaming = next(one for one in conditions(64, quick=True) if not one.alone)
-    tasks = [task for step in streaming.schedule.steps(streaming.shape(known), 0, 5) for task in step]
+    tasks = [task for step in streaming.steps(known) for task in step]
     free, ended, spans = {}, {}, []
     for task in tasks:
         own, others = free.get(task.lane, 0), max((ended[dep] for dep in task.deps), default=0)
@@ -461,7 +460,7 @@ def test_the_hand_over_is_the_gap_between_lanes_and_not_what_a_lane_does_alone(m
         free[task.lane] = ended[task.id] = start + 1000
         where = (task.step, task.layer, task.micro_batch, task.page)
         spans.append(Span(task.id, task.op, task.lane.kind, 0, *where, start, start + 1000))
-    found = hand_overs_s(known, streaming, spans)
+    found = hand_overs_s(known, MeasuredRun(streaming, spans))
     assert len(found) > 20
     assert np.median(found) == pytest.approx(500e-9)
 

@@ -15,9 +15,9 @@ from engine.calibration.measure.memory_bandwidth import MemoryReader
 from engine.device import ALIGNMENT_BYTES, EmulatedDevice, Ledger, PinnedOutOfMemory, pinned_footprint_bytes
 from engine.device.cuda.clock import ANCHOR_EVERY_NS, WIDEST_WINDOW_NS, DeviceClock
 from engine.device.cuda.device import CudaDevice
-from engine.device.emulated.paced_copy import _rows
-from engine.device.emulated.threads import BEHIND
+from engine.device.emulated.paced_copy import rows_of
 from engine.device.ledger import DeviceOutOfMemory, OutOfMemory
+from engine.device.threads import BEHIND
 from sim.schedule import LaneKind
 from traces.errors import InputError
 
@@ -92,10 +92,10 @@ def test_freed_memory_can_be_had_again_and_the_peak_stays():
 
 def test_activations_count_while_they_live():
     with device(1000) as dev:
-        with dev.accounted("activations", 700):
+        with dev.memory.holding("activations", 700):
             assert dev.usage.current_bytes == 700
             with pytest.raises(DeviceOutOfMemory, match="activations of another"):
-                dev.account("activations of another", 301)
+                dev.memory.charge("activations of another", 301)
         assert (dev.usage.current_bytes, dev.usage.peak_bytes) == (0, 700)
 
 
@@ -181,27 +181,7 @@ def test_transfers_take_the_time_that_the_link_needs():
 
 def test_a_copy_that_is_slower_than_the_link_is_not_hidden():
     dev = device(h2d=1e15)
-    took_s = copies(dev, "H2D", 20 * MB)[0]
-    use = dev.link_use()["H2D"]
-    assert use.busy_s > 20 * MB / 100e9  # no memory is that fast
-    assert use.late_s == pytest.approx(use.busy_s, rel=1e-3)
-    assert took_s >= use.busy_s
-
-
-def test_the_link_tells_what_it_carried():
-    dev = device(d2h=1e9)
-    copies(dev, "D2H", MB, 3)
-    use = dev.link_use()["D2H"]
-    assert (use.transfers, use.bytes) == (3, 3 * MB)
-    assert use.busy_s >= 0.003
-    assert use.late_s == pytest.approx(use.busy_s - 0.003)
-    assert dev.link_use()["H2D"].transfers == 0
-
-
-def test_an_unthrottled_link_is_never_late():
-    dev = device()
-    copies(dev, "H2D", 5 * MB, 3)
-    assert dev.link_use()["H2D"].late_s == 0
+    assert copies(dev, "H2D", 20 * MB)[0] > 20 * MB / 100e9  # no memory is that fast
 
 
 def test_both_directions_run_at_once():
@@ -288,10 +268,10 @@ def test_every_layout_arrives(make, rate):
 def test_a_copy_is_taken_as_the_rows_that_lie_together_on_both_sides():
     cache = torch.zeros(4, 2, 64, 48)
     part = cache[:, :, :50]
-    assert _rows(torch.zeros(4, 2, 50, 48), part) == ((1, 1, 8), (0, 0, 9600), (0, 0, 12288), 9600)
-    assert _rows(cache, torch.zeros(4, 2, 64, 48)) == ((1, 1, 1), (0, 0, 0), (0, 0, 0), cache.nbytes)
-    assert _rows(torch.zeros(3, 5), torch.zeros(3, 10)[:, ::2]) is None
-    assert _rows(torch.zeros(2, 2, 2, 2, 3), torch.zeros(3, 3, 3, 3, 4)[:2, :2, :2, :2, :3]) is None
+    assert rows_of(torch.zeros(4, 2, 50, 48), part) == ((1, 1, 8), (0, 0, 9600), (0, 0, 12288), 9600)
+    assert rows_of(cache, torch.zeros(4, 2, 64, 48)) == ((1, 1, 1), (0, 0, 0), (0, 0, 0), cache.nbytes)
+    assert rows_of(torch.zeros(3, 5), torch.zeros(3, 10)[:, ::2]) is None
+    assert rows_of(torch.zeros(2, 2, 2, 2, 3), torch.zeros(3, 3, 3, 3, 4)[:2, :2, :2, :2, :3]) is None
 
 
 def test_a_paced_copy_lets_other_threads_run_python():

@@ -11,8 +11,8 @@ import engine
 from engine.device import EmulatedDevice
 from engine.device.emulated.device import EmulatedLane
 from engine.device.ledger import DeviceOutOfMemory
-from engine.generation.session import Session
 from engine.lanes.executor import TaskError
+from engine.tasks import RunContext
 from sim.cost import Cost
 from sim.problem import Model, Policy
 from sim.schedule import CGOPipe, LaneKind, Place, Schedule, by_name, registered
@@ -79,8 +79,8 @@ def test_the_engines_pipeline_is_the_simulators(family, share, device, tmp_path)
         if share and schedule.system.streams_non_experts:
             continue
         policy = Policy.usual(schedule, 7, 2, experts_on_device=share)
-        session = Session(model, device, schedule, policy, None)
-        assert session.shape(4) == policy.shape(schedule, Model.load(tmp_path)), name
+        run = RunContext.of(model, schedule, policy, device, None)
+        assert run.shape(4) == policy.shape(schedule, Model.load(tmp_path)), name
 
 
 class ShortSighted(CGOPipe):
@@ -132,7 +132,7 @@ class _DeadLink(EmulatedDevice):
         self.dead = dead
 
     def open_lane(self, kind):
-        return (_DeadLane if kind is self.dead else EmulatedLane)(kind, 1, 1, None, self.h2d, self.d2h)
+        return (_DeadLane if kind is self.dead else EmulatedLane)(self, kind)
 
 
 @pytest.mark.parametrize("dead", [LaneKind.H2D, LaneKind.D2H, None])

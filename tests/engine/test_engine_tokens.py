@@ -163,7 +163,7 @@ class _Jittery(EmulatedDevice):
         super().__init__(None, None, 1 << 30)
 
     def open_lane(self, kind):
-        return _JitteryLane(kind, 1, 1, None, self.h2d, self.d2h)
+        return _JitteryLane(self, kind)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "minimax"])

@@ -1,28 +1,56 @@
-"""How much the lanes of an emulated device get in each other's way: from tasks alone and beside others.
+"""How much tasks slow each other down: from the same tasks alone and beside others.
 
-Runs that keep several lanes busy are simulated with more and more of it, until tasks slow down as much as they did.
+For an emulated device, whose lanes share the host's cores and one interpreter, runs that keep several lanes busy are
+simulated with more and more of it, until tasks slow down as much as they did.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from engine.calibration.measure import Condition
+from engine.calibration.measure import Condition, MeasuredRun, Sample
 from sim.problem import Basis, Hardware, Model
 from sim.schedule import LaneKind
 from sim.simulation import Executed, Simulation
 from traces.trace import Span
 
-TURNS = tuple(share / 100 for share in range(20, 101, 10))
-"""From what lets five lanes work side by side to taking turns."""
+INTERPRETER_SHARES = tuple(share / 100 for share in range(20, 101, 10))
+"""From what lets five lanes work side by side to one lane at a time."""
 
-BESIDE = tuple(share / 100 for share in range(70, 101, 2))
+BESIDE_STREAM = tuple(share / 100 for share in range(70, 101, 2))
 
-COMPUTES = (LaneKind.GPU.value, LaneKind.CPU.value)
+COMPUTES = (LaneKind.GPU, LaneKind.CPU)
 
 Kind = tuple[str, str]
 """An op and its lane."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contention:
+    """What two kinds of work cost each other: seconds of a task alone, and beside what streams."""
+
+    op: str
+    alone_s: float
+    beside_s: float
+
+    @property
+    def slowdown(self) -> float:
+        return self.beside_s / self.alone_s
+
+
+def contended(samples: Sequence[Sample]) -> list[Contention]:
+    """Tasks that ran both alone and beside a stream of weights, with equal sizes."""
+    found = []
+    for beside, alone in itertools.product(samples, samples):
+        task, other = beside.task, alone.task
+        same = (other.op, other.step, other.lane) == (task.op, task.step, task.lane)
+        if same and task.step and task.lane.kind in COMPUTES and _shows_alone(alone.condition, beside.condition):
+            where = "CPU" if task.lane.kind is LaneKind.CPU else "device"
+            label = f"{task.op.value} on the {where}, {beside.condition.schedule.name}, step {task.step}"
+            found.append(Contention(label, alone.median_s, beside.median_s))
+    return found
 
 
 class Slowdown(NamedTuple):
@@ -33,14 +61,17 @@ class Slowdown(NamedTuple):
     kinds: frozenset[Kind]
 
 
-def measured_slowdowns(planned: Sequence[Condition], runs: Sequence[Sequence[Sequence[Span]]]) -> list[Slowdown]:
-    """Every condition with several lanes at work that another shows alone. `runs[i][at]`: round i, condition at."""
+def measured_slowdowns(runs: Sequence[MeasuredRun]) -> list[Slowdown]:
+    """Every condition with several lanes at work that another shows alone."""
+    spans: dict[Condition, list[Span]] = {}
+    for run in runs:
+        spans.setdefault(run.condition, []).extend(run.spans)
     found = []
-    for at, condition in enumerate(planned):
-        alone = next((i for i, one in enumerate(planned) if one.alone and _alike(one, condition)), None)
-        if condition.alone or alone is None:
+    for condition, own in spans.items():
+        alone = next((one for one in spans if _shows_alone(one, condition)), None)
+        if alone is None:
             continue
-        beside, undisturbed = (_by_kind(span for one in runs for span in one[i]) for i in (at, alone))
+        beside, undisturbed = _by_kind(own), _by_kind(spans[alone])
         kinds = frozenset(beside) & frozenset(undisturbed)
         taken_s = sum(sum(beside[kind]) for kind in kinds)
         needed_s = sum(len(beside[kind]) * sum(undisturbed[kind]) / len(undisturbed[kind]) for kind in kinds)
@@ -49,14 +80,12 @@ def measured_slowdowns(planned: Sequence[Condition], runs: Sequence[Sequence[Seq
     return found
 
 
-def with_turns(
-    hardware: Hardware, model: Model, planned: Sequence[Condition], runs: Sequence[Sequence[Sequence[Span]]]
-) -> Hardware:
+def with_interference(hardware: Hardware, model: Model, runs: Sequence[MeasuredRun]) -> Hardware:
     """The machine with the shares at which simulated tasks slow down most nearly as measured ones do.
 
     `model` is as it was run. A machine without an emulated device stays as it is.
     """
-    found = measured_slowdowns(planned, runs)
+    found = measured_slowdowns(runs)
     if hardware.emulation is None or not found:
         return hardware
 
@@ -65,7 +94,7 @@ def with_turns(
         return sum(abs(math.log(simulated_slowdown(machine, model, one) / one.ratio)) for one in found)
 
     told = ", ".join(f"{one.ratio:.2f}" for one in found)
-    best = min(itertools.product(TURNS, BESIDE), key=off)
+    best = min(itertools.product(INTERPRETER_SHARES, BESIDE_STREAM), key=off)
     return _with(hardware, best, f"tasks of {len(found)} runs took {told} times as long as alone")
 
 
@@ -74,9 +103,9 @@ def simulated_slowdown(hardware: Hardware, model: Model, measured: Slowdown) -> 
     condition = measured.condition
     costs = condition.costs(model, hardware)
     alone = condition.costs(model, hardware.with_value("emulation.beside_stream", 1.0))
-    steps = condition.schedule.steps(condition.shape(model), 0, condition.batch.gen_len)
     ran: list[Executed] = []
     observe: Callable[[Executed], None] = ran.append
+    steps = condition.steps(model)
     Simulation(steps, costs, costs.capacities, on_task=observe, hand_over_ns=costs.hand_over_ns).run()
     chosen = [
         one for one in ran if one.task.step > 0 and (one.task.op.value, one.task.lane.kind.value) in measured.kinds
@@ -85,8 +114,10 @@ def simulated_slowdown(hardware: Hardware, model: Model, measured: Slowdown) -> 
     return taken_ns / sum(alone(one.task).duration_ns for one in chosen)
 
 
-def _alike(one: Condition, other: Condition) -> bool:
-    return one.size == other.size and one.places == other.places
+def _shows_alone(one: Condition, other: Condition) -> bool:
+    """Whether the tasks of `other`, which run beside others, run alone in `one`."""
+    alike = (one.size, one.policy.attention) == (other.size, other.policy.attention)
+    return one.alone and not other.alone and alike
 
 
 def _by_kind(spans: Iterable[Span]) -> dict[Kind, list[float]]:
@@ -98,6 +129,6 @@ def _by_kind(spans: Iterable[Span]) -> dict[Kind, list[float]]:
 
 
 def _with(hardware: Hardware, shares: tuple[float, float], source: str) -> Hardware:
-    turns, beside = shares
-    taking_turns = hardware.with_value("emulation.turns", turns, source, Basis.MEASURED)
-    return taking_turns.with_value("emulation.beside_stream", beside, source, Basis.MEASURED)
+    for name, share in zip(("turns", "beside_stream"), shares, strict=True):
+        hardware = hardware.with_value(f"emulation.{name}", share, source, Basis.MEASURED)
+    return hardware

@@ -9,26 +9,27 @@ from typing import Any
 import torch
 
 from engine.calibration.measure import Measured, Probes
-from engine.device import Device, EmulatedDevice
+from engine.device import Device, host_memory_bytes
 from sim.problem import Basis, Efficiency, Emulation, Hardware, Link, Memory, Processor, Quantity
 
 ROOM = 4.0
 """Times the measured peaks that rates may reach in a fit: weights that stay in caches are read faster than memory."""
 
 PINNED_SHARE = 0.5
+MORE_STARVES = "half of the host's memory: more page-locked memory starves the system"
+NO_COST = "no cost of its own was found"
+NOT_MEASURED = "not measured: only attention runs on the host, bound by memory"
+GUESSED = "no task showed it: a guess"
+NO_RUN = "no run showed tasks both alone and beside others"
 
-
-def host_memory_bytes() -> int:
-    """Physical memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+FITTED = ("gemm", "experts", "attention", "head", "decode_attention")
+"""The classes of work on the device."""
 
 
 def host_facts() -> str:
     """The processor, its cores, the memory and the versions that a measurement belongs to."""
-    cores, memory = os.cpu_count() or 1, host_memory_bytes() / 2**30
-    return (
-        f"{_cpu_name()}, {cores} cores, {memory:.1f} GiB, Python {platform.python_version()}, torch {torch.__version__}"
-    )
+    cores, memory, python = os.cpu_count() or 1, host_memory_bytes() / 2**30, platform.python_version()
+    return f"{_cpu_name()}, {cores} cores, {memory:.1f} GiB, Python {python}, torch {torch.__version__}"
 
 
 def _cpu_name() -> str:
@@ -36,25 +37,24 @@ def _cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.machine()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.machine())
 
 
-def unfitted(name: str, device: Device, probes: Probes, second_place: Measured | None = None) -> Hardware:
+def unfitted(name: str, device: Device, probes: Probes, split_cost: Measured | None = None) -> Hardware:
     """The machine as the probes see it, with every class of work at the start of its fit.
 
-    `second_place` is what experts take longer in two places: the fixed time of their class, which is not fitted then.
+    `split_cost` is what experts take longer in two parts: the fixed time of their class, which is not fitted then.
     """
     link = probes.link
-    emulated = isinstance(device, EmulatedDevice)
     peak = Quantity(max(link.h2d.high, link.d2h.high) / 1e9, "GB/s", Basis.MEASURED, "the faster direction of the link")
     return Hardware(
         name=name,
         description=f"{device.origin} on {host_facts()}",
         num_devices=1,
-        pinned_bytes=_pinned(),
+        pinned_bytes=_assumed(PINNED_SHARE * host_memory_bytes(), "B", MORE_STARVES),
         pin_bytes_per_s=probes.host_copy.quantity("GB/s", 1e9),
-        device=_device(_roomy(probes.device_peak.quantity("GFLOPS", 1e9)), second_place),
+        device=_device(_roomy(probes.device_peak.quantity("GFLOPS", 1e9)), split_cost),
         device_memory=Memory(
             Quantity(float(device.memory_bytes), "B", Basis.MEASURED, "memory that the device was given"),
             _roomy(probes.device_read.quantity("GB/s", 1e9)),
@@ -73,56 +73,44 @@ def unfitted(name: str, device: Device, probes: Probes, second_place: Measured |
             d2h_pageable_bytes_per_s=link.d2h_pageable.quantity("GB/s", 1e9),
             latency_s=link.latency.quantity("us", 1e-6),
         ),
-        emulation=_emulation() if emulated else None,
+        emulation=None
+        if device.gpu_threads is None
+        else Emulation(*(_assumed(share, "1", NO_RUN) for share in (0.2, 1.0))),
     )
 
 
-def _pinned() -> Quantity:
-    source = "half of the host's memory: more page-locked memory starves the system"
-    return Quantity(PINNED_SHARE * host_memory_bytes(), "B", Basis.ASSUMED, source)
+def _assumed(value: float, unit: str, why: str) -> Quantity:
+    return Quantity(value, unit, Basis.ASSUMED, why)
 
 
 def _roomy(measured: Quantity) -> Quantity:
     return measured.replaced(measured * ROOM, measured.source, Basis.MEASURED)
 
 
-def _device(peak: Quantity, second_place: Measured | None) -> Processor:
-    made = Processor(peak, _nothing(), _nothing(), *(_to_be_fitted() for _ in range(5)))
-    if second_place is None:
+def _device(peak: Quantity, split_cost: Measured | None) -> Processor:
+    share, latency, nothing = _assumed(0.1, "1", GUESSED), _assumed(100.0, "us", GUESSED), _assumed(0.0, "us", NO_COST)
+    made = Processor(peak, nothing, nothing, **dict.fromkeys(FITTED, Efficiency(share, share, latency, share)))
+    if split_cost is None:
         return made
-    found = second_place.quantity("us", 1e-6)
+    found = split_cost.quantity("us", 1e-6)
     latency = found.replaced(max(0.0, found), found.source, found.basis)
     return replace(made, experts=replace(made.experts, latency_s=latency))
 
 
 def _host(peak: Quantity) -> Processor:
     """Only attention runs on the host: its memory share is fitted, the rest is there because files need it."""
-    whole = Quantity(1.0, "1", Basis.ASSUMED, "not measured: only attention runs on the host, bound by memory")
+    whole, nothing = _assumed(1.0, "1", NOT_MEASURED), _assumed(0.0, "us", NO_COST)
     every = Efficiency(whole, whole)
-    return Processor(peak, _nothing(), _nothing(), every, every, every, decode_attention=every)
-
-
-def _nothing() -> Quantity:
-    return Quantity(0.0, "us", Basis.ASSUMED, "no cost of its own was found")
-
-
-def _to_be_fitted() -> Efficiency:
-    source = "no task showed it: a guess"
-    share, latency = (Quantity(value, unit, Basis.ASSUMED, source) for value, unit in ((0.1, "1"), (100.0, "us")))
-    return Efficiency(share, share, latency, share)
-
-
-def _emulation() -> Emulation:
-    source = "no run showed tasks both alone and beside others"
-    return Emulation(*(Quantity(value, "1", Basis.ASSUMED, source) for value in (0.2, 1.0)))
+    return Processor(peak, nothing, nothing, every, every, every, decode_attention=every)
 
 
 def settled(hardware: Hardware) -> Hardware:
     """The machine after its fit: the device's peaks come down to what was measured or, if that is more, reached."""
     device, memory = hardware.device, hardware.device_memory
-    classes = {name: getattr(device, name) for name in ("gemm", "experts", "attention", "head", "decode_attention")}
-    compute = max(1 / ROOM, *(float(one.compute) for one in classes.values()))
-    traffic = max(1 / ROOM, *(float(one.memory) for one in classes.values()))
+    classes = {name: getattr(device, name) for name in FITTED}
+    compute, traffic = (
+        max(1 / ROOM, *(float(getattr(one, share)) for one in classes.values())) for share in ("compute", "memory")
+    )
     shares: dict[str, Any] = {
         name: replace(one, compute=_part(one.compute, compute), memory=_part(one.memory, traffic))
         for name, one in classes.items()

@@ -7,31 +7,33 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
-from engine.calibration.measure import Condition, Sample
+from engine.calibration.measure import Sample
 from sim.problem import AtTokens, Basis, Efficiency, Hardware, Model, Quantity
 
 MOST = 2.0
 """A ratio is at most this, and at least its inverse: what is further off has another reason."""
 
 
-def with_ratios(
-    hardware: Hardware, name: str, model: Model, planned: Sequence[Condition], samples: Sequence[Sample]
-) -> Hardware:
+def predicted_s(hardware: Hardware, model: Model, samples: Sequence[Sample]) -> list[float]:
+    """What each sample's task takes on a machine."""
+    costs = {condition: condition.costs(model, hardware) for condition in {one.condition for one in samples}}
+    return [costs[one.condition](one.task).duration_ns / 1e9 for one in samples]
+
+
+def with_ratios(hardware: Hardware, name: str, model: Model, samples: Sequence[Sample]) -> Hardware:
     """The machine whose class of work `name` takes as long as the samples at their numbers of tokens, in the median.
 
     `samples` are of one op, in which that class has a part. Prefill counts only for more tokens than decode shows: a
     prompt of as many tokens is other work, with other fixed times.
     """
-    in_decode = max((_tokens(one, planned[one.run]) for one in samples if one.task.step), default=0)
-    samples = [one for one in samples if one.task.step or _tokens(one, planned[one.run]) > in_decode]
-    usual, doubled = (
-        _seconds(_with(hardware, name, (_at(1, ratio),)), model, planned, samples) for ratio in (1.0, 2.0)
-    )
+    in_decode = max((one.tokens for one in samples if one.task.step), default=0)
+    samples = [one for one in samples if one.task.step or one.tokens > in_decode]
+    usual, doubled = (predicted_s(_with(hardware, name, (_at(1, ratio),)), model, samples) for ratio in (1.0, 2.0))
     ratios: dict[int, list[float]] = {}
     for sample, whole, more in zip(samples, usual, doubled, strict=True):
         own = more - whole  # what the class takes of the task
         ratio = (sample.median_s - (whole - own)) / own if own > 0 else 1.0
-        ratios.setdefault(_tokens(sample, planned[sample.run]), []).append(ratio)
+        ratios.setdefault(sample.tokens, []).append(ratio)
     return _with(hardware, name, tuple(_measured(tokens, found) for tokens, found in sorted(ratios.items())))
 
 
@@ -49,14 +51,3 @@ def _measured(tokens: int, ratios: Sequence[float]) -> AtTokens:
 
 def _at(tokens: int, ratio: float, source: str = "trial") -> AtTokens:
     return AtTokens(tokens, Quantity(ratio, "1", Basis.MEASURED, source))
-
-
-def _tokens(sample: Sample, condition: Condition) -> int:
-    """What the task worked on."""
-    requests, width = condition.size
-    return requests if sample.task.step else requests * width
-
-
-def _seconds(hardware: Hardware, model: Model, planned: Sequence[Condition], samples: Sequence[Sample]) -> list[float]:
-    costs = {at: planned[at].costs(model, hardware) for at in {one.run for one in samples}}
-    return [costs[one.run](one.task).duration_ns / 1e9 for one in samples]

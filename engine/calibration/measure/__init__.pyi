@@ -1,17 +1,16 @@
 from .first_layers import keep_first_layers as keep_first_layers, layers_to_measure as layers_to_measure
 from .measured import Measured as Measured
 from .probes import FEW_REPEATS as FEW_REPEATS, REPEATS as REPEATS, Probes as Probes, probe as probe
-from .rounds import Round as Round, median_probes as median_probes, median_second_place as median_second_place
+from .rounds import Round as Round, median_probes as median_probes, median_split_cost as median_split_cost
 from .runs import (
     STEPS as STEPS,
     Attempt as Attempt,
     Condition as Condition,
+    MeasuredRun as MeasuredRun,
     Sample as Sample,
     conditions as conditions,
-    host_cores as host_cores,
     once as once,
     run_all as run_all,
     samples_of as samples_of,
-    threads_of as threads_of,
 )
-from .split_experts import second_place as second_place
+from .split_experts import split_cost as split_cost

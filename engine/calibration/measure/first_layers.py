@@ -31,7 +31,8 @@ def layers_to_measure(model: PreTrainedModel, device_bytes: int) -> int:
 def keep_first_layers(model: PreTrainedModel, count: int) -> Iterator[None]:
     """While entered, the model has only its first `count` layers, and its configuration says so."""
     anatomy, config = Anatomy.of(model), model.config.get_text_config(decoder=True)
-    holder, name = _holder(model, anatomy.layers)
+    path, _, name = anatomy.path.rpartition(".")
+    holder = model.get_submodule(path)
     whole, before = getattr(holder, name), dict(vars(config))
     setattr(holder, name, nn.ModuleList(whole[:count]))
     config.num_hidden_layers = count
@@ -43,12 +44,3 @@ def keep_first_layers(model: PreTrainedModel, count: int) -> Iterator[None]:
     finally:
         setattr(holder, name, whole)
         vars(config).update(before)
-
-
-def _holder(model: PreTrainedModel, layers: tuple[nn.Module, ...]) -> tuple[nn.Module, str]:
-    """The module that has the list of layers as an attribute, and the attribute's name."""
-    for module in model.modules():
-        for name, child in module.named_children():
-            if isinstance(child, nn.ModuleList) and len(child) == len(layers) and child[0] is layers[0]:
-                return module, name
-    raise RuntimeError(f"{type(model).__name__}: its list of layers has no holder")

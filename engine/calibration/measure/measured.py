@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from engine.device import LaneContext
 from sim.problem import Basis, Quantity
 
 
@@ -24,11 +25,6 @@ class Measured:
         low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
         return cls(statistics.median(values), low, high, len(values), what)
 
-    @property
-    def spread(self) -> float:
-        """Distance of the quartiles as a share of the median."""
-        return (self.high - self.low) / self.median if self.median else 0.0
-
     def quantity(self, unit: str, scale: float = 1.0) -> Quantity:
         """The median as a measured quantity; the source names the measurement and its quartiles."""
         digits = f"{self.low / scale:.4g} to {self.high / scale:.4g} {unit}"
@@ -40,3 +36,10 @@ def repeated(measure: Callable[[], float], what: str, repeats: int) -> Measured:
     """Take a measurement `repeats` times, after one that does not count."""
     measure()
     return Measured.of([measure() for _ in range(repeats)], what)
+
+
+def lane_seconds(lane: LaneContext, work: Callable[[], object]) -> float:
+    """How long the lane of this thread takes for what `work` gives it."""
+    start = lane.mark()
+    work()
+    return (lane.mark().time_ns - start.time_ns) / 1e9

@@ -2,7 +2,6 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 from typing import Self
 
 import torch
@@ -39,17 +38,11 @@ class MemoryReader:
         start_s = time.perf_counter()
         return self.read() / (time.perf_counter() - start_s)
 
-    def close(self) -> None:
-        """Ends the threads."""
-        self._workers.shutdown()
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def __exit__(self, *_: object) -> None:
+        self._workers.shutdown()
 
     def _read(self, share: torch.Tensor) -> None:
         with intra_op_threads(1, self._default_threads):

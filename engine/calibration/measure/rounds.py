@@ -15,26 +15,25 @@ _KEPT = ("id", "op", "lane", "rank", "step", "layer", "micro_batch", "page", "st
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round: the probes, per run of the calibration the spans of its tasks, and what a second place costs."""
+    """One round: the probes, per run of the calibration the spans of its tasks, and what splitting experts costs."""
 
     probes: Probes
     spans: list[list[Span]]
-    second_place: Measured | None = None
+    split_cost: Measured | None = None
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
         spans = [[[getattr(span, name) for name in _KEPT] for span in run] for run in self.spans]
-        place = self.second_place and asdict(self.second_place)
-        content = {"probes": asdict(self.probes), "spans": spans, "second_place": place}
-        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        content = {"probes": asdict(self.probes), "spans": spans, "split_cost": self.split_cost}
+        path.write_text(json.dumps(content, default=asdict) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read what `write` wrote."""
         content = json.loads(path.read_text(encoding="utf-8"))
         spans = [[Span(*span) for span in run] for run in content["spans"]]
-        place = content.get("second_place")
-        return cls(_probes(content["probes"]), spans, Measured(**place) if place else None)
+        cost = content.get("split_cost", content.get("second_place"))  # its name in files of earlier versions
+        return cls(_probes(content["probes"]), spans, Measured(**cost) if cost else None)
 
 
 def _probes(table: dict[str, Any]) -> Probes:
@@ -44,17 +43,17 @@ def _probes(table: dict[str, Any]) -> Probes:
 
 def median_probes(rounds: Sequence[Round]) -> Probes:
     """Every probe at the round of its median: one that was really measured, with its own quartiles."""
-    tables = [{**asdict(one.probes), "link": asdict(one.probes.link)} for one in rounds]
-    link = {name: _middle([table["link"][name] for table in tables]) for name in tables[0]["link"]}
-    rest = {name: _middle([table[name] for table in tables]) for name in tables[0] if name != "link"}
-    return _probes({"link": link, **rest})
+    return _probes(_middle([asdict(one.probes) for one in rounds]))
 
 
-def median_second_place(rounds: Sequence[Round]) -> Measured | None:
+def median_split_cost(rounds: Sequence[Round]) -> Measured | None:
     """That of the middle round; None where it was not measured."""
-    found = [asdict(one.second_place) for one in rounds if one.second_place is not None]
+    found = [asdict(one.split_cost) for one in rounds if one.split_cost is not None]
     return Measured(**_middle(found)) if found else None
 
 
-def _middle(measured: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return sorted(measured, key=lambda one: one["median"])[(len(measured) - 1) // 2]
+def _middle(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The measurement in the middle; of tables of measurements, for each name."""
+    if "median" in found[0]:
+        return sorted(found, key=lambda one: one["median"])[(len(found) - 1) // 2]
+    return {name: _middle([table[name] for table in found]) for name in found[0]}

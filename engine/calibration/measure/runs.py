@@ -5,7 +5,6 @@ over several micro-batch sizes and prompt lengths they show how each op grows wi
 others stream weights and KV cache, and show the copies, and what CPU attention and the weight stream cost each other.
 """
 
-import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from engine.device import Device
 from engine.generation import run
 from sim.cost import GROWS_WITH_CONTEXT, CostModel
 from sim.problem import Batch, Hardware, MicroBatch, Model, Policy
-from sim.schedule import Lane, LaneKind, Op, PipelineShape, Schedule, Task, by_name
+from sim.schedule import Lane, LaneKind, Op, PipelineShape, Place, Schedule, Task, by_name
 from traces.trace import Span
 
 T = TypeVar("T")
@@ -35,6 +34,7 @@ PROMPTS = (8, 64, 256)
 QUICK_SIZES = (1, 16)
 QUICK_PROMPTS = (8, 64)
 UNSETTLED_LAYERS = 2
+STREAMED_SIZE = 16
 STREAMED_MICRO_BATCHES = 3
 BUSY_MICRO_BATCHES = 8
 """So many keep the device busy all the time while weights stream, where a few would wait for the weights."""
@@ -51,17 +51,6 @@ def once(make: Callable[[], T]) -> T:
     return make()
 
 
-class Sample(NamedTuple):
-    """A task and what it took, over all tasks of the run that are alike. `run` is its index among the runs."""
-
-    run: int
-    task: Task
-    median_s: float
-    low_s: float
-    high_s: float
-    num_tasks: int
-
-
 @dataclass(frozen=True, slots=True)
 class Condition:
     """One short run: a schedule, a policy, and micro-batches of equal prompts."""
@@ -75,8 +64,7 @@ class Condition:
     @property
     def batch(self) -> Batch:
         """What the simulator is told of it."""
-        rows, width = self.policy.micro_batch_size, self.prompt_tokens
-        one = MicroBatch(rows, rows * width, rows * width**2, width)
+        one = MicroBatch.padded([self.prompt_tokens] * self.policy.micro_batch_size)
         return Batch((one,) * self.policy.num_micro_batches, 0, STEPS)
 
     @property
@@ -84,14 +72,9 @@ class Condition:
         """Requests of a micro-batch, and tokens of each prompt."""
         return self.policy.micro_batch_size, self.prompt_tokens
 
-    @property
-    def places(self) -> str:
-        """Where decode attention runs."""
-        return str(self.policy.attention)
-
     def __str__(self) -> str:
         policy = self.policy
-        return f"{self.schedule.name} {policy}, {self.prompt_tokens} prompt tokens, attention on the {self.places}"
+        return f"{self.schedule.name} {policy}, {self.prompt_tokens} prompt tokens, attention on the {policy.attention}"
 
     def shape(self, model: Model) -> PipelineShape:
         return self.policy.shape(self.schedule, model)
@@ -100,16 +83,31 @@ class Condition:
         """The cost model of this run on a machine."""
         return CostModel(self.schedule, self.shape(model), self.policy, model, self.batch, hardware)
 
+    def steps(self, model: Model) -> Iterator[list[Task]]:
+        """The tasks of this run."""
+        return self.schedule.steps(self.shape(model), 0, STEPS)
 
-def host_cores() -> int:
-    """Cores of this machine."""
-    return os.cpu_count() or 1
+
+class MeasuredRun(NamedTuple):
+    """A condition and the spans of its tasks."""
+
+    condition: Condition
+    spans: Sequence[Span]
 
 
-def threads_of(device: Device) -> tuple[int, int]:
-    """Threads that compute on the device if the host plays it, and threads of attention on the host."""
-    gpu, cpu = getattr(device, "gpu_threads", None), getattr(device, "cpu_threads", None)
-    return gpu or host_cores(), cpu or host_cores()
+class Sample(NamedTuple):
+    """A task and what it took, over all tasks of a condition that are alike."""
+
+    condition: Condition
+    task: Task
+    median_s: float
+    num_tasks: int
+
+    @property
+    def tokens(self) -> int:
+        """What the task worked on."""
+        requests, width = self.condition.size
+        return requests if self.task.step else requests * width
 
 
 def conditions(max_prompt_tokens: int, *, quick: bool = False) -> list[Condition]:
@@ -118,25 +116,23 @@ def conditions(max_prompt_tokens: int, *, quick: bool = False) -> list[Condition
     for width in sorted({min(width, max_prompt_tokens) for width in (QUICK_PROMPTS if quick else PROMPTS)}):
         for size in QUICK_SIZES if quick else SIZES:
             if size * width <= MAX_TOKENS:
-                found += [_alone(size, width, place) for place in ("cpu", "gpu")]
+                found += [_alone(size, width, place) for place in Place]
     found.sort(key=lambda one: one.batch.prompt_tokens)
     width = min(64, max_prompt_tokens)
     names = ("cgopipe",) if quick else ("cgopipe", "flexgen")
-    busy = _streaming(by_name("cgopipe"), 16, min(QUICK_PROMPTS[0], max_prompt_tokens), BUSY_MICRO_BATCHES)
-    return [*found, *(_streaming(by_name(name), 16, width) for name in names), busy]
+    busy = _streaming("cgopipe", min(QUICK_PROMPTS[0], max_prompt_tokens), BUSY_MICRO_BATCHES)
+    return [*found, *(_streaming(name, width) for name in names), busy]
 
 
-def _alone(size: int, width: int, place: str) -> Condition:
-    schedule = by_name("cgopipe")
-    policy = Policy.usual(
-        schedule, size, size, attention=place, experts_on_device=1.0, kv_on_device=1.0 if place == "gpu" else 0.0
-    )
+def _alone(size: int, width: int, place: Place) -> Condition:
+    schedule, kv_on_device = by_name("cgopipe"), float(place is Place.GPU)
+    policy = Policy.usual(schedule, size, size, attention=place, experts_on_device=1.0, kv_on_device=kv_on_device)
     return Condition(schedule, policy, width, alone=True)
 
 
-def _streaming(schedule: Schedule, size: int, width: int, micro_batches: int = STREAMED_MICRO_BATCHES) -> Condition:
-    policy = Policy.usual(schedule, micro_batches * size, size)
-    return Condition(schedule, policy, width, alone=False)
+def _streaming(name: str, width: int, micro_batches: int = STREAMED_MICRO_BATCHES) -> Condition:
+    policy = Policy.usual(by_name(name), micro_batches * STREAMED_SIZE, STREAMED_SIZE)
+    return Condition(by_name(name), policy, width, alone=False)
 
 
 def run_all(
@@ -155,9 +151,12 @@ def run_all(
     return found
 
 
-def samples_of(runs: Iterable[Sequence[Span]]) -> list[Sample]:
-    """The samples of runs, in the order of their conditions; the spans of several rounds may stand together."""
-    return [one for at, spans in enumerate(runs) for one in _samples(at, spans)]
+def samples_of(runs: Iterable[MeasuredRun]) -> list[Sample]:
+    """The samples of runs; those of one condition count together."""
+    together: dict[Condition, list[Span]] = {}
+    for condition, spans in runs:
+        together.setdefault(condition, []).extend(spans)
+    return [one for condition, spans in together.items() for one in _samples(condition, spans)]
 
 
 def run_one(model: PreTrainedModel, device: Device, condition: Condition) -> list[Span]:
@@ -178,12 +177,11 @@ def run_one(model: PreTrainedModel, device: Device, condition: Condition) -> lis
     ).trace.spans
 
 
-def _samples(at: int, spans: Iterable[Span]) -> Iterator[Sample]:
+def _samples(condition: Condition, spans: Iterable[Span]) -> Iterator[Sample]:
     """Medians over layers, micro-batches and, where an op does not grow with the context, steps.
 
     The first two layers of prefill are left out where there are others: the first pays for what is touched for the
-    first time, and in both the memory that tasks work with is measured (`activations`), which slows them
-    down.
+    first time, and in both the memory that tasks work with is measured (`activations`), which slows them down.
     """
     alike: dict[tuple[str, int, int, bool], list[Span]] = {}
     for span in spans:
@@ -191,9 +189,8 @@ def _samples(at: int, spans: Iterable[Span]) -> Iterator[Sample]:
         alike.setdefault((span.op, when, span.page, span.lane == "CPU"), []).append(span)
     for group in alike.values():
         settled = [span for span in group if span.step or not 0 <= span.layer < UNSETTLED_LAYERS] or group
-        seconds = sorted(span.duration_ns / 1e9 for span in settled)
-        low, _, high = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
-        yield Sample(at, _task(settled[-1]), statistics.median(seconds), low, high, len(seconds))
+        median_s = statistics.median(span.duration_ns / 1e9 for span in settled)
+        yield Sample(condition, _task(settled[-1]), median_s, len(settled))
 
 
 def _task(span: Span) -> Task:

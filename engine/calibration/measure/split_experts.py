@@ -1,13 +1,14 @@
-"""What experts in a second place cost: one layer's experts on the device, run in one part and in two, in turn."""
+"""What experts cost that lie partly on the device: one layer's experts there, run in one part and in two, by turns."""
 
 import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from engine.calibration.measure.measured import Measured
-from engine.device import Device, LaneContext
+from engine.calibration.measure.measured import Measured, lane_seconds
+from engine.device import Device
 from engine.model import Anatomy, SplitExperts, can_split, lean_gates
 from sim.problem import Layer, Model
 from sim.schedule import LaneKind
@@ -17,12 +18,11 @@ TOKENS = 16
 PAIRS = 5
 """So many pairs for each repeat that other measurements get: the difference is small beside what it is between."""
 
-Call = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Hidden states [tokens, hidden], and of each token the experts and their weights [tokens, top_k]."""
+Tensors = dict[str, torch.Tensor]
 
 
-def second_place(model: PreTrainedModel, described: Model, device: Device, repeats: int) -> Measured | None:
-    """Seconds that a layer's experts take longer in two places than in one; None if they cannot be split.
+def split_cost(model: PreTrainedModel, described: Model, device: Device, repeats: int) -> Measured | None:
+    """Seconds that a layer's experts take longer in two parts than in one; None if they cannot be split.
 
     `described` is the model as the simulator sees it. Raises DeviceOutOfMemory if the experts of a layer do not fit.
     """
@@ -32,64 +32,57 @@ def second_place(model: PreTrainedModel, described: Model, device: Device, repea
     if at is None:
         return None
     experts = anatomy.experts[at]
+    module, call = experts[0].owner, _call(described.layers[at], model.dtype, device)
     with contextlib.ExitStack() as stack:
-        placed = {}
+        placed: Tensors = {}
         for one in experts:
             placed[one.name] = device.place("calibration", one.tensor.detach())
             stack.callback(device.free, placed[one.name])
-        stack.enter_context(lean_gates(model.modules()))
+        stack.enter_context(lean_gates([module]))
         lane = stack.enter_context(device.open_lane(LaneKind.GPU))
-        both = _Places(experts[0].owner, placed, count // 2, _call(described.layers[at], model.dtype, device))
-        pairs = [both.seconds(lane, apart_first=bool(i % 2)) for i in range(1 + PAIRS * repeats)]
-    what = f"experts of a layer in two places less in one, {TOKENS} tokens, by turns"
-    return Measured.of([apart - together for together, apart in pairs[1:]], what)
+        resident, streamed = ({name: t[part] for name, t in placed.items()} for part in _halves(count))
+
+        def whole_s() -> float:
+            with _with_parameters(module, placed):
+                return lane_seconds(lane, lambda: module(*call))
+
+        def split_s() -> float:
+            with _with_parameters(module, streamed), contextlib.closing(SplitExperts(module, _parameters(resident))):
+                return lane_seconds(lane, lambda: module(*call))
+
+        extra_s = differences(whole_s, split_s, 1 + PAIRS * repeats)[1:]
+    return Measured.of(extra_s, f"experts of a layer in two parts less in one, {TOKENS} tokens, by turns")
 
 
-class _Places:
-    """A module of experts whose weights are on the device, whole or in two parts."""
-
-    def __init__(self, module: nn.Module, placed: dict[str, torch.Tensor], first: int, call: Call) -> None:
-        self._module, self._call = module, call
-        self._whole = _parameters(placed)
-        self._resident = _parameters({name: tensor[:first] for name, tensor in placed.items()})
-        self._rest = _parameters({name: tensor[first:] for name, tensor in placed.items()})
-
-    def seconds(self, lane: LaneContext, *, apart_first: bool) -> tuple[float, float]:
-        """In one place, and in two."""
-        table = self._module._parameters
-        before = dict(table)
-        try:
-            if apart_first:
-                apart = self._apart(lane)
-                return self._together(lane), apart
-            return self._together(lane), self._apart(lane)
-        finally:
-            table.update(before)
-
-    def _together(self, lane: LaneContext) -> float:
-        self._module._parameters.update(self._whole)
-        return self._timed(lane)
-
-    def _apart(self, lane: LaneContext) -> float:
-        self._module._parameters.update(self._rest)
-        split = SplitExperts(self._module, self._resident)
-        try:
-            return self._timed(lane)
-        finally:
-            split.remove()
-
-    def _timed(self, lane: LaneContext) -> float:
-        start = lane.mark()
-        self._module(*self._call)
-        return (lane.mark().time_ns - start.time_ns) / 1e9
+def differences(usual: Callable[[], float], other: Callable[[], float], count: int) -> list[float]:
+    """How much more `other` gives than `usual`, in pairs of which every second one begins with `other`."""
+    found = []
+    for i in range(count):
+        first, second = (usual(), other()) if i % 2 == 0 else (other(), usual())
+        found.append(second - first if i % 2 == 0 else first - second)
+    return found
 
 
-def _parameters(tensors: dict[str, torch.Tensor]) -> dict[str, nn.Parameter]:
+def _halves(count: int) -> tuple[slice, slice]:
+    return slice(count // 2), slice(count // 2, None)
+
+
+@contextlib.contextmanager
+def _with_parameters(module: nn.Module, tensors: Tensors) -> Iterator[None]:
+    before = dict(module._parameters)
+    module._parameters.update(_parameters(tensors))
+    try:
+        yield
+    finally:
+        module._parameters.update(before)
+
+
+def _parameters(tensors: Tensors) -> dict[str, nn.Parameter]:
     return {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()}
 
 
-def _call(layer: Layer, dtype: torch.dtype, device: Device) -> Call:
-    """Random tokens, each for random experts: the same each time."""
+def _call(layer: Layer, dtype: torch.dtype, device: Device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random hidden states [tokens, hidden], experts and weights of each token [tokens, top_k]; always the same."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(TOKENS, layer.hidden_size, generator=generator).to(device.torch_device, dtype)
     weights, index = torch.rand(TOKENS, layer.num_experts, generator=generator).topk(layer.top_k)

@@ -7,16 +7,16 @@ lanes wait for each other on the device, host lanes block.
 import contextlib
 import mmap
 import os
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
 from engine.device.base import Device, LaneContext, Mark
 from engine.device.cuda.clock import DeviceClock
-from engine.device.emulated import check_thread_count, intra_op_threads
 from engine.device.host_lane import ThreadLane
 from engine.device.ledger import DeviceOutOfMemory, PinnedOutOfMemory, Usage
+from engine.device.threads import check_thread_count
 from sim.schedule import LaneKind
 from traces.errors import InputError
 
@@ -58,25 +58,18 @@ class CudaMark(Mark):
 class StreamLane(LaneContext):
     """A lane that is a CUDA stream."""
 
-    def __init__(self, kind: LaneKind, stream: torch.cuda.Stream, device: "CudaDevice", default_threads: int) -> None:
-        super().__init__(kind)
+    def __init__(self, device: "CudaDevice", kind: LaneKind, stream: torch.cuda.Stream) -> None:
+        super().__init__(kind, 1, device.default_threads)
         self.stream = stream
         self._device = device
-        self._default_threads = default_threads
-        self._entered = contextlib.ExitStack()
 
-    def __enter__(self) -> Self:
-        self._entered.enter_context(intra_op_threads(1, self._default_threads))
-        self._entered.enter_context(torch.cuda.device(self.stream.device))
-        self._entered.enter_context(torch.cuda.stream(self.stream))
-        self._entered.enter_context(torch.inference_mode())
-        return self
+    def _contexts(self) -> Iterator[contextlib.AbstractContextManager[Any]]:
+        threads, inference = super()._contexts()
+        yield from (threads, torch.cuda.device(self.stream.device), torch.cuda.stream(self.stream), inference)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object = None, error: object = None, *trace: object) -> None:
         torch.cuda.default_stream(self.stream.device).wait_stream(self.stream)  # what follows finds the results
-        self._entered.close()
+        super().__exit__()
         if isinstance(error, torch.OutOfMemoryError):  # of the model's own code
             raise self._device.full(error) from error
 
@@ -89,11 +82,16 @@ class StreamLane(LaneContext):
         else:
             mark.wait()
 
-    def copy_h2d(self, dst: torch.Tensor, src: torch.Tensor, *, pinned: bool = True) -> None:
-        _copy(dst, src, host=src, device=dst, pinned=pinned, stream=self.stream)
+    def _copy(self, dst: torch.Tensor, src: torch.Tensor, direction: LaneKind, pinned: bool) -> None:
+        """Blocks this thread unless the host's side is page-locked and in one piece.
 
-    def copy_d2h(self, dst: torch.Tensor, src: torch.Tensor, *, pinned: bool = True) -> None:
-        _copy(dst, src, host=dst, device=src, pinned=pinned, stream=self.stream)
+        (Otherwise torch goes through a temporary of its own, which it must not read before the copy has ended.)
+        """
+        if dst.shape != src.shape or dst.dtype != src.dtype:
+            raise ValueError(f"{src.dtype} {list(src.shape)} cannot be copied to {dst.dtype} {list(dst.shape)}")
+        host, on_device = (src, dst) if direction is LaneKind.H2D else (dst, src)
+        dst.copy_(src, non_blocking=pinned and host.is_contiguous())
+        on_device.record_stream(self.stream)  # its memory is not handed out again before the copy has ended
 
 
 class CudaDevice(Device):
@@ -109,7 +107,6 @@ class CudaDevice(Device):
         self._total_bytes, memory_bytes = _usable_bytes(torch_device, memory_bytes)
         super().__init__("cuda", f"real GPU ({name})", torch_device, memory_bytes)
         self.cpu_threads = check_thread_count("cpu_threads", cpu_threads or max(1, (os.cpu_count() or 1) - 2))
-        self._default_threads = torch.get_num_threads()
         self._foreign_bytes = torch.cuda.memory_allocated(torch_device)
         self._limit(memory_bytes + torch.cuda.memory_reserved(torch_device))
         torch.cuda.reset_peak_memory_stats(torch_device)
@@ -131,8 +128,8 @@ class CudaDevice(Device):
         if kind in STREAM_LANES:
             stream = self._streams[kind]
             stream.wait_stream(torch.cuda.default_stream(self.torch_device))  # what was set up is there
-            return StreamLane(kind, stream, self, self._default_threads)
-        return ThreadLane(kind, self.cpu_threads if kind is LaneKind.CPU else 1, self._default_threads)
+            return StreamLane(self, kind, stream)
+        return ThreadLane(kind, self.cpu_threads if kind is LaneKind.CPU else 1, self.default_threads)
 
     def free(self, tensor: torch.Tensor) -> None:
         """As for every device; waits for all lanes, because the memory may be handed out again at once."""
@@ -172,17 +169,17 @@ class CudaDevice(Device):
         event.record(self._idle_stream)
         return event
 
-    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    def _charged(self, name: str, num_bytes: int, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         try:
-            return torch.empty(shape, dtype=dtype, device=self.torch_device)
+            return super()._charged(name, num_bytes, make)
         except torch.OutOfMemoryError as error:
             raise self.full(error) from error
 
+    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=self.torch_device)
+
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
-        try:
-            return tensor.to(self.torch_device)
-        except torch.OutOfMemoryError as error:
-            raise self.full(error) from error
+        return tensor.to(self.torch_device)
 
     def _lock_block(self, num_bytes: int) -> torch.Tensor:
         self._mapping = mmap.mmap(-1, num_bytes)
@@ -191,9 +188,7 @@ class CudaDevice(Device):
         status = int(cudart.cudaHostRegister(block.data_ptr(), num_bytes, _HOST_REGISTER_PORTABLE))
         if status:
             self._mapping = None
-            with contextlib.suppress(
-                RuntimeError
-            ):  # the next kernel reports the error again, to whom it does not concern
+            with contextlib.suppress(RuntimeError):  # or the next kernel reports it again, to whom it does not concern
                 torch.zeros(1, device=self.torch_device)
             raise PinnedOutOfMemory(
                 f"{num_bytes} bytes of host memory cannot be page-locked (CUDA error {status}): use smaller pages or "
@@ -233,22 +228,3 @@ def _usable_bytes(device: torch.device, asked_bytes: int | None) -> tuple[int, i
             f"device memory = {asked_bytes} bytes: {device} has {free_bytes} of {total_bytes} free, give at most those"
         )
     return total_bytes, asked_bytes
-
-
-def _copy(
-    dst: torch.Tensor,
-    src: torch.Tensor,
-    *,
-    host: torch.Tensor,
-    device: torch.Tensor,
-    pinned: bool,
-    stream: torch.cuda.Stream,
-) -> None:
-    """A copy over the link on `stream`. It blocks this thread unless the host's side is page-locked and in one piece.
-
-    (Otherwise torch goes through a temporary of its own, which it must not read before the copy has ended.)
-    """
-    if dst.shape != src.shape or dst.dtype != src.dtype:
-        raise ValueError(f"{src.dtype} {list(src.shape)} cannot be copied to {dst.dtype} {list(dst.shape)}")
-    dst.copy_(src, non_blocking=pinned and host.is_contiguous())
-    device.record_stream(stream)  # its memory is not handed out again before the copy has ended

@@ -4,15 +4,17 @@ Device memory is host memory with accounts. A transfer copies for real and takes
 in the thread of its lane. The GPU lane is a thread with cores of its own. Results are emulated and say so.
 """
 
-from typing import Self
+import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from engine.device.base import Device, LaneContext
 from engine.device.emulated.heap import keep_freed_memory
-from engine.device.emulated.link import LinkUse, PacedLink
-from engine.device.emulated.threads import Cores, behind_copies, check_thread_count, cores_apart, on_cores, prompt_sleep
+from engine.device.emulated.link import PacedLink
 from engine.device.host_lane import ThreadLane
+from engine.device.threads import behind_copies, check_thread_count, cores_apart, on_cores, prompt_sleep
 from sim.schedule import LaneKind
 
 
@@ -22,33 +24,22 @@ class EmulatedLane(ThreadLane):
     Lanes that compute on cores which copies use too let these go first: those of a real device need no core.
     """
 
-    def __init__(
-        self,
-        kind: LaneKind,
-        threads: int,
-        default_threads: int,
-        cores: Cores | None,
-        h2d: PacedLink,
-        d2h: PacedLink,
-    ) -> None:
-        super().__init__(kind, threads, default_threads)
-        self._cores = cores
-        self._behind = {LaneKind.CPU, LaneKind.PIN} | ({LaneKind.GPU} if cores is None else set())
-        self._h2d = h2d
-        self._d2h = d2h
+    def __init__(self, device: "EmulatedDevice", kind: LaneKind) -> None:
+        threads = {LaneKind.GPU: device.gpu_threads, LaneKind.CPU: device.cpu_threads}.get(kind, 1)
+        super().__init__(kind, threads, device.default_threads)
+        self._links = {LaneKind.H2D: device.h2d, LaneKind.D2H: device.d2h}
+        self._cores = device.cores and device.cores[kind is not LaneKind.GPU]
+        self._behind = {LaneKind.CPU, LaneKind.PIN} | ({LaneKind.GPU} if device.cores is None else set())
 
-    def __enter__(self) -> Self:
-        self._entered.enter_context(prompt_sleep())
-        self._entered.enter_context(on_cores(self._cores))
+    def _contexts(self) -> Iterator[contextlib.AbstractContextManager[Any]]:
+        yield prompt_sleep()
+        yield on_cores(self._cores)
         if self.kind in self._behind:
-            self._entered.enter_context(behind_copies())
-        return super().__enter__()
+            yield behind_copies()
+        yield from super()._contexts()
 
-    def copy_h2d(self, dst: torch.Tensor, src: torch.Tensor, *, pinned: bool = True) -> None:
-        self._h2d.transfer(dst, src, pinned)
-
-    def copy_d2h(self, dst: torch.Tensor, src: torch.Tensor, *, pinned: bool = True) -> None:
-        self._d2h.transfer(dst, src, pinned)
+    def _copy(self, dst: torch.Tensor, src: torch.Tensor, direction: LaneKind, pinned: bool) -> None:
+        self._links[direction].transfer(dst, src, pinned)
 
 
 class EmulatedDevice(Device):
@@ -74,23 +65,24 @@ class EmulatedDevice(Device):
         keep_freed_memory()
         self.h2d = PacedLink("h2d", h2d_bytes_per_s, h2d_pageable_bytes_per_s)
         self.d2h = PacedLink("d2h", d2h_bytes_per_s, d2h_pageable_bytes_per_s)
-        self.gpu_threads = check_thread_count("gpu_threads", gpu_threads)
+        self.gpu_threads: int = check_thread_count("gpu_threads", gpu_threads)
         self.cpu_threads = check_thread_count("cpu_threads", cpu_threads)
         self.cores = cores_apart(self.gpu_threads, self.cpu_threads)
         """The device's cores and those of all other lanes; None where the machine has too few to tell them apart."""
-        self._default_threads = torch.get_num_threads()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return super().facts | {
+            f"{link.name}{kind}_bytes_per_s": rate
+            for link in (self.h2d, self.d2h)
+            for kind, rate in (("", link.bytes_per_s), ("_pageable", link.pageable_bytes_per_s))
+        }
 
     def open_lane(self, kind: LaneKind) -> LaneContext:
-        threads = {LaneKind.GPU: self.gpu_threads, LaneKind.CPU: self.cpu_threads}.get(kind, 1)
-        cores = self.cores and self.cores[kind is not LaneKind.GPU]
-        return EmulatedLane(kind, threads, self._default_threads, cores, self.h2d, self.d2h)
+        return EmulatedLane(self, kind)
 
     def synchronize(self) -> None:
         return
-
-    def link_use(self) -> dict[str, LinkUse]:
-        """What each direction carried, and how late it was."""
-        return {"H2D": self.h2d.use, "D2H": self.d2h.use}
 
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype)  # touches every page: the first copy must not pay for that

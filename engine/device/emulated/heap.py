@@ -7,11 +7,11 @@ virtual machine that can double the time of an operation. Where the library is n
 import ctypes
 import sys
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8  # malloc.h of glibc
-
-NEVER = -1
 TOP_PAD_BYTES = 64 * 1024**2
 """The heap grows by so much more than is asked for."""
+
+_OPTIONS = {-4: 0, -1: -1, -2: TOP_PAD_BYTES, -8: 1}
+"""M_MMAP_MAX, M_TRIM_THRESHOLD (never), M_TOP_PAD and M_ARENA_MAX in malloc.h of glibc, and what they are set to."""
 
 
 def keep_freed_memory() -> None:
@@ -19,15 +19,7 @@ def keep_freed_memory() -> None:
 
     Heaps that threads have already stay; call it early.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return
-    for option, value in (
-        (_M_MMAP_MAX, 0),
-        (_M_TRIM_THRESHOLD, NEVER),
-        (_M_TOP_PAD, TOP_PAD_BYTES),
-        (_M_ARENA_MAX, 1),
-    ):
-        mallopt(option, value)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    if mallopt is not None:
+        for option, value in _OPTIONS.items():
+            mallopt(option, value)

@@ -6,14 +6,11 @@ are copied, and the time between them is slept, by the C library.
 
 import sys
 import time
-from collections.abc import Callable
 from typing import Any, Final
 
+import numpy as np
 import torch
-from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
 from sim.simulation import jitted
 
@@ -26,62 +23,29 @@ SPIN_NS: Final = 60_000
 """The end of a copy is awaited by looking at the clock from here on: a sleep overshoots by about 40 µs."""
 
 _CLOCK: Final = time.CLOCK_MONOTONIC if POSIX else 0
-_intrinsic: Callable[[Callable[..., Any]], Any] = intrinsic
+_SECOND_NS: Final = 1_000_000_000
 
 Sizes = tuple[int, int, int]
 Rows = tuple[Sizes, Sizes, Sizes, int]
 """Of a copy: sizes and both strides (bytes, `dst` first) of the outer dimensions, and the bytes of a row."""
 
-
-@_intrinsic
-def _now_ns(typing_context: Any) -> Any:
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        word, clock = ir.IntType(64), ir.IntType(32)
-        moment = cgutils.alloca_once(builder, ir.ArrayType(word, 2))  # type: ignore[no-untyped-call]
-        kind = ir.FunctionType(clock, [clock, ir.ArrayType(word, 2).as_pointer()])
-        function = cgutils.get_or_insert_function(builder.module, kind, "clock_gettime")  # type: ignore[no-untyped-call]
-        builder.call(function, [ir.Constant(clock, _CLOCK), moment])
-        seconds, rest = (builder.extract_value(builder.load(moment), i) for i in range(2))
-        return builder.add(builder.mul(seconds, ir.Constant(word, 10**9)), rest)
-
-    return types.int64(), emit
-
-
-@_intrinsic
-def _sleep_ns(typing_context: Any, duration: Any) -> Any:
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        word = ir.IntType(64)
-        pair = ir.ArrayType(word, 2)
-        length = cgutils.alloca_once(builder, pair)  # type: ignore[no-untyped-call]
-        second = ir.Constant(word, 10**9)
-        value = builder.insert_value(ir.Constant(pair, ir.Undefined), builder.udiv(args[0], second), 0)
-        builder.store(builder.insert_value(value, builder.urem(args[0], second), 1), length)
-        kind = ir.FunctionType(ir.IntType(32), [pair.as_pointer(), pair.as_pointer()])
-        function = cgutils.get_or_insert_function(builder.module, kind, "nanosleep")  # type: ignore[no-untyped-call]
-        builder.call(function, [length, ir.Constant(pair.as_pointer(), None)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), emit
-
-
-@_intrinsic
-def _copy_bytes(typing_context: Any, dst: Any, src: Any, count: Any) -> Any:
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        byte = ir.IntType(8).as_pointer()
-        to, origin = (builder.inttoptr(address, byte) for address in args[:2])
-        cgutils.raw_memcpy(builder, to, origin, args[2], 1)  # type: ignore[no-untyped-call]
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), emit
+# Of the C library; every pointer is a number. A moment is its `timespec`: seconds and nanoseconds.
+_clock_gettime: Any = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.intp))
+_nanosleep: Any = types.ExternalFunction("nanosleep", types.int32(types.intp, types.intp))
+_memcpy: Any = types.ExternalFunction("memcpy", types.intp(types.intp, types.intp, types.intp))
 
 
 @jitted
 def _wait_until(end_ns: int, spin_ns: int) -> None:
-    left_ns = end_ns - _now_ns()
-    while left_ns > 0:
+    moment = np.empty(2, np.int64)
+    while True:
+        _clock_gettime(_CLOCK, moment.ctypes.data)
+        left_ns = end_ns - moment[0] * _SECOND_NS - moment[1]
+        if left_ns <= 0:
+            return
         if left_ns > spin_ns:
-            _sleep_ns(left_ns - spin_ns)
-        left_ns = end_ns - _now_ns()
+            moment[0], moment[1] = (left_ns - spin_ns) // _SECOND_NS, (left_ns - spin_ns) % _SECOND_NS
+            _nanosleep(moment.ctypes.data, 0)
 
 
 @jitted
@@ -108,7 +72,7 @@ def _copy_rows(
                         _wait_until(start_ns + int(done * ns_per_byte), 0)
                         due += piece_bytes
                     count = min(row_bytes - at, due - done)
-                    _copy_bytes(to + at, origin + at, count)
+                    _memcpy(to + at, origin + at, count)
                     at += count
                     done += count
     _wait_until(start_ns + int(done * ns_per_byte), SPIN_NS)
@@ -125,7 +89,7 @@ def copy_paced(dst: torch.Tensor, src: torch.Tensor, bytes_per_s: float, piece_b
     Pieces of `piece_bytes` begin no sooner than their turn; a layout without rows of bytes is copied in one piece.
     """
     start_ns = _clock_ns()
-    rows = _rows(dst, src)
+    rows = rows_of(dst, src)
     if POSIX and rows is not None:
         _copy_rows(dst.data_ptr(), src.data_ptr(), *rows, max(1, piece_bytes), 1e9 / bytes_per_s, start_ns)
         return
@@ -138,7 +102,7 @@ def _clock_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC) if POSIX else time.perf_counter_ns()
 
 
-def _rows(dst: torch.Tensor, src: torch.Tensor) -> Rows | None:
+def rows_of(dst: torch.Tensor, src: torch.Tensor) -> Rows | None:
     """The copy as rows of bytes that lie together on both sides; None if there are none, or too many dimensions."""
     itemsize = src.itemsize
     dims = [  # innermost first: size, stride in dst, stride in src

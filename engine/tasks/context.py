@@ -1,0 +1,103 @@
+"""What tasks are given: of the whole run, of a run whose model is on its device, and of one batch."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from transformers import PreTrainedModel
+
+from engine.attention import HostAttention
+from engine.device import Device, Ledger
+from engine.memory import Activations, Buffers, StreamedLayer, WeightStream, streamed_layers
+from engine.model import Anatomy, InFlight
+from engine.tasks.attend import DecodeAttention
+from sim.problem import Policy
+from sim.schedule import PipelineShape, Schedule, SlotLayout, layout_of
+from traces.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOptions:
+    """What `generate()` is asked for, the same for every micro-batch.
+
+    `seed` makes micro-batch j draw as if it were generated alone after `torch.manual_seed(seed + j)`.
+    """
+
+    max_new_tokens: int
+    pad_token_id: int
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What stays the same from batch to batch. `host` counts host memory without what is page-locked."""
+
+    model: PreTrainedModel
+    schedule: Schedule
+    policy: Policy
+    device: Device
+    options: GenerationOptions
+    anatomy: Anatomy
+    streamed: list[StreamedLayer | None]
+    """Per layer, the weights that come over the link each time the layer runs."""
+    host: Ledger = field(default_factory=lambda: Ledger("host memory", None))
+
+    @classmethod
+    def of(
+        cls, model: PreTrainedModel, schedule: Schedule, policy: Policy, device: Device, options: GenerationOptions
+    ) -> Self:
+        """Opens the model. Raises InputError if the engine cannot run it, or cannot run it by this policy."""
+        _check(policy, schedule)
+        anatomy = Anatomy.of(model)
+        streamed = streamed_layers(model, anatomy, policy.experts_on_device, schedule.system.streams_non_experts)
+        return cls(model, schedule, policy, device, options, anatomy, streamed)
+
+    @property
+    def memories(self) -> dict[str, Ledger]:
+        """The accounts of every tier."""
+        return {"device": self.device.memory, "pinned": self.device.pinned, "host": self.host}
+
+    def shape(self, num_micro_batches: int) -> PipelineShape:
+        """The pipeline that a batch of so many micro-batches makes."""
+        streamed = tuple(layer is not None for layer in self.streamed)
+        return self.policy.pipeline(self.schedule, streamed, num_micro_batches)
+
+    def layout(self, num_micro_batches: int) -> SlotLayout:
+        """Which slots the tasks of such a batch read and write."""
+        return layout_of(self.schedule, self.shape(num_micro_batches))
+
+
+def _check(policy: Policy, schedule: Schedule) -> None:
+    policy.check_places(schedule)
+    if 0 < policy.kv_on_device < 1:
+        raise InputError(f"kv_on_device: {policy.kv_on_device:g}: the engine keeps all of it on the device or none")
+    if policy.weight_bits is not None or policy.kv_bits is not None:
+        raise InputError("weight_bits, kv_bits: the engine runs a model at its own widths: leave both out")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A run whose model is on its device."""
+
+    run: RunContext
+    weights: WeightStream
+    kernel: HostAttention
+
+
+@dataclass(frozen=True, slots=True)
+class BatchContext:
+    """One batch: its slots, its micro-batches, and what their tasks share."""
+
+    session: Session
+    layout: SlotLayout
+    micro_batches: Sequence[InFlight]
+    attention: DecodeAttention
+    buffers: Buffers
+    activations: Activations
+    on_head: Callable[[InFlight], None]
+    """Told of each micro-batch whenever it has new tokens."""
+
+    @property
+    def shape(self) -> PipelineShape:
+        return self.layout.shape
