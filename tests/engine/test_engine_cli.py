@@ -15,7 +15,7 @@ from engine.generation import load_model
 from engine.generation.checkpoint import load_tokenizer
 from engine.generation.demo import make_model
 from engine.generation.requests import Results, read_requests
-from traces.files.chrome_reader import read
+from traces.files import read_trace
 
 NEW = 4
 
@@ -54,7 +54,7 @@ def test_results_in_order_equal_to_plain_generation(folder, command, tmp_path):
     assert [line["prompt"] for line in found] == TEXTS
     assert [line["token_ids"] for line in found] == expected
     assert [line["text"] for line in found] == tokenizer.batch_decode(expected, skip_special_tokens=True)
-    assert read(tmp_path / "run.json.gz").metadata["schedule"] == "cgopipe"
+    assert read_trace(tmp_path / "run.json.gz").metadata["schedule"] == "cgopipe"
 
 
 def test_the_call_takes_a_folder_and_text(folder):

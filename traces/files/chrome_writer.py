@@ -12,7 +12,6 @@ import gzip
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from json.encoder import encode_basestring as quoted
@@ -21,7 +20,8 @@ from typing import IO, Any, cast
 
 from traces.analysis import find_critical_path
 from traces.errors import InputError
-from traces.files.chrome_reader import SCHEMA, SECTION
+from traces.files.atomic import appearing
+from traces.files.document import EVENTS, SCHEMA, SECTION
 from traces.trace import DEVICE_LANES, HOST_LANES, NONE, LaneId, Span, Trace
 
 _CATEGORY = {"GPU": "kernel", "NET": "kernel", "H2D": "gpu_memcpy", "D2H": "gpu_memcpy"}
@@ -39,24 +39,19 @@ def write_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
     target = Path(path)
     if not target.name.endswith((".json", ".json.gz")):
         raise InputError(f"{target}: the name of a trace file ends in .json or .json.gz")
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with unfinished.open("wb") as raw:
+        with appearing(target) as unfinished, unfinished.open("wb") as raw:
             if target.name.endswith(".gz"):
                 with gzip.GzipFile("", "wb", _GZIP_LEVEL, raw, mtime=0) as packed:
                     _write_lines(_lines(trace), cast(IO[bytes], packed))
             else:
                 _write_lines(_lines(trace), raw)
-        unfinished.replace(target)
     except OSError as error:
         raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
     except UnicodeEncodeError as error:
         raise InputError(
             f"{target}: cannot be written: {error.object[error.start :][:9]!r} in it is no text"
         ) from error
-    finally:
-        with suppress(OSError):
-            unfinished.unlink()
 
 
 # Layout: which process and thread a lane is.
@@ -121,7 +116,7 @@ def _lines(trace: Trace) -> Iterator[str]:
     yield "{\n"
     for key, value in head.items():
         yield f"{quoted(key)}: {_json(value)},\n"
-    yield '"traceEvents": [\n'
+    yield f"{quoted(EVENTS)}: [\n"
     comma = ""
     for event in _events(trace, host_pid):
         yield comma + event
