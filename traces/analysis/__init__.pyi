@@ -1,4 +1,15 @@
-from .causes import DEPENDENCY as DEPENDENCY, cause_of as cause_of
-from .critical_path import CriticalPath as CriticalPath, find_critical_path as find_critical_path
-from .diff import NAMED as NAMED, Account as Account, Diff as Diff, by_op as by_op, diff_traces as diff_traces
+from .critical_path import (
+    DEPENDENCY as DEPENDENCY,
+    CriticalPath as CriticalPath,
+    cause_of as cause_of,
+    find_critical_path as find_critical_path,
+)
+from .diff import (
+    NAMED as NAMED,
+    Account as Account,
+    Diff as Diff,
+    align as align,
+    by_op as by_op,
+    diff_traces as diff_traces,
+)
 from .summary import LaneUse as LaneUse, Summary as Summary, summarise as summarise

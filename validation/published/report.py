@@ -9,12 +9,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from traces.cli import console
-from validation.published.bars import BASELINE_BAR, CGOPIPE_BAR, RANKING_BAR, TIE
 from validation.published.fit import Fitted
 from validation.published.holdout import HeldOut
 from validation.published.kernels import Kernel
 from validation.published.predict import Predicted, mean_absolute_error
-from validation.published.rows import Cell
+from validation.published.rows import BASELINE_BAR, CGOPIPE_BAR, RANKING_BAR, TIE, Cell
 
 LEGEND = "error: predicted over measured - 1. HRM: MoE-Lightning's own performance model, decode only at peak rates."
 
