@@ -6,7 +6,8 @@ medians over repeats, throughputs with their spread.
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from sim.hrm import hrm_tokens_per_s
 from traces.files import read_trace
@@ -37,7 +38,7 @@ class OpError:
 class CaseResult:
     """One case. Tokens per second; errors are shares of what was measured.
 
-    `layer1_errors` has one entry a repeat, and so has `handed_over_errors`: with the hand-over between lanes that the
+    `order_errors` has one entry a repeat, and so has `handed_over_errors`: with the hand-over between lanes that the
     calibration measured. `blame` is the op whose predicted time is furthest off, in seconds of the
     whole run, and its lane.
     """
@@ -48,7 +49,7 @@ class CaseResult:
     error: float
     prefill_error: float
     decode_error: float
-    layer1_errors: tuple[float, ...]
+    order_errors: tuple[float, ...]
     handed_over_errors: tuple[float, ...]
     busy_points: float
     path_agreement: float
@@ -92,21 +93,21 @@ class Findings:
     missing: tuple[str, ...]
 
     @property
-    def layer1_worst(self) -> float:
-        return max(abs(error) for run in self.runs for error in run.layer1_errors)
+    def order_worst(self) -> float:
+        return max(abs(error) for run in self.runs for error in run.order_errors)
 
     @property
     def handed_over_worst(self) -> float:
         """Of layer 1 with the machine's hand-over between lanes."""
         return max(abs(error) for run in self.runs for error in run.handed_over_errors)
 
-    def layer1_within(self, bar: float) -> str:
+    def order_within(self, bar: float) -> str:
         """How many of all traces layer 1 meets."""
-        errors = [abs(error) for run in self.runs for error in run.layer1_errors]
+        errors = [abs(error) for run in self.runs for error in run.order_errors]
         return f"{sum(error <= bar for error in errors)} of {len(errors)}"
 
     @property
-    def layer2_errors(self) -> dict[str, float]:
+    def duration_errors(self) -> dict[str, float]:
         """WAPE of each op over lanes and phases, weighted by the time that they took."""
         errors: dict[str, float] = {}
         for op in {one.op for one in self.ops}:
@@ -115,7 +116,7 @@ class Findings:
         return errors
 
     @property
-    def layer2_wape(self) -> float:
+    def duration_wape(self) -> float:
         """All tasks together."""
         return sum(one.wape * one.measured_s for one in self.ops) / sum(one.measured_s for one in self.ops)
 
@@ -124,12 +125,28 @@ class Findings:
         return sum(one.measured_s for one in self.ops if one.op == op) / sum(one.measured_s for one in self.ops)
 
     @property
-    def layer3_median(self) -> float:
+    def run_median(self) -> float:
         return statistics.median(abs(run.error) for run in self.runs)
 
     @property
-    def layer3_worst(self) -> float:
+    def run_worst(self) -> float:
         return max(abs(run.error) for run in self.runs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers as JSON values; `layer` 1 to 3 are the checks of order, of durations and of whole runs."""
+        summary = {
+            "layer1_worst": self.order_worst,
+            "layer1_worst_with_hand_over": self.handed_over_worst,
+            "layer2_wape": self.duration_wape,
+            "layer2_wape_by_op": self.duration_errors,
+            "layer3_median": self.run_median,
+            "layer3_worst": self.run_worst,
+        }
+        whole = asdict(self)
+        for told, run in zip(whole["runs"], self.runs, strict=True):
+            told["case"]["name"] = run.case.name
+            told["layer1_errors"] = told.pop("order_errors")
+        return {"summary": summary, **whole}
 
 
 def analyse(campaign: Campaign) -> Findings:
@@ -204,7 +221,7 @@ def _pooled(what: tuple[str, str, str], own: Sequence[OpError]) -> OpError:
 
 
 def _result(case: Case, replays: Sequence[Replay], ops: Sequence[OpError]) -> CaseResult:
-    layers = [one.layer3 for one in replays if one.layer3 is not None]
+    layers = [one.run_check for one in replays if one.run_check is not None]
     predicted = layers[0]
     measured = spread_of([layer.run.measured_tokens_per_s for layer in layers])
     prefill_s = statistics.median(layer.prefill.measured_s for layer in layers)
@@ -218,8 +235,8 @@ def _result(case: Case, replays: Sequence[Replay], ops: Sequence[OpError]) -> Ca
         relative_error(predicted.run.predicted_tokens_per_s, measured.median),
         relative_error(predicted.prefill.predicted_s, prefill_s),
         relative_error(predicted.decode.predicted_s, decode_s),
-        tuple(one.layer1.error for one in replays),
-        tuple(error for one in replays if (error := one.layer1.error_with_hand_over) is not None),
+        tuple(one.order_check.error for one in replays),
+        tuple(error for one in replays if (error := one.order_check.error_with_hand_over) is not None),
         statistics.median(max(abs(share.points) for share in layer.lanes) for layer in layers),
         statistics.median(layer.path_agreement for layer in layers),
         _hrm(replays[0]),

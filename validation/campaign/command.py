@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +69,7 @@ def write(campaign: "Campaign", findings: "Findings") -> None:
     ]
     facts = [campaign.machine(model).description for model in campaign.grid.models] + told(campaign.speed_file)
     (folder / "report.md").write_text(markdown(findings, list(dict.fromkeys(facts)), pictures), encoding="utf-8")
-    (folder / "report.json").write_text(json.dumps(_json(findings), indent=1) + "\n", encoding="utf-8")
+    (folder / "report.json").write_text(json.dumps(findings.to_dict(), indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(f"{folder / 'report.md'}\n")
 
 
@@ -81,21 +80,6 @@ def _replayed(campaign: "Campaign", name: str) -> Any:
     case = next(one for one in campaign.cases() if one.name == name)
     file = next(f for f in (campaign.trace_file(case, r) for r in range(campaign.repeats)) if f.exists())
     return replay_trace(read_trace(file), campaign.machine(case.model))
-
-
-def _json(findings: "Findings") -> dict[str, Any]:
-    whole = asdict(findings)
-    for told, run_ in zip(whole["runs"], findings.runs, strict=True):
-        told["case"]["name"] = run_.case.name
-    summary = {
-        "layer1_worst": findings.layer1_worst,
-        "layer1_worst_with_hand_over": findings.handed_over_worst,
-        "layer2_wape": findings.layer2_wape,
-        "layer2_wape_by_op": findings.layer2_errors,
-        "layer3_median": findings.layer3_median,
-        "layer3_worst": findings.layer3_worst,
-    }
-    return {"summary": summary, **whole}
 
 
 def _execute(campaign: "Campaign") -> None:

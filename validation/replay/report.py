@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.table import Table
 
 from traces.cli import console
-from validation.replay.checks import LAYER_1_BAR, DurationCheck, OrderCheck, PhaseError, Replay, RunCheck
+from validation.replay.checks import ORDER_BAR, DurationCheck, OrderCheck, PhaseError, Replay, RunCheck
 
 GAPS_SHOWN = 6
 PATH_SHOWN = 8
@@ -19,25 +19,25 @@ def print_replay(result: Replay) -> None:
         f"[bold]{metadata['schedule']}[/bold], {metadata.get('model', 'an unnamed model')}, {result.num_requests} "
         f"requests: {result.measured.origin}, {result.measured.makespan_ns / 1e9:.3f} s."
     )
-    _print_layer_1(out, result.layer1)
-    if result.layer2 is None or result.layer3 is None or result.hardware is None:
+    _print_order(out, result.order_check)
+    if result.duration_check is None or result.run_check is None or result.hardware is None:
         out.print(f"Layers 2 and 3, the cost model: not done, {result.why_not}.")
         return
     out.print(f"Prediction for {result.hardware.name}: simulated.")
-    handed_over = result.layer1.error_with_hand_over
+    handed_over = result.order_check.error_with_hand_over
     if handed_over is not None and result.hardware.hand_over_s:
         microseconds = f"{1e6 * result.hardware.hand_over_s:.0f} µs"
         out.print(f"Layer 1 with that machine's hand-over between lanes, {microseconds}: {_percent(handed_over)}.")
-    _print_layer_2(out, result.layer2)
-    _print_layer_3(out, result.layer3)
+    _print_durations(out, result.duration_check)
+    _print_run(out, result.run_check)
 
 
-def _print_layer_1(out: Console, layer: OrderCheck) -> None:
-    met = "within" if abs(layer.error) <= LAYER_1_BAR else "above"
+def _print_order(out: Console, layer: OrderCheck) -> None:
+    met = "within" if abs(layer.error) <= ORDER_BAR else "above"
     absent = f" ({layer.absent} more had nothing to do, and take no time)" if layer.absent else ""
     out.print(
         f"[bold]Layer 1[/bold], the trace's own durations of {layer.tasks} tasks{absent} through its schedule: "
-        f"{layer.replayed_s:.3f} s, {_percent(layer.error)}, {met} the bar of {LAYER_1_BAR:.0%}. With the median gap "
+        f"{layer.replayed_s:.3f} s, {_percent(layer.error)}, {met} the bar of {ORDER_BAR:.0%}. With the median gap "
         f"of each pair of lanes between tasks: {layer.with_dispatch_s:.3f} s, {_percent(layer.error_with_dispatch)}."
     )
     table = _table("gaps: from when a task could start to when it did", "after a task on", "gap of", "tasks")
@@ -50,7 +50,7 @@ def _print_layer_1(out: Console, layer: OrderCheck) -> None:
         out.print(table)
 
 
-def _print_layer_2(out: Console, layer: DurationCheck) -> None:
+def _print_durations(out: Console, layer: DurationCheck) -> None:
     out.print(
         f"[bold]Layer 2[/bold], durations by the cost model: WAPE {layer.wape:.1%}, bias {_percent(layer.bias)} over "
         f"all tasks."
@@ -66,7 +66,7 @@ def _print_layer_2(out: Console, layer: DurationCheck) -> None:
     out.print("bias alone: of the durations before tasks slow each other down.")
 
 
-def _print_layer_3(out: Console, layer: RunCheck) -> None:
+def _print_run(out: Console, layer: RunCheck) -> None:
     out.print(f"[bold]Layer 3[/bold], the simulated run: throughput {_percent(layer.throughput_error)}.")
     table = _table("", "phase")
     for heading in ("measured s", "predicted s", "error of time", "measured tokens/s", "predicted tokens/s"):
