@@ -5,6 +5,7 @@ medians over repeats, throughputs with their spread.
 """
 
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,23 +16,11 @@ from traces.trace import Key
 from validation.campaign.execute import PLANNED, Campaign
 from validation.campaign.grid import Case
 from validation.mechanics import Check, mechanics
-from validation.metrics import Ranking, Spread, bias, kendall_tau, mape, relative_error, spread_of, wape
-from validation.replay import Replay, rebuild_setup, recorded, replay_trace
+from validation.metrics import Ranking, Spread, kendall_tau, relative_error, spread_of
+from validation.replay import OpAccuracy, Replay, What, rebuild_setup, recorded, replay_trace, what_of
 
-
-@dataclass(frozen=True, slots=True)
-class OpError:
-    """Durations of one op on one lane in prefill or decode: seconds are sums over its tasks, errors are shares."""
-
-    op: str
-    lane: str
-    phase: str
-    count: int
-    measured_s: float
-    predicted_s: float
-    mape: float
-    wape: float
-    bias: float
+SUMS = ("count", "measured_s", "predicted_s")
+"""Fields of an op's errors that add up over cases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,42 +76,42 @@ class Findings:
     repeats: int
     mechanics: tuple[Check, ...]
     runs: tuple[CaseResult, ...]
-    ops: tuple[OpError, ...]
+    ops: tuple[OpAccuracy, ...]
     decisions: tuple[Decision, ...]
     regrets: tuple[Regret, ...]
     missing: tuple[str, ...]
 
+    def order_errors(self) -> list[float]:
+        """Of the makespans of all traces whose own durations were replayed, without sign."""
+        return [abs(error) for run in self.runs for error in run.order_errors]
+
     @property
     def order_worst(self) -> float:
-        return max(abs(error) for run in self.runs for error in run.order_errors)
+        return max(self.order_errors())
+
+    def order_within(self, bar: float) -> str:
+        """How many of all traces come out within a bar."""
+        errors = self.order_errors()
+        return f"{sum(error <= bar for error in errors)} of {len(errors)}"
 
     @property
     def handed_over_worst(self) -> float:
-        """Of layer 1 with the machine's hand-over between lanes."""
+        """The worst with the machine's hand-over between lanes."""
         return max(abs(error) for run in self.runs for error in run.handed_over_errors)
-
-    def order_within(self, bar: float) -> str:
-        """How many of all traces layer 1 meets."""
-        errors = [abs(error) for run in self.runs for error in run.order_errors]
-        return f"{sum(error <= bar for error in errors)} of {len(errors)}"
 
     @property
     def duration_errors(self) -> dict[str, float]:
         """WAPE of each op over lanes and phases, weighted by the time that they took."""
-        errors: dict[str, float] = {}
-        for op in {one.op for one in self.ops}:
-            own = [one for one in self.ops if one.op == op]
-            errors[op] = sum(one.wape * one.measured_s for one in own) / sum(one.measured_s for one in own)
-        return errors
+        return {op: _wape([one for one in self.ops if one.op == op]) for op in {one.op for one in self.ops}}
 
     @property
     def duration_wape(self) -> float:
         """All tasks together."""
-        return sum(one.wape * one.measured_s for one in self.ops) / sum(one.measured_s for one in self.ops)
+        return _wape(self.ops)
 
     def share_of_time(self, op: str) -> float:
         """The part of all tasks' time that an op took."""
-        return sum(one.measured_s for one in self.ops if one.op == op) / sum(one.measured_s for one in self.ops)
+        return _total_s([one for one in self.ops if one.op == op]) / _total_s(self.ops)
 
     @property
     def run_median(self) -> float:
@@ -151,7 +140,7 @@ class Findings:
 
 def analyse(campaign: Campaign) -> Findings:
     """Replay every trace of a campaign. Cases without a trace are listed as missing."""
-    results, pooled, missing, origin = [], list[OpError](), [], ""
+    results, pooled, missing, origin = [], list[OpAccuracy](), [], ""
     for case in campaign.cases():
         replays = list(_replays(campaign, case))
         if len(replays) < campaign.repeats:
@@ -181,46 +170,46 @@ def _replays(campaign: Campaign, case: Case) -> Iterable[Replay]:
             yield replay_trace(read_trace(file), machine)
 
 
-def _medians(replays: Sequence[Replay]) -> list[OpError]:
+def _medians(replays: Sequence[Replay]) -> list[OpAccuracy]:
     """Errors per op of one case, each task at its median over repeats."""
     predicted = replays[0].predicted
     assert predicted is not None
-    durations: dict[Key, list[int]] = {}
+    durations: defaultdict[Key, list[int]] = defaultdict(list)
     for one in replays:
         for span in one.measured.spans:
-            durations.setdefault(span.key, []).append(span.duration_ns)
-    groups: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+            durations[span.key].append(span.duration_ns)
+    groups: defaultdict[What, list[tuple[float, float]]] = defaultdict(list)
     for span in predicted.spans:
         took_ns = statistics.median(durations.get(span.key, [0]))
         if took_ns:
-            what = (span.op, span.lane, "decode" if span.step else "prefill")
-            groups.setdefault(what, []).append((took_ns / 1e9, span.duration_ns / 1e9))
-    return [_op_error(what, *zip(*pairs, strict=True)) for what, pairs in groups.items()]
+            groups[what_of(span)].append((took_ns, span.duration_ns))
+    return [OpAccuracy.of(what, *map(list, zip(*pairs, strict=True))) for what, pairs in groups.items()]
 
 
-def _op_error(what: tuple[str, str, str], measured: Sequence[float], predicted: Sequence[float]) -> OpError:
-    errors = (mape(predicted, measured), wape(predicted, measured), bias(predicted, measured))
-    return OpError(*what, len(measured), sum(measured), sum(predicted), *errors)
-
-
-def _pool(lines: Iterable[OpError]) -> tuple[OpError, ...]:
+def _pool(lines: Iterable[OpAccuracy]) -> tuple[OpAccuracy, ...]:
     """Lines of several cases as one per op, lane and phase: WAPE by measured time, MAPE by tasks."""
-    groups: dict[tuple[str, str, str], list[OpError]] = {}
+    groups: defaultdict[What, list[OpAccuracy]] = defaultdict(list)
     for one in lines:
-        groups.setdefault((one.op, one.lane, one.phase), []).append(one)
-    pooled = [_pooled(what, own) for what, own in groups.items()]
+        groups[one.op, one.lane, one.phase].append(one)
+    pooled = []
+    for what, own in groups.items():
+        count, measured_s, predicted_s = (sum(getattr(one, name) for one in own) for name in SUMS)
+        by_task = sum(one.mape * one.count for one in own) / count
+        bias = predicted_s / measured_s - 1
+        pooled.append(OpAccuracy(*what, count, measured_s, predicted_s, by_task, _wape(own), bias))
     return tuple(sorted(pooled, key=lambda one: -one.measured_s))
 
 
-def _pooled(what: tuple[str, str, str], own: Sequence[OpError]) -> OpError:
-    count, measured_s = sum(one.count for one in own), sum(one.measured_s for one in own)
-    predicted_s = sum(one.predicted_s for one in own)
-    by_task = sum(one.mape * one.count for one in own) / count
-    by_time = sum(one.wape * one.measured_s for one in own) / measured_s
-    return OpError(*what, count, measured_s, predicted_s, by_task, by_time, predicted_s / measured_s - 1)
+def _wape(lines: Sequence[OpAccuracy]) -> float:
+    """WAPE over several lines: each by the time that it took."""
+    return sum(one.wape * one.measured_s for one in lines) / _total_s(lines)
 
 
-def _result(case: Case, replays: Sequence[Replay], ops: Sequence[OpError]) -> CaseResult:
+def _total_s(lines: Sequence[OpAccuracy]) -> float:
+    return sum(one.measured_s for one in lines)
+
+
+def _result(case: Case, replays: Sequence[Replay], ops: Sequence[OpAccuracy]) -> CaseResult:
     layers = [one.run_check for one in replays if one.run_check is not None]
     predicted = layers[0]
     measured = spread_of([layer.run.measured_tokens_per_s for layer in layers])

@@ -16,7 +16,7 @@ from sim.simulation import Executed, Simulation, span_of, start_delays
 from traces.errors import InputError
 from traces.trace import Key, Span, Trace
 from validation.metrics import relative_error, wape
-from validation.replay.accuracy import LaneShare, OpAccuracy, PathShare, lane_shares, op_accuracy, path_agreement
+from validation.replay.accuracy import LaneShare, OpCheck, PathShare, lane_shares, op_checks, path_agreement
 from validation.replay.delays import HandOverDelay, summarise, with_latency
 from validation.replay.rebuild import Recorded, hardware_of, rebuild_setup, recorded, spans_by_key
 
@@ -51,7 +51,7 @@ class OrderCheck:
 class DurationCheck:
     """The cost model's durations of the same tasks. `wape` and `bias` are over all of them together."""
 
-    ops: tuple[OpAccuracy, ...]
+    ops: tuple[OpCheck, ...]
     wape: float
     bias: float
 
@@ -205,7 +205,7 @@ def check_durations(measured: Mapping[Key, Span], predicted: Trace, solo_ns: Map
     pairs = [pair for pair in pairs if pair[0].duration_ns > 0]
     ours = [span.duration_ns for _, span, _ in pairs]
     theirs = [span.duration_ns for span, _, _ in pairs]
-    return DurationCheck(op_accuracy(pairs), wape(ours, theirs), relative_error(sum(ours), sum(theirs)))
+    return DurationCheck(op_checks(pairs), wape(ours, theirs), relative_error(sum(ours), sum(theirs)))
 
 
 def check_run(measured: Trace, predicted: Trace, batch: Batch) -> RunCheck:
