@@ -80,14 +80,6 @@ class CriticalPath:
         """The part of the makespan, 0 to 1, in which no span of the path ran."""
         return self._share(self.gaps_ns)
 
-    def share_by_op(self) -> dict[str, float]:
-        """The part of the makespan, 0 to 1, that each op spent on the path, largest first."""
-        return {op: self._share(ns) for op, ns in self.ns_by_op().items()}
-
-    def share_by_lane(self) -> dict[str, float]:
-        """The part of the makespan, 0 to 1, that the path spent on each kind of lane, largest first."""
-        return {lane: self._share(ns) for lane, ns in self.ns_by_lane().items()}
-
     def ns_by_op(self) -> dict[str, int]:
         """How long each op ran on the path, largest first."""
         return _totals((span.op, ns) for span, ns in self._on_path())
