@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import least_squares
 
-from engine.calibration.fit.parameter import Parameter, least_squares_fit
 from engine.calibration.fit.ratios import with_ratios
 from engine.calibration.measure import Condition, Sample
 from sim.problem import Basis, Hardware, Model
 from sim.schedule import LaneKind, Op
+
+OUTLIER = 0.1
+"""Residuals in the logarithm above this count linearly."""
 
 EMPHASIS = 0.25
 """A task counts with this power of its time: long ones decide how long a run takes, short ones show fixed times."""
@@ -25,6 +28,16 @@ EXPERTS_LATENCY = "device.experts.latency"
 
 MANY_REQUESTS = 16
 """The tokens of one prompt resemble each other: fewer prompts touch fewer experts than as many unlike tokens would."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A number of the machine that is fitted: where it stands, where to begin and within what it lies."""
+
+    path: str
+    start: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +72,10 @@ class Group:
 
 def _class(name: str) -> tuple[Parameter, ...]:
     return (
-        Parameter((f"device.{name}.latency",), 1e-4, 1e-7, 1.0),
-        Parameter((f"device.{name}.compute",), 0.1, 1e-5, 1.0),
-        Parameter((f"device.{name}.memory",), 0.1, 1e-5, 1.0),
-        Parameter((f"device.{name}.overlap",), 0.3, 1e-3, 1.0),
+        Parameter(f"device.{name}.latency", 1e-4, 1e-7, 1.0),
+        Parameter(f"device.{name}.compute", 0.1, 1e-5, 1.0),
+        Parameter(f"device.{name}.memory", 0.1, 1e-5, 1.0),
+        Parameter(f"device.{name}.overlap", 0.3, 1e-3, 1.0),
     )
 
 
@@ -85,16 +98,16 @@ GROUPS = (
     Group(
         "attention on the host",
         (
-            Parameter(("host.launch_latency",), 1e-4, 1e-7, 1.0),
-            Parameter(("host.request_overhead",), 1e-6, 1e-9, 1e-1),
-            Parameter(("host.decode_attention.memory",), 0.1, 1e-5, 1.0),
+            Parameter("host.launch_latency", 1e-4, 1e-7, 1.0),
+            Parameter("host.request_overhead", 1e-6, 1e-9, 1e-1),
+            Parameter("host.decode_attention.memory", 0.1, 1e-5, 1.0),
         ),
         (Op.ATTN,),
         (LaneKind.CPU,),
     ),
     Group(
         "small copies",
-        (Parameter(("link.latency",), 1e-4, 1e-7, 1e-1),),
+        (Parameter("link.latency", 1e-4, 1e-7, 1e-1),),
         (Op.OFFLOAD_QKV, Op.LOAD_HIDDEN, Op.STORE_KV, Op.LOAD_KV, Op.STORE_HIDDEN),
         _LINK,
         alone=False,
@@ -122,7 +135,7 @@ def fit_all(
     for group in GROUPS:
         chosen = [one for one in samples if group.shows(one, planned[one.run])]
         if chosen:
-            parameters = tuple(one for one in group.parameters if known.isdisjoint(one.paths))
+            parameters = tuple(one for one in group.parameters if one.path not in known)
             hardware, found = _fit(replace(group, parameters=parameters), hardware, model, planned, chosen)
             fits.append(found)
     return hardware, fits
@@ -135,11 +148,10 @@ def _fit(
     weights = np.exp(EMPHASIS * (measured - measured.max()))
     runs = sorted({one.run for one in chosen})
 
-    def machine(values: Sequence[float], source: str = "trial") -> Hardware:
+    def machine(logs: NDArray[np.float64], source: str = "trial") -> Hardware:
         changed = hardware
-        for parameter, value in zip(group.parameters, values, strict=True):
-            for path in parameter.paths:
-                changed = changed.with_value(path, value, source, Basis.MEASURED)
+        for parameter, log in zip(group.parameters, logs, strict=True):
+            changed = changed.with_value(parameter.path, float(np.exp(log)), source, Basis.MEASURED)
         return changed
 
     def residuals(changed: Hardware) -> NDArray[np.float64]:
@@ -147,14 +159,17 @@ def _fit(
         predicted = [costs[one.run](one.task).duration_ns / 1e9 for one in chosen]
         return np.asarray(np.log(predicted) - measured)
 
-    def weighted(values: Sequence[float]) -> NDArray[np.float64]:
-        return np.asarray(residuals(machine(values)) * weights)
+    def weighted(logs: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(residuals(machine(logs)) * weights)
 
-    found, _ = least_squares_fit(group.parameters, weighted, diff_step=1e-3)
-    errors = np.abs(np.expm1(residuals(machine(found))))
+    lows, highs, starts = (
+        np.log([getattr(parameter, end) for parameter in group.parameters]) for end in ("low", "high", "start")
+    )
+    found = least_squares(weighted, starts, bounds=(lows, highs), loss="soft_l1", f_scale=OUTLIER, diff_step=1e-3)
+    errors = np.abs(np.expm1(residuals(machine(found.x))))
     result = Fit(group.what, len(chosen), float(np.median(errors)), float(errors.max()))
     source = f"fit to {len(chosen)} kinds of tasks of {group.what}, median error {100 * result.median_error:.1f} %"
-    fitted = machine(found, source)
+    fitted = machine(found.x, source)
     if group.with_ratios_of:
         fitted = with_ratios(fitted, group.with_ratios_of, model, planned, chosen)
     return fitted, result
