@@ -141,13 +141,6 @@ class Trace:
         kind, rank = lane
         return sorted((span for span in self.spans if span.lane == kind and span.rank == rank), key=_START_END)
 
-    def by_key(self) -> dict[Key, list[Span]]:
-        """The spans that did each thing, in the order given."""
-        index: dict[Key, list[Span]] = {}
-        for span in self.spans:
-            index.setdefault(span.key, []).append(span)
-        return index
-
     def span(self, key: Key) -> Span:
         """The one span that did this. Raises KeyError if none did, or several."""
         found = [span for span in self.spans if span.key == key]

@@ -30,13 +30,16 @@ class Mutant:
     becomes: str
     tests: tuple[str, ...]
 
-    def applied(self, text: str) -> str:
+    def applied_in(self, root: Path) -> str:
         """The file's text with the mistake. Raises InputError if the mutant is stale: its place is not there once."""
-        count = text.count(self.was)
-        if count != 1:
+        path = root / self.file
+        if not path.is_file():
+            raise InputError(f"mutant {self.name} is stale: there is no {self.file}; bring it up to date")
+        text = path.read_text(encoding="utf-8")
+        if text.count(self.was) != 1:
             raise InputError(
-                f"mutant {self.name} is stale: what it replaces occurs {count} times in {self.file} and must occur "
-                f"once; bring it up to date"
+                f"mutant {self.name} is stale: what it replaces occurs {text.count(self.was)} times in {self.file} "
+                f"and must occur once; bring it up to date"
             )
         changed = text.replace(self.was, self.becomes)
         if changed == text:

@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from run_examples import runs
 from trace_examples import SIMULATED, span, two_devices
 
-from traces.analysis import diff_traces, find_critical_path
-from traces.analysis.alignment import align
+from traces.analysis import align, diff_traces, find_critical_path
 from traces.trace import Trace
 
 

@@ -16,7 +16,7 @@ from engine.device import EmulatedDevice
 from engine.lanes import Executor
 from sim.schedule import CPU, GPU, H2D, Op, Task
 from traces.errors import InputError
-from traces.files import pytorch_profile as kineto, reader as files
+from traces.files import batch_range, ended_range, read_trace, task_range
 
 CLOCK_NS = 20_000
 """The profiler's clock (the processor's counter, converted) against the engine's."""
@@ -47,7 +47,7 @@ def test_a_profile_of_a_run_holds_the_runs_own_tasks_for_as_long_as_they_took(tm
 
     run()  # what is compiled or loaded on first use is not profiled
     own = profiled(run, tmp_path / name).trace
-    seen = files.read_trace(tmp_path / name)
+    seen = read_trace(tmp_path / name)
     assert seen.origin == own.origin == "emulated device"
     ours, theirs = {one.key: one for one in own.spans}, {one.key: one for one in seen.spans}
     assert theirs.keys() == ours.keys()
@@ -70,7 +70,7 @@ def test_a_task_that_had_nothing_to_do_is_not_in_the_profile(tmp_path, device):
         lambda: Executor(device, [tasks], [GPU], lambda lane, task: None if task.id == 1 else 7).run(),
         tmp_path / "run.json",
     )
-    assert [(one.id, one.bytes) for one in kineto.read_profile(tmp_path / "run.json").spans] == [(0, 7), (2, 7)]
+    assert [(one.id, one.bytes) for one in read_trace(tmp_path / "run.json").spans] == [(0, 7), (2, 7)]
 
 
 def test_of_several_batches_the_first_is_read(tmp_path, device):
@@ -80,7 +80,7 @@ def test_of_several_batches_the_first_is_read(tmp_path, device):
             Executor(device, [tasks], [H2D, CPU], lambda lane, task, n=num_bytes: n).run()
 
     profiled(run, tmp_path / "run.json")
-    trace = kineto.read_profile(tmp_path / "run.json")
+    trace = read_trace(tmp_path / "run.json")
     assert trace.metadata["batches"] == 2
     assert [(one.op, one.bytes, one.cause, one.waited_for) for one in trace.spans] == [
         ("PinWeights", 1, -1, ""),
@@ -95,7 +95,7 @@ def test_a_profile_of_the_calling_thread_alone_says_how_to_profile_the_others(tm
         profile_all_threads=False,
     )
     with pytest.raises(InputError, match=r"run\.json: .*none of its tasks.*profile_all_threads=True"):
-        kineto.read_profile(tmp_path / "run.json")
+        read_trace(tmp_path / "run.json")
 
 
 def test_without_a_profiler_no_range_is_made(device, monkeypatch):
@@ -116,10 +116,10 @@ def event(category, name, ts, dur, tid=1, pid=77, **args):
 
 def task(id, op, lane, ts, dur, tid, deps=(), micro_batch=0, num_bytes=0):
     """A task's range and the mark behind it."""
-    name = kineto.task_range(id, (op, 0, 1, 2, micro_batch, -1), lane, deps)
+    name = task_range(id, (op, 0, 1, 2, micro_batch, -1), lane, deps)
     return [
         event("user_annotation", name, ts, dur, tid, **{"External id": 100 + id, "Ev Idx": id}),
-        event("user_annotation", kineto.ended_range(id, num_bytes), ts + dur, 0.5, tid),
+        event("user_annotation", ended_range(id, num_bytes), ts + dur, 0.5, tid),
     ]
 
 
@@ -142,7 +142,7 @@ def memcpy(correlation, ts, dur, num_bytes, stream=20):
 def gpu_run():
     """A copy, what needs it, and attention on the host; each launch is over long before its work is."""
     return [
-        event("user_annotation", kineto.batch_range("real GPU (NVIDIA T4)"), 1000.0, 1000.0, tid=1),
+        event("user_annotation", batch_range("real GPU (NVIDIA T4)"), 1000.0, 1000.0, tid=1),
         *task(0, "LoadWeights", "H2D", 1010.0, 5.0, tid=2, num_bytes=4096),
         launch(31, 1011.0, tid=2),
         memcpy(31, 1020.0, 100.0, 4096),
@@ -174,7 +174,7 @@ def written(path, events, **changes):
 
 @pytest.mark.parametrize("name", ["run.json", "run.json.gz"])
 def test_on_a_gpu_a_task_lasts_from_the_first_to_the_last_of_what_it_launched(tmp_path, name):
-    trace = files.read_trace(written(tmp_path / name, gpu_run()))
+    trace = read_trace(written(tmp_path / name, gpu_run()))
     assert trace.origin == "real GPU (NVIDIA T4)"
     spans = {one.op: one for one in trace.spans}
     start = 1020.0
@@ -192,8 +192,8 @@ def test_on_a_gpu_a_task_lasts_from_the_first_to_the_last_of_what_it_launched(tm
 
 def test_on_an_emulated_device_a_task_lasts_as_long_as_its_range(tmp_path):
     events = gpu_run()
-    events[0]["name"] = kineto.batch_range("emulated device")
-    trace = kineto.read_profile(written(tmp_path / "run.json", events))
+    events[0]["name"] = batch_range("emulated device")
+    trace = read_trace(written(tmp_path / "run.json", events))
     assert [(one.start_ns, one.end_ns) for one in trace.spans] == [
         (0, 5_000), (2_000, 22_000), (190_000, 220_000), (230_000, 233_000),
     ]  # fmt: skip
@@ -201,13 +201,13 @@ def test_on_an_emulated_device_a_task_lasts_as_long_as_its_range(tmp_path):
 
 def test_times_far_from_zero_keep_their_nanoseconds(tmp_path):
     events = [one | {"ts": one["ts"] + 4503447910000.0} for one in gpu_run()]
-    spans = kineto.read_profile(written(tmp_path / "run.json", events)).spans
+    spans = read_trace(written(tmp_path / "run.json", events)).spans
     assert [one.duration_ns for one in spans] == pytest.approx([100_000, 77_750, 30_000, 0], abs=2)
 
 
 def test_work_that_the_clocks_let_overlap_on_a_lane_is_clipped_and_said_so(tmp_path):
     events = [*gpu_run(), launch(40, 1241.0, tid=3), kernel(40, 1199.0, 10.0)]
-    trace = kineto.read_profile(written(tmp_path / "run.json", events))
+    trace = read_trace(written(tmp_path / "run.json", events))
     head = next(one for one in trace.spans if one.op == "Head")
     assert (head.start_ns, head.end_ns) == (179_250, 189_000)
     assert trace.metadata["clipped_ns"] == 250
@@ -215,7 +215,7 @@ def test_work_that_the_clocks_let_overlap_on_a_lane_is_clipped_and_said_so(tmp_p
 
 def test_tasks_outside_the_batch_are_left_out(tmp_path):
     events = [*gpu_run(), *task(9, "Head", "GPU", 5000.0, 1.0, tid=3)]
-    assert {one.id for one in kineto.read_profile(written(tmp_path / "run.json", events)).spans} == {0, 1, 2, 3}
+    assert {one.id for one in read_trace(written(tmp_path / "run.json", events)).spans} == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(
@@ -230,11 +230,11 @@ def test_tasks_outside_the_batch_are_left_out(tmp_path):
             ),
             r"holds no work of the GPU: profile with ProfilerActivity\.CUDA",
         ),
-        (lambda events: events[1].pop("dur"), "lacks 'dur'"),
+        (lambda events: events[1].pop("dur"), "missing required field `dur`"),
         (lambda events: events[1].update(ts="soon"), "is malformed"),
         (lambda events: events[1].update(name="cgopipe::Head id=3"), "a range that this version does not know"),
         (lambda events: events.append([]), "is malformed"),
-        (lambda events: events[4].pop("args"), "lacks 'args'"),
+        (lambda events: events[4].pop("args"), "missing required field `args`"),
         (lambda events: events[0].update(name="cgopipe::batch of a toaster"), r"metadata\.origin is 'a toaster'"),
     ],
 )
@@ -242,6 +242,6 @@ def test_a_profile_that_cannot_be_used_gets_one_clear_line(tmp_path, change, sai
     events = gpu_run()
     change(events)
     with pytest.raises(InputError, match=said) as raised:
-        files.read_trace(written(tmp_path / "run.json", events))
+        read_trace(written(tmp_path / "run.json", events))
     assert str(raised.value).startswith(str(tmp_path / "run.json"))
     assert "\n" not in str(raised.value)

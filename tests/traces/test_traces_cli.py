@@ -126,20 +126,23 @@ def content_of(run):
     ("damage", "said"),
     [
         (lambda run: None, "cannot be read: No such file"),
-        (lambda run: b"", "ends too early"),
+        (lambda run: b"", "damaged, or not JSON: Input data was truncated"),
         (lambda run: Path(run).read_bytes()[:300], "damaged gzip file"),
-        (lambda run: content_of(run)[:900], "damaged, or not JSON: it ends too early"),
-        (lambda run: b"\xff\xfe\x00", "not text"),
+        (lambda run: content_of(run)[:900], "damaged, or not JSON: Input data was truncated"),
+        (lambda run: b"\xff\xfe\x00", "damaged, or not JSON: JSON is malformed: invalid character (byte 0)"),
         (lambda run: b"step,seconds\n1,2\n", "damaged, or not JSON"),
-        (lambda run: b"[]", "damaged, or not JSON: expected '{'"),
+        (lambda run: b"[]", "damaged, or not JSON: Expected `object`, got `array`"),
         (lambda run: b'{"loss": 0.1}', "no trace: it has neither a section 'cgopipe' nor any 'traceEvents'"),
-        (lambda run: b'{"traceEvents": [{"ph": "X", "cat": "kernel", "name": "gemm"}]}', "lacks 'args'"),
+        (lambda run: b'{"traceEvents": [{"ph": "X", "cat": "kernel", "name": "gemm"}]}', "missing required field `ts`"),
         (
             lambda run: b'{"traceEvents": [{"ph": "i", "name": "here"}]}',
             "neither a trace of this project nor a PyTorch profile",
         ),
         (lambda run: content_of(run).replace(b'"schema": 1', b'"schema": 9'), "reads schema 1"),
-        (lambda run: content_of(run).replace(b'"op":"Experts"', b'"op":7'), "the wrong type of op"),
+        (
+            lambda run: content_of(run).replace(b'"op":"Experts"', b'"op":7'),
+            "Expected `str`, got `int`",
+        ),
     ],
 )
 @pytest.mark.parametrize("command", ["summary", "critical-path", "diff"])

@@ -106,14 +106,13 @@ def test_an_interrupted_run_leaves_no_half_file(campaign, monkeypatch):
     kept = file.read_bytes()
     file.unlink()
 
-    def interrupted(trace, path):
-        path.write_bytes(b"half")
+    def interrupted(trace):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("validation.campaign.execute.write_trace", interrupted)
+    monkeypatch.setattr("traces.files.chrome_writer.find_critical_path", interrupted)  # the half of a file is written
     with pytest.raises(KeyboardInterrupt):
         campaign.run()
-    assert not file.exists()
+    assert not list(file.parent.glob(f"*{file.name}")), "neither the file nor an unfinished one"
     found = analyse(campaign)
     assert found.missing == (f"{case.name}: 1 of {REPEATS} repeats",)
     file.write_bytes(kept)
@@ -131,9 +130,9 @@ def test_the_numbers_are_those_of_the_traces(campaign, findings):
     assert (run.measured.low, run.measured.high) == (pytest.approx(min(rates)), pytest.approx(max(rates)))
     assert run.predicted_tokens_per_s == pytest.approx(tokens / (replays[0].predicted.makespan_ns / 1e9))
     assert run.error == pytest.approx(run.predicted_tokens_per_s / run.measured.median - 1)
-    assert run.layer1_errors == tuple(one.layer1.error for one in replays)
-    assert run.handed_over_errors == tuple(one.layer1.error_with_hand_over for one in replays)
-    assert all(after > before for before, after in zip(run.layer1_errors, run.handed_over_errors, strict=True))
+    assert run.order_errors == tuple(one.order_check.error for one in replays)
+    assert run.handed_over_errors == tuple(one.order_check.error_with_hand_over for one in replays)
+    assert all(after > before for before, after in zip(run.order_errors, run.handed_over_errors, strict=True))
 
 
 def test_ops_hold_all_the_time_that_the_tasks_took(campaign, findings):
@@ -166,13 +165,13 @@ def test_the_report_says_what_was_found_and_misses_no_bar_silently(campaign, fin
     for run in findings.runs:
         assert run.case.name in text
         assert f"{run.measured.median:.1f}" in text
-    assert numbers["summary"]["layer3_worst"] == findings.layer3_worst
+    assert numbers["summary"]["layer3_worst"] == findings.run_worst
     assert ("**missed**" in text) == (
-        findings.layer1_worst > 0.03
+        findings.order_worst > 0.03
         or findings.handed_over_worst > 0.03
-        or max(findings.layer2_errors.values()) > 0.1
-        or findings.layer3_median > 0.05
-        or findings.layer3_worst > 0.12
+        or max(findings.duration_errors.values()) > 0.1
+        or findings.run_median > 0.05
+        or findings.run_worst > 0.12
         or any(lost.regret > 0.03 for lost in findings.regrets)
         or any(one.ranking.tau not in (None, 1) for one in findings.decisions)
         or not all(check.exact for check in findings.mechanics)
@@ -187,7 +186,7 @@ def test_a_prediction_follows_the_calibration(campaign, findings):
     case = next(run.case for run in findings.runs if run.case.schedule == "accelerate")
     trace, machine = read_trace(campaign.trace_file(case, 0)), campaign.machine(case.model)
     slow = machine.scaled("link.h2d_pageable", 0.25)
-    usual, halved = (replay_trace(trace, one).layer3.run.predicted_tokens_per_s for one in (machine, slow))
+    usual, halved = (replay_trace(trace, one).run_check.run.predicted_tokens_per_s for one in (machine, slow))
     assert halved < 0.8 * usual
 
 

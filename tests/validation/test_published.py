@@ -9,11 +9,10 @@ import pytest
 from sim.problem import Basis, Hardware
 from traces.errors import InputError
 from validation.cli import main
-from validation.published.bars import BASELINE_BAR, CGOPIPE_BAR, RANKING_BAR
 from validation.published.kernels import predict_kernels
 from validation.published.predict import Predicted, mean_absolute_error, predict_all, predict_row
 from validation.published.report import by_system, rankings
-from validation.published.rows import COLUMNS, THROUGHPUT, Row, read_rows
+from validation.published.rows import BASELINE_BAR, CGOPIPE_BAR, COLUMNS, RANKING_BAR, THROUGHPUT, Row, read_rows
 from validation.published.setups import pose, schedule_of
 
 S1 = Row("S1", "cgopipe", "mtbench", True, 128, micro_batch_size=36, num_micro_batches=14, tokens_per_s=30.122)

@@ -49,10 +49,9 @@ def test_values_stay_within_their_bounds(made_rows):
         "gcp-l4",
         ("S2",),
         tuple(
-            replace(one, low=0.9 * value, high=1.1 * value)
+            replace(one, start=value, low=0.9 * value, high=1.1 * value)
             for one, value in zip(L4.parameters, (0.3, 1e10, 1e-4), strict=True)
         ),
-        (0.3, 1e10, 1e-4),
     )
     found = fit(narrow, made_rows, jobs=1)
     for one in narrow.parameters:
@@ -78,7 +77,7 @@ def test_presets_hold_what_a_fit_would_set():
 
 
 def test_several_devices_get_the_values_of_one_and_their_own_link():
-    values = dict(zip([one.name for one in T4.parameters], T4.start, strict=True))
+    values = {one.name: one.start for one in T4.parameters}
     fitted = Fitted(T4, values, 38, 5)
     found = machines([fitted], ["gcp-t4", "gcp-2xt4", "gcp-4xt4", "gcp-l4"])
     assert list(found) == ["gcp-t4", "gcp-2xt4", "gcp-4xt4"]

@@ -73,18 +73,18 @@ def test_a_simulated_run_is_replayed_to_the_nanosecond(name):
     assert {s.key: (s.start_ns, s.end_ns) for s in result.replayed.spans} == {
         s.key: (s.start_ns, s.end_ns) for s in trace.spans
     }
-    assert (result.layer1.error, result.layer1.error_with_dispatch, result.layer1.absent) == (0, 0, 0)
-    assert result.layer1.tasks == len(trace.spans)
-    assert all(gap.total_s == 0 for gap in result.layer1.gaps)
+    assert (result.order_check.error, result.order_check.error_with_dispatch, result.order_check.absent) == (0, 0, 0)
+    assert result.order_check.tasks == len(trace.spans)
+    assert all(gap.total_s == 0 for gap in result.order_check.gaps)
 
 
 @every_schedule
 def test_the_cost_model_that_made_a_run_predicts_it_without_error(name):
     result = replay_trace(simulated(name), machine_of(name))
-    assert (result.layer2.wape, result.layer2.bias) == (0, 0)
-    assert all((op.mape, op.wape, op.bias) == (0, 0, 0) for op in result.layer2.ops)
-    assert sum(op.count for op in result.layer2.ops) == len(result.measured.spans)
-    third = result.layer3
+    assert (result.duration_check.wape, result.duration_check.bias) == (0, 0)
+    assert all((op.mape, op.wape, op.bias) == (0, 0, 0) for op in result.duration_check.ops)
+    assert sum(op.count for op in result.duration_check.ops) == len(result.measured.spans)
+    third = result.run_check
     assert (third.run.error, third.prefill.error, third.decode.error, third.throughput_error) == (0, 0, 0, 0)
     assert all(lane.points == 0 for lane in third.lanes)
     assert third.path_agreement == pytest.approx(1)
@@ -92,7 +92,7 @@ def test_the_cost_model_that_made_a_run_predicts_it_without_error(name):
 
 
 def test_some_of_these_runs_were_contended():
-    ops = replay_trace(simulated("cgopipe"), machine_of("cgopipe")).layer2.ops
+    ops = replay_trace(simulated("cgopipe"), machine_of("cgopipe")).duration_check.ops
     assert any(op.solo_bias < -0.01 for op in ops)
 
 
@@ -101,15 +101,15 @@ def test_a_part_of_a_run_is_replayed_as_a_part():
     whole = simulated("cgopipe")
     part = record(setup_of("cgopipe"), {"model_config": whole.metadata["model_config"]}, num_steps=2)
     result = replay_trace(part, machine_of("cgopipe"))
-    assert (result.layer1.error, result.layer1.absent, result.layer3.run.error) == (0, 0, 0)
-    assert result.layer1.tasks < len(whole.spans)
+    assert (result.order_check.error, result.order_check.absent, result.run_check.run.error) == (0, 0, 0)
+    assert result.order_check.tasks < len(whole.spans)
 
 
 def test_a_preset_s_trace_needs_no_configuration_and_names_its_machine():
     trace = record(made_setup("cgopipe", 4, 2, machine=Hardware.load("gcp-t4")), {}, num_steps=2)
     result = replay_trace(trace)
     assert result.hardware.name == "gcp-t4"
-    assert result.layer3.run.error == 0
+    assert result.run_check.run.error == 0
 
 
 def test_ranks_are_replayed():
@@ -117,8 +117,8 @@ def test_ranks_are_replayed():
     trace = record(made_setup("cgopipe", 4, 2, machine=machine), {}, num_steps=2)
     assert {span.rank for span in trace.spans} == {0, 1}
     result = replay_trace(trace)
-    assert (result.layer1.error, result.layer3.run.error) == (0, 0)
-    assert {lane.lane for lane in result.layer3.lanes} >= {"GPU", "GPU:1", "NET"}
+    assert (result.order_check.error, result.run_check.run.error) == (0, 0)
+    assert {lane.lane for lane in result.run_check.lanes} >= {"GPU", "GPU:1", "NET"}
     with pytest.raises(InputError, match=r"gcp-t4 has 1 devices and the trace is of 2"):
         replay_trace(trace, Hardware.load("gcp-t4"))
 
@@ -130,15 +130,15 @@ def test_the_prediction_hands_over_as_its_machine_does_and_the_law_does_not(name
     setup = replace(setup_of(name), problem=replace(setup_of(name).problem, hardware=machine))
     trace = record(setup, {"model_config": simulated(name).metadata["model_config"]}, num_steps=GEN_LEN)
     result = replay_trace(trace, machine)
-    assert (result.layer2.wape, result.layer3.run.error, result.layer3.decode.error) == (0, 0, 0)
+    assert (result.duration_check.wape, result.run_check.run.error, result.run_check.decode.error) == (0, 0, 0)
     assert {s.key: (s.start_ns, s.end_ns) for s in result.predicted.spans} == {
         s.key: (s.start_ns, s.end_ns) for s in trace.spans
     }
-    assert result.layer1.error < 0
-    assert result.layer1.error_with_hand_over == 0
+    assert result.order_check.error < 0
+    assert result.order_check.error_with_hand_over == 0
     unaware = replay_trace(trace, machine_of(name))
-    assert unaware.layer1.error_with_hand_over == unaware.layer1.error == result.layer1.error
-    assert unaware.layer3.run.error < 0
+    assert unaware.order_check.error_with_hand_over == unaware.order_check.error == result.order_check.error
+    assert unaware.run_check.run.error < 0
 
 
 # errors of a known size ----------------------------------------------------------------------------------------------
@@ -146,16 +146,16 @@ def test_the_prediction_hands_over_as_its_machine_does_and_the_law_does_not(name
 
 def test_a_run_that_took_twice_as_long_is_predicted_at_half():
     result = replay_trace(stretched(simulated("cgopipe"), 2), machine_of("cgopipe"))
-    assert result.layer1.error == 0
-    assert all((op.mape, op.wape, op.bias) == (0.5, 0.5, -0.5) for op in result.layer2.ops)
-    third = result.layer3
+    assert result.order_check.error == 0
+    assert all((op.mape, op.wape, op.bias) == (0.5, 0.5, -0.5) for op in result.duration_check.ops)
+    third = result.run_check
     assert (third.run.error, third.prefill.error, third.decode.error, third.throughput_error) == (-0.5, -0.5, -0.5, 1)
     assert all(lane.points == 0 for lane in third.lanes)
     assert third.path_agreement == pytest.approx(1)
 
 
 def test_throughput_counts_the_tokens_of_each_phase():
-    third = replay_trace(simulated("cgopipe"), machine_of("cgopipe")).layer3
+    third = replay_trace(simulated("cgopipe"), machine_of("cgopipe")).run_check
     assert third.run.measured_tokens_per_s * third.run.measured_s == pytest.approx(24 * GEN_LEN)
     assert third.prefill.measured_tokens_per_s * third.prefill.measured_s == pytest.approx(24)
     assert third.run.measured_s == pytest.approx(third.prefill.measured_s + third.decode.measured_s)
@@ -174,7 +174,7 @@ def test_time_between_tasks_is_found_and_told_by_the_lanes_it_lies_between():
     """Copies start 3 ms late: the law knows nothing of it, the latency measured between the lanes makes up for it."""
     trace = simulated("accelerate")
     late_trace, late_ns = delayed(trace, Op.LOAD_WEIGHTS_PAGEABLE, 3_000_000)
-    layer = replay_trace(late_trace).layer1
+    layer = replay_trace(late_trace).order_check
     assert layer.replayed_s * 1e9 == pytest.approx(trace.makespan_ns)
     assert layer.error == pytest.approx(-late_ns / late_trace.makespan_ns)
     assert layer.error_with_dispatch == 0
@@ -188,7 +188,7 @@ def test_rare_delays_are_no_latency():
     trace = simulated("accelerate")
     spans = sorted(trace.spans, key=lambda span: span.start_ns)
     late = [s._replace(start_ns=s.start_ns + 10**7, end_ns=s.end_ns + 10**7) for s in spans[len(spans) // 2 :]]
-    layer = replay_trace(changed(trace, [*spans[: len(spans) // 2], *late])).layer1
+    layer = replay_trace(changed(trace, [*spans[: len(spans) // 2], *late])).order_check
     assert layer.error_with_dispatch == layer.error < 0
     assert layer.measured_s - layer.replayed_s == pytest.approx(0.01)
 
@@ -268,17 +268,17 @@ def test_a_micro_batch_that_ended_early_takes_no_more_time(name):
 
     trace = ended_early(name, ended)
     result = replay_trace(trace, machine_of(name))
-    assert result.layer1.absent == sum(map(ended, simulated(name).spans)) > 0
-    assert (result.layer1.error, result.layer2.wape, result.layer3.run.error) == (0, 0, 0)
+    assert result.order_check.absent == sum(map(ended, simulated(name).spans)) > 0
+    assert (result.order_check.error, result.duration_check.wape, result.run_check.run.error) == (0, 0, 0)
     assert trace.makespan_ns < simulated(name).makespan_ns
-    assert result.layer3.run.measured_tokens_per_s * result.layer3.run.measured_s == pytest.approx(24 * 4 - 8 * 2)
+    assert result.run_check.run.measured_tokens_per_s * result.run_check.run.measured_s == pytest.approx(24 * 4 - 8 * 2)
 
 
 @every_schedule
 def test_a_generation_that_ended_early_has_no_later_steps(name):
     result = replay_trace(ended_early(name, lambda span: span.step >= 2), machine_of(name))
-    assert (result.layer1.error, result.layer3.run.error) == (0, 0)
-    assert result.layer1.absent < len(simulated(name).spans) / GEN_LEN
+    assert (result.order_check.error, result.run_check.run.error) == (0, 0)
+    assert result.order_check.absent < len(simulated(name).spans) / GEN_LEN
 
 
 # the engine's runs ---------------------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ def ran(name, **kwargs):
 def test_a_real_run_replayed_loses_at_most_the_gaps_between_its_tasks(name):
     """The law never needs longer than the run did: its lanes do not wait for threads."""
     trace = ran(name).trace
-    layer = replay_trace(trace).layer1
+    layer = replay_trace(trace).order_check
     assert (layer.tasks, layer.absent) == (len(trace.spans), 0)
     assert layer.error <= 0
     begins = sum(min(span.start_ns for span in trace.spans_of(lane)) for lane in trace.lanes())
@@ -330,24 +330,24 @@ def test_attention_on_the_host_reads_no_padding():
 
 def test_real_runs_are_compared_with_a_machine():
     result = replay_trace(ran("cgopipe").trace, round_machine())
-    assert result.layer2.wape > 0.01
-    assert result.layer3.run.predicted_s < result.layer3.run.measured_s
-    assert {op.op for op in result.layer2.ops} == {span.op for span in result.measured.spans}
-    assert 0 <= result.layer3.path_tasks_agreement <= 1
-    assert 0 <= result.layer3.path_agreement <= 1
+    assert result.duration_check.wape > 0.01
+    assert result.run_check.run.predicted_s < result.run_check.run.measured_s
+    assert {op.op for op in result.duration_check.ops} == {span.op for span in result.measured.spans}
+    assert 0 <= result.run_check.path_tasks_agreement <= 1
+    assert 0 <= result.run_check.path_agreement <= 1
 
 
 def test_a_run_without_a_machine_gets_layer_1_and_the_reason():
     result = replay_trace(ran("cgopipe").trace)
-    assert (result.layer2, result.layer3, result.predicted, result.hardware) == (None, None, None, None)
+    assert (result.duration_check, result.run_check, result.predicted, result.hardware) == (None, None, None, None)
     assert "--hardware" in result.why_not
 
 
 def test_a_machine_may_be_described_in_the_trace_itself():
     trace = changed(simulated("cgopipe"), hardware=machine_of("cgopipe").to_dict())
-    assert replay_trace(trace).layer3.run.error == 0
+    assert replay_trace(trace).run_check.run.error == 0
     for unusable in ({"name": "nearly nothing"}, "a machine that nobody knows", 5):
-        assert replay_trace(changed(trace, hardware=unusable)).layer2 is None
+        assert replay_trace(changed(trace, hardware=unusable)).duration_check is None
 
 
 def test_every_batch_of_a_run_is_replayed():
@@ -357,7 +357,7 @@ def test_every_batch_of_a_run_is_replayed():
     requests = [recorded(trace).batch.num_requests for trace in result.traces]
     assert requests == [4, 3]
     for trace in result.traces:
-        assert replay_trace(trace, round_machine()).layer1.tasks == len(trace.spans)
+        assert replay_trace(trace, round_machine()).order_check.tasks == len(trace.spans)
 
 
 def test_a_real_run_in_which_requests_end_early_is_replayed():
@@ -370,7 +370,7 @@ def test_a_real_run_in_which_requests_end_early_is_replayed():
             eos_token_id=eos,
         )  # fmt: skip
     assert any(len(sequence) < NEW for sequence in result.sequences)
-    layer = replay_trace(result.trace).layer1
+    layer = replay_trace(result.trace).order_check
     assert layer.absent > 0
     assert layer.error <= 0
 
@@ -378,7 +378,7 @@ def test_a_real_run_in_which_requests_end_early_is_replayed():
 def test_dense_and_windowed_layers_are_rebuilt():
     for family in ("glm4_moe", "gpt_oss", "qwen3_moe"):
         result = engine.run(make(family), make_prompts(4, 6), micro_batch_size=1, max_new_tokens=2)
-        assert replay_trace(result.trace, round_machine()).layer2 is not None
+        assert replay_trace(result.trace, round_machine()).duration_check is not None
 
 
 # traces that cannot be replayed --------------------------------------------------------------------------------------
@@ -389,23 +389,31 @@ def moved(trace, **changes):
     return changed(trace, [*trace.spans[:-1], trace.spans[-1]._replace(**changes)])
 
 
+EMPTY = {"num_requests": 0, "prompt_tokens": 8, "prompt_tokens_squared": 64, "max_prompt_tokens": 8}
 SHAPE = {"num_layers": 3, "num_micro_batches": 3, "num_pages": 3, "attention": "cpu", "streamed": [True] * 3}
 
 
 @pytest.mark.parametrize(
     ("metadata", "said"),
     [
-        ({"schedule": None}, "does not name its schedule"),
+        ({"schedule": None}, r"no metadata.schedule; a replay needs a trace of"),
         ({"schedule": "nobodys"}, "nobodys"),
         ({"shape": None}, r"no metadata.shape; a replay needs a trace of `python -m engine run --trace`"),
         ({"batch": None}, "no metadata.batch"),
-        ({"batch": [1]}, "unusable metadata.batch"),
-        ({"shape": {"num_layers": 3}}, "metadata.shape cannot be read"),
-        ({"shape": {**SHAPE, "num_layers": 0}}, "metadata.shape: num_layers = 0"),
-        ({"shape": {**SHAPE, "attention": "moon"}}, "metadata.shape cannot be read"),
-        ({"batch": {"gen_len": 0, "copies": 1, "micro_batches": []}}, "metadata.batch: gen_len is 0"),
+        ({"batch": [1]}, "metadata.batch cannot be used: Expected `object`, got `array`"),
+        ({"shape": {"num_layers": 3}}, "missing required field `num_micro_batches`"),
+        ({"shape": {**SHAPE, "num_layers": 0}}, "metadata.shape cannot be used: num_layers = 0"),
+        ({"shape": {**SHAPE, "attention": "moon"}}, r"Invalid enum value 'moon' - at `\$.attention`"),
+        (
+            {"batch": {"gen_len": 0, "copies": 1, "micro_batches": []}},
+            r"Expected `int` >= 1 - at `\$.gen_len`",
+        ),
         ({"batch": {"gen_len": 4, "copies": 1, "micro_batches": []}}, "0 micro-batches and its shape 3"),
-        ({"batch": {"gen_len": 4, "copies": 1, "micro_batches": [{"num_requests": 1}]}}, "batch cannot be read"),
+        (
+            {"batch": {"gen_len": 4, "copies": 1, "micro_batches": [{"num_requests": 1}]}},
+            "required field `prompt_tokens`",
+        ),
+        ({"batch": {"gen_len": 4, "copies": 1, "micro_batches": [EMPTY]}}, "num_requests=0.* is too small"),
         ({"steps": [1, 3]}, r"steps is \[1, 3\]"),
         ({"steps": [0, 9]}, r"steps is \[0, 9\]"),
     ],
@@ -429,7 +437,7 @@ def test_metadata_that_do_not_tell_the_run_are_named(metadata, said):
 )
 def test_what_the_cost_model_lacks_is_named_and_layer_1_needs_none_of_it(metadata, said):
     trace = changed(simulated("cgopipe"), **metadata)
-    assert replay_trace(trace).layer1.error == 0
+    assert replay_trace(trace).order_check.error == 0
     with pytest.raises(InputError, match=said):
         replay_trace(trace, machine_of("cgopipe"))
 
@@ -464,7 +472,7 @@ def test_clocks_may_disagree_a_little():
         shifted[lane] = spans[lane]._replace(start_ns=spans[lane].start_ns - early, cause=-1)
         trace = changed(trace, shifted)
         if fits:
-            assert replay_trace(trace).layer1.tasks == len(spans)
+            assert replay_trace(trace).order_check.tasks == len(spans)
         else:
             with pytest.raises(InputError, match=r"starts 0\.100 ms before"):
                 replay_trace(trace)

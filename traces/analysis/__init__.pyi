@@ -1,10 +1,16 @@
-from .causes import DEPENDENCY as DEPENDENCY, cause_of as cause_of
-from .critical_path import CriticalPath as CriticalPath, Stretch as Stretch, find_critical_path as find_critical_path
+from .critical_path import (
+    DEPENDENCY as DEPENDENCY,
+    CriticalPath as CriticalPath,
+    Stretch as Stretch,
+    cause_of as cause_of,
+    find_critical_path as find_critical_path,
+)
 from .diff import (
     NAMED as NAMED,
     Account as Account,
     Diff as Diff,
     OpChange as OpChange,
+    align as align,
     by_op as by_op,
     diff_traces as diff_traces,
 )

@@ -1,12 +1,15 @@
 """The chain of spans that made the run as long as it was: shorten none of these and nothing gets faster."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
 from traces.errors import InputError
 from traces.trace import KEY_FIELDS, NONE, Span, Trace, lane_name
+
+DEPENDENCY = "dependency"
+"""What a real run's lane waited for: another lane's task, which the span's `cause` names."""
 
 
 class Gap(NamedTuple):
@@ -77,14 +80,6 @@ class CriticalPath:
         """The part of the makespan, 0 to 1, in which no span of the path ran."""
         return self._share(self.gaps_ns)
 
-    def share_by_op(self) -> dict[str, float]:
-        """The part of the makespan, 0 to 1, that each op spent on the path, largest first."""
-        return {op: self._share(ns) for op, ns in self.ns_by_op().items()}
-
-    def share_by_lane(self) -> dict[str, float]:
-        """The part of the makespan, 0 to 1, that the path spent on each kind of lane, largest first."""
-        return {lane: self._share(ns) for lane, ns in self.ns_by_lane().items()}
-
     def ns_by_op(self) -> dict[str, int]:
         """How long each op ran on the path, largest first."""
         return _totals((span.op, ns) for span, ns in self._on_path())
@@ -154,6 +149,15 @@ def find_critical_path(trace: Trace) -> CriticalPath:
         on_path_ns.append(max(0, span.end_ns - reached_ns))
         reached_ns = max(reached_ns, span.end_ns)
     return CriticalPath(tuple(spans), tuple(on_path_ns), tuple(gaps), reached_ns - start_ns)
+
+
+def cause_of(start_ns: int, deps: Iterable[int], before: int, ends_ns: Mapping[int, int]) -> int:
+    """The id of the task whose end let one start at `start_ns`; NONE if it waited for none.
+
+    `deps` are its dependencies, `before` is the task before it on its lane; of those that had ended, the last to end.
+    """
+    ended = [id_ for id_ in (*deps, before) if id_ in ends_ns and ends_ns[id_] <= start_ns]
+    return max(ended, key=lambda id_: ends_ns[id_], default=NONE)
 
 
 def _totals(parts: Iterable[tuple[str, int]]) -> dict[str, int]:

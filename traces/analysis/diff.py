@@ -7,14 +7,25 @@ op's part is split further: tasks on both paths that took longer, tasks that cam
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
-from traces.analysis.alignment import Alignment, align
 from traces.analysis.critical_path import CriticalPath, find_critical_path
-from traces.trace import KEY_FIELDS, LaneId, Span, Trace, lane_name, lane_order
+from traces.trace import KEY_FIELDS, Key, LaneId, Span, Trace, lane_name, lane_order
 
 NAMED = 5
 """How many of the tasks that only one run has are named."""
+
+_START_ID = itemgetter(Span._fields.index("start_ns"), Span._fields.index("id"))
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """Spans that both traces have, in pairs in the second one's order of time, and those that only one has."""
+
+    pairs: list[tuple[Span, Span]]
+    only_a: list[Span]
+    only_b: list[Span]
 
 
 @dataclass(slots=True)
@@ -157,6 +168,23 @@ def diff_traces(a: Trace, b: Trace, path_a: CriticalPath | None = None, path_b: 
         {lane: (busy_a.get(lane, 0), busy_b.get(lane, 0)) for lane in lanes},
         _account(path_a or find_critical_path(a), path_b or find_critical_path(b), aligned),
     )
+
+
+def align(a: Trace, b: Trace) -> Alignment:
+    """Pair spans by their keys; where a key comes several times, the first with the first, and so on."""
+    waiting: dict[Key, list[Span]] = {}
+    for span in sorted(a.spans, key=_START_ID, reverse=True):
+        waiting.setdefault(span.key, []).append(span)
+    pairs = []
+    only_b = []
+    for span in sorted(b.spans, key=_START_ID):
+        others = waiting.get(span.key)
+        if others:
+            pairs.append((others.pop(), span))
+        else:
+            only_b.append(span)
+    left = [span for others in waiting.values() for span in others]
+    return Alignment(pairs, sorted(left, key=_START_ID), only_b)
 
 
 def by_op(spans: Iterable[Span]) -> dict[str, list[Span]]:

@@ -12,17 +12,17 @@ import gzip
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
-from itertools import pairwise
+from contextlib import ExitStack
+from itertools import islice, pairwise
 from json.encoder import encode_basestring as quoted
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, NamedTuple
 
 from traces.analysis import find_critical_path
 from traces.errors import InputError
-from traces.files.chrome_reader import SCHEMA, SECTION
-from traces.trace import DEVICE_LANES, HOST_LANES, NONE, LaneId, Span, Trace
+from traces.files.atomic import appearing
+from traces.files.document import EVENTS, SCHEMA, SECTION
+from traces.trace import DEVICE_LANES, HOST_LANES, NONE, LaneId, Span, Trace, lane_name
 
 _CATEGORY = {"GPU": "kernel", "NET": "kernel", "H2D": "gpu_memcpy", "D2H": "gpu_memcpy"}
 _NAME_PREFIX = {"H2D": "Memcpy HtoD ", "D2H": "Memcpy DtoH ", "NET": "ncclKernel "}
@@ -39,41 +39,29 @@ def write_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
     target = Path(path)
     if not target.name.endswith((".json", ".json.gz")):
         raise InputError(f"{target}: the name of a trace file ends in .json or .json.gz")
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with unfinished.open("wb") as raw:
-            if target.name.endswith(".gz"):
-                with gzip.GzipFile("", "wb", _GZIP_LEVEL, raw, mtime=0) as packed:
-                    _write_lines(_lines(trace), cast(IO[bytes], packed))
-            else:
-                _write_lines(_lines(trace), raw)
-        unfinished.replace(target)
+        with appearing(target) as unfinished, unfinished.open("wb") as raw, ExitStack() as stack:
+            gzipped = target.name.endswith(".gz")
+            out = stack.enter_context(gzip.GzipFile("", "wb", _GZIP_LEVEL, raw, mtime=0)) if gzipped else raw
+            lines = _lines(trace)
+            while batch := "".join(islice(lines, _LINES_PER_WRITE)):
+                out.write(batch.encode())
     except OSError as error:
         raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
     except UnicodeEncodeError as error:
         raise InputError(
             f"{target}: cannot be written: {error.object[error.start :][:9]!r} in it is no text"
         ) from error
-    finally:
-        with suppress(OSError):
-            unfinished.unlink()
 
 
 # Layout: which process and thread a lane is.
 
 
-@dataclass(frozen=True, slots=True)
-class _Track:
+class _Track(NamedTuple):
     """A lane as the file shows it: a thread of its device's process, or of the host's."""
 
-    lane: LaneId
     pid: int
     tid: int
-
-    @property
-    def name(self) -> str:
-        kind, rank = self.lane
-        return f"{kind}:{rank}" if kind in HOST_LANES and rank > 0 else kind
 
 
 def _tracks(trace: Trace, host_pid: int) -> dict[LaneId, _Track]:
@@ -83,8 +71,8 @@ def _tracks(trace: Trace, host_pid: int) -> dict[LaneId, _Track]:
 def _track(lane: LaneId, host_pid: int) -> _Track:
     kind, rank = lane
     if kind in DEVICE_LANES:
-        return _Track(lane, pid=rank, tid=_FIRST_TID + DEVICE_LANES.index(kind))
-    return _Track(lane, pid=host_pid, tid=_FIRST_TID + HOST_LANES.index(kind) + rank * len(HOST_LANES))
+        return _Track(pid=rank, tid=_FIRST_TID + DEVICE_LANES.index(kind))
+    return _Track(pid=host_pid, tid=_FIRST_TID + HOST_LANES.index(kind) + rank * len(HOST_LANES))
 
 
 def _devices(trace: Trace) -> list[int]:
@@ -94,16 +82,6 @@ def _devices(trace: Trace) -> list[int]:
 
 
 # Writing: one event a line.
-
-
-def _write_lines(lines: Iterable[str], out: IO[bytes]) -> None:
-    batch: list[str] = []
-    for line in lines:
-        batch.append(line)
-        if len(batch) == _LINES_PER_WRITE:
-            out.write("".join(batch).encode())
-            batch.clear()
-    out.write("".join(batch).encode())
 
 
 def _lines(trace: Trace) -> Iterator[str]:
@@ -121,7 +99,7 @@ def _lines(trace: Trace) -> Iterator[str]:
     yield "{\n"
     for key, value in head.items():
         yield f"{quoted(key)}: {_json(value)},\n"
-    yield '"traceEvents": [\n'
+    yield f"{quoted(EVENTS)}: [\n"
     comma = ""
     for event in _events(trace, host_pid):
         yield comma + event
@@ -151,8 +129,9 @@ def _names(trace: Trace, tracks: dict[LaneId, _Track], host_pid: int) -> Iterato
         yield metadata("process_name", pid, 0, "name", f"{name} ({trace.origin})")
         yield metadata("process_labels", pid, 0, "labels", trace.origin)
         yield metadata("process_sort_index", pid, 0, "sort_index", pid)
-    for track in tracks.values():
-        yield metadata("thread_name", track.pid, track.tid, "name", track.name)
+    for lane, track in tracks.items():
+        name = lane_name(lane) if lane[0] in HOST_LANES else lane[0]
+        yield metadata("thread_name", track.pid, track.tid, "name", name)
         yield metadata("thread_sort_index", track.pid, track.tid, "sort_index", track.tid)
 
 

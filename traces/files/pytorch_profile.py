@@ -10,18 +10,19 @@ That second part is written from the format that Kineto documents in its source 
 CuptiActivity.cpp) and tested on files made by hand in that format. It has not been tried on a GPU.
 """
 
-import os
 import re
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter, itemgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from msgspec import Raw, Struct
+from msgspec.json import Decoder
 
 from traces.analysis import DEPENDENCY, cause_of
 from traces.errors import InputError
-from traces.files.chrome_reader import opened
-from traces.files.json_stream import members
+from traces.files.document import Document, take_each
 from traces.trace import DEVICE_LANES, NONE, Key, LaneId, Span, Trace
 
 PREFIX = "cgopipe::"
@@ -31,17 +32,13 @@ HOW_TO_PROFILE = (
     "run engine.run inside torch.profiler.profile(experimental_config=_ExperimentalConfig(profile_all_threads=True))"
 )
 
-_RANGES = "user_annotation"
-_LAUNCHES = ("cuda_runtime", "cuda_driver")
-_DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
-
 _BATCH = re.compile(rf"{PREFIX}batch of (.+)")
 _TASK = re.compile(
     rf"{PREFIX}(\S+) s=(-?\d+) l=(-?\d+) m=(-?\d+) p=(-?\d+) lane=(\w+) rank=(\d+) id=(\d+) deps=([\d,]*)"
 )
 _ENDED = re.compile(rf"{PREFIX}ended id=(\d+) bytes=(\d+)")
 
-_Thread = tuple[int, int]
+_Thread = tuple[int | str, int | str]
 
 
 def batch_range(origin: str) -> str:
@@ -61,18 +58,61 @@ def ended_range(id: int, num_bytes: int) -> str:
     return f"{PREFIX}ended id={id} bytes={num_bytes}"
 
 
-def read_profile(path: str | os.PathLike[str]) -> Trace:
+def profiled_trace(document: Document) -> Trace:
     """The first batch that a profile holds, from 0 ns. Metadata: origin, and how many `batches` the profile holds.
 
-    Raises InputError, naming the file and what is wrong with it, if it is missing, damaged, or holds no task.
+    Raises InputError that says what is wrong if something is damaged, or no task is there.
     """
-    with opened(path) as text:
-        profile = _Profile()
-        for key, events in members(text, "traceEvents"):
-            if key == "traceEvents":
-                for event in events:
-                    profile.take(event)
-        return profile.trace()
+    profile = _Profile()
+    take_each(document.events, profile.take)
+    return profile.trace()
+
+
+class _Kind(Struct):
+    ph: str
+    cat: str = ""
+
+
+class _Range(Struct):
+    name: str
+    pid: int | str
+    tid: int | str
+    ts: float
+    dur: float
+
+
+class _LaunchArgs(Struct):
+    correlation: int = NONE
+
+
+class _Launch(Struct):
+    pid: int | str
+    tid: int | str
+    ts: float
+    args: _LaunchArgs
+
+
+class _DeviceWorkArgs(Struct):
+    correlation: int
+
+
+class _DeviceWork(Struct):
+    ts: float
+    dur: float
+    args: _DeviceWorkArgs
+
+
+_decode_kind = Decoder(_Kind).decode
+_decode_launch, _decode_device_work = Decoder(_Launch).decode, Decoder(_DeviceWork).decode
+_DECODE: dict[str, Callable[[Raw], _Range | _Launch | _DeviceWork]] = {
+    "user_annotation": Decoder(_Range).decode,
+    "cuda_runtime": _decode_launch,
+    "cuda_driver": _decode_launch,
+    "kernel": _decode_device_work,
+    "gpu_memcpy": _decode_device_work,
+    "gpu_memset": _decode_device_work,
+}
+"""How to read a complete event of each category that matters."""
 
 
 class _Batch(NamedTuple):
@@ -99,12 +139,6 @@ class _Ended(NamedTuple):
     num_bytes: int
 
 
-class _DeviceWork(NamedTuple):
-    correlation: int
-    start_ns: int
-    end_ns: int
-
-
 class _Profile:
     """What one file holds, as far as it concerns the engine."""
 
@@ -113,36 +147,30 @@ class _Profile:
         self._tasks: list[_Task] = []
         self._ended: list[_Ended] = []
         self._launches: dict[int, tuple[_Thread, int]] = {}  # correlation -> thread, time
-        self._device_work: list[_DeviceWork] = []
+        self._device_work: list[tuple[int, int, int]] = []  # correlation, start, end
 
-    def take(self, event: dict[str, Any]) -> None:
-        try:
-            if event["ph"] != "X":
-                return
-            category = event.get("cat")
-            if category == _RANGES:
-                self._take_range(event["name"], event)
-            elif category in _LAUNCHES:
-                self._launches[event["args"].get("correlation", NONE)] = (_thread(event), _interval(event)[0])
-            elif category in _DEVICE_WORK:
-                self._device_work.append(_DeviceWork(event["args"]["correlation"], *_interval(event)))
-        except KeyError as error:
-            raise InputError(f"its event {event!r:.120} lacks {error}") from error
-        except (TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise InputError(f"its event {event!r:.120} is malformed: {error}") from error
-
-    def _take_range(self, name: str, event: dict[str, Any]) -> None:
-        if not name.startswith(PREFIX):
+    def take(self, raw: Raw) -> None:
+        kind = _decode_kind(raw)
+        if kind.ph != "X" or kind.cat not in _DECODE:
             return
+        match _DECODE[kind.cat](raw):
+            case _Range() as event if event.name.startswith(PREFIX):
+                self._take_range(event)
+            case _Launch() as event:
+                self._launches[event.args.correlation] = ((event.pid, event.tid), _ns(event.ts))
+            case _DeviceWork() as event:
+                self._device_work.append((event.args.correlation, *_interval(event)))
+
+    def _take_range(self, event: _Range) -> None:
         start_ns, end_ns = _interval(event)
-        if found := _TASK.fullmatch(name):
+        if found := _TASK.fullmatch(event.name):
             op, step, layer, micro_batch, page, lane, rank, id_, deps = found.groups()
             key = (op, int(rank), int(step), int(layer), int(micro_batch), int(page))
             waits = tuple(map(int, deps.split(","))) if deps else ()
-            self._tasks.append(_Task(int(id_), key, lane, waits, _thread(event), start_ns, end_ns))
-        elif found := _ENDED.fullmatch(name):
+            self._tasks.append(_Task(int(id_), key, lane, waits, (event.pid, event.tid), start_ns, end_ns))
+        elif found := _ENDED.fullmatch(event.name):
             self._ended.append(_Ended(start_ns, int(found[1]), int(found[2])))
-        elif found := _BATCH.fullmatch(name):
+        elif found := _BATCH.fullmatch(event.name):
             self._batches.append(_Batch(start_ns, end_ns, found[1]))
         else:
             raise ValueError("a range that this version does not know")
@@ -188,12 +216,12 @@ class _Profile:
         for task in sorted(tasks, key=attrgetter("start_ns")):
             ranges[task.thread].append(task)
         found: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
-        for work in self._device_work:
-            thread, time_ns = self._launches.get(work.correlation, ((NONE, NONE), NONE))
+        for correlation, start_ns, end_ns in self._device_work:
+            thread, time_ns = self._launches.get(correlation, ((NONE, NONE), NONE))
             here = ranges.get(thread, [])
             at = bisect_right(here, time_ns, key=attrgetter("start_ns")) - 1
             if at >= 0 and time_ns <= here[at].end_ns:
-                found[here[at].id].append((work.start_ns, work.end_ns))
+                found[here[at].id].append((start_ns, end_ns))
         return found
 
 
@@ -232,11 +260,10 @@ def _spans(tasks: list[_Task], times: dict[int, tuple[int, int]], moved: dict[in
         )  # fmt: skip
 
 
-def _thread(event: dict[str, Any]) -> _Thread:
-    return (event["pid"], event["tid"])
+def _ns(microseconds: float) -> int:
+    return round(microseconds * 1000)
 
 
-def _interval(event: dict[str, Any]) -> tuple[int, int]:
-    """Start and end in whole nanoseconds; the file has microseconds."""
-    start_ns = round(event["ts"] * 1000)
-    return start_ns, start_ns + round(event["dur"] * 1000)
+def _interval(event: _Range | _DeviceWork) -> tuple[int, int]:
+    start_ns = _ns(event.ts)
+    return start_ns, start_ns + _ns(event.dur)

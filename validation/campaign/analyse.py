@@ -5,8 +5,10 @@ medians over repeats, throughputs with their spread.
 """
 
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from sim.hrm import hrm_tokens_per_s
 from traces.files import read_trace
@@ -14,30 +16,18 @@ from traces.trace import Key
 from validation.campaign.execute import PLANNED, Campaign
 from validation.campaign.grid import Case
 from validation.mechanics import Check, mechanics
-from validation.metrics import Ranking, Spread, bias, kendall_tau, mape, relative_error, spread_of, wape
-from validation.replay import Replay, rebuild_setup, recorded, replay_trace
+from validation.metrics import Ranking, Spread, kendall_tau, relative_error, spread_of
+from validation.replay import OpAccuracy, Replay, What, rebuild_setup, recorded, replay_trace, what_of
 
-
-@dataclass(frozen=True, slots=True)
-class OpError:
-    """Durations of one op on one lane in prefill or decode: seconds are sums over its tasks, errors are shares."""
-
-    op: str
-    lane: str
-    phase: str
-    count: int
-    measured_s: float
-    predicted_s: float
-    mape: float
-    wape: float
-    bias: float
+SUMS = ("count", "measured_s", "predicted_s")
+"""Fields of an op's errors that add up over cases."""
 
 
 @dataclass(frozen=True, slots=True)
 class CaseResult:
     """One case. Tokens per second; errors are shares of what was measured.
 
-    `layer1_errors` has one entry a repeat, and so has `handed_over_errors`: with the hand-over between lanes that the
+    `order_errors` has one entry a repeat, and so has `handed_over_errors`: with the hand-over between lanes that the
     calibration measured. `blame` is the op whose predicted time is furthest off, in seconds of the
     whole run, and its lane.
     """
@@ -48,7 +38,7 @@ class CaseResult:
     error: float
     prefill_error: float
     decode_error: float
-    layer1_errors: tuple[float, ...]
+    order_errors: tuple[float, ...]
     handed_over_errors: tuple[float, ...]
     busy_points: float
     path_agreement: float
@@ -86,55 +76,71 @@ class Findings:
     repeats: int
     mechanics: tuple[Check, ...]
     runs: tuple[CaseResult, ...]
-    ops: tuple[OpError, ...]
+    ops: tuple[OpAccuracy, ...]
     decisions: tuple[Decision, ...]
     regrets: tuple[Regret, ...]
     missing: tuple[str, ...]
 
-    @property
-    def layer1_worst(self) -> float:
-        return max(abs(error) for run in self.runs for error in run.layer1_errors)
+    def order_errors(self) -> list[float]:
+        """Of the makespans of all traces whose own durations were replayed, without sign."""
+        return [abs(error) for run in self.runs for error in run.order_errors]
 
     @property
-    def handed_over_worst(self) -> float:
-        """Of layer 1 with the machine's hand-over between lanes."""
-        return max(abs(error) for run in self.runs for error in run.handed_over_errors)
+    def order_worst(self) -> float:
+        return max(self.order_errors())
 
-    def layer1_within(self, bar: float) -> str:
-        """How many of all traces layer 1 meets."""
-        errors = [abs(error) for run in self.runs for error in run.layer1_errors]
+    def order_within(self, bar: float) -> str:
+        """How many of all traces come out within a bar."""
+        errors = self.order_errors()
         return f"{sum(error <= bar for error in errors)} of {len(errors)}"
 
     @property
-    def layer2_errors(self) -> dict[str, float]:
-        """WAPE of each op over lanes and phases, weighted by the time that they took."""
-        errors: dict[str, float] = {}
-        for op in {one.op for one in self.ops}:
-            own = [one for one in self.ops if one.op == op]
-            errors[op] = sum(one.wape * one.measured_s for one in own) / sum(one.measured_s for one in own)
-        return errors
+    def handed_over_worst(self) -> float:
+        """The worst with the machine's hand-over between lanes."""
+        return max(abs(error) for run in self.runs for error in run.handed_over_errors)
 
     @property
-    def layer2_wape(self) -> float:
+    def duration_errors(self) -> dict[str, float]:
+        """WAPE of each op over lanes and phases, weighted by the time that they took."""
+        return {op: _wape([one for one in self.ops if one.op == op]) for op in {one.op for one in self.ops}}
+
+    @property
+    def duration_wape(self) -> float:
         """All tasks together."""
-        return sum(one.wape * one.measured_s for one in self.ops) / sum(one.measured_s for one in self.ops)
+        return _wape(self.ops)
 
     def share_of_time(self, op: str) -> float:
         """The part of all tasks' time that an op took."""
-        return sum(one.measured_s for one in self.ops if one.op == op) / sum(one.measured_s for one in self.ops)
+        return _total_s([one for one in self.ops if one.op == op]) / _total_s(self.ops)
 
     @property
-    def layer3_median(self) -> float:
+    def run_median(self) -> float:
         return statistics.median(abs(run.error) for run in self.runs)
 
     @property
-    def layer3_worst(self) -> float:
+    def run_worst(self) -> float:
         return max(abs(run.error) for run in self.runs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers as JSON values; `layer` 1 to 3 are the checks of order, of durations and of whole runs."""
+        summary = {
+            "layer1_worst": self.order_worst,
+            "layer1_worst_with_hand_over": self.handed_over_worst,
+            "layer2_wape": self.duration_wape,
+            "layer2_wape_by_op": self.duration_errors,
+            "layer3_median": self.run_median,
+            "layer3_worst": self.run_worst,
+        }
+        whole = asdict(self)
+        for told, run in zip(whole["runs"], self.runs, strict=True):
+            told["case"]["name"] = run.case.name
+            told["layer1_errors"] = told.pop("order_errors")
+        return {"summary": summary, **whole}
 
 
 def analyse(campaign: Campaign) -> Findings:
     """Replay every trace of a campaign. Cases without a trace are listed as missing."""
-    results, pooled, missing, origin = [], list[OpError](), [], ""
+    results, pooled, missing, origin = [], list[OpAccuracy](), [], ""
     for case in campaign.cases():
         replays = list(_replays(campaign, case))
         if len(replays) < campaign.repeats:
@@ -164,47 +170,47 @@ def _replays(campaign: Campaign, case: Case) -> Iterable[Replay]:
             yield replay_trace(read_trace(file), machine)
 
 
-def _medians(replays: Sequence[Replay]) -> list[OpError]:
+def _medians(replays: Sequence[Replay]) -> list[OpAccuracy]:
     """Errors per op of one case, each task at its median over repeats."""
     predicted = replays[0].predicted
     assert predicted is not None
-    durations: dict[Key, list[int]] = {}
+    durations: defaultdict[Key, list[int]] = defaultdict(list)
     for one in replays:
         for span in one.measured.spans:
-            durations.setdefault(span.key, []).append(span.duration_ns)
-    groups: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+            durations[span.key].append(span.duration_ns)
+    groups: defaultdict[What, list[tuple[float, float]]] = defaultdict(list)
     for span in predicted.spans:
         took_ns = statistics.median(durations.get(span.key, [0]))
         if took_ns:
-            what = (span.op, span.lane, "decode" if span.step else "prefill")
-            groups.setdefault(what, []).append((took_ns / 1e9, span.duration_ns / 1e9))
-    return [_op_error(what, *zip(*pairs, strict=True)) for what, pairs in groups.items()]
+            groups[what_of(span)].append((took_ns, span.duration_ns))
+    return [OpAccuracy.of(what, *map(list, zip(*pairs, strict=True))) for what, pairs in groups.items()]
 
 
-def _op_error(what: tuple[str, str, str], measured: Sequence[float], predicted: Sequence[float]) -> OpError:
-    errors = (mape(predicted, measured), wape(predicted, measured), bias(predicted, measured))
-    return OpError(*what, len(measured), sum(measured), sum(predicted), *errors)
-
-
-def _pool(lines: Iterable[OpError]) -> tuple[OpError, ...]:
+def _pool(lines: Iterable[OpAccuracy]) -> tuple[OpAccuracy, ...]:
     """Lines of several cases as one per op, lane and phase: WAPE by measured time, MAPE by tasks."""
-    groups: dict[tuple[str, str, str], list[OpError]] = {}
+    groups: defaultdict[What, list[OpAccuracy]] = defaultdict(list)
     for one in lines:
-        groups.setdefault((one.op, one.lane, one.phase), []).append(one)
-    pooled = [_pooled(what, own) for what, own in groups.items()]
+        groups[one.op, one.lane, one.phase].append(one)
+    pooled = []
+    for what, own in groups.items():
+        count, measured_s, predicted_s = (sum(getattr(one, name) for one in own) for name in SUMS)
+        by_task = sum(one.mape * one.count for one in own) / count
+        bias = predicted_s / measured_s - 1
+        pooled.append(OpAccuracy(*what, count, measured_s, predicted_s, by_task, _wape(own), bias))
     return tuple(sorted(pooled, key=lambda one: -one.measured_s))
 
 
-def _pooled(what: tuple[str, str, str], own: Sequence[OpError]) -> OpError:
-    count, measured_s = sum(one.count for one in own), sum(one.measured_s for one in own)
-    predicted_s = sum(one.predicted_s for one in own)
-    by_task = sum(one.mape * one.count for one in own) / count
-    by_time = sum(one.wape * one.measured_s for one in own) / measured_s
-    return OpError(*what, count, measured_s, predicted_s, by_task, by_time, predicted_s / measured_s - 1)
+def _wape(lines: Sequence[OpAccuracy]) -> float:
+    """WAPE over several lines: each by the time that it took."""
+    return sum(one.wape * one.measured_s for one in lines) / _total_s(lines)
 
 
-def _result(case: Case, replays: Sequence[Replay], ops: Sequence[OpError]) -> CaseResult:
-    layers = [one.layer3 for one in replays if one.layer3 is not None]
+def _total_s(lines: Sequence[OpAccuracy]) -> float:
+    return sum(one.measured_s for one in lines)
+
+
+def _result(case: Case, replays: Sequence[Replay], ops: Sequence[OpAccuracy]) -> CaseResult:
+    layers = [one.run_check for one in replays if one.run_check is not None]
     predicted = layers[0]
     measured = spread_of([layer.run.measured_tokens_per_s for layer in layers])
     prefill_s = statistics.median(layer.prefill.measured_s for layer in layers)
@@ -218,8 +224,8 @@ def _result(case: Case, replays: Sequence[Replay], ops: Sequence[OpError]) -> Ca
         relative_error(predicted.run.predicted_tokens_per_s, measured.median),
         relative_error(predicted.prefill.predicted_s, prefill_s),
         relative_error(predicted.decode.predicted_s, decode_s),
-        tuple(one.layer1.error for one in replays),
-        tuple(error for one in replays if (error := one.layer1.error_with_hand_over) is not None),
+        tuple(one.order_check.error for one in replays),
+        tuple(error for one in replays if (error := one.order_check.error_with_hand_over) is not None),
         statistics.median(max(abs(share.points) for share in layer.lanes) for layer in layers),
         statistics.median(layer.path_agreement for layer in layers),
         _hrm(replays[0]),

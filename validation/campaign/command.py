@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -67,28 +66,13 @@ def write(campaign: "campaigns.Campaign", findings: "campaigns.Findings") -> Non
     facts = [campaign.machine(model).description for model in campaign.grid.models]
     facts = list(dict.fromkeys(facts + campaigns.told(campaign.speed_file)))
     (folder / "report.md").write_text(campaigns.markdown(findings, facts, pictures), encoding="utf-8")
-    write_json(folder / "report.json", _json(findings))
+    write_json(folder / "report.json", findings.to_dict())
 
 
 def _replayed(campaign: "campaigns.Campaign", name: str) -> Any:
     case = next(one for one in campaign.cases() if one.name == name)
     file = next(f for f in (campaign.trace_file(case, r) for r in range(campaign.repeats)) if f.exists())
     return replay.replay_trace(files.read_trace(file), campaign.machine(case.model))
-
-
-def _json(findings: "campaigns.Findings") -> dict[str, Any]:
-    whole = asdict(findings)
-    for told, run_ in zip(whole["runs"], findings.runs, strict=True):
-        told["case"]["name"] = run_.case.name
-    summary = {
-        "layer1_worst": findings.layer1_worst,
-        "layer1_worst_with_hand_over": findings.handed_over_worst,
-        "layer2_wape": findings.layer2_wape,
-        "layer2_wape_by_op": findings.layer2_errors,
-        "layer3_median": findings.layer3_median,
-        "layer3_worst": findings.layer3_worst,
-    }
-    return {"summary": summary, **whole}
 
 
 COMMAND = Command(

@@ -108,9 +108,7 @@ class Campaign:
         self._plan(name, model)
 
     def _execute(self, case: Case, model: PreTrainedModel, repeat: int, attempt: Attempt) -> None:
-        trace = attempt(lambda: self._trace(case, model))
-        with appearing(self.trace_file(case, repeat)) as path:
-            write_trace(trace, path)
+        write_trace(attempt(lambda: self._trace(case, model)), self.trace_file(case, repeat))
 
     def _trace(self, case: Case, model: PreTrainedModel) -> Trace:
         vocabulary = model.config.get_text_config(decoder=True).vocab_size

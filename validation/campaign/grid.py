@@ -89,12 +89,10 @@ def few_large_experts(hidden_size: int = 384, num_layers: int = 6) -> PreTrained
     """A random Mixtral: 2 of 8 experts a token."""
     torch.manual_seed(0)
     config = MixtralConfig(
-        vocab_size=4096,
+        **SHARED,
         hidden_size=hidden_size,
         intermediate_size=hidden_size * 7 // 2,
         num_hidden_layers=num_layers,
-        num_attention_heads=8,
-        num_key_value_heads=2,
         num_local_experts=8,
         num_experts_per_tok=2,
     )
@@ -105,18 +103,20 @@ def many_small_experts(hidden_size: int = 256, num_layers: int = 8) -> PreTraine
     """A random Qwen3-MoE: 4 of 32 experts a token."""
     torch.manual_seed(1)
     config = Qwen3MoeConfig(
-        vocab_size=4096,
+        **SHARED,
         hidden_size=hidden_size,
         intermediate_size=2 * hidden_size,
         moe_intermediate_size=hidden_size * 3 // 4,
         num_hidden_layers=num_layers,
-        num_attention_heads=8,
-        num_key_value_heads=2,
         head_dim=hidden_size // 8,  # type: ignore[call-arg]
         num_experts=32,
         num_experts_per_tok=4,
     )
     return _ready(Qwen3MoeForCausalLM(config))
+
+
+SHARED: dict[str, Any] = {"vocab_size": 4096, "num_attention_heads": 8, "num_key_value_heads": 2}
+"""What the two models have in common."""
 
 
 def _ready(model: PreTrainedModel) -> PreTrainedModel:

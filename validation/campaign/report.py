@@ -71,15 +71,15 @@ def _summary(findings: Findings) -> Iterator[tuple[str, ...]]:
     whole = len(findings.mechanics)
     yield "0", "do the mechanics hold?", f"{exact} of {whole} exact", "all", _met(exact == whole)
     bar = BARS["layer 1"]
-    within = f"{findings.layer1_within(bar)} traces within {bar:.0%}"
-    yield _line("1", f"measured durations replayed: worst makespan error ({within})", findings.layer1_worst, bar)
+    within = f"{findings.order_within(bar)} traces within {bar:.0%}"
+    yield _line("1", f"measured durations replayed: worst makespan error ({within})", findings.order_worst, bar)
     yield _line("1", "the same with the hand-over between lanes, as calibrated", findings.handed_over_worst, bar)
-    yield _line("2", "durations, all tasks together: WAPE", findings.layer2_wape, BARS["layer 2"])
-    op, error = max(findings.layer2_errors.items(), key=lambda one: one[1])
+    yield _line("2", "durations, all tasks together: WAPE", findings.duration_wape, BARS["layer 2"])
+    op, error = max(findings.duration_errors.items(), key=lambda one: one[1])
     worst = f"durations by op: worst WAPE ({op}, {findings.share_of_time(op):.1%} of all time)"
     yield _line("2", worst, error, BARS["layer 2"])
-    yield _line("3", "throughput: median error", findings.layer3_median, BARS["layer 3 median"])
-    yield _line("3", "throughput: worst error", findings.layer3_worst, BARS["layer 3 worst"])
+    yield _line("3", "throughput: median error", findings.run_median, BARS["layer 3 median"])
+    yield _line("3", "throughput: worst error", findings.run_worst, BARS["layer 3 worst"])
     for one in findings.decisions:
         tau = one.ranking.tau
         found = "no pair told apart" if tau is None else f"τ = {tau:.2f}"
@@ -100,7 +100,7 @@ def _run_row(run: CaseResult) -> tuple[Any, ...]:
     measured = run.measured
     hrm = run.hrm_tokens_per_s and run.hrm_tokens_per_s / measured.median - 1
     speeds = (f"{measured.median:.1f} ± {measured.half_width:.1f}", run.predicted_tokens_per_s)
-    errors = (run.error, run.prefill_error, run.decode_error, max(run.layer1_errors, key=abs))
+    errors = (run.error, run.prefill_error, run.decode_error, max(run.order_errors, key=abs))
     return run.case.name, *speeds, *errors, run.busy_points, run.path_agreement, hrm
 
 
@@ -113,7 +113,7 @@ def _wrong(findings: Findings) -> Iterator[str]:
     yield "The runs whose throughput is furthest off, and the op whose time is (predicted less measured):"
     yield ""
     for run in sorted(findings.runs, key=lambda one: -abs(one.error))[:WORST_SHOWN]:
-        law = max(run.layer1_errors, key=abs)
+        law = max(run.order_errors, key=abs)
         blame = "the order of work (layer 1)" if abs(law) > abs(run.error) / 2 else "durations (layer 2)"
         yield f"- {run.case.name}: {run.error:+.1%}, mostly by {blame}. {run.blame}."
 

@@ -125,8 +125,11 @@ class Steady:
             self._learn(after)
             if self._usual(before) and self._usual(after):  # by what is known now
                 return made
-            self._count(made_again=1)
-        self._count(made_again=-1, kept_unsteady=1)
+            self.counts.made_again += 1
+            self._write()
+        self.counts.made_again -= 1
+        self.counts.kept_unsteady += 1
+        self._write()
         return made
 
     def _wait(self) -> float:
@@ -158,13 +161,8 @@ class Steady:
         if len(self._faster) == FASTER_LOOKS:
             self.counts.usual_s = statistics.median(self._faster)
             self._faster = []
-            self._count(found_faster=1)
-
-    def _count(self, made_again: int = 0, kept_unsteady: int = 0, found_faster: int = 0) -> None:
-        self.counts.found_faster += found_faster
-        self.counts.made_again += made_again
-        self.counts.kept_unsteady += kept_unsteady
-        self._write()
+            self.counts.found_faster += 1
+            self._write()
 
     def _write(self) -> None:
         with appearing(self.file) as path:

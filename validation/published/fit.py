@@ -1,7 +1,6 @@
 """Fits the paper machines' few unknown rates to published rows, with the simulator itself as the model.
 
-Residuals are logarithms of predicted over measured throughput, weighed by how closely a system has to be met, under a
-loss that a few odd runs cannot pull (run-to-run noise of one configuration is 2 to 8 %, once 31 %).
+Residuals are logarithms of predicted over measured throughput, weighed by how closely a system has to be met.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,12 +12,11 @@ from typing import Any
 
 from sim.problem import Hardware
 from sim.simulation import predict
-from validation.published.bars import BASELINE_BAR, CGOPIPE_BAR
-from validation.published.rows import Row
+from validation.published.rows import BASELINE_BAR, CGOPIPE_BAR, Row
 from validation.published.setups import machine_of, pose, schedule_of
 
 SOFTENS_AT = 0.1
-"""Residual from which the loss grows more slowly than its square: the usual noise."""
+"""Residual from which the loss grows more slowly than its square: the usual noise, 2 to 8 % between equal runs."""
 
 STEP = 0.03
 """Relative change of a rate that shows its effect: larger than what rounding to nanoseconds and requests hides."""
@@ -28,50 +26,29 @@ ROUNDS = 10
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One unknown of a machine: the numbers of its file that it sets alike, in SI units, and its physical bounds."""
+    """One unknown: the numbers of a machine's file that it sets alike, in SI units; where to begin, within what."""
 
-    name: str
     paths: tuple[str, ...]
+    start: float
     low: float
     high: float
+    name: str
     bound_by: str
+    """What its bounds stand for, such as `the tensor cores' peak`."""
     several_devices: bool = False
     """Whether only hosts with several devices have it."""
-
-    def of(self, hardware: Hardware) -> bool:
-        """Whether it is a number of this machine."""
-        return hardware.num_devices > 1 or not self.several_devices
-
-
-PREFILL = Parameter(
-    "prefill efficiency",
-    ("device.gemm.compute", "device.experts.compute", "device.attention.compute"),
-    0.02,
-    0.6,
-    "the tensor cores' peak",
-)
-DECODE = Parameter("expert GEMMs in decode", ("device.experts.memory",), 0.35, 0.9, "the device's memory")
-PIN = Parameter("pin copy", ("pin",), 3e9, 5e10, "half of the host's memory: a read and a write")
-REQUEST = Parameter("attention per request", ("host.request_overhead",), 1e-6, 1e-3, "above 0")
-PORT = Parameter(
-    "link of one of several devices",
-    ("link.h2d", "link.d2h"),
-    5.14e9,
-    12.3e9,
-    "pageable copies below, the link of a single device above",
-    several_devices=True,
-)
 
 
 @dataclass(frozen=True, slots=True)
 class MachineFit:
-    """One kind of machine: whose rows it is fitted to, and what is unknown of it, on several devices as on one."""
+    """One kind of machine: whose rows it is fitted to, and what is unknown of it, on several devices as on one.
+
+    Its parameters start at closed-form estimates: a fit that begins far away can end where it is worse.
+    """
 
     machine: str
     settings: tuple[str, ...]
     parameters: tuple[Parameter, ...]
-    start: tuple[float, ...]
-    """Where the fit begins: closed-form estimates. From far away it can end where it is worse."""
     cgopipe_settings: tuple[str, ...] = ()
     """Settings of several such devices: cgopipe's rows tell their link, all other rows are left to be predicted."""
     several: str = ""
@@ -84,11 +61,33 @@ class MachineFit:
         return f"published rows with a known policy of {' and '.join(self.settings)}{also}"
 
 
+def _prefill(start: float) -> Parameter:
+    paths = ("device.gemm.compute", "device.experts.compute", "device.attention.compute")
+    return Parameter(paths, start, 0.02, 0.6, "prefill efficiency", "the tensor cores' peak")
+
+
+def _pin(start: float) -> Parameter:
+    return Parameter(("pin",), start, 3e9, 5e10, "pin copy", "half of the host's memory: a read and a write")
+
+
+def _request(start: float) -> Parameter:
+    return Parameter(("host.request_overhead",), start, 1e-6, 1e-3, "attention per request", "above 0")
+
+
+_DECODE = Parameter(("device.experts.memory",), 0.55, 0.35, 0.9, "expert GEMMs in decode", "the device's memory")
+_PORT = Parameter(
+    ("link.h2d", "link.d2h"),
+    6e9,
+    5.14e9,
+    12.3e9,
+    "link of one of several devices",
+    "pageable copies below, the link of a single device above",
+    several_devices=True,
+)
+
 CASES = (
-    MachineFit(
-        "gcp-t4", ("S1",), (PREFILL, DECODE, PIN, REQUEST, PORT), (0.11, 0.55, 8e9, 2e-4, 6e9), ("S6",), "gcp-2xt4"
-    ),
-    MachineFit("gcp-l4", ("S2",), (PREFILL, PIN, REQUEST), (0.27, 1e10, 1e-4)),
+    MachineFit("gcp-t4", ("S1",), (_prefill(0.11), _DECODE, _pin(8e9), _request(2e-4), _PORT), ("S6",), "gcp-2xt4"),
+    MachineFit("gcp-l4", ("S2",), (_prefill(0.27), _pin(1e10), _request(1e-4))),
 )
 """Known already: both hosts' attention and the L4's expert GEMMs (figure 9), links, and pageable copies (artifact)."""
 
@@ -129,8 +128,9 @@ def _tells_link(row: Row, case: MachineFit) -> bool:
 def with_values(hardware: Hardware, case: MachineFit, values: Values, source: str = "a fit under way") -> Hardware:
     """The machine with a case's parameters set."""
     for parameter in case.parameters:
-        for path in parameter.paths if parameter.of(hardware) else ():
-            hardware = hardware.with_value(path, values[parameter.name], source)
+        if hardware.num_devices > 1 or not parameter.several_devices:
+            for path in parameter.paths:
+                hardware = hardware.with_value(path, values[parameter.name], source)
     return hardware
 
 
@@ -143,8 +143,8 @@ def fit(
 
     used = usable(rows, case)
     weights = np.array([_weight(row) for row in used])
+    start = [log(one.start if begin is None else begin[one.name]) for one in case.parameters]
     bounds = [log(one.low) for one in case.parameters], [log(one.high) for one in case.parameters]
-    start = list(map(log, case.start if begin is None else begin.values()))
     with _evaluator(used, case, jobs) as evaluate:
         tried = 0
 
@@ -155,17 +155,9 @@ def fit(
                 progress(f"{case.machine}: {len(used)} rows, trial {tried}")
             return weights * np.array(evaluate(_values(case, logs)))
 
-        found = least_squares(
-            residuals,
-            start,
-            bounds=bounds,
-            loss="soft_l1",
-            f_scale=SOFTENS_AT,
-            diff_step=STEP,
-            xtol=1e-3,
-            ftol=1e-4,
-            max_nfev=ROUNDS,
-        )
+        loss = {"loss": "soft_l1", "f_scale": SOFTENS_AT}
+        ends = {"xtol": 1e-3, "ftol": 1e-4, "max_nfev": ROUNDS}
+        found = least_squares(residuals, start, bounds=bounds, diff_step=STEP, **loss, **ends)
     return Fitted(case, _values(case, found.x), len(used), int(found.nfev))
 
 

@@ -7,12 +7,11 @@ from statistics import fmean
 from typing import Any
 
 from traces.cli import PROSE, TEXT, Report
-from validation.published.bars import BASELINE_BAR, CGOPIPE_BAR, RANKING_BAR, TIE
 from validation.published.fit import Fitted
 from validation.published.holdout import HeldOut
 from validation.published.kernels import Kernel
 from validation.published.predict import Predicted, mean_absolute_error
-from validation.published.rows import Cell
+from validation.published.rows import BASELINE_BAR, CGOPIPE_BAR, RANKING_BAR, TIE, Cell
 
 ERRORS = {"mean |error|": ".1%", "worst": "+.0%"}
 """Columns of tables that sum errors up."""

@@ -1,35 +1,39 @@
-"""Rows of published runs: a file of them, each checked, and what each says about the run."""
+"""Rows of published runs: a file of them, each checked; what each says of its run, and how near predictions must be."""
 
 import csv
-from collections.abc import Mapping
-from dataclasses import dataclass
+import sys
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from traces.errors import InputError
 
 FOLDER = Path(__file__).parent / "data"
 THROUGHPUT = FOLDER / "throughput.csv"
 
-COLUMNS = (
-    "setting",
-    "schedule",
-    "model",
-    "gpu",
-    "n_gpu",
-    "workload",
-    "padded",
-    "gen_len",
-    "micro_batch_size",
-    "num_micro_batches",
-    "requests_finished",
-    "tokens_per_s",
-    "time_s",
-    "note",
-)
-REQUIRED = ("setting", "schedule", "workload", "padded", "gen_len")
+CGOPIPE_BAR = 0.12
+"""Largest mean absolute error of cgopipe rows."""
+
+BASELINE_BAR = 0.25
+"""Largest mean absolute error of the rows of other systems."""
+
+TIE = 0.02
+"""Gap of measured throughputs, as a share of the larger, below which two systems are not told apart: the least noise
+that repetitions of one configuration show (2 to 8 %, once 31 %).
+"""
+
+RANKING_BAR = 0.95
+"""Least share of cells whose systems come out in the published order."""
 
 Cell = tuple[str, str, bool, int]
 """(setting, workload, padded, gen_len): the systems of one cell can be compared."""
+
+
+Count = Annotated[int, Meta(ge=1)]
+Rate = Annotated[float, Meta(gt=0, le=sys.float_info.max)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +44,15 @@ class Row:
     schedule: str
     workload: str
     padded: bool
-    gen_len: int
+    gen_len: Count
     model: str = ""
     gpu: str = ""
-    n_gpu: int | None = None
-    micro_batch_size: int | None = None
-    num_micro_batches: int | None = None
-    requests_finished: int | None = None
-    tokens_per_s: float | None = None
-    time_s: float | None = None
+    n_gpu: Count | None = None
+    micro_batch_size: Count | None = None
+    num_micro_batches: Count | None = None
+    requests_finished: Count | None = None
+    tokens_per_s: Rate | None = None
+    time_s: Rate | None = None
     note: str = ""
 
     @property
@@ -66,83 +70,45 @@ class Row:
         return f"{self.setting} {self.schedule}{policy} {self.workload} {padding} gen_len {self.gen_len}"
 
 
+COLUMNS = tuple(field.name for field in fields(Row))
+RATES = ("tokens_per_s", "time_s")
+REQUIRED = tuple(field.name for field in fields(Row) if field.default is MISSING)
+
+
 def read_rows(path: Path) -> list[Row]:
     """Read a file of runs; lines that begin with # are comments. Raises InputError with the line and the column."""
+    columns = f"give a CSV file with the columns {', '.join(COLUMNS)}"
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file; give a CSV file with the columns {', '.join(COLUMNS)}") from None
+        raise InputError(f"{path}: not a text file; {columns}") from None
     kept = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip() and line[0] != "#"]
     if not kept:
-        raise InputError(f"{path}: empty; give a CSV file with the columns {', '.join(COLUMNS)}")
+        raise InputError(f"{path}: empty; {columns}")
     table = csv.reader([line for _, line in kept])
     header = [name.strip() for name in next(table)]
-    _check_header(path, header)
-    rows = []
-    for (number, _), cells in zip(kept[1:], table, strict=False):
-        where = f"{path}: line {number}"
-        if len(cells) != len(header):
-            raise InputError(f"{where}: {len(cells)} cells for {len(header)} columns")
-        rows.append(_row({name: cell.strip() for name, cell in zip(header, cells, strict=True)}, where))
+    if missing := [name for name in REQUIRED if name not in header]:
+        raise InputError(f"{path}: no column {', '.join(missing)}; needed are {', '.join(REQUIRED)}")
+    rows = [_row(header, cells, f"{path}: line {number}") for (number, _), cells in zip(kept[1:], table, strict=False)]
     if not rows:
         raise InputError(f"{path}: has a header and no row")
     return rows
 
 
-def _check_header(path: Path, header: list[str]) -> None:
-    missing = [name for name in REQUIRED if name not in header]
-    if missing:
-        raise InputError(f"{path}: no column {', '.join(missing)}; needed are {', '.join(REQUIRED)}")
-
-
-def _row(cells: Mapping[str, str], where: str) -> Row:
-    for name in REQUIRED:
-        if not cells[name]:
-            raise InputError(f"{where}: {name} is empty")
-    padded = cells["padded"].lower()
+def _row(header: list[str], cells: list[str], where: str) -> Row:
+    if len(cells) != len(header):
+        raise InputError(f"{where}: {len(cells)} cells for {len(header)} columns")
+    given: dict[str, Any] = {name: cell.strip() for name, cell in zip(header, cells, strict=True) if cell.strip()}
+    if empty := [name for name in REQUIRED if name not in given]:
+        raise InputError(f"{where}: {empty[0]} is empty")
+    padded = given["padded"].lower()
     if padded not in ("yes", "no"):
-        raise InputError(f"{where}: padded: {cells['padded']!r} is not allowed; give yes or no")
-    return Row(
-        setting=cells["setting"],
-        schedule=cells["schedule"],
-        workload=cells["workload"],
-        padded=padded == "yes",
-        gen_len=_count(cells, "gen_len", where) or 0,
-        model=cells.get("model", ""),
-        gpu=cells.get("gpu", ""),
-        n_gpu=_count(cells, "n_gpu", where),
-        micro_batch_size=_count(cells, "micro_batch_size", where),
-        num_micro_batches=_count(cells, "num_micro_batches", where),
-        requests_finished=_count(cells, "requests_finished", where),
-        tokens_per_s=_positive(cells, "tokens_per_s", where),
-        time_s=_positive(cells, "time_s", where),
-        note=cells.get("note", ""),
-    )
-
-
-def _count(cells: Mapping[str, str], name: str, where: str) -> int | None:
-    text = cells.get(name, "")
-    if not text:
-        return None
+        raise InputError(f"{where}: padded: {given['padded']!r} is not allowed; give yes or no")
     try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if value < 1 or value != int(value):
-        raise InputError(f"{where}: {name}: {text!r} is not allowed; give a whole number of at least 1, or nothing")
-    return int(value)
-
-
-def _positive(cells: Mapping[str, str], name: str, where: str) -> float | None:
-    text = cells.get(name, "")
-    if not text:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise InputError(f"{where}: {name}: {text!r} is not allowed; give a number above 0, or nothing")
-    return value
+        return msgspec.convert(given | {"padded": padded == "yes"}, Row, strict=False)
+    except msgspec.ValidationError as error:
+        name = str(error).rpartition("$.")[2].rstrip("`")
+        wanted = "a number above 0" if name in RATES else "a whole number of at least 1"
+        raise InputError(f"{where}: {name}: {given[name]!r} is not allowed; give {wanted}") from None

@@ -23,6 +23,10 @@ SETTINGS = {
 SYSTEMS = {"deepspeed": "zero"}
 """Systems whose schedule has another name here."""
 
+_hardware = lru_cache(maxsize=16)(Hardware.load)
+_model = lru_cache(maxsize=16)(Model.load)
+_workload = lru_cache(maxsize=16)(Workload.load)
+
 ROOMY = 1e15
 """Bytes of a memory that a run, as it was published, is taken to fit."""
 
@@ -73,7 +77,8 @@ def pose(row: Row, hardware: Hardware | None = None) -> Posed:
     """Make a row ready to simulate. Raises InputError where the row asks for what is unknown or cannot be."""
     schedule, problem = schedule_of(row), problem_of(row, hardware)
     if row.micro_batch_size is None and row.num_micro_batches is None:
-        return _own_best(row, problem, schedule)
+        setup = best_policy(problem, schedule).best.setup
+        return Posed(row, setup, f"policy not published: {setup.policy} is the schedule's own best here")
     size, count, assumed = _sizes(row)
     posed = _with_sizes(row, problem, schedule, size, count, assumed)
     if not posed.setup.shortages:
@@ -107,33 +112,8 @@ def _with_sizes(row: Row, problem: Problem, schedule: Schedule, size: int, count
     return Posed(row, next((one for one in setups if not one.shortages), setups[-1]), assumed)
 
 
-def _own_best(row: Row, problem: Problem, schedule: Schedule) -> Posed:
-    setup = best_setup(problem, schedule)
-    return Posed(row, setup, f"policy not published: {setup.policy} is the schedule's own best here")
-
-
-def best_setup(problem: Problem, schedule: Schedule) -> Setup:
-    """The policy that the schedule would choose for itself."""
-    return best_policy(problem, schedule).best.setup
-
-
 def _roomy(problem: Problem) -> Problem:
     hardware = problem.hardware
     for path in ("device_memory.capacity", "host_memory.capacity"):
         hardware = hardware.with_value(path, ROOMY, "the run was published, so it fitted")
     return Problem(problem.model, hardware, problem.workload)
-
-
-@lru_cache(maxsize=16)
-def _hardware(name: str) -> Hardware:
-    return Hardware.load(name)
-
-
-@lru_cache(maxsize=16)
-def _model(name: str) -> Model:
-    return Model.load(name)
-
-
-@lru_cache(maxsize=16)
-def _workload(name: str) -> Workload:
-    return Workload.load(name)

@@ -1,3 +1,4 @@
+from .accuracy import OpAccuracy as OpAccuracy, What as What, what_of as what_of
 from .checks import Replay as Replay, replay_trace as replay_trace
 from .picture import draw as draw
 from .rebuild import rebuild_setup as rebuild_setup, recorded as recorded

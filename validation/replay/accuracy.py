@@ -1,11 +1,16 @@
 """Two runs of the same tasks, measured and predicted: durations per op, lanes' busy time, critical paths."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 from traces.analysis import find_critical_path
-from traces.trace import LaneId, Span, Trace, lane_order
+from traces.trace import Span, Trace, lane_name, lane_order
 from validation.metrics import bias, mape, wape
+
+What = tuple[str, str, str]
+"""An op, its lane and its phase, such as `("Attn", "CPU", "decode")`."""
 
 Pair = tuple[Span, Span, int]
 """One task: as measured, as predicted (slowed down by what it shares), and the nanoseconds that it takes alone."""
@@ -13,10 +18,7 @@ Pair = tuple[Span, Span, int]
 
 @dataclass(frozen=True, slots=True)
 class OpAccuracy:
-    """Durations of one op on one lane in prefill or decode. Seconds are sums over its tasks; errors are shares.
-
-    `solo_bias` is that of the durations before contention.
-    """
+    """Durations of one op on one lane in prefill or decode. Seconds are sums over its tasks; errors are shares."""
 
     op: str
     lane: str
@@ -27,6 +29,18 @@ class OpAccuracy:
     mape: float
     wape: float
     bias: float
+
+    @classmethod
+    def of(cls, what: What, measured_ns: Sequence[float], predicted_ns: Sequence[float], **more: Any) -> Self:
+        """Of durations task by task."""
+        errors = (mape(predicted_ns, measured_ns), wape(predicted_ns, measured_ns), bias(predicted_ns, measured_ns))
+        return cls(*what, len(measured_ns), sum(measured_ns) / 1e9, sum(predicted_ns) / 1e9, *errors, **more)
+
+
+@dataclass(frozen=True, slots=True)
+class OpCheck(OpAccuracy):
+    """The same, and the `bias` of the durations before contention."""
+
     solo_bias: float
 
 
@@ -59,32 +73,21 @@ class PathAgreement:
     by_task: float
 
 
-def op_accuracy(pairs: Sequence[Pair]) -> tuple[OpAccuracy, ...]:
+def what_of(span: Span) -> What:
+    """The group whose accuracy a task is part of."""
+    return span.op, lane_name((span.lane, span.rank)), "decode" if span.step else "prefill"
+
+
+def op_checks(pairs: Sequence[Pair]) -> tuple[OpCheck, ...]:
     """One line per op, lane and phase: what took most measured time first."""
-    groups: dict[tuple[str, LaneId, str], list[Pair]] = {}
-    for pair in pairs:
-        span = pair[0]
-        phase = "decode" if span.step else "prefill"
-        groups.setdefault((span.op, (span.lane, span.rank), phase), []).append(pair)
-    lines = (_op_line(op, lane, phase, own) for (op, lane, phase), own in groups.items())
+    groups: defaultdict[What, list[tuple[int, int, int]]] = defaultdict(list)
+    for measured, predicted, solo_ns in pairs:
+        groups[what_of(measured)].append((measured.duration_ns, predicted.duration_ns, solo_ns))
+    lines = []
+    for what, durations in groups.items():
+        measured_ns, predicted_ns, alone_ns = (list(column) for column in zip(*durations, strict=True))
+        lines.append(OpCheck.of(what, measured_ns, predicted_ns, solo_bias=bias(alone_ns, measured_ns)))
     return tuple(sorted(lines, key=lambda line: -line.measured_s))
-
-
-def _op_line(op: str, lane: LaneId, phase: str, pairs: Sequence[Pair]) -> OpAccuracy:
-    measured = [one.duration_ns for one, _, _ in pairs]
-    predicted = [one.duration_ns for _, one, _ in pairs]
-    return OpAccuracy(
-        op,
-        lane_name(lane),
-        phase,
-        len(pairs),
-        sum(measured) / 1e9,
-        sum(predicted) / 1e9,
-        mape(predicted, measured),
-        wape(predicted, measured),
-        bias(predicted, measured),
-        bias([solo_ns for _, _, solo_ns in pairs], measured),
-    )
 
 
 def lane_shares(measured: Trace, predicted: Trace) -> tuple[LaneShare, ...]:
@@ -98,26 +101,16 @@ def lane_shares(measured: Trace, predicted: Trace) -> tuple[LaneShare, ...]:
 def path_agreement(measured: Trace, predicted: Trace) -> PathAgreement:
     """Compare the two critical paths. Time that no span explains (gaps) agrees with nothing."""
     paths = [find_critical_path(trace) for trace in (measured, predicted)]
-    shares: list[dict[tuple[str, LaneId], float]] = [{}, {}]
+    shares: list[defaultdict[tuple[str, str], float]] = [defaultdict(float), defaultdict(float)]
     for path, found in zip(paths, shares, strict=True):
         for span, on_path_ns in zip(path.spans, path.on_path_ns, strict=True):
-            what = (span.op, (span.lane, span.rank))
-            found[what] = found.get(what, 0.0) + on_path_ns / path.makespan_ns
-    largest = {what: max(share.get(what, 0.0) for share in shares) for what in shares[0].keys() | shares[1].keys()}
-    everything = sorted(largest, key=lambda what: (-largest[what], what))
-    rows = tuple(
-        PathShare(op, lane_name(lane), shares[0].get((op, lane), 0.0), shares[1].get((op, lane), 0.0))
-        for op, lane in everything
-    )
+            found[span.op, lane_name((span.lane, span.rank))] += on_path_ns / path.makespan_ns
+    rows = [PathShare(*what, *(share[what] for share in shares)) for what in shares[0].keys() | shares[1].keys()]
+    rows.sort(key=lambda row: (-max(row.measured, row.predicted), row.op, row.lane))
     explained = sum(row.measured for row in rows)
     common = sum(min(row.measured, row.predicted) for row in rows)
     keys = {span.key for span in paths[1].spans}
     same_ns = sum(ns for span, ns in zip(paths[0].spans, paths[0].on_path_ns, strict=True) if span.key in keys)
     on_path_ns = sum(paths[0].on_path_ns)
-    return PathAgreement(rows, common / explained if explained else 0.0, same_ns / on_path_ns if on_path_ns else 0.0)
-
-
-def lane_name(lane: LaneId) -> str:
-    """A lane as people write it: `GPU`, or `GPU:1` on the second device."""
-    kind, rank = lane
-    return kind if rank == 0 else f"{kind}:{rank}"
+    by_op_and_lane = common / explained if explained else 0.0
+    return PathAgreement(tuple(rows), by_op_and_lane, same_ns / on_path_ns if on_path_ns else 0.0)

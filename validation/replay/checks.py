@@ -16,11 +16,18 @@ from sim.simulation import Executed, Simulation, span_of, start_delays
 from traces.errors import InputError
 from traces.trace import Key, Span, Trace
 from validation.metrics import relative_error, wape
-from validation.replay.accuracy import LaneShare, OpAccuracy, PathShare, lane_shares, op_accuracy, path_agreement
+from validation.replay.accuracy import (
+    LaneShare,
+    OpCheck,
+    PathShare,
+    lane_shares,
+    op_checks,
+    path_agreement,
+)
 from validation.replay.delays import HandOverDelay, makespan_with_delays_ns, summarise
 from validation.replay.rebuild import Recorded, hardware_of, rebuild_setup, recorded, spans_by_key
 
-LAYER_1_BAR = 0.03
+ORDER_BAR = 0.03
 """Largest makespan error of layer 1."""
 
 NOTHING = Cost(0)
@@ -51,7 +58,7 @@ class OrderCheck:
 class DurationCheck:
     """The cost model's durations of the same tasks. `wape` and `bias` are over all of them together."""
 
-    ops: tuple[OpAccuracy, ...]
+    ops: tuple[OpCheck, ...]
     wape: float
     bias: float
 
@@ -87,18 +94,18 @@ class RunCheck:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """All layers of one trace. `layer2`, `layer3` and `predicted` are None where no machine is known: `why_not`.
+    """All checks of one trace. Without a known machine all but the first are None, and `why_not` says so.
 
-    `replayed` is the run of layer 1, `predicted` that of layer 3.
+    `replayed` is the run of the first, `predicted` that of the last.
     """
 
     measured: Trace
     replayed: Trace
     hardware: Hardware | None
     num_requests: int
-    layer1: OrderCheck
-    layer2: DurationCheck | None
-    layer3: RunCheck | None
+    order_check: OrderCheck
+    duration_check: DurationCheck | None
+    run_check: RunCheck | None
     predicted: Trace | None
     why_not: str = ""
 
@@ -113,9 +120,9 @@ class Replay:
             "input_hash": metadata.get("input_hash"),
             "hardware": None if self.hardware is None else self.hardware.name,
             "num_requests": self.num_requests,
-            "layer1": asdict(self.layer1),
-            "layer2": None if self.layer2 is None else asdict(self.layer2),
-            "layer3": None if self.layer3 is None else asdict(self.layer3),
+            "layer1": asdict(self.order_check),
+            "layer2": None if self.duration_check is None else asdict(self.duration_check),
+            "layer3": None if self.run_check is None else asdict(self.run_check),
             "why_not": self.why_not,
         }
 
@@ -136,7 +143,7 @@ def replay_trace(trace: Trace, hardware: Hardware | None = None) -> Replay:
         return Cost(spans[task.key].duration_ns, (), spans[task.key].bytes)
 
     replayed = replay_steps(run, spans, lasting)
-    first = layer_1(trace, replayed, list(tasks.values()), spans)
+    first = check_order(trace, replayed, list(tasks.values()), spans)
     num_requests = run.batch.num_requests
     machine = hardware or hardware_of(trace)
     if machine is None:
@@ -146,12 +153,14 @@ def replay_trace(trace: Trace, hardware: Hardware | None = None) -> Replay:
     handed_over_ns = replay_steps(run, spans, lasting, hand_over_ns=costs.hand_over_ns).makespan_ns
     first = replace(first, error_with_hand_over=relative_error(handed_over_ns, trace.makespan_ns))
     predicted = replay_steps(run, spans, costs, costs.capacities, costs.hand_over_ns)
-    second = layer_2(spans, predicted, {key: costs(task).duration_ns for key, task in tasks.items() if key in spans})
-    third = layer_3(trace, predicted, run.batch)
+    second = check_durations(
+        spans, predicted, {key: costs(task).duration_ns for key, task in tasks.items() if key in spans}
+    )
+    third = check_run(trace, predicted, run.batch)
     return Replay(trace, replayed, machine, num_requests, first, second, third, predicted)
 
 
-def layer_1(trace: Trace, replayed: Trace, tasks: list[Task], spans: Mapping[Key, Span]) -> OrderCheck:
+def check_order(trace: Trace, replayed: Trace, tasks: list[Task], spans: Mapping[Key, Span]) -> OrderCheck:
     """The makespan that the trace's own durations give, and what the run lost between tasks."""
     measured_ns, replayed_ns = trace.makespan_ns, replayed.makespan_ns
     found = start_delays(tasks, spans)
@@ -197,16 +206,16 @@ def _causes_kept(one: Executed, kept: Mapping[int, Executed], everything: Mappin
     return one._replace(cause=cause)
 
 
-def layer_2(measured: Mapping[Key, Span], predicted: Trace, solo_ns: Mapping[Key, int]) -> DurationCheck:
+def check_durations(measured: Mapping[Key, Span], predicted: Trace, solo_ns: Mapping[Key, int]) -> DurationCheck:
     """Durations task by task; what took no measurable time is left out."""
     pairs = [(measured[span.key], span, solo_ns[span.key]) for span in predicted.spans]
     pairs = [pair for pair in pairs if pair[0].duration_ns > 0]
     ours = [span.duration_ns for _, span, _ in pairs]
     theirs = [span.duration_ns for span, _, _ in pairs]
-    return DurationCheck(op_accuracy(pairs), wape(ours, theirs), relative_error(sum(ours), sum(theirs)))
+    return DurationCheck(op_checks(pairs), wape(ours, theirs), relative_error(sum(ours), sum(theirs)))
 
 
-def layer_3(measured: Trace, predicted: Trace, batch: Batch) -> RunCheck:
+def check_run(measured: Trace, predicted: Trace, batch: Batch) -> RunCheck:
     """Makespan, phases, lanes and critical path of the two runs."""
     both, path = (measured, predicted), path_agreement(measured, predicted)
     first, rest = _tokens(measured, batch)

@@ -1,14 +1,18 @@
 """From a trace's metadata back to the run: the tasks that its schedule issued, and a Setup that predicts them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+import msgspec
 
 from sim.cost import Setup
 from sim.problem import Batch, Hardware, MicroBatch, Model, Policy, Problem, Workload
-from sim.schedule import PipelineShape, Place, Schedule, Task, by_name, over_ranks
+from sim.schedule import PipelineShape, Schedule, Task, by_name, over_ranks
 from traces.errors import InputError
 from traces.trace import Key, Span, Trace
+
+T = TypeVar("T")
 
 MEND = "a replay needs a trace of `python -m engine run --trace` or `python -m sim compare --trace` of this version"
 
@@ -35,18 +39,19 @@ class Recorded:
 def recorded(trace: Trace) -> Recorded:
     """The run behind a trace. Raises InputError if the trace does not say enough of it, or says impossible things."""
     metadata = trace.metadata
-    schedule = by_name(_text(metadata, "schedule"))
-    shape = _built(metadata, "shape", _shape)
-    batch = _built(metadata, "batch", _batch)
+    schedule = by_name(_typed(metadata, "schedule", str))
+    shape, batch = _typed(metadata, "shape", PipelineShape), _typed(metadata, "batch", _Batch)
     if len(batch.micro_batches) != shape.num_micro_batches:
         raise InputError(
             f"the trace's batch has {len(batch.micro_batches)} micro-batches and its shape {shape.num_micro_batches}: "
             f"they must agree; {MEND}"
         )
-    last = max((span.step for span in trace.spans), default=0)
-    stop = min(_issued_steps(metadata, batch.gen_len), last + 1)
+    issued = _typed({"steps": [0, batch.gen_len], **metadata}, "steps", tuple[int, int])
+    if not (issued[0] == 0 < issued[1] <= batch.gen_len):
+        raise InputError(f"the trace's metadata.steps is {list(issued)}: give [0, n] with n up to {batch.gen_len}")
+    stop = min(issued[1], 1 + max((span.step for span in trace.spans), default=0))
     ranks = 1 + max((span.rank for span in trace.spans), default=0)
-    return Recorded(schedule, shape, batch, stop, ranks)
+    return Recorded(schedule, shape, Batch(batch.micro_batches, 0, batch.gen_len, batch.copies), stop, ranks)
 
 
 def spans_by_key(trace: Trace, tasks: Mapping[Key, Task]) -> dict[Key, Span]:
@@ -81,7 +86,7 @@ def hardware_of(trace: Trace) -> Hardware | None:
 
 def rebuild_setup(trace: Trace, run: Recorded, hardware: Hardware) -> Setup:
     """The setup of a trace's run on a machine. Raises InputError if the trace does not hold the model or the policy."""
-    policy = Policy.from_dict(_table(trace.metadata, "policy"), run.schedule)
+    policy = Policy.from_dict(_typed(trace.metadata, "policy", dict), run.schedule)
     lengths = [one.max_prompt_tokens for one in run.batch.micro_batches for _ in range(one.num_requests)]
     workload = Workload("the trace's requests", tuple(lengths), run.batch.gen_len)
     setup = Setup(Problem(model_of(trace), hardware, workload), run.schedule, policy, run.batch)
@@ -101,7 +106,7 @@ def rebuild_setup(trace: Trace, run: Recorded, hardware: Hardware) -> Setup:
 
 def model_of(trace: Trace) -> Model:
     """The model of a trace: from its configuration, or a preset by its name. Raises InputError."""
-    name, config = _text(trace.metadata, "model"), trace.metadata.get("model_config")
+    name, config = _typed(trace.metadata, "model", str), trace.metadata.get("model_config")
     if isinstance(config, Mapping):
         from sim.problem import read_model
 
@@ -111,52 +116,24 @@ def model_of(trace: Trace) -> Model:
     raise InputError(f"the trace names the model {name!r}, which is no preset, and has no model_config; {MEND}")
 
 
-def _built(metadata: Mapping[str, Any], name: str, build: Callable[[Mapping[str, Any]], Any]) -> Any:
-    table = _table(metadata, name)
+class _Batch(msgspec.Struct):
+    """What a trace says of its batch."""
+
+    gen_len: Annotated[int, msgspec.Meta(ge=1)]
+    copies: Annotated[int, msgspec.Meta(ge=1)]
+    micro_batches: tuple[MicroBatch, ...]
+
+    def __post_init__(self) -> None:
+        for one in self.micro_batches:
+            counts = (one.num_requests, one.prompt_tokens, one.prompt_tokens_squared, one.max_prompt_tokens)
+            if min(counts) < 1 or one.padding_tokens < 0:
+                raise ValueError(f"{one} has a number that is too small")
+
+
+def _typed(metadata: Mapping[str, Any], name: str, kind: type[T]) -> T:
+    if metadata.get(name) is None:
+        raise InputError(f"the trace has no metadata.{name}; {MEND}")
     try:
-        return build(table)
-    except InputError as error:
-        raise InputError(f"the trace's metadata.{name}: {error}") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"the trace's metadata.{name} cannot be read ({error!r}); {MEND}") from None
-
-
-def _issued_steps(metadata: Mapping[str, Any], gen_len: int) -> int:
-    """How many steps the trace holds: `steps` is [first, stop], and a replay begins with prefill."""
-    match metadata.get("steps", [0, gen_len]):
-        case [0, int(stop)] if 0 < stop <= gen_len:
-            return stop
-        case other:
-            raise InputError(f"the trace's metadata.steps is {other!r}: a replay needs [0, n] with n up to {gen_len}")
-
-
-def _shape(table: Mapping[str, Any]) -> PipelineShape:
-    return PipelineShape(**{**table, "attention": Place(table["attention"]), "streamed": tuple(table["streamed"])})
-
-
-def _batch(table: Mapping[str, Any]) -> Batch:
-    micro_batches = [MicroBatch(**one) for one in table["micro_batches"]]
-    for name in ("gen_len", "copies"):
-        if type(table[name]) is not int or table[name] < 1:
-            raise InputError(f"{name} is {table[name]!r}: a whole number of at least 1 is needed")
-    for one in micro_batches:
-        for field in fields(one):
-            value = getattr(one, field.name)
-            if type(value) is not int or value < (0 if field.name == "padding_tokens" else 1):
-                raise InputError(f"a micro-batch has {field.name} = {value!r}: a whole number above 0 is needed")
-    return Batch(tuple(micro_batches), 0, table["gen_len"], table["copies"])
-
-
-def _table(metadata: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = metadata.get(name)
-    if not isinstance(value, Mapping):
-        what = "has no" if value is None else "has an unusable"
-        raise InputError(f"the trace {what} metadata.{name}; {MEND}")
-    return value
-
-
-def _text(metadata: Mapping[str, Any], name: str) -> str:
-    value = metadata.get(name)
-    if not isinstance(value, str):
-        raise InputError(f"the trace does not name its {name}; {MEND}")
-    return value
+        return msgspec.convert(metadata[name], kind)
+    except msgspec.ValidationError as error:
+        raise InputError(f"the trace's metadata.{name} cannot be used: {error}; {MEND}") from None

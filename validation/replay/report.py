@@ -1,7 +1,7 @@
 """What `replay` tells a person: each layer apart, with its bar where it has one."""
 
 from traces.cli import TEXT, Columns, Report
-from validation.replay.checks import LAYER_1_BAR, DurationCheck, OrderCheck, Replay, RunCheck
+from validation.replay.checks import ORDER_BAR, DurationCheck, OrderCheck, Replay, RunCheck
 
 DELAYS_SHOWN = 6
 PATH_SHOWN = 8
@@ -15,25 +15,25 @@ def print_replay(result: Replay) -> None:
         f"[bold]{metadata['schedule']}[/bold], {metadata.get('model', 'an unnamed model')}, {result.num_requests} "
         f"requests: {result.measured.origin}, {result.measured.makespan_ns / 1e9:.3f} s."
     )
-    _print_layer_1(out, result.layer1)
-    if result.layer2 is None or result.layer3 is None or result.hardware is None:
+    _print_order(out, result.order_check)
+    if result.duration_check is None or result.run_check is None or result.hardware is None:
         out.say(f"Layers 2 and 3, the cost model: not done, {result.why_not}.")
         return
     out.say(f"Prediction for {result.hardware.name}: simulated.")
-    handed_over = result.layer1.error_with_hand_over
+    handed_over = result.order_check.error_with_hand_over
     if handed_over is not None and result.hardware.hand_over_s:
         microseconds = f"{1e6 * result.hardware.hand_over_s:.0f} µs"
         out.say(f"Layer 1 with that machine's hand-over between lanes, {microseconds}: {_percent(handed_over)}.")
-    _print_layer_2(out, result.layer2)
-    _print_layer_3(out, result.layer3)
+    _print_durations(out, result.duration_check)
+    _print_run(out, result.run_check)
 
 
-def _print_layer_1(out: Report, layer: OrderCheck) -> None:
-    met = "within" if abs(layer.error) <= LAYER_1_BAR else "above"
+def _print_order(out: Report, layer: OrderCheck) -> None:
+    met = "within" if abs(layer.error) <= ORDER_BAR else "above"
     absent = f" ({layer.absent} more had nothing to do, and take no time)" if layer.absent else ""
     out.say(
         f"[bold]Layer 1[/bold], the trace's own durations of {layer.tasks} tasks{absent} through its schedule: "
-        f"{layer.replayed_s:.3f} s, {_percent(layer.error)}, {met} the bar of {LAYER_1_BAR:.0%}. With the median delay "
+        f"{layer.replayed_s:.3f} s, {_percent(layer.error)}, {met} the bar of {ORDER_BAR:.0%}. With the median delay "
         f"of each pair of lanes between tasks: {layer.with_dispatch_s:.3f} s, {_percent(layer.error_with_dispatch)}."
     )
     if any(one.total_s for one in layer.gaps):
@@ -46,7 +46,7 @@ def _print_layer_1(out: Report, layer: OrderCheck) -> None:
         out.table(columns, delays, "hand-over delays: from when a task could start to when it did", keys=2)
 
 
-def _print_layer_2(out: Report, layer: DurationCheck) -> None:
+def _print_durations(out: Report, layer: DurationCheck) -> None:
     out.say(
         f"[bold]Layer 2[/bold], durations by the cost model: WAPE {layer.wape:.1%}, bias {_percent(layer.bias)} over "
         f"all tasks."
@@ -63,7 +63,7 @@ def _print_layer_2(out: Report, layer: DurationCheck) -> None:
     out.table([tasks, errors], ops, keys=3)
 
 
-def _print_layer_3(out: Report, layer: RunCheck) -> None:
+def _print_run(out: Report, layer: RunCheck) -> None:
     out.say(f"[bold]Layer 3[/bold], the simulated run: throughput {_percent(layer.throughput_error)}.")
     phases = {"whole": layer.run, "prefill": layer.prefill, "decode": layer.decode}
     rows = (

@@ -15,7 +15,7 @@ from sim.comparison import command as compare
 from sim.hrm import command as roofline
 from sim.problem import Hardware, Model, Workload
 from sim.schedule import registered
-from traces.files import chrome_reader
+from traces.files import read_trace
 
 QUICK = ["--micro-batch-size", "36", "--num-micro-batches", "2", "--gen-len", "4", "--jobs", "1"]
 RESULT_KEYS = {
@@ -187,7 +187,7 @@ def test_traces_of_all_schedules_obey_the_rules_and_read_back(capsys, tmp_path):
     for name in registered():
         file = tmp_path / f"{name}.json.gz"
         assert_obeys_rules(file)
-        trace = chrome_reader.read_chrome(file)
+        trace = read_trace(file)
         assert trace.origin == "simulated"
         assert trace.metadata["schedule"] == name
         assert {span.step for span in trace.spans} >= {0, 1, 2}

@@ -85,8 +85,9 @@ class TestSpans:
         setup, trace = recorded
         costs = setup.costs()
         steps = setup.schedule.steps(setup.shape, 0, num_steps(setup), last=setup.last_step)
+        spans = {span.key: span for span in trace.spans}
         for task in (task for step in over_ranks(steps, setup.num_ranks) for task in step):
-            (span,) = (one for one in trace.by_key()[task.key])
+            span = spans[task.key]
             cost = costs(task)
             assert (span.bytes, span.flops, span.bound) == (cost.bytes, cost.flops, cost.bound)
             assert (span.lane, span.rank) == task.lane

@@ -1,25 +1,35 @@
 """The proof that mistakes turn tests red: the harness on a toy project, and the place of every shipped mutant."""
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.mutants.command import main
+from tests.mutants import trials
+from tests.mutants.__main__ import main, print_trials
 from tests.mutants.mutants import Mutant, chosen, load
-from tests.mutants.project import Project
-from tests.mutants.report import print_outcomes
-from tests.mutants.run import Trial, Verdict, files_of_tests, prove
+from tests.mutants.trials import (
+    KILLED,
+    ROOT,
+    SURVIVED,
+    TIMED_OUT,
+    UNCLEAR,
+    Trial,
+    broken_by,
+    copy_project,
+    files_of_tests,
+)
 from traces.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("toy", "tests")
 
 SOURCE = """
 def add(a, b):
@@ -65,61 +75,70 @@ def project(tmp_path):
     (root / "toy" / "__init__.py").write_text("")
     (root / "toy" / "sums.py").write_text(SOURCE)
     (root / "tests" / "test_toy.py").write_text(TESTS)
-    return Project(root, ("toy", "tests"))
+    return root
+
+
+def prove(root, mutants):
+    """The trials of a toy project's mutants, in one copy."""
+    found = []
+    asyncio.run(trials.prove(mutants, found.append, 1, root, PARTS))
+    return found
 
 
 class TestHarness:
     def test_a_mistake_that_a_test_sees_is_killed_and_one_that_none_sees_survives(self, project):
         """One after the other in one copy: the first leaves nothing behind, though its file was as long and as old."""
-        told = []
-        outcomes = {one.mutant: one for one in prove(project, [SUBTRACTS, UNSEEN], 1, told.append)}
-        assert outcomes[SUBTRACTS].verdict is Verdict.KILLED
+        outcomes = {one.mutant: one for one in prove(project, [SUBTRACTS, UNSEEN])}
+        assert outcomes[SUBTRACTS].verdict == KILLED
         assert outcomes[SUBTRACTS].by == "tests/test_toy.py::test_two"
-        assert outcomes[UNSEEN].verdict is Verdict.SURVIVED
+        assert outcomes[UNSEEN].verdict == SURVIVED
         assert outcomes[UNSEEN].by == ""
         assert not outcomes[UNSEEN].killed
-        assert sorted(told) == ["subtracts", "tests/test_toy.py", "unseen"]
 
     def test_the_project_itself_is_not_touched(self, project):
-        before = {path: path.read_bytes() for path in project.root.rglob("*") if path.is_file()}
-        list(prove(project, [SUBTRACTS]))
-        assert {path: path.read_bytes() for path in project.root.rglob("*") if path.is_file()} == before
+        before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+        prove(project, [SUBTRACTS])
+        assert {path: path.read_bytes() for path in project.rglob("*") if path.is_file()} == before
 
     def test_a_copy_is_as_before_when_the_test_itself_breaks_down(self, project, tmp_path):
-        copy = project.copy_to(tmp_path / "copy")
+        copy = copy_project(project, PARTS, tmp_path / "copy")
 
-        with pytest.raises(ZeroDivisionError), copy.broken_by(SUBTRACTS):
-            1 / ((copy.root / "toy" / "sums.py").read_text() == SOURCE)
-        assert (copy.root / "toy" / "sums.py").read_text() == SOURCE
+        with pytest.raises(ZeroDivisionError), broken_by(SUBTRACTS, copy):
+            1 / ((copy / "toy" / "sums.py").read_text() == SOURCE)
+        assert (copy / "toy" / "sums.py").read_text() == SOURCE
 
     def test_a_test_that_hangs_is_ended_and_marked(self, project, monkeypatch):
-        monkeypatch.setattr("tests.mutants.run.LEAST_LIMIT_S", 0.1)
-        monkeypatch.setattr("tests.mutants.run.LIMIT_FACTOR", 2)
+        monkeypatch.setattr("tests.mutants.trials.LEAST_LIMIT_S", 0.1)
+        monkeypatch.setattr("tests.mutants.trials.LIMIT_FACTOR", 2)
         (outcome,) = prove(project, [ENDLESS])
-        assert outcome.verdict is Verdict.TIMED_OUT
+        assert outcome.verdict == TIMED_OUT
         assert outcome.killed
 
     def test_a_file_of_tests_that_cannot_be_imported_has_noticed(self, project):
         gone = replace(SUBTRACTS, was="def add", becomes="def plus")
         (outcome,) = prove(project, [gone])
-        assert outcome.verdict is Verdict.KILLED
+        assert outcome.verdict == KILLED
         assert outcome.by == "tests/test_toy.py"
 
     def test_tests_that_are_red_without_a_mutant_prove_nothing(self, project):
-        (project.root / "tests" / "test_toy.py").write_text("def test_wrong():\n    assert 1 == 2\n")
+        (project / "tests" / "test_toy.py").write_text("def test_wrong():\n    assert 1 == 2\n")
         with pytest.raises(InputError, match=r"test_toy.py::test_wrong is red without any mutant"):
-            list(prove(project, [SUBTRACTS]))
+            prove(project, [SUBTRACTS])
 
     def test_tests_that_are_not_there_prove_nothing(self, project):
         with pytest.raises(InputError, match="red without any mutant"):
-            list(prove(project, [replace(SUBTRACTS, tests=("tests/test_toy.py::test_gone",))]))
+            prove(project, [replace(SUBTRACTS, tests=("tests/test_toy.py::test_gone",))])
 
-    def test_who_stops_early_leaves_no_copy_behind(self, project, tmp_path, monkeypatch):
+    def test_a_failure_between_trials_leaves_no_copy_behind(self, project, tmp_path, monkeypatch):
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-        with closing(prove(project, [UNSEEN, ENDLESS])) as found:
-            next(found)
-            assert list(tmp_path.glob("prove-red-*"))
-        assert not list(tmp_path.glob("prove-red-*"))
+
+        def refuse(trial):
+            assert list(tmp_path.glob("mutants-*"))
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            asyncio.run(trials.prove([UNSEEN, ENDLESS], refuse, 2, project, PARTS))
+        assert not list(tmp_path.glob("mutants-*"))
 
     def test_each_test_is_tried_once_without_mutants_and_a_file_covers_its_parts(self):
         one = replace(SUBTRACTS, tests=("t.py::a", "t.py::b", "u.py::c"))
@@ -140,7 +159,7 @@ class TestStale:
     )
     def test_a_mutant_that_does_not_fit_the_source_is_an_error(self, project, change, said):
         with pytest.raises(InputError, match=said):
-            list(prove(project, [replace(SUBTRACTS, **change)]))
+            prove(project, [replace(SUBTRACTS, **change)])
 
     def test_a_catalogue_names_each_mutant_once_and_whole(self, tmp_path):
         one = '[["a.py"]]\nname = "x"\nbreaks = "b"\nwas = "c"\nbecomes = "d"\ntests = ["t"]\n'
@@ -153,15 +172,11 @@ class TestStale:
         with pytest.raises(InputError, match="was: missing"):
             load(tmp_path)
 
-    def test_without_tests_there_is_no_proof(self, tmp_path):
-        with pytest.raises(InputError, match="has no traces: call it from the root of a source checkout"):
-            Project(tmp_path)
-
 
 class TestCatalogue:
     @pytest.mark.parametrize("mutant", load(), ids=lambda mutant: mutant.name)
     def test_a_mutant_fits_the_source_and_names_tests_that_are_there(self, mutant):
-        Project.installed().check([mutant])
+        assert mutant.applied_in(ROOT)
         for test in mutant.tests:
             file, *names = test.split("::")
             text = (ROOT / file).read_text(encoding="utf-8")
@@ -203,8 +218,8 @@ class TestCommand:
 
     @pytest.mark.parametrize(("mutants", "code"), [([SUBTRACTS], 0), ([SUBTRACTS, UNSEEN], 1)])
     def test_a_survivor_is_an_error_and_is_named(self, project, mutants, code, monkeypatch, capsys, tmp_path):
-        monkeypatch.setattr(Project, "installed", lambda: project)
         monkeypatch.setattr("tests.mutants.mutants.load", lambda: mutants)
+        monkeypatch.setattr("tests.mutants.trials.prove", partial(trials.prove, root=project, parts=PARTS))
         file = tmp_path / "outcomes.json"
         assert main(["--jobs", "2", "--json", str(file)]) == code
         shown = capsys.readouterr().out
@@ -217,10 +232,10 @@ class TestCommand:
         temporary = tmp_path / "temporary"
         temporary.mkdir()
         script = (
-            "import sys; from pathlib import Path; import test_prove_red as own\n"
-            "from tests.mutants import mutants\n"
-            f"project = own.Project(Path({str(project.root)!r}), ('toy', 'tests'))\n"
-            "own.Project.installed = lambda: project\n"
+            "import signal, sys; from functools import partial; from pathlib import Path; import test_mutants as own\n"
+            "from tests.mutants import mutants, trials\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # nohup's children ignore it
+            f"trials.prove = partial(trials.prove, root=Path({str(project)!r}), parts=own.PARTS)\n"
             "mutants.load = lambda: (own.SUBTRACTS, own.ENDLESS)\n"
             "sys.exit(own.main(['--jobs', '1']))\n"
         )
@@ -254,7 +269,7 @@ class TestCommand:
         assert error.count("\n") == 1
 
     def test_what_pytest_itself_could_not_do_is_shown(self, capsys):
-        print_outcomes([Trial(SUBTRACTS, Verdict.UNCLEAR, "", 1.0, "INTERNALERROR> [no markup]")], 1, 2.0)
+        print_trials([Trial(SUBTRACTS, UNCLEAR, "", 1.0, "INTERNALERROR> [no markup]")], 1, 2.0)
         shown = capsys.readouterr().out
         assert "INTERNALERROR> [no markup]" in shown
         assert "0 of 1 mutants killed, 1 not noticed" in shown

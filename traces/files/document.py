@@ -1,0 +1,36 @@
+"""The JSON of a trace file, of either kind: checked as a whole, its events decoded one by one."""
+
+from collections.abc import Callable
+
+from msgspec import Raw, Struct
+
+from traces.errors import InputError
+
+SCHEMA = 1
+"""The version of our part of the file. A reader refuses any other."""
+
+SECTION = "cgopipe"
+"""The top-level member that holds our metadata, and tells our files from others'."""
+
+EVENTS = "traceEvents"
+
+EVENT_SHOWN = 120
+"""Characters of an event that are shown if something is wrong with it."""
+
+
+class Document(Struct, rename={"section": SECTION, "events": EVENTS}):
+    """What a file holds of use, as JSON text: a million decoded events would take several gigabytes."""
+
+    section: Raw = Raw()
+    events: list[Raw] = []
+
+
+def take_each(events: list[Raw], take: Callable[[Raw], None]) -> None:
+    """Hand over one event after the other; what is wrong with one becomes an InputError that shows it."""
+    for event in events:
+        try:
+            take(event)
+        except (ValueError, OverflowError) as error:  # msgspec's errors are ValueErrors
+            text = bytes(event).decode(errors="replace")
+            shown = text if len(text) <= EVENT_SHOWN else f"{text[:EVENT_SHOWN]}…"
+            raise InputError(f"its event {' '.join(shown.split())} is malformed: {error}") from error
