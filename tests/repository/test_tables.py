@@ -18,12 +18,12 @@ from rich.cells import cell_len
 from sim.cli import main as sim
 from sim.comparison import Asked, compare, print_comparison
 from sim.planning import PolicyGrid, speeds
-from sim.planning.explanation import FACTORS, RESOURCES, Explanation, Replanned, Tier
+from sim.planning.explanation import FACTORS, RESOURCES, Explanation, MemoryUse, Replanned
 from sim.planning.planner import plan
 from sim.planning.report import print_explanation, print_plan
 from sim.problem import Basis, Hardware, Model, Problem, Workload
 from sim.schedule import LaneKind, Op, registered
-from sim.simulation import evaluate
+from sim.simulation import predict
 from traces.cli import PROSE, Report, glossary, main as traces
 from traces.files import read_trace
 from validation.published.fit import CASES, Fitted
@@ -64,13 +64,13 @@ def comparison(model="mixtral-8x7b", hardware="gcp-t4", size=36, baseline="flexg
 def planned():
     grid = PolicyGrid((1, 8, 64), (1, 4, 16), expert_values=3)
     choice = plan(problem("olmoe-1b-7b", "t4", 5), ["cgopipe", "zero"], jobs=1, grid=grid, at_least=2)
-    return choice, evaluate(choice.best.setup)
+    return choice, predict(choice.best.setup)
 
 
 def planning():
     choice, prediction = planned()
     print_plan(choice, prediction, 10, 1.0)
-    tiers = tuple(Tier(name, 16 * 10**9, dict.fromkeys(PARTS, 10**9)) for name in ("device", "host", "pinned"))
+    tiers = tuple(MemoryUse(name, 16 * 10**9, dict.fromkeys(PARTS, 10**9)) for name in ("device", "host", "pinned"))
     changes = tuple(Replanned(what, by, choice.best, by - 1) for what in RESOURCES for by in FACTORS)
     print_explanation(choice, Explanation(tiers, 0.001, ("prefill is bound by GPU",), None, None, changes))
 
