@@ -6,12 +6,12 @@ and a part that its weights decide; both are asked of `plan_memory` itself, and 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.cost import Setup, Shortage, capacity_bytes
+from sim.cost import Setup, capacity_bytes
 from sim.planning.grid import PolicyGrid, pin_choices, placements
 from sim.problem import Policy, Problem
 from sim.schedule import MemoryPart, Schedule, Tier
@@ -27,16 +27,6 @@ HOPELESS = 1.1
 
 SHRINKING = frozenset({MemoryPart.WEIGHT_SLOTS, MemoryPart.STAGING, MemoryPart.ACTIVATIONS})
 """What may take less with more experts on the device; it is left out of what a batch needs at least."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchChoices:
-    """What the batch decides: one entry per (placement, μ, number of micro-batches)."""
-
-    setups: list[Setup]
-    """With all experts on the host, one page a micro-batch, and pageable weights."""
-    bytes: Ints
-    """Bytes of each tier of `TIERS` with no expert on the device, some, and all. [cell, held, tier]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +52,10 @@ class Candidates:
 
     problem: Problem
     schedule: Schedule
-    cells: BatchChoices
-    cell: Ints
+    batch_setups: list[Setup]
+    """One per (placement, μ, number of micro-batches): all experts on the host, a page a micro-batch, pageable."""
+    batch: Ints
+    """Which of these. [row]."""
     experts: Ints
     pages: Ints
     pinned: NDArray[np.bool_]
@@ -71,16 +63,15 @@ class Candidates:
     """Bytes of each tier of `TIERS`. [row, tier]."""
     considered: int
     """Points of the grid whose memory was looked at, those that do not fit with them."""
-    nearest: tuple[Shortage, ...] = field(default=())
-    """What the policy that comes nearest to fitting lacks, if none fits."""
-    nearest_policy: Policy | None = None
+    nearest: Setup | None = None
+    """What comes nearest to fitting, if nothing fits."""
 
     def __len__(self) -> int:
-        return len(self.cell)
+        return len(self.batch)
 
     def policy(self, row: int) -> Policy:
         """The policy of one row."""
-        base = self.cells.setups[int(self.cell[row])].policy
+        base = self.batch_setups[int(self.batch[row])].policy
         pages = int(self.pages[row])
         return replace(
             base,
@@ -93,9 +84,9 @@ class Candidates:
         """The setup of one row."""
         return Setup(self.problem, self.schedule, self.policy(row))
 
-    def of_cells(self, values: Sequence[float] | Floats) -> Floats:
-        """One value per cell, spread over the rows."""
-        spread: Floats = np.asarray(values, dtype=float)[self.cell]
+    def of_batches(self, values: Sequence[float] | Floats) -> Floats:
+        """One value per batch, spread over the rows."""
+        spread: Floats = np.asarray(values, dtype=float)[self.batch]
         return spread
 
 
@@ -105,31 +96,30 @@ def candidates_of(problem: Problem, schedule: Schedule, grid: PolicyGrid | None 
     setups, given_up = _setups(problem, schedule, grid)
     residency = _residency(setups[0])
     capacity = np.array([*capacity_bytes(problem.hardware).values()], dtype=np.int64)
-    cells = BatchChoices(setups, _bytes(setups, residency, capacity))
-    need = cells.bytes[:, None, residency.held] + residency.extra_bytes[None]  # [cell, pin choice, expert value, tier]
+    taken = _bytes(setups, residency, capacity)
+    need = taken[:, None, residency.held] + residency.extra_bytes[None]  # [batch, pin choice, expert value, tier]
     fits = np.all(need <= capacity, axis=-1)
     wanted = _wanted(fits, residency.experts, problem.model.num_experts, grid)
-    cell, pin, value = np.nonzero(fits & wanted)
-    pages = [_pages(schedule, grid, setup.shape.num_micro_batches) for setup in cells.setups]
+    batch, pin, value = np.nonzero(fits & wanted)
+    pages = [_pages(schedule, grid, setup.shape.num_micro_batches) for setup in setups]
     counts = np.array([len(one) for one in pages], dtype=np.int64)
     considered = int((wanted.sum(axis=(1, 2)) * counts).sum()) + given_up
-    rows = np.repeat(np.arange(len(cell)), counts[cell])
-    all_pages = np.array([page for at in cell for page in pages[at]], dtype=np.int64)
+    rows = np.repeat(np.arange(len(batch)), counts[batch])
+    all_pages = np.array([page for at in batch for page in pages[at]], dtype=np.int64)
     streams = (residency.experts[value] < problem.model.num_experts)[rows]
     kept = streams | (np.diff(rows, prepend=-1) > 0) | schedule.system.streams_non_experts
     rows, all_pages = rows[kept], all_pages[kept]
-    short, nearest = ((), None) if len(rows) else _nearest(problem, schedule, cells, need, capacity, residency)
+    nearest = None if len(rows) else _nearest(setups, need - capacity, residency)
     return Candidates(
         problem,
         schedule,
-        cells,
-        cell[rows],
+        setups,
+        batch[rows],
         residency.experts[value[rows]],
         all_pages,
         np.array(pin_choices(schedule))[pin[rows]],
-        need[cell, pin, value][rows],
+        need[batch, pin, value][rows],
         considered,
-        short,
         nearest,
     )
 
@@ -149,7 +139,7 @@ def _setups(problem: Problem, schedule: Schedule, grid: PolicyGrid) -> tuple[lis
 
 
 def _bytes(setups: list[Setup], residency: Residency, capacity: Ints) -> Ints:
-    """Bytes of each tier. [cell, held, tier].
+    """Bytes of each tier. [batch, held, tier].
 
     What is held changes the working set of a micro-batch. It is asked for where the policy would fit without any.
     """
@@ -165,14 +155,14 @@ def _bytes(setups: list[Setup], residency: Residency, capacity: Ints) -> Ints:
         activations = setups[0].memory.device.get(MemoryPart.ACTIVATIONS, 0)
         possible = rest + min(more[device], more[device] + activations) <= capacity[device]
         known: dict[object, Ints] = {}
-        for cell in range(len(setups)):
-            if not possible[cell]:
-                found[cell, held] += np.maximum(more, 0) + capacity  # fits nowhere
+        for at, setup in enumerate(setups):
+            if not possible[at]:
+                found[at, held] += np.maximum(more, 0) + capacity  # fits nowhere
                 continue
-            key = (id(setups[cell].batch), setups[cell].policy.attention, setups[cell].policy.kv_on_device)
+            key = (id(setup.batch), setup.policy.attention, setup.policy.kv_on_device)
             if key not in known:
-                known[key] = np.array(_bytes_with(setups[cell], fewest, False)) - none[cell]
-            found[cell, held] += known[key]
+                known[key] = np.array(_bytes_with(setup, fewest, False)) - none[at]
+            found[at, held] += known[key]
     return found
 
 
@@ -212,7 +202,7 @@ def _peaks(setup: Setup) -> list[int]:
 
 
 def _wanted(fits: NDArray[np.bool_], experts: Ints, total: int, grid: PolicyGrid) -> NDArray[np.bool_]:
-    """The expert values of the grid, and for each batch the most that fit. [cell, pin choice, expert value]."""
+    """The expert values of the grid, and for each batch the most that fit. [batch, pin choice, expert value]."""
     spread = {round(total * at / max(1, grid.expert_values - 1)) for at in range(grid.expert_values)}
     wanted = np.zeros(fits.shape, dtype=bool) | np.isin(experts, list(spread))
     most = fits.shape[-1] - 1 - np.argmax(fits[..., ::-1], axis=-1)
@@ -227,14 +217,11 @@ def _pages(schedule: Schedule, grid: PolicyGrid, num_micro_batches: int) -> list
     return sorted(counts, key=lambda count: (count != num_micro_batches, count))
 
 
-def _nearest(
-    problem: Problem, schedule: Schedule, cells: BatchChoices, need: Ints, capacity: Ints, residency: Residency
-) -> tuple[tuple[Shortage, ...], Policy]:
-    lack = np.maximum(need - capacity, 0).sum(axis=-1)
-    cell, pin, value = np.unravel_index(int(lack.argmin()), lack.shape)
-    policy = replace(
-        cells.setups[cell].policy,
-        experts_on_device=int(residency.experts[value]) / problem.model.num_experts,
-        pin_weights=pin_choices(schedule)[pin],
-    )
-    return tuple(Setup(problem, schedule, policy).shortages), policy
+def _nearest(setups: list[Setup], lack: Ints, residency: Residency) -> Setup:
+    """The one of the smallest lack, all tiers together. lack [batch, pin choice, expert value, tier]."""
+    total = np.maximum(lack, 0).sum(axis=-1)
+    batch, pin, value = np.unravel_index(int(total.argmin()), total.shape)
+    setup = setups[batch]
+    share = int(residency.experts[value]) / setup.problem.model.num_experts
+    policy = replace(setup.policy, experts_on_device=share, pin_weights=pin_choices(setup.schedule)[pin])
+    return Setup(setup.problem, setup.schedule, policy)

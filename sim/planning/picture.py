@@ -50,10 +50,10 @@ def throughput_map(choice: Choice, sizes: Sequence[int], counts: Sequence[int], 
     )  # fmt: skip
     found = candidates_of(choice.problem, best.schedule, grid)
     total_s, _ = least_seconds(found)
-    rate = found.of_cells([setup.batch.generated_tokens for setup in found.cells.setups]) / total_s
+    rate = found.of_batches([setup.batch.generated_tokens for setup in found.batch_setups]) / total_s
     rows: dict[tuple[int, int], int] = {}
     for row in np.argsort(rate, kind="stable"):
-        policy = found.cells.setups[found.cell[row]].policy
+        policy = found.batch_setups[found.batch[row]].policy
         rows[policy.micro_batch_size, policy.num_micro_batches] = int(row)
     by_count = [[found.setup(rows[key]) for key in rows if key[1] == count] for count in counts]
     values = np.full((len(sizes), len(counts)), np.nan)

@@ -198,8 +198,9 @@ def best_policy(
 
 
 def _nothing_fits(schedule: str, found: Candidates) -> NothingFitsError:
-    if not found.nearest:
-        return NothingFitsError(f"{schedule}: the grid holds no policy: give other sizes", 0)
-    short = "; ".join(map(str, found.nearest))
-    text = f"{schedule}: no policy on the grid fits; with {found.nearest_policy}, the nearest, {short}"
-    return NothingFitsError(text, sum(one.short_bytes for one in found.nearest))
+    lacks = found.nearest.shortages if found.nearest else []
+    if not found.nearest or not lacks:
+        return NothingFitsError(f"{schedule}: the grid holds no policy: give other sizes")
+    short = "; ".join(map(str, lacks))
+    text = f"{schedule}: no policy on the grid fits; with {found.nearest.policy}, the nearest, {short}"
+    return NothingFitsError(text, sum(one.short_bytes for one in lacks))

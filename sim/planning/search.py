@@ -155,7 +155,7 @@ class _Rows:
     def __init__(self, found: Candidates) -> None:
         self.space = found
         total_s, decode_s = least_seconds(found)
-        tokens = found.of_cells([setup.batch.generated_tokens for setup in found.cells.setups])
+        tokens = found.of_batches([setup.batch.generated_tokens for setup in found.batch_setups])
         steps = found.problem.workload.gen_len - 1
         self.tokens_per_s: Floats = tokens / total_s
         self.token_s: Floats = decode_s / steps if steps else total_s

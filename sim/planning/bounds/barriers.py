@@ -37,7 +37,7 @@ def sum_of_stretches(times: Times) -> tuple[Floats, Floats] | None:
 
 
 def _small(times: Times, row: int, num_micro_batches: int) -> PipelineShape:
-    shape = times.space.cells.setups[int(times.space.cell[row])].shape
+    shape = times.space.batch_setups[int(times.space.batch[row])].shape
     streams = times.streams()[row, :, 0] > 0
     return replace(
         shape,

@@ -45,12 +45,12 @@ class Times:
         self.space = space
         self.model = space.problem.model
         self.counts = np.array(self.model.layer_counts, dtype=float)
-        shapes = [setup.shape for setup in space.cells.setups]
-        self.n = space.of_cells([shape.num_micro_batches for shape in shapes])
-        self.on_cpu = np.array([shape.attention is Place.CPU for shape in shapes])[space.cell]
-        self.streams_kv = np.array([shape.streams_kv for shape in shapes])[space.cell]
-        self.offloads = np.array([shape.offloads_hidden for shape in shapes])[space.cell]
-        self.used, self._where = np.unique(space.cell, return_inverse=True)
+        shapes = [setup.shape for setup in space.batch_setups]
+        self.n = space.of_batches([shape.num_micro_batches for shape in shapes])
+        self.on_cpu = np.array([shape.attention is Place.CPU for shape in shapes])[space.batch]
+        self.streams_kv = np.array([shape.streams_kv for shape in shapes])[space.batch]
+        self.offloads = np.array([shape.offloads_hidden for shape in shapes])[space.batch]
+        self.used, self._where = np.unique(space.batch, return_inverse=True)
         self.segments = _segments(space)
         self.weights = np.array([steps for _, steps in self.segments], dtype=float)
         self._tables = self._fill()
@@ -108,15 +108,15 @@ class Times:
     def _fill(self) -> dict[str, dict[Op, Floats]]:
         """Ask the cost model, one distinct micro-batch after the other. Arrays of each op.
 
-        [used cell, which, layer kind, segment].
+        [used batch, which, layer kind, segment].
         """
         phases = (("prefill", PREFILL_OPS, [0]), ("decode", DECODE_OPS, [step for step, _ in self.segments]))
         size, kinds = len(self.used), len(self.counts)
         tables = {phase: {op: np.zeros((size, 3, kinds, len(steps))) for op in ops} for phase, ops, steps in phases}
         known: dict[tuple[object, ...], list[float]] = {}
         one_each = replace(self.model, layers=self.model.distinct_layers)
-        for at, cell in enumerate(self.used):
-            asked = _Asked(self.space.cells.setups[cell], one_each, known)
+        for at, batch in enumerate(self.used):
+            asked = _Asked(self.space.batch_setups[batch], one_each, known)
             for phase, ops, steps in phases:
                 for op in ops:
                     if steps and asked.happens(op, in_prefill=phase == "prefill"):
@@ -125,7 +125,7 @@ class Times:
 
 
 class _Asked:
-    """Durations of one cell's micro-batches; what is known from another cell is not asked again."""
+    """Durations of one batch's micro-batches; what is known from another batch is not asked again."""
 
     def __init__(self, setup: Setup, one_each: Model, known: dict[tuple[object, ...], list[float]]) -> None:
         self._setup, self._one_each, self._known = setup, one_each, known
@@ -223,7 +223,7 @@ def _streamed(space: Candidates) -> Floats:
     """Bytes of each layer kind that come over the link. [row, layer kind]."""
     model = space.problem.model
     values, where = np.unique(space.experts, return_inverse=True)
-    base = space.cells.setups[0].policy
+    base = space.batch_setups[0].policy
     policies = [replace(base, experts_on_device=int(value) / model.num_experts) for value in values]
     table = [[one.streamed_bytes(space.schedule, model, kind) for kind in model.distinct_layers] for one in policies]
     streamed: Floats = np.array(table, dtype=float)[where]
@@ -231,7 +231,7 @@ def _streamed(space: Candidates) -> Floats:
 
 
 def _with_experts(space: Candidates, experts: int) -> Setup:
-    base = space.cells.setups[0]
+    base = space.batch_setups[0]
     return replace(base, policy=replace(base.policy, experts_on_device=experts / space.problem.model.num_experts))
 
 

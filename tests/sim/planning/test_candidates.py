@@ -91,7 +91,7 @@ class TestMemory:
         found = candidates_of(problem, schedule, SMALL)
         most = max(n for n in range(9) if fits(problem, schedule, Policy(1, 1, experts_on_device=n / 8)))
         assert most not in (0, 4, 8)
-        assert found.experts[found.of_cells([one.policy.batch_size for one in found.cells.setups]) == 1].max() == most
+        assert found.experts[found.of_batches([one.policy.batch_size for one in found.batch_setups]) == 1].max() == most
 
     def test_counts_what_it_looked_at(self):
         found = candidates_of(simple_problem(), by_name("flexgen-c"), SMALL)
@@ -109,8 +109,7 @@ class TestMemory:
                 lacks.append(sum(one.short_bytes for one in Setup(problem, schedule, policy).shortages))
             except InputError:
                 continue
-        assert sum(one.short_bytes for one in found.nearest) == min(lacks)
-        assert list(found.nearest) == Setup(problem, schedule, found.nearest_policy).shortages
+        assert sum(one.short_bytes for one in found.nearest.shortages) == min(lacks)
 
 
 class TestGrid:
@@ -122,13 +121,13 @@ class TestGrid:
 
     def test_given_requests_are_cut_in_every_way(self):
         found = candidates_of(simple_problem(), by_name("cgopipe"), replace(SMALL, num_requests=17))
-        assert {setup.batch.num_requests for setup in found.cells.setups} == {17}
-        cuts = {(one.policy.micro_batch_size, one.policy.num_micro_batches) for one in found.cells.setups}
+        assert {setup.batch.num_requests for setup in found.batch_setups} == {17}
+        cuts = {(one.policy.micro_batch_size, one.policy.num_micro_batches) for one in found.batch_setups}
         assert cuts == {(17, 1), (6, 3), (3, 6)}
 
     def test_at_most_so_many_requests(self):
         found = candidates_of(simple_problem(), by_name("cgopipe"), replace(SMALL, most_requests=17))
-        assert max(setup.batch.num_requests for setup in found.cells.setups) == 8
+        assert max(setup.batch.num_requests for setup in found.batch_setups) == 8
 
     def test_a_policy_is_in_the_grid_around_it(self):
         policy = Policy(42 * 31, 42, Place.GPU, kv_on_device=0.3125)

@@ -202,7 +202,7 @@ class TestNothingFits:
             by_name("flexgen-c"),
         )
         problem = replace(problem, hardware=problem.hardware.with_value("device_memory.capacity", 4e9))
-        short = candidates_of(problem, schedule, SMALL).nearest
+        short = candidates_of(problem, schedule, SMALL).nearest.shortages
         assert [one.tier for one in short] == ["host", "device"]
         for one in short:
             path = f"{one.tier}_memory.capacity"
