@@ -9,7 +9,7 @@ from .base import (
     steady_step as steady_step,
 )
 from .buffers import Buffer as Buffer, By as By, Holds as Holds, MemoryPart as MemoryPart, Tier as Tier
-from .dependencies import BARRIER as BARRIER, Barrier as Barrier, DependencyTracker as DependencyTracker
+from .dependencies import BARRIER as BARRIER, Barrier as Barrier, DependencyTracker as DependencyTracker, Issue as Issue
 from .ranks import over_ranks as over_ranks
 from .registry import BUILT_IN as BUILT_IN, by_name as by_name, registered as registered
 from .shape import PipelineShape as PipelineShape, Place as Place
