@@ -1,16 +1,13 @@
 """Where every byte of a policy lives: the memory plan, which decides feasibility before anything is simulated."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from sim.problem import Batch, Hardware, Layer, MicroBatch, Model, Policy, packed_bytes
 from sim.schedule import Buffer, By, Holds, MemoryPart, PipelineShape, Place, Schedule, Tier, layout_of
 
 LOGIT_BYTES = 4
-
-PER_TOKEN = frozenset({Holds.PROMPT_HIDDEN, Holds.HIDDEN})
-"""What every device holds whole, where several share the heads and expert columns."""
 
 KEPT = frozenset({Holds.CACHE, Holds.PROMPT_CACHE})
 """What a sliding window bounds."""
@@ -106,7 +103,7 @@ def plan_memory(
         pinned[MemoryPart.STREAMED_WEIGHTS] = streamed
     if shape.attention is Place.GPU and schedule.system.pins_kv:
         pinned[MemoryPart.KV_CACHE] = cache - cache_on_device
-    for (tier, part, whole), size in buffers.bytes().items():
+    for tier, part, whole, size in buffers.bytes():
         if tier is Tier.DEVICE:
             device[part] += size if whole else -(-size // ranks)
         else:
@@ -124,22 +121,18 @@ class _Buffers:
     """Bytes of the buffers of a schedule's layout."""
 
     def __init__(self, schedule: Schedule, shape: PipelineShape, policy: Policy, model: Model, batch: Batch) -> None:
-        self._buffers = [one for one in layout_of(schedule, shape).buffers.values() if one.tier]
+        self._parts = layout_of(schedule, shape).parts
         self._schedule, self._policy, self._model, self._batch = schedule, policy, model, batch
         self._cache_bits = policy.cache_bits(model)
         self._distinct = set(batch.micro_batches)
         requests, tokens = batch.num_requests // batch.copies, batch.prompt_tokens // batch.copies
         self._all = (MicroBatch(requests, tokens, 0, 0),)  # what grows with tokens adds up
 
-    def bytes(self) -> dict[tuple[Tier | None, str, bool], int]:
-        """Bytes by tier, part, and whether each of several devices holds all of them: of the layer that needs most."""
-        most = Counter[tuple[Tier | None, str, bool]]()
-        for layer in self._model.distinct_layers:
-            needed = Counter[tuple[Tier | None, str, bool]]()
-            for buffer in self._buffers:
-                needed[buffer.tier, buffer.part, buffer.holds in PER_TOKEN] += self._of_layer(buffer, layer)
-            most |= needed
-        return most
+    def bytes(self) -> Iterator[tuple[Tier, str, bool, int]]:
+        """Tier, part, whether each of several devices holds all of it, and bytes: of the layer that needs most."""
+        for (tier, part, whole), buffers in self._parts.items():
+            of_layers = [sum(self._of_layer(one, layer) for one in buffers) for layer in self._model.distinct_layers]
+            yield tier, part, whole, max(of_layers)
 
     def _of_layer(self, buffer: Buffer, layer: Layer) -> int:
         """All slots of a buffer, if each were filled by this layer."""
@@ -161,7 +154,7 @@ class _Buffers:
         return packed_bytes(tokens * self._width(holds, layer), self._model.activation_bits)
 
     def _width(self, holds: Holds, layer: Layer) -> int:
-        if holds in PER_TOKEN:
+        if holds is Holds.HIDDEN or holds is Holds.PROMPT_HIDDEN:
             return layer.hidden_size
         if self._batch.gen_len == 1:
             return 0  # nothing is exchanged with the host

@@ -14,6 +14,7 @@ from .dependencies import (
     Barrier as Barrier,
     DeadlockError as DeadlockError,
     DependencyTracker as DependencyTracker,
+    Issue as Issue,
 )
 from .ranks import over_ranks as over_ranks
 from .registry import BUILT_IN as BUILT_IN, by_name as by_name, registered as registered

@@ -60,4 +60,4 @@ class Buffer:
     tier: Tier | None = None
     """Where it takes memory; None: what the memory plan counts anyway (the KV cache, a layer's working set)."""
     part: str = ""
-    """Its name in the memory plan; several buffers may share one."""
+    """Its name in the memory plan, which several may share; by default the buffer's."""

@@ -9,7 +9,9 @@ Many tasks of one op, lane and step may be asked about at once: layer, micro-bat
 columns of numbers. A rule may decide by op, lane and step with `if`, by the others with `when`.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -108,6 +110,16 @@ class SlotLayout:
         """
         turns = max(buffer.turns for buffer in self.buffers.values())
         return -(-turns // self.shape.num_layers) if all(self.shape.streamed) else turns
+
+    @cached_property
+    def parts(self) -> dict[tuple[Tier, str, bool], list[Buffer]]:
+        """Buffers by tier, part of the memory plan, and whether every device holds all of it (hidden states)."""
+        found = defaultdict[tuple[Tier, str, bool], list[Buffer]](list)
+        for name, one in self.buffers.items():
+            if one.tier:
+                whole = one.holds in (Holds.HIDDEN, Holds.PROMPT_HIDDEN)
+                found[one.tier, one.part or name, whole].append(one)
+        return dict(found)
 
     def num_slots(self, name: str) -> int:
         """How many slots a buffer has, a slot for each page."""

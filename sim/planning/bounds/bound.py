@@ -5,12 +5,13 @@ resources, section 4.2, is the first; the others say what the schedule adds to i
 
 - the work of each lane in a phase; decode begins when the GPU has ended prefill;
 - with barriers, the sum over the stretches between them of each one's longest path (`sim.planning.bounds.barriers`);
-- in CGOPipe and its kin, paths that lead from one step to the next: over one lane and back through a micro-batch's
-  chain at the step's end, over a chain every `LOOKAHEAD` micro-batches, and around pages that block hidden states.
+- with attention on the CPU, paths that lead from one step to the next: over one lane and back through a micro-batch's
+  chain at the step's end, over a chain every so many micro-batches as PreAttn runs ahead, and, as in CGOPipe, around
+  pages that block hidden states (`sim.planning.bounds.order` sees in the schedule's own order which of them hold).
 
 A path's length is linear in the durations, so micro-batches may be averaged, and so may steps while no sliding window
-fills up. Decode is cut into segments, each with its own longest path. A schedule without barriers that is no kin of
-CGOPipe is taken to run ahead of the GPU by no more than the usual buffers hold: one layer of weights, two KV caches.
+fills up. Decode is cut into segments, each with its own longest path. Beside attention on the GPU, copies run ahead of
+it by no more than the schedule's slots hold: with the usual ones one layer of weights, two KV caches.
 The machine's hand-over from lane to lane is left out: it only adds time.
 """
 
@@ -19,8 +20,12 @@ from numpy.typing import NDArray
 
 from sim.planning.bounds.barriers import sum_of_stretches
 from sim.planning.bounds.durations import DECODE_OPS, LEAST, MEAN, MOST, PREFILL_OPS, Times
+from sim.planning.bounds.order import DecodeOrder
 from sim.planning.candidates import Candidates, Floats
-from sim.schedule import CGOPipe, Op
+from sim.schedule import Op, Schedule, layout_of
+
+LOOKAHEAD = 2
+"""Micro-batches by which PreAttn runs ahead where the path around blocked hidden states is known."""
 
 
 def least_seconds(space: Candidates) -> tuple[Floats, Floats]:
@@ -28,24 +33,28 @@ def least_seconds(space: Candidates) -> tuple[Floats, Floats]:
     if not len(space):
         return np.zeros(0), np.zeros(0)
     times = Times(space)
-    staged = None if isinstance(space.schedule, CGOPipe) else sum_of_stretches(times)
-    return staged or _Paths(times).bound()
+    order = DecodeOrder.of(space.schedule)
+    stretches = sum_of_stretches(times) if order.meets else None
+    return stretches or _Paths(times, order).bound()
 
 
 class _Paths:
     """Paths from one step to the next in schedules without barriers."""
 
-    def __init__(self, times: Times) -> None:
-        self.t, self.space = times, times.space
+    def __init__(self, times: Times, order: DecodeOrder) -> None:
+        self.t, self.space, self.order = times, times.space, order
         self.n = times.n[:, None]  # [row, 1]
         self.pages = self.space.pages.astype(float)[:, None]
-        self.paged = isinstance(self.space.schedule, CGOPipe) and self.space.schedule.system.paged
         pinned = self.space.pinned[:, None, None]
-        whole = np.where(pinned, times.whole_weights(Op.LOAD_WEIGHTS), times.whole_weights(Op.LOAD_WEIGHTS_PAGEABLE))
-        self.whole = whole
-        self.staged = isinstance(self.space.schedule, CGOPipe)
-        self.loads = times.paged_weights(Op.LOAD_WEIGHTS) if self.staged else whole
+        self.whole = np.where(
+            pinned, times.whole_weights(Op.LOAD_WEIGHTS), times.whole_weights(Op.LOAD_WEIGHTS_PAGEABLE)
+        )
+        pageable = times.paged_weights(Op.LOAD_WEIGHTS_PAGEABLE)
+        self.loads = np.where(pinned | order.stages, times.paged_weights(Op.LOAD_WEIGHTS), pageable)
         self.pins = np.where(pinned, 0.0, times.paged_weights(Op.PIN_WEIGHTS))
+        setup = self.space.cells.setups[0]
+        buffers = layout_of(setup.schedule, setup.shape).buffers
+        self.turns = {name: buffer.turns for name, buffer in buffers.items()}
 
     def bound(self) -> tuple[Floats, Floats]:
         """Seconds of the generation and of its decode, at least. [row]."""
@@ -63,6 +72,9 @@ class _Paths:
         last = len(t.model.layers) - 1
         heads = n * t.of_layer(head, 0)
         gpu = n * t.over_layers(pre + attn + post) + heads
+        if type(self.space.schedule).prefill is not Schedule.prefill:
+            alone: Floats = np.maximum(gpu, t.over_layers(np.minimum(self.whole, self.loads)))[:, 0]
+            return alone
         before = pre + attn if not self.space.schedule.system.streams_non_experts else np.zeros_like(pre)
         first = gpu + t.of_layer(self.whole, 0) - t.of_layer(before, 0)
         first = np.where(t.of_layer(self.whole, 0) > 0, first, gpu)
@@ -91,15 +103,16 @@ class _Paths:
         pre, off, attn, load, post, head, kv, store = (t.of("decode", op) for op in DECODE_OPS)
         on_gpu = np.where(t.on_cpu[:, None, None], 0.0, attn)
         gpu = n * (t.over_layers(pre + on_gpu + post) + t.of_layer(head, 0))
-        group = self._last_group()
         h2d = n * t.over_layers(load + kv) + t.over_layers(self.loads)
-        h2d = h2d - np.where(t.on_cpu[:, None], group * t.of_layer(self.loads, 0), 0.0)
-        seam = self.loads.max(axis=1) + 2 * kv.max(axis=1)
+        h2d = h2d - np.where(t.on_cpu[:, None], self._outside(), 0.0)
+        layers = self.turns["weights"] - 1
+        seam = layers * self.loads.max(axis=1) + self.turns["kv on device"] * kv.max(axis=1)
         out = n * t.over_layers(off + store)
-        lanes = [(gpu, 0.0 * gpu), (h2d, seam + 0.0 * h2d), (out, 2 * store.max(axis=1) + 0.0 * out)]
-        if self.staged:
-            ahead = (1 + self.space.schedule.system.pinned_layers) * (self.pins + self.loads).max(axis=1)
-            turns = (self.pins + self.loads) / (self.pages[..., None] * self.space.schedule.system.pinned_layers)
+        stored = self.turns["new kv"] * store.max(axis=1)
+        lanes = [(gpu, 0.0 * gpu), (h2d, seam + 0.0 * h2d), (out, stored + 0.0 * out)]
+        if self.order.stages:
+            ahead = (layers + self.turns["pinned"]) * (self.pins + self.loads).max(axis=1)
+            turns = (self.pins + self.loads) / (self.pages[..., None] * self.turns["pinned"])
             turns = np.where(self.space.pinned[:, None, None] | ~self._all_stream()[:, None, None], 0.0, turns)
             lanes += [(t.over_layers(self.pins), -ahead - 1e-12), (t.over_layers(turns), -ahead - 1e-12)]
         return lanes
@@ -113,23 +126,29 @@ class _Paths:
         one_head = t.of_layer(least[Op.HEAD], 0)
         begin = t.of_layer(least[Op.PRE_ATTN] + least[Op.OFFLOAD_QKV], 0)
         end = t.of_layer(least[Op.POST_ATTN], last) + one_head
-        around = least[Op.OFFLOAD_QKV] + least[Op.ATTN] + least[Op.LOAD_HIDDEN] - t.of("decode", Op.PRE_ATTN, MOST)
+        ahead = self.order.lookahead or n
+        before = np.expand_dims(np.asarray(ahead - 1), -1) * t.of("decode", Op.PRE_ATTN, MOST)
+        around = least[Op.OFFLOAD_QKV] + least[Op.ATTN] + least[Op.LOAD_HIDDEN] - before
         gpu = n * (t.over_layers(pre + post) + t.of_layer(head, 0))
         gpu = gpu + np.where(n > 1, np.maximum(0.0, t.of_layer(around, 0)), 0.0)
         cpu = n * t.over_layers(attn) + begin + t.of_layer(least[Op.LOAD_HIDDEN], last) + end
-        group = self._last_group()
-        h2d = n * t.over_layers(load) + t.over_layers(self.loads) - group * t.of_layer(self.loads, 0)
+        h2d = n * t.over_layers(load) + t.over_layers(self.loads) - self._outside()
         h2d = h2d + begin + t.of_layer(least[Op.ATTN], 0) + end
-        turns = np.where(n > 1, n / 2, 1.0) * t.over_layers(chain) + one_head
+        turns = np.maximum(1.0, n / ahead) * t.over_layers(chain) + one_head
         found = [gpu, cpu, h2d, turns]
-        if self.staged:
+        if self.order.beside_hidden and self.order.lookahead == LOOKAHEAD:
             found.append(self._blocked())
         return found
 
-    def _last_group(self) -> Floats:
-        """Share of a layer's weights that travel behind the last hidden states of a layer. [row, 1]."""
-        share: Floats = np.ceil(self.pages / self.n) / self.pages if self.paged else (self.n == 1).astype(float)
-        return share
+    def _outside(self) -> Floats:
+        """Weights that a step moves before its first hidden states or behind its last. [row, segment]."""
+        if not self.order.beside_hidden:
+            all_of_them: Floats = self.order.outside * self.loads.max(axis=1)
+            return all_of_them
+        paged = self.space.schedule.system.paged
+        share = np.ceil(self.pages / self.n) / self.pages if paged else (self.n == 1).astype(float)
+        last_group: Floats = share * self.t.of_layer(self.loads, 0)
+        return last_group
 
     def _blocked(self) -> Floats:
         """Hidden states behind a page wait for it, and with them, two micro-batches on, PreAttn and attention."""
@@ -139,7 +158,7 @@ class _Paths:
         layer = pages * block + np.maximum(self._others(Op.ATTN), self._others(Op.PRE_ATTN, Op.POST_ATTN))
         seam = (pages * block).max(axis=1) / self.t.weights  # the last step fetches nothing
         step = self.t.over_layers(layer) - seam
-        if self.paged:
+        if self.space.schedule.system.paged:
             step = step - block.max(axis=1)
         applies = (n // pages >= 3)[..., 0] & self._all_stream()[:, None]
         return np.where(applies, step, 0.0)

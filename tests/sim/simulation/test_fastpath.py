@@ -9,6 +9,7 @@ from random import Random
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from program_tasks import as_told, told
 from schedule_rules import EVERY, HAND_OVERS, Backwards, contended, examples, random_durations, shapes, task_lists
 from setup_examples import SETTINGS, any_setup
 from sim_examples import few_layers, made_setup, preset, round_machine, with_hand_over
@@ -18,7 +19,7 @@ from sim.problem import Hardware, Model, Policy, Problem, Workload
 from sim.schedule import CGOPipe, DeadlockError, Op, PipelineShape, SlotLayout, by_name, over_ranks
 from sim.simulation import Simulation, predict, task_ends
 from sim.simulation.compiled import event_loop as fastpath_kernel, jit
-from sim.simulation.compiled.dependencies import LANE, OP, OPS
+from sim.simulation.compiled.dependencies import OP, OPS
 from sim.simulation.compiled.event_loop import Costs, Tasks, run_events
 from sim.simulation.compiled.program import program_of, repeated_layers
 
@@ -43,37 +44,6 @@ class MoreStaging(CGOPipe):
 
 
 # the tasks ---------------------------------------------------------------------------------------------------------
-
-
-def told(program, kind):
-    """One step of a program, lane by lane: (op, lane, step ahead, layer, micro-batch, page, dependencies)."""
-    steps = {}
-    for lane, name in enumerate(program.lanes):
-        for place in range(program.lane_start[kind, lane], program.lane_start[kind, lane + 1]):
-            deps = program.deps[program.dep_start[place] : program.dep_start[place + 1]].tolist()
-            op, _, *where = program.rows[place].tolist()[:-1]
-            assert program.rows[place, LANE] == lane
-            steps.setdefault(name, []).append(
-                (OPS[op], *where, [(program.lanes[on], at, OPS[of]) for on, at, of in deps])
-            )
-    return steps
-
-
-def as_told(steps):
-    """Steps of tasks in the same words: a dependency is a lane, a place there from that step's first task, an op."""
-    place, found, counts = {}, [], {}
-    for number, tasks in enumerate(steps):
-        before, own = dict(counts), {}
-        for one in tasks:
-            place[one.id] = (one.lane, counts.get(one.lane, 0), one.op)
-            counts[one.lane] = counts.get(one.lane, 0) + 1
-        for one in tasks:
-            deps = [place[dep] for dep in one.deps if dep in place]
-            deps = [(lane, at - before.get(lane, 0), op) for lane, at, op in deps]
-            ahead = one.step - number
-            own.setdefault(one.lane, []).append((one.op, ahead, one.layer, one.micro_batch, one.page, deps))
-        found.append(own)
-    return found
 
 
 @every_schedule

@@ -1,0 +1,50 @@
+"""Bounds of schedules that no one knew when the bounds were written: what holds of them is seen in their own order."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings, strategies as st
+from own_slots import TwoAhead
+from plan_examples import SMALL, problems
+from schedule_rules import Backwards
+
+from sim.planning.bounds import least_seconds
+from sim.planning.bounds.order import DecodeOrder
+from sim.planning.candidates import space
+from sim.schedule import by_name, registered
+from sim.simulation import generation_s
+
+ROOT = Path(__file__).resolve().parents[3]
+(SOURCE,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/schedules.md").read_text("utf-8"), re.M | re.S)
+SLACK = 2e-3
+"""What the simulator's own interpolation is good for, twice."""
+
+DOCS: dict[str, object] = {}
+exec(SOURCE, DOCS)
+OTHERS = {"two-ahead": TwoAhead(), "docs": DOCS["Eager"](), "backwards": Backwards()}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(problem=problems(), at=st.floats(0, 1))
+def test_nothing_is_simulated_to_be_faster(name, problem, at):
+    found = space(problem, OTHERS[name], SMALL)
+    if not len(found):
+        return
+    total_s, decode_s = least_seconds(found)
+    for row in {int(at * (len(found) - 1)), 0, len(found) - 1}:
+        result = generation_s(found.setup(row))
+        assert total_s[row] <= result.total_s * (1 + SLACK)
+        assert decode_s[row] <= result.decode_s * (1 + SLACK)
+
+
+def test_the_order_says_what_the_system_does():
+    orders = {name: DecodeOrder.of(schedule) for name, schedule in registered().items()}
+    assert [name for name, order in orders.items() if order.meets] == ["flexgen-c", "flexgen", "accelerate"]
+    assert [name for name, order in orders.items() if order.stages] == ["cgopipe", "fastdecode"]
+    assert [name for name, order in orders.items() if order.beside_hidden] == ["cgopipe", "fastdecode"]
+    assert orders["cgopipe"].lookahead == orders["fastdecode"].lookahead == 2
+    assert orders["zero"].lookahead == 1
+    assert DecodeOrder.of(Backwards()).lookahead is None
+    assert DecodeOrder.of(by_name("cgopipe")).outside == 1
