@@ -401,7 +401,7 @@ SHAPE = {"num_layers": 3, "num_micro_batches": 3, "num_pages": 3, "attention": "
         ({"batch": None}, "no metadata.batch"),
         ({"batch": [1]}, "unusable metadata.batch"),
         ({"shape": {"num_layers": 3}}, "metadata.shape cannot be read"),
-        ({"shape": {**SHAPE, "num_layers": 0}}, "metadata.shape: num_layers = 0"),
+        ({"shape": {**SHAPE, "num_layers": 0}}, "metadata.shape: num_layers: 0"),
         ({"shape": {**SHAPE, "attention": "moon"}}, "metadata.shape cannot be read"),
         ({"batch": {"gen_len": 0, "copies": 1, "micro_batches": []}}, "metadata.batch: gen_len is 0"),
         ({"batch": {"gen_len": 4, "copies": 1, "micro_batches": []}}, "0 micro-batches and its shape 3"),

@@ -213,9 +213,10 @@ def test_help_ends_with_two_examples(command):
 
 def test_the_examples_of_help_work(capsys, tmp_path, monkeypatch):
     from sim import cli
+    from sim.hrm.command import EXAMPLES
 
     monkeypatch.chdir(tmp_path)
-    for line in (*cli._COMPARE_EXAMPLES, *cli._ROOFLINE_EXAMPLES, *cli._LIST_EXAMPLES):
+    for line in (*cli._COMPARE_EXAMPLES, *EXAMPLES, *cli._LIST_EXAMPLES):
         assert main(line.split()[3:]) == 0, line
     capsys.readouterr()
     assert {file.name for file in tmp_path.iterdir()} == {"compare.png", "roofline.png"}
@@ -293,12 +294,10 @@ def test_a_file_that_cannot_be_written_is_one_line(capsys, tmp_path):
 
 
 def test_interruption_is_quiet(monkeypatch, capsys):
-    import sim.comparison.comparison
-
     def interrupted(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sim.comparison.comparison, "compare", interrupted)
+    monkeypatch.setattr("sim.comparison.compare", interrupted)
     code, _, err = run(capsys, "compare", *QUICK)
     assert code == 130
     assert err == "interrupted\n"
