@@ -108,10 +108,7 @@ def search_policies(
     rated = list(_rate_all(dims, asked, constants))
     if not rated:
         raise InputError(f"optimizer hrm: no policy fits {hardware.name}: {_shortage(dims, asked, constants)}")
-    best = rated[0]
-    for one in rated:
-        if one.tokens_per_s[-1] >= best.tokens_per_s[-1]:
-            best = one
+    best = max(reversed(rated), key=lambda one: float(one.tokens_per_s[-1]))  # of equal ones the larger batch
     return _choice(dims, best, constants, sum(one.tokens_per_s.size for one in rated))
 
 

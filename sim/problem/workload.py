@@ -49,13 +49,8 @@ class Workload:
 
     @property
     def max_prompt_tokens(self) -> int:
-        """The longest prompt."""
+        """The longest prompt, to which all are padded when `padded`."""
         return max(self.prompt_tokens)
-
-    @property
-    def padded_prompt_tokens(self) -> int:
-        """The length that every prompt is padded to when `padded`: that of the longest."""
-        return self.max_prompt_tokens
 
     @property
     def mean_prompt_tokens(self) -> float:
@@ -66,7 +61,7 @@ class Workload:
         """Effective prompt lengths of the first `num_requests` requests; the questions repeat as often as needed."""
         check_count("batch-size", num_requests)
         if self.padded:
-            return (self.padded_prompt_tokens,) * num_requests
+            return (self.max_prompt_tokens,) * num_requests
         copies, remainder = divmod(num_requests, len(self.prompt_tokens))
         return self.prompt_tokens * copies + self.prompt_tokens[:remainder]
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from traces.errors import InputError
+from traces.errors import InputError, check_count
 
 
 class Place(StrEnum):
@@ -35,9 +35,7 @@ class PipelineShape:
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "num_micro_batches", "num_pages"):
-            value = getattr(self, name)
-            if value < 1:
-                raise InputError(f"{name} = {value}: a pipeline has at least one")
+            check_count(name, getattr(self, name))
         if len(self.streamed) != self.num_layers:
             raise InputError(
                 f"streamed has {len(self.streamed)} entries for {self.num_layers} layers: give one a layer"

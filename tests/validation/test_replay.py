@@ -402,7 +402,7 @@ SHAPE = {"num_layers": 3, "num_micro_batches": 3, "num_pages": 3, "attention": "
         ({"batch": None}, "no metadata.batch"),
         ({"batch": [1]}, "metadata.batch cannot be used: Expected `object`, got `array`"),
         ({"shape": {"num_layers": 3}}, "missing required field `num_micro_batches`"),
-        ({"shape": {**SHAPE, "num_layers": 0}}, "metadata.shape cannot be used: num_layers = 0"),
+        ({"shape": {**SHAPE, "num_layers": 0}}, "metadata.shape cannot be used: num_layers: 0"),
         ({"shape": {**SHAPE, "attention": "moon"}}, r"Invalid enum value 'moon' - at `\$.attention`"),
         (
             {"batch": {"gen_len": 0, "copies": 1, "micro_batches": []}},

@@ -52,7 +52,7 @@ class _Paths:
         pageable = times.paged_weights(Op.LOAD_WEIGHTS_PAGEABLE)
         self.loads = np.where(pinned | order.stages, times.paged_weights(Op.LOAD_WEIGHTS), pageable)
         self.pins = np.where(pinned, 0.0, times.paged_weights(Op.PIN_WEIGHTS))
-        setup = self.space.cells.setups[0]
+        setup = self.space.batch_setups[0]
         buffers = layout_of(setup.schedule, setup.shape).buffers
         self.turns = {name: buffer.turns for name, buffer in buffers.items()}
 

@@ -315,7 +315,3 @@ class Layer:
         networks = ((self.top_k, self.expert), (1, self.shared), (1, self.dense))
         weights = sum(count * network.weights for count, network in networks if network)
         return 2.0 * tokens * (self.router_params + weights)
-
-    def post_attn_flops(self, tokens: float) -> float:
-        """Everything after attention: output projection, router, experts."""
-        return self.out_proj_flops(tokens) + self.ffn_flops(tokens)

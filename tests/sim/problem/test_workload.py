@@ -67,7 +67,7 @@ def test_questions_are_repeated_to_make_as_many_requests_as_asked_for():
 def test_padding_gives_every_request_the_longest_prompt():
     workload = Workload("w", (5, 7, 9), gen_len=1, padded=True)
     assert workload.requests(4) == (9, 9, 9, 9)
-    assert workload.padded_prompt_tokens == 9
+    assert workload.max_prompt_tokens == 9
     assert workload.mean_prompt_tokens == 9
 
 

@@ -262,9 +262,9 @@ def test_page_groups_hold_each_page_once_and_differ_by_one_at_most(num_pages, n)
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_layers": 0, "streamed": ()}, "num_layers = 0"),
-        ({"num_micro_batches": 0}, "num_micro_batches = 0"),
-        ({"num_pages": -1}, "num_pages = -1"),
+        ({"num_layers": 0, "streamed": ()}, "num_layers: 0"),
+        ({"num_micro_batches": 0}, "num_micro_batches: 0"),
+        ({"num_pages": -1}, "num_pages: -1"),
         ({"streamed": (True,)}, "1 entries for 2 layers"),
         ({"streams_kv": False}, "attention on the cpu"),
         ({"num_micro_batches": 1}, "offloads_hidden"),
