@@ -1,0 +1,1 @@
+from .generation import RunResult as RunResult, run as run
