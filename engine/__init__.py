@@ -1,4 +1,4 @@
-"""The execution: the schedules of `sim` driving PyTorch."""
+"""The execution: the schedules of `sim` driving PyTorch. Torch and transformers load when it is first used."""
 
 import lazy_loader
 

@@ -98,24 +98,15 @@ def output_line(request: Request, sequence: Sequence[int], text: str | None, end
     if not request.is_openai:
         result = {**request.given, "text": text, "token_ids": list(sequence), "finished": ended}
         return json.dumps(result, ensure_ascii=False) + "\n"
-    assert request.ids is not None
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": text},
-        "finish_reason": "stop" if ended else "length",
-    }
-    usage = {
-        "prompt_tokens": len(request.ids),
-        "completion_tokens": len(sequence),
-        "total_tokens": len(request.ids) + len(sequence),
-    }
+    given, made = len(request.ids or ()), len(sequence)
+    message = {"role": "assistant", "content": text}
     body = {
         "id": f"chatcmpl-{request.line}",
         "object": "chat.completion",
         "created": int(time.time()),
         "model": model,
-        "choices": [choice],
-        "usage": usage,
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop" if ended else "length"}],
+        "usage": {"prompt_tokens": given, "completion_tokens": made, "total_tokens": given + made},
     }
     return _openai_line(request, {"status_code": 200, "request_id": f"req-{request.line}", "body": body}, None)
 

@@ -60,7 +60,7 @@ class Executor:
         self._threads = [threading.Thread(target=self._work, args=(lane,), name=str(lane)) for lane in lanes]
         self._lanes_left = threading.Semaphore(0)
         self._ran: dict[Lane, list[Ran]] = {lane: [] for lane in lanes}
-        self._failure: tuple[Task | None, BaseException] | None = None
+        self._failure: BaseException | None = None
 
     def run(self) -> list[Ran]:
         """Runs all tasks; returns those that did something, lane by lane.
@@ -70,7 +70,7 @@ class Executor:
         with named_batch(self._device.origin):
             self._run_lanes()
         if self._failure is not None:
-            raise self._error(*self._failure)
+            raise self._failure
         return [ran for lane in self._ran.values() for ran in lane]
 
     def _run_lanes(self) -> None:
@@ -88,16 +88,6 @@ class Executor:
                 with contextlib.suppress(RuntimeError):  # it never started
                     thread.join()
 
-    def _error(self, task: Task | None, error: BaseException) -> BaseException:
-        if task is None:
-            return error
-        if isinstance(error, InputError):
-            error.add_note(f"in {describe(task)}")
-            return error
-        wrapped = TaskError(task, error)
-        wrapped.__cause__ = error
-        return wrapped
-
     def _work(self, lane: Lane) -> None:
         failed: Task | None = None
         try:
@@ -114,14 +104,10 @@ class Executor:
                     if self._finished():
                         self._queue.stop()
         except BaseException as error:  # a lane must not die unnoticed, whatever killed it
-            self._fail(failed, error)
+            self._failure = self._failure or _named(failed, error)
+            self._queue.stop()
         finally:
             self._lanes_left.release()
-
-    def _fail(self, task: Task | None, error: BaseException) -> None:
-        if self._failure is None:
-            self._failure = (task, error)
-        self._queue.stop()
 
     def _do(self, context: LaneContext, lane: Lane, ready: Ready, before: Mark | None) -> Mark:
         """Does a task; `before` is the end of the lane's previous one. Returns the end."""
@@ -137,3 +123,14 @@ class Executor:
         if moved is not None:
             self._ran[lane].append(Ran(task, start, end, moved))
         return end
+
+
+def _named(task: Task | None, error: BaseException) -> BaseException:
+    """The error of a task, which it names."""
+    if isinstance(error, InputError) and task is not None:
+        error.add_note(f"in {describe(task)}")
+    if isinstance(error, InputError) or task is None:
+        return error
+    wrapped = TaskError(task, error)
+    wrapped.__cause__ = error
+    return wrapped

@@ -66,7 +66,8 @@ class TaskQueue:
         self._steps = iter(steps)
         self._issued: dict[Lane, deque[Task]] = {lane: deque() for lane in lanes}
         self._lock = _HandOver(self._issued)
-        self._at_work = set(self._issued)  # lanes that neither wait nor have left
+        self.at_work = set(self._issued)
+        """Lanes that neither wait nor have left."""
         self._slept: set[Lane] = set()  # lanes that slept since their last task
         self._waiting_for_dep: dict[int, list[Lane]] = {}
         self._waiting_for_issue: list[Lane] = []
@@ -160,14 +161,14 @@ class TaskQueue:
             raise DeadlockError(f"the schedule's tasks wait for each other: {what}")
 
     def _leave(self, lane: Lane) -> None:
-        self._at_work.discard(lane)
+        self.at_work.discard(lane)
         waits = self._waiting_for_issue or self._waiting_for_dep
-        if not self._at_work and waits and not self._stopped:
+        if not self.at_work and waits and not self._stopped:
             self._deadlocked = self._stopped = True
             self._wake_all()
 
     def _wake(self, lanes: list[Lane]) -> None:
-        self._at_work.update(lanes)
+        self.at_work.update(lanes)
         self._lock.wake(lanes)
 
     def _wake_for_issue(self) -> None:

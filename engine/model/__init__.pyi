@@ -7,7 +7,12 @@ from .coroutine import (
     LayerEntry as LayerEntry,
     StackEnd as StackEnd,
 )
-from .experts import SplitExperts as SplitExperts, can_split as can_split, lean_gates as lean_gates
+from .experts import (
+    SplitExperts as SplitExperts,
+    can_split as can_split,
+    lean_gates as lean_gates,
+    with_experts as with_experts,
+)
 from .hooks import (
     eager_attention as eager_attention,
     is_causal as is_causal,

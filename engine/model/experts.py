@@ -6,7 +6,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_
 from engine.model.anatomy import OwnedParameter
 
 IMPLEMENTATION = "grouped_mm"
+
+Parameters = Mapping[str, nn.Parameter | None]
 
 
 def can_split(parameters: tuple[OwnedParameter, ...], num_experts: int) -> bool:
@@ -49,6 +51,19 @@ def _apply_gate(module: Any, gate_up: torch.Tensor) -> torch.Tensor:
     return activated.mul_(up)
 
 
+@contextlib.contextmanager
+def with_experts(module: Any, parameters: Parameters, num_experts: int) -> Iterator[None]:
+    """While entered, these are the parameters of so many experts that a module of experts has."""
+    before = dict(module._parameters), module.num_experts
+    module._parameters.update(parameters)
+    module.num_experts = num_experts
+    try:
+        yield
+    finally:
+        module._parameters.update(before[0])
+        module.num_experts = before[1]
+
+
 class SplitExperts:
     """Takes the place of an experts module's `forward` until `close`.
 
@@ -56,7 +71,7 @@ class SplitExperts:
     must be those of the streamed experts whenever it is called.
     """
 
-    def __init__(self, module: nn.Module, resident: dict[str, nn.Parameter]) -> None:
+    def __init__(self, module: nn.Module, resident: Mapping[str, nn.Parameter]) -> None:
         self._module = module
         self._resident = resident
         self._num_resident = next(iter(resident.values())).shape[0]
@@ -66,36 +81,20 @@ class SplitExperts:
     def __call__(
         self, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor, *_: Any
     ) -> torch.Tensor:
-        streamed = {name: self._module._parameters[name] for name in self._resident}
-        resident = self._part(self._resident, 0, self._num_resident, hidden, top_k_index, top_k_weights)
-        rest = self._part(streamed, self._num_resident, self._num_experts, hidden, top_k_index, top_k_weights)
-        return resident + rest
+        def part(parameters: Parameters, first: int, stop: int) -> torch.Tensor:
+            rows, slots = ((top_k_index >= first) & (top_k_index < stop)).nonzero(as_tuple=True)
+            result = torch.zeros_like(hidden)
+            if len(rows):
+                index = (top_k_index[rows, slots] - first).unsqueeze(-1)
+                weights = top_k_weights[rows, slots].unsqueeze(-1)
+                with with_experts(self._module, parameters, stop - first):
+                    computed = ALL_EXPERTS_FUNCTIONS[IMPLEMENTATION](self._module, hidden[rows], index, weights)
+                result.index_add_(0, rows, computed)
+            return result
+
+        streamed: Parameters = {name: self._module._parameters[name] for name in self._resident}
+        return part(self._resident, 0, self._num_resident) + part(streamed, self._num_resident, self._num_experts)
 
     def close(self) -> None:
         """Gives the module its own `forward` back."""
         del self._module.forward
-
-    def _part(
-        self,
-        parameters: Any,
-        first: int,
-        stop: int,
-        hidden: torch.Tensor,
-        top_k_index: torch.Tensor,
-        top_k_weights: torch.Tensor,
-    ) -> torch.Tensor:
-        module: Any = self._module
-        rows, slots = ((top_k_index >= first) & (top_k_index < stop)).nonzero(as_tuple=True)
-        index = (top_k_index[rows, slots] - first).unsqueeze(-1)
-        weights = top_k_weights[rows, slots].unsqueeze(-1)
-        before = {name: module._parameters[name] for name in parameters}
-        module._parameters.update(parameters)
-        module.num_experts = stop - first
-        result = torch.zeros_like(hidden)
-        try:
-            if len(rows):
-                result.index_add_(0, rows, ALL_EXPERTS_FUNCTIONS[IMPLEMENTATION](module, hidden[rows], index, weights))
-        finally:
-            module._parameters.update(before)
-            module.num_experts = self._num_experts
-        return result

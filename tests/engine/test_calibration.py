@@ -17,7 +17,7 @@ from engine.calibration.fit.ratios import predicted_s, with_ratios
 from engine.calibration.fit.roofs import GROUPS, fit_all
 from engine.calibration.measure.first_layers import keep_first_layers, layers_to_measure
 from engine.calibration.measure.measured import Measured, repeated
-from engine.calibration.measure.probes import FEW_REPEATS, probe
+from engine.calibration.measure.probes import FEW_REPEATS, LinkProbe, Probes, probe
 from engine.calibration.measure.rounds import median_probes, median_split_cost
 from engine.calibration.measure.runs import MAX_TOKENS, MeasuredRun, Sample, conditions, run_all, samples_of
 from engine.calibration.measure.split_experts import differences, split_cost
@@ -68,8 +68,11 @@ def probes(device):
 
 
 @pytest.fixture(scope="module")
-def start(device, probes):
-    return unfitted("here", device, probes)
+def start(device):
+    """A machine before its fit, of made-up probes: what is found again must not depend on who else is at work here."""
+    one = [Measured.of([value], "made up") for value in (0.5e9, 0.25e9, 0.5e9, 0.25e9, 0.7e9, 3e-5, 5e9, 1e10, 1e10)]
+    peak = Measured.of([5e10], "made up")
+    return unfitted("here", device, Probes(LinkProbe(*one[:6]), *one[6:], peak, peak))
 
 
 @pytest.fixture(scope="module")

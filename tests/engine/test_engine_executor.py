@@ -201,7 +201,7 @@ def test_the_queue_says_which_lane_had_to_sleep():
 
     thread = threading.Thread(target=compute)
     thread.start()
-    while GPU in queue._at_work:
+    while GPU in queue.at_work:
         time.sleep(1e-4)
     queue.ended(copy.task, HostMark())
     thread.join()

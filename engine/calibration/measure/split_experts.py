@@ -1,7 +1,7 @@
 """What experts cost that lie partly on the device: one layer's experts there, run in one part and in two, by turns."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from engine.calibration.measure.measured import Measured, lane_seconds
 from engine.device import Device
-from engine.model import Anatomy, SplitExperts, can_split, lean_gates
+from engine.model import Anatomy, SplitExperts, can_split, lean_gates, with_experts
 from sim.problem import Layer, Model
 from sim.schedule import LaneKind
 
@@ -40,14 +40,16 @@ def split_cost(model: PreTrainedModel, described: Model, device: Device, repeats
             stack.callback(device.free, placed[one.name])
         stack.enter_context(lean_gates([module]))
         lane = stack.enter_context(device.open_lane(LaneKind.GPU))
-        resident, streamed = ({name: t[part] for name, t in placed.items()} for part in _halves(count))
+        halves = (slice(count // 2), slice(count // 2, None))
+        resident, streamed = (_parameters({name: t[half] for name, t in placed.items()}) for half in halves)
+        whole = _parameters(placed)
 
         def whole_s() -> float:
-            with _with_parameters(module, placed):
+            with with_experts(module, whole, count):
                 return lane_seconds(lane, lambda: module(*call))
 
         def split_s() -> float:
-            with _with_parameters(module, streamed), contextlib.closing(SplitExperts(module, _parameters(resident))):
+            with with_experts(module, streamed, count), contextlib.closing(SplitExperts(module, resident)):
                 return lane_seconds(lane, lambda: module(*call))
 
         extra_s = differences(whole_s, split_s, 1 + PAIRS * repeats)[1:]
@@ -61,20 +63,6 @@ def differences(usual: Callable[[], float], other: Callable[[], float], count: i
         first, second = (usual(), other()) if i % 2 == 0 else (other(), usual())
         found.append(second - first if i % 2 == 0 else first - second)
     return found
-
-
-def _halves(count: int) -> tuple[slice, slice]:
-    return slice(count // 2), slice(count // 2, None)
-
-
-@contextlib.contextmanager
-def _with_parameters(module: nn.Module, tensors: Tensors) -> Iterator[None]:
-    before = dict(module._parameters)
-    module._parameters.update(_parameters(tensors))
-    try:
-        yield
-    finally:
-        module._parameters.update(before)
 
 
 def _parameters(tensors: Tensors) -> dict[str, nn.Parameter]:
