@@ -5,8 +5,8 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from sim import hrm, problem, schedule as schedules, simulation, sweep as sweeps
-from sim.problem import add_policy, add_problem, fixed_policy
+from sim import hrm, problem, simulation, sweep as sweeps
+from sim.problem import add_policy, add_problem, fixed_policy, schedules_of
 from traces.cli import INTERRUPTED, Command, add_jobs, add_plot, one_of, progress, writing
 from traces.errors import InputError
 
@@ -79,13 +79,13 @@ def _check_flags(args: argparse.Namespace) -> None:
 
 
 def _base(args: argparse.Namespace) -> "sweeps.Base":
-    every = [hrm.SCHEDULE] if args.by == "hrm" else [*schedules.registered()]
-    names = [name.strip() for name in (args.schedules or "").split(",") if name.strip()] or every
     schedule, policy = fixed_policy(args)
-    if schedule is not None and not args.schedules:
-        names = [schedule]
+    if args.schedules or (schedule is None and args.by != "hrm"):
+        names = schedules_of(args)
+    else:
+        names = [schedule or hrm.SCHEDULE]
     what = (args.model, args.hardware, args.workload, args.prompt_len, args.gen_len, args.padded)
-    return sweeps.Base(*what, tuple(dict.fromkeys(names)), policy, args.exact, args.by)
+    return sweeps.Base(*what, tuple(names), policy, args.exact, args.by)
 
 
 def _axes(args: argparse.Namespace) -> "tuple[sweeps.Axis, ...]":
