@@ -1,6 +1,5 @@
 """What `python -m traces` tells a person."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -42,13 +41,10 @@ def print_critical_path(path: str, trace: Trace, chain: CriticalPath, top: int) 
         f"{len(chain.gaps):,}, {_time(chain.gaps_ns)} ({chain.gap_share:.1%}) in all."
     )
     share = partial(_share, makespan_ns=trace.makespan_ns)
-    lane_gaps_ns = Counter[str]()
-    for gap in chain.gaps:
-        lane_gaps_ns[gap.before.lane] += gap.duration_ns
-    ways = {"by op": (chain.ns_by_op(), chain.gap_ns_by_op()), "by lane": (chain.ns_by_lane(), lane_gaps_ns)}
-    for title, (path_ns, gaps_ns) in ways.items():
-        rows = [*((name, ns, ns, gaps_ns.get(name, 0)) for name, ns in path_ns.items())]
-        shares: Columns = {title: TEXT, "on the path": _time, "share of the run": share, "gaps before it": _time}
+    for what in ("op", "lane"):
+        gaps_ns = chain.gap_ns_by(what)
+        rows = [(name, ns, ns, gaps_ns.get(name, 0)) for name, ns in chain.ns_by(what).items()]
+        shares: Columns = {f"by {what}": TEXT, "on the path": _time, "share of the run": share, "gaps before it": _time}
         out.table(shares, [*rows, ("gaps", chain.gaps_ns, chain.gaps_ns, None)])
     columns: Columns = {"longest stretches on one lane": PROSE, "lane": TEXT, "tasks": ",", "from": _time}
     stretches = (_stretch(one, trace.start_ns) for one in chain.stretches()[:top])
@@ -109,23 +105,24 @@ def _stretch(one: Stretch, start_ns: int) -> tuple[Any, ...]:
 
 def _op(one: OpChange) -> tuple[Any, ...]:
     lanes = " → ".join(dict.fromkeys((one.lane_a, one.lane_b)))
-    return one.op, lanes, one.pairs, one.a_ns, one.b_ns, one.b_ns - one.a_ns, one.mean_abs_error, one.bias
+    return one.op, lanes, one.tasks, one.a_ns, one.b_ns, one.change_ns, one.mean_abs_error, one.bias
 
 
 def _account(account: Account) -> Iterator[tuple[Any, ...]]:
-    for part in account.paths:
-        yield part.op, part.lane, part.a_ns, part.b_ns, part.change_ns, part.same_ns, part.joined_ns, -part.left_ns
-    yield "gaps", "", account.a_gaps_ns, account.b_gaps_ns, account.gaps_ns, None, None, None
-    a_ns, b_ns = sum(part.a_ns for part in account.paths), sum(part.b_ns for part in account.paths)
-    yield "sum", "", a_ns + account.a_gaps_ns, b_ns + account.b_gaps_ns, account.total_ns, None, None, None
+    parts = (*account.paths, account.gaps)
+    for part in parts:
+        split = (part.same_tasks_ns, part.joined_path_ns, -part.left_path_ns) if part.lane else (None, None, None)
+        yield part.op, part.lane, part.a_ns, part.b_ns, part.change_ns, *split
+    a_ns, b_ns = sum(part.a_ns for part in parts), sum(part.b_ns for part in parts)
+    yield "sum", "", a_ns, b_ns, account.total_ns, None, None, None
 
 
 def _in_a_sentence(account: Account) -> str:
-    same_ns = sum(part.same_ns for part in account.paths)
-    moved_ns = sum(part.joined_ns - part.left_ns for part in account.paths)
+    same_ns = sum(part.same_tasks_ns for part in account.paths)
+    moved_ns = sum(part.joined_path_ns - part.left_path_ns for part in account.paths)
     return (
         f"On the critical paths: tasks on both {_signed(same_ns)}, other tasks instead {_signed(moved_ns)}, "
-        f"gaps {_signed(account.gaps_ns)}."
+        f"gaps {_signed(account.gaps.change_ns)}."
     )
 
 
