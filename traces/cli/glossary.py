@@ -5,10 +5,11 @@
 
 import re
 import sys
-import tomllib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+
+from traces.files import read_toml
 
 UNSAID = "Plain words"
 """The chapter whose words the document explains, but no legend."""
@@ -17,7 +18,7 @@ UNSAID = "Plain words"
 @cache
 def chapters() -> dict[str, dict[str, str]]:
     """Words and their meanings by chapter; a meaning is a phrase, as in `{"H2D": "copies from host to device"}`."""
-    return tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+    return read_toml(Path(__file__).with_suffix(".toml"))
 
 
 def legend(shown: str) -> dict[str, dict[str, str]]:

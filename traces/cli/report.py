@@ -37,7 +37,7 @@ def print_critical_path(path: str, trace: Trace, chain: CriticalPath, top: int) 
     out = Report()
     _print_head(out, path, trace.metadata, trace.makespan_ns)
     out.say(
-        f"Critical path: {len(chain.spans):,} of {_count(len(trace.spans), 'task')}. Gaps, in which none of them ran: "
+        f"Critical path: {len(chain.spans):,} of {_count(len(trace.spans))}. Gaps, in which none of them ran: "
         f"{len(chain.gaps):,}, {_time(chain.gaps_ns)} ({chain.gap_share:.1%}) in all."
     )
     share = partial(_share, makespan_ns=trace.makespan_ns)
@@ -132,21 +132,17 @@ def _only(name: str, spans: list[Span]) -> str:
     counts = ", ".join(f"{len(found):,} {op}" for op, found in by_op(spans).items())
     named = "; ".join(_task(span) for span in spans[:NAMED])
     total_ns = sum(span.duration_ns for span in spans)
-    return escape(f"Only in {name}: {_count(len(spans), 'task')}, {_time(total_ns)}: {counts}. First: {named}.")
+    return escape(f"Only in {name}: {_count(len(spans))}, {_time(total_ns)}: {counts}. First: {named}.")
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+def _count(tasks: int) -> str:
+    return f"{tasks:,} task{'s' if tasks != 1 else ''}"
 
 
 def _task(span: Span) -> str:
-    return " ".join((span.op, *_coordinates(span)))
-
-
-def _coordinates(span: Span) -> list[str]:
-    """Step, layer, micro-batch and page, as slices in a viewer are named: `s1 L3 m2 p0`."""
-    places = (("s", span.step), ("L", span.layer), ("m", span.micro_batch), ("p", span.page))
-    return [f"{letter}{number}" for letter, number in places if number != NONE]
+    """Op, step, layer, micro-batch and page, as slices in a viewer are named: `PostAttn s1 L3 m2 p0`."""
+    places = zip("sLmp", (span.step, span.layer, span.micro_batch, span.page), strict=True)
+    return " ".join((span.op, *(f"{letter}{number}" for letter, number in places if number != NONE)))
 
 
 def _time(ns: float) -> str:

@@ -49,9 +49,8 @@ def write_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
     except OSError as error:
         raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
     except UnicodeEncodeError as error:
-        raise InputError(
-            f"{target}: cannot be written: {error.object[error.start :][:9]!r} in it is no text"
-        ) from error
+        wrong = error.object[error.start :][:9]
+        raise InputError(f"{target}: cannot be written: {wrong!r} in it is no text") from error
 
 
 # Layout: which process and thread a lane is.
@@ -64,10 +63,6 @@ class _Track(NamedTuple):
     tid: int
 
 
-def _tracks(trace: Trace, host_pid: int) -> dict[LaneId, _Track]:
-    return {lane: _track(lane, host_pid) for lane in trace.lanes()}
-
-
 def _track(lane: LaneId, host_pid: int) -> _Track:
     kind, rank = lane
     if kind in DEVICE_LANES:
@@ -75,17 +70,12 @@ def _track(lane: LaneId, host_pid: int) -> _Track:
     return _Track(pid=host_pid, tid=_FIRST_TID + HOST_LANES.index(kind) + rank * len(HOST_LANES))
 
 
-def _devices(trace: Trace) -> list[int]:
-    """The ranks that have a lane or a counter."""
-    ranks = {rank for kind, rank in trace.lanes() if kind in DEVICE_LANES}
-    return sorted(ranks | {counter.rank for counter in trace.counters if counter.rank != NONE})
-
-
 # Writing: one event a line.
 
 
 def _lines(trace: Trace) -> Iterator[str]:
-    devices = _devices(trace)
+    ranks = {rank for kind, rank in trace.lanes() if kind in DEVICE_LANES}
+    devices = sorted(ranks | {counter.rank for counter in trace.counters if counter.rank != NONE})
     host_pid = 1 + max(devices, default=NONE)  # a device's pid is its rank
     hardware = trace.metadata.get("hardware", "unknown")
     name = hardware.get("name", "unknown") if isinstance(hardware, dict) else hardware
@@ -100,15 +90,15 @@ def _lines(trace: Trace) -> Iterator[str]:
     for key, value in head.items():
         yield f"{quoted(key)}: {_json(value)},\n"
     yield f"{quoted(EVENTS)}: [\n"
-    comma = ""
-    for event in _events(trace, host_pid):
-        yield comma + event
-        comma = ",\n"
+    events = _events(trace, host_pid)
+    yield next(events, "")
+    for event in events:
+        yield f",\n{event}"
     yield "\n]\n}\n"
 
 
 def _events(trace: Trace, host_pid: int) -> Iterator[str]:
-    tracks = _tracks(trace, host_pid)
+    tracks = {lane: _track(lane, host_pid) for lane in trace.lanes()}
     yield from _names(trace, tracks, host_pid)
     yield from _slices(trace.spans, tracks)
     for counter in trace.counters:
