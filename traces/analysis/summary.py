@@ -9,14 +9,9 @@ from traces.analysis.critical_path import totals
 from traces.data_frame import as_json
 from traces.trace import MEMORY, NONE, START_END, LaneId, Span, Trace, lane_name
 
-OVERHEAD = "overhead"
-"""Idle although neither the lane nor, as far as the trace knows, another task held the next task back."""
-
-END_OF_RUN = "end of run"
-"""Idle because the lane had nothing left to do."""
-
-COPY_LANES = ("H2D", "D2H", "PIN", "DISK", "NET")
-"""Lanes whose spans move bytes from one memory to another."""
+OVERHEAD = "overhead"  # idle although, as far as the trace knows, nothing held the next task back
+END_OF_RUN = "end of run"  # idle because the lane had nothing left to do
+COPY_LANES = ("H2D", "D2H", "PIN", "DISK", "NET")  # their spans move bytes from one memory to another
 
 
 @dataclass(slots=True)

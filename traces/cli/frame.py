@@ -20,17 +20,12 @@ class Command:
     """One command: what it is called, what it takes and what it does."""
 
     name: str
-    summary: str
-    """What it does, in a phrase: 'simulate schedules side by side'."""
-    examples: tuple[str, ...]
-    """Arguments that a user may give: '--schedules cgopipe --plot compare.png'."""
+    summary: str  # what it does, in a phrase: 'simulate schedules side by side'
+    examples: tuple[str, ...]  # arguments that a user may give: '--schedules cgopipe --plot compare.png'
     add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
-    """Does it, and returns the exit code; it imports what is heavy."""
-    needs: str = ""
-    """The optional dependencies without which it does not work: 'engine'."""
-    interrupted: str = "interrupted"
-    """What a user reads after Ctrl-C."""
+    run: Callable[[argparse.Namespace], int]  # does it, and returns the exit code; it imports what is heavy
+    needs: str = ""  # the optional dependencies without which it does not work: 'engine'
+    interrupted: str = "interrupted"  # what a user reads after Ctrl-C
 
     def __call__(self, args: argparse.Namespace) -> int:
         try:
@@ -52,8 +47,7 @@ class Program:
 
     prog: str
     summary: str
-    commands: "Mapping[str, str | Program]"
-    """Where each command is, 'sim.comparison.command:COMMAND', or commands under a second name."""
+    commands: "Mapping[str, str | Program]"  # where each is, 'sim.sweep.command:COMMAND', or those of a second name
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run one command; returns its exit code."""

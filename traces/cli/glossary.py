@@ -11,8 +11,7 @@ from pathlib import Path
 
 from traces.files import read_toml
 
-UNSAID = "Plain words"
-"""The chapter whose words the document explains, but no legend."""
+UNSAID = "Plain words"  # the chapter whose words the document explains, but no legend
 
 
 @cache

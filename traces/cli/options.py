@@ -7,8 +7,7 @@ from typing import Any
 
 from traces.errors import nearest
 
-FORMATS = (".png", ".svg", ".pdf")
-"""What pictures are drawn into."""
+FORMATS = (".png", ".svg", ".pdf")  # what pictures are drawn into
 
 
 def positive_int(text: str) -> int:

@@ -10,9 +10,7 @@ from traces.analysis import NAMED, Account, CriticalPath, Diff, LaneUse, OpChang
 from traces.cli.tables import PROSE, TEXT, Columns, Report
 from traces.trace import NONE, Span, Trace, lane_name
 
-WAITS_SHOWN = 3
-"""What a lane waited for, at most, in the table of lanes."""
-
+_WAITS_SHOWN = 3  # of what a lane waited for, in the table of lanes
 _FACTS = ("schedule", "model", "hardware", "device", "policy")
 
 
@@ -89,7 +87,7 @@ def _fact(value: Any) -> str:
 
 
 def _lane(use: LaneUse) -> tuple[Any, ...]:
-    shown = list(use.waited_ns.items())[:WAITS_SHOWN]
+    shown = list(use.waited_ns.items())[:_WAITS_SHOWN]
     rest_ns = sum(use.waited_ns.values()) - sum(ns for _, ns in shown)
     waits = [f"{what} {_time(ns)}" for what, ns in [*shown, ("other", rest_ns)] if ns]
     moved = (use.moved_bytes, use.bytes_per_s) if use.copies else (None, None)

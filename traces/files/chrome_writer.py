@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 from traces.analysis import find_critical_path
 from traces.errors import InputError
-from traces.files.atomic import appearing
 from traces.files.document import EVENTS, SCHEMA, SECTION
+from traces.files.text_files import appearing
 from traces.trace import DEVICE_LANES, HOST_LANES, NONE, LaneId, Span, Trace, lane_name
 
 _CATEGORY = {"GPU": "kernel", "NET": "kernel", "H2D": "gpu_memcpy", "D2H": "gpu_memcpy"}
@@ -53,9 +53,6 @@ def write_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
         raise InputError(f"{target}: cannot be written: {wrong!r} in it is no text") from error
 
 
-# Layout: which process and thread a lane is.
-
-
 class _Track(NamedTuple):
     """A lane as the file shows it: a thread of its device's process, or of the host's."""
 
@@ -70,10 +67,8 @@ def _track(lane: LaneId, host_pid: int) -> _Track:
     return _Track(pid=host_pid, tid=_FIRST_TID + HOST_LANES.index(kind) + rank * len(HOST_LANES))
 
 
-# Writing: one event a line.
-
-
 def _lines(trace: Trace) -> Iterator[str]:
+    """The file, one event a line."""
     ranks = {rank for kind, rank in trace.lanes() if kind in DEVICE_LANES}
     devices = sorted(ranks | {counter.rank for counter in trace.counters if counter.rank != NONE})
     host_pid = 1 + max(devices, default=NONE)  # a device's pid is its rank

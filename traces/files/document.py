@@ -13,9 +13,7 @@ SECTION = "cgopipe"
 """The top-level member that holds our metadata, and tells our files from others'."""
 
 EVENTS = "traceEvents"
-
-EVENT_SHOWN = 120
-"""Characters of an event that are shown if something is wrong with it."""
+_SHOWN = 120  # characters of an event that something is wrong with
 
 
 class Document(Struct, rename={"section": SECTION, "events": EVENTS}):
@@ -37,5 +35,5 @@ def take_each(events: list[Raw], take: Callable[[Raw], None]) -> None:
             take(event)
         except (ValueError, OverflowError) as error:  # msgspec's errors are ValueErrors
             text = bytes(event).decode(errors="replace")
-            shown = text[:EVENT_SHOWN] + ("…" if len(text) > EVENT_SHOWN else "")
+            shown = text[:_SHOWN] + ("…" if len(text) > _SHOWN else "")
             raise InputError(f"its event {' '.join(shown.split())} is malformed: {error}") from error

@@ -25,13 +25,10 @@ from traces.errors import InputError
 from traces.files.document import Document, nanoseconds, take_each
 from traces.trace import DEVICE_LANES, NONE, Key, LaneId, Span, Trace
 
-PREFIX = "cgopipe::"
-"""What the names of the engine's ranges begin with."""
-
+PREFIX = "cgopipe::"  # of the names of the engine's ranges
 HOW_TO_PROFILE = (
     "run engine.run inside torch.profiler.profile(experimental_config=_ExperimentalConfig(profile_all_threads=True))"
 )
-
 _BATCH = re.compile(rf"{PREFIX}batch of (.+)")
 _TASK = re.compile(
     rf"{PREFIX}(\S+) s=(-?\d+) l=(-?\d+) m=(-?\d+) p=(-?\d+) lane=(\w+) rank=(\d+) id=(\d+) deps=([\d,]*)"
@@ -103,14 +100,10 @@ class _DeviceWork(Struct):
 
 
 _decode_kind = Decoder(_Kind).decode
-_decode_launch, _decode_device_work = Decoder(_Launch).decode, Decoder(_DeviceWork).decode
 _DECODE: dict[str, Callable[[Raw], _Range | _Launch | _DeviceWork]] = {
     "user_annotation": Decoder(_Range).decode,
-    "cuda_runtime": _decode_launch,
-    "cuda_driver": _decode_launch,
-    "kernel": _decode_device_work,
-    "gpu_memcpy": _decode_device_work,
-    "gpu_memset": _decode_device_work,
+    **dict.fromkeys(("cuda_runtime", "cuda_driver"), Decoder(_Launch).decode),
+    **dict.fromkeys(("kernel", "gpu_memcpy", "gpu_memset"), Decoder(_DeviceWork).decode),
 }
 """How to read a complete event of each category that matters."""
 
