@@ -13,14 +13,9 @@ from typing import Any, NamedTuple
 
 from traces.errors import InputError
 
-NONE = -1
-"""No such coordinate: a span outside any layer, a counter of the host, a span that nothing held back."""
-
-DEVICE_LANES = ("GPU", "H2D", "D2H", "NET")
-"""The lanes that each device has for itself, in the order people read them."""
-
-HOST_LANES = ("CPU", "PIN", "DISK")
-"""The lanes that run on the host, in the order people read them."""
+NONE = -1  # no such coordinate: a span outside any layer, a counter of the host, a span that nothing held back
+DEVICE_LANES = ("GPU", "H2D", "D2H", "NET")  # each device has them for itself; in the order people read them
+HOST_LANES = ("CPU", "PIN", "DISK")  # they run on the host; in the order people read them
 
 MEMORY = "memory (bytes)"
 """The counter of occupied memory. Its series are tiers: `device` on a device; `host`, `pinned`, `disk` on the host."""
@@ -28,11 +23,8 @@ MEMORY = "memory (bytes)"
 LINK_RATE = "link rate (bytes/s)"
 """The counter of what a device's link carries. Its series are directions: `H2D`, `D2H`."""
 
-MAX_NS = 2**51
-"""The longest time a trace holds, 26 days: after it, trace viewers' microseconds, kept as doubles, lose nanoseconds."""
-
-MAX_COUNT = 2**63 - 1
-"""The most that a span or a counter holds: trace viewers keep whole numbers in 64 bits."""
+MAX_NS = 2**51  # 26 days: after it, trace viewers' microseconds, kept as doubles, lose nanoseconds
+MAX_COUNT = 2**63 - 1  # the most that a span or a counter holds: trace viewers keep whole numbers in 64 bits
 
 LaneId = tuple[str, int]
 """(kind, rank): which stream of work on which device."""

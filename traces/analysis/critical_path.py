@@ -11,8 +11,7 @@ from traces.trace import NONE, Span, Trace, lane_name
 
 _Number = TypeVar("_Number", int, float)
 
-DEPENDENCY = "dependency"
-"""What a real run's lane waited for: another lane's task, which the span's `cause` names."""
+DEPENDENCY = "dependency"  # what a real run's lane waited for: another lane's task, which the span's `cause` names
 
 
 class Gap(NamedTuple):
@@ -133,18 +132,17 @@ def find_critical_path(trace: Trace) -> CriticalPath:
     """
     if not trace.spans:
         return CriticalPath((), (), (), 0)
-    start_ns = trace.start_ns
     spans = _chain(trace.spans)
     on_path_ns: list[int] = []
     gaps: list[Gap] = []
-    reached_ns = start_ns
+    reached_ns = trace.start_ns
     for span in spans:
         if span.start_ns > reached_ns:
             gaps.append(Gap(reached_ns, span.start_ns, span))
             reached_ns = span.start_ns
         on_path_ns.append(max(0, span.end_ns - reached_ns))
         reached_ns = max(reached_ns, span.end_ns)
-    return CriticalPath(tuple(spans), tuple(on_path_ns), tuple(gaps), reached_ns - start_ns)
+    return CriticalPath(tuple(spans), tuple(on_path_ns), tuple(gaps), reached_ns - trace.start_ns)
 
 
 def cause_of(start_ns: int, deps: Iterable[int], before: int, ends_ns: Mapping[int, int]) -> int:
@@ -167,13 +165,10 @@ def totals(parts: Iterable[tuple[str, _Number]]) -> dict[str, _Number]:
 def _chain(spans: list[Span]) -> list[Span]:
     by_id = {span.id: span for span in spans}
     span = max(spans, key=lambda span: (span.end_ns, -span.id))
-    chain = [span]
-    seen = {span.id}
+    chain = {span.id: span}
     while span.cause != NONE:
         span = by_id[span.cause]
-        if span.id in seen:
-            raise InputError(f"span {span.id} ({span.op}) is its own cause, through {len(seen)} spans")
-        seen.add(span.id)
-        chain.append(span)
-    chain.reverse()
-    return chain
+        if span.id in chain:
+            raise InputError(f"span {span.id} ({span.op}) is its own cause, through {len(chain)} spans")
+        chain[span.id] = span
+    return list(reversed(chain.values()))

@@ -10,13 +10,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from traces.analysis.critical_path import CriticalPath, find_critical_path
+from traces.analysis.critical_path import CriticalPath, find_critical_path, totals
 from traces.data_frame import as_json
 from traces.trace import Key, LaneId, Span, Trace, lane_name, lane_order, span_getter
 
-NAMED = 5
-"""How many of the tasks that only one run has are named."""
-
+NAMED = 5  # of the tasks that only one run has
 _START_ID = span_getter("start_ns", "id")
 
 
@@ -160,12 +158,9 @@ def align(a: Trace, b: Trace) -> Alignment:
     return Alignment(pairs, sorted(left, key=_START_ID), only_b)
 
 
-def by_op(spans: Iterable[Span]) -> dict[str, list[Span]]:
-    """Spans by what they did, the ops with most of them first."""
-    found: defaultdict[str, list[Span]] = defaultdict(list)
-    for span in spans:
-        found[span.op].append(span)
-    return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))
+def count_by_op(spans: Iterable[Span]) -> dict[str, int]:
+    """How many spans there are of each op, the most first."""
+    return totals((span.op, 1) for span in spans)
 
 
 def _ops(pairs: Iterable[tuple[Span, Span]]) -> tuple[OpChange, ...]:
@@ -206,6 +201,5 @@ def _account(a: CriticalPath, b: CriticalPath, aligned: Alignment) -> Account:
 
 def _only(spans: list[Span]) -> dict[str, Any]:
     total_ns = sum(span.duration_ns for span in spans)
-    counts = {op: len(found) for op, found in by_op(spans).items()}
     first = [span.key_fields() for span in spans[:NAMED]]
-    return {"tasks": len(spans), "total_s": total_ns / 1e9, "by_op": counts, "first": first}
+    return {"tasks": len(spans), "total_s": total_ns / 1e9, "by_op": count_by_op(spans), "first": first}

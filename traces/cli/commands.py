@@ -2,17 +2,14 @@
 
 import argparse
 from functools import partial
-from typing import TYPE_CHECKING
 
+from traces import analysis, files
 from traces.cli.bars import progress
 from traces.cli.frame import Command, Program
 from traces.cli.options import add_json, positive_int
 from traces.cli.output import deliver
 from traces.errors import error_prefix
-
-if TYPE_CHECKING:
-    from traces.analysis import CriticalPath
-    from traces.trace import Trace
+from traces.trace import Trace
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
@@ -34,10 +31,9 @@ def _add_pair(parser: argparse.ArgumentParser) -> None:
 
 
 def _summary(args: argparse.Namespace) -> int:
-    from traces.analysis import summarise
     from traces.cli.report import print_summary
 
-    found = {path: summarise(_read(path)) for path in args.files}
+    found = {path: analysis.summarise(_read(path)) for path in args.files}
 
     def show() -> None:
         for path, summary in found.items():
@@ -57,27 +53,22 @@ def _path(args: argparse.Namespace) -> int:
 
 
 def _diff(args: argparse.Namespace) -> int:
-    from traces.analysis import diff_traces
     from traces.cli.report import print_diff
 
     a, b = _read(args.a), _read(args.b)
-    found = diff_traces(a, b, _critical_path(args.a, a), _critical_path(args.b, b))
-    files = {"files": {"a": args.a, "b": args.b}}
-    return deliver(args, lambda: files | found.to_dict(), partial(print_diff, args.a, args.b, found))
+    found = analysis.diff_traces(a, b, _critical_path(args.a, a), _critical_path(args.b, b))
+    head = {"files": {"a": args.a, "b": args.b}}
+    return deliver(args, lambda: head | found.to_dict(), partial(print_diff, args.a, args.b, found))
 
 
-def _read(path: str) -> "Trace":
-    from traces.files import read_trace
-
+def _read(path: str) -> Trace:
     with progress(f"reading {path}"):
-        return read_trace(path)
+        return files.read_trace(path)
 
 
-def _critical_path(path: str, trace: "Trace") -> "CriticalPath":
-    from traces.analysis import find_critical_path
-
+def _critical_path(path: str, trace: Trace) -> "analysis.CriticalPath":
     with error_prefix(f"{path}: "):
-        return find_critical_path(trace)
+        return analysis.find_critical_path(trace)
 
 
 _WAITS = "busy and idle time of each lane, and what it waited for"

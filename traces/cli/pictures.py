@@ -12,13 +12,8 @@ from matplotlib.patches import Patch
 from traces.files import read_toml
 
 OTHER = "#333333"  # the colour of an op that has none of its own
-
-ROW_ORDER = ("GPU", "CPU", "H2D", "D2H", "PIN", "DISK", "NET")
-"""Lanes from top to bottom."""
-
-FINEST = 1 / 1500
-"""Share of the picture's width that is the least a bar takes, so that it is seen."""
-
+ROW_ORDER = ("GPU", "CPU", "H2D", "D2H", "PIN", "DISK", "NET")  # lanes from top to bottom
+FINEST = 1 / 1500  # of the picture's width is the least that a bar takes, so that it is seen
 EDGED = 5  # times as wide as the finest are bars that have a white edge, which would hide a narrower one
 
 

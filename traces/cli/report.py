@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from traces.analysis import NAMED, Account, CriticalPath, Diff, LaneUse, OpChange, Stretch, Summary, by_op
+from traces.analysis import NAMED, Account, CriticalPath, Diff, LaneUse, OpChange, Stretch, Summary, count_by_op
 from traces.cli.tables import PROSE, TEXT, Columns, Report
 from traces.trace import NONE, Span, Trace, lane_name
 
@@ -127,7 +127,7 @@ def _in_a_sentence(account: Account) -> str:
 def _only(name: str, spans: list[Span]) -> str:
     if not spans:
         return f"Only in {name}: no task."
-    counts = ", ".join(f"{len(found):,} {op}" for op, found in by_op(spans).items())
+    counts = ", ".join(f"{number:,} {op}" for op, number in count_by_op(spans).items())
     named = "; ".join(_task(span) for span in spans[:NAMED])
     total_ns = sum(span.duration_ns for span in spans)
     return escape(f"Only in {name}: {_count(len(spans))}, {_time(total_ns)}: {counts}. First: {named}.")

@@ -17,12 +17,8 @@ from rich.text import Text
 
 from traces.cli.glossary import legend
 
-TEXT = ""
-"""How a column of names is written: they never break."""
-
-PROSE = "prose"
-"""How a column of sentences is written: they may go on in the next line."""
-
+TEXT = ""  # how a column of names is written: they never break
+PROSE = "prose"  # how a column of sentences is written: they may go on in the next line
 _PLAIN_WIDTH = 100  # of an output that is no terminal, where COLUMNS is not set
 _LEAST_PROSE = 26  # the width that prose gets at least; with less it stands in a table of its own below
 _GAP = 2  # spaces between columns
