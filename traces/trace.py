@@ -158,9 +158,8 @@ def _check_metadata(metadata: Mapping[str, Any]) -> None:
     origin = metadata.get("origin")
     fixed = origin in ("simulated", "emulated device", "published")
     if not fixed and not (isinstance(origin, str) and origin.startswith("real GPU (") and origin.endswith(")")):
-        raise InputError(
-            f"metadata.origin is {origin!r}: say 'simulated', 'emulated device', 'published' or 'real GPU (name)'"
-        )
+        known = "'simulated', 'emulated device', 'published' or 'real GPU (name)'"
+        raise InputError(f"metadata.origin is {origin!r}: say {known}")
     for name, value in metadata.items():
         try:
             survives = isinstance(name, str) and json.loads(json.dumps(value, allow_nan=False)) == value
@@ -176,15 +175,11 @@ def _check_values(spans: Iterable[Span]) -> None:
             known = ", ".join(DEVICE_LANES + HOST_LANES)
             raise InputError(f"{_told(span)} is on lane {span.lane!r}: lanes are {known}")
         if not 0 <= span.start_ns <= span.end_ns <= MAX_NS:
-            raise InputError(
-                f"{_told(span)} runs from {span.start_ns} to {span.end_ns} ns: "
-                f"a span ends at or after its start, both within 0 to 2^51 ns"
-            )
+            ran = f"from {span.start_ns} to {span.end_ns} ns"
+            raise InputError(f"{_told(span)} runs {ran}: a span ends at or after its start, both within 0 to 2^51 ns")
         if span.rank < 0 or not 0 <= span.bytes <= MAX_COUNT or not 0 <= span.flops <= MAX_COUNT:
-            raise InputError(
-                f"{_told(span)} has rank {span.rank}, {span.bytes} bytes, {span.flops} flops: "
-                f"none may be negative, or above 2^63 - 1"
-            )
+            given = f"rank {span.rank}, {span.bytes} bytes, {span.flops} flops"
+            raise InputError(f"{_told(span)} has {given}: none may be negative, or above 2^63 - 1")
 
 
 def _check_ids(spans: list[Span]) -> None:
@@ -204,10 +199,9 @@ def _check_overlap(spans: list[Span]) -> None:
         lane = _LANE_RANK(span)
         before = latest.get(lane)
         if before is not None and span.start_ns < before.end_ns:
-            raise InputError(
-                f"{_told(span)} starts at {span.start_ns} ns while {_told(before)} runs until {before.end_ns} ns "
-                f"on the same lane ({span.lane}, rank {span.rank}): a lane does one thing at a time"
-            )
+            clash = f"{_told(span)} starts at {span.start_ns} ns while {_told(before)}"
+            until = f"runs until {before.end_ns} ns on the same lane ({span.lane}, rank {span.rank})"
+            raise InputError(f"{clash} {until}: a lane does one thing at a time")
         latest[lane] = span
 
 

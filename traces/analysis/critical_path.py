@@ -36,24 +36,17 @@ class Stretch(NamedTuple):
     on_path_ns: int  # without the gaps between them
     ns_by_op: dict[str, int]  # the same, largest first
 
-    @property
-    def first(self) -> Span:
-        return self.spans[0]
-
-    @property
-    def last(self) -> Span:
-        return self.spans[-1]
-
     def to_dict(self) -> dict[str, Any]:
+        first, last = self.spans[0], self.spans[-1]
         return {
-            "lane": lane_name((self.first.lane, self.first.rank)),
-            "start_s": self.first.start_ns / 1e9,
-            "end_s": self.last.end_ns / 1e9,
+            "lane": lane_name((first.lane, first.rank)),
+            "start_s": first.start_ns / 1e9,
+            "end_s": last.end_ns / 1e9,
             "on_path_s": self.on_path_ns / 1e9,
             "by_op_s": {op: ns / 1e9 for op, ns in self.ns_by_op.items()},
             "tasks": len(self.spans),
-            "first": self.first.key_fields(),
-            "last": self.last.key_fields(),
+            "first": first.key_fields(),
+            "last": last.key_fields(),
         }
 
 
@@ -95,7 +88,7 @@ class CriticalPath:
             spans, on_path_ns = zip(*run, strict=True)
             by_op = totals((span.op, ns) for span, ns in zip(spans, on_path_ns, strict=True))
             found.append(Stretch(spans, sum(on_path_ns), by_op))
-        return sorted(found, key=lambda stretch: (-stretch.on_path_ns, stretch.first.start_ns))
+        return sorted(found, key=lambda stretch: (-stretch.on_path_ns, stretch.spans[0].start_ns))
 
     def to_dict(self, top: int) -> dict[str, Any]:
         """The path as JSON values, in seconds, with so many of its longest stretches and gaps."""

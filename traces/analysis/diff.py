@@ -109,6 +109,7 @@ class Diff:
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers as JSON values, in seconds."""
+        lanes = {lane_name(lane): {"a_busy_s": a / 1e9, "b_busy_s": b / 1e9} for lane, (a, b) in self.busy_ns.items()}
         return {
             "a": {"metadata": self.a.metadata, "makespan_s": self.a.makespan_ns / 1e9},
             "b": {"metadata": self.b.metadata, "makespan_s": self.b.makespan_ns / 1e9},
@@ -117,10 +118,7 @@ class Diff:
             "ops": [op.to_dict() for op in self.ops],
             "only_in_a": _only(self.alignment.only_a),
             "only_in_b": _only(self.alignment.only_b),
-            "lanes": {
-                lane_name(lane): {"a_busy_s": a_ns / 1e9, "b_busy_s": b_ns / 1e9}
-                for lane, (a_ns, b_ns) in self.busy_ns.items()
-            },
+            "lanes": lanes,
         }
 
 
@@ -130,16 +128,11 @@ def diff_traces(a: Trace, b: Trace, path_a: CriticalPath | None = None, path_b: 
     Raises InputError if the causes of one of them go round in a circle.
     """
     aligned = align(a, b)
+    account = _account(path_a or find_critical_path(a), path_b or find_critical_path(b), aligned)
     busy_a, busy_b = a.busy_ns(), b.busy_ns()
     lanes = sorted(busy_a.keys() | busy_b.keys(), key=lane_order)
-    return Diff(
-        a,
-        b,
-        aligned,
-        _ops(aligned.pairs),
-        {lane: (busy_a.get(lane, 0), busy_b.get(lane, 0)) for lane in lanes},
-        _account(path_a or find_critical_path(a), path_b or find_critical_path(b), aligned),
-    )
+    busy_ns = {lane: (busy_a.get(lane, 0), busy_b.get(lane, 0)) for lane in lanes}
+    return Diff(a, b, aligned, _ops(aligned.pairs), busy_ns, account)
 
 
 def align(a: Trace, b: Trace) -> Alignment:

@@ -31,8 +31,7 @@ class Command:
         try:
             return self.run(args)
         except KeyboardInterrupt:
-            sys.stderr.write(f"{self.interrupted}\n")
-            return INTERRUPTED
+            raise KeyboardInterrupt(self.interrupted) from None
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
             if not self.needs or not missing or find_spec(missing) is not None:
@@ -117,8 +116,8 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         sys.stderr.write(f"error: {error}{notes}\n")
         return USAGE_ERROR
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+    except KeyboardInterrupt as error:
+        sys.stderr.write(f"{str(error) or 'interrupted'}\n")
         return INTERRUPTED
     except (BrokenPipeError, SystemExit) as error:  # rich ends the program where a pipe is broken
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):

@@ -63,9 +63,8 @@ def print_diff(path_a: str, path_b: str, found: Diff) -> None:
     out.table({**columns, "mean |error|": ".1%", "bias": "+.1%"}, map(_op, found.ops), keys=2)
     shares = [partial(_share, makespan_ns=ns) for ns in (a_ns, b_ns)]
     lanes = ((lane_name(lane), a, a, b, b, b - a) for lane, (a, b) in found.busy_ns.items())
-    out.table(
-        {"lane": TEXT, "busy A": _time, "of A": shares[0], "busy B": _time, "of B": shares[1], "B − A": _signed}, lanes
-    )
+    busy: Columns = {"lane": TEXT, "busy A": _time, "of A": shares[0], "busy B": _time, "of B": shares[1]}
+    out.table({**busy, "B − A": _signed}, lanes)
     out.say(_only("A", found.alignment.only_a), _only("B", found.alignment.only_b))
 
 
@@ -95,8 +94,8 @@ def _lane(use: LaneUse) -> tuple[Any, ...]:
 
 
 def _stretch(one: Stretch, start_ns: int) -> tuple[Any, ...]:
-    first = one.first
-    tasks = f"{_task(first)} to {_task(one.last)}" if len(one.spans) > 1 else _task(first)
+    first = one.spans[0]
+    tasks = f"{_task(first)} to {_task(one.spans[-1])}" if len(one.spans) > 1 else _task(first)
     times = (first.start_ns - start_ns, one.on_path_ns, one.on_path_ns)
     return tasks, lane_name((first.lane, first.rank)), len(one.spans), *times, next(iter(one.ns_by_op))
 

@@ -147,11 +147,10 @@ def _name(span: Span) -> str:
 
 def _profiler_args(span: Span, tracks: dict[LaneId, _Track]) -> str:
     """What the PyTorch profiler says of work on a device."""
-    kind, rank = span.lane, span.rank
-    if kind in HOST_LANES:
+    if span.lane in HOST_LANES:
         return ""
-    args = f',"device":{rank},"stream":{tracks[kind, rank].tid},"correlation":{span.id}'
-    if _CATEGORY[kind] != "gpu_memcpy":
+    args = f',"device":{span.rank},"stream":{tracks[span.lane, span.rank].tid},"correlation":{span.id}'
+    if _CATEGORY[span.lane] != "gpu_memcpy":
         return args
     rate = span.bytes / span.duration_ns if span.duration_ns else '"N/A"'  # bytes a nanosecond are gigabytes a second
     return f'{args},"memory bandwidth (GB/s)":{rate}'
