@@ -1,8 +1,17 @@
-"""Results as pandas data frames, for those who have pandas."""
+"""Results as JSON values, and as pandas data frames for those who have pandas."""
 
 from typing import Any
 
 from traces.errors import InputError
+
+
+def as_json(one: object, *names: str) -> dict[str, Any]:
+    """Fields and properties under their names; nanoseconds become seconds, `busy_ns` for one `busy_s`."""
+    values = {name: getattr(one, name) for name in names}
+    return {
+        f"{name[:-2]}s" if name.endswith("_ns") else name: value / 1e9 if name.endswith("_ns") else value
+        for name, value in values.items()
+    }
 
 
 class Tabular:

@@ -47,7 +47,7 @@ def layer_view(setup: Setup) -> LayerView:
 
 
 def draw(problem: Problem, outcomes: Sequence[Outcome], path: str) -> None:
-    """Draw into a .png, .svg or .pdf file. Raises InputError for another format, OSError if it cannot be written."""
+    """Draw into a .png, .svg or .pdf file. Raises ValueError for another format, OSError if it cannot be written."""
     fitting = [one for one in outcomes if one.setup is not None and one.prediction is not None]
     views = [layer_view(one.setup) for one in fitting if one.setup is not None]
     rows = [len({one.task.lane.kind for one in view.tasks}) for view in views]

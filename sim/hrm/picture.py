@@ -23,7 +23,7 @@ _BOXED: dict[str, Any] = {**_ALONG, "bbox": _BACKGROUND}
 
 
 def draw_roofline(result: Roofline, path: str) -> None:
-    """Draw the picture into a file. Raises InputError for a format that is none, OSError where it cannot be written."""
+    """Draw the picture into a file. Raises ValueError for a format that is none, OSError where it cannot be written."""
     figure = new_figure(15, 6.8)
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     figure.suptitle(f"{result.model} on {result.hardware}: Hierarchical Roofline Model", fontsize=14)

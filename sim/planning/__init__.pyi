@@ -10,7 +10,6 @@ from .report import (
     headline as headline,
     in_short as in_short,
     peaks_gb as peaks_gb,
-    print_explanation as print_explanation,
     print_plan as print_plan,
     seconds as seconds,
     speeds as speeds,

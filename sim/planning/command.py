@@ -61,12 +61,8 @@ def run(args: argparse.Namespace) -> int:
     def everything() -> dict[str, Any]:
         return {**choice.to_dict(args.top), "wall_s": wall_s, "explanation": why.to_dict()}
 
-    def show() -> None:
-        planning.print_plan(choice, prediction, args.top, wall_s)
-        planning.print_explanation(choice, why)
-
     files = (args.plot, draw), (args.out, lambda path: write_json(path, policy_file(choice.best)))
-    return deliver(args, everything, show, *files)
+    return deliver(args, everything, lambda: planning.print_plan(choice, why, prediction, args.top, wall_s), *files)
 
 
 def _choose(args: argparse.Namespace) -> "planning.Choice":

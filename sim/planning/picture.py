@@ -68,7 +68,7 @@ def _simulate_all(setups: Sequence[Setup]) -> list[tuple[int, float]]:
 
 
 def draw(choice: Choice, path: str, jobs: int | None = None) -> None:
-    """Draw into a .png, .svg or .pdf file. Raises InputError for another format, OSError if it cannot be written."""
+    """Draw into a .png, .svg or .pdf file. Raises ValueError for another format, OSError if it cannot be written."""
     best = choice.best.setup
     counts = (1,) if best.schedule.system.one_batch else sizes_up_to(192, PER_DOUBLING)
     seen = throughput_map(choice, sizes_up_to(512, PER_DOUBLING), counts, jobs)

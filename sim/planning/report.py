@@ -20,8 +20,8 @@ PEAKS = {f"GB {tier}": ",.1f" for tier in ("device", "host", "pinned")}
 """Columns of `peaks_gb`."""
 
 
-def print_plan(choice: Choice, prediction: Prediction, top: int, wall_s: float) -> None:
-    """Print the choice, the best candidates and every schedule's own best."""
+def print_plan(choice: Choice, why: Explanation, prediction: Prediction, top: int, wall_s: float) -> None:
+    """Print the choice, every schedule's own best, the best candidates, where the bytes are, and the reasons."""
     out, best = Report(), choice.best
     out.say(headline(choice.problem))
     out.say(
@@ -38,17 +38,12 @@ def print_plan(choice: Choice, prediction: Prediction, top: int, wall_s: float) 
         out.table(columns, map(_candidate, shown), f"best {len(shown)} of those simulated", keys=2)
     for name, reason in choice.failed.items():
         out.say(f"does not fit: {reason}" if reason.startswith(name) else f"{name} does not fit: {reason}")
-
-
-def print_explanation(choice: Choice, why: Explanation) -> None:
-    """Print where the bytes are, what a change of the machine would do, and the reasons in words."""
-    out = Report()
     tiers = ((one.name, one.used_bytes / 1e9, one.capacity_bytes / 1e9, _parts(one.parts)) for one in why.tiers)
     out.table({"memory": TEXT, "used": ",.1f", "of": ",.1f", "for": PROSE}, tiers, "where the bytes are (GB)")
     if why.replanned:
         changes = {f"× {factor:g}": ">" for factor in FACTORS}
-        columns = {"resource": TEXT, **changes, f"best at × {max(FACTORS):g}": TEXT}
-        out.table(columns, _changes(why.replanned), "planned anew with other machines")
+        headings = {"resource": TEXT, **changes, f"best at × {max(FACTORS):g}": TEXT}
+        out.table(headings, _changes(why.replanned), "planned anew with other machines")
     out.say(*sentences(choice, why))
 
 

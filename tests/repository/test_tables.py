@@ -20,7 +20,7 @@ from sim.comparison import Asked, compare, print_comparison
 from sim.planning import PolicyGrid, speeds
 from sim.planning.explanation import FACTORS, RESOURCES, Explanation, MemoryUse, Replanned
 from sim.planning.planner import plan
-from sim.planning.report import print_explanation, print_plan
+from sim.planning.report import print_plan
 from sim.problem import Basis, Hardware, Model, Problem, Workload
 from sim.schedule import LaneKind, Op, registered
 from sim.simulation import predict
@@ -69,10 +69,10 @@ def planned():
 
 def planning():
     choice, prediction = planned()
-    print_plan(choice, prediction, 10, 1.0)
     tiers = tuple(MemoryUse(name, 16 * 10**9, dict.fromkeys(PARTS, 10**9)) for name in ("device", "host", "pinned"))
     changes = tuple(Replanned(what, by, choice.best, by - 1) for what in RESOURCES for by in FACTORS)
-    print_explanation(choice, Explanation(tiers, 0.001, ("prefill is bound by GPU",), None, None, changes))
+    why = Explanation(tiers, 0.001, ("prefill is bound by GPU",), None, None, changes)
+    print_plan(choice, why, prediction, 10, 1.0)
 
 
 PARTS = ("activations", "weight slots", "embedding and head", "attention exchange", "kv buffers", "hidden states")

@@ -10,12 +10,12 @@ from traces.trace import Trace
 
 def test_time_and_gaps_per_op_of_a_path_worked_out_by_hand():
     path = find_critical_path(two_devices())
-    assert path.ns_by_op() == {
+    assert path.ns_by("op") == {
         "Experts": 4_389, "Attn": 3_506, "PreAttn": 1_001, "OffloadQKV": 500, "AllReduce": 493, "LoadHidden": 100,
         "OutProj": 0,
     }  # fmt: skip
-    assert path.ns_by_lane() == {"GPU": 5_390, "CPU": 3_506, "D2H": 500, "NET": 493, "H2D": 100}
-    assert path.gap_ns_by_op() == {"Experts": 10}
+    assert path.ns_by("lane") == {"GPU": 5_390, "CPU": 3_506, "D2H": 500, "NET": 493, "H2D": 100}
+    assert path.gap_ns_by("op") == {"Experts": 10}
     assert path.gaps_ns == 10
 
 
@@ -41,9 +41,9 @@ def test_stretches_of_two_devices_are_apart():
 @given(runs())
 def test_ops_lanes_and_stretches_each_add_up_with_the_gaps_to_the_makespan(trace):
     path = find_critical_path(trace)
-    for parts in (path.ns_by_op().values(), path.ns_by_lane().values(), [one.on_path_ns for one in path.stretches()]):
+    for parts in (path.ns_by("op").values(), path.ns_by("lane").values(), [one.on_path_ns for one in path.stretches()]):
         assert sum(parts) + path.gaps_ns == trace.makespan_ns
-    assert sum(path.gap_ns_by_op().values()) == path.gaps_ns
+    assert sum(path.gap_ns_by("op").values()) == path.gaps_ns
     assert all(sum(one.ns_by_op.values()) == one.on_path_ns for one in path.stretches())
     assert sorted(one.id for stretch in path.stretches() for one in stretch.spans) == sorted(s.id for s in path.spans)
 

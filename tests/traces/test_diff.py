@@ -67,25 +67,28 @@ class TestAccount:
     def test_where_the_time_went_worked_out_by_hand(self):
         found = diff_traces(before(), after())
         account = found.account
-        parts = {part.op: (part.a_ns, part.b_ns, part.same_ns, part.joined_ns, part.left_ns) for part in account.paths}
+        parts = {
+            part.op: (part.a_ns, part.b_ns, part.same_tasks_ns, part.joined_path_ns, part.left_path_ns)
+            for part in account.paths
+        }
         assert parts == {
             "LoadWeights": (0, 40, 0, 40, 0),
             "PreAttn": (10, 0, 0, 0, 10),
             "Attn": (20, 0, 0, 0, 20),
             "PostAttn": (20, 20, 0, 0, 0),
         }
-        assert (account.gaps_ns, account.total_ns, found.change_ns) == (5, 15, 15)
+        assert (account.gaps.change_ns, account.total_ns, found.change_ns) == (5, 15, 15)
 
     def test_tasks_on_both_paths_that_take_longer_are_told_apart_from_those_that_came_and_went(self):
         slower = [one._replace(start_ns=one.start_ns * 3, end_ns=one.end_ns * 3) for one in before().spans]
         account = diff_traces(before(), Trace(SIMULATED, slower)).account
-        assert {part.op: part.same_ns for part in account.paths} == {"PreAttn": 20, "Attn": 40, "PostAttn": 40}
-        assert all(part.joined_ns == part.left_ns == 0 for part in account.paths)
+        assert {part.op: part.same_tasks_ns for part in account.paths} == {"PreAttn": 20, "Attn": 40, "PostAttn": 40}
+        assert all(part.joined_path_ns == part.left_path_ns == 0 for part in account.paths)
 
     def test_a_task_that_went_to_another_lane_left_the_path_of_one_and_joined_that_of_the_other(self):
         on_gpu = [one._replace(lane="GPU") for one in before().spans]
         parts = {(part.op, part.lane): part for part in diff_traces(before(), Trace(SIMULATED, on_gpu)).account.paths}
-        assert (parts["Attn", "CPU"].left_ns, parts["Attn", "GPU"].joined_ns) == (20, 20)
+        assert (parts["Attn", "CPU"].left_path_ns, parts["Attn", "GPU"].joined_path_ns) == (20, 20)
 
     @settings(deadline=None)
     @given(runs(), runs())
@@ -93,16 +96,18 @@ class TestAccount:
         account = diff_traces(a, b).account
         assert account.total_ns == b.makespan_ns - a.makespan_ns
         for part in account.paths:
-            assert part.b_ns - part.a_ns == part.same_ns + part.joined_ns - part.left_ns
+            assert part.b_ns - part.a_ns == part.same_tasks_ns + part.joined_path_ns - part.left_path_ns
         for path, spent in ((find_critical_path(a), "a_ns"), (find_critical_path(b), "b_ns")):
-            by_op = {op: sum(getattr(part, spent) for part in account.paths if part.op == op) for op in path.ns_by_op()}
-            assert by_op == path.ns_by_op()
+            by_op = {
+                op: sum(getattr(part, spent) for part in account.paths if part.op == op) for op in path.ns_by("op")
+            }
+            assert by_op == path.ns_by("op")
 
     @settings(deadline=None)
     @given(runs())
     def test_nothing_changed_between_a_run_and_itself(self, trace):
         found = diff_traces(trace, trace)
-        assert all(part.change_ns == part.joined_ns == part.left_ns == 0 for part in found.account.paths)
+        assert all(part.change_ns == part.joined_path_ns == part.left_path_ns == 0 for part in found.account.paths)
         assert found.alignment.only_a == found.alignment.only_b == []
         assert all(op.mean_abs_error in (0.0, None) and op.bias in (0.0, None) for op in found.ops)
 
@@ -112,7 +117,7 @@ class TestOps:
         a = [span(0, end_ns=10), span(1, start_ns=10, end_ns=30, layer=1)]
         b = [span(0, end_ns=15), span(1, start_ns=15, end_ns=25, layer=1)]
         (op,) = diff_traces(Trace(SIMULATED, a), Trace(SIMULATED, b)).ops
-        assert (op.op, op.pairs, op.a_ns, op.b_ns) == ("PostAttn", 2, 30, 25)
+        assert (op.op, op.tasks, op.a_ns, op.b_ns) == ("PostAttn", 2, 30, 25)
         assert op.mean_abs_error == pytest.approx((5 / 10 + 10 / 20) / 2)
         assert op.bias == pytest.approx(-5 / 30)
 

@@ -42,16 +42,10 @@ class TestTrace:
         trace = Trace(SIMULATED, [span(0, start_ns=5, end_ns=8), span(1, start_ns=0, end_ns=5), span(2, lane="CPU")])
         assert [one.id for one in trace.spans_of(("GPU", 0))] == [1, 0]
 
-    def test_a_span_is_found_by_its_key(self):
-        trace = two_devices()
-        assert trace.span(("LoadWeights", 1, 1, 1, -1, 0)).id == 10
-
-    def test_a_key_that_no_span_has_or_several_have_names_no_span(self):
-        trace = Trace(SIMULATED, [span(0, end_ns=1), span(1, start_ns=1, end_ns=2)])
-        with pytest.raises(KeyError, match="0 spans"):
-            trace.span(("Attn", 0, 0, 0, 0, 0))
-        with pytest.raises(KeyError, match="2 spans"):
-            trace.span(trace.spans[0].key)
+    def test_a_span_tells_its_key_by_name(self):
+        found = span(4, "LoadWeights", "H2D", rank=1, layer=2)
+        assert tuple(found.key_fields().values()) == found.key
+        assert list(found.key_fields()) == ["op", "rank", "step", "layer", "micro_batch", "page"]
 
     def test_an_empty_trace_takes_no_time(self):
         assert Trace(SIMULATED).makespan_ns == 0
@@ -129,12 +123,12 @@ class TestCriticalPath:
 
     def test_times_are_told_by_op_and_by_lane_and_gaps_as_a_share(self):
         path = find_critical_path(two_devices())
-        assert path.ns_by_op() == {
+        assert path.ns_by("op") == {
             "Experts": 4_389, "Attn": 3_506, "PreAttn": 1_001, "OffloadQKV": 500, "AllReduce": 493, "LoadHidden": 100,
             "OutProj": 0,
         }  # fmt: skip
-        assert next(iter(path.ns_by_op())) == "Experts"
-        assert path.ns_by_lane() == {"GPU": 5_390, "CPU": 3_506, "D2H": 500, "NET": 493, "H2D": 100}
+        assert next(iter(path.ns_by("op"))) == "Experts"
+        assert path.ns_by("lane") == {"GPU": 5_390, "CPU": 3_506, "D2H": 500, "NET": 493, "H2D": 100}
         assert path.gap_share == 10 / 9_999
 
     def test_a_path_that_starts_late_begins_with_a_gap(self):
@@ -160,7 +154,7 @@ class TestCriticalPath:
 
     def test_an_empty_trace_has_an_empty_path(self):
         path = find_critical_path(Trace(SIMULATED))
-        assert (path.spans, path.gaps, path.gap_share, path.ns_by_op()) == ((), (), 0.0, {})
+        assert (path.spans, path.gaps, path.gap_share, path.ns_by("op")) == ((), (), 0.0, {})
 
     @settings(deadline=None)
     @given(traces())
@@ -172,7 +166,7 @@ class TestCriticalPath:
         if trace.spans:
             assert path.spans[0].cause == -1
             assert path.spans[-1].end_ns == trace.end_ns
-            assert sum(path.ns_by_op().values()) == sum(path.ns_by_lane().values()) == sum(path.on_path_ns)
+            assert sum(path.ns_by("op").values()) == sum(path.ns_by("lane").values()) == sum(path.on_path_ns)
 
 
 @settings(deadline=None)

@@ -11,7 +11,7 @@ from .diff import (
     Diff as Diff,
     OpChange as OpChange,
     align as align,
-    by_op as by_op,
+    count_by_op as count_by_op,
     diff_traces as diff_traces,
 )
 from .summary import LaneUse as LaneUse, Summary as Summary, summarise as summarise

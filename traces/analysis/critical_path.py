@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from traces.data_frame import as_json
 from traces.errors import InputError
-from traces.trace import KEY_FIELDS, NONE, Span, Trace, lane_name
+from traces.trace import NONE, Span, Trace, lane_name
 
-DEPENDENCY = "dependency"
-"""What a real run's lane waited for: another lane's task, which the span's `cause` names."""
+_Number = TypeVar("_Number", int, float)
+
+DEPENDENCY = "dependency"  # what a real run's lane waited for: another lane's task, which the span's `cause` names
 
 
 class Gap(NamedTuple):
@@ -24,8 +26,7 @@ class Gap(NamedTuple):
         return self.end_ns - self.start_ns
 
     def to_dict(self) -> dict[str, Any]:
-        before = dict(zip(KEY_FIELDS, self.before.key, strict=True))
-        return {"start_s": self.start_ns / 1e9, "s": self.duration_ns / 1e9, "before": before}
+        return as_json(self, "start_ns") | {"s": self.duration_ns / 1e9, "before": self.before.key_fields()}
 
 
 class Stretch(NamedTuple):
@@ -35,25 +36,17 @@ class Stretch(NamedTuple):
     on_path_ns: int  # without the gaps between them
     ns_by_op: dict[str, int]  # the same, largest first
 
-    @property
-    def first(self) -> Span:
-        return self.spans[0]
-
-    @property
-    def last(self) -> Span:
-        return self.spans[-1]
-
     def to_dict(self) -> dict[str, Any]:
-        first, last = (dict(zip(KEY_FIELDS, span.key, strict=True)) for span in (self.first, self.last))
+        first, last = self.spans[0], self.spans[-1]
         return {
-            "lane": lane_name((self.first.lane, self.first.rank)),
-            "start_s": self.first.start_ns / 1e9,
-            "end_s": self.last.end_ns / 1e9,
+            "lane": lane_name((first.lane, first.rank)),
+            "start_s": first.start_ns / 1e9,
+            "end_s": last.end_ns / 1e9,
             "on_path_s": self.on_path_ns / 1e9,
             "by_op_s": {op: ns / 1e9 for op, ns in self.ns_by_op.items()},
             "tasks": len(self.spans),
-            "first": first,
-            "last": last,
+            "first": first.key_fields(),
+            "last": last.key_fields(),
         }
 
 
@@ -80,27 +73,22 @@ class CriticalPath:
         """The part of the makespan, 0 to 1, in which no span of the path ran."""
         return self._share(self.gaps_ns)
 
-    def ns_by_op(self) -> dict[str, int]:
-        """How long each op ran on the path, largest first."""
-        return _totals((span.op, ns) for span, ns in self._on_path())
+    def ns_by(self, what: str) -> dict[str, int]:
+        """How long each `op`, or each kind of `lane`, ran on the path, largest first."""
+        return totals((getattr(span, what), ns) for span, ns in self._on_path())
 
-    def ns_by_lane(self) -> dict[str, int]:
-        """How long the path ran on each kind of lane, largest first."""
-        return _totals((span.lane, ns) for span, ns in self._on_path())
-
-    def gap_ns_by_op(self) -> dict[str, int]:
-        """How long the gaps before each op were, largest first."""
-        return _totals((gap.before.op, gap.duration_ns) for gap in self.gaps)
+    def gap_ns_by(self, what: str) -> dict[str, int]:
+        """How long the gaps before each `op`, or on each kind of `lane`, were, largest first."""
+        return totals((getattr(gap.before, what), gap.duration_ns) for gap in self.gaps)
 
     def stretches(self) -> list[Stretch]:
         """The path cut where it goes from one lane to another, longest first."""
-        runs = groupby(self._on_path(), lambda item: (item[0].lane, item[0].rank))
         found = []
-        for _, run in runs:
+        for _, run in groupby(self._on_path(), lambda item: (item[0].lane, item[0].rank)):
             spans, on_path_ns = zip(*run, strict=True)
-            by_op = _totals((span.op, ns) for span, ns in zip(spans, on_path_ns, strict=True))
+            by_op = totals((span.op, ns) for span, ns in zip(spans, on_path_ns, strict=True))
             found.append(Stretch(spans, sum(on_path_ns), by_op))
-        return sorted(found, key=lambda stretch: (-stretch.on_path_ns, stretch.first.start_ns))
+        return sorted(found, key=lambda stretch: (-stretch.on_path_ns, stretch.spans[0].start_ns))
 
     def to_dict(self, top: int) -> dict[str, Any]:
         """The path as JSON values, in seconds, with so many of its longest stretches and gaps."""
@@ -108,13 +96,13 @@ class CriticalPath:
         return {
             "makespan_s": self.makespan_ns / 1e9,
             "tasks": len(self.spans),
-            "by_op": self._parts(self.ns_by_op()),
-            "by_lane": self._parts(self.ns_by_lane()),
+            "by_op": self._parts(self.ns_by("op")),
+            "by_lane": self._parts(self.ns_by("lane")),
             "gaps": {
                 "count": len(self.gaps),
                 "s": self.gaps_ns / 1e9,
                 "share": self.gap_share,
-                "before_op": self._parts(self.gap_ns_by_op()),
+                "before_op": self._parts(self.gap_ns_by("op")),
                 "longest": [gap.to_dict() for gap in largest],
             },
             "stretches": [stretch.to_dict() for stretch in self.stretches()[:top]],
@@ -137,18 +125,17 @@ def find_critical_path(trace: Trace) -> CriticalPath:
     """
     if not trace.spans:
         return CriticalPath((), (), (), 0)
-    start_ns = trace.start_ns
     spans = _chain(trace.spans)
     on_path_ns: list[int] = []
     gaps: list[Gap] = []
-    reached_ns = start_ns
+    reached_ns = trace.start_ns
     for span in spans:
         if span.start_ns > reached_ns:
             gaps.append(Gap(reached_ns, span.start_ns, span))
             reached_ns = span.start_ns
         on_path_ns.append(max(0, span.end_ns - reached_ns))
         reached_ns = max(reached_ns, span.end_ns)
-    return CriticalPath(tuple(spans), tuple(on_path_ns), tuple(gaps), reached_ns - start_ns)
+    return CriticalPath(tuple(spans), tuple(on_path_ns), tuple(gaps), reached_ns - trace.start_ns)
 
 
 def cause_of(start_ns: int, deps: Iterable[int], before: int, ends_ns: Mapping[int, int]) -> int:
@@ -160,8 +147,9 @@ def cause_of(start_ns: int, deps: Iterable[int], before: int, ends_ns: Mapping[i
     return max(ended, key=lambda id_: ends_ns[id_], default=NONE)
 
 
-def _totals(parts: Iterable[tuple[str, int]]) -> dict[str, int]:
-    total: dict[str, int] = {}
+def totals(parts: Iterable[tuple[str, _Number]]) -> dict[str, _Number]:
+    """Sums by name, largest first."""
+    total: dict[str, _Number] = {}
     for name, ns in parts:
         total[name] = total.get(name, 0) + ns
     return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
@@ -170,13 +158,10 @@ def _totals(parts: Iterable[tuple[str, int]]) -> dict[str, int]:
 def _chain(spans: list[Span]) -> list[Span]:
     by_id = {span.id: span for span in spans}
     span = max(spans, key=lambda span: (span.end_ns, -span.id))
-    chain = [span]
-    seen = {span.id}
+    chain = {span.id: span}
     while span.cause != NONE:
         span = by_id[span.cause]
-        if span.id in seen:
-            raise InputError(f"span {span.id} ({span.op}) is its own cause, through {len(seen)} spans")
-        seen.add(span.id)
-        chain.append(span)
-    chain.reverse()
-    return chain
+        if span.id in chain:
+            raise InputError(f"span {span.id} ({span.op}) is its own cause, through {len(chain)} spans")
+        chain[span.id] = span
+    return list(reversed(chain.values()))

@@ -5,18 +5,17 @@ op, the difference of their times on the two paths, plus the difference of the g
 op's part is split further: tasks on both paths that took longer, tasks that came onto the path, tasks that left it.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from operator import itemgetter
+from dataclasses import dataclass
 from typing import Any
 
-from traces.analysis.critical_path import CriticalPath, find_critical_path
-from traces.trace import KEY_FIELDS, Key, LaneId, Span, Trace, lane_name, lane_order
+from traces.analysis.critical_path import CriticalPath, find_critical_path, totals
+from traces.data_frame import as_json
+from traces.trace import Key, LaneId, Span, Trace, lane_name, lane_order, span_getter
 
-NAMED = 5
-"""How many of the tasks that only one run has are named."""
-
-_START_ID = itemgetter(Span._fields.index("start_ns"), Span._fields.index("id"))
+NAMED = 5  # of the tasks that only one run has
+_START_ID = span_getter("start_ns", "id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,69 +27,50 @@ class Alignment:
     only_b: list[Span]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class OpChange:
-    """One op on its lane in both runs: tasks that both have. `errors` are |B − A| / A of those with A > 0."""
+    """One op on its lane in both runs: tasks that both have."""
 
     op: str
     lane_a: str
     lane_b: str
-    pairs: int = 0
-    a_ns: int = 0
-    b_ns: int = 0
-    errors: list[float] = field(default_factory=list, repr=False)
+    tasks: int
+    a_ns: int
+    b_ns: int
+    mean_abs_error: float | None
+    """MAPE of B against A, 0.1 for 10 %; None if no task took any time in A."""
 
     @property
-    def mean_abs_error(self) -> float | None:
-        """MAPE of B against A, 0.1 for 10 %; None if no task took any time in A."""
-        return sum(self.errors) / len(self.errors) if self.errors else None
+    def change_ns(self) -> int:
+        return self.b_ns - self.a_ns
 
     @property
     def bias(self) -> float | None:
         """How much more time B's tasks took in all, 0.1 for 10 %; None if A's took none."""
-        return (self.b_ns - self.a_ns) / self.a_ns if self.a_ns else None
+        return self.change_ns / self.a_ns if self.a_ns else None
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "op": self.op,
-            "lane_a": self.lane_a,
-            "lane_b": self.lane_b,
-            "tasks": self.pairs,
-            "a_s": self.a_ns / 1e9,
-            "b_s": self.b_ns / 1e9,
-            "change_s": (self.b_ns - self.a_ns) / 1e9,
-            "mean_abs_error": self.mean_abs_error,
-            "bias": self.bias,
-        }
+        return as_json(self, *self.__slots__, "change_ns", "bias")
 
 
 @dataclass(slots=True)
 class PathChange:
-    """One op's time on the two critical paths: `b_ns − a_ns = same_ns + joined_ns − left_ns`."""
+    """One op's time on the two critical paths: the change is `same_tasks + joined_path − left_path`."""
 
     op: str
     lane: str
     a_ns: int = 0
     b_ns: int = 0
-    same_ns: int = 0  # how much longer tasks on both paths took
-    joined_ns: int = 0  # tasks on B's path alone
-    left_ns: int = 0  # tasks on A's path alone
+    same_tasks_ns: int = 0  # how much longer tasks on both paths took
+    joined_path_ns: int = 0  # tasks on B's path alone
+    left_path_ns: int = 0  # tasks on A's path alone
 
     @property
     def change_ns(self) -> int:
         return self.b_ns - self.a_ns
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "op": self.op,
-            "lane": self.lane,
-            "a_s": self.a_ns / 1e9,
-            "b_s": self.b_ns / 1e9,
-            "change_s": self.change_ns / 1e9,
-            "same_tasks_s": self.same_ns / 1e9,
-            "joined_path_s": self.joined_ns / 1e9,
-            "left_path_s": self.left_ns / 1e9,
-        }
+        return as_json(self, *self.__slots__, "change_ns")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,25 +78,17 @@ class Account:
     """Where the difference of two makespans comes from, largest part first."""
 
     paths: tuple[PathChange, ...]
-    a_gaps_ns: int
-    b_gaps_ns: int
-
-    @property
-    def gaps_ns(self) -> int:
-        """How much longer nothing on the path ran."""
-        return self.b_gaps_ns - self.a_gaps_ns
+    gaps: PathChange
+    """Time in which nothing on the path ran."""
 
     @property
     def total_ns(self) -> int:
         """The sum of all parts: B's makespan less A's."""
-        return sum(part.change_ns for part in self.paths) + self.gaps_ns
+        return sum(part.change_ns for part in (*self.paths, self.gaps))
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "paths": [part.to_dict() for part in self.paths],
-            "gaps": {"a_s": self.a_gaps_ns / 1e9, "b_s": self.b_gaps_ns / 1e9, "change_s": self.gaps_ns / 1e9},
-            "total_s": self.total_ns / 1e9,
-        }
+        gaps = as_json(self.gaps, "a_ns", "b_ns", "change_ns")
+        return {"paths": [part.to_dict() for part in self.paths], "gaps": gaps, "total_s": self.total_ns / 1e9}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +109,7 @@ class Diff:
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers as JSON values, in seconds."""
+        lanes = {lane_name(lane): {"a_busy_s": a / 1e9, "b_busy_s": b / 1e9} for lane, (a, b) in self.busy_ns.items()}
         return {
             "a": {"metadata": self.a.metadata, "makespan_s": self.a.makespan_ns / 1e9},
             "b": {"metadata": self.b.metadata, "makespan_s": self.b.makespan_ns / 1e9},
@@ -145,10 +118,7 @@ class Diff:
             "ops": [op.to_dict() for op in self.ops],
             "only_in_a": _only(self.alignment.only_a),
             "only_in_b": _only(self.alignment.only_b),
-            "lanes": {
-                lane_name(lane): {"a_busy_s": a_ns / 1e9, "b_busy_s": b_ns / 1e9}
-                for lane, (a_ns, b_ns) in self.busy_ns.items()
-            },
+            "lanes": lanes,
         }
 
 
@@ -158,28 +128,22 @@ def diff_traces(a: Trace, b: Trace, path_a: CriticalPath | None = None, path_b: 
     Raises InputError if the causes of one of them go round in a circle.
     """
     aligned = align(a, b)
+    account = _account(path_a or find_critical_path(a), path_b or find_critical_path(b), aligned)
     busy_a, busy_b = a.busy_ns(), b.busy_ns()
     lanes = sorted(busy_a.keys() | busy_b.keys(), key=lane_order)
-    return Diff(
-        a,
-        b,
-        aligned,
-        _ops(aligned.pairs),
-        {lane: (busy_a.get(lane, 0), busy_b.get(lane, 0)) for lane in lanes},
-        _account(path_a or find_critical_path(a), path_b or find_critical_path(b), aligned),
-    )
+    busy_ns = {lane: (busy_a.get(lane, 0), busy_b.get(lane, 0)) for lane in lanes}
+    return Diff(a, b, aligned, _ops(aligned.pairs), busy_ns, account)
 
 
 def align(a: Trace, b: Trace) -> Alignment:
     """Pair spans by their keys; where a key comes several times, the first with the first, and so on."""
-    waiting: dict[Key, list[Span]] = {}
+    waiting: defaultdict[Key, list[Span]] = defaultdict(list)
     for span in sorted(a.spans, key=_START_ID, reverse=True):
-        waiting.setdefault(span.key, []).append(span)
+        waiting[span.key].append(span)
     pairs = []
     only_b = []
     for span in sorted(b.spans, key=_START_ID):
-        others = waiting.get(span.key)
-        if others:
+        if others := waiting.get(span.key):
             pairs.append((others.pop(), span))
         else:
             only_b.append(span)
@@ -187,26 +151,22 @@ def align(a: Trace, b: Trace) -> Alignment:
     return Alignment(pairs, sorted(left, key=_START_ID), only_b)
 
 
-def by_op(spans: Iterable[Span]) -> dict[str, list[Span]]:
-    """Spans by what they did, the ops with most of them first."""
-    found: dict[str, list[Span]] = {}
-    for span in spans:
-        found.setdefault(span.op, []).append(span)
-    return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))
+def count_by_op(spans: Iterable[Span]) -> dict[str, int]:
+    """How many spans there are of each op, the most first."""
+    return totals((span.op, 1) for span in spans)
 
 
 def _ops(pairs: Iterable[tuple[Span, Span]]) -> tuple[OpChange, ...]:
-    changes: dict[tuple[str, str, str], OpChange] = {}
+    found: defaultdict[tuple[str, str, str], list[tuple[int, int]]] = defaultdict(list)
     for a, b in pairs:
-        where = (a.op, a.lane, b.lane)
-        change = changes.get(where) or changes.setdefault(where, OpChange(*where))
-        a_ns, b_ns = a.end_ns - a.start_ns, b.end_ns - b.start_ns
-        change.pairs += 1
-        change.a_ns += a_ns
-        change.b_ns += b_ns
-        if a_ns:
-            change.errors.append(abs(b_ns - a_ns) / a_ns)
-    return tuple(sorted(changes.values(), key=lambda one: (-abs(one.b_ns - one.a_ns), one.op)))
+        found[a.op, a.lane, b.lane].append((a.duration_ns, b.duration_ns))
+    changes = []
+    for where, times in found.items():
+        errors = [abs(b_ns - a_ns) / a_ns for a_ns, b_ns in times if a_ns]
+        mean = sum(errors) / len(errors) if errors else None
+        a_ns, b_ns = map(sum, zip(*times, strict=True))
+        changes.append(OpChange(*where, len(times), a_ns, b_ns, mean))
+    return tuple(sorted(changes, key=lambda one: (-abs(one.change_ns), one.op)))
 
 
 def _account(a: CriticalPath, b: CriticalPath, aligned: Alignment) -> Account:
@@ -218,27 +178,21 @@ def _account(a: CriticalPath, b: CriticalPath, aligned: Alignment) -> Account:
         if one.id in on_a and other.id in on_b and one.lane == other.lane
     }
     on_both_a, on_both_b = {one for one, _ in same_ns}, {other: ns for (_, other), ns in same_ns.items()}
-    parts: dict[tuple[str, str], PathChange] = {}
-
-    def part(span: Span) -> PathChange:
-        return parts.setdefault((span.op, span.lane), PathChange(span.op, span.lane))
-
+    parts = {(span.op, span.lane): PathChange(span.op, span.lane) for span in (*a.spans, *b.spans)}
     for span in a.spans:
-        part(span).a_ns += on_a[span.id]
-        if span.id not in on_both_a:
-            part(span).left_ns += on_a[span.id]
+        part, ns = parts[span.op, span.lane], on_a[span.id]
+        part.a_ns += ns
+        part.left_path_ns += 0 if span.id in on_both_a else ns
     for span in b.spans:
-        part(span).b_ns += on_b[span.id]
-        if span.id in on_both_b:
-            part(span).same_ns += on_both_b[span.id]
-        else:
-            part(span).joined_ns += on_b[span.id]
+        part, ns = parts[span.op, span.lane], on_b[span.id]
+        part.b_ns += ns
+        part.same_tasks_ns += on_both_b.get(span.id, 0)
+        part.joined_path_ns += 0 if span.id in on_both_b else ns
     ordered = sorted(parts.values(), key=lambda row: (-abs(row.change_ns), row.op, row.lane))
-    return Account(tuple(ordered), a.gaps_ns, b.gaps_ns)
+    return Account(tuple(ordered), PathChange("gaps", "", a.gaps_ns, b.gaps_ns))
 
 
 def _only(spans: list[Span]) -> dict[str, Any]:
     total_ns = sum(span.duration_ns for span in spans)
-    counts = {op: len(found) for op, found in by_op(spans).items()}
-    first = [dict(zip(KEY_FIELDS, span.key, strict=True)) for span in spans[:NAMED]]
-    return {"tasks": len(spans), "total_s": total_ns / 1e9, "by_op": counts, "first": first}
+    first = [span.key_fields() for span in spans[:NAMED]]
+    return {"tasks": len(spans), "total_s": total_ns / 1e9, "by_op": count_by_op(spans), "first": first}

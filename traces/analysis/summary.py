@@ -1,19 +1,17 @@
 """What happened in one run: how busy each lane was and what it waited for, time by op, bytes moved, memory peaks."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from traces.trace import MEMORY, NONE, LaneId, Span, Trace, lane_name
+from traces.analysis.critical_path import totals
+from traces.data_frame import as_json
+from traces.trace import MEMORY, NONE, START_END, LaneId, Span, Trace, lane_name
 
-OVERHEAD = "overhead"
-"""Idle although neither the lane nor, as far as the trace knows, another task held the next task back."""
-
-END_OF_RUN = "end of run"
-"""Idle because the lane had nothing left to do."""
-
-COPY_LANES = ("H2D", "D2H", "PIN", "DISK", "NET")
-"""Lanes whose spans move bytes from one memory to another."""
+OVERHEAD = "overhead"  # idle although, as far as the trace knows, nothing held the next task back
+END_OF_RUN = "end of run"  # idle because the lane had nothing left to do
+COPY_LANES = ("H2D", "D2H", "PIN", "DISK", "NET")  # their spans move bytes from one memory to another
 
 
 @dataclass(slots=True)
@@ -57,16 +55,9 @@ class LaneUse:
         return self.moved_bytes / (self.busy_ns / 1e9) if self.busy_ns else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        fields: dict[str, Any] = {
-            "spans": self.num_spans,
-            "busy_s": self.busy_ns / 1e9,
-            "busy_share": self.busy_share,
-            "idle_s": self.idle_ns / 1e9,
-            "waited_s": {what: ns / 1e9 for what, ns in self.waited_ns.items()},
-        }
-        if self.copies:
-            fields |= {"bytes": self.moved_bytes, "bytes_per_s": self.bytes_per_s}
-        return fields
+        fields = {"spans": self.num_spans, **as_json(self, "busy_ns", "busy_share", "idle_ns")}
+        fields["waited_s"] = {what: ns / 1e9 for what, ns in self.waited_ns.items()}
+        return fields | ({"bytes": self.moved_bytes, "bytes_per_s": self.bytes_per_s} if self.copies else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +71,7 @@ class OpUse:
     longest_ns: int
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "op": self.op,
-            "lane": self.lane,
-            "spans": self.num_spans,
-            "total_s": self.total_ns / 1e9,
-            "longest_s": self.longest_ns / 1e9,
-        }
+        return {"spans": self.num_spans, **as_json(self, "op", "lane", "total_ns", "longest_ns")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +98,7 @@ class Summary:
 def summarise(trace: Trace) -> Summary:
     """Go over the spans of a run once. What a lane did and what it waited for add up to the makespan."""
     of_lane: dict[LaneId, list[Span]] = {lane: [] for lane in trace.lanes()}
-    for span in trace.spans:
+    for span in sorted(trace.spans, key=START_END):
         of_lane[span.lane, span.rank].append(span)
     by_id = {span.id: span for span in trace.spans}
     start_ns, end_ns = trace.start_ns, trace.end_ns
@@ -122,19 +107,16 @@ def summarise(trace: Trace) -> Summary:
 
 
 def _lane(lane: LaneId, spans: list[Span], by_id: Mapping[int, Span], start_ns: int, end_ns: int) -> LaneUse:
-    waited: dict[str, float] = {}
-    busy_ns = moved = 0
+    waits: list[tuple[str, float]] = []
     free_at = start_ns
-    for span in sorted(spans, key=lambda span: (span.start_ns, span.end_ns)):
-        busy_ns += span.end_ns - span.start_ns
-        moved += span.bytes
+    for span in spans:
         if span.start_ns > free_at:
-            for what, ns in _waits(span, free_at, by_id):
-                waited[what] = waited.get(what, 0) + ns
+            waits += _waits(span, free_at, by_id)
         free_at = span.end_ns
     if end_ns > free_at:
-        waited[END_OF_RUN] = waited.get(END_OF_RUN, 0) + end_ns - free_at
-    return LaneUse(lane, busy_ns, _largest_first(waited), len(spans), moved)
+        waits.append((END_OF_RUN, end_ns - free_at))
+    busy_ns, moved = sum(span.duration_ns for span in spans), sum(span.bytes for span in spans)
+    return LaneUse(lane, busy_ns, totals(waits), len(spans), moved)
 
 
 def _waits(span: Span, idle_from_ns: int, by_id: Mapping[int, Span]) -> Iterator[tuple[str, int]]:
@@ -152,14 +134,10 @@ def _waits(span: Span, idle_from_ns: int, by_id: Mapping[int, Span]) -> Iterator
 
 
 def _ops(trace: Trace) -> tuple[OpUse, ...]:
-    totals: dict[tuple[str, str], list[int]] = {}
+    found: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for span in trace.spans:
-        total = totals.setdefault((span.op, span.lane), [0, 0, 0])
-        ns = span.end_ns - span.start_ns
-        total[0] += 1
-        total[1] += ns
-        total[2] = max(total[2], ns)
-    uses = [OpUse(op, lane, *total) for (op, lane), total in totals.items()]
+        found[span.op, span.lane].append(span.duration_ns)
+    uses = (OpUse(*where, len(ns), sum(ns), max(ns)) for where, ns in found.items())
     return tuple(sorted(uses, key=lambda use: (-use.total_ns, use.op, use.lane)))
 
 
@@ -172,7 +150,3 @@ def _memory_peaks(trace: Trace) -> dict[str, float]:
                 where = (tier, counter.rank)
                 peaks[where] = max(peaks.get(where, held), held)
     return {f"{tier}:{rank}" if rank > 0 else tier: peak for (tier, rank), peak in peaks.items()}
-
-
-def _largest_first(waited: Mapping[str, float]) -> dict[str, float]:
-    return dict(sorted(waited.items(), key=lambda item: (-item[1], item[0])))

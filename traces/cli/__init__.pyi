@@ -13,7 +13,6 @@ from .options import (
     add_jobs as add_jobs,
     add_json as add_json,
     add_plot as add_plot,
-    check_format as check_format,
     one_of as one_of,
     positive_int as positive_int,
 )
@@ -25,7 +24,6 @@ from .output import (
     writing as writing,
 )
 from .pictures import (
-    COLOURS as COLOURS,
     FINEST as FINEST,
     ROW_ORDER as ROW_ORDER,
     draw_lanes as draw_lanes,

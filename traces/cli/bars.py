@@ -5,11 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-EVERY_S = 30.0
-"""Seconds between two lines where standard error is no terminal."""
-
-REFRESHES_PER_S = 4
-"""Of a bar: few, because what is measured meanwhile shares the cores with it."""
+_EVERY_S = 30.0  # between two lines where standard error is no terminal
+_REFRESHES_PER_S = 4  # few, because what is measured meanwhile shares the cores with the bar
 
 
 class Progress:
@@ -61,10 +58,9 @@ def _lines(shown: Progress) -> Callable[[], None]:
     def tell() -> None:
         nonlocal told
         now = time.monotonic()
-        if now - told >= EVERY_S:
+        if now - told >= _EVERY_S:
             told = now
             sys.stderr.write(f"{shown.doing}: {shown.amount} after {now - started:,.0f} s\n")
-            sys.stderr.flush()
 
     return tell
 
@@ -74,20 +70,12 @@ def _bar(shown: Progress) -> Iterator[None]:
     from rich import progress as rich
     from rich.console import Console
 
-    columns = [
-        rich.TextColumn("{task.description}"),
-        rich.BarColumn(),
-        rich.TextColumn("{task.fields[amount]}"),
-        rich.TimeElapsedColumn(),
-    ]
-    if shown.total is not None:
-        columns.append(rich.TimeRemainingColumn())
+    what, amount = rich.TextColumn("{task.description}"), rich.TextColumn("{task.fields[amount]}")
+    left = [] if shown.total is None else [rich.TimeRemainingColumn()]
+    columns = [what, rich.BarColumn(), amount, rich.TimeElapsedColumn(), *left]
+    out, to_terminal = Console(stderr=True), sys.stdout.isatty()  # rows that go to a file must not land on it
     with rich.Progress(
-        *columns,
-        console=Console(stderr=True),
-        refresh_per_second=REFRESHES_PER_S,
-        transient=True,
-        redirect_stdout=sys.stdout.isatty(),  # otherwise rows that go to a file would land on the terminal
+        *columns, console=out, refresh_per_second=_REFRESHES_PER_S, transient=True, redirect_stdout=to_terminal
     ) as bar:
         task = bar.add_task(shown.doing, total=shown.total, completed=shown.done, amount=shown.amount)
         shown.tell = lambda: bar.update(

@@ -1,20 +1,15 @@
 """What happened in a run, what made it as long as it was, and how two runs differ: three commands on traces."""
 
 import argparse
-from typing import TYPE_CHECKING
+from functools import partial
 
+from traces import analysis, files
 from traces.cli.bars import progress
 from traces.cli.frame import Command, Program
 from traces.cli.options import add_json, positive_int
 from traces.cli.output import deliver
-from traces.errors import InputError
-
-if TYPE_CHECKING:
-    from traces.analysis import CriticalPath
-    from traces.trace import Trace
-
-USUAL_TOP = 10
-"""How many of the longest stretches and gaps of the critical path are shown."""
+from traces.errors import error_prefix
+from traces.trace import Trace
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +20,7 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 def _add_file(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a trace: .json or .json.gz")
     top = "show the N longest stretches and gaps (%(default)s)"
-    parser.add_argument("--top", type=positive_int, default=USUAL_TOP, metavar="N", help=top)
+    parser.add_argument("--top", type=positive_int, default=10, metavar="N", help=top)
     add_json(parser)
 
 
@@ -36,10 +31,9 @@ def _add_pair(parser: argparse.ArgumentParser) -> None:
 
 
 def _summary(args: argparse.Namespace) -> int:
-    from traces.analysis import summarise
     from traces.cli.report import print_summary
 
-    found = {path: summarise(_read(path)) for path in args.files}
+    found = {path: analysis.summarise(_read(path)) for path in args.files}
 
     def show() -> None:
         for path, summary in found.items():
@@ -53,59 +47,36 @@ def _path(args: argparse.Namespace) -> int:
 
     trace = _read(args.file)
     path = _critical_path(args.file, trace)
-    return deliver(
-        args,
-        lambda: {"file": args.file, "metadata": trace.metadata} | path.to_dict(args.top),
-        lambda: print_critical_path(args.file, trace, path, args.top),
-    )
+    head = {"file": args.file, "metadata": trace.metadata}
+    show = partial(print_critical_path, args.file, trace, path, args.top)
+    return deliver(args, lambda: head | path.to_dict(args.top), show)
 
 
 def _diff(args: argparse.Namespace) -> int:
-    from traces.analysis import diff_traces
     from traces.cli.report import print_diff
 
     a, b = _read(args.a), _read(args.b)
-    found = diff_traces(a, b, _critical_path(args.a, a), _critical_path(args.b, b))
-    return deliver(
-        args,
-        lambda: {"files": {"a": args.a, "b": args.b}} | found.to_dict(),
-        lambda: print_diff(args.a, args.b, found),
-    )
+    found = analysis.diff_traces(a, b, _critical_path(args.a, a), _critical_path(args.b, b))
+    head = {"files": {"a": args.a, "b": args.b}}
+    return deliver(args, lambda: head | found.to_dict(), partial(print_diff, args.a, args.b, found))
 
 
-def _read(path: str) -> "Trace":
-    from traces.files import read_trace
-
+def _read(path: str) -> Trace:
     with progress(f"reading {path}"):
-        return read_trace(path)
+        return files.read_trace(path)
 
 
-def _critical_path(path: str, trace: "Trace") -> "CriticalPath":
-    from traces.analysis import find_critical_path
-
-    try:
-        return find_critical_path(trace)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+def _critical_path(path: str, trace: Trace) -> "analysis.CriticalPath":
+    with error_prefix(f"{path}: "):
+        return analysis.find_critical_path(trace)
 
 
-SUMMARY = Command(
-    "summary",
-    "busy and idle time of each lane, and what it waited for",
-    ("run.json.gz", "a.json b.json --json -"),
-    _add_files,
-    _summary,
-)
-CRITICAL_PATH = Command(
-    "critical-path",
-    "the chain of tasks that made the run as long as it was",
-    ("run.json.gz --top 20",),
-    _add_file,
-    _path,
-)
-DIFF = Command(
-    "diff", "two runs task by task, and where the time went", ("measured.json.gz predicted.json.gz",), _add_pair, _diff
-)
+_WAITS = "busy and idle time of each lane, and what it waited for"
+_CHAIN = "the chain of tasks that made the run as long as it was"
+_WHERE = "two runs task by task, and where the time went"
+SUMMARY = Command("summary", _WAITS, ("run.json.gz", "a.json b.json --json -"), _add_files, _summary)
+CRITICAL_PATH = Command("critical-path", _CHAIN, ("run.json.gz --top 20",), _add_file, _path)
+DIFF = Command("diff", _WHERE, ("measured.json.gz predicted.json.gz",), _add_pair, _diff)
 PROGRAM = Program(
     "python -m traces",
     "Read the trace of a run, simulated or real, or a PyTorch profile of the engine.",

@@ -20,24 +20,18 @@ class Command:
     """One command: what it is called, what it takes and what it does."""
 
     name: str
-    summary: str
-    """What it does, in a phrase: 'simulate schedules side by side'."""
-    examples: tuple[str, ...]
-    """Arguments that a user may give: '--schedules cgopipe --plot compare.png'."""
+    summary: str  # what it does, in a phrase: 'simulate schedules side by side'
+    examples: tuple[str, ...]  # arguments that a user may give: '--schedules cgopipe --plot compare.png'
     add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
-    """Does it, and returns the exit code; it imports what is heavy."""
-    needs: str = ""
-    """The optional dependencies without which it does not work: 'engine'."""
-    interrupted: str = "interrupted"
-    """What a user reads after Ctrl-C."""
+    run: Callable[[argparse.Namespace], int]  # does it, and returns the exit code; it imports what is heavy
+    needs: str = ""  # the optional dependencies without which it does not work: 'engine'
+    interrupted: str = "interrupted"  # what a user reads after Ctrl-C
 
     def __call__(self, args: argparse.Namespace) -> int:
         try:
             return self.run(args)
         except KeyboardInterrupt:
-            sys.stderr.write(f"{self.interrupted}\n")
-            return INTERRUPTED
+            raise KeyboardInterrupt(self.interrupted) from None
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
             if not self.needs or not missing or find_spec(missing) is not None:
@@ -52,8 +46,7 @@ class Program:
 
     prog: str
     summary: str
-    commands: "Mapping[str, str | Program]"
-    """Where each command is, 'sim.comparison.command:COMMAND', or commands under a second name."""
+    commands: "Mapping[str, str | Program]"  # where each is, 'sim.sweep.command:COMMAND', or those of a second name
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run one command; returns its exit code."""
@@ -123,8 +116,8 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> 
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         sys.stderr.write(f"error: {error}{notes}\n")
         return USAGE_ERROR
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+    except KeyboardInterrupt as error:
+        sys.stderr.write(f"{str(error) or 'interrupted'}\n")
         return INTERRUPTED
     except (BrokenPipeError, SystemExit) as error:  # rich ends the program where a pipe is broken
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):

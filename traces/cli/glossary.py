@@ -5,19 +5,19 @@
 
 import re
 import sys
-import tomllib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-UNSAID = "Plain words"
-"""The chapter whose words the document explains, but no legend."""
+from traces.files import read_toml
+
+UNSAID = "Plain words"  # the chapter whose words the document explains, but no legend
 
 
 @cache
 def chapters() -> dict[str, dict[str, str]]:
     """Words and their meanings by chapter; a meaning is a phrase, as in `{"H2D": "copies from host to device"}`."""
-    return tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+    return read_toml(Path(__file__).with_suffix(".toml"))
 
 
 def legend(shown: str) -> dict[str, dict[str, str]]:

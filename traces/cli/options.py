@@ -5,10 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from traces.errors import InputError, nearest
+from traces.errors import nearest
 
-FORMATS = (".png", ".svg", ".pdf")
-"""What pictures are drawn into."""
+FORMATS = (".png", ".svg", ".pdf")  # what pictures are drawn into
 
 
 def positive_int(text: str) -> int:
@@ -48,15 +47,7 @@ def add_jobs(parser: Any, what: str = "processes (default: one per core)") -> No
     parser.add_argument("--jobs", type=positive_int, metavar="N", help=what)
 
 
-def check_format(path: str) -> None:
-    """Raise InputError if the name of a picture has no suffix that can be drawn."""
-    if Path(path).suffix.lower() not in FORMATS:
-        raise InputError(f"--plot: {path!r} is not a picture; its name must end in {', '.join(FORMATS)}")
-
-
 def _picture(path: str) -> str:
-    try:
-        check_format(path)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error).removeprefix("--plot: ")) from None
+    if Path(path).suffix.lower() not in FORMATS:
+        raise argparse.ArgumentTypeError(f"{path!r} is not a picture; its name must end in {', '.join(FORMATS)}")
     return path

@@ -9,8 +9,7 @@ from typing import Any
 
 from traces.errors import InputError
 
-SCHEMA = 1
-"""Version of the JSON that commands write. It grows when a field goes or means something else."""
+SCHEMA = 1  # of the JSON that commands write; it grows when a field goes or means something else
 
 File = tuple[str | Path | None, Callable[[str], object]]
 """Where something is to be written, if it is, and what writes it there."""

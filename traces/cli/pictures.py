@@ -2,41 +2,25 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from traces.cli.options import check_format
+from traces.files import read_toml
 
-COLOURS = {
-    "PreAttn": "#8ecae6",
-    "Attn": "#e76f51",
-    "PostAttn": "#1d6fa5",
-    "OutProj": "#5fa8d3",
-    "Experts": "#1d6fa5",
-    "Head": "#264653",
-    "OffloadQKV": "#b56576",
-    "LoadHidden": "#7b2cbf",
-    "StoreHidden": "#c8b6ff",
-    "LoadWeights": "#f4a261",
-    "LoadWeightsPageable": "#bc6c25",
-    "LoadKV": "#2a9d8f",
-    "StoreKV": "#95d5b2",
-    "PinWeights": "#e9c46a",
-    "AllReduce": "#6c757d",
-}
-OTHER = "#333333"
+OTHER = "#333333"  # the colour of an op that has none of its own
+ROW_ORDER = ("GPU", "CPU", "H2D", "D2H", "PIN", "DISK", "NET")  # lanes from top to bottom
+FINEST = 1 / 1500  # of the picture's width is the least that a bar takes, so that it is seen
+EDGED = 5  # times as wide as the finest are bars that have a white edge, which would hide a narrower one
 
-ROW_ORDER = ("GPU", "CPU", "H2D", "D2H", "PIN", "DISK", "NET")
-"""Lanes from top to bottom."""
 
-FINEST = 1 / 1500
-"""Share of the picture's width that is the least a bar takes, so that it is seen."""
-
-EDGED = 5
-"""Bars that are so many times as wide as the finest have a white edge, which would hide a narrower one."""
+@cache
+def colours() -> dict[str, str]:
+    """The colour of each op."""
+    return read_toml(Path(__file__).with_name("colours.toml"))
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -45,8 +29,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: str | Path, dpi: int = 130) -> None:
-    """Write a .png, .svg or .pdf file. Raises InputError for another format, OSError if it cannot be written."""
-    check_format(str(path))
+    """Write a .png, .svg or .pdf file. Raises ValueError for no such format, OSError if it cannot be written."""
     figure.savefig(path, dpi=dpi)
 
 
@@ -64,7 +47,7 @@ def draw_lanes(ax: Axes, kinds: Sequence[str], bars: Iterable[tuple[str, str, fl
     for (lane, op), spans in found.items():
         edges = [0.4 if long > EDGED * finest else 0.0 for _, long in spans]
         row = (kinds.index(lane) - 0.4, 0.8)
-        ax.broken_barh(spans, row, facecolors=COLOURS.get(op, OTHER), edgecolor="white", linewidths=edges)
+        ax.broken_barh(spans, row, facecolors=colours().get(op, OTHER), edgecolor="white", linewidths=edges)
     ax.set(xlim=(0, length), ylim=(len(kinds) - 0.5, -0.5))
     ax.set_yticks(range(len(kinds)), kinds)
     ax.tick_params(labelsize=8)
@@ -74,5 +57,5 @@ def draw_lanes(ax: Axes, kinds: Sequence[str], bars: Iterable[tuple[str, str, fl
 def name_ops(figure: Figure, used: Iterable[str]) -> None:
     """Say below the picture which colour is which op."""
     shown = set(used)
-    marks = [Patch(color=colour, label=op) for op, colour in COLOURS.items() if op in shown]
+    marks = [Patch(color=colour, label=op) for op, colour in colours().items() if op in shown]
     figure.legend(handles=marks, loc="outside lower center", ncols=min(len(marks), 6), frameon=False)

@@ -1,19 +1,16 @@
 """What `python -m traces` tells a person."""
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from rich.markup import escape
 
-from traces.analysis import NAMED, Account, CriticalPath, Diff, LaneUse, OpChange, Stretch, Summary, by_op
+from traces.analysis import NAMED, Account, CriticalPath, Diff, LaneUse, OpChange, Stretch, Summary, count_by_op
 from traces.cli.tables import PROSE, TEXT, Columns, Report
 from traces.trace import NONE, Span, Trace, lane_name
 
-WAITS_SHOWN = 3
-"""What a lane waited for, at most, in the table of lanes."""
-
+_WAITS_SHOWN = 3  # of what a lane waited for, in the table of lanes
 _FACTS = ("schedule", "model", "hardware", "device", "policy")
 
 
@@ -38,17 +35,14 @@ def print_critical_path(path: str, trace: Trace, chain: CriticalPath, top: int) 
     out = Report()
     _print_head(out, path, trace.metadata, trace.makespan_ns)
     out.say(
-        f"Critical path: {len(chain.spans):,} of {_count(len(trace.spans), 'task')}. Gaps, in which none of them ran: "
+        f"Critical path: {len(chain.spans):,} of {_count(len(trace.spans))}. Gaps, in which none of them ran: "
         f"{len(chain.gaps):,}, {_time(chain.gaps_ns)} ({chain.gap_share:.1%}) in all."
     )
     share = partial(_share, makespan_ns=trace.makespan_ns)
-    lane_gaps_ns = Counter[str]()
-    for gap in chain.gaps:
-        lane_gaps_ns[gap.before.lane] += gap.duration_ns
-    ways = {"by op": (chain.ns_by_op(), chain.gap_ns_by_op()), "by lane": (chain.ns_by_lane(), lane_gaps_ns)}
-    for title, (path_ns, gaps_ns) in ways.items():
-        rows = [*((name, ns, ns, gaps_ns.get(name, 0)) for name, ns in path_ns.items())]
-        shares: Columns = {title: TEXT, "on the path": _time, "share of the run": share, "gaps before it": _time}
+    for what in ("op", "lane"):
+        gaps_ns = chain.gap_ns_by(what)
+        rows = [(name, ns, ns, gaps_ns.get(name, 0)) for name, ns in chain.ns_by(what).items()]
+        shares: Columns = {f"by {what}": TEXT, "on the path": _time, "share of the run": share, "gaps before it": _time}
         out.table(shares, [*rows, ("gaps", chain.gaps_ns, chain.gaps_ns, None)])
     columns: Columns = {"longest stretches on one lane": PROSE, "lane": TEXT, "tasks": ",", "from": _time}
     stretches = (_stretch(one, trace.start_ns) for one in chain.stretches()[:top])
@@ -69,9 +63,8 @@ def print_diff(path_a: str, path_b: str, found: Diff) -> None:
     out.table({**columns, "mean |error|": ".1%", "bias": "+.1%"}, map(_op, found.ops), keys=2)
     shares = [partial(_share, makespan_ns=ns) for ns in (a_ns, b_ns)]
     lanes = ((lane_name(lane), a, a, b, b, b - a) for lane, (a, b) in found.busy_ns.items())
-    out.table(
-        {"lane": TEXT, "busy A": _time, "of A": shares[0], "busy B": _time, "of B": shares[1], "B − A": _signed}, lanes
-    )
+    busy: Columns = {"lane": TEXT, "busy A": _time, "of A": shares[0], "busy B": _time, "of B": shares[1]}
+    out.table({**busy, "B − A": _signed}, lanes)
     out.say(_only("A", found.alignment.only_a), _only("B", found.alignment.only_b))
 
 
@@ -93,7 +86,7 @@ def _fact(value: Any) -> str:
 
 
 def _lane(use: LaneUse) -> tuple[Any, ...]:
-    shown = list(use.waited_ns.items())[:WAITS_SHOWN]
+    shown = list(use.waited_ns.items())[:_WAITS_SHOWN]
     rest_ns = sum(use.waited_ns.values()) - sum(ns for _, ns in shown)
     waits = [f"{what} {_time(ns)}" for what, ns in [*shown, ("other", rest_ns)] if ns]
     moved = (use.moved_bytes, use.bytes_per_s) if use.copies else (None, None)
@@ -101,55 +94,52 @@ def _lane(use: LaneUse) -> tuple[Any, ...]:
 
 
 def _stretch(one: Stretch, start_ns: int) -> tuple[Any, ...]:
-    first = one.first
-    tasks = f"{_task(first)} to {_task(one.last)}" if len(one.spans) > 1 else _task(first)
+    first = one.spans[0]
+    tasks = f"{_task(first)} to {_task(one.spans[-1])}" if len(one.spans) > 1 else _task(first)
     times = (first.start_ns - start_ns, one.on_path_ns, one.on_path_ns)
     return tasks, lane_name((first.lane, first.rank)), len(one.spans), *times, next(iter(one.ns_by_op))
 
 
 def _op(one: OpChange) -> tuple[Any, ...]:
     lanes = " → ".join(dict.fromkeys((one.lane_a, one.lane_b)))
-    return one.op, lanes, one.pairs, one.a_ns, one.b_ns, one.b_ns - one.a_ns, one.mean_abs_error, one.bias
+    return one.op, lanes, one.tasks, one.a_ns, one.b_ns, one.change_ns, one.mean_abs_error, one.bias
 
 
 def _account(account: Account) -> Iterator[tuple[Any, ...]]:
-    for part in account.paths:
-        yield part.op, part.lane, part.a_ns, part.b_ns, part.change_ns, part.same_ns, part.joined_ns, -part.left_ns
-    yield "gaps", "", account.a_gaps_ns, account.b_gaps_ns, account.gaps_ns, None, None, None
-    a_ns, b_ns = sum(part.a_ns for part in account.paths), sum(part.b_ns for part in account.paths)
-    yield "sum", "", a_ns + account.a_gaps_ns, b_ns + account.b_gaps_ns, account.total_ns, None, None, None
+    parts = (*account.paths, account.gaps)
+    for part in parts:
+        split = (part.same_tasks_ns, part.joined_path_ns, -part.left_path_ns) if part.lane else (None, None, None)
+        yield part.op, part.lane, part.a_ns, part.b_ns, part.change_ns, *split
+    a_ns, b_ns = sum(part.a_ns for part in parts), sum(part.b_ns for part in parts)
+    yield "sum", "", a_ns, b_ns, account.total_ns, None, None, None
 
 
 def _in_a_sentence(account: Account) -> str:
-    same_ns = sum(part.same_ns for part in account.paths)
-    moved_ns = sum(part.joined_ns - part.left_ns for part in account.paths)
+    same_ns = sum(part.same_tasks_ns for part in account.paths)
+    moved_ns = sum(part.joined_path_ns - part.left_path_ns for part in account.paths)
     return (
         f"On the critical paths: tasks on both {_signed(same_ns)}, other tasks instead {_signed(moved_ns)}, "
-        f"gaps {_signed(account.gaps_ns)}."
+        f"gaps {_signed(account.gaps.change_ns)}."
     )
 
 
 def _only(name: str, spans: list[Span]) -> str:
     if not spans:
         return f"Only in {name}: no task."
-    counts = ", ".join(f"{len(found):,} {op}" for op, found in by_op(spans).items())
+    counts = ", ".join(f"{number:,} {op}" for op, number in count_by_op(spans).items())
     named = "; ".join(_task(span) for span in spans[:NAMED])
     total_ns = sum(span.duration_ns for span in spans)
-    return escape(f"Only in {name}: {_count(len(spans), 'task')}, {_time(total_ns)}: {counts}. First: {named}.")
+    return escape(f"Only in {name}: {_count(len(spans))}, {_time(total_ns)}: {counts}. First: {named}.")
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+def _count(tasks: int) -> str:
+    return f"{tasks:,} task{'s' if tasks != 1 else ''}"
 
 
 def _task(span: Span) -> str:
-    return " ".join((span.op, *_coordinates(span)))
-
-
-def _coordinates(span: Span) -> list[str]:
-    """Step, layer, micro-batch and page, as slices in a viewer are named: `s1 L3 m2 p0`."""
-    places = (("s", span.step), ("L", span.layer), ("m", span.micro_batch), ("p", span.page))
-    return [f"{letter}{number}" for letter, number in places if number != NONE]
+    """Op, step, layer, micro-batch and page, as slices in a viewer are named: `PostAttn s1 L3 m2 p0`."""
+    places = zip("sLmp", (span.step, span.layer, span.micro_batch, span.page), strict=True)
+    return " ".join((span.op, *(f"{letter}{number}" for letter, number in places if number != NONE)))
 
 
 def _time(ns: float) -> str:

@@ -17,20 +17,11 @@ from rich.text import Text
 
 from traces.cli.glossary import legend
 
-PLAIN_WIDTH = 100
-"""Columns where the output is no terminal and COLUMNS is not set."""
-
-TEXT = ""
-"""How a column of names is written: they never break."""
-
-PROSE = "prose"
-"""How a column of sentences is written: they may go on in the next line."""
-
-LEAST_PROSE = 26
-"""Columns of the window that prose gets at least; with fewer it stands in a table of its own below."""
-
-GAP = 2
-"""Spaces between columns."""
+TEXT = ""  # how a column of names is written: they never break
+PROSE = "prose"  # how a column of sentences is written: they may go on in the next line
+_PLAIN_WIDTH = 100  # of an output that is no terminal, where COLUMNS is not set
+_LEAST_PROSE = 26  # the width that prose gets at least; with less it stands in a table of its own below
+_GAP = 2  # spaces between columns
 
 Form = str | Callable[[Any], str]
 """How a column is written: TEXT, PROSE, or numbers by a format such as `",.2f"`, `">"` as they are, or a function."""
@@ -40,10 +31,10 @@ Columns = Mapping[str, Form]
 
 
 def console() -> Console:
-    """Standard output, as wide as the terminal, or COLUMNS says, or else PLAIN_WIDTH."""
+    """Standard output, as wide as the terminal, or COLUMNS says, or else 100 columns."""
     out = Console(highlight=False)
     known = out.is_terminal or os.environ.get("COLUMNS", "").isdigit()
-    return out if known else Console(width=PLAIN_WIDTH, highlight=False)
+    return out if known else Console(width=_PLAIN_WIDTH, highlight=False)
 
 
 class Report:
@@ -120,7 +111,7 @@ class _Column:
         """The width in which no word breaks."""
         prose = self.how == PROSE
         pieces = [*self.heading.split(), *(word for cell in self.cells for word in (cell.split() if prose else [cell]))]
-        return max(*map(len, pieces), min(LEAST_PROSE, self.full) if prose else 0)
+        return max(*map(len, pieces), min(_LEAST_PROSE, self.full) if prose else 0)
 
     @property
     def full(self) -> int:
@@ -144,14 +135,14 @@ def _blocks(groups: Sequence[Sequence[_Column]], num_keys: int, width: int) -> I
 
 def _room(block: Sequence[_Column], width: int) -> int:
     """What is left of the width when each column has its least."""
-    return width - sum(column.least for column in block) - GAP * (len(block) - 1)
+    return width - sum(column.least for column in block) - _GAP * (len(block) - 1)
 
 
 def _drawn(block: Sequence[_Column], width: int) -> Table:
     """The table; words of prose that are longer than any room for them are all that is ever broken."""
     room = _room(block, width)
     fits = sum(column.full - column.least for column in block) <= room
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))
     for column in block:
         more = min(room, column.full - column.least) if fits or column.how == PROSE else 0
         room -= more

@@ -6,7 +6,7 @@ from msgspec import Raw, Struct, ValidationError
 from msgspec.json import Decoder
 
 from traces.errors import InputError
-from traces.files.document import SCHEMA, SECTION, Document, take_each
+from traces.files.document import SCHEMA, SECTION, Document, nanoseconds, take_each
 from traces.trace import HOST_LANES, NONE, Counter, LaneId, Span, Trace
 
 
@@ -96,7 +96,7 @@ class _Events:
             self.spans.append(self._span(event))
         elif type(event) is _Sample:
             rank = NONE if event.pid == self._host_pid else event.pid
-            self.counters.append(Counter(event.name, _ns(event.ts), event.args, rank))
+            self.counters.append(Counter(event.name, nanoseconds(event.ts), event.args, rank))
         elif type(event) is _Name and event.name == "thread_name":
             self._lanes[event.pid, event.tid] = _lane(event.args.name, event.pid)
 
@@ -104,16 +104,12 @@ class _Events:
         lane = self._lanes.get((event.pid, event.tid))
         if lane is None:
             raise ValueError("its thread has no name")
-        args, word, start_ns = event.args, self._words.setdefault, _ns(event.ts)
+        args, word, start_ns = event.args, self._words.setdefault, nanoseconds(event.ts)
         return Span(
             args.id, word(args.op, args.op), *lane, args.step, args.layer, args.micro_batch, args.page,
-            start_ns, start_ns + _ns(event.dur), args.bytes, args.flops,
+            start_ns, start_ns + nanoseconds(event.dur), args.bytes, args.flops,
             word(args.bound, args.bound), word(args.waited_for, args.waited_for), args.cause,
         )  # fmt: skip
-
-
-def _ns(microseconds: float) -> int:
-    return round(microseconds * 1000)
 
 
 def _lane(thread_name: str, pid: int) -> LaneId:

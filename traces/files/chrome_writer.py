@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 from traces.analysis import find_critical_path
 from traces.errors import InputError
-from traces.files.atomic import appearing
 from traces.files.document import EVENTS, SCHEMA, SECTION
+from traces.files.text_files import appearing
 from traces.trace import DEVICE_LANES, HOST_LANES, NONE, LaneId, Span, Trace, lane_name
 
 _CATEGORY = {"GPU": "kernel", "NET": "kernel", "H2D": "gpu_memcpy", "D2H": "gpu_memcpy"}
@@ -49,12 +49,8 @@ def write_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
     except OSError as error:
         raise InputError(f"{target}: cannot be written: {error.strerror or error}") from error
     except UnicodeEncodeError as error:
-        raise InputError(
-            f"{target}: cannot be written: {error.object[error.start :][:9]!r} in it is no text"
-        ) from error
-
-
-# Layout: which process and thread a lane is.
+        wrong = error.object[error.start :][:9]
+        raise InputError(f"{target}: cannot be written: {wrong!r} in it is no text") from error
 
 
 class _Track(NamedTuple):
@@ -64,10 +60,6 @@ class _Track(NamedTuple):
     tid: int
 
 
-def _tracks(trace: Trace, host_pid: int) -> dict[LaneId, _Track]:
-    return {lane: _track(lane, host_pid) for lane in trace.lanes()}
-
-
 def _track(lane: LaneId, host_pid: int) -> _Track:
     kind, rank = lane
     if kind in DEVICE_LANES:
@@ -75,17 +67,10 @@ def _track(lane: LaneId, host_pid: int) -> _Track:
     return _Track(pid=host_pid, tid=_FIRST_TID + HOST_LANES.index(kind) + rank * len(HOST_LANES))
 
 
-def _devices(trace: Trace) -> list[int]:
-    """The ranks that have a lane or a counter."""
-    ranks = {rank for kind, rank in trace.lanes() if kind in DEVICE_LANES}
-    return sorted(ranks | {counter.rank for counter in trace.counters if counter.rank != NONE})
-
-
-# Writing: one event a line.
-
-
 def _lines(trace: Trace) -> Iterator[str]:
-    devices = _devices(trace)
+    """The file, one event a line."""
+    ranks = {rank for kind, rank in trace.lanes() if kind in DEVICE_LANES}
+    devices = sorted(ranks | {counter.rank for counter in trace.counters if counter.rank != NONE})
     host_pid = 1 + max(devices, default=NONE)  # a device's pid is its rank
     hardware = trace.metadata.get("hardware", "unknown")
     name = hardware.get("name", "unknown") if isinstance(hardware, dict) else hardware
@@ -100,15 +85,15 @@ def _lines(trace: Trace) -> Iterator[str]:
     for key, value in head.items():
         yield f"{quoted(key)}: {_json(value)},\n"
     yield f"{quoted(EVENTS)}: [\n"
-    comma = ""
-    for event in _events(trace, host_pid):
-        yield comma + event
-        comma = ",\n"
+    events = _events(trace, host_pid)
+    yield next(events, "")
+    for event in events:
+        yield f",\n{event}"
     yield "\n]\n}\n"
 
 
 def _events(trace: Trace, host_pid: int) -> Iterator[str]:
-    tracks = _tracks(trace, host_pid)
+    tracks = {lane: _track(lane, host_pid) for lane in trace.lanes()}
     yield from _names(trace, tracks, host_pid)
     yield from _slices(trace.spans, tracks)
     for counter in trace.counters:
@@ -162,11 +147,10 @@ def _name(span: Span) -> str:
 
 def _profiler_args(span: Span, tracks: dict[LaneId, _Track]) -> str:
     """What the PyTorch profiler says of work on a device."""
-    kind, rank = span.lane, span.rank
-    if kind in HOST_LANES:
+    if span.lane in HOST_LANES:
         return ""
-    args = f',"device":{rank},"stream":{tracks[kind, rank].tid},"correlation":{span.id}'
-    if _CATEGORY[kind] != "gpu_memcpy":
+    args = f',"device":{span.rank},"stream":{tracks[span.lane, span.rank].tid},"correlation":{span.id}'
+    if _CATEGORY[span.lane] != "gpu_memcpy":
         return args
     rate = span.bytes / span.duration_ns if span.duration_ns else '"N/A"'  # bytes a nanosecond are gigabytes a second
     return f'{args},"memory bandwidth (GB/s)":{rate}'

@@ -13,9 +13,7 @@ SECTION = "cgopipe"
 """The top-level member that holds our metadata, and tells our files from others'."""
 
 EVENTS = "traceEvents"
-
-EVENT_SHOWN = 120
-"""Characters of an event that are shown if something is wrong with it."""
+_SHOWN = 120  # characters of an event that something is wrong with
 
 
 class Document(Struct, rename={"section": SECTION, "events": EVENTS}):
@@ -25,6 +23,11 @@ class Document(Struct, rename={"section": SECTION, "events": EVENTS}):
     events: list[Raw] = []
 
 
+def nanoseconds(microseconds: float) -> int:
+    """A time of the file, whose unit is the Trace Event Format's."""
+    return round(microseconds * 1000)
+
+
 def take_each(events: list[Raw], take: Callable[[Raw], None]) -> None:
     """Hand over one event after the other; what is wrong with one becomes an InputError that shows it."""
     for event in events:
@@ -32,5 +35,5 @@ def take_each(events: list[Raw], take: Callable[[Raw], None]) -> None:
             take(event)
         except (ValueError, OverflowError) as error:  # msgspec's errors are ValueErrors
             text = bytes(event).decode(errors="replace")
-            shown = text if len(text) <= EVENT_SHOWN else f"{text[:EVENT_SHOWN]}…"
+            shown = text[:_SHOWN] + ("…" if len(text) > _SHOWN else "")
             raise InputError(f"its event {' '.join(shown.split())} is malformed: {error}") from error

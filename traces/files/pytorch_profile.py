@@ -14,7 +14,7 @@ import re
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import NamedTuple
 
 from msgspec import Raw, Struct
@@ -22,16 +22,13 @@ from msgspec.json import Decoder
 
 from traces.analysis import DEPENDENCY, cause_of
 from traces.errors import InputError
-from traces.files.document import Document, take_each
+from traces.files.document import Document, nanoseconds, take_each
 from traces.trace import DEVICE_LANES, NONE, Key, LaneId, Span, Trace
 
-PREFIX = "cgopipe::"
-"""What the names of the engine's ranges begin with."""
-
+PREFIX = "cgopipe::"  # of the names of the engine's ranges
 HOW_TO_PROFILE = (
     "run engine.run inside torch.profiler.profile(experimental_config=_ExperimentalConfig(profile_all_threads=True))"
 )
-
 _BATCH = re.compile(rf"{PREFIX}batch of (.+)")
 _TASK = re.compile(
     rf"{PREFIX}(\S+) s=(-?\d+) l=(-?\d+) m=(-?\d+) p=(-?\d+) lane=(\w+) rank=(\d+) id=(\d+) deps=([\d,]*)"
@@ -103,22 +100,12 @@ class _DeviceWork(Struct):
 
 
 _decode_kind = Decoder(_Kind).decode
-_decode_launch, _decode_device_work = Decoder(_Launch).decode, Decoder(_DeviceWork).decode
 _DECODE: dict[str, Callable[[Raw], _Range | _Launch | _DeviceWork]] = {
     "user_annotation": Decoder(_Range).decode,
-    "cuda_runtime": _decode_launch,
-    "cuda_driver": _decode_launch,
-    "kernel": _decode_device_work,
-    "gpu_memcpy": _decode_device_work,
-    "gpu_memset": _decode_device_work,
+    **dict.fromkeys(("cuda_runtime", "cuda_driver"), Decoder(_Launch).decode),
+    **dict.fromkeys(("kernel", "gpu_memcpy", "gpu_memset"), Decoder(_DeviceWork).decode),
 }
 """How to read a complete event of each category that matters."""
-
-
-class _Batch(NamedTuple):
-    start_ns: int
-    end_ns: int
-    origin: str
 
 
 class _Task(NamedTuple):
@@ -133,19 +120,13 @@ class _Task(NamedTuple):
     end_ns: int
 
 
-class _Ended(NamedTuple):
-    time_ns: int
-    id: int
-    num_bytes: int
-
-
 class _Profile:
     """What one file holds, as far as it concerns the engine."""
 
     def __init__(self) -> None:
-        self._batches: list[_Batch] = []
+        self._batches: list[tuple[int, int, str]] = []  # start, end, origin
         self._tasks: list[_Task] = []
-        self._ended: list[_Ended] = []
+        self._ended: list[tuple[int, int, int]] = []  # time, id, bytes
         self._launches: dict[int, tuple[_Thread, int]] = {}  # correlation -> thread, time
         self._device_work: list[tuple[int, int, int]] = []  # correlation, start, end
 
@@ -157,7 +138,7 @@ class _Profile:
             case _Range() as event if event.name.startswith(PREFIX):
                 self._take_range(event)
             case _Launch() as event:
-                self._launches[event.args.correlation] = ((event.pid, event.tid), _ns(event.ts))
+                self._launches[event.args.correlation] = ((event.pid, event.tid), nanoseconds(event.ts))
             case _DeviceWork() as event:
                 self._device_work.append((event.args.correlation, *_interval(event)))
 
@@ -169,9 +150,9 @@ class _Profile:
             waits = tuple(map(int, deps.split(","))) if deps else ()
             self._tasks.append(_Task(int(id_), key, lane, waits, (event.pid, event.tid), start_ns, end_ns))
         elif found := _ENDED.fullmatch(event.name):
-            self._ended.append(_Ended(start_ns, int(found[1]), int(found[2])))
+            self._ended.append((start_ns, int(found[1]), int(found[2])))
         elif found := _BATCH.fullmatch(event.name):
-            self._batches.append(_Batch(start_ns, end_ns, found[1]))
+            self._batches.append((start_ns, end_ns, found[1]))
         else:
             raise ValueError("a range that this version does not know")
 
@@ -181,36 +162,34 @@ class _Profile:
                 f"it is neither a trace of this project nor a PyTorch profile of a run of the engine, whose ranges are "
                 f"named {PREFIX}…; for such a profile {HOW_TO_PROFILE}"
             )
-        batch = min(self._batches)
-        moved = {one.id: one.num_bytes for one in self._ended if batch.start_ns <= one.time_ns <= batch.end_ns}
-        tasks = [task for task in self._tasks if batch.start_ns <= task.start_ns <= batch.end_ns and task.id in moved]
+        begin_ns, end_ns, origin = min(self._batches)
+        moved = {id_: num_bytes for time_ns, id_, num_bytes in self._ended if begin_ns <= time_ns <= end_ns}
+        tasks = [task for task in self._tasks if begin_ns <= task.start_ns <= end_ns and task.id in moved]
         if not tasks:
             raise InputError(f"it is a PyTorch profile that holds a batch but none of its tasks: {HOW_TO_PROFILE}")
         tasks.sort(key=attrgetter("id"))
-        on_gpu = batch.origin.startswith("real GPU")
-        times = self._device_times(tasks) if on_gpu else {task.id: (task.start_ns, task.end_ns) for task in tasks}
+        times = {task.id: (task.start_ns, task.end_ns) for task in tasks}
+        if origin.startswith("real GPU"):
+            times |= self._device_times(tasks)
         times, clipped_ns = _one_after_another(tasks, times)
-        metadata = {"origin": batch.origin, "source": "PyTorch profiler", "batches": len(self._batches)}
+        metadata = {"origin": origin, "source": "PyTorch profiler", "batches": len(self._batches)}
         if clipped_ns:
             metadata["clipped_ns"] = clipped_ns
         return Trace(metadata, list(_spans(tasks, times, moved)))
 
     def _device_times(self, tasks: list[_Task]) -> dict[int, tuple[int, int]]:
-        """When each task really ran: on a device's lane, when what it launched did."""
+        """When each task on a device's lane really ran: from the first to the last of what it launched."""
         work = self._work_of(tasks)
         if not work:
             raise InputError("it holds no work of the GPU: profile with ProfilerActivity.CUDA among the activities")
         times = {}
         for task in tasks:
-            if task.lane not in DEVICE_LANES:
-                times[task.id] = (task.start_ns, task.end_ns)
-            elif task.id in work:
-                times[task.id] = (min(map(itemgetter(0), work[task.id])), max(map(itemgetter(1), work[task.id])))
-            else:
-                times[task.id] = (task.end_ns, task.end_ns)  # it launched nothing
+            if task.lane in DEVICE_LANES:  # where it launched nothing, the end of its range
+                starts_ns, ends_ns = zip(*(work[task.id] or [(task.end_ns, task.end_ns)]), strict=True)
+                times[task.id] = (min(starts_ns), max(ends_ns))
         return times
 
-    def _work_of(self, tasks: list[_Task]) -> dict[int, list[tuple[int, int]]]:
+    def _work_of(self, tasks: list[_Task]) -> defaultdict[int, list[tuple[int, int]]]:
         """The intervals of device work by the task whose range its launch lies in."""
         ranges: defaultdict[_Thread, list[_Task]] = defaultdict(list)
         for task in sorted(tasks, key=attrgetter("start_ns")):
@@ -244,7 +223,7 @@ def _one_after_another(tasks: list[_Task], times: dict[int, tuple[int, int]]) ->
 
 
 def _spans(tasks: list[_Task], times: dict[int, tuple[int, int]], moved: dict[int, int]) -> Iterator[Span]:
-    first_ns = min(start_ns for start_ns, _ in times.values())
+    first_ns, _ = min(times.values())
     ends_ns = {id_: end_ns for id_, (_, end_ns) in times.items()}
     before: dict[LaneId, int] = {}
     for task in tasks:
@@ -260,10 +239,6 @@ def _spans(tasks: list[_Task], times: dict[int, tuple[int, int]], moved: dict[in
         )  # fmt: skip
 
 
-def _ns(microseconds: float) -> int:
-    return round(microseconds * 1000)
-
-
 def _interval(event: _Range | _DeviceWork) -> tuple[int, int]:
-    start_ns = _ns(event.ts)
-    return start_ns, start_ns + _ns(event.dur)
+    start_ns = nanoseconds(event.ts)
+    return start_ns, start_ns + nanoseconds(event.dur)

@@ -1,8 +1,10 @@
-"""Reads what users write: texts, JSON and TOML, with errors of one line that name the file and the line."""
+"""Texts, JSON and TOML that users write, with errors of one line; and files that are there whole or not at all."""
 
 import json
+import os
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +51,15 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: is not TOML: {error}") from None
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A name to write under, which becomes `path` when all is written; after a failure nothing is left of it."""
+    hidden = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
+    try:
+        yield hidden
+        hidden.replace(path)
+    finally:
+        with suppress(OSError):
+            hidden.unlink()

@@ -78,11 +78,9 @@ def predict_row(row: Row, machines: Machines | None = None) -> Predicted:
     )
 
 
-def predict_all(
-    rows: Sequence[Row], machines: Machines | None = None, jobs: int | None = None, bar: str = ""
-) -> list[Predicted]:
-    """Predictions in the order of the rows; `jobs` processes share the work, and a terminal shows `bar`."""
-    return list(in_processes(partial(predict_row, machines=machines), rows, jobs, bar))
+def predict_all(rows: Sequence[Row], machines: Machines | None = None, jobs: int | None = None) -> list[Predicted]:
+    """Predictions in the order of the rows; `jobs` processes share the work."""
+    return list(in_processes(partial(predict_row, machines=machines), rows, jobs))
 
 
 def mean_absolute_error(predictions: Iterable[Predicted]) -> float | None:

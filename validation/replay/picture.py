@@ -34,7 +34,7 @@ class Window:
 
 
 def draw(result: Replay, path: str) -> None:
-    """Draw into a .png, .svg or .pdf file. Raises InputError for another format, OSError if it cannot be written.
+    """Draw into a .png, .svg or .pdf file. Raises ValueError for another format, OSError if it cannot be written.
 
     Without a machine to predict for, the lower timeline is that of layer 1.
     """
