@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from itertools import product
 from typing import Any
 
-from sim.problem import UNITS, Dimension, Hardware, Policy
+from sim.problem import Dimension, Hardware, Policy
 from sim.schedule import Place
 from traces.errors import InputError, nearest
 
@@ -118,7 +118,7 @@ def _scale(name: str, unit: str | None, hardware: Hardware) -> float:
             f"--axis {name}: {hardware.name} has no such number{_nearest(name, known)}; "
             f"`python -m sim list {hardware.name}` shows them"
         ) from None
-    units = next(UNITS[dimension] for dimension in Dimension if own.unit in UNITS[dimension])
+    units = next(dimension.units for dimension in Dimension if own.unit in dimension.units)
     if unit is not None and unit not in units:
         raise InputError(f"--axis {name}[{unit}]: it is given in {', '.join(units)}")
     return units[unit or own.unit]

@@ -220,10 +220,6 @@ class Layer:
         return self.num_experts if self.computes_all_experts else self.top_k
 
     @property
-    def attention_params(self) -> int:
-        return self.attention.pre_params + self.attention.post_params
-
-    @property
     def expert_params(self) -> int:
         """Parameters of one routed expert; 0 in a dense layer."""
         return self.expert.params if self.expert else 0
@@ -239,8 +235,9 @@ class Layer:
     @property
     def non_expert_params(self) -> int:
         """Everything in the layer but its routed experts."""
-        parts = (self.router_params, self.shared_expert_params, self.dense_ffn_params, self.norm_params)
-        return self.attention_params + sum(parts)
+        attention = self.attention.pre_params + self.attention.post_params
+        networks = self.shared_expert_params + self.dense_ffn_params
+        return attention + self.router_params + networks + self.norm_params
 
     @property
     def total_params(self) -> int:
