@@ -179,15 +179,14 @@ def _window(fields: Fields, family: Family, index: int) -> int | None:
     if kind == "chunked_attention":
         return fields.count("attention_chunk_size")
     size = fields.count("sliding_window", default=0, minimum=0) or None
+    if kind is None:
+        return size if _slides(fields, family, index) else None
     if kind == "sliding_attention" and size is None:
         raise InputError("layer_types has sliding_attention, but sliding_window is missing")
-    if kind is not None:
-        if kind not in ("full_attention", "sliding_attention"):
-            raise InputError(
-                f"layer_types has {kind!r}; modelled are full_attention, sliding_attention and chunked_attention"
-            )
-        return size if kind == "sliding_attention" else None
-    return size if _slides(fields, family, index) else None
+    if kind not in ("full_attention", "sliding_attention"):
+        modelled = "full_attention, sliding_attention and chunked_attention"
+        raise InputError(f"layer_types has {kind!r}; modelled are {modelled}")
+    return size if kind == "sliding_attention" else None
 
 
 def _slides(fields: Fields, family: Family, index: int) -> bool:
