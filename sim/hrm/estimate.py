@@ -8,11 +8,13 @@ Every amount may be a float or a numpy array, so that whole grids of policies ta
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sim.hrm.roofs import Amount
 from sim.problem import Model, OptimizerConstants
 from traces.errors import InputError
+
+Work = tuple[Amount, Amount]
+"""FLOPs, and bytes moved."""
 
 GPU_MEMORY_SHARE = 0.86
 """Share of the device's memory that the paper's optimizer plans with."""
@@ -131,28 +133,36 @@ class LayerTime:
 
 
 def layer_time(dims: MoEDims, policy: PolicyNumbers, constants: OptimizerConstants) -> LayerTime:
-    """Estimate one layer of one decode step, T = max(link, GPU, CPU) (section 4.2).
+    """Estimate one layer of one decode step, T = max(link, GPU, CPU) (section 4.2)."""
+    micro_batch, context = policy.micro_batch_size, policy.prompt_len + policy.gen_len
+    attention = attention_flops(dims, micro_batch, context), attention_bytes(dims, micro_batch, context)
+    experts = ffn_flops(dims, micro_batch), ffn_bytes(dims, micro_batch)
+    link_bytes = dims.expert_bytes * (1 - policy.weight_share)
+    return busy_time(policy, constants, attention, experts, link_bytes)
+
+
+def busy_time(
+    policy: PolicyNumbers, constants: OptimizerConstants, attention: Work, experts: Work, link_bytes: Amount
+) -> LayerTime:
+    """The times of a layer of such attention and experts a micro-batch, while `link_bytes` stream.
 
     `num_devices` multiplies the device's rates; the link's rate is the host's, as in the artifact.
     """
-    micro_batch, context = policy.micro_batch_size, policy.prompt_len + policy.gen_len
     gpu_flops_per_s = constants.gpu_peak_flops_per_s * policy.num_devices
     gpu_bytes_per_s = constants.gpu_bandwidth_bytes_per_s * policy.num_devices
-    flops, moved = attention_flops(dims, micro_batch, context), attention_bytes(dims, micro_batch, context)
-    gpu_s = np.maximum(ffn_flops(dims, micro_batch) / gpu_flops_per_s, ffn_bytes(dims, micro_batch) / gpu_bytes_per_s)
-    cpu_s: Amount = 0.0 * flops
+    (flops, moved), (ffn, ffn_moved) = attention, experts
+    gpu_s, cpu_s = np.maximum(ffn / gpu_flops_per_s, ffn_moved / gpu_bytes_per_s), 0.0 * flops
     if policy.attention_on_gpu:
         gpu_s = gpu_s + np.maximum(flops / gpu_flops_per_s, moved / gpu_bytes_per_s)
     else:
         cpu_s = np.maximum(flops / constants.cpu_peak_flops_per_s, moved / constants.cpu_bandwidth_bytes_per_s)
-    link_s = dims.expert_bytes * (1 - policy.weight_share) / constants.link_bytes_per_s
-    return LayerTime(link_s, policy.num_micro_batches * gpu_s, policy.num_micro_batches * cpu_s)
+    n = policy.num_micro_batches
+    return LayerTime(link_bytes / constants.link_bytes_per_s, n * gpu_s, n * cpu_s)
 
 
-def decode_tokens_per_s(dims: MoEDims, policy: PolicyNumbers, constants: OptimizerConstants) -> Amount:
+def tokens_per_s(batch_size: Amount, gen_len: int, layer_s: Amount, n_layers: int = 1) -> Amount:
     """Estimate N·n / (T·(n − 1)·l): it ranks policies and is 1.8 to 6.4 times what was measured."""
-    step_s = layer_time(dims, policy, constants).total_s * dims.n_layers
-    return policy.batch_size * policy.gen_len / (step_s * (policy.gen_len - 1))
+    return batch_size * gen_len / (layer_s * (gen_len - 1) * n_layers)
 
 
 def gpu_memory_bytes(dims: MoEDims, policy: PolicyNumbers) -> Amount:
@@ -182,13 +192,6 @@ def cpu_memory_bytes(dims: MoEDims, policy: PolicyNumbers) -> Amount:
     s, batch, streamed = policy.prompt_len, policy.batch_size, dims.expert_bytes * (1 - policy.weight_share)
     cache = 0.0 if policy.attention_on_gpu else kv_cache_bytes(dims, policy)
     return streamed * dims.n_layers + cache + 2 * dims.h1 * batch * s * policy.num_devices + 2 * streamed
-
-
-def fits(dims: MoEDims, policy: PolicyNumbers, constants: OptimizerConstants) -> bool | NDArray[np.bool_]:
-    """Whether the optimizer would accept the policy on both memories."""
-    gpu = gpu_memory_bytes(dims, policy)
-    gpu_fits = gpu <= GPU_MEMORY_SHARE * constants.gpu_memory_bytes * policy.num_devices
-    return gpu_fits & (cpu_memory_bytes(dims, policy) <= CPU_MEMORY_SHARE * constants.cpu_memory_bytes)
 
 
 def largest_weight_share(dims: MoEDims, policy: PolicyNumbers, constants: OptimizerConstants) -> Amount:

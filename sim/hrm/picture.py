@@ -18,8 +18,6 @@ _LINK = "link"
 _COLOURS = {GPU: "#2a8f50", CPU: "#3a6ea5", _LINK: "#c8553d"}
 _SMALL = 8.5
 _BACKGROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0}
-_ALONG: dict[str, Any] = {"textcoords": "offset points", "fontsize": _SMALL}
-_BOXED: dict[str, Any] = {**_ALONG, "bbox": _BACKGROUND}
 
 
 def draw_roofline(result: Roofline, path: str) -> None:

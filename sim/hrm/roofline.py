@@ -86,31 +86,19 @@ def roofline_of(hardware: Hardware, model: Model, context: int, micro_batch_size
     p1, p2 = machine.p1(GPU, CPU), float(machine.p2(GPU, CPU, kernel))
     balance = float(machine.balance(GPU, CPU, kernel))
 
-    def attention_at(name: str, bits: float) -> RooflinePoint:
-        intensity = float(attention_intensity(dims, float(context), bits))
-        return _point(machine, f"attention {name}", (intensity, intensity), None)
-
-    def experts_at(tokens: int) -> RooflinePoint:
-        intensity = float(ffn_intensity(dims, float(tokens)))
-        return _point(machine, f"experts N={tokens}", (min(kernel, intensity), intensity), tokens)
-
     def turn(name: str, intensity: float, meaning: str) -> RooflinePoint:
         exact = ffn_tokens(dims, intensity)
         tokens = math.ceil(exact) if math.isfinite(exact) else None
         return _point(machine, name, (kernel, intensity), tokens, meaning)
 
-    return Roofline(
-        hardware=hardware.name,
-        model=model.name,
-        context=context,
-        micro_batch_size=micro_batch_size,
-        machine=machine,
-        attention=tuple(attention_at(name, bits) for name, bits in KV_BITS.items()),
-        experts=tuple(experts_at(tokens) for tokens in BATCH_SIZES),
-        p1=turn("P1", p1, "below: CPU"),
-        p2=turn("P2", p2, "below: link"),
-        balance=turn("balance", balance, "link = memory"),
+    by_width = {name: float(attention_intensity(dims, float(context), bits)) for name, bits in KV_BITS.items()}
+    attention = tuple(_point(machine, f"attention {name}", (one, one), None) for name, one in by_width.items())
+    by_size = {size: float(ffn_intensity(dims, float(size))) for size in BATCH_SIZES}
+    experts = tuple(
+        _point(machine, f"experts N={size}", (min(kernel, one), one), size) for size, one in by_size.items()
     )
+    turns = (turn("P1", p1, "below: CPU"), turn("P2", p2, "below: link"), turn("balance", balance, "link = memory"))
+    return Roofline(hardware.name, model.name, context, micro_batch_size, machine, attention, experts, *turns)
 
 
 def _point(

@@ -11,23 +11,13 @@ come out.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, count
+from itertools import chain, count, takewhile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.hrm.estimate import (
-    CPU_MEMORY_SHARE,
-    GPU_MEMORY_SHARE,
-    LayerTime,
-    MoEDims,
-    PolicyNumbers,
-    cpu_memory_bytes,
-    dims_of,
-    gpu_memory_bytes,
-    largest_weight_share,
-    layer_time,
-)
+from sim.hrm import estimate
+from sim.hrm.estimate import LayerTime, MoEDims, PolicyNumbers
 from sim.problem import Basis, Hardware, Model, OptimizerConstants, Policy, Quantity, Workload
 from sim.schedule import Place
 from traces.errors import InputError
@@ -95,21 +85,19 @@ def search_policies(
     constants, dims = constants_of(hardware), _dims(model)
     if whole_batch_in_prefill is None:
         whole_batch_in_prefill = not (workload.padded and constants.gpu_memory_bytes > ROOMY_DEVICE_BYTES)
-    asked = PolicyNumbers(
-        batch_size=1.0,
-        micro_batch_size=1.0,
-        weight_share=0.0,
-        prompt_len=round(workload.mean_prompt_tokens),
-        gen_len=workload.gen_len,
-        num_devices=hardware.num_devices,
-        whole_batch_in_prefill=whole_batch_in_prefill,
-        attention_on_gpu=attention is Place.GPU,
-    )
-    rated = list(_rate_all(dims, asked, constants))
+    lengths = (round(workload.mean_prompt_tokens), workload.gen_len)
+    asked = PolicyNumbers(1.0, 1.0, 0.0, *lengths, hardware.num_devices, whole_batch_in_prefill, attention is Place.GPU)
+    by_size = (_rate(dims, asked, size, constants) for size in micro_batch_sizes())
+    rated = list(takewhile(lambda one: one.tokens_per_s.size, by_size))
     if not rated:
         raise InputError(f"optimizer hrm: no policy fits {hardware.name}: {_shortage(dims, asked, constants)}")
     best = max(reversed(rated), key=lambda one: float(one.tokens_per_s[-1]))  # of equal ones the larger batch
-    return _choice(dims, best, constants, sum(one.tokens_per_s.size for one in rated))
+    count, size = best.tokens_per_s.size, int(best.policies.micro_batch_size)
+    share = float(np.asarray(best.policies.weight_share)[count - 1])
+    chosen = replace(best.policies, batch_size=float(size * count), weight_share=share)
+    policy = Policy(size * count, size, attention, share, kv_on_device=float(attention is Place.GPU))
+    candidates = sum(one.tokens_per_s.size for one in rated)
+    return HrmChoice(policy, estimate.layer_time(dims, chosen, constants), float(best.tokens_per_s[-1]), candidates)
 
 
 def constants_of(hardware: Hardware) -> OptimizerConstants:
@@ -141,38 +129,24 @@ def _dims(model: Model) -> MoEDims:
         raise InputError(f"optimizer hrm: {model.name} has no experts; the search is for Mixture-of-Experts models")
     if model.num_layers < MIN_LAYERS:
         raise InputError(f"optimizer hrm: {model.name} has {model.num_layers} layers; it needs at least {MIN_LAYERS}")
-    return dims_of(model)
+    return estimate.dims_of(model)
 
 
-def _rate_all(dims: MoEDims, asked: PolicyNumbers, constants: OptimizerConstants) -> Iterator[_Rated]:
-    for size in micro_batch_sizes():
-        rated = _rate(dims, asked, size, constants)
-        if rated is None:
-            return
-        yield rated
-
-
-def _rate(dims: MoEDims, asked: PolicyNumbers, size: int, constants: OptimizerConstants) -> _Rated | None:
-    """Rate one μ; None if not even one micro-batch fits."""
-    counts = np.arange(1, _most_requests(dims, asked, constants) // size + 2, dtype=float)
+def _rate(dims: MoEDims, asked: PolicyNumbers, size: int, constants: OptimizerConstants) -> _Rated:
+    """Rate one μ: nothing if not even one micro-batch fits."""
+    room = estimate.CPU_MEMORY_SHARE * constants.cpu_memory_bytes
+    one = estimate.cpu_memory_bytes(dims, replace(asked, weight_share=1.0))  # even without any weights there
+    most_requests = int(room / float(one))
+    counts = np.arange(1, most_requests // size + 2, dtype=float)
     policies = replace(asked, micro_batch_size=float(size), batch_size=size * counts)
-    shares = largest_weight_share(dims, policies, constants)
+    shares = estimate.largest_weight_share(dims, policies, constants)
     policies = replace(policies, weight_share=np.maximum(shares, 0.0))
-    host_fits = cpu_memory_bytes(dims, policies) <= CPU_MEMORY_SHARE * constants.cpu_memory_bytes
-    most = _leading(np.asarray((shares >= 0) & host_fits))
-    if not most:
-        return None
-    layer_s = np.asarray(layer_time(dims, policies, constants).total_s)[:most]
+    most = _leading(np.asarray((shares >= 0) & (estimate.cpu_memory_bytes(dims, policies) <= room)))
+    layer_s = np.asarray(estimate.layer_time(dims, policies, constants).total_s)[:most]
     read_s = np.array([float(f"{seconds:.{SOLVER_DIGITS}g}") for seconds in layer_s])
     batch = np.asarray(policies.batch_size)[:most]
-    rates = batch * asked.gen_len / (read_s * (asked.gen_len - 1) * dims.n_layers)
+    rates = np.asarray(estimate.tokens_per_s(batch, asked.gen_len, read_s, dims.n_layers))
     return _Rated(policies, rates[: 1 + _leading(rates[1:] >= rates[:-1])])
-
-
-def _most_requests(dims: MoEDims, asked: PolicyNumbers, constants: OptimizerConstants) -> int:
-    """More requests than this do not fit the host, even without any weights there."""
-    one = cpu_memory_bytes(dims, replace(asked, batch_size=1.0, weight_share=1.0))
-    return int(CPU_MEMORY_SHARE * constants.cpu_memory_bytes / float(one))
 
 
 def _leading(holds: NDArray[np.bool_]) -> int:
@@ -180,22 +154,12 @@ def _leading(holds: NDArray[np.bool_]) -> int:
     return int(holds.argmin()) if not holds.all() else holds.size
 
 
-def _choice(dims: MoEDims, best: _Rated, constants: OptimizerConstants, candidates: int) -> HrmChoice:
-    """The best policy of one μ."""
-    count, size = best.tokens_per_s.size, int(best.policies.micro_batch_size)
-    share = float(np.asarray(best.policies.weight_share)[count - 1])
-    place = Place.GPU if best.policies.attention_on_gpu else Place.CPU
-    times = layer_time(dims, replace(best.policies, batch_size=float(size * count), weight_share=share), constants)
-    policy = Policy(size * count, size, place, share, kv_on_device=float(place is Place.GPU))
-    return HrmChoice(policy, times, float(best.tokens_per_s[-1]), candidates)
-
-
 def _shortage(dims: MoEDims, one: PolicyNumbers, constants: OptimizerConstants) -> str:
     """Which memory a single request is short of, by the optimizer's own counting."""
-    room = GPU_MEMORY_SHARE * constants.gpu_memory_bytes * one.num_devices
-    lack = float(gpu_memory_bytes(dims, one)) - room
-    if lack > 0:
-        return f"one request is short of {lack / 1e9:.2f} GB of device memory (it plans with {GPU_MEMORY_SHARE:.0%})"
-    most = replace(one, weight_share=largest_weight_share(dims, one, constants))
-    lack = float(cpu_memory_bytes(dims, most)) - CPU_MEMORY_SHARE * constants.cpu_memory_bytes
-    return f"one request is short of {lack / 1e9:.2f} GB of host memory (it plans with {CPU_MEMORY_SHARE:.0%})"
+    tier, share = "device", estimate.GPU_MEMORY_SHARE
+    lack = float(estimate.gpu_memory_bytes(dims, one)) - share * constants.gpu_memory_bytes * one.num_devices
+    if lack <= 0:
+        tier, share = "host", estimate.CPU_MEMORY_SHARE
+        most = replace(one, weight_share=estimate.largest_weight_share(dims, one, constants))
+        lack = float(estimate.cpu_memory_bytes(dims, most)) - share * constants.cpu_memory_bytes
+    return f"one request is short of {lack / 1e9:.2f} GB of {tier} memory (it plans with {share:.0%})"

@@ -5,6 +5,7 @@ T = max(link, GPU, CPU) per layer and decode step, N · n / (T · (n − 1)) sum
 """
 
 from sim.cost import Setup
+from sim.hrm.estimate import PolicyNumbers, busy_time, tokens_per_s
 from sim.hrm.search import constants_of
 from sim.problem import Layer, OptimizerConstants
 from sim.schedule import Place
@@ -17,14 +18,14 @@ def hrm_tokens_per_s(setup: Setup) -> float | None:
         return None
     constants = constants_of(setup.problem.hardware)
     step_s = sum(_layer_s(setup, layer, constants) for layer in setup.problem.model.layers)
-    return setup.policy.batch_size * gen_len / (step_s * (gen_len - 1))
+    return float(tokens_per_s(setup.policy.batch_size, gen_len, step_s))
 
 
 def _layer_s(setup: Setup, layer: Layer, constants: OptimizerConstants) -> float:
     """One layer in one decode step. The optimizer counts attention at prompt + gen_len tokens of context."""
     policy, workload, model = setup.policy, setup.problem.workload, setup.problem.model
     activation_bytes = model.activation_bits / 8
-    n, mu = policy.num_micro_batches, policy.micro_batch_size
+    mu = policy.micro_batch_size
     context = layer.attended(round(workload.mean_prompt_tokens + workload.gen_len))
     experts = layer.num_experts * layer.expert_bytes(policy.expert_bits(model))
     width = layer.expert.intermediate_size if layer.expert else 0
@@ -34,14 +35,11 @@ def _layer_s(setup: Setup, layer: Layer, constants: OptimizerConstants) -> float
     attn_flops = 2.0 * mu * context * (attention.sent_query_width + attention.num_query_heads)
     kv_bytes = mu * context * layer.kv_bytes_per_token(policy.cache_bits(model))
     attn_bytes = kv_bytes + 2 * mu * activation_bytes * attention.sent_query_width
-    num_devices = setup.problem.hardware.num_devices
-    gpu_flops_per_s = constants.gpu_peak_flops_per_s * num_devices
-    gpu_bytes_per_s = constants.gpu_bandwidth_bytes_per_s * num_devices
-    gpu_s = n * max(ffn_flops / gpu_flops_per_s, ffn_bytes / gpu_bytes_per_s)
-    cpu_s, link_bytes = 0.0, float(policy.streamed_bytes(setup.schedule, model, layer))
-    if policy.attention is Place.CPU:
-        cpu_s = n * max(attn_flops / constants.cpu_peak_flops_per_s, attn_bytes / constants.cpu_bandwidth_bytes_per_s)
-    else:
-        gpu_s += n * max(attn_flops / gpu_flops_per_s, attn_bytes / gpu_bytes_per_s)
-        link_bytes += n * kv_bytes * (1 - policy.kv_on_device)
-    return max(link_bytes / constants.link_bytes_per_s, gpu_s, cpu_s)
+    link_bytes, on_gpu = float(policy.streamed_bytes(setup.schedule, model, layer)), policy.attention is Place.GPU
+    if on_gpu:
+        link_bytes += policy.num_micro_batches * kv_bytes * (1 - policy.kv_on_device)
+    lengths, num_devices = (workload.mean_prompt_tokens, workload.gen_len), setup.problem.hardware.num_devices
+    batch_size = mu * policy.num_micro_batches  # as if the last one were as large as the others
+    numbers = PolicyNumbers(batch_size, mu, 0.0, *lengths, num_devices, attention_on_gpu=on_gpu)
+    times = busy_time(numbers, constants, (attn_flops, attn_bytes), (ffn_flops, ffn_bytes), link_bytes)
+    return float(times.total_s)

@@ -7,7 +7,6 @@ from .arguments import (
 )
 from .batch import Batch as Batch, MicroBatch as MicroBatch, make_batch as make_batch
 from .machine import (
-    UNITS as UNITS,
     AtTokens as AtTokens,
     Basis as Basis,
     Dimension as Dimension,

@@ -68,9 +68,7 @@ class Workload:
     def with_(self, *, gen_len: int | None = None, padded: bool | None = None) -> Self:
         """Return this workload with another generation length or padding; None keeps what it has."""
         return replace(
-            self,
-            gen_len=self.gen_len if gen_len is None else gen_len,
-            padded=self.padded if padded is None else padded,
+            self, gen_len=self.gen_len if gen_len is None else gen_len, padded=self.padded if padded is None else padded
         )
 
     @classmethod

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from itertools import product
 from typing import Any
 
-from sim.problem import UNITS, Dimension, Hardware, Policy
+from sim.problem import Dimension, Hardware, Policy
 from sim.schedule import Place
 from traces.errors import InputError, nearest
 
@@ -29,7 +29,7 @@ FORM = "NAME=V1,V2 or NAME=FROM..TOxCOUNT, with *= instead of = to multiply"
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _AXIS = re.compile(r"(?:(?P<label>[^:=]+):)?(?P<names>[^:=]+?)(?P<factor>\*?)=(?P<values>.*)", re.DOTALL)
 _RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(?:x(\d+))?")
-_WITH_UNIT = re.compile(r"(?P<name>.+)\[(?P<unit>[^\[\]]+)\]")
+_WITH_UNIT = re.compile(r"(.+)\[([^\[\]]+)\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +76,9 @@ def parse_axis(text: str, hardware: Hardware) -> Axis:
     factor = bool(found["factor"])
     settings = tuple(_setting(name.strip(), factor, hardware) for name in found["names"].split("+"))
     label = (found["label"] or found["names"]).strip() + ("" if found["label"] or not factor else "*")
-    reads = [_reader(setting.name) for setting in settings]
-    numeric = factor or all(read is not _as_text for read in reads)
-    words = _words(found["values"], label, numeric)
-    values = tuple(_read(word, label, _as_factor if factor else reads[0]) for word in words)
-    for read in reads[1:]:
-        for word in words:
-            _read(word, label, _as_factor if factor else read)
+    reads = [_as_factor if factor else _reader(setting.name) for setting in settings]
+    words = _words(found["values"], label, numeric=_as_text not in reads)
+    values, *_ = [tuple(_read(word, label, read) for word in words) for read in reads]  # all must take them
     for repeated in _repeated(values):
         raise InputError(f"--axis {label}: the value {repeated} is given twice")
     return Axis(label, settings, values, factor)
@@ -90,7 +86,7 @@ def parse_axis(text: str, hardware: Hardware) -> Axis:
 
 def _setting(name: str, factor: bool, hardware: Hardware) -> Setting:
     with_unit = _WITH_UNIT.fullmatch(name)
-    name, unit = (with_unit["name"], with_unit["unit"]) if with_unit else (name, None)
+    name, unit = with_unit.groups() if with_unit else (name, None)
     if name.startswith(HARDWARE):
         scale = _scale(name, unit, hardware)
         return Setting(name, None if factor else scale)
@@ -118,7 +114,7 @@ def _scale(name: str, unit: str | None, hardware: Hardware) -> float:
             f"--axis {name}: {hardware.name} has no such number{_nearest(name, known)}; "
             f"`python -m sim list {hardware.name}` shows them"
         ) from None
-    units = next(UNITS[dimension] for dimension in Dimension if own.unit in UNITS[dimension])
+    units = next(dimension.units for dimension in Dimension if own.unit in dimension.units)
     if unit is not None and unit not in units:
         raise InputError(f"--axis {name}[{unit}]: it is given in {', '.join(units)}")
     return units[unit or own.unit]
@@ -161,13 +157,15 @@ def _as_text(word: str) -> Value:
     return word
 
 
-def _number(what: str, allowed: Callable[[float], bool] = lambda _: True) -> Callable[[str], Value]:
+def _number(
+    what: str, allowed: Callable[[float], bool] = lambda _: True, form: str = _NUMBER, kind: type[float] = float
+) -> Callable[[str], Value]:
     """A reader of numbers; `what` says which are allowed."""
 
     def read(word: str) -> Value:
-        if not re.fullmatch(_NUMBER, word) or not allowed(float(word)):
+        if not re.fullmatch(form, word) or not allowed(kind(word)):
             raise ValueError(f"not {what}")
-        return float(word)
+        return kind(word)
 
     return read
 
@@ -183,13 +181,8 @@ def _word(what: str, values: Mapping[str, Value]) -> Callable[[str], Value]:
     return read
 
 
-def _as_count(word: str) -> Value:
-    if not re.fullmatch(r"\+?\d+", word) or int(word) < 1:
-        raise ValueError("not a whole number of at least 1")
-    return int(word)
-
-
 _as_number = _number("a number")
+_as_count = _number("a whole number of at least 1", lambda number: number >= 1, r"\+?\d+", int)
 _as_factor = _number("a factor; give a number above 0", lambda number: number > 0)
 _as_share = _number("a share from 0 to 1", lambda number: 0 <= number <= 1)
 _as_flag = _word("neither true nor false", {"true": True, "false": False})
@@ -201,23 +194,16 @@ def _or_none(read: Callable[[str], Value]) -> Callable[[str], Value]:
 
 
 _READERS: dict[str, Callable[[str], Value]] = {
-    "model": _as_text,
-    "hardware": _as_text,
-    "workload": _as_text,
-    "schedule": _as_text,
-    "gen_len": _as_count,
-    "prompt_len": _as_count,
+    **dict.fromkeys(("model", "hardware", "workload", "schedule"), _as_text),
+    **dict.fromkeys(("gen_len", "prompt_len"), _as_count),
     "padded": _as_flag,
 }
 _POLICY_READERS: dict[str, Callable[[str], Value]] = {
-    "batch_size": _as_count,
-    "micro_batch_size": _as_count,
-    "num_micro_batches": _as_count,
+    **dict.fromkeys(("batch_size", "micro_batch_size", "num_micro_batches"), _as_count),
     "attention": _as_place,
     "pages": _or_none(_as_count),
     "pin_weights": _as_flag,
-    "weight_bits": _or_none(_as_number),
-    "kv_bits": _or_none(_as_number),
+    **dict.fromkeys(("weight_bits", "kv_bits"), _or_none(_as_number)),
 }
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import ListedColormap
 from numpy.typing import NDArray
 
@@ -25,26 +27,20 @@ MOST_LABELLED = 160
 """Cells of a panel up to which each shows its number."""
 
 
-def parse_map(text: str) -> tuple[str, str, tuple[str, ...]]:
-    """The columns of x, y and the panels in `x,y,value,...`. Raises InputError."""
+def check_columns(text: str, columns: Sequence[str]) -> list[str]:
+    """The columns of x, y and the panels in `x,y,value,...`. Raises InputError for one that the rows do not have."""
     names = [name.strip() for name in text.split(",")]
     if len(names) < 3 or not all(names):
         raise InputError(f"--map {text!r}: give X,Y,VALUE: two columns of the rows and one or more to colour by")
-    return names[0], names[1], tuple(names[2:])
-
-
-def check_columns(text: str, columns: Sequence[str]) -> None:
-    """Raise InputError for a map of columns that the rows do not have."""
-    x, y, values = parse_map(text)
-    for name in (x, y, *values):
+    for name in names:
         if name not in columns:
             raise InputError(f"--map {name}: no such column{nearest(name, columns)}; there are {', '.join(columns)}")
+    return names
 
 
 def draw_map(rows: Sequence[Row], text: str, path: str) -> None:
     """Draw the panels that `text` asks for into the file."""
-    check_columns(text, list(rows[0]))
-    x, y, values = parse_map(text)
+    x, y, *values = check_columns(text, list(rows[0]))
     across, up = _ticks(rows, x), _ticks(rows, y)
     cells = _fastest(rows, x, y, across, up)
     wide, high = max(4.2, 1.6 + 0.52 * len(across)), max(2.6, 1.3 + 0.32 * len(up))
@@ -66,8 +62,7 @@ def draw_map(rows: Sequence[Row], text: str, path: str) -> None:
 def _ticks(rows: Sequence[Row], name: str) -> list[Any]:
     """The values of a column: numbers sorted, names in the order in which they come."""
     found = list(dict.fromkeys(row[name] for row in rows))
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in found)
-    return sorted(found) if numbers else found
+    return sorted(found) if _are_numbers(found) else found
 
 
 def _fastest(rows: Sequence[Row], x: str, y: str, across: list[Any], up: list[Any]) -> list[list[Row | None]]:
@@ -90,48 +85,43 @@ def _panel(panel: Axes, cells: list[list[Row | None]], value: str) -> None:
         panel.patch.set(facecolor="#f2f2f2", hatch="///", edgecolor="#b0b0b0")
         title += " (hatched: nothing fits)"
     panel.set_title(title)
-    if all(isinstance(one, int | float) and not isinstance(one, bool) for one in flat):
+    if _are_numbers(flat):
         _numbers(panel, found)
     else:
-        _categories(panel, found)
+        _categories(panel, found, sorted({str(one) for one in flat}))
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(one, int | float) and not isinstance(one, bool) for one in values)
+
+
+def _mesh(panel: Axes, colours: NDArray[np.float64], cmap: str | ListedColormap) -> tuple[QuadMesh, Colorbar]:
+    """Cells of one size with their middles at whole numbers, and what their colours mean."""
+    edges = (np.arange(size + 1) - 0.5 for size in reversed(colours.shape))
+    mesh = panel.pcolormesh(*edges, colours, cmap=cmap, edgecolors="white", linewidth=0.5)
+    return mesh, panel.figure.colorbar(mesh, ax=panel)
 
 
 def _numbers(panel: Axes, found: list[list[Any]]) -> None:
     colours = np.array([[np.nan if one is None else float(one) for one in line] for line in found])
-    mesh = panel.pcolormesh(*_edges(colours), colours, cmap="viridis", edgecolors="white", linewidth=0.5)
-    panel.figure.colorbar(mesh, ax=panel)
+    _mesh(panel, colours, "viridis")
     if colours.size > MOST_LABELLED or np.isnan(colours).all():
         return
     middle = (np.nanmin(colours) + np.nanmax(colours)) / 2
     for (line, at), number in np.ndenumerate(colours):
         if not np.isnan(number):
             ink = "black" if number > middle else "white"
-            panel.text(
-                at,
-                line,
-                f"{number:.3g}" if number < 1000 else f"{number:,.0f}",
-                ha="center",
-                va="center",
-                fontsize=7,
-                color=ink,
-            )
+            text = f"{number:.3g}" if number < 1000 else f"{number:,.0f}"
+            panel.text(at, line, text, ha="center", va="center", fontsize=7, color=ink)
 
 
-def _categories(panel: Axes, found: list[list[Any]]) -> None:
-    names = sorted({str(one) for line in found for one in line if one is not None})
+def _categories(panel: Axes, found: list[list[Any]], names: list[str]) -> None:
     colours = np.array([[np.nan if one is None else float(names.index(str(one))) for one in line] for line in found])
     palette = ListedColormap([PALETTE[at % len(PALETTE)] for at in range(len(names))])
-    mesh = panel.pcolormesh(*_edges(colours), colours, cmap=palette, edgecolors="white", linewidth=0.5)
+    mesh, bar = _mesh(panel, colours, palette)
     mesh.set_clim(-0.5, len(names) - 0.5)
-    bar = panel.figure.colorbar(mesh, ax=panel)
     bar.set_ticks(range(len(names)), labels=names)
     bar.ax.tick_params(length=0)
-
-
-def _edges(colours: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Cells of one size with their middles at whole numbers."""
-    lines, across = colours.shape
-    return np.arange(across + 1) - 0.5, np.arange(lines + 1) - 0.5
 
 
 def _short(tick: Any) -> str:

@@ -18,14 +18,9 @@ FORMATS = (".csv", ".jsonl")
 def to_csv(cells: Sequence[Any]) -> str:
     """One line of CSV: nothing for None, `true` and `false`, floats with all their digits."""
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow([_text(cell) for cell in cells])
+    texts = [str(cell).lower() if isinstance(cell, bool) else cell for cell in cells]
+    csv.writer(line, lineterminator="\n").writerow(texts)
     return line.getvalue()
-
-
-def _text(cell: Any) -> str:
-    if cell is None:
-        return ""
-    return str(cell).lower() if isinstance(cell, bool) else str(cell)
 
 
 class RowFile:

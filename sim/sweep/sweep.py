@@ -9,13 +9,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from itertools import islice
+from itertools import islice, product
 from typing import Any
 
 from sim.comparison import SIZES, Asked, Outcome, compare
 from sim.hrm import SCHEDULE, search_policies
 from sim.planning import best_policy
-from sim.problem import DEFAULT_GEN_LEN, Hardware, Model, Policy, Problem, Workload
+from sim.problem import Hardware, Model, Policy, Problem, Workload
 from sim.schedule import Place, by_name
 from sim.simulation import predict
 from sim.sweep.axes import HARDWARE, POLICY, Axis, Value, points
@@ -88,11 +88,6 @@ class Sweep:
         problem = [name for name in PROBLEM_COLUMNS if name not in labels]
         return ("sweep", *labels, *problem, "feasible", "reason", *POLICY_COLUMNS, *MEASURE_COLUMNS)
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The columns that the axes fill."""
-        return tuple(axis.label for axis in self._axes)
-
     @cached_property
     def digest(self) -> str:
         """Twelve digits of the SHA-256 of everything that the rows follow from; each row carries it."""
@@ -128,46 +123,36 @@ class Sweep:
         return tuple(str(value) for value in swept[0]) if swept else given
 
     def _point(self, values: tuple[Value, ...], schedule: str) -> SweepPoint:
-        settings = {name: value for axis, value in zip(self._axes, values, strict=True) for name in axis.names}
-        model = self._models[str(settings.get("model", self._base.model))]
-        machine = self._machines[str(settings.get("hardware", self._base.hardware))]
-        for axis, value in zip(self._axes, values, strict=True):
+        set_by = list(zip(self._axes, values, strict=True))
+        settings: dict[str, Any] = {name: value for axis, value in set_by for name in axis.names}
+        model = self._models[settings.get("model", self._base.model)]
+        machine = self._machines[settings.get("hardware", self._base.hardware)]
+        for axis, value in set_by:
             machine = _with_numbers(machine, axis, value)
-        workload = self._workload(settings)
+        prompt_len = settings.get("prompt_len", self._base.prompt_len if "workload" not in settings else None)
+        length = {"prompt_len": prompt_len, "gen_len": settings.get("gen_len", self._base.gen_len)}
+        workload = self._workloads[settings.get("workload", self._base.workload)]
+        problem = Problem.of(model, machine, workload, **length, padded=settings.get("padded", self._base.padded))
         start = {
             "sweep": self.digest,
             "by": self._base.by,
             "model": model.name,
             "hardware": machine.name,
-            "workload": workload.name,
-            "gen_len": workload.gen_len,
-            "padded": workload.padded,
+            "workload": problem.workload.name,
+            "gen_len": problem.workload.gen_len,
+            "padded": problem.workload.padded,
             "schedule": schedule,
-            **dict(zip(self.labels, values, strict=True)),
+            **{axis.label: value for axis, value in set_by},
         }
+        fixed = {name.removeprefix(POLICY): value for name, value in settings.items() if name.startswith(POLICY)}
         ordered = {name: start[name] for name in self.columns if name in start}
-        return SweepPoint(ordered, Problem(model, machine, workload), schedule, self._asked(settings))
-
-    def _workload(self, settings: Mapping[str, Value]) -> Workload:
-        prompt_len = settings.get("prompt_len", self._base.prompt_len if "workload" not in settings else None)
-        if prompt_len is not None:
-            workload = Workload.fixed(int(prompt_len), DEFAULT_GEN_LEN)
-        else:
-            workload = self._workloads[str(settings.get("workload", self._base.workload))]
-        gen_len, padded = settings.get("gen_len", self._base.gen_len), settings.get("padded", self._base.padded)
-        return workload.with_(gen_len=None if gen_len is None else int(gen_len), padded=bool(padded))
-
-    def _asked(self, settings: Mapping[str, Value]) -> Asked:
-        """What of the policy is fixed: all of it, its sizes, or nothing."""
-        axes = {name.removeprefix(POLICY): value for name, value in settings.items() if name.startswith(POLICY)}
-        return Asked.of({**self._base.policy, **axes}, exact=self._base.exact)
+        return SweepPoint(ordered, problem, schedule, Asked.of({**self._base.policy, **fixed}, exact=self._base.exact))
 
     def _check_numbers_of_machines(self) -> None:
-        for axis in self._axes:
-            for machine in self._machines.values():
+        for axis, machine in product(self._axes, self._machines.values()):
+            with error_prefix(f"--axis {axis.label}: "):
                 for value in axis.values:
-                    with error_prefix(f"--axis {axis.label}: "):
-                        _with_numbers(machine, axis, value)
+                    _with_numbers(machine, axis, value)
 
     def _check_policy(self) -> None:
         swept = {name.removeprefix(POLICY) for axis in self._axes for name in axis.names if name.startswith(POLICY)}
@@ -220,16 +205,11 @@ def row_of(point: SweepPoint) -> Row:
 
 
 def _simulated(point: SweepPoint) -> Row:
-    asked = point.asked
-    if asked.policies or (asked.micro_batch_size and asked.num_micro_batches):
+    asked, size, count = point.asked, point.asked.micro_batch_size, point.asked.num_micro_batches
+    if asked.policies or (size and count):
         (outcome,) = compare(point.problem, [point.schedule], asked, jobs=1)
         return outcome.to_dict()
-    plan = best_policy(
-        point.problem,
-        by_name(point.schedule),
-        micro_batch_size=asked.micro_batch_size,
-        num_micro_batches=asked.num_micro_batches,
-    )
+    plan = best_policy(point.problem, by_name(point.schedule), micro_batch_size=size, num_micro_batches=count)
     return predict(plan.best.setup, exact=asked.exact).to_dict()
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import cache
 
 from sim.cost import Setup
+from sim.hrm.estimate import layer_time, tokens_per_s
 from sim.problem import Hardware, Model, Policy, Problem, Quantity, Workload
 from sim.schedule import CPU, Lane, LaneKind, Op, Task, by_name
 
@@ -18,6 +19,12 @@ ON_LANE = {
     Op.PIN_WEIGHTS: LaneKind.PIN,
     Op.ALL_REDUCE: LaneKind.NET,
 }
+
+
+def decode_tokens_per_s(dims, policy, constants):
+    """What the paper's optimizer rates a policy by, from its own layer time."""
+    layer_s = layer_time(dims, policy, constants).total_s
+    return tokens_per_s(policy.batch_size, policy.gen_len, layer_s, dims.n_layers)
 
 
 def _amount(value, unit):

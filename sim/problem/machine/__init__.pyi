@@ -8,4 +8,4 @@ from .hardware import (
     OptimizerConstants as OptimizerConstants,
     Processor as Processor,
 )
-from .quantity import UNITS as UNITS, Basis as Basis, Dimension as Dimension, Quantity as Quantity
+from .quantity import Basis as Basis, Dimension as Dimension, Quantity as Quantity

@@ -3,13 +3,12 @@
 import bisect
 import itertools
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from sim.problem.machine.quantity import Basis, Quantity
-from sim.problem.machine.tables import Part, build, replaced, tables, walk
+from sim.problem.machine.tables import Part
 from sim.problem.presets import MACHINES
 from traces.errors import InputError, check_count, error_prefix, nearest
 from traces.files import read_toml
@@ -192,15 +191,6 @@ class Hardware(Part):
         with error_prefix(f"{name_or_path}: "):
             return cls.from_dict({"name": path.stem, **table})
 
-    @classmethod
-    def from_dict(cls, table: Mapping[str, Any]) -> Self:
-        """Build a machine from the tables of its file. Raises InputError that starts with the dotted field."""
-        return build(cls, table, "")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the tables of the machine's file; `from_dict` gives the same machine back."""
-        return tables(self)
-
     def write(self, path: str | Path) -> None:
         """Write the machine's file; `load` gives the same machine back. Raises InputError if it cannot be written."""
         import tomli_w
@@ -210,10 +200,6 @@ class Hardware(Part):
         if Path(path).suffix != ".toml":
             raise InputError(f"{path}: a machine's file ends in .toml")
         writing(str(path), lambda: Path(path).write_text(tomli_w.dumps(self.to_dict()), encoding="utf-8"))
-
-    def quantities(self) -> Iterator[tuple[str, Quantity]]:
-        """Yield every number of the machine with its dotted name, such as `link.h2d`."""
-        return walk(self)
 
     def value(self, path: str) -> Quantity:
         """Return the number at a dotted path such as `link.h2d`. Raises InputError when there is none."""
@@ -229,7 +215,7 @@ class Hardware(Part):
         value = self.value(path).replaced(si_value, source, basis)
         table, dot, _ = path.rpartition(".")
         with error_prefix(table + dot):
-            return replaced(self, path, value)
+            return self.replaced(path, value)
 
     def scaled(self, path: str, factor: float) -> Self:
         """Return the machine with the number at `path` multiplied by `factor`, and assumed. Raises InputError."""
@@ -266,11 +252,6 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Lay one file's tables over another's; a quantity is replaced as a whole."""
-    result = dict(below)
-    for key, value in above.items():
-        old = result.get(key)
-        if isinstance(value, dict) and isinstance(old, dict) and "value" not in value:
-            result[key] = _merged(old, value)
-        else:
-            result[key] = value
-    return result
+    tables = {key for key, value in above.items() if isinstance(value, dict) and "value" not in value}
+    inner = {key: _merged(below[key], above[key]) for key in tables if isinstance(below.get(key), dict)}
+    return {**below, **above, **inner}

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import Never, Self
 
 from traces.errors import InputError, check_choice, check_keys
@@ -17,42 +17,29 @@ class Basis(StrEnum):
     ASSUMED = "assumed"  # a usual value; replace it when you can
 
 
-class Dimension(StrEnum):
-    """What kind of amount a field holds; it decides the units that are accepted."""
-
-    SIZE = "a size"
-    RATE = "a bandwidth"
-    COMPUTE = "a compute rate"
-    TIME = "a time"
-    SHARE = "a share"
-    RATIO = "a ratio"
-
-
 _SIZES = {
     "B": 1.0,
     **{f"{letter}B": 1e3**power for power, letter in enumerate("KMGT", 1)},
     **{f"{letter}iB": 1024.0**power for power, letter in enumerate("KMGT", 1)},
 }
 
-UNITS: Mapping[Dimension, Mapping[str, float]] = {
-    Dimension.SIZE: _SIZES,
-    Dimension.RATE: {f"{unit}/s": scale for unit, scale in _SIZES.items()},
-    Dimension.COMPUTE: {"FLOPS": 1.0, "KFLOPS": 1e3, "MFLOPS": 1e6, "GFLOPS": 1e9, "TFLOPS": 1e12, "PFLOPS": 1e15},
-    Dimension.TIME: {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9},
-    Dimension.SHARE: {"1": 1.0},
-    Dimension.RATIO: {"1": 1.0},
-}
-"""The units of each dimension, with their size in the SI base unit."""
 
-_TYPICAL = {
-    Dimension.SIZE: "GB",
-    Dimension.RATE: "GB/s",
-    Dimension.COMPUTE: "TFLOPS",
-    Dimension.TIME: "us",
-    Dimension.SHARE: "1",
-    Dimension.RATIO: "1",
-}
-_SCALES = {unit: scale for units in UNITS.values() for unit, scale in units.items()}
+class Dimension(Enum):
+    """What kind of amount a field holds: in words, its usual unit, and all units with their SI size."""
+
+    SIZE = "a size", "GB", _SIZES
+    RATE = "a bandwidth", "GB/s", {f"{unit}/s": scale for unit, scale in _SIZES.items()}
+    COMPUTE = "a compute rate", "TFLOPS", {f"{letter}FLOPS": 1e3**power for power, letter in enumerate(["", *"KMGTP"])}
+    TIME = "a time", "us", {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+    SHARE = "a share", "1", {"1": 1.0}
+    RATIO = "a ratio", "1", {"1": 1.0}
+
+    def __init__(self, what: str, usual_unit: str, units: Mapping[str, float]) -> None:
+        self.what, self.units = what, units
+        self.how_to_give = f'give it as {{ value = 0.5, unit = "{usual_unit}", basis = "assumed", source = "..." }}'
+
+
+_SCALES = {unit: scale for dimension in Dimension for unit, scale in dimension.units.items()}
 _KEYS = ("value", "unit", "basis", "source")
 
 
@@ -104,21 +91,17 @@ class Quantity(float):
     @classmethod
     def parse(cls, table: object, field: str, dimension: Dimension) -> Self:
         """Read `{ value, unit, basis, source }`. Raises InputError that starts with the dotted `field`."""
-        units = UNITS[dimension]
         if not isinstance(table, Mapping):
-            raise InputError(f"{field}: {table!r} is not a quantity; {how_to_give(dimension)}")
-        check_keys(table, _KEYS, _KEYS, field, hint=how_to_give(dimension))
+            raise InputError(f"{field}: {table!r} is not a quantity; {dimension.how_to_give}")
+        check_keys(table, _KEYS, _KEYS, field, dimension.how_to_give)
         value, unit, basis, source = (table[key] for key in _KEYS)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise InputError(f"{field}: the value {value!r} is not a finite number")
-        if unit not in units:
-            raise InputError(f"{field}: unknown unit {unit!r}; {dimension} is given in {', '.join(units)}")
+        if unit not in dimension.units:
+            raise InputError(
+                f"{field}: unknown unit {unit!r}; {dimension.what} is given in {', '.join(dimension.units)}"
+            )
         check_choice(f"{field}.basis", basis, Basis)
         if not isinstance(source, str) or not source.strip():
             raise InputError(f"{field}: the source {source!r} is empty; say where the number comes from")
         return cls(float(value), unit, Basis(basis), source)
-
-
-def how_to_give(dimension: Dimension) -> str:
-    """Return an example of the table that `Quantity.parse` reads, for error messages."""
-    return f'give it as {{ value = 0.5, unit = "{_TYPICAL[dimension]}", basis = "assumed", source = "..." }}'

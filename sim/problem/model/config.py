@@ -6,6 +6,7 @@ describe is refused, not guessed.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sim.problem.model.layer import Attention, FeedForward, Latent, Layer
 from sim.problem.model.model import Model
 from sim.problem.model.quantization import native_bits
 from sim.problem.presets import MODELS
-from traces.errors import InputError
+from traces.errors import InputError, error_prefix
 from traces.files import read_object
 
 
@@ -41,44 +42,35 @@ def _config_path(path: Path) -> Path | None:
 
 def read_model(config: Mapping[str, Any], name: str, source: str) -> Model:
     """The model that a configuration describes; `source` stands first in every error."""
-    fields = Fields(config, source)
-    _refuse(fields)
-    family = FAMILIES.get(fields.text("model_type").removesuffix("_text"), Family())
-    try:
+    fields = Fields(config)
+    with error_prefix(f"{source}: "):
+        _refuse(fields)
+        family = FAMILIES.get(fields.text("model_type").removesuffix("_text"), Family())
         layers = tuple(_layer(fields, family, index) for index in range(fields.count("num_hidden_layers")))
         if not any(layer.num_experts for layer in layers):
-            raise fields.error("no layer has experts: mlp_only_layers, first_k_dense_replace and their like leave none")
-        bits = native_bits(fields)
+            raise InputError("no layer has experts: mlp_only_layers, first_k_dense_replace and their like leave none")
         return Model(
             name=name,
             vocab_size=fields.count("vocab_size"),
             layers=layers,
             tie_embeddings=fields.flag("tie_word_embeddings", family.tie_embeddings),
-            expert_bits=bits.expert,
-            other_bits=bits.other,
-            embedding_bits=bits.embedding,
-            activation_bits=bits.activation,
+            **native_bits(fields),
             final_norm_params=_norm_params(fields, family),
             head_bias=fields.flag("lm_head_bias"),
         )
-    except InputError as error:
-        if str(error).startswith(source):
-            raise
-        raise fields.error(str(error)) from error
 
 
 def _refuse(fields: Fields) -> None:
     if not fields.count("num_local_experts", default=0, minimum=0):
         looked = ", ".join(fields.names("num_local_experts"))
-        raise fields.error(f"has no experts (looked for {looked}); only Mixture-of-Experts models are handled")
+        raise InputError(f"has no experts (looked for {looked}); only Mixture-of-Experts models are handled")
     if fields.flag("is_encoder_decoder"):
-        raise fields.error("is an encoder-decoder; only decoders are handled")
+        raise InputError("is an encoder-decoder; only decoders are handled")
     model_type = fields.text("model_type")
-    what = REFUSED_TYPES.get(model_type)
-    for field, contents in REFUSED_FIELDS.items():
-        what = what or (contents if field in fields else None)
+    refused = (contents for field, contents in REFUSED_FIELDS.items() if field in fields)
+    what = REFUSED_TYPES.get(model_type) or next(refused, None)
     if what:
-        raise fields.error(f"model type {model_type or '(not given)'} is not modelled: it has {what}")
+        raise InputError(f"model type {model_type or '(not given)'} is not modelled: it has {what}")
 
 
 def _layer(fields: Fields, family: Family, index: int) -> Layer:
@@ -90,29 +82,20 @@ def _layer(fields: Fields, family: Family, index: int) -> Layer:
     num_experts = fields.count("num_local_experts", layer=index)
     top_k = fields.count("num_experts_per_tok", layer=index)
     if top_k > num_experts:
-        raise fields.error(
-            f"{fields.find('num_experts_per_tok')[0]} = {top_k} exceeds "
-            f"{fields.find('num_local_experts')[0]} = {num_experts}: "
-            f"a token cannot use more experts than there are"
+        chosen, there = (fields.find(name)[0] for name in ("num_experts_per_tok", "num_local_experts"))
+        raise InputError(
+            f"{chosen} = {top_k} exceeds {there} = {num_experts}: a token cannot use more experts than there are"
         )
     shared = _shared(fields, family, hidden, index)
-    router = num_experts * (hidden + (1 if family.router_bias else 0))
+    router = num_experts * (hidden + family.router_bias)
     if family.routed_heads:  # JetMoE: a second router, for heads, and a bias on the sum of both kinds of experts
         router += num_experts * hidden + 2 * hidden
     if family.shared_gate and shared:
         router += hidden
     width = fields.count("moe_intermediate_size", layer=index)
     expert = FeedForward(hidden, width, family.expert_bias, held=family.expert_held)
-    return Layer(
-        attention,
-        num_experts,
-        top_k,
-        expert,
-        shared,
-        router_params=router,
-        norm_params=norms,
-        computes_all_experts=family.computes_all_experts,
-    )
+    routed = Layer(attention, num_experts, top_k, expert, shared, router_params=router, norm_params=norms)
+    return replace(routed, computes_all_experts=family.computes_all_experts)
 
 
 def _shared(fields: Fields, family: Family, hidden: int, index: int) -> FeedForward | None:
@@ -145,20 +128,24 @@ def _is_sparse(fields: Fields, index: int) -> bool:
 
 
 def _norm_params(fields: Fields, family: Family) -> int:
-    return fields.count("hidden_size") * (2 if family.norm_bias else 1)
+    return fields.count("hidden_size") * (1 + family.norm_bias)
 
 
 def _attention(fields: Fields, family: Family, index: int) -> Attention:
     hidden, heads = fields.count("hidden_size"), fields.count("num_attention_heads")
-    latent = _latent(fields)
-    if latent:
+    latent = None
+    if "kv_lora_rank" in fields:
+        query_rank = fields.count("q_lora_rank", default=0, minimum=0) or None
+        latent = Latent(fields.count("kv_lora_rank"), fields.count("qk_rope_head_dim"), query_rank)
         kv_heads = heads
         head_dim = fields.count("qk_nope_head_dim") + latent.rope_head_dim
         norms = latent.kv_rank + (latent.query_rank or 0)
     else:
         kv_heads = fields.count("num_key_value_heads", default=heads)
         head_dim = _head_dim(fields, hidden, heads)
-        norms = _qk_norm_params(fields, family, (heads + kv_heads) * head_dim, 2 * head_dim)
+        configured = "head" if fields.flag("use_qk_norm") else "none"
+        qk_norm = configured if family.qk_norm == "as configured" else family.qk_norm
+        norms = {"width": (heads + kv_heads) * head_dim, "head": 2 * head_dim, "none": 0}[qk_norm]
     qkv_bias = fields.flag("qkv_bias", family.qkv_bias)
     stored_heads = kv_heads * fields.count("num_local_experts") if family.routed_heads else None
     return Attention(
@@ -178,28 +165,12 @@ def _attention(fields: Fields, family: Family, index: int) -> Attention:
     )
 
 
-def _latent(fields: Fields) -> Latent | None:
-    if "kv_lora_rank" not in fields:
-        return None
-    query_rank = fields.count("q_lora_rank", default=0, minimum=0) or None
-    return Latent(fields.count("kv_lora_rank"), fields.count("qk_rope_head_dim"), query_rank)
-
-
 def _head_dim(fields: Fields, hidden: int, heads: int) -> int:
     head_dim = fields.count("head_dim", default=0)
     if not head_dim and hidden % heads:
-        raise fields.error(
-            f"{fields.find('hidden_size')[0]} = {hidden} is no multiple of "
-            f"{fields.find('num_attention_heads')[0]} = {heads}; "
-            f"add head_dim if that is meant"
-        )
+        width, number = (fields.find(name)[0] for name in ("hidden_size", "num_attention_heads"))
+        raise InputError(f"{width} = {hidden} is no multiple of {number} = {heads}; add head_dim if that is meant")
     return head_dim or hidden // heads
-
-
-def _qk_norm_params(fields: Fields, family: Family, width: int, per_head: int) -> int:
-    configured = "head" if fields.flag("use_qk_norm") else "none"
-    kind = configured if family.qk_norm == "as configured" else family.qk_norm
-    return {"width": width, "head": per_head, "none": 0}[kind]
 
 
 def _window(fields: Fields, family: Family, index: int) -> int | None:
@@ -208,15 +179,14 @@ def _window(fields: Fields, family: Family, index: int) -> int | None:
     if kind == "chunked_attention":
         return fields.count("attention_chunk_size")
     size = fields.count("sliding_window", default=0, minimum=0) or None
+    if kind is None:
+        return size if _slides(fields, family, index) else None
     if kind == "sliding_attention" and size is None:
-        raise fields.error("layer_types has sliding_attention, but sliding_window is missing")
-    if kind is not None:
-        if kind not in ("full_attention", "sliding_attention"):
-            raise fields.error(
-                f"layer_types has {kind!r}; modelled are full_attention, sliding_attention and chunked_attention"
-            )
-        return size if kind == "sliding_attention" else None
-    return size if _slides(fields, family, index) else None
+        raise InputError("layer_types has sliding_attention, but sliding_window is missing")
+    if kind not in ("full_attention", "sliding_attention"):
+        modelled = "full_attention, sliding_attention and chunked_attention"
+        raise InputError(f"layer_types has {kind!r}; modelled are {modelled}")
+    return size if kind == "sliding_attention" else None
 
 
 def _slides(fields: Fields, family: Family, index: int) -> bool:

@@ -16,8 +16,8 @@ _NESTED = ("text_config", "language_config", "llm_config")
 class Fields:
     """The fields of one configuration. Where a language model is nested in a larger one, its own fields come first."""
 
-    def __init__(self, values: Mapping[str, Any], source: str) -> None:
-        self.source = source
+    def __init__(self, values: Mapping[str, Any], where: str = "") -> None:
+        self.where = where
         sections = (values.get(name) for name in _NESTED)
         nested: Mapping[str, Any] = next((section for section in sections if isinstance(section, Mapping)), {})
         self._values = {**values, **{name: value for name, value in nested.items() if value is not None}}
@@ -40,27 +40,24 @@ class Fields:
         known = self.names(name)
         return next(((one, value) for one in known if (value := self._get(one)) is not None), (name, None))
 
-    def error(self, problem: str) -> InputError:
-        return InputError(f"{self.source}: {problem}")
-
     def count(self, name: str, default: int | None = None, minimum: int = 1, layer: int = 0) -> int:
         """A whole number. Raises InputError where it is missing (without a `default`), no number, or too small."""
         name, value = self.find(name)
         if value is None:
             if default is None:
-                raise self.error(f"{name} is missing (looked for {', '.join(self.names(name))})")
+                raise InputError(f"{self.where}{name} is missing (looked for {', '.join(self.names(name))})")
             return default
         if isinstance(value, list):
             value = self._entry(name, value, layer)
-        return check_count(f"{self.source}: {name}", value, minimum)
+        return check_count(self.where + name, value, minimum)
 
     def flag(self, name: str, default: bool = False) -> bool:
         name, value = self.find(name)
-        return default if value is None else check_flag(f"{self.source}: {name}", value)
+        return default if value is None else check_flag(self.where + name, value)
 
     def text(self, name: str, default: str = "") -> str:
         name, value = self.find(name)
-        return default if value is None else check_text(f"{self.source}: {name}", value) or default
+        return default if value is None else check_text(self.where + name, value) or default
 
     def entries(self, name: str) -> list[Any] | None:
         """A list, whatever it holds; None where the field is absent or no list."""
@@ -75,9 +72,9 @@ class Fields:
     def section(self, name: str) -> "Fields":
         """A nested section; an empty one where it is absent."""
         value = self._get(name)
-        return Fields(value if isinstance(value, Mapping) else {}, f"{self.source}: {name}")
+        return Fields(value if isinstance(value, Mapping) else {}, f"{self.where}{name}: ")
 
     def _entry(self, name: str, values: list[Any], layer: int) -> object:
         if layer >= len(values):
-            raise self.error(f"{name} has {len(values)} entries, too few for entry {layer}")
+            raise InputError(f"{self.where}{name} has {len(values)} entries, too few for entry {layer}")
         return values[layer]

@@ -72,15 +72,12 @@ class Attention:
         check_at_least(self, 1, *sizes)
         check_at_least(self, 0, "extra_params")
         check_at_least(self, self.num_query_heads, "stored_query_heads")
-        if self.num_query_heads % self.num_kv_heads:
-            raise InputError(
-                f"Attention.num_query_heads must be a multiple of num_kv_heads, "
-                f"got {self.num_query_heads} and {self.num_kv_heads}"
-            )
-        if self.latent and self.latent.rope_head_dim >= self.head_dim:
-            raise InputError(
-                f"Latent.rope_head_dim must be below head_dim, got {self.latent.rope_head_dim} and {self.head_dim}"
-            )
+        heads, groups = self.num_query_heads, self.num_kv_heads
+        if heads % groups:
+            raise InputError(f"Attention.num_query_heads must be a multiple of num_kv_heads, got {heads} and {groups}")
+        rope = self.latent.rope_head_dim if self.latent else 0
+        if rope >= self.head_dim:
+            raise InputError(f"Latent.rope_head_dim must be below head_dim, got {rope} and {self.head_dim}")
 
     @property
     def query_width(self) -> int:
@@ -115,9 +112,8 @@ class Attention:
         if self.latent is None:
             return self.hidden_size * (self.query_width + self.cached_width) + gate
         latent, nope_head_dim = self.latent, self.head_dim - self.latent.rope_head_dim
-        if latent.query_rank is None:
-            query = self.hidden_size * self.query_width
-        else:
+        query = self.hidden_size * self.query_width
+        if latent.query_rank is not None:
             query = latent.query_rank * (self.hidden_size + self.query_width)
         absorbed_key = self.num_query_heads * nope_head_dim * latent.kv_rank
         return query + self.hidden_size * self.cached_width + absorbed_key + gate
@@ -134,11 +130,8 @@ class Attention:
 
     @property
     def pre_params(self) -> int:
-        bias = 0
-        if self.qkv_bias and self.latent:
-            bias = (self.latent.query_rank or 0) + self.cached_width
-        elif self.qkv_bias:
-            bias = self.query_width + self.cached_width
+        query_bias = (self.latent.query_rank or 0) if self.latent else self.query_width
+        bias = query_bias + self.cached_width if self.qkv_bias else 0
         return self.pre_weights + self.hidden_size * self.idle_query_heads * self.head_dim + bias + self.extra_params
 
     @property
@@ -220,10 +213,6 @@ class Layer:
         return self.num_experts if self.computes_all_experts else self.top_k
 
     @property
-    def attention_params(self) -> int:
-        return self.attention.pre_params + self.attention.post_params
-
-    @property
     def expert_params(self) -> int:
         """Parameters of one routed expert; 0 in a dense layer."""
         return self.expert.params if self.expert else 0
@@ -239,8 +228,9 @@ class Layer:
     @property
     def non_expert_params(self) -> int:
         """Everything in the layer but its routed experts."""
-        parts = (self.router_params, self.shared_expert_params, self.dense_ffn_params, self.norm_params)
-        return self.attention_params + sum(parts)
+        attention = self.attention.pre_params + self.attention.post_params
+        networks = self.shared_expert_params + self.dense_ffn_params
+        return attention + self.router_params + networks + self.norm_params
 
     @property
     def total_params(self) -> int:

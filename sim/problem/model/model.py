@@ -115,9 +115,6 @@ class Model:
         layers = self.over_layers(lambda layer: layer.non_expert_bytes(bits or self.other_bits))
         return layers + packed_bytes(self._ends_params, bits or self.embedding_bits)
 
-    def weight_bytes(self, bits: float | None = None) -> int:
-        return self.experts_bytes(bits) + self.resident_bytes(bits)
-
     def kv_bytes_per_token(self, bits: float) -> int:
         """What the KV caches of all layers keep of one token, before any window drops it."""
         return self.over_layers(lambda layer: layer.kv_bytes_per_token(bits))

@@ -1,44 +1,29 @@
 """The native width of a checkpoint's weights, scales included, from `torch_dtype` and `quantization_config`."""
 
-from typing import NamedTuple
-
 from sim.problem.model.fields import Fields
 from traces.errors import check_choice
 
 _DTYPE_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "float8_e4m3fn": 8, "float8_e5m2": 8}
-_LEAST_ACTIVATION_BITS = 16.0
 _METHODS = ("mxfp4", "fp8", "gptq", "awq", "bitsandbytes", "compressed-tensors")
 
 
-class Bits(NamedTuple):
-    """Bits a stored weight takes, and an activation."""
-
-    expert: float
-    other: float
-    embedding: float
-    activation: float
-
-
-def native_bits(fields: Fields) -> Bits:
-    """Bits of routed experts, of the rest of a layer, and of embedding and head, which no format quantises.
+def native_bits(fields: Fields) -> dict[str, float]:
+    """The widths of a Model. No format quantises embedding and head, and activations have 16 bits at least.
 
     The rest of a layer keeps the checkpoint's dtype where the quantisation leaves attention out, as gpt-oss does.
     Raises InputError for a dtype or a method that is not known.
     """
     dtype = fields.text("dtype", "bfloat16").removeprefix("torch.")
-    plain = float(_DTYPE_BITS[check_choice(f"{fields.source}: dtype", dtype, _DTYPE_BITS)])
-    activation = max(plain, _LEAST_ACTIVATION_BITS)
-    if "quantization_config" not in fields:
-        return Bits(plain, plain, plain, activation)
+    plain = float(_DTYPE_BITS[check_choice("dtype", dtype, _DTYPE_BITS)])
     section = fields.section("quantization_config")
-    quantised = _quantised_bits(section)
-    excluded = [str(module) for module in section.entries("modules_to_not_convert") or ()]
-    attention_excluded = any("attn" in module for module in excluded)
-    return Bits(quantised, plain if attention_excluded else quantised, plain, activation)
+    expert = _quantised_bits(section) if "quantization_config" in fields else plain
+    attention_excluded = any("attn" in str(module) for module in section.entries("modules_to_not_convert") or ())
+    other = plain if attention_excluded else expert
+    return {"expert_bits": expert, "other_bits": other, "embedding_bits": plain, "activation_bits": max(plain, 16.0)}
 
 
 def _quantised_bits(section: Fields) -> float:
-    method = check_choice(f"{section.source}: quant_method", section.text("quant_method"), _METHODS)
+    method = check_choice(section.where + "quant_method", section.text("quant_method"), _METHODS)
     if method == "mxfp4":  # OCP Microscaling: a shared 8-bit exponent for 32 values of 4 bits
         return 4 + 8 / 32
     if method == "fp8":  # a 32-bit scale per block

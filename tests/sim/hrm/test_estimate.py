@@ -2,11 +2,11 @@
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from sim_examples import few_layers, made_setup, preset, round_machine
+from sim_examples import decode_tokens_per_s, few_layers, made_setup, preset, round_machine
 
 from sim.cost import Setup
 from sim.hrm import hrm_tokens_per_s
-from sim.hrm.estimate import MoEDims, PolicyNumbers, decode_tokens_per_s
+from sim.hrm.estimate import MoEDims, PolicyNumbers
 from sim.problem import Hardware, Policy, Problem, Workload
 from sim.schedule import by_name, registered
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from sim_examples import decode_tokens_per_s
 
 from sim.hrm.command import COMMAND
 from sim.hrm.estimate import (
@@ -17,13 +18,11 @@ from sim.hrm.estimate import (
     attention_flops,
     attention_intensity,
     cpu_memory_bytes,
-    decode_tokens_per_s,
     dims_of,
     ffn_bytes,
     ffn_flops,
     ffn_intensity,
     ffn_tokens,
-    fits,
     gpu_memory_bytes,
     largest_weight_share,
     layer_time,
@@ -38,6 +37,12 @@ MIXTRAL = MoEDims(n_layers=32, h1=4096, h2=14336, n_q=32, n_kv=8, n_e=8, k=2)
 L4 = Hierarchy((Level("GPU", 242e12, 300e9), Level("CPU", 1.3e12, 100e9)), (16e9,))  # as figures 4 and 5 are drawn
 L4_OPTIMIZER = Hardware.load("gcp-l4").optimizer
 S2 = PolicyNumbers(batch_size=14 * 324, micro_batch_size=324, weight_share=0.0559, prompt_len=77, gen_len=32)
+
+
+def fits(dims, policy, constants):
+    """Whether the optimizer would accept the policy on both memories."""
+    gpu = gpu_memory_bytes(dims, policy) <= GPU_MEMORY_SHARE * constants.gpu_memory_bytes * policy.num_devices
+    return gpu & (cpu_memory_bytes(dims, policy) <= CPU_MEMORY_SHARE * constants.cpu_memory_bytes)
 
 
 def giga(flops_per_s) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from sim.problem import UNITS, Basis, Dimension, Hardware, Quantity
+from sim.problem import Basis, Dimension, Hardware, Quantity
 from traces.errors import InputError
 
 GENERIC = ("t4", "l4", "a10", "a100-40gb", "a100-80gb", "l40s", "rtx3090", "rtx4090", "h100", "h200")
@@ -357,7 +357,7 @@ class TestQuantity:
 
     @pytest.mark.parametrize("dimension", list(Dimension))
     def test_survives_tables_copies_and_pickles(self, dimension):
-        for unit in UNITS[dimension]:
+        for unit in dimension.units:
             given = Quantity(1.1, unit, Basis.FITTED, "a fit")
             for again in (
                 Quantity.parse(given.to_dict(), "x", dimension),
