@@ -66,14 +66,10 @@ class Candidates:
 
     def policy(self, row: int) -> Policy:
         """The policy of one row."""
-        base = self.batch_setups[int(self.batch[row])].policy
-        pages = int(self.pages[row])
-        return replace(
-            base,
-            experts_on_device=int(self.experts[row]) / self.problem.model.num_experts,
-            pages=pages if self.schedule.system.paged and pages != base.num_micro_batches else None,
-            pin_weights=bool(self.pinned[row]),
-        )
+        base, pages = self.batch_setups[int(self.batch[row])].policy, int(self.pages[row])
+        share = int(self.experts[row]) / self.problem.model.num_experts
+        other = pages if self.schedule.system.paged and pages != base.num_micro_batches else None
+        return replace(base, experts_on_device=share, pages=other, pin_weights=bool(self.pinned[row]))
 
     def setup(self, row: int) -> Setup:
         """The setup of one row."""
@@ -84,9 +80,8 @@ class Candidates:
         return np.asarray(np.asarray(values)[self.batch], dtype=float)
 
 
-def candidates_of(problem: Problem, schedule: Schedule, grid: PolicyGrid | None = None) -> Candidates:
+def candidates_of(problem: Problem, schedule: Schedule, grid: PolicyGrid) -> Candidates:
     """Every policy on the grid that fits all memories. Empty, with the nearest lack, if none does."""
-    grid = grid or PolicyGrid()
     setups, given_up = _setups(problem, schedule, grid)
     total, residency = problem.model.num_experts, _residency(setups[0])
     capacity = np.array([*capacity_bytes(problem.hardware).values()], dtype=np.int64)

@@ -2,7 +2,6 @@
 
 import argparse
 import time
-from typing import Any
 
 from sim import planning, simulation
 from sim.problem import add_problem, problem_of, schedules_of
@@ -58,15 +57,14 @@ def run(args: argparse.Namespace) -> int:
         with progress("drawing"):
             planning.draw(choice, path, args.jobs)
 
-    def everything() -> dict[str, Any]:
-        return {**choice.to_dict(args.top), "wall_s": wall_s, "explanation": why.to_dict()}
-
     def show() -> None:
         planning.print_plan(choice, prediction, args.top, wall_s)
         planning.print_explanation(choice, why)
 
-    files = (args.plot, draw), (args.out, lambda path: write_json(path, policy_file(choice.best)))
-    return deliver(args, everything, show, *files)
+    policy = {"schedule": choice.best.schedule, **choice.best.policy.to_dict()}
+    files = (args.plot, draw), (args.out, lambda path: write_json(path, policy))
+    everything = {**choice.to_dict(args.top), "wall_s": wall_s, "explanation": why.to_dict()}
+    return deliver(args, lambda: everything, show, *files)
 
 
 def _choose(args: argparse.Namespace) -> "planning.Choice":
@@ -76,11 +74,6 @@ def _choose(args: argparse.Namespace) -> "planning.Choice":
     grid = planning.PolicyGrid(weight_bits=args.weight_bits, kv_bits=args.kv_bits)
     objective = planning.Objective(args.objective)
     return planning.plan(problem, schedules_of(args), objective=objective, jobs=args.jobs, grid=grid, at_least=AT_LEAST)
-
-
-def policy_file(best: "planning.Candidate") -> dict[str, Any]:
-    """What `--out` writes: the fields of the policy, and the schedule it is for."""
-    return {"schedule": best.schedule, **best.setup.policy.to_dict()}
 
 
 COMMAND = Command(

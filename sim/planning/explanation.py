@@ -136,14 +136,10 @@ def explain(
     tiers = tuple(MemoryUse(name, limit, dict(plans[name])) for name, limit in limits.items())
     runner_up = next((plan.best for plan in list(choice.plans.values())[1:]), None)
     rival = next((one for one in choice.plan.ranked if in_essence(one.policy) != in_essence(best.policy)), None)
-    return Explanation(
-        tiers,
-        best.bound_tokens_per_s / best.throughput_tokens_per_s - 1,
-        tuple(_binding(prediction, tiers)),
-        _lost(best, runner_up) if runner_up else None,
-        _lost(best, rival) if rival else None,
-        tuple(_replan(choice, jobs)) if replan else (),
-    )
+    above, binding = best.bound_tokens_per_s / best.throughput_tokens_per_s - 1, tuple(_binding(prediction, tiers))
+    next_schedule, next_policy = (_lost(best, one) if one else None for one in (runner_up, rival))
+    replanned = tuple(_replan(choice, jobs)) if replan else ()
+    return Explanation(tiers, above, binding, next_schedule, next_policy, replanned)
 
 
 def _binding(prediction: Prediction, tiers: Sequence[MemoryUse]) -> Iterator[str]:
@@ -173,9 +169,6 @@ def _lost(best: Candidate, other: Candidate) -> RunnerUp:
     if idle > 0.05 * took:
         text += f"; its busiest lane waits {idle / took:.0%} of the time"
     return RunnerUp(other, text, both)
-
-
-# what more of each resource would give ------------------------------------------------------------------------------
 
 
 def _replan(choice: Choice, jobs: int | None) -> list[Replanned]:
@@ -227,11 +220,8 @@ def near(policy: Policy) -> PolicyGrid:
 
 def _worth(one: Candidate, objective: Objective) -> float:
     """What the objective measures, larger is better."""
-    return {
-        Objective.LATENCY: 1 / one.token_s,
-        Objective.MEMORY: 1 / one.device_bytes,
-        Objective.THROUGHPUT: one.throughput_tokens_per_s,
-    }[objective]
+    others = {Objective.LATENCY: 1 / one.token_s, Objective.MEMORY: 1 / one.device_bytes}
+    return others.get(objective, one.throughput_tokens_per_s)
 
 
 def sentences(choice: Choice, why: Explanation) -> list[str]:
@@ -240,15 +230,11 @@ def sentences(choice: Choice, why: Explanation) -> list[str]:
     found = [
         f"{choice.best.schedule}: {'; '.join(why.binding)}.",
         f"It takes {why.above_bound:.1%} longer than the lower bound of this policy; {effort['simulated']:,} of "
-        f"{effort['feasible']:,} policies that fit were worth simulating.",
+        f"{effort['candidates']:,} policies that fit were worth simulating.",
     ]
-    if why.next_schedule:
-        found.append(f"Next best schedule: {why.next_schedule.reason}.")
-    if why.next_policy:
-        found.append(f"Next best policy: {why.next_policy.reason}.")
-    if why.replanned:
-        found.append(_gains(why.replanned))
-    return found
+    rivals = {"schedule": why.next_schedule, "policy": why.next_policy}
+    found += [f"Next best {what}: {one.reason}." for what, one in rivals.items() if one]
+    return [*found, _gains(why.replanned)] if why.replanned else found
 
 
 def _gains(replanned: Sequence[Replanned]) -> str:

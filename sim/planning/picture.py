@@ -79,8 +79,8 @@ def _draw_map(figure: Figure, ax: Axes, sizes: Sequence[int], counts: Sequence[i
     something = np.ma.masked_invalid(tokens_per_s)
     mesh = ax.pcolormesh(x, y, something, cmap="viridis", edgecolors="white", linewidth=0.3)
     figure.colorbar(mesh, ax=ax, label="throughput (tokens/s)", pad=0.01)
-    for axis, values in ((ax.xaxis, counts), (ax.yaxis, sizes)):
-        axis.set_ticks(values[::2], [f"{value:,}" for value in values[::2]])
+    for axis, values in ((ax.xaxis, counts[::2]), (ax.yaxis, sizes[::2])):
+        axis.set_ticks(values, [f"{value:,}" for value in values])
         axis.set_ticks([], minor=True)
 
 

@@ -60,20 +60,16 @@ class Choice(Tabular):
 
     @property
     def effort(self) -> dict[str, int]:
-        """Of all schedules: how many policies were `considered`, `feasible`, `simulated` and left `unsettled`."""
-        names = ("considered", "feasible", "simulated", "unsettled")
-        return {name: sum(getattr(plan, name) for plan in self.plans.values()) for name in names}
+        """How many policies of all schedules fit and were bounded, were looked at, simulated, and left unsettled."""
+        of = {"candidates": "feasible", "considered": "considered", "simulated": "simulated", "left_out": "unsettled"}
+        return {name: sum(getattr(plan, field) for plan in self.plans.values()) for name, field in of.items()}
 
     def to_dict(self, top: int = 10) -> dict[str, Any]:
         """The best candidate as JSON values, how it was found, and the `top` best."""
-        effort = self.effort
         return {
             **self.best.to_dict(),
             "objective": self.objective.value,
-            "candidates": effort["feasible"],
-            "considered": effort["considered"],
-            "simulated": effort["simulated"],
-            "left_out": effort["unsettled"],
+            **self.effort,
             "infeasible": self.failed,
             "top": [one.to_dict() for one in self.ranked[:top]],
         }

@@ -103,7 +103,7 @@ def _candidate(one: Candidate) -> tuple[Any, ...]:
 
 
 def _effort(choice: Choice, wall_s: float) -> str:
-    considered, feasible, simulated, unsettled = choice.effort.values()
+    feasible, considered, simulated, unsettled = choice.effort.values()
     left_out = f", but for {unsettled:,} that a limit on simulations left out" if unsettled else ""
     return (
         f"{considered:,} policies considered, {feasible:,} fit and were bounded, {simulated:,} simulated in "

@@ -42,9 +42,7 @@ class Candidate(Prediction):
     def of(cls, setup: Setup, bound: float) -> Self:
         """Simulate a setup. Raises InputError if it does not fit."""
         found = predict(setup, compiled=True)
-        return cls(
-            **{one.name: getattr(found, one.name) for one in fields(found)}, bound_tokens_per_s=bound_tokens_per_s
-        )
+        return cls(**{one.name: getattr(found, one.name) for one in fields(found)}, bound_tokens_per_s=bound)
 
     @property
     def device_bytes(self) -> int:
