@@ -4,9 +4,11 @@ from .comparison import (
     Comparison as Comparison,
     Outcome as Outcome,
     compare as compare,
-    input_hash as input_hash,
-    inputs as inputs,
+    usual_setup as usual_setup,
 )
-from .listing import print_hardware as print_hardware, print_known as print_known
 from .picture import draw as draw
-from .report import print_comparison as print_comparison
+from .report import (
+    print_comparison as print_comparison,
+    print_hardware as print_hardware,
+    print_known as print_known,
+)

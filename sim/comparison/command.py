@@ -63,8 +63,8 @@ def _write_traces(outcomes: "comparison.Comparison", folder: Path, digest: str) 
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"input_hash": digest, "versions": {"cgopipe": project_version()}}
     for one in outcomes:
-        if one.setup is not None and one.prediction is not None:
-            files.write_trace(simulation.record(one.setup, metadata), folder / f"{one.schedule}.json.gz")
+        if one.prediction is not None:
+            files.write_trace(simulation.record(one.prediction.setup, metadata), folder / f"{one.schedule}.json.gz")
 
 
 COMMAND = Command(
@@ -84,10 +84,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(args: argparse.Namespace) -> int:
-    if args.hardware:
-        comparison.print_hardware(args.hardware)
-    else:
-        comparison.print_known()
+    comparison.print_hardware(args.hardware) if args.hardware else comparison.print_known()
     return 0
 
 

@@ -49,11 +49,10 @@ class Outcome(Tabular):
         """As JSON values; an infeasible schedule has every field too, with nothing in it."""
         if self.prediction is not None:
             return self.prediction.to_dict()
-        empty = dict.fromkeys(MEASURES)
         memory = self.setup.memory.peak_bytes() if self.setup else {}
         policy = self.setup.policy.to_dict() if self.setup else None
-        kept: dict[str, Any] = {"policy": policy, "memory_peak_bytes": memory, "lanes": {}, "simulated_steps": []}
-        return {"schedule": self.schedule, "feasible": False, "reason": self.reason, **kept, **empty}
+        said = {"schedule": self.schedule, "feasible": False, "reason": self.reason, "policy": policy}
+        return {**said, "memory_peak_bytes": memory, "lanes": {}, "simulated_steps": [], **dict.fromkeys(MEASURES)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +72,24 @@ class Comparison(Tabular, Sequence[Outcome]):
     @property
     def best(self) -> Outcome:
         """The outcome of most tokens per second. Raises InputError, with every reason, if nothing fits."""
-        fitting = [one for one in self.outcomes if one.prediction is not None]
+        fitting = [(one.prediction.throughput_tokens_per_s, one) for one in self.outcomes if one.prediction is not None]
         if not fitting:
             reasons = " | ".join(dict.fromkeys(f"{one.schedule}: {one.reason}" for one in self.outcomes))
             raise InputError(f"nothing fits {self.problem.hardware.name}: {reasons}")
-        return max(fitting, key=lambda one: one.prediction.throughput_tokens_per_s if one.prediction else 0.0)
+        return max(fitting, key=lambda both: both[0])[1]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values, with all that the results follow from."""
-        everything = inputs(self.problem, [one.schedule for one in self.outcomes], self.asked)
-        return {"inputs": everything, "input_hash": input_hash(everything), "results": self.rows()}
+        """As JSON values, with all that the results follow from: equal hashes of that, equal results."""
+        inputs = {
+            "version": project_version(),
+            "schedules": [one.schedule for one in self.outcomes],
+            "asked": asdict(self.asked),
+            "model": asdict(self.problem.model),
+            "hardware": self.problem.hardware.to_dict(),
+            "workload": asdict(self.problem.workload),
+        }
+        digest = hashlib.sha256(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return {"inputs": inputs, "input_hash": digest, "results": self.rows()}
 
     def rows(self) -> list[dict[str, Any]]:
         """One for each schedule."""
@@ -124,11 +131,11 @@ def _set_up(problem: Problem, asked: Asked, name: str) -> Setup:
         return Setup(problem, schedule, Policy.from_dict(given, schedule))
     size, count = asked.micro_batch_size, asked.num_micro_batches
     if size is not None and count is not None:
-        return _usual(problem, schedule, size, count)
+        return usual_setup(problem, schedule, size, count)
     return best_policy(problem, schedule, micro_batch_size=size, num_micro_batches=count).best.setup
 
 
-def _usual(problem: Problem, schedule: Schedule, micro_batch_size: int, num_micro_batches: int) -> Setup:
+def usual_setup(problem: Problem, schedule: Schedule, micro_batch_size: int, num_micro_batches: int) -> Setup:
     """The system's usual policy of these sizes: weights page-locked where it does that and they fit."""
     batch_size = micro_batch_size * num_micro_batches
     setups = [
@@ -136,21 +143,3 @@ def _usual(problem: Problem, schedule: Schedule, micro_batch_size: int, num_micr
         for pin in dict.fromkeys((schedule.system.pins_weights, False))
     ]
     return next((setup for setup in setups if not setup.shortages), setups[-1])
-
-
-def inputs(problem: Problem, schedules: Sequence[str], asked: Asked) -> dict[str, Any]:
-    """Everything that the results follow from, as JSON values."""
-    return {
-        "version": project_version(),
-        "schedules": list(schedules),
-        "asked": {**asdict(asked), "policies": {name: dict(table) for name, table in asked.policies.items()}},
-        "model": asdict(problem.model),
-        "hardware": problem.hardware.to_dict(),
-        "workload": asdict(problem.workload),
-    }
-
-
-def input_hash(everything: Mapping[str, Any]) -> str:
-    """SHA-256 of the inputs: equal hashes, equal results."""
-    canonical = json.dumps(everything, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()

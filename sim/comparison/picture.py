@@ -10,9 +10,10 @@ from matplotlib.axes import Axes
 
 from sim.comparison.comparison import Outcome
 from sim.cost import Setup
+from sim.planning import title
 from sim.problem import Problem
 from sim.schedule import Op
-from sim.simulation import Executed, simulate_steps
+from sim.simulation import Executed, Prediction, simulate_steps
 from traces.cli import ROW_ORDER, draw_lanes, name_ops, new_figure, open_frame, save
 
 
@@ -34,41 +35,31 @@ def layer_view(setup: Setup) -> LayerView:
     step = (setup.last_step + 1) // 2
     first = max(step - 1, min(step, 1))
     simulate_steps(setup, first, step + 1, on_task=executed.append)
-    layer_ends = {
-        one.task.layer: one.end_ns
-        for one in executed
-        if one.task.op in (Op.POST_ATTN, Op.EXPERTS) and one.task.step == step
-    }
+    last = [one for one in executed if one.task.op in (Op.POST_ATTN, Op.EXPERTS) and one.task.step == step]
+    layer_ends = {one.task.layer: one.end_ns for one in last}
     layer = setup.shape.num_layers // 2
-    start = layer_ends.get(layer - 1, 0)
-    end = layer_ends[layer]
+    start, end = layer_ends.get(layer - 1, 0), layer_ends[layer]
     seen = [one for one in executed if one.task.lane.rank == 0 and one.end_ns > start and one.start_ns < end]
     return LayerView(start, end, seen)
 
 
 def draw(problem: Problem, outcomes: Sequence[Outcome], path: str) -> None:
     """Draw into a .png, .svg or .pdf file. Raises ValueError for another format, OSError if it cannot be written."""
-    fitting = [one for one in outcomes if one.setup is not None and one.prediction is not None]
-    views = [layer_view(one.setup) for one in fitting if one.setup is not None]
+    predictions = [one.prediction for one in outcomes if one.prediction is not None]
+    views = [layer_view(one.setup) for one in predictions]
     rows = [len({one.task.lane.kind for one in view.tasks}) for view in views]
-    heights = [0.5 * len(fitting) + 0.6, *(0.32 * count + 0.55 for count in rows)]
+    heights = [0.5 * len(predictions) + 0.6, *(0.32 * count + 0.55 for count in rows)]
     figure = new_figure(12, sum(heights) + 1.6)
     axes = figure.subplots(len(heights), 1, gridspec_kw={"height_ratios": heights}, squeeze=False)[:, 0]
-    padding = "padded, " if problem.workload.padded else ""
-    figure.suptitle(
-        f"{problem.model.name} on {problem.hardware.name}, {problem.workload.name} ({padding}"
-        f"{problem.workload.gen_len} tokens generated): simulated",
-        fontsize=13,
-    )
-    _bars(axes[0], fitting)
-    for ax, one, view in zip(axes[1:], fitting, views, strict=True):
+    figure.suptitle(f"{title(problem)}: simulated", fontsize=13)
+    _bars(axes[0], predictions)
+    for ax, one, view in zip(axes[1:], predictions, views, strict=True):
         _timeline(ax, one, view)
     name_ops(figure, (task.task.op for view in views for task in view.tasks))
     save(figure, path)
 
 
-def _bars(ax: Axes, outcomes: Sequence[Outcome]) -> None:
-    predictions = [one.prediction for one in outcomes if one.prediction is not None]
+def _bars(ax: Axes, predictions: Sequence[Prediction]) -> None:
     speeds = [one.throughput_tokens_per_s for one in predictions]
     best = max(speeds, default=0.0)
     places = range(len(predictions))
@@ -78,22 +69,17 @@ def _bars(ax: Axes, outcomes: Sequence[Outcome]) -> None:
         ax.text(speed, place, f" {speed:,.1f}   ({one.policy}, {why})", va="center", fontsize=9)
     ax.set_yticks(places, [one.schedule for one in predictions])
     ax.invert_yaxis()
-    ax.set_xlim(0, best * 1.55)
-    ax.set_xlabel("throughput (tokens/s)")
+    ax.set(xlim=(0, best * 1.55), xlabel="throughput (tokens/s)")
     open_frame(ax)
 
 
-def _timeline(ax: Axes, outcome: Outcome, view: LayerView) -> None:
-    kinds = [kind for kind in ROW_ORDER if any(one.task.lane.kind == kind for one in view.tasks)]
+def _timeline(ax: Axes, one: Prediction, view: LayerView) -> None:
+    kinds = [kind for kind in ROW_ORDER if any(done.task.lane.kind == kind for done in view.tasks)]
     length_ms = (view.end_ns - view.start_ns) / 1e6
-    draw_lanes(ax, kinds, (_bar(one, view) for one in view.tasks), length_ms)
-    requests = outcome.prediction.num_requests if outcome.prediction else 0
-    ax.set_title(
-        f"{outcome.schedule}: one layer of a decode step, {length_ms:,.0f} ms for {requests:,} requests "
-        f"({length_ms * 1e3 / max(requests, 1):,.0f} µs a request)",
-        fontsize=10,
-        loc="left",
-    )
+    draw_lanes(ax, kinds, (_bar(done, view) for done in view.tasks), length_ms)
+    took = f"{length_ms:,.0f} ms for {one.num_requests:,} requests"
+    each = f"{length_ms * 1e3 / one.num_requests:,.0f} µs a request"
+    ax.set_title(f"{one.schedule}: one layer of a decode step, {took} ({each})", fontsize=10, loc="left")
     ax.set_xlabel("ms", fontsize=8, labelpad=0)
 
 

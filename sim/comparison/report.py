@@ -1,30 +1,33 @@
-"""What `compare` tells a person: a table of results, what each lane did, and one sentence on why the best one wins."""
+"""What two commands tell a person.
+
+`compare`: a table of results, what each lane did, and one sentence on why the best one wins. `list`: every preset and
+schedule in a line, or one machine in full.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sim.comparison.comparison import Outcome
-from sim.cost import Setup
 from sim.planning import DURATIONS, PEAKS, SPEEDS, headline, in_short, peaks_gb, seconds, speeds
-from sim.problem import Basis, Problem
+from sim.problem import Basis, Hardware, Model, Problem, Workload
+from sim.schedule import registered
 from sim.simulation import LaneSummary, Prediction
-from traces.cli import TEXT, Report
+from traces.cli import PROSE, TEXT, Report
 
 
 def print_comparison(problem: Problem, outcomes: Sequence[Outcome], baseline: str | None) -> None:
     """Print the whole report."""
     out, hardware = Report(), problem.hardware
     out.say(headline(problem))
-    fitting = [(one.setup, one.prediction) for one in outcomes if one.setup and one.prediction]
-    predictions = [one for _, one in fitting]
+    predictions = [one.prediction for one in outcomes if one.prediction]
     rates = {one.schedule: one.throughput_tokens_per_s for one in predictions}
     against = {"× slowest": min(rates.values(), default=0.0)}
     if baseline in rates:
         against[f"× {baseline}"] = rates[baseline]
     core = {"schedule": TEXT, "policy": TEXT, "tokens/s": ",.2f", **SPEEDS, **dict.fromkeys(against, ">")}
     times = {"bound by": TEXT, "over it": "+.0%", "GPU idle": ".0%", **DURATIONS}
-    results = (_result(setup, one, [*against.values()]) for setup, one in fitting)
+    results = (_result(one, [*against.values()]) for one in predictions)
     out.table([core, times, {**PEAKS, "HRM (× simulated)": ">"}], results)
     lanes = list(dict.fromkeys(name for one in predictions for name in one.lanes if ":" not in name))
     alike = f" (device 0 of {hardware.num_devices}, which are alike)" if hardware.num_devices > 1 else ""
@@ -34,28 +37,18 @@ def print_comparison(problem: Problem, outcomes: Sequence[Outcome], baseline: st
     out.say(f"Hardware numbers: {_basis(problem)}. Each with its source: python -m sim list {hardware.name}")
 
 
-def _result(setup: Setup, one: Prediction, against: Sequence[float]) -> tuple[Any, ...]:
+def _result(one: Prediction, against: Sequence[float]) -> tuple[Any, ...]:
     speed, hrm = one.throughput_tokens_per_s, one.hrm_tokens_per_s
     bound = ", ".join(dict.fromkeys(phase.bottleneck for phase in (one.prefill, one.decode) if phase.bottleneck))
-    return (
-        one.schedule,
-        in_short(one.policy),
-        speed,
-        *speeds(setup, one.prefill_s, one.decode_s),
-        *(f"{speed / other:.2f}×" for other in against),
-        *(bound, one.over_busiest, one.gpu_idle),
-        *(seconds(one.prefill_s), seconds(one.decode_s)),
-        *peaks_gb(setup),
-        hrm and f"{hrm:,.1f} ({hrm / speed:.1f}×)",
-    )
+    rates = speed, *speeds(one.setup, one.prefill_s, one.decode_s), *(f"{speed / other:.2f}×" for other in against)
+    times = bound, one.over_busiest, one.gpu_idle, seconds(one.prefill_s), seconds(one.decode_s)
+    expected = hrm and f"{hrm:,.1f} ({hrm / speed:.1f}×)"
+    return one.schedule, in_short(one.policy), *rates, *times, *peaks_gb(one.setup), expected
 
 
 def _lane(lane: LaneSummary | None) -> str:
     """Share of the time busy, and the op that the rest was mostly spent waiting for."""
-    if lane is None:
-        return "–"
-    waited = f" · {lane.waited_most_for}" if lane.waited_most_for else ""
-    return f"{lane.utilisation:.0%}{waited}"
+    return " · ".join(filter(None, (f"{lane.utilisation:.0%}", lane.waited_most_for))) if lane else "–"
 
 
 def _not_fitting(outcomes: Sequence[Outcome]) -> Iterator[str]:
@@ -72,17 +65,15 @@ def _why(predictions: Sequence[Prediction]) -> str:
     """Why the best schedule wins, from the numbers."""
     best, *others = sorted(predictions, key=lambda one: -one.throughput_tokens_per_s)
     text = f"[bold]{best.schedule}[/bold] is fastest with {best.throughput_tokens_per_s:,.2f} tokens/s: {_busy(best)}"
-    if not others:
-        return f"{text}."
-    other = others[0]
-    return f"{text}; {other.schedule} comes next with {other.throughput_tokens_per_s:,.2f}: {_busy(other)}."
+    for other in others[:1]:
+        text += f"; {other.schedule} comes next with {other.throughput_tokens_per_s:,.2f}: {_busy(other)}"
+    return f"{text}."
 
 
 def _busy(one: Prediction) -> str:
     """The lane that decides, and how much of the time it works."""
     phase, name = (one.decode, "decode") if one.decode_s > one.prefill_s else (one.prefill, "prefill")
-    share = phase.busiest_s / phase.span_s
-    lane = one.lanes[phase.bottleneck]
+    share, lane = phase.busiest_s / phase.span_s, one.lanes[phase.bottleneck]
     text = f"in {name} its busiest lane, {phase.bottleneck}, works {min(share, 1.0):.0%} of the time"
     return text + (f" and mostly waits for {lane.waited_most_for}" if share < 0.97 and lane.waited_most_for else "")
 
@@ -90,3 +81,34 @@ def _busy(one: Prediction) -> str:
 def _basis(problem: Problem) -> str:
     counts = Counter(quantity.basis for _, quantity in problem.hardware.quantities())
     return ", ".join(f"{counts[basis]} {basis}" for basis in Basis if counts[basis])
+
+
+def print_known() -> None:
+    """Schedules, models, machines and workloads, one line each."""
+    out = Report()
+    known = {
+        "schedule": {name: schedule.summary for name, schedule in registered().items()},
+        "model": {name: str(Model.load(name)).partition(": ")[2] for name in Model.presets()},
+        "hardware": {name: Hardware.load(name).description for name in Hardware.presets()},
+        "workload": {name: _workload(Workload.load(name)) for name in Workload.presets()},
+    }
+    for kind, lines in known.items():
+        out.table({kind: TEXT, "what it is": PROSE}, lines.items())
+
+
+def _workload(one: Workload) -> str:
+    return (
+        f"prompts of {one.mean_prompt_tokens:.0f} tokens on average, {one.max_prompt_tokens} at most, "
+        f"{one.gen_len} generated"
+    )
+
+
+def print_hardware(name: str) -> None:
+    """Every number of one machine with its basis and source; sources stand below, each once."""
+    out, hardware = Report(), Hardware.load(name)
+    quantities = list(hardware.quantities())
+    sources = list(dict.fromkeys(one.source for _, one in quantities))
+    numbers = ((path, one.text, one.basis, f"[{1 + sources.index(one.source)}]") for path, one in quantities)
+    title = f"{hardware.name}: {hardware.description}"
+    out.table({"number": TEXT, "value": ">", "basis": TEXT, "source": ">"}, numbers, title)
+    out.table({"": ">", "source": PROSE}, ((f"[{at}]", text) for at, text in enumerate(sources, 1)))

@@ -1,8 +1,13 @@
 from .explanation import Explanation as Explanation, explain as explain
 from .grid import PolicyGrid as PolicyGrid
-from .hrm import hrm_plan as hrm_plan
 from .picture import draw as draw
-from .planner import Choice as Choice, NothingFitsError as NothingFitsError, best_policy as best_policy, plan as plan
+from .planner import (
+    Choice as Choice,
+    NothingFitsError as NothingFitsError,
+    best_policy as best_policy,
+    hrm_plan as hrm_plan,
+    plan as plan,
+)
 from .report import (
     DURATIONS as DURATIONS,
     PEAKS as PEAKS,
@@ -13,5 +18,6 @@ from .report import (
     print_plan as print_plan,
     seconds as seconds,
     speeds as speeds,
+    title as title,
 )
 from .search import Candidate as Candidate, Objective as Objective

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.cost import Setup, capacity_bytes
-from sim.planning.grid import PolicyGrid, pin_choices, placements
+from sim.planning.grid import PolicyGrid, pin_choices
 from sim.problem import Policy, Problem
 from sim.schedule import MemoryPart, Schedule, Tier
 from traces.errors import InputError
@@ -40,11 +40,6 @@ class Residency:
     extra_bytes: Ints
     """Bytes of each tier beyond those of the fewest that are held so, pageable. [pin choice, expert value, tier]."""
 
-    def fewest(self, held: int) -> int | None:
-        """The fewest experts of none, some or all; None if the schedule works with no such number."""
-        mine = self.experts[self.held == held]
-        return int(mine[0]) if len(mine) else None
-
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
@@ -71,14 +66,10 @@ class Candidates:
 
     def policy(self, row: int) -> Policy:
         """The policy of one row."""
-        base = self.batch_setups[int(self.batch[row])].policy
-        pages = int(self.pages[row])
-        return replace(
-            base,
-            experts_on_device=int(self.experts[row]) / self.problem.model.num_experts,
-            pages=pages if self.schedule.system.paged and pages != base.num_micro_batches else None,
-            pin_weights=bool(self.pinned[row]),
-        )
+        base, pages = self.batch_setups[int(self.batch[row])].policy, int(self.pages[row])
+        share = int(self.experts[row]) / self.problem.model.num_experts
+        other = pages if self.schedule.system.paged and pages != base.num_micro_batches else None
+        return replace(base, experts_on_device=share, pages=other, pin_weights=bool(self.pinned[row]))
 
     def setup(self, row: int) -> Setup:
         """The setup of one row."""
@@ -86,55 +77,42 @@ class Candidates:
 
     def of_batches(self, values: Sequence[float] | Floats) -> Floats:
         """One value per batch, spread over the rows."""
-        spread: Floats = np.asarray(values, dtype=float)[self.batch]
-        return spread
+        return np.asarray(np.asarray(values)[self.batch], dtype=float)
 
 
-def candidates_of(problem: Problem, schedule: Schedule, grid: PolicyGrid | None = None) -> Candidates:
+def candidates_of(problem: Problem, schedule: Schedule, grid: PolicyGrid) -> Candidates:
     """Every policy on the grid that fits all memories. Empty, with the nearest lack, if none does."""
-    grid = grid or PolicyGrid()
     setups, given_up = _setups(problem, schedule, grid)
-    residency = _residency(setups[0])
+    total, residency = problem.model.num_experts, _residency(setups[0])
     capacity = np.array([*capacity_bytes(problem.hardware).values()], dtype=np.int64)
     taken = _bytes(setups, residency, capacity)
     need = taken[:, None, residency.held] + residency.extra_bytes[None]  # [batch, pin choice, expert value, tier]
     fits = np.all(need <= capacity, axis=-1)
-    wanted = _wanted(fits, residency.experts, problem.model.num_experts, grid)
+    wanted = _wanted(fits, residency.experts, total, grid)
     batch, pin, value = np.nonzero(fits & wanted)
     pages = [_pages(schedule, grid, setup.shape.num_micro_batches) for setup in setups]
     counts = np.array([len(one) for one in pages], dtype=np.int64)
     considered = int((wanted.sum(axis=(1, 2)) * counts).sum()) + given_up
     rows = np.repeat(np.arange(len(batch)), counts[batch])
     all_pages = np.array([page for at in batch for page in pages[at]], dtype=np.int64)
-    streams = (residency.experts[value] < problem.model.num_experts)[rows]
+    streams = (residency.experts[value] < total)[rows]
     kept = streams | (np.diff(rows, prepend=-1) > 0) | schedule.system.streams_non_experts
     rows, all_pages = rows[kept], all_pages[kept]
     nearest = None if len(rows) else _nearest(setups, need - capacity, residency)
-    return Candidates(
-        problem,
-        schedule,
-        setups,
-        batch[rows],
-        residency.experts[value[rows]],
-        all_pages,
-        np.array(pin_choices(schedule))[pin[rows]],
-        need[batch, pin, value][rows],
-        considered,
-        nearest,
-    )
+    batch, pin, value = batch[rows], pin[rows], value[rows]
+    experts, pinned, bytes_ = residency.experts[value], np.array(pin_choices(schedule))[pin], need[batch, pin, value]
+    return Candidates(problem, schedule, setups, batch, experts, all_pages, pinned, bytes_, considered, nearest)
 
 
 def _setups(problem: Problem, schedule: Schedule, grid: PolicyGrid) -> tuple[list[Setup], int]:
     """All (placement, batch, micro-batch) but those beyond the hopeless ones, and how many those are."""
     setups, given_up = [], 0
-    for placement in placements(schedule, grid):
-        for batches in grid.batches(schedule.system.one_batch):
-            for at, (batch_size, size) in enumerate(batches):
-                setup = Setup(problem, schedule, grid.policy(placement, batch_size, size))
-                setups.append(setup)
-                if _hopeless(setup):
-                    given_up += len(batches) - at - 1
-                    break
+    for growing in grid.policies(schedule):
+        for at, policy in enumerate(growing, 1):
+            setups.append(Setup(problem, schedule, policy))
+            if _hopeless(setups[-1]):
+                given_up += len(growing) - at
+                break
     return setups, given_up
 
 
@@ -146,22 +124,19 @@ def _bytes(setups: list[Setup], residency: Residency, capacity: Ints) -> Ints:
     none = np.array([_peaks(setup) for setup in setups], dtype=np.int64)
     found = np.repeat(none[:, None], 3, axis=1)
     device = TIERS.index(Tier.DEVICE)
-    for held in (1, 2):
-        fewest = residency.fewest(held)
-        if fewest is None:
-            continue
-        rest = none[:, device] - [setup.memory.device.get(MemoryPart.ACTIVATIONS, 0) for setup in setups]
-        more = np.array(_bytes_with(setups[0], fewest, False)) - none[0]
-        activations = setups[0].memory.device.get(MemoryPart.ACTIVATIONS, 0)
-        possible = rest + min(more[device], more[device] + activations) <= capacity[device]
+    activations = [setup.memory.device.get(MemoryPart.ACTIVATIONS, 0) for setup in setups]
+    for held in set(residency.held.tolist()) - {0}:
+        fewest = int(residency.experts[residency.held == held][0])
+        more = np.array(_peaks(_with_weights(setups[0], fewest, False))) - none[0]
+        least = none[:, device] - activations + min(more[device], more[device] + activations[0])
         known: dict[object, Ints] = {}
         for at, setup in enumerate(setups):
-            if not possible[at]:
+            if least[at] > capacity[device]:
                 found[at, held] += np.maximum(more, 0) + capacity  # fits nowhere
                 continue
             key = (id(setup.batch), setup.policy.attention, setup.policy.kv_on_device)
             if key not in known:
-                known[key] = np.array(_bytes_with(setup, fewest, False)) - none[at]
+                known[key] = np.array(_peaks(_with_weights(setup, fewest, False))) - none[at]
             found[at, held] += known[key]
     return found
 
@@ -169,8 +144,9 @@ def _bytes(setups: list[Setup], residency: Residency, capacity: Ints) -> Ints:
 def _hopeless(setup: Setup) -> bool:
     hardware, memory = setup.problem.hardware, setup.memory
     room = hardware.host_memory.capacity_bytes + hardware.num_devices * hardware.device_memory.capacity_bytes
-    device = sum(size for name, size in memory.device.items() if name not in SHRINKING)
-    host = sum(size for name, size in memory.host.items() if name not in SHRINKING)
+    device, host = (
+        sum(size for name, size in part.items() if name not in SHRINKING) for part in (memory.device, memory.host)
+    )
     return host + hardware.num_devices * device > HOPELESS * room
 
 
@@ -179,7 +155,7 @@ def _residency(setup: Setup) -> Residency:
     total, found, needs = setup.problem.model.num_experts, [], []
     for count in range(total + 1):
         try:
-            needs.append([_bytes_with(setup, count, pin) for pin in pin_choices(setup.schedule)])
+            needs.append([_peaks(_with_weights(setup, count, pin)) for pin in pin_choices(setup.schedule)])
         except InputError:
             continue
         found.append(count)
@@ -190,15 +166,14 @@ def _residency(setup: Setup) -> Residency:
     return Residency(experts, held, needed - base[held])
 
 
-def _bytes_with(setup: Setup, experts: int, pin: bool) -> list[int]:
+def _with_weights(setup: Setup, experts: int, pin: bool) -> Setup:
     share = experts / setup.problem.model.num_experts
-    policy = replace(setup.policy, experts_on_device=share, pin_weights=pin)
-    return _peaks(Setup(setup.problem, setup.schedule, policy))
+    return replace(setup, policy=replace(setup.policy, experts_on_device=share, pin_weights=pin))
 
 
 def _peaks(setup: Setup) -> list[int]:
-    peaks = setup.memory.peak_bytes()
-    return [peaks[tier] for tier in TIERS]
+    """Bytes of each tier of `TIERS`."""
+    return [*setup.memory.peak_bytes().values()]
 
 
 def _wanted(fits: NDArray[np.bool_], experts: Ints, total: int, grid: PolicyGrid) -> NDArray[np.bool_]:
@@ -221,7 +196,4 @@ def _nearest(setups: list[Setup], lack: Ints, residency: Residency) -> Setup:
     """The one of the smallest lack, all tiers together. lack [batch, pin choice, expert value, tier]."""
     total = np.maximum(lack, 0).sum(axis=-1)
     batch, pin, value = np.unravel_index(int(total.argmin()), total.shape)
-    setup = setups[batch]
-    share = int(residency.experts[value]) / setup.problem.model.num_experts
-    policy = replace(setup.policy, experts_on_device=share, pin_weights=pin_choices(setup.schedule)[pin])
-    return Setup(setup.problem, setup.schedule, policy)
+    return _with_weights(setups[batch], int(residency.experts[value]), pin_choices(setups[batch].schedule)[pin])

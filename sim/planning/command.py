@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from typing import Any
+from functools import partial
 
 from sim import planning, simulation
 from sim.problem import add_problem, problem_of, schedules_of
@@ -58,11 +58,11 @@ def run(args: argparse.Namespace) -> int:
         with progress("drawing"):
             planning.draw(choice, path, args.jobs)
 
-    def everything() -> dict[str, Any]:
-        return {**choice.to_dict(args.top), "wall_s": wall_s, "explanation": why.to_dict()}
-
-    files = (args.plot, draw), (args.out, lambda path: write_json(path, policy_file(choice.best)))
-    return deliver(args, everything, lambda: planning.print_plan(choice, why, prediction, args.top, wall_s), *files)
+    policy = {"schedule": choice.best.schedule, **choice.best.policy.to_dict()}
+    files = (args.plot, draw), (args.out, lambda path: write_json(path, policy))
+    everything = {**choice.to_dict(args.top), "wall_s": wall_s, "explanation": why.to_dict()}
+    show = partial(planning.print_plan, choice, why, prediction, args.top, wall_s)
+    return deliver(args, lambda: everything, show, *files)
 
 
 def _choose(args: argparse.Namespace) -> "planning.Choice":
@@ -72,11 +72,6 @@ def _choose(args: argparse.Namespace) -> "planning.Choice":
     grid = planning.PolicyGrid(weight_bits=args.weight_bits, kv_bits=args.kv_bits)
     objective = planning.Objective(args.objective)
     return planning.plan(problem, schedules_of(args), objective=objective, jobs=args.jobs, grid=grid, at_least=AT_LEAST)
-
-
-def policy_file(best: "planning.Candidate") -> dict[str, Any]:
-    """What `--out` writes: the fields of the policy, and the schedule it is for."""
-    return {"schedule": best.schedule, **best.setup.policy.to_dict()}
 
 
 COMMAND = Command(

@@ -5,13 +5,14 @@ schedule chosen and the runner-up. Gains are of the objective's own value.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from sim.cost import capacity_bytes
 from sim.planning.grid import PolicyGrid
-from sim.planning.planner import Choice, NothingFitsError, Plan, best_policy
+from sim.planning.planner import Choice, NothingFitsError, best_policy
 from sim.planning.search import Candidate, Objective, in_essence, ranked
 from sim.problem import Hardware, Policy, Problem
 from sim.schedule import by_name
@@ -54,8 +55,7 @@ class Replanned:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        best = _to_dict(self.best) if self.best else dict.fromkeys(CHOICE)
-        return {"resource": self.resource, "factor": self.factor, "change": self.change, **best}
+        return {"resource": self.resource, "factor": self.factor, "change": self.change, **_in_brief(self.best)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class RunnerUp:
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         lanes = {lane: {"best": mine, "this": theirs} for lane, (mine, theirs) in self.lanes_s.items()}
-        return {**_to_dict(self.candidate), "reason": self.reason, "lanes_s_per_thousand_tokens": lanes}
+        return {**_in_brief(self.candidate), "reason": self.reason, "lanes_s_per_thousand_tokens": lanes}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +121,9 @@ class Explanation(Tabular):
         return [one.to_dict() for one in self.replanned]
 
 
-CHOICE = ("schedule", "policy", "throughput_tokens_per_s")
-
-
-def _to_dict(one: Candidate) -> dict[str, Any]:
-    return dict(zip(CHOICE, (one.schedule, one.setup.policy.to_dict(), one.throughput_tokens_per_s), strict=True))
+def _in_brief(one: Candidate | None) -> dict[str, Any]:
+    found = one.to_dict() if one else {}
+    return {name: found.get(name) for name in ("schedule", "policy", "throughput_tokens_per_s")}
 
 
 def explain(
@@ -133,23 +131,15 @@ def explain(
 ) -> Explanation:
     """Explain a choice, and the simulator's prediction of it. `jobs` processes plan anew (default: one per core)."""
     prediction = prediction or predict(choice.best.setup)
-    best, tiers = choice.best, _tiers(choice.best)
-    mine = in_essence(best.setup.policy)
+    best = choice.best
+    limits, plans = capacity_bytes(choice.problem.hardware), best.setup.memory.tiers()
+    tiers = tuple(MemoryUse(name, limit, dict(plans[name])) for name, limit in limits.items())
     runner_up = next((plan.best for plan in list(choice.plans.values())[1:]), None)
-    rival = next((one for one in choice.plan.ranked if in_essence(one.setup.policy) != mine), None)
-    return Explanation(
-        tiers,
-        best.bound_tokens_per_s / best.throughput_tokens_per_s - 1,
-        tuple(_binding(prediction, tiers)),
-        _lost(best, runner_up) if runner_up else None,
-        _lost(best, rival) if rival else None,
-        tuple(_replan(choice, jobs)) if replan else (),
-    )
-
-
-def _tiers(best: Candidate) -> tuple[MemoryUse, ...]:
-    limits, plans = capacity_bytes(best.setup.problem.hardware), best.setup.memory.tiers()
-    return tuple(MemoryUse(name, limit, dict(plans[name])) for name, limit in limits.items())
+    rival = next((one for one in choice.plan.ranked if in_essence(one.policy) != in_essence(best.policy)), None)
+    above, binding = best.bound_tokens_per_s / best.throughput_tokens_per_s - 1, tuple(_binding(prediction, tiers))
+    next_schedule, next_policy = (_lost(best, one) if one else None for one in (runner_up, rival))
+    replanned = tuple(_replan(choice, jobs)) if replan else ()
+    return Explanation(tiers, above, binding, next_schedule, next_policy, replanned)
 
 
 def _binding(prediction: Prediction, tiers: Sequence[MemoryUse]) -> Iterator[str]:
@@ -167,34 +157,24 @@ def _binding(prediction: Prediction, tiers: Sequence[MemoryUse]) -> Iterator[str
 
 def _lost(best: Candidate, other: Candidate) -> RunnerUp:
     """Compare lane by lane, in seconds for a thousand tokens."""
-    mine, theirs = ({name: 1000 * s for name, s in one.prediction.busy_s_a_token.items()} for one in (best, other))
+    mine, theirs = ({name: 1000 * s for name, s in one.busy_s_a_token.items()} for one in (best, other))
     both = {lane: (mine.get(lane, 0.0), theirs.get(lane, 0.0)) for lane in mine | theirs}
-    return RunnerUp(other, _why_lost(best, other, both), both)
-
-
-def _why_lost(best: Candidate, other: Candidate, lanes: dict[str, tuple[float, float]]) -> str:
     slower = 1 - other.throughput_tokens_per_s / best.throughput_tokens_per_s
-    text = (
-        f"{other.schedule} {other.setup.policy} reaches {other.throughput_tokens_per_s:,.2f} tokens/s ({-slower:+.1%})"
-    )
+    text = f"{other.schedule} {other.policy} reaches {other.throughput_tokens_per_s:,.2f} tokens/s ({-slower:+.1%})"
     took = 1000 / other.throughput_tokens_per_s
-    more, lane = max((theirs - mine, lane) for lane, (mine, theirs) in lanes.items())
-    idle = took - max(theirs for _, theirs in lanes.values())
+    more, lane = max((late - early, lane) for lane, (early, late) in both.items())
+    idle = took - max(late for _, late in both.values())
     if more > 0.02 * took:
-        mine, theirs = lanes[lane]
-        text += f": {lane} works {theirs:,.1f} s instead of {mine:,.1f} s for a thousand tokens"
+        text += f": {lane} works {both[lane][1]:,.1f} s instead of {both[lane][0]:,.1f} s for a thousand tokens"
     if idle > 0.05 * took:
         text += f"; its busiest lane waits {idle / took:.0%} of the time"
-    return text
-
-
-# what more of each resource would give ------------------------------------------------------------------------------
+    return RunnerUp(other, text, both)
 
 
 def _replan(choice: Choice, jobs: int | None) -> list[Replanned]:
     """Changes are relative to the machine as it is, planned in the same way."""
     changes = [(resource, factor) for resource in RESOURCES for factor in FACTORS]
-    work = partial(_replanned, choice.problem, list(choice.plans)[:2], choice.objective, choice.best.setup.policy)
+    work = partial(_replanned, choice.problem, list(choice.plans)[:2], choice.objective, choice.best.policy)
     same, *others = in_processes(work, [(next(iter(RESOURCES)), 1.0), *changes], jobs)
     before = max(_worth(one, choice.objective) for one in (choice.best, same) if one is not None)
     return [
@@ -211,16 +191,12 @@ def _replanned(
         changed = replace(problem, hardware=scaled(problem.hardware, *change))
     except InputError:
         return None
-    plans = list(_plans(changed, schedules, objective, near(policy)))
-    return ranked([one.best for one in plans], objective)[0] if plans else None
-
-
-def _plans(problem: Problem, schedules: Sequence[str], objective: Objective, grid: PolicyGrid) -> Iterator[Plan]:
+    found, grid = [], near(policy)
     for name in schedules:
-        try:
-            yield best_policy(problem, by_name(name), objective=objective, grid=grid, refine=False, tolerance=NO_GAIN)
-        except NothingFitsError:
-            continue
+        with suppress(NothingFitsError):
+            again = best_policy(changed, by_name(name), objective=objective, grid=grid, refine=False, tolerance=NO_GAIN)
+            found.append(again.best)
+    return ranked(found, objective)[0] if found else None
 
 
 def scaled(hardware: Hardware, resource: str, factor: float) -> Hardware:
@@ -237,45 +213,33 @@ def near(policy: Policy) -> PolicyGrid:
     sizes = {max(1, round(size * factor)) for factor in NEAR_SIZES}
     counts = {max(1, round(count * factor)) for factor in (0.25, 0.5, 0.7, 1.4, 2, 4)}
     counts |= {max(1, count + step * max(1, count // 24)) for step in range(-4, 5)}
-    shares = (0.0, 0.5, 1.0, policy.kv_on_device)
-    return PolicyGrid(
-        tuple(sorted(sizes)),
-        tuple(sorted(counts)),
-        kv_shares=tuple(sorted(set(shares))),
-        pages=(0.5, 1.0),
-        weight_bits=policy.weight_bits,
-        kv_bits=policy.kv_bits,
-    )
+    shares = tuple(sorted({0.0, 0.5, 1.0, policy.kv_on_device}))
+    grid = PolicyGrid(tuple(sorted(sizes)), tuple(sorted(counts)), shares, pages=(0.5, 1.0))
+    return replace(grid, weight_bits=policy.weight_bits, kv_bits=policy.kv_bits)
 
 
 def _worth(one: Candidate, objective: Objective) -> float:
     """What the objective measures, larger is better."""
-    return {
-        Objective.LATENCY: 1 / one.token_s,
-        Objective.MEMORY: 1 / one.device_bytes,
-        Objective.THROUGHPUT: one.throughput_tokens_per_s,
-    }[objective]
+    others = {Objective.LATENCY: 1 / one.token_s, Objective.MEMORY: 1 / one.device_bytes}
+    return others.get(objective, one.throughput_tokens_per_s)
 
 
 def sentences(choice: Choice, why: Explanation) -> list[str]:
     """The explanation in words, a sentence each."""
+    effort = choice.effort
     found = [
         f"{choice.best.schedule}: {'; '.join(why.binding)}.",
-        f"It takes {why.above_bound:.1%} longer than the lower bound of this policy; {choice.simulated:,} of "
-        f"{choice.feasible:,} policies that fit were worth simulating.",
+        f"It takes {why.above_bound:.1%} longer than the lower bound of this policy; {effort['simulated']:,} of "
+        f"{effort['candidates']:,} policies that fit were worth simulating.",
     ]
-    if why.next_schedule:
-        found.append(f"Next best schedule: {why.next_schedule.reason}.")
-    if why.next_policy:
-        found.append(f"Next best policy: {why.next_policy.reason}.")
-    if why.replanned:
-        found.append(_gains(why.replanned))
-    return found
+    rivals = {"schedule": why.next_schedule, "policy": why.next_policy}
+    found += [f"Next best {what}: {one.reason}." for what, one in rivals.items() if one]
+    return [*found, _gains(why.replanned)] if why.replanned else found
 
 
 def _gains(replanned: Sequence[Replanned]) -> str:
-    twice = [one for one in replanned if one.factor == max(FACTORS) and one.change is not None]
-    helpful = sorted((one for one in twice if (one.change or 0) > NO_GAIN), key=lambda one: -(one.change or 0))
-    idle = [one.resource for one in twice if one not in helpful]
-    text = ", ".join(f"{one.resource} {one.change:+.0%}" for one in helpful) or "nothing"
+    twice = {one.resource: one.change for one in replanned if one.factor == max(FACTORS) and one.change is not None}
+    helpful = sorted(((name, gain) for name, gain in twice.items() if gain > NO_GAIN), key=lambda one: -one[1])
+    idle = [name for name in twice if name not in dict(helpful)]
+    text = ", ".join(f"{name} {gain:+.0%}" for name, gain in helpful) or "nothing"
     return f"Twice as much of one resource would give: {text}" + (f"; no gain from {', '.join(idle)}." if idle else ".")

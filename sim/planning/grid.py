@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 from sim.problem import Policy
 from sim.schedule import Place, Schedule
@@ -44,19 +43,16 @@ class PolicyGrid:
         sizes = _near(policy.micro_batch_size) if len(self.micro_batch_sizes) > 1 else self.micro_batch_sizes
         counts = _near(policy.num_micro_batches) if len(self.num_micro_batches) > 1 else self.num_micro_batches
         steps = (policy.kv_on_device + step / 16 for step in range(-3, 4))
-        return replace(
-            self,
-            micro_batch_sizes=sizes,
-            num_micro_batches=counts,
-            kv_shares=tuple(step for step in steps if 0 <= step <= 1),
-            attention=policy.attention,
-        )
+        shares = tuple(step for step in steps if 0 <= step <= 1)
+        fine = replace(self, micro_batch_sizes=sizes, num_micro_batches=counts, kv_shares=shares)
+        return replace(fine, attention=policy.attention)
 
-    def policy(self, placement: "Placement", batch_size: int, size: int) -> Policy:
-        """A policy with all experts on the host, one page a micro-batch, and pageable weights."""
-        share, bits = placement.kv_on_device, self.weight_bits
-        policy = Policy(batch_size, size, placement.attention, kv_on_device=share, weight_bits=bits)
-        return policy if self.kv_bits is None else replace(policy, kv_bits=self.kv_bits)
+    def policies(self, schedule: Schedule) -> Iterator[list[Policy]]:
+        """Those of one placement and micro-batch size in a list, growing: experts on the host, pageable, unpaged."""
+        weights, kv = self.weight_bits, self.kv_bits
+        for place, share in placements(schedule, self):
+            for sizes in self.batches(schedule.system.one_batch):
+                yield [Policy(*both, place, kv_on_device=share, weight_bits=weights, kv_bits=kv) for both in sizes]
 
     def batches(self, one_batch: bool) -> Iterator[list[tuple[int, int]]]:
         """(batch size, micro-batch size), batches of one micro-batch size in a list that grows."""
@@ -77,23 +73,14 @@ def _near(size: int) -> tuple[int, ...]:
     return tuple(sorted({round(low + (high - low) * at / 15) for at in range(16)} | {size}))
 
 
-class Placement(NamedTuple):
-    """Where attention runs, and the KV cache's share on the device."""
-
-    attention: Place
-    kv_on_device: float
-
-
-def placements(schedule: Schedule, grid: PolicyGrid) -> list[Placement]:
-    """The places that the schedule can work with."""
-    found = []
+def placements(schedule: Schedule, grid: PolicyGrid) -> list[tuple[Place, float]]:
+    """Where attention runs, and the KV cache's share on the device, as the schedule can work with them."""
+    found: list[tuple[Place, float]] = []
     for place in schedule.system.attention if grid.attention is None else (grid.attention,):
-        if schedule.system.kv_on_device:
-            found.append(Placement(place, 1.0))
-        elif place is Place.CPU:
-            found.append(Placement(place, 0.0))
+        if schedule.system.kv_on_device or place is Place.CPU:
+            found.append((place, float(schedule.system.kv_on_device)))
         else:
-            found.extend(Placement(place, share) for share in grid.kv_shares)
+            found.extend((place, share) for share in grid.kv_shares)
     return found
 
 

@@ -5,14 +5,17 @@ not beat the best found by more than `TOLERANCE`, which is what the simulator's 
 on the number of simulations is given and met, `Plan.unsettled` says how many candidates might have been better.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from sim.cost import Setup
+from sim.hrm import SCHEDULE, search_policies
 from sim.planning.candidates import Candidates, candidates_of
 from sim.planning.grid import PolicyGrid
-from sim.planning.search import TOLERANCE, Candidate, Objective, Search, ranked
+from sim.planning.search import TOLERANCE, Candidate, Objective, Plan, at_best, ranked
 from sim.problem import Problem
 from sim.schedule import Schedule, by_name, registered
 from traces.cli import in_processes
@@ -29,32 +32,6 @@ class NothingFitsError(InputError):
     def __init__(self, message: str, short_bytes: int = 0) -> None:
         super().__init__(message)
         self.short_bytes = short_bytes
-
-    def __reduce__(self) -> tuple[type["NothingFitsError"], tuple[str, int]]:
-        return type(self), (str(self), self.short_bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The best policy that one schedule has on the grid, and how thoroughly it was looked for."""
-
-    ranked: tuple[Candidate, ...]
-    """All simulated candidates, the best first."""
-    considered: int
-    """Points of the grid whose memory was looked at."""
-    feasible: int
-    """Those that fit all memories; each has been bounded."""
-    unsettled: int
-    """Candidates that a limit left out although their bound beats the best."""
-
-    @property
-    def best(self) -> Candidate:
-        return self.ranked[0]
-
-    @property
-    def simulated(self) -> int:
-        """Candidates that were simulated."""
-        return len(self.ranked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,30 +59,17 @@ class Choice(Tabular):
         return ranked([one for plan in self.plans.values() for one in plan.ranked], self.objective)
 
     @property
-    def considered(self) -> int:
-        return sum(plan.considered for plan in self.plans.values())
-
-    @property
-    def feasible(self) -> int:
-        return sum(plan.feasible for plan in self.plans.values())
-
-    @property
-    def simulated(self) -> int:
-        return sum(plan.simulated for plan in self.plans.values())
-
-    @property
-    def unsettled(self) -> int:
-        return sum(plan.unsettled for plan in self.plans.values())
+    def effort(self) -> dict[str, int]:
+        """How many policies of all schedules fit and were bounded, were looked at, simulated, and left unsettled."""
+        of = {"candidates": "feasible", "considered": "considered", "simulated": "simulated", "left_out": "unsettled"}
+        return {name: sum(getattr(plan, field) for plan in self.plans.values()) for name, field in of.items()}
 
     def to_dict(self, top: int = 10) -> dict[str, Any]:
         """The best candidate as JSON values, how it was found, and the `top` best."""
         return {
             **self.best.to_dict(),
             "objective": self.objective.value,
-            "candidates": self.feasible,
-            "considered": self.considered,
-            "simulated": self.simulated,
-            "left_out": self.unsettled,
+            **self.effort,
             "infeasible": self.failed,
             "top": [one.to_dict() for one in self.ranked[:top]],
         }
@@ -190,17 +154,40 @@ def best_policy(
         found = candidates_of(problem, schedule, replace(grid, num_requests=None, most_requests=num_requests))
     if not len(found):
         raise _nothing_fits(schedule.name, found)
-    search = Search(objective, tolerance, most_simulations)
-    search.look_through(found, at_least)
+    plan = Plan(objective, tolerance, most_simulations)
+    plan.look_through(found, at_least)
     if refine and num_requests is None:
-        search.look_through(candidates_of(problem, schedule, grid.around(search.best.setup.policy)), 1)
-    return Plan(tuple(search.ranked), search.considered, search.feasible, search.unsettled)
+        plan.look_through(candidates_of(problem, schedule, grid.around(plan.best.policy)), 1)
+    return plan
 
 
 def _nothing_fits(schedule: str, found: Candidates) -> NothingFitsError:
-    lacks = found.nearest.shortages if found.nearest else []
-    if not found.nearest or not lacks:
+    nearest = found.nearest
+    if nearest is None or not nearest.shortages:
         return NothingFitsError(f"{schedule}: the grid holds no policy: give other sizes")
-    short = "; ".join(map(str, lacks))
-    text = f"{schedule}: no policy on the grid fits; with {found.nearest.policy}, the nearest, {short}"
-    return NothingFitsError(text, sum(one.short_bytes for one in lacks))
+    short = "; ".join(map(str, nearest.shortages))
+    text = f"{schedule}: no policy on the grid fits; with {nearest.policy}, the nearest, {short}"
+    return NothingFitsError(text, sum(one.short_bytes for one in nearest.shortages))
+
+
+def hrm_setup(problem: Problem) -> tuple[Setup, int]:
+    """What the paper's own search chooses, and of how many policies; whether that fits our memory plan or not."""
+    found = search_policies(problem.model, problem.hardware, problem.workload)
+    return Setup(problem, by_name(SCHEDULE), found.policy), found.candidates
+
+
+def hrm_plan(problem: Problem) -> Choice:
+    """That, simulated. Raises InputError if HRM finds nothing, or if what it finds does not fit our memory plan."""
+    setup, count = hrm_setup(problem)
+    found = {setup.policy: Candidate.of(setup, _bound_of(setup))}
+    plan = Plan(Objective.THROUGHPUT, found=found, considered=count, feasible=count)
+    return Choice(problem, plan.objective, {SCHEDULE: plan}, {})
+
+
+def _bound_of(setup: Setup) -> float:
+    """The most that candidates of the same shape and memory may reach; a policy off the grid has no bound."""
+    policy, total = setup.policy, setup.problem.model.num_experts
+    grid = PolicyGrid((policy.micro_batch_size,), (policy.num_micro_batches,), pages=(1.0,), expert_values=total + 1)
+    space = candidates_of(setup.problem, setup.schedule, grid)
+    rows = ((space.setup(row), rate) for row, rate in enumerate(at_best(space)[0].tolist()))
+    return max((rate for one, rate in rows if (one.shape, one.memory) == (setup.shape, setup.memory)), default=math.inf)

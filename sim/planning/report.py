@@ -58,6 +58,13 @@ def headline(problem: Problem) -> str:
     )
 
 
+def title(problem: Problem) -> str:
+    """What a picture shows."""
+    workload = problem.workload
+    how = f"{'padded, ' if workload.padded else ''}{workload.gen_len} tokens generated"
+    return f"{problem.model.name} on {problem.hardware.name}, {workload.name} ({how})"
+
+
 def in_short(policy: Policy) -> str:
     """A policy in a cell, as `75×21 cpu 42 pages locked`."""
     shares = {"r_w": policy.experts_on_device, "r_c": policy.kv_on_device}
@@ -85,20 +92,18 @@ def seconds(value: float) -> str:
 
 
 def _candidate(one: Candidate) -> tuple[Any, ...]:
-    prefill_s, decode_s = one.prediction.prefill_s, one.prediction.decode_s
-    rates = (one.throughput_tokens_per_s, *speeds(one.setup, prefill_s, decode_s), one.bound_tokens_per_s)
-    times = (one.prediction.bottleneck, seconds(prefill_s), seconds(decode_s))
-    return one.schedule, in_short(one.setup.policy), *rates, *times, *peaks_gb(one.setup)
+    rates = (one.throughput_tokens_per_s, *speeds(one.setup, one.prefill_s, one.decode_s), one.bound_tokens_per_s)
+    times = (one.bottleneck, seconds(one.prefill_s), seconds(one.decode_s))
+    return one.schedule, in_short(one.policy), *rates, *times, *peaks_gb(one.setup)
 
 
 def _effort(choice: Choice, wall_s: float) -> str:
-    text = (
-        f"{choice.considered:,} policies considered, {choice.feasible:,} fit and were bounded, {choice.simulated:,} "
-        f"simulated in {wall_s:.1f} s; no other can be more than {TOLERANCE:.1%} better"
+    feasible, considered, simulated, unsettled = choice.effort.values()
+    left_out = f", but for {unsettled:,} that a limit on simulations left out" if unsettled else ""
+    return (
+        f"{considered:,} policies considered, {feasible:,} fit and were bounded, {simulated:,} simulated in "
+        f"{wall_s:.1f} s; no other can be more than {TOLERANCE:.1%} better{left_out}."
     )
-    if choice.unsettled:
-        text += f", but for {choice.unsettled:,} that a limit on simulations left out"
-    return f"{text}."
 
 
 def _in_words(one: Candidate) -> str:

@@ -1,9 +1,9 @@
 """Best-first search: candidates simulated in the order of their bounds, until no bound beats the best."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -33,55 +33,52 @@ class Objective(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(Prediction):
     """One simulated policy, and what it could reach at best."""
 
-    prediction: Prediction
     bound_tokens_per_s: float
 
-    @property
-    def setup(self) -> Setup:
-        return self.prediction.setup
-
-    @property
-    def schedule(self) -> str:
-        return self.prediction.schedule
-
-    @property
-    def throughput_tokens_per_s(self) -> float:
-        return self.prediction.throughput_tokens_per_s
-
-    @property
-    def token_s(self) -> float:
-        return self.prediction.token_s
+    @classmethod
+    def of(cls, setup: Setup, bound: float) -> Self:
+        """Simulate a setup. Raises InputError if it does not fit."""
+        found = predict(setup, compiled=True)
+        return cls(**{one.name: getattr(found, one.name) for one in fields(found)}, bound_tokens_per_s=bound)
 
     @property
     def device_bytes(self) -> int:
-        return self.prediction.memory_peak_bytes[Tier.DEVICE]
+        return self.memory_peak_bytes[Tier.DEVICE]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return {
             "schedule": self.schedule,
-            "policy": self.setup.policy.to_dict(),
-            "num_requests": self.setup.batch.num_requests,
+            "policy": self.policy.to_dict(),
+            "num_requests": self.num_requests,
             "throughput_tokens_per_s": self.throughput_tokens_per_s,
             "bound_tokens_per_s": self.bound_tokens_per_s,
             "seconds_per_token": self.token_s,
-            "prefill_s": self.prediction.prefill_s,
-            "decode_s": self.prediction.decode_s,
-            "bottleneck": self.prediction.bottleneck,
-            "memory_peak_bytes": self.setup.memory.peak_bytes(),
+            "prefill_s": self.prefill_s,
+            "decode_s": self.decode_s,
+            "bottleneck": self.bottleneck,
+            "memory_peak_bytes": self.memory_peak_bytes,
         }
 
 
-class Search:
-    """Candidates simulated so far, and what of the spaces looked through is still open."""
+@dataclass(slots=True)
+class Plan:
+    """The best policy that one schedule has on the grid, and how thoroughly it was looked for."""
 
-    def __init__(self, objective: Objective, tolerance: float, most: int | None) -> None:
-        self._objective, self._tolerance, self._most = objective, tolerance, most
-        self._found: dict[Policy, Candidate] = {}
-        self.considered = self.feasible = self.unsettled = 0
+    objective: Objective
+    tolerance: float = TOLERANCE
+    most_simulations: int | None = None
+    found: dict[Policy, Candidate] = field(default_factory=dict)
+    """All simulated candidates."""
+    considered: int = 0
+    """Points of the grid whose memory was looked at."""
+    feasible: int = 0
+    """Those that fit all memories; each has been bounded."""
+    unsettled: int = 0
+    """Candidates that a limit left out although their bound beats the best."""
 
     @property
     def best(self) -> Candidate:
@@ -90,51 +87,52 @@ class Search:
     @property
     def ranked(self) -> list[Candidate]:
         """All simulated candidates, the best first."""
-        return ranked(self._found.values(), self._objective)
+        return ranked(self.found.values(), self.objective)
 
-    def look_through(self, found: Candidates, at_least: int) -> None:
+    @property
+    def simulated(self) -> int:
+        """Candidates that were simulated."""
+        return len(self.found)
+
+    def look_through(self, space: Candidates, at_least: int) -> None:
         """Simulate what may be better than the best so far."""
-        self.considered += found.considered
-        self.feasible += len(found)
-        if not len(found):
+        self.considered += space.considered
+        self.feasible += len(space)
+        if not len(space):
             return
-        rows = _Rows(found)
-        self._best_first(rows, rows.tokens_per_s, lambda one: one.throughput_tokens_per_s, at_least)
-        if self._objective is Objective.LATENCY:
-            self._best_first(rows, 1 / rows.token_s, lambda one: 1 / one.token_s, at_least)
-            least = min(one.token_s for one in self._found.values()) * (1 + SAME_LATENCY)
-            among = np.where(rows.token_s <= least, rows.tokens_per_s, -1.0)
-            self._best_first(rows, among, lambda one: one.throughput_tokens_per_s if one.token_s <= least else 0.0, 1)
-        if self._objective is Objective.MEMORY:
-            floor = self._floor()
-            among = np.where(rows.tokens_per_s >= floor, 1 / rows.device_bytes, -1.0)
-            self._best_first(rows, among, lambda one: (one.throughput_tokens_per_s >= floor) / one.device_bytes, 1)
+        rates, token_s = at_best(space)
+        self._best_first(space, rates, rates, lambda one: one.throughput_tokens_per_s, at_least)
+        if self.objective is Objective.LATENCY:
+            self._best_first(space, rates, 1 / token_s, lambda one: 1 / one.token_s, at_least)
+            least = min(one.token_s for one in self.found.values()) * (1 + SAME_LATENCY)
+            among = np.where(token_s <= least, rates, -1.0)
+            self._best_first(space, rates, among, lambda one: one.throughput_tokens_per_s * (one.token_s <= least), 1)
+        if self.objective is Objective.MEMORY:
+            floor = ENOUGH_THROUGHPUT * max(one.throughput_tokens_per_s for one in self.found.values())
+            among = np.where(rates >= floor, 1 / space.bytes[:, TIERS.index(Tier.DEVICE)], -1.0)
+            self._best_first(
+                space, rates, among, lambda one: (one.throughput_tokens_per_s >= floor) / one.device_bytes, 1
+            )
 
-    def _floor(self) -> float:
-        return ENOUGH_THROUGHPUT * max(one.throughput_tokens_per_s for one in self._found.values())
-
-    def _best_first(self, rows: "_Rows", bounds: Floats, value: Callable[[Candidate], float], at_least: int) -> None:
+    def _best_first(
+        self, space: Candidates, rates: Floats, bounds: Floats, value: Callable[[Candidate], float], at_least: int
+    ) -> None:
         """Simulate rows in the order of their bounds until none beats the best value; bounds below 0 are out."""
-        best = max(map(value, self._found.values()), default=0.0)
+        best = max(map(value, self.found.values()), default=0.0)
         order = np.argsort(-bounds, kind="stable")
         different: set[Policy] = set()
-        for done, row in enumerate(order):
-            if bounds[row] <= 0 or (bounds[row] <= best * (1 + self._tolerance) and len(different) >= at_least):
+        for done, row in enumerate(order.tolist()):
+            enough = best * (1 + self.tolerance)
+            if bounds[row] <= 0 or (bounds[row] <= enough and len(different) >= at_least):
                 break
-            if self._most is not None and len(self._found) >= self._most:
-                self.unsettled += int((bounds[order[done:]] > best * (1 + self._tolerance)).sum())
+            if self.most_simulations is not None and len(self.found) >= self.most_simulations:
+                self.unsettled += int((bounds[order[done:]] > enough).sum())
                 break
-            one = self._simulated(rows, int(row))
-            different.add(in_essence(one.setup.policy))
-            best = max(best, value(one))
-
-    def _simulated(self, rows: "_Rows", row: int) -> Candidate:
-        policy = rows.space.policy(row)
-        known = self._found.get(policy)
-        if known is None:
-            prediction = predict(rows.space.setup(row), compiled=True)
-            known = self._found[policy] = Candidate(prediction, float(rows.tokens_per_s[row]))
-        return known
+            policy = space.policy(row)
+            if policy not in self.found:
+                self.found[policy] = Candidate.of(space.setup(row), float(rates[row]))
+            different.add(in_essence(policy))
+            best = max(best, value(self.found[policy]))
 
 
 def ranked(found: Iterable[Candidate], objective: Objective) -> list[Candidate]:
@@ -149,17 +147,12 @@ def ranked(found: Iterable[Candidate], objective: Objective) -> list[Candidate]:
     return by_throughput
 
 
-class _Rows:
-    """The bounds of a space."""
-
-    def __init__(self, found: Candidates) -> None:
-        self.space = found
-        total_s, decode_s = least_seconds(found)
-        tokens = found.of_batches([setup.batch.generated_tokens for setup in found.batch_setups])
-        steps = found.problem.workload.gen_len - 1
-        self.tokens_per_s: Floats = tokens / total_s
-        self.token_s: Floats = decode_s / steps if steps else total_s
-        self.device_bytes: Floats = found.bytes[:, TIERS.index(Tier.DEVICE)].astype(float)
+def at_best(space: Candidates) -> tuple[Floats, Floats]:
+    """What each policy of a space cannot beat: its tokens a second, and its seconds of a decode step. [row]."""
+    total_s, decode_s = least_seconds(space)
+    steps = space.problem.workload.gen_len - 1
+    tokens = space.of_batches([setup.batch.generated_tokens for setup in space.batch_setups])
+    return tokens / total_s, decode_s / steps if steps else total_s
 
 
 def in_essence(policy: Policy) -> Policy:

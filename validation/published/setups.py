@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
+from sim.comparison import usual_setup
 from sim.cost import Setup
 from sim.planning import best_policy
-from sim.problem import Hardware, Model, Policy, Problem, Workload
+from sim.problem import Hardware, Model, Problem, Workload
 from sim.schedule import Schedule, by_name, registered
 from traces.errors import InputError, nearest
 from validation.published.rows import Row
@@ -80,11 +81,12 @@ def pose(row: Row, hardware: Hardware | None = None) -> Posed:
         setup = best_policy(problem, schedule).best.setup
         return Posed(row, setup, f"policy not published: {setup.policy} is the schedule's own best here")
     size, count, assumed = _sizes(row)
-    posed = _with_sizes(row, problem, schedule, size, count, assumed)
-    if not posed.setup.shortages:
-        return posed
-    short = f"it ran, though by the memory plan {'; '.join(map(str, posed.setup.shortages))}"
-    return _with_sizes(row, _roomy(problem), schedule, size, count, f"{assumed}; {short}" if assumed else short)
+    setup = usual_setup(problem, schedule, size, count)
+    if not setup.shortages:
+        return Posed(row, setup, assumed)
+    short = f"it ran, though by the memory plan {'; '.join(map(str, setup.shortages))}"
+    roomy = usual_setup(_roomy(problem), schedule, size, count)
+    return Posed(row, roomy, f"{assumed}; {short}" if assumed else short)
 
 
 def _sizes(row: Row) -> tuple[int, int, str]:
@@ -101,15 +103,6 @@ def _sizes(row: Row) -> tuple[int, int, str]:
         larger = -(-finished // count)
         return larger, count, f"{finished} requests finished: micro-batches of {larger}, not {size}"
     return size, count, ""
-
-
-def _with_sizes(row: Row, problem: Problem, schedule: Schedule, size: int, count: int, assumed: str) -> Posed:
-    """The usual policy of the system; weights are page-locked where it does so and they fit."""
-    setups = [
-        Setup(problem, schedule, Policy.usual(schedule, size * count, size, pin_weights=pin))
-        for pin in dict.fromkeys((schedule.system.pins_weights, False))
-    ]
-    return Posed(row, next((one for one in setups if not one.shortages), setups[-1]), assumed)
 
 
 def _roomy(problem: Problem) -> Problem:

@@ -39,14 +39,10 @@ def sum_of_stretches(times: Times) -> tuple[Floats, Floats] | None:
 def _small(times: Times, row: int, num_micro_batches: int) -> PipelineShape:
     shape = times.space.batch_setups[int(times.space.batch[row])].shape
     streams = times.streams()[row, :, 0] > 0
-    return replace(
-        shape,
-        num_micro_batches=num_micro_batches,
-        num_pages=1,
-        streamed=tuple(bool(streams[kind]) for kind in times.model.layer_kinds),
-        weights_pinned=bool(times.space.pinned[row]),
-        offloads_hidden=shape.offloads_hidden and num_micro_batches > 1,
-    )
+    streamed = tuple(bool(streams[kind]) for kind in times.model.layer_kinds)
+    small = replace(shape, num_micro_batches=num_micro_batches, num_pages=1, streamed=streamed)
+    offloads = shape.offloads_hidden and num_micro_batches > 1
+    return replace(small, weights_pinned=bool(times.space.pinned[row]), offloads_hidden=offloads)
 
 
 class _Stretches:
@@ -81,14 +77,12 @@ class _Stretches:
         others = self._times.weights.copy()
         others[-1] -= 1
         last = self.seconds(DECODE_STEPS)[:, -1]
-        every: Floats = (self.seconds(DECODE_STEPS - 1) * others).sum(axis=1) + last
-        return every
+        return np.asarray((self.seconds(DECODE_STEPS - 1) * others).sum(axis=1) + last)
 
     def seconds(self, step: int) -> Floats:
         """The stretches of one step. [row, segment]."""
-        mine = [tasks for tasks in self._stretches if _step_of(tasks) == step]
         total = np.zeros((len(self._rows), len(self._times.segments) if step else 1))
-        for tasks in mine:
+        for tasks in (tasks for tasks in self._stretches if _step_of(tasks) == step):
             many = self._stands_for_many(tasks)
             total = total + self._longest(tasks, step, many) * (self._middle if many else 1.0)
         return total
@@ -96,8 +90,7 @@ class _Stretches:
     @property
     def _middle(self) -> Floats:
         """How many micro-batches are neither first nor last. [row, 1]."""
-        middle: Floats = np.maximum(self._times.n[self._rows] - 2, 1.0)[:, None]
-        return middle
+        return np.asarray(np.maximum(self._times.n[self._rows] - 2, 1.0))[:, None]
 
     def _stands_for_many(self, tasks: list[Task]) -> bool:
         computed = {task.micro_batch for task in tasks if task.op in COMPUTES}
@@ -108,18 +101,11 @@ class _Stretches:
         kinds, base = [*self._times.model.layer_kinds, NONE], tasks[0].id
         inner = [tuple(dep - base for dep in task.deps if dep >= base) for task in tasks]
         key = (step, many, tuple((t.op, t.lane, t.step, kinds[t.layer], d) for t, d in zip(tasks, inner, strict=True)))
-        known = self._known.get(key)
-        if known is None:
-            known = self._known[key] = self._path(tasks, many)
-        return known
-
-    def _path(self, tasks: list[Task], many: bool) -> Floats:
-        def end(task: Task, ready: Floats) -> Floats:
-            return ready + self._seconds(task, many)
-
-        turns = in_turn(tasks, end, np.zeros((1, 1)), latest=np.maximum)
-        last = {turn.task.lane: turn.end for turn in turns}
-        return reduce(np.maximum, last.values())
+        if key not in self._known:
+            start, latest = np.zeros((1, 1)), np.maximum
+            turns = in_turn(tasks, lambda task, ready: ready + self._seconds(task, many), start, latest=latest)
+            self._known[key] = reduce(latest, {one.task.lane: one.end for one in turns}.values())
+        return self._known[key]
 
     def _seconds(self, task: Task, many: bool) -> Floats:
         """Of the first and the last micro-batch the least it may be; of those between what is left for their mean."""

@@ -46,11 +46,9 @@ class _Paths:
         self.n = times.n[:, None]  # [row, 1]
         self.pages = self.space.pages.astype(float)[:, None]
         pinned = self.space.pinned[:, None, None]
-        self.whole = np.where(
-            pinned, times.whole_weights(Op.LOAD_WEIGHTS), times.whole_weights(Op.LOAD_WEIGHTS_PAGEABLE)
-        )
-        pageable = times.paged_weights(Op.LOAD_WEIGHTS_PAGEABLE)
-        self.loads = np.where(pinned | order.stages, times.paged_weights(Op.LOAD_WEIGHTS), pageable)
+        locked, pageable = Op.LOAD_WEIGHTS, Op.LOAD_WEIGHTS_PAGEABLE
+        self.whole = np.where(pinned, times.whole_weights(locked), times.whole_weights(pageable))
+        self.loads = np.where(pinned | order.stages, times.paged_weights(locked), times.paged_weights(pageable))
         self.pins = np.where(pinned, 0.0, times.paged_weights(Op.PIN_WEIGHTS))
         setup = self.space.batch_setups[0]
         buffers = layout_of(setup.schedule, setup.shape).buffers
@@ -73,8 +71,7 @@ class _Paths:
         heads = n * t.of_layer(head, 0)
         gpu = n * t.over_layers(pre + attn + post) + heads
         if type(self.space.schedule).prefill is not Schedule.prefill:
-            alone: Floats = np.maximum(gpu, t.over_layers(np.minimum(self.whole, self.loads)))[:, 0]
-            return alone
+            return np.asarray(np.maximum(gpu, t.over_layers(np.minimum(self.whole, self.loads))))[:, 0]
         before = pre + attn if not self.space.schedule.system.streams_non_experts else np.zeros_like(pre)
         first = gpu + t.of_layer(self.whole, 0) - t.of_layer(before, 0)
         first = np.where(t.of_layer(self.whole, 0) > 0, first, gpu)
@@ -82,8 +79,7 @@ class _Paths:
         hidden = n * (t.over_layers(load) - t.of_layer(load, 0))
         link = t.over_layers(self.whole) + hidden
         out = n * (t.over_layers(kv + store) - t.of_layer(kv + store, last))  # the last layer's may end later
-        longest: Floats = np.maximum.reduce([gpu, first, weights, link, out])[:, 0]
-        return longest
+        return np.asarray(np.maximum.reduce([gpu, first, weights, link, out]))[:, 0]
 
     def _stretches(self) -> list[Floats]:
         """Each path over each segment. [row, segment]."""
@@ -143,12 +139,10 @@ class _Paths:
     def _outside(self) -> Floats:
         """Weights that a step moves before its first hidden states or behind its last. [row, segment]."""
         if not self.order.beside_hidden:
-            all_of_them: Floats = self.order.outside * self.loads.max(axis=1)
-            return all_of_them
+            return np.asarray(self.order.outside * self.loads.max(axis=1))
         paged = self.space.schedule.system.paged
         share = np.ceil(self.pages / self.n) / self.pages if paged else (self.n == 1).astype(float)
-        last_group: Floats = share * self.t.of_layer(self.loads, 0)
-        return last_group
+        return np.asarray(share * self.t.of_layer(self.loads, 0))
 
     def _blocked(self) -> Floats:
         """Hidden states behind a page wait for it, and with them, two micro-batches on, PreAttn and attention."""
@@ -166,9 +160,7 @@ class _Paths:
     def _others(self, *ops: Op) -> Floats:
         """Work of a lane on all micro-batches of a layer but three a page."""
         mean, most = (sum(self.t.of("decode", op, which) for op in ops) for which in (MEAN, MOST))
-        rest: Floats = np.maximum(0.0, self.n[..., None] * mean - 3 * self.pages[..., None] * most)
-        return rest
+        return np.asarray(np.maximum(0.0, self.n[..., None] * mean - 3 * self.pages[..., None] * most))
 
     def _all_stream(self) -> NDArray[np.bool_]:
-        all_of_them: NDArray[np.bool_] = np.all(self.t.streams() > 0, axis=(1, 2))
-        return all_of_them
+        return np.asarray(np.all(self.t.streams() > 0, axis=(1, 2)))

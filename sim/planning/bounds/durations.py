@@ -9,7 +9,7 @@ import numpy as np
 
 from sim.cost import CPU_CORES, DRAM, GROWS_WITH_CONTEXT, CostModel, Demands, Setup
 from sim.planning.candidates import Candidates, Floats
-from sim.problem import MicroBatch, Model
+from sim.problem import MicroBatch, Model, Policy
 from sim.schedule import CPU, GPU, LANE_OF, NET, WHOLE, Op, Place, Task
 from sim.simulation import fair_rates
 
@@ -31,15 +31,9 @@ MEAN, LEAST, MOST = 0, 1, 2
 EVEN = 0.05
 """Relative spread of the tokens of micro-batches up to which their mean stands for them."""
 
-Segment = tuple[int, int]
-"""(a decode step, how many steps it stands for)."""
-
 
 class Times:
-    """Mean durations of a micro-batch's tasks, in seconds, taken from the cost model itself.
-
-    `decode(op)` and `prefill(op)` are arrays [row, layer kind, segment] (one segment in prefill).
-    """
+    """Durations of a micro-batch's tasks, in seconds, taken from the cost model itself; prefill is one segment."""
 
     def __init__(self, space: Candidates) -> None:
         self.space = space
@@ -59,8 +53,7 @@ class Times:
 
     def of(self, phase: str, op: Op, which: int = MEAN) -> Floats:
         """Seconds of one task, of the mean, the shortest or the longest micro-batch. [row, layer kind, segment]."""
-        table: Floats = self._tables[phase][op][self._where, which]
-        return table
+        return np.asarray(self._tables[phase][op][self._where, which])
 
     def whole_weights(self, op: Op) -> Floats:
         """Seconds of a layer's streamed weights as one piece; 0 where none stream. [row, layer kind, 1]."""
@@ -72,18 +65,15 @@ class Times:
 
     def streams(self) -> Floats:
         """1 where a layer has weights that stream. [row, layer kind, 1]."""
-        streams: Floats = (self._streamed > 0).astype(float)[..., None]
-        return streams
+        return np.asarray(self._streamed > 0, dtype=float)[..., None]
 
     def over_layers(self, amount: Floats) -> Floats:
         """Sum over all layers. [row, segment]."""
-        total: Floats = np.einsum("rks,k->rs", amount, self.counts)
-        return total
+        return np.asarray(np.einsum("rks,k->rs", amount, self.counts))
 
     def of_layer(self, amount: Floats, layer: int) -> Floats:
         """One layer's amount. [row, segment]."""
-        one: Floats = amount[:, self.model.layer_kinds[layer]]
-        return one
+        return np.asarray(amount[:, self.model.layer_kinds[layer]])
 
     def _weights(self, op: Op, pieces: Floats) -> Floats:
         latency, per_byte = self._pieces[op]
@@ -93,7 +83,8 @@ class Times:
 
     def _piece(self, op: Op) -> tuple[Floats, Floats]:
         """(seconds a piece, seconds a byte) of each layer kind, from two sizes. [layer kind]."""
-        few = [_with_experts(self.space, experts) for experts in _two_values(self.space)]
+        base = self.space.batch_setups[0]
+        few = [replace(base, policy=_with_experts(self.space, experts)) for experts in _two_values(self.space)]
         kinds = self.model.distinct_layers
         one_each = replace(self.model, layers=kinds)
         costs = [_costs(one, one_each, one.batch.micro_batches) for one in few]
@@ -106,10 +97,7 @@ class Times:
         return np.where(two, np.maximum(0.0, slow - per_byte * large), 0.0), per_byte
 
     def _fill(self) -> dict[str, dict[Op, Floats]]:
-        """Ask the cost model, one distinct micro-batch after the other. Arrays of each op.
-
-        [used batch, which, layer kind, segment].
-        """
+        """Ask the cost model, one distinct micro-batch after the other. [used batch, which, layer kind, segment]."""
         phases = (("prefill", PREFILL_OPS, [0]), ("decode", DECODE_OPS, [step for step, _ in self.segments]))
         size, kinds = len(self.used), len(self.counts)
         tables = {phase: {op: np.zeros((size, 3, kinds, len(steps))) for op in ops} for phase, ops, steps in phases}
@@ -158,13 +146,12 @@ class _Asked:
         in_prefill, one = steps[0] == 0, self._batches[j]
         tokens = one if in_prefill or op in GROWS_WITH_CONTEXT else one.num_requests
         key = (op, in_prefill, kind, tokens, place)
-        known = self._known.get(key)
-        if known is None:
+        if key not in self._known:
             self._costs = self._costs or _costs(self._setup, self._one_each, self._batches)
             asked = steps if op in GROWS_WITH_CONTEXT else steps[:1]
-            known = [_seconds(self._setup, self._costs, op, step, kind, j) for step in asked]
-            self._known[key] = known = known * (len(steps) // len(known))
-        return known
+            found = [_seconds(self._setup, self._costs, op, step, kind, j) for step in asked]
+            self._known[key] = found * (len(steps) // len(found))
+        return self._known[key]
 
 
 def _averaged(batches: Sequence[MicroBatch]) -> tuple[tuple[MicroBatch, ...], list[int]]:
@@ -187,10 +174,8 @@ def _averaged(batches: Sequence[MicroBatch]) -> tuple[tuple[MicroBatch, ...], li
 
 
 def _mean(some: Sequence[MicroBatch]) -> MicroBatch:
-    tokens = sum(one.prompt_tokens for one in some) // len(some)
-    squared = sum(one.prompt_tokens_squared for one in some) // len(some)
-    padding = sum(one.padding_tokens for one in some) // len(some)
-    return replace(some[0], prompt_tokens=tokens, prompt_tokens_squared=squared, padding_tokens=padding)
+    names = ("prompt_tokens", "prompt_tokens_squared", "padding_tokens")
+    return replace(some[0], **{name: sum(getattr(one, name) for one in some) // len(some) for name in names})
 
 
 def _costs(setup: Setup, one_each: Model, batches: tuple[MicroBatch, ...]) -> CostModel:
@@ -201,8 +186,8 @@ def _costs(setup: Setup, one_each: Model, batches: tuple[MicroBatch, ...]) -> Co
     return CostModel(setup.schedule, shape, setup.policy, one_each, batch, setup.problem.hardware)
 
 
-def _segments(space: Candidates) -> list[Segment]:
-    """Steps that stand for others: the middle one, or the first one where a sliding window fills up on the way."""
+def _segments(space: Candidates) -> list[tuple[int, int]]:
+    """(decode step, how many it stands for): the middle one, or the first where a sliding window fills up meanwhile."""
     last = space.problem.workload.gen_len - 1
     if last < 1:
         return []
@@ -212,10 +197,9 @@ def _segments(space: Candidates) -> list[Segment]:
 
 
 def _stands_for(space: Candidates, first: int, last: int) -> int:
-    windows = {layer.attention.window for layer in space.problem.model.distinct_layers} - {None}
-    lengths = space.problem.workload.prompt_tokens
+    layers, lengths = space.problem.model.distinct_layers, space.problem.workload.prompt_tokens
     shortest, longest = min(lengths) + first, max(lengths) + last
-    crossed = any(shortest < window < longest for window in windows if window is not None)
+    crossed = any(shortest < (layer.attention.window or 0) < longest for layer in layers)
     return first if crossed else (first + last) // 2
 
 
@@ -223,16 +207,13 @@ def _streamed(space: Candidates) -> Floats:
     """Bytes of each layer kind that come over the link. [row, layer kind]."""
     model = space.problem.model
     values, where = np.unique(space.experts, return_inverse=True)
-    base = space.batch_setups[0].policy
-    policies = [replace(base, experts_on_device=int(value) / model.num_experts) for value in values]
+    policies = [_with_experts(space, value) for value in values.tolist()]
     table = [[one.streamed_bytes(space.schedule, model, kind) for kind in model.distinct_layers] for one in policies]
-    streamed: Floats = np.array(table, dtype=float)[where]
-    return streamed
+    return np.array(table, dtype=float)[where]
 
 
-def _with_experts(space: Candidates, experts: int) -> Setup:
-    base = space.batch_setups[0]
-    return replace(base, policy=replace(base.policy, experts_on_device=experts / space.problem.model.num_experts))
+def _with_experts(space: Candidates, experts: int) -> Policy:
+    return replace(space.batch_setups[0].policy, experts_on_device=experts / space.problem.model.num_experts)
 
 
 def _two_values(space: Candidates) -> list[int]:

@@ -30,33 +30,21 @@ class DecodeOrder:
     @classmethod
     def of(cls, schedule: Schedule) -> "DecodeOrder":
         """The order of attention on the CPU, if the schedule can."""
-        few, more = (_issued(schedule, n) for n in MICRO_BATCHES)
-        issues = [one for one in more[1] if not isinstance(one, Barrier)]
-        lookahead = _lookahead(issues)
-        fewer = _lookahead([one for one in few[1] if not isinstance(one, Barrier)])
-        return cls(
-            any(isinstance(one, Barrier) for one in more[1]),
-            lookahead if lookahead == fewer else None,
-            any(one.op is Op.PIN_WEIGHTS for one in issues),
-            _link(issues) == _beside_hidden(more[0]),
-            _outside(issues),
-        )
+        (_, few, _), (shape, issues, meets) = (_issued(schedule, n) for n in MICRO_BATCHES)
+        lookahead = _lookahead(issues) if _lookahead(issues) == _lookahead(few) else None
+        stages = any(one.op is Op.PIN_WEIGHTS for one in issues)
+        return cls(meets, lookahead, stages, _link(issues) == _beside_hidden(shape), _outside(issues))
 
 
-def _issued(schedule: Schedule, n: int) -> tuple[PipelineShape, list[Issue | Barrier]]:
+def _issued(schedule: Schedule, n: int) -> tuple[PipelineShape, list[Issue], bool]:
+    """A small pipeline, what one decode step of it issues, and whether there are barriers between."""
     system = schedule.system
-    place = Place.CPU if Place.CPU in system.attention else Place.GPU
-    shape = PipelineShape(
-        LAYERS,
-        n,
-        n + 1 if system.paged else 1,
-        place,
-        (True,) * LAYERS,
-        system.streams_non_experts,
-        streams_kv=not system.kv_on_device,
-        offloads_hidden=system.offloads_hidden,
-    )
-    return shape, list(schedule.decode(shape, 1, True))
+    pages, place = n + 1 if system.paged else 1, Place.CPU if Place.CPU in system.attention else Place.GPU
+    moves = {"streams_kv": not system.kv_on_device, "offloads_hidden": system.offloads_hidden}
+    shape = PipelineShape(LAYERS, n, pages, place, (True,) * LAYERS, system.streams_non_experts, **moves)
+    found = list(schedule.decode(shape, 1, True))
+    issues = [one for one in found if not isinstance(one, Barrier)]
+    return shape, issues, len(issues) < len(found)
 
 
 def _lookahead(issues: Sequence[Issue]) -> int | None:

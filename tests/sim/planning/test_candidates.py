@@ -32,22 +32,13 @@ def every_policy(problem, schedule, grid):
     """The points of a grid, enumerated without the code under test."""
     total, found = problem.model.num_experts, []
     counts = (1,) if schedule.system.one_batch else grid.num_micro_batches
-    for placement, size, count in product(placements(schedule, grid), grid.micro_batch_sizes, counts):
+    for (place, share), size, count in product(placements(schedule, grid), grid.micro_batch_sizes, counts):
         for experts, pin in product(range(total + 1), pin_choices(schedule)):
             for pages in (
                 {max(1, round(count * multiple)) for multiple in grid.pages} if schedule.system.paged else {count}
             ):
-                found.append(
-                    Policy(
-                        size * count,
-                        size,
-                        placement.attention,
-                        experts / total,
-                        placement.kv_on_device,
-                        None if pages == count else pages,
-                        pin,
-                    )
-                )
+                paged = None if pages == count else pages
+                found.append(Policy(size * count, size, place, experts / total, share, paged, pin))
     return found
 
 

@@ -69,7 +69,7 @@ class TestRivals:
         assert why.next_schedule.reason.startswith(f"{second.schedule} {second.setup.policy} reaches")
         tokens = second.setup.batch.generated_tokens / 1000
         for lane, (_, theirs) in why.next_schedule.lanes_s.items():
-            own = second.prediction.lanes.get(lane)
+            own = second.lanes.get(lane)
             assert theirs == pytest.approx(own.busy_s / tokens if own else 0.0)
 
     def test_the_next_policy_differs_in_more_than_pages(self):

@@ -11,8 +11,7 @@ from sim_examples import few_layers, preset, round_machine
 from sim.cost import Setup
 from sim.planning import NothingFitsError, PolicyGrid, best_policy
 from sim.planning.candidates import candidates_of
-from sim.planning.hrm import hrm_setup
-from sim.planning.planner import plan
+from sim.planning.planner import hrm_setup, plan
 from sim.planning.search import ENOUGH_THROUGHPUT, SAME_LATENCY, TOLERANCE, Objective
 from sim.problem import Hardware, Policy, Problem, Workload
 from sim.schedule import by_name, registered
@@ -123,7 +122,7 @@ class TestSearch:
         rates = [one.best.throughput_tokens_per_s for one in found.plans.values()]
         assert rates == sorted(rates, reverse=True)
         assert found.best.throughput_tokens_per_s == rates[0]
-        assert found.considered == sum(one.considered for one in found.plans.values())
+        assert found.effort["considered"] == sum(one.considered for one in found.plans.values())
 
 
 class TestGivenSizes:
@@ -161,7 +160,7 @@ class TestObjectives:
         best = planned(self.PROBLEM, by_name("cgopipe"), grid=TINY, objective=Objective.LATENCY, tolerance=0.0).best
         every = self.rated()
         least = min(result.decode_s for _, result in every)
-        assert best.prediction.decode_s <= least * (1 + SAME_LATENCY)
+        assert best.decode_s <= least * (1 + SAME_LATENCY)
         as_short = [result for _, result in every if result.decode_s <= least * (1 + SAME_LATENCY)]
         most = max(result.throughput_tokens_per_s for result in as_short)
         assert best.throughput_tokens_per_s == pytest.approx(most)
@@ -178,7 +177,7 @@ class TestObjectives:
 
     def test_of_one_token_latency_is_prefill(self):
         found = planned(simple_problem(gen_len=1), by_name("zero"), objective=Objective.LATENCY)
-        assert found.best.token_s == found.best.prediction.prefill_s
+        assert found.best.token_s == found.best.prefill_s
         assert found.best.token_s == min(one.token_s for one in found.ranked)
 
 
