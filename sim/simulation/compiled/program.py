@@ -12,18 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from sim.schedule import (
-    GPU,
-    NET,
-    Barrier,
-    Issues,
-    Lane,
-    Op,
-    PipelineShape,
-    Schedule,
-    layout_of,
-    steady_step,
-)
+from sim.schedule import GPU, NET, Barrier, Issues, Lane, Op, PipelineShape, Schedule, layout_of, steady_step
 from sim.simulation.compiled.dependencies import (
     CODE_OF,
     LANE,
