@@ -44,8 +44,8 @@ def test_the_table_of_schedules_names_all_of_them():
     ]
 
 
-def test_the_policy_of_the_readme_loads(tmp_path):
-    (text,) = blocks("README.md", "json")
+def test_the_policy_of_the_docs_loads(tmp_path):
+    (text,) = blocks("docs/settings.md", "json")
     file = tmp_path / "policy.json"
     file.write_text(text)
     schedule, table = read_policy_file(file)
@@ -54,8 +54,8 @@ def test_the_policy_of_the_readme_loads(tmp_path):
     assert policy.experts_on_device == json.loads(text)["experts_on_device"]
 
 
-def test_the_machine_of_the_readme_loads(tmp_path):
-    (text,) = blocks("README.md", "toml")
+def test_the_machine_of_the_docs_loads(tmp_path):
+    (text,) = blocks("docs/settings.md", "toml")
     file = tmp_path / "my.toml"
     file.write_text(text)
     hardware = Hardware.load(str(file))
@@ -64,7 +64,7 @@ def test_the_machine_of_the_readme_loads(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", re.findall(r"`python -m sim (list[^`]*|roofline[^`]*)`", (ROOT / "README.md").read_text())
+    "command", re.findall(r"`cgopipe (list[^`]*|roofline[^`]*)`", (ROOT / "docs" / "settings.md").read_text())
 )
 def test_commands_of_the_readme_work(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -63,7 +63,7 @@ def written(tmp_path_factory):
             text = capsys.readouterr().out
             text = out.read_text(encoding="utf-8") if "--out" in words else text
             known[case] = [json.loads(one) for one in (text.splitlines() if words[0] == "sweep" else [text])]
-        return [{"rows": one} if isinstance(one, list) else one for one in deepcopy(known[case])]
+        return deepcopy(known[case])
 
     return write
 

@@ -11,9 +11,9 @@ from schedule_rules import Backwards
 
 from sim.planning.bounds import least_seconds
 from sim.planning.bounds.order import DecodeOrder
-from sim.planning.candidates import space
+from sim.planning.candidates import candidates_of
 from sim.schedule import by_name, registered
-from sim.simulation import generation_s
+from sim.simulation import predict
 
 ROOT = Path(__file__).resolve().parents[3]
 (SOURCE,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/schedules.md").read_text("utf-8"), re.M | re.S)
@@ -29,12 +29,12 @@ OTHERS = {"two-ahead": TwoAhead(), "docs": DOCS["Eager"](), "backwards": Backwar
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(problem=problems(), at=st.floats(0, 1))
 def test_nothing_is_simulated_to_be_faster(name, problem, at):
-    found = space(problem, OTHERS[name], SMALL)
+    found = candidates_of(problem, OTHERS[name], SMALL)
     if not len(found):
         return
     total_s, decode_s = least_seconds(found)
     for row in {int(at * (len(found) - 1)), 0, len(found) - 1}:
-        result = generation_s(found.setup(row))
+        result = predict(found.setup(row), compiled=True)
         assert total_s[row] <= result.total_s * (1 + SLACK)
         assert decode_s[row] <= result.decode_s * (1 + SLACK)
 

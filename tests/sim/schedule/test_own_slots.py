@@ -11,7 +11,7 @@ from sim_examples import made_setup
 from sim.comparison.comparison import Asked, compare
 from sim.schedule import Op, PipelineShape, Place, Task, by_name, layout_of
 from sim.schedule.task import H2D
-from sim.simulation import evaluate, generation_s
+from sim.simulation import predict
 from sim.simulation.compiled.program import program_of
 
 pytestmark = pytest.mark.usefixtures("installed")
@@ -62,7 +62,7 @@ def test_the_memory_plan_shows_its_buffers():
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_simpy_and_the_fast_path_say_the_same(policy, count):
     setup = made_setup("two-ahead", 8, count, **policy)
-    ours, theirs = generation_s(setup), evaluate(setup)
+    ours, theirs = predict(setup, compiled=True), predict(setup)
     assert (ours.prefill_s, ours.decode_s) == (theirs.prefill_s, theirs.decode_s)
 
 
