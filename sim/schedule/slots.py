@@ -153,10 +153,10 @@ class SlotLayout:
         """The task's slots of a buffer, by default filled anew in each layer."""
         by, slot = self.buffers[name].by, self.slot_of(name, task)
         if by is By.RUN:
-            whole = isinstance(task.page, int) and task.page == WHOLE
-            first, pages = slot * self.shape.num_pages, self.shape.num_pages
-            content = content or (self.run_of_layer(task),)
-            return Access(name, first if whole else first + task.page, content, pages if whole else 1, when)
+            page, pages = task.page, self.shape.num_pages
+            whole = isinstance(page, int) and page == WHOLE
+            first, length = (slot * pages, pages) if whole else (slot * pages + page, 1)
+            return Access(name, first, content or (self.run_of_layer(task),), length, when)
         here = (task.step, task.layer, task.micro_batch) if by is By.TURN else (task.step, task.layer)
         return Access(name, slot, content or here, 1, when)
 
