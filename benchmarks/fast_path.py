@@ -57,7 +57,7 @@ def cases() -> dict[str, Setup]:
 
 def forget_shapes() -> None:
     for cached in (
-        base._layout,
+        base.layout_of,
         base._start,
         base._steady,
         fastpath_program._program,

@@ -2,4 +2,5 @@ from .durations import GROWS_WITH_CONTEXT as GROWS_WITH_CONTEXT, CostModel as Co
 from .memory import Shortage as Shortage, capacity_bytes as capacity_bytes, kept_tokens as kept_tokens
 from .pools import CPU_CORES as CPU_CORES, DRAM as DRAM
 from .setup import Setup as Setup
+from .sizes import Sizes as Sizes
 from .work import Cost as Cost, Demands as Demands

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from sim.cost.memory import kept_tokens
 from sim.cost.pools import DRAM, PAGEABLE_TRAFFIC, PIN_TRAFFIC, hbm, link
 from sim.cost.sizes import Sizes
 from sim.cost.work import Cost, Work
@@ -26,7 +25,7 @@ class Copies:
             Op.LOAD_WEIGHTS: lambda task: self._copy(task, self._own_bytes(task)),
             Op.LOAD_WEIGHTS_PAGEABLE: lambda task: self._copy(task, self._own_bytes(task), pageable=True),
             Op.PIN_WEIGHTS: self._pin_weights,
-            Op.LOAD_KV: self._load_kv,
+            Op.LOAD_KV: lambda task: self._copy_kv(task, sizes.kept_tokens(task, task.step - 1)),
             Op.STORE_KV: self._store_kv,
         }
 
@@ -42,13 +41,8 @@ class Copies:
         per_token = self._sizes.share(self._sizes.layer(task).attention_output_bytes_per_token(self._bits))
         return self._copy(task, self._sizes.tokens(task) * per_token, self._activations_pageable)
 
-    def _load_kv(self, task: Task) -> Work:
-        layer, one = self._sizes.layer(task), self._sizes.micro_batch(task)
-        return self._copy_kv(task, kept_tokens(layer, one, task.step - 1))
-
     def _store_kv(self, task: Task) -> Work:
-        layer, one = self._sizes.layer(task), self._sizes.micro_batch(task)
-        return self._copy_kv(task, kept_tokens(layer, one, 0) if task.step == 0 else one.num_requests)
+        return self._copy_kv(task, self._sizes.tokens(task) if task.step else self._sizes.kept_tokens(task, 0))
 
     def _copy_kv(self, task: Task, tokens: int) -> Work:
         """Keys and values of so many tokens, less what lives on the device."""

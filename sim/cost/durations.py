@@ -8,8 +8,7 @@ from sim.cost.kernels import Kernels
 from sim.cost.pools import never_exceeded, pool_capacities
 from sim.cost.sizes import Sizes
 from sim.cost.work import Cost
-from sim.problem import Batch, Hardware, Model, Policy
-from sim.schedule import Op, PipelineShape, Schedule, Task
+from sim.schedule import Op, Task
 
 CACHE_LIMIT = 5_000
 """Costs remembered before the memory of them starts anew."""
@@ -27,26 +26,16 @@ class CostModel:
     kinds is -1 and answers for `NONE` and `WHOLE`.
     """
 
-    def __init__(
-        self,
-        schedule: Schedule,
-        shape: PipelineShape,
-        policy: Policy,
-        model: Model,
-        batch: Batch,
-        hardware: Hardware,
-        *,
-        only_contended: bool = False,
-    ) -> None:
-        self._sizes = sizes = Sizes(schedule, shape, policy, model, batch, hardware)
+    def __init__(self, sizes: Sizes, *, only_contended: bool = False) -> None:
+        self._sizes, model, hardware = sizes, sizes.model, sizes.hardware
         self._copies = Copies(sizes)
         self._formulas = {**Kernels(sizes).formulas, **self._copies.formulas}
         self._emulated = EmulatedCosts(hardware.emulation, sizes) if hardware.emulation else None
         self._left_out = never_exceeded(hardware) if only_contended else frozenset[int]()
         self.layer_kinds = [*model.layer_kinds, -1]
-        self.batch_kinds = [*_kinds(batch.micro_batches), -1]
+        self.batch_kinds = [*_kinds(sizes.batch.micro_batches), -1]
         pages = [sizes.page_bytes(sizes.streamed_bytes(layer)) for layer in model.distinct_layers]
-        self.page_kinds = [*([*_kinds(sizes_of), -1] for sizes_of in pages), [-1] * (shape.num_pages + 1)]
+        self.page_kinds = [*([*_kinds(sizes_of), -1] for sizes_of in pages), [-1] * (sizes.shape.num_pages + 1)]
         """Per kind of layer, of pages with equally many bytes; the last entry is for no layer."""
         self._known: dict[tuple[Op, int, int, int, int, int], Cost] = {}
 

@@ -7,7 +7,6 @@ its class (the HRM for one task, MoE-Lightning section 3).
 from collections.abc import Callable
 from typing import NamedTuple
 
-from sim.cost.memory import kept_tokens
 from sim.cost.pools import ALL_CORES, CPU_CORES, DRAM, hbm
 from sim.cost.sizes import Sizes
 from sim.cost.work import Work
@@ -62,7 +61,7 @@ class Kernels:
             return self._attn_of_prompts(task)
         layer, one, share = self._sizes.layer(task), self._sizes.micro_batch(task), self._sizes.share
         on_cpu = task.lane.kind is LaneKind.CPU
-        context = kept_tokens(layer, one, task.step)
+        context = self._sizes.kept_tokens(task, task.step)
         if on_cpu:
             context = min(context, one.context_tokens(task.step) - one.padding_tokens)
         flops = share(layer.attention_flops(context))

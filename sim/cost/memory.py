@@ -74,7 +74,7 @@ def kv_bytes(model: Model, policy: Policy, batch: Batch, step: int) -> int:
     """The whole KV cache after `step`, wherever it lives."""
 
     def of_layer(layer: Layer) -> int:
-        tokens = sum(kept_tokens(layer, one, step) for one in batch.micro_batches)
+        tokens = sum(count * kept_tokens(layer, one, step) for one, count in batch.alike.items())
         return batch.copies * tokens * layer.kv_bytes_per_token(policy.cache_bits(model))
 
     return model.over_layers(of_layer)
@@ -110,11 +110,7 @@ def plan_memory(
             host[part] += batch.copies * size
         if tier is Tier.PINNED:
             pinned[part] += batch.copies * size
-    return MemoryPlan(_present(device), _present(host), _present(pinned))
-
-
-def _present(parts: Mapping[str, int]) -> dict[str, int]:
-    return {name: size for name, size in parts.items() if size}
+    return MemoryPlan(*(dict(+parts) for parts in (device, host, pinned)))
 
 
 class _Buffers:
@@ -124,9 +120,8 @@ class _Buffers:
         self._parts = layout_of(schedule, shape).parts
         self._schedule, self._policy, self._model, self._batch = schedule, policy, model, batch
         self._cache_bits = policy.cache_bits(model)
-        self._distinct = set(batch.micro_batches)
         requests, tokens = batch.num_requests // batch.copies, batch.prompt_tokens // batch.copies
-        self._all = (MicroBatch(requests, tokens, 0, 0),)  # what grows with tokens adds up
+        self._all = {MicroBatch(requests, tokens, 0, 0): 1}  # what grows with tokens adds up
 
     def bytes(self) -> Iterator[tuple[Tier, str, bool, int]]:
         """Tier, part, whether each of several devices holds all of it, and bytes: of the layer that needs most."""
@@ -140,9 +135,9 @@ class _Buffers:
         if holds is Holds.WEIGHTS:
             return buffer.turns * self._policy.streamed_bytes(self._schedule, self._model, layer)
         if buffer.by is By.TURN:
-            return buffer.turns * max(self._slot(holds, layer, one) for one in self._distinct)
-        many = self._batch.micro_batches if holds in KEPT else self._all
-        return sum(self._slot(holds, layer, one) for one in many)
+            return buffer.turns * max(self._slot(holds, layer, one) for one in self._batch.alike)
+        many = self._batch.alike if holds in KEPT else self._all
+        return sum(count * self._slot(holds, layer, one) for one, count in many.items())
 
     def _slot(self, holds: Holds, layer: Layer, one: MicroBatch) -> int:
         if holds in KEPT:
@@ -174,17 +169,20 @@ def _resident_experts(policy: Policy, model: Model) -> int:
 
 def _activations(policy: Policy, model: Model, batch: Batch, num_devices: int) -> int:
     """Working set of the largest micro-batch in prefill, on one device: the layer that needs most, or the logits."""
-    largest = max(batch.micro_batches, key=lambda one: one.prompt_tokens)
-    scored = max(one.num_requests * one.max_prompt_tokens**2 for one in batch.micro_batches)
-    requests = max(one.num_requests for one in batch.micro_batches)
+    prompt_tokens = max(one.prompt_tokens for one in batch.alike)
+    scored = max(one.num_requests * one.max_prompt_tokens**2 for one in batch.alike)
+    requests = max(one.num_requests for one in batch.alike)
     needed = requests * model.vocab_size * LOGIT_BYTES // num_devices
     for layer in model.distinct_layers:
-        scores = _scores_held(layer, scored, num_devices)
-        attention = largest.prompt_tokens * (2 * layer.hidden_size + _attention_held(layer, num_devices)) + scores
+        # with sinks no kernel spares the matrices of scores: before and after the softmax, and shifted
+        scores = 3 * layer.attention.num_query_heads * scored / num_devices if layer.attention.sinks else 0.0
+        attention = prompt_tokens * (2 * layer.hidden_size + _attention_held(layer, num_devices)) + scores
         split = 0 < policy.resident_experts(layer) < layer.num_experts
-        feed_forward = largest.prompt_tokens * (2 * layer.hidden_size + _feed_forward_held(layer, num_devices, split))
+        feed_forward = prompt_tokens * (2 * layer.hidden_size + _feed_forward_held(layer, num_devices, split))
         numbers = packed_bytes(round(max(attention, feed_forward)), model.activation_bits)
-        needed = max(needed, numbers + largest.prompt_tokens * _routing_bytes(layer))
+        # a token's scores of all experts, and of each that it uses the weight, the number, and the place in the order
+        routing_bytes = 8 * layer.num_experts + 48 * layer.top_k
+        needed = max(needed, numbers + prompt_tokens * routing_bytes)
     return needed
 
 
@@ -201,32 +199,14 @@ def _attention_held(layer: Layer, num_devices: int) -> float:
     return (4 * attention.query_width + keys_values) / num_devices
 
 
-def _scores_held(layer: Layer, pairs: int, num_devices: int) -> float:
-    """Numbers of the matrices of scores, where no kernel spares them: with sinks, before and after, and shifted."""
-    return 3 * layer.attention.num_query_heads * pairs / num_devices if layer.attention.sinks else 0.0
-
-
 def _feed_forward_held(layer: Layer, num_devices: int, split: bool) -> float:
     """Numbers a token holds in the experts: all of its routed experts are computed at once, in the order of experts.
 
     Mostly that is input, gate, up and their product (the optimizer of MoE-Lightning counts the same). With experts in
     two places each part gathers its own tokens, which may be all of them, and adds to a common result.
     """
-    always = 3 * (_width(layer.shared) + _width(layer.dense)) / num_devices
+    always = 3 * sum(one.intermediate_size for one in (layer.shared, layer.dense) if one) / num_devices
     if layer.expert is None:
         return always
-    hidden = layer.hidden_size
-    routed = layer.expert.held_numbers(num_devices)
-    if split:
-        routed += hidden
-    kept = hidden * (bool(layer.shared) + split)
-    return max(layer.computed_experts * routed, always) + kept
-
-
-def _routing_bytes(layer: Layer) -> int:
-    """A token's scores of all experts, and of each that it uses the weight, the number, and the place in the order."""
-    return 8 * layer.num_experts + 48 * layer.top_k
-
-
-def _width(network: object) -> int:
-    return getattr(network, "intermediate_size", 0)
+    routed = layer.expert.held_numbers(num_devices) + split * layer.hidden_size
+    return max(layer.computed_experts * routed, always) + layer.hidden_size * (bool(layer.shared) + split)

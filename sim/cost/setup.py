@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from sim.cost.durations import CostModel
 from sim.cost.memory import MemoryPlan, Shortage, plan_memory
+from sim.cost.sizes import Sizes
 from sim.problem import Batch, Policy, Problem, Workload, make_batch
 from sim.schedule import PipelineShape, Schedule, by_name
 from traces.errors import InputError
@@ -78,13 +79,6 @@ class Setup:
 
     def costs(self, *, only_contended: bool = False) -> CostModel:
         """A cost model for this run, with all demands or only those that can slow a task down."""
-        problem = self.problem
-        return CostModel(
-            self.schedule,
-            self.shape,
-            self.policy,
-            problem.model,
-            self.batch,
-            problem.hardware,
-            only_contended=only_contended,
-        )
+        model, hardware = self.problem.model, self.problem.hardware
+        sizes = Sizes(self.schedule, self.shape, self.policy, model, self.batch, hardware)
+        return CostModel(sizes, only_contended=only_contended)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+from sim.cost.memory import kept_tokens
 from sim.problem import Batch, Hardware, Layer, MicroBatch, Model, Policy
 from sim.schedule import PipelineShape, Schedule, Task
 
@@ -43,6 +44,10 @@ class Sizes:
         """Tokens that go through a layer: whole prompts in prefill, one a request in decode."""
         one = self.micro_batch(task)
         return one.prompt_tokens if task.step == 0 else one.num_requests
+
+    def kept_tokens(self, task: Task, step: int) -> int:
+        """KV entries that the task's layer keeps of its micro-batch after `step`."""
+        return kept_tokens(self.layer(task), self.micro_batch(task), step)
 
     def hidden_bytes(self, task: Task) -> int:
         """The hidden states of a task's tokens."""

@@ -1,8 +1,9 @@
 """Splits requests into micro-batches of about equal work: Algorithm 2 of MoE-Lightning (arXiv 2411.11217)."""
 
 import heapq
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Self
 
 from sim.problem.workload import Workload
@@ -47,16 +48,21 @@ class Batch:
     gen_len: int
     copies: int = 1
     """Devices that each work on micro-batches like these, where the schedule gives each a part of the requests."""
+    alike: Mapping[MicroBatch, int] = field(init=False, repr=False, compare=False)
+    """How many there are of each distinct micro-batch."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "alike", Counter(self.micro_batches))
 
     @property
     def num_requests(self) -> int:
         """Requests that run: those asked for, less the deferred ones."""
-        return self.copies * sum(micro_batch.num_requests for micro_batch in self.micro_batches)
+        return self.copies * sum(count * one.num_requests for one, count in self.alike.items())
 
     @property
     def prompt_tokens(self) -> int:
         """Prompt tokens of all requests that run."""
-        return self.copies * sum(micro_batch.prompt_tokens for micro_batch in self.micro_batches)
+        return self.copies * sum(count * one.prompt_tokens for one, count in self.alike.items())
 
     @property
     def generated_tokens(self) -> int:

@@ -5,6 +5,7 @@ write a subclass in a file of its own and register it in `sim.schedule.registry`
 `cgopipe.schedules`; the simulator and the engine both run it as it is.
 """
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import lru_cache
@@ -12,7 +13,7 @@ from typing import ClassVar
 
 from sim.schedule.dependencies import BARRIER, Barrier, DependencyTracker, Issue
 from sim.schedule.shape import PipelineShape
-from sim.schedule.slots import Accesses, SlotLayout
+from sim.schedule.slots import SlotLayout
 from sim.schedule.system import System
 from sim.schedule.task import CPU, D2H, GPU, H2D, PIN, WHOLE, Lane, Op, Task
 
@@ -35,11 +36,17 @@ LANE_OF: dict[Op, Lane] = {
 
 
 class Schedule(ABC):
-    """An order of work. Stateless: the same shape always gives the same tasks."""
+    """An order of work. Stateless: the same shape always gives the same tasks, and instances of a class are equal."""
 
     name: ClassVar[str]
     summary: ClassVar[str]
     system: ClassVar[System]
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other)
+
+    def __hash__(self) -> int:
+        return hash(type(self))
 
     @abstractmethod
     def decode(self, shape: PipelineShape, step: int, more: bool) -> Issues:
@@ -75,19 +82,16 @@ class Schedule(ABC):
         at a decode step finds what earlier steps would have left: dependencies on those are unknown ids below 0.
         """
         final = stop - 1 if last is None else last
+        start = _start(self, shape, min(final, steady_step(self, shape))) if first == 0 else ()
         base = 0
-        for step, template in self._templates(shape, first, stop, final):
+        for step in range(first, stop):
+            template = start[step] if step < len(start) else _steady(self, shape, final=step == final)
             yield _relocate(template, base, step)
             base += len(template)
 
     def tasks(self, shape: PipelineShape, num_steps: int) -> Iterator[Task]:
         """All tasks of a generation of `num_steps` tokens per request, in order of issue, lazily."""
-        for step in self.steps(shape, 0, num_steps):
-            yield from step
-
-    def accesses(self, task: Task, shape: PipelineShape) -> Accesses:
-        """The slots that a task reads and writes."""
-        return layout_of(self, shape).accesses(task)
+        return itertools.chain.from_iterable(self.steps(shape, 0, num_steps))
 
     def layout(self, shape: PipelineShape) -> SlotLayout:
         """Where things are; a schedule with other buffers returns its own layout."""
@@ -122,17 +126,6 @@ class Schedule(ABC):
         if shape.offloads_hidden and layer < shape.num_layers - 1:
             yield issue(Op.STORE_HIDDEN, 0, layer, j)
 
-    def _templates(
-        self, shape: PipelineShape, first: int, stop: int, final: int
-    ) -> Iterator[tuple[int, tuple[Task, ...]]]:
-        step, kind, steady = first, type(self), steady_step(self, shape)
-        if first == 0:
-            for template in _start(kind, shape, min(final, steady))[:stop]:
-                yield step, template
-                step += 1
-        for step_ in range(step, stop):
-            yield step_, _steady(kind, shape, final=step_ == final)
-
 
 def steady_step(schedule: Schedule, shape: PipelineShape) -> int:
     """The first step that looks like all later ones: what it depends on reaches back to decode steps only."""
@@ -153,14 +146,10 @@ def next_layer(shape: PipelineShape, step: int, layer: int, more: bool) -> tuple
     return (step + 1, 0) if more else (-1, 0)
 
 
+@lru_cache(maxsize=1024)
 def layout_of(schedule: Schedule, shape: PipelineShape) -> SlotLayout:
     """The schedule's layout of a pipeline, made once."""
-    return _layout(type(schedule), shape)
-
-
-@lru_cache(maxsize=1024)
-def _layout(schedule: type[Schedule], shape: PipelineShape) -> SlotLayout:
-    return schedule().layout(shape)
+    return schedule.layout(shape)
 
 
 def issue_steps(schedule: Schedule, shape: PipelineShape, first: int, stop: int, final: int) -> Iterator[list[Task]]:
@@ -184,16 +173,15 @@ def _relative(tasks: list[Task], step: int) -> tuple[Task, ...]:
 
 
 @lru_cache(maxsize=16)
-def _start(schedule: type[Schedule], shape: PipelineShape, final: int) -> tuple[tuple[Task, ...], ...]:
-    stop = min(final + 1, steady_step(schedule(), shape))
-    return tuple(_relative(tasks, step) for step, tasks in enumerate(issue_steps(schedule(), shape, 0, stop, final)))
+def _start(schedule: Schedule, shape: PipelineShape, final: int) -> tuple[tuple[Task, ...], ...]:
+    stop = min(final + 1, steady_step(schedule, shape))
+    return tuple(_relative(tasks, step) for step, tasks in enumerate(issue_steps(schedule, shape, 0, stop, final)))
 
 
 @lru_cache(maxsize=32)
-def _steady(schedule: type[Schedule], shape: PipelineShape, *, final: bool) -> tuple[Task, ...]:
-    step = steady_step(schedule(), shape)
-    for tasks in issue_steps(schedule(), shape, 1, step + 1, step if final else step + 1):
-        last = tasks
+def _steady(schedule: Schedule, shape: PipelineShape, *, final: bool) -> tuple[Task, ...]:
+    step = steady_step(schedule, shape)
+    *_, last = issue_steps(schedule, shape, 1, step + 1, step if final else step + 1)
     return _relative(last, step)
 
 

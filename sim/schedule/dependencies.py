@@ -5,11 +5,10 @@ waits for the write before it, a write waits for the write and all reads before 
 dependency too).
 """
 
-import itertools
 from collections import defaultdict
 from typing import NamedTuple
 
-from sim.schedule.slots import Slot, SlotLayout
+from sim.schedule.slots import Slot, SlotLayout, slots_of
 from sim.schedule.task import NONE, Lane, Op, Task
 
 
@@ -35,16 +34,6 @@ class DeadlockError(RuntimeError):
     """A schedule in which tasks wait for each other for ever: a bug of the schedule."""
 
 
-class _SlotUse:
-    """The last write of a slot and the reads since."""
-
-    __slots__ = ("readers", "writer")
-
-    def __init__(self) -> None:
-        self.writer: int | None = None
-        self.readers: list[int] = []
-
-
 class DependencyTracker:
     """Numbers issued tasks and finds the dependencies of each.
 
@@ -55,7 +44,8 @@ class DependencyTracker:
 
     def __init__(self, layout: SlotLayout) -> None:
         self._layout = layout
-        self._uses: defaultdict[Slot, _SlotUse] = defaultdict(_SlotUse)
+        self._writer: dict[Slot, int] = {}
+        self._readers: defaultdict[Slot, list[int]] = defaultdict(list)  # since then
         self._clocks: list[dict[Lane, int]] = []
         self._lanes: list[Lane] = []
         self._last_on_lane: dict[Lane, int] = {}
@@ -69,43 +59,44 @@ class DependencyTracker:
 
     def add(self, issue: Issue) -> Task:
         """Give the issued task its id and dependencies."""
-        task = Task(len(self._lanes), *issue)
-        needed = self._conflicts(task)
-        if task.lane not in self._met:
-            self._met.add(task.lane)
-            needed.extend(self._barrier)
-        task = task._replace(deps=self._not_implied(needed, task))
+        id_ = len(self._lanes)
+        needed = self._conflicts(Task(id_, *issue))
+        if issue.lane not in self._met:
+            self._met.add(issue.lane)
+            needed.update(self._barrier)
+        task = Task(id_, *issue, self._not_implied(needed, id_, issue.lane))
         self._lanes.append(task.lane)
         self._last_on_lane[task.lane] = task.id
         return task
 
-    def _conflicts(self, task: Task) -> list[int]:
+    def _conflicts(self, task: Task) -> set[int]:
         reads, writes = self._layout.accesses(task)
-        found: list[int] = []
-        for slot in itertools.chain.from_iterable(access.slots() for access in reads):
-            use = self._uses[slot]
-            if use.writer is not None:
-                found.append(use.writer)
-            use.readers.append(task.id)
-        for slot in itertools.chain.from_iterable(access.slots() for access in writes):
-            use = self._uses[slot]
-            if use.writer is not None:
-                found.append(use.writer)
-            found.extend(reader for reader in use.readers if reader != task.id)
-            use.writer, use.readers = task.id, []
+        writer, readers = self._writer, self._readers
+        found = set[int]()
+        for slot in slots_of(reads):
+            if slot in writer:
+                found.add(writer[slot])
+            readers[slot].append(task.id)
+        for slot in slots_of(writes):
+            if slot in writer:
+                found.add(writer[slot])
+            if slot in readers:
+                found.update(readers.pop(slot))
+            writer[slot] = task.id
+        found.discard(task.id)
         return found
 
-    def _not_implied(self, needed: list[int], task: Task) -> tuple[int, ...]:
-        before = self._last_on_lane.get(task.lane)
+    def _not_implied(self, needed: set[int], task: int, own: Lane) -> tuple[int, ...]:
+        before = self._last_on_lane.get(own)
         clock = {} if before is None else self._clocks[before].copy()
         kept: list[int] = []
-        for id_ in sorted(set(needed), reverse=True):  # a later task may imply an earlier one, never the reverse
+        for id_ in sorted(needed, reverse=True):  # a later task may imply an earlier one, never the reverse
             if clock.get(self._lanes[id_], -1) >= id_:
                 continue
             kept.append(id_)
             for lane, known in self._clocks[id_].items():
                 if clock.get(lane, -1) < known:
                     clock[lane] = known
-        clock[task.lane] = task.id
+        clock[own] = task
         self._clocks.append(clock)
         return tuple(reversed(kept))

@@ -10,7 +10,7 @@ columns of numbers. A rule may decide by op, lane and step with `if`, by the oth
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -38,16 +38,17 @@ class Access(NamedTuple):
     when: Column = True
     """Whether a task has this access at all."""
 
-    def slots(self) -> list[Slot]:
-        """Each slot, of one task."""
-        return [(self.buffer, self.first + at) for at in range(self.length)] if self.when else []
-
 
 class Accesses(NamedTuple):
     """All slots that a task reads and writes."""
 
     reads: tuple[Access, ...] = ()
     writes: tuple[Access, ...] = ()
+
+
+def slots_of(accesses: Iterable[Access]) -> list[Slot]:
+    """Each slot that one task has access to."""
+    return [(buffer, at) for buffer, at, _, length, when in accesses if when for at in range(at, at + length)]
 
 
 Rule = Callable[[Task], Accesses]
@@ -152,10 +153,10 @@ class SlotLayout:
         """The task's slots of a buffer, by default filled anew in each layer."""
         by, slot = self.buffers[name].by, self.slot_of(name, task)
         if by is By.RUN:
-            whole = isinstance(task.page, int) and task.page == WHOLE
-            first, pages = slot * self.shape.num_pages, self.shape.num_pages
-            content = content or (self.run_of_layer(task),)
-            return Access(name, first if whole else first + task.page, content, pages if whole else 1, when)
+            page, pages = task.page, self.shape.num_pages
+            whole = isinstance(page, int) and page == WHOLE
+            first, length = (slot * pages, pages) if whole else (slot * pages + page, 1)
+            return Access(name, first, content or (self.run_of_layer(task),), length, when)
         here = (task.step, task.layer, task.micro_batch) if by is By.TURN else (task.step, task.layer)
         return Access(name, slot, content or here, 1, when)
 
@@ -167,7 +168,8 @@ class SlotLayout:
         return Accesses(staged, (self.access("weights", task),))
 
     def _weights_read(self, task: Task) -> Access:
-        return self.access("weights", task._replace(page=WHOLE), when=self._streamed[task.layer])
+        """All pages, of a task that has none."""
+        return self.access("weights", task, when=self._streamed[task.layer])
 
     def _hidden(self, task: Task, layer: Column, when: Column = True) -> Access:
         """Hidden states that enter `layer`. In prefill two device buffers take turns if hidden states are offloaded."""
@@ -205,9 +207,6 @@ class SlotLayout:
     def _cache(self, task: Task, step: int) -> Access:
         """The KV cache of one micro-batch in one layer, up to and including the tokens of `step`."""
         return self.access("kv", task, (step,))
-
-    def _load_kv(self, task: Task) -> Accesses:
-        return Accesses((self._cache(task, task.step - 1),), (self.access("kv on device", task),))
 
     def _attn(self, task: Task) -> Accesses:
         cached = (self._cache(task, task.step - 1),) if task.step > 0 else ()

@@ -9,28 +9,20 @@ from sim.schedule.shape import Place
 class System:
     """The traits of the system that a schedule is taken from."""
 
-    attention: tuple[Place, ...]
-    """Where it can run decode attention; the first is its usual place."""
+    attention: tuple[Place, ...]  # where it can run decode attention; the first is its usual place
     streams_non_experts: bool = False
     """Whether attention and other non-expert weights stream too, instead of staying on the device."""
-    kv_on_device: bool = False
-    """Whether the KV cache must stay on the device."""
-    offloads_hidden: bool = True
-    """Whether hidden states of waiting micro-batches leave the device during prefill."""
-    paged: bool = False
-    """Whether a layer's weights move in pages; else as one piece."""
+    kv_on_device: bool = False  # whether the KV cache must stay on the device
+    offloads_hidden: bool = True  # whether hidden states of waiting micro-batches leave the device during prefill
+    paged: bool = False  # whether a layer's weights move in pages; else as one piece
     pinned_layers: int = 0
     """Layer-sized staging buffers in page-locked host memory; 0: weights are copied from pageable memory."""
-    pins_weights: bool = False
-    """Whether it usually keeps all streamed weights page-locked, where they fit."""
-    pins_kv: bool = False
-    """Whether a KV cache on the host is page-locked; else it is copied at the pageable rate."""
+    pins_weights: bool = False  # whether it usually keeps all streamed weights page-locked, where they fit
+    pins_kv: bool = False  # whether a KV cache on the host is page-locked; else it is copied at the pageable rate
     pins_activations: bool = True
     """Whether what goes to the host and back beside weights and KV cache is page-locked there."""
-    one_batch: bool = False
-    """Whether it runs all requests as one micro-batch."""
-    prefill_barrier: bool = False
-    """Whether all lanes meet after each (layer, micro-batch) of prefill."""
+    one_batch: bool = False  # whether it runs all requests as one micro-batch
+    prefill_barrier: bool = False  # whether all lanes meet after each (layer, micro-batch) of prefill
     splits_batch: bool = False
     """On several devices: each does the whole work of its part of the batch, instead of its share of every tensor.
 

@@ -7,6 +7,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import sim.simulation.compiled  # its door loads numba only when it is asked for something
 from sim.cost import Setup
 from sim.hrm import hrm_tokens_per_s
 from sim.problem import Policy
@@ -176,7 +177,8 @@ def predict(setup: Setup, *, exact: bool = False, compiled: bool = False, must_f
     started = time.perf_counter()
     if must_fit:
         setup.require_fit()
-    found = sample(setup, _compiled_path(setup) if compiled else _simpy_path(setup), exact=exact)
+    path = sim.simulation.compiled.CompiledPath(setup) if compiled else _simpy_path(setup)
+    found = sample(setup, path, exact=exact)
     whole = StepTotals()
     whole.add(found.prefill)
     whole.add(found.decode)
@@ -205,9 +207,3 @@ def _simpy_path(setup: Setup) -> Simulate:
         return uses
 
     return simulate
-
-
-def _compiled_path(setup: Setup) -> Simulate:
-    from sim.simulation.compiled import CompiledPath
-
-    return CompiledPath(setup)

@@ -9,7 +9,6 @@ and the one before it stand alone. `exact` simulates all of them and adds them u
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from sim.cost import Setup
 from sim.schedule import Lane
@@ -30,11 +29,8 @@ AFTER = 1
 """Steps simulated behind a step that is kept: what they start early shares the pools with its last tasks."""
 
 
-class Simulate(Protocol):
-    """One setup on one path: with SimPy, or compiled."""
-
-    def __call__(self, first: int, stop: int, /) -> list[StepUse]:
-        """Simulate steps `first` to `stop` - 1, the generation beginning with `first`."""
+Simulate = Callable[[int, int], list[StepUse]]
+"""One setup on one path, with SimPy or compiled: steps `first` to `stop` - 1, the generation beginning with `first`."""
 
 
 @dataclass(slots=True)
@@ -69,8 +65,8 @@ class _Sampler:
     def __init__(self, setup: Setup, simulate: Simulate) -> None:
         self._last_step = setup.last_step
         self._simulate = simulate
-        self._warm_up = -(-WARM_UP_LAYERS // setup.shape.num_layers)
-        self.start = 2 + self._warm_up
+        self.warm_up = -(-WARM_UP_LAYERS // setup.shape.num_layers)
+        self.start = 2 + self.warm_up
         """Steps kept from the beginning: prefill and decode steps until one is like those that follow."""
         self.simulated_tasks = 0
         self.steps: dict[int, StepTotals] = {}
@@ -79,7 +75,7 @@ class _Sampler:
         """Simulate steps `first` to `stop` - 1; keep those behind the warm-up that others, or nothing, come after."""
         uses = self._simulate(first, stop)
         before = 0
-        begin = 0 if first == 0 else first + self._warm_up
+        begin = 0 if first == 0 else first + self.warm_up
         end = stop if stop > self._last_step else stop - AFTER
         for step, use in zip(range(first, stop), uses, strict=True):
             self.simulated_tasks += use.num_tasks
@@ -90,14 +86,8 @@ class _Sampler:
     def at(self, step: int) -> StepTotals:
         """One decode step between the steps around it."""
         if step not in self.steps:
-            self.simulate(max(0, step - self._warm_up), step + 1 + AFTER)
+            self.simulate(max(0, step - self.warm_up), step + 1 + AFTER)
         return self.steps[step]
-
-    def ends(self) -> None:
-        """Simulate the first steps and the last ones."""
-        last = self._last_step
-        self.simulate(0, self.start + AFTER)
-        self.simulate(last + 1 - END - self._warm_up, last + 1)
 
 
 def sample(setup: Setup, simulate: Simulate, *, exact: bool = False) -> SampledGeneration:
@@ -107,7 +97,8 @@ def sample(setup: Setup, simulate: Simulate, *, exact: bool = False) -> SampledG
         sampler.simulate(0, last + 1)
         alone: Iterable[int] = range(1, last + 1)
     else:
-        sampler.ends()
+        sampler.simulate(0, sampler.start + AFTER)
+        sampler.simulate(last + 1 - END - sampler.warm_up, last + 1)
         _interpolate(sampler.at, sampler.start - 1, last + 1 - END, decode)
         alone = [*range(1, sampler.start), *range(last + 2 - END, last + 1)]
     for step in alone:

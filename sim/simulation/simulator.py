@@ -6,7 +6,7 @@ lane has ended, and each of its dependencies: those of other lanes a hand-over d
 step by step and are forgotten when they have ended, so memory does not grow with the number of steps.
 """
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import ceil
@@ -90,10 +90,6 @@ class _Run:
         self.armed_ns = now + left
         return left
 
-    def reset(self) -> None:
-        """Back to full speed for the lane's next task."""
-        self.rate, self.armed_ns, self.changed = 1.0, 0, False
-
 
 class _Pools:
     """Keeps the rates of all running tasks max-min fair; touches nothing while no pool is exceeded."""
@@ -128,8 +124,8 @@ class _Pools:
             if before > capacities[pool] >= total:
                 self._exceeded -= 1
         run.cost = IDLE
-        if run.changed:
-            run.reset()
+        if run.changed:  # the lane's next task begins at full speed
+            run.rate, run.armed_ns, run.changed = 1.0, 0, False
         if contended:
             self._rebalance(now)
 
@@ -219,29 +215,22 @@ class Simulation:
         tasks = next(filter(None, self._steps), None)
         if tasks is None:
             return
-        of_lane: dict[Lane, list[Task]] = {lane: [] for lane in self._queues}
+        of_lane = defaultdict[Lane, list[Task]](list, {lane: [] for lane in self._queues})
         for task in tasks:
-            if task.lane in of_lane:
-                of_lane[task.lane].append(task)
-            else:
-                of_lane[task.lane] = [task]
+            of_lane[task.lane].append(task)
         self._unfinished.update(dict.fromkeys([task.id for task in tasks]))
         self.result.num_tasks += len(tasks)
         step = StepUse(num_tasks=len(tasks), lanes_left=len(of_lane))
         for lane, own in of_lane.items():
             if lane not in self._queues:
-                self._queues[lane] = deque()
-                self._start_lane(lane)
+                self._queues[lane], run = deque(), _Run()
+                self._pools.runs.append(run)
+                self.result.lanes[lane] = LaneUse(lane)
+                run.process = self._env.process(self._walk(lane, run))
             self._queues[lane].append((step, own))
         for event in self._starving.values():
             event.succeed()
         self._starving.clear()
-
-    def _start_lane(self, lane: Lane) -> None:
-        run = _Run()
-        self._pools.runs.append(run)
-        self.result.lanes[lane] = LaneUse(lane)
-        run.process = self._env.process(self._walk(lane, run))
 
     def _leave(self, step: StepUse, lane: Lane, use: LaneUse) -> None:
         """A lane has ended its tasks of a step; when all have, the step is reported and another is issued."""

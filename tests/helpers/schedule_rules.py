@@ -28,6 +28,7 @@ from sim.schedule import (
     registered,
 )
 from sim.schedule.base import issue, next_layer
+from sim.schedule.slots import slots_of
 from sim.schedule.task import PIN
 from sim.simulation import Simulation
 
@@ -171,7 +172,7 @@ def assert_no_race(tasks, accesses, order, memory=None):
 
 def touched(accesses):
     """(slot, content) of each slot."""
-    return [(slot, access.content) for access in accesses for slot in access.slots()]
+    return [(slot, access.content) for access in accesses for slot in slots_of([access])]
 
 
 def arithmetic(tasks):

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from engine.device import Device
 from engine.generation import run
-from sim.cost import GROWS_WITH_CONTEXT, CostModel
+from sim.cost import GROWS_WITH_CONTEXT, CostModel, Sizes
 from sim.problem import Batch, Hardware, MicroBatch, Model, Policy
 from sim.schedule import Lane, LaneKind, Op, PipelineShape, Place, Schedule, Task, by_name
 from traces.trace import Span
@@ -81,7 +81,7 @@ class Condition:
 
     def costs(self, model: Model, hardware: Hardware) -> CostModel:
         """The cost model of this run on a machine."""
-        return CostModel(self.schedule, self.shape(model), self.policy, model, self.batch, hardware)
+        return CostModel(Sizes(self.schedule, self.shape(model), self.policy, model, self.batch, hardware))
 
     def steps(self, model: Model) -> Iterator[list[Task]]:
         """The tasks of this run."""

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from sim.cost import CPU_CORES, DRAM, GROWS_WITH_CONTEXT, CostModel, Demands, Setup
+from sim.cost import CPU_CORES, DRAM, GROWS_WITH_CONTEXT, CostModel, Demands, Setup, Sizes
 from sim.planning.candidates import Candidates, Floats
 from sim.problem import MicroBatch, Model, Policy
 from sim.schedule import CPU, GPU, LANE_OF, NET, WHOLE, Op, Place, Task
@@ -183,7 +183,7 @@ def _costs(setup: Setup, one_each: Model, batches: tuple[MicroBatch, ...]) -> Co
     kinds = one_each.num_layers
     shape = replace(setup.shape, num_layers=kinds, streamed=(True,) * kinds)
     batch = replace(setup.batch, micro_batches=batches)
-    return CostModel(setup.schedule, shape, setup.policy, one_each, batch, setup.problem.hardware)
+    return CostModel(Sizes(setup.schedule, shape, setup.policy, one_each, batch, setup.problem.hardware))
 
 
 def _segments(space: Candidates) -> list[tuple[int, int]]:

@@ -1,5 +1,7 @@
 """CGOPipe: weights travel in pages between the hidden states (MoE-Lightning, Algorithm 1)."""
 
+from collections.abc import Sequence
+
 from sim.schedule.base import Issues, Schedule, issue, next_layer
 from sim.schedule.shape import PipelineShape, Place
 from sim.schedule.system import System
@@ -46,14 +48,18 @@ class CGOPipe(Schedule):
                 yield issue(Op.STORE_KV, step, layer, j)
         yield from self.pin_pages(shape, *next_layer(shape, step, layer, more), j)
 
+    def pages(self, shape: PipelineShape, j: int) -> Sequence[int]:
+        """The pages that go with micro-batch j."""
+        return shape.page_group(j)
+
     def pin_pages(self, shape: PipelineShape, step: int, layer: int, j: int) -> Issues:
-        """The pages of `layer` that go with micro-batch j, into pinned staging."""
+        """The pages of `layer` into pinned staging."""
         if step >= 0 and shape.streamed[layer] and not shape.weights_pinned:
-            for page in shape.page_group(j):
+            for page in self.pages(shape, j):
                 yield issue(Op.PIN_WEIGHTS, step, layer, page=page)
 
     def load_pages(self, shape: PipelineShape, step: int, layer: int, j: int) -> Issues:
         """The same pages from staging to the device."""
         if step >= 0 and shape.streamed[layer]:
-            for page in shape.page_group(j):
+            for page in self.pages(shape, j):
                 yield issue(Op.LOAD_WEIGHTS, step, layer, page=page)

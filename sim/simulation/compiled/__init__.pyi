@@ -1,4 +1,3 @@
-from .compile_first import compile_once as compile_once
 from .event_loop import is_compiled as is_compiled
 from .jit import jitted as jitted
-from .path import CompiledPath as CompiledPath, warm_up as warm_up
+from .path import CompiledPath as CompiledPath, compile_once as compile_once, warm_up as warm_up

@@ -31,13 +31,13 @@ class _Kinds:
 
 
 class CostTable:
-    """Costs of one setup's tasks by kind of task."""
+    """A program's tasks and what they cost in one setup, by kind of task."""
 
     def __init__(self, program: Program, costs: CostModel) -> None:
-        self.program = program
         self._costs = costs
         pages = tuple(map(tuple, costs.page_kinds))
         self._kinds = _kinds(program, tuple(costs.layer_kinds), tuple(costs.batch_kinds), pages)
+        self.tasks = self._kinds.tasks
         known = [costs(task) for task in self._kinds.static]
         pools = sorted({pool for cost in known for pool, _ in cost.demands})
         self._place = {pool: place for place, pool in enumerate(pools)}
@@ -46,11 +46,6 @@ class CostTable:
         self._amount = np.zeros((len(known), len(pools)), np.int64)
         for kind, cost in enumerate(known):
             self._ask(self._amount[kind], cost)
-
-    @property
-    def tasks(self) -> Tasks:
-        """The program's tasks."""
-        return self._kinds.tasks
 
     def _ask(self, amounts: Array, cost: Cost) -> None:
         for pool, amount in cost.demands:
@@ -101,17 +96,13 @@ def _kinds(
     number = np.empty(size, np.int64)
     number[used] = np.arange(len(used))
     tasks = np.zeros((len(rows) + 1, 3), np.int64)
-    tasks[:-1, COST], tasks[:-1, HEADS], tasks[:, DEPS] = (
-        number[code],
-        rows[:, OP] == CODE_OF[Op.HEAD],
-        program.dep_start,
-    )
+    tasks[:-1, COST], tasks[:-1, HEADS] = number[code], rows[:, OP] == CODE_OF[Op.HEAD]
+    tasks[:, DEPS] = program.dep_start
     examples = [
         Task(0, OPS[op], program.lanes[lane], ahead, layer, j, page)
         for op, lane, ahead, layer, j, page, _ in rows[example[used]].tolist()
     ]
-    static = [
-        task._replace(step=int(decode)) for task, decode in zip(examples, decodes[example[used]].tolist(), strict=True)
-    ]
+    steps = decodes[example[used]].astype(int).tolist()
+    static = [task._replace(step=step) for task, step in zip(examples, steps, strict=True)]
     growing = [kind for kind, task in enumerate(static) if task.op in GROWS_WITH_CONTEXT and task.step > 0]
     return _Kinds(Tasks(program.lane_start, tasks, program.deps), examples, static, growing)

@@ -5,7 +5,7 @@ Tasks are rows of whole numbers, and slots are numbers too.
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -39,16 +39,11 @@ def _asked(layout: SlotLayout, rows: Array, lanes: Sequence[Lane]) -> Iterator[t
                 yield row, layout.accesses(task._replace(layer=layer, micro_batch=j, page=page))
 
 
-class _Table(NamedTuple):
-    """Accesses as numbers. [tasks, accesses, (first slot, how many)]; those that read come first."""
+def _table(layout: SlotLayout, rows: Array, lanes: Sequence[Lane]) -> tuple[Array, int, int]:
+    """All accesses of rows [tasks, accesses, (first slot, how many)], how many of them read, and how many slots are.
 
-    accesses: Array
-    num_reads: int
-    num_slots: int
-
-
-def _table(layout: SlotLayout, rows: Array, lanes: Sequence[Lane]) -> _Table:
-    """All accesses of rows. Slots of one buffer lie one behind the other."""
+    Those that read come first. Slots of one buffer lie one behind the other.
+    """
     sizes = [layout.num_slots(name) for name in layout.buffers]
     begin = dict(zip(layout.buffers, itertools.accumulate(sizes, initial=0), strict=False))
     found = list(_asked(layout, rows, lanes))
@@ -58,7 +53,7 @@ def _table(layout: SlotLayout, rows: Array, lanes: Sequence[Lane]) -> _Table:
         for column, one in itertools.chain(enumerate(reads), enumerate(writes, num_reads)):
             table[at, column, 0] = begin[one.buffer] + one.first
             table[at, column, 1] = one.length * one.when
-    return _Table(table, num_reads, sum(sizes))
+    return table, num_reads, sum(sizes)
 
 
 @jitted

@@ -10,19 +10,17 @@ of one shape are best asked about together. A task's cost is looked up once per 
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sim.cost import Setup
-from sim.schedule import DeadlockError, PipelineShape, Place
+from sim.schedule import CGOPipe, DeadlockError, PipelineShape, Place
+from sim.simulation.compiled.cost_table import CostTable
+from sim.simulation.compiled.dependencies import OPS
+from sim.simulation.compiled.event_loop import Costs, Tasks, Uses, is_compiled, run_events
+from sim.simulation.compiled.program import Program, program_of
 from sim.simulation.simulator import StepUse
 from traces.analysis import LaneUse
-
-if TYPE_CHECKING:
-    from sim.simulation.compiled.cost_table import CostTable
-    from sim.simulation.compiled.event_loop import Uses
-    from sim.simulation.compiled.program import Program
 
 
 class CompiledPath:
@@ -34,19 +32,15 @@ class CompiledPath:
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         self._costs = setup.costs(only_contended=True)
-        self._tables: dict[int, CostTable] = {}
+        self._tables: dict[Program, CostTable] = {}
 
     def __call__(self, first: int, stop: int) -> list[StepUse]:
         """Steps `first` to `stop` - 1, the generation beginning with `first`. Raises DeadlockError."""
-        from sim.simulation.compiled.cost_table import CostTable
-        from sim.simulation.compiled.event_loop import run_events
-        from sim.simulation.compiled.program import program_of
-
         setup = self._setup
         program = program_of(setup.schedule, setup.shape, setup.num_ranks, first, setup.last_step)
-        table = self._tables.get(id(program))
-        if table is None:
-            table = self._tables[id(program)] = CostTable(program, self._costs)
+        if program not in self._tables:
+            self._tables[program] = CostTable(program, self._costs)
+        table = self._tables[program]
         kinds = program.kinds(first, stop, setup.last_step)
         costs = table.of_steps(range(first, stop))
         uses, left = run_events(np.array(kinds), table.tasks, costs, self._costs.hand_over_ns)
@@ -55,9 +49,7 @@ class CompiledPath:
         return _step_uses(program, kinds, uses)
 
 
-def _step_uses(program: "Program", kinds: Sequence[int], uses: "Uses") -> list[StepUse]:
-    from sim.simulation.compiled.dependencies import OPS
-
+def _step_uses(program: Program, kinds: Sequence[int], uses: Uses) -> list[StepUse]:
     numbers = np.diff(program.lane_start, axis=1).tolist()
     found = [
         StepUse(
@@ -75,11 +67,16 @@ def _step_uses(program: "Program", kinds: Sequence[int], uses: "Uses") -> list[S
 
 def warm_up() -> None:
     """Compile, or load what was compiled before: seconds, or a moment, that the first question is spared."""
-    from sim.schedule import CGOPipe
-    from sim.simulation.compiled.event_loop import Costs, Tasks, run_events
-    from sim.simulation.compiled.program import program_of
-
     program = program_of(CGOPipe(), PipelineShape(1, 1, 1, Place.CPU, (True,), offloads_hidden=False), 1, 0, 0)
     tasks = np.zeros((len(program.rows) + 1, 3), np.int64)
     costs = Costs(np.zeros((1, 1), np.int64), np.zeros((1, 1, 0), np.int64), np.zeros(0, np.int64))
     run_events(np.zeros(1, np.int64), Tasks(program.lane_start, tasks, program.deps), costs)
+
+
+def compile_once() -> None:
+    """Compile what predictions need before anything else, unless that was done before, and say so on a terminal."""
+    from traces.cli import progress
+
+    if not is_compiled():
+        with progress("compiling (once)"):
+            warm_up()

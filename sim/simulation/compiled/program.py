@@ -12,18 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from sim.schedule import (
-    GPU,
-    NET,
-    Barrier,
-    Issues,
-    Lane,
-    Op,
-    PipelineShape,
-    Schedule,
-    layout_of,
-    steady_step,
-)
+from sim.schedule import GPU, NET, Barrier, Issues, Lane, Op, PipelineShape, Schedule, layout_of, steady_step
 from sim.simulation.compiled.dependencies import (
     CODE_OF,
     LANE,
@@ -78,16 +67,15 @@ class Program:
 def program_of(schedule: Schedule, shape: PipelineShape, num_ranks: int, first: int, last: int) -> Program:
     """The steps of a generation that ends with step `last`, of which `first` is the first that is looked at."""
     steady = steady_step(schedule, shape)
-    return _program(type(schedule), shape, num_ranks, last if first == 0 and last <= steady else None)
+    return _program(schedule, shape, num_ranks, last if first == 0 and last <= steady else None)
 
 
 @lru_cache(maxsize=PROGRAMS_KEPT)
-def _program(kind: type[Schedule], shape: PipelineShape, num_ranks: int, last: int | None) -> Program:
-    schedule = kind()
+def _program(schedule: Schedule, shape: PipelineShape, num_ranks: int, last: int | None) -> Program:
     steady = steady_step(schedule, shape)
     final = steady + 1 if last is None else last
     lanes: dict[Lane, int] = {GPU: 0}
-    steps = _issued(schedule, shape, final, lanes, alike=_alike(kind, _few(shape)))
+    steps = _issued(schedule, shape, final, lanes, alike=_alike(schedule, _few(shape)))
     rows = np.concatenate(steps)
     start, deps = dependencies(layout_of(schedule, shape), rows, tuple(lanes))
     lengths = [len(step) for step in steps]
@@ -144,9 +132,9 @@ def _few(shape: PipelineShape) -> PipelineShape:
 
 
 @lru_cache(maxsize=PROGRAMS_KEPT)
-def _alike(kind: type[Schedule], few: PipelineShape) -> bool:
+def _alike(schedule: Schedule, few: PipelineShape) -> bool:
     """Whether a schedule issues layers and steps that are alike in the same order, so that they follow by counting."""
-    counted, issued = (_issued(kind(), few, FEW + 1, {}, alike=alike) for alike in (True, False))
+    counted, issued = (_issued(schedule, few, FEW + 1, {}, alike=alike) for alike in (True, False))
     return all(map(np.array_equal, counted, issued))
 
 

@@ -38,7 +38,7 @@ def pipelines(draw):
 def test_both_paths_have_the_same_tasks_and_nothing_races(schedule, shape, last):
     tasks = list(schedule.tasks(shape, last + 1))
     assert_well_formed(tasks)
-    assert_no_race(tasks, lambda task: schedule.accesses(task, shape), Order(tasks))
+    assert_no_race(tasks, lambda task: layout_of(schedule, shape).accesses(task), Order(tasks))
     program = program_of(schedule, shape, 1, 0, last)
     found = [told(program, kind) for kind in program.kinds(0, last + 1, last)]
     assert found == as_told(schedule.steps(shape, 0, last + 1))

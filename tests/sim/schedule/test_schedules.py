@@ -21,7 +21,21 @@ from schedule_rules import (
     touched,
 )
 
-from sim.schedule import CPU, D2H, GPU, H2D, WHOLE, Op, PipelineShape, Place, Task, issue_steps, registry, steady_step
+from sim.schedule import (
+    CPU,
+    D2H,
+    GPU,
+    H2D,
+    WHOLE,
+    Op,
+    PipelineShape,
+    Place,
+    Task,
+    issue_steps,
+    layout_of,
+    registry,
+    steady_step,
+)
 from sim.schedule.task import PIN
 from traces.errors import InputError
 
@@ -43,7 +57,7 @@ def shape_of(schedule, num_layers=3, n=2, pages=2, **other):
 
 def assert_safe(schedule, shape, tasks, first, stop, memory=None):
     order = Order(tasks)
-    memory = assert_no_race(tasks, lambda task: schedule.accesses(task, shape), order, memory)
+    memory = assert_no_race(tasks, lambda task: layout_of(schedule, shape).accesses(task), order, memory)
     assert_data_flows(tasks, shape, order, first, stop)
     assert_buffers_suffice(tasks, schedule, shape, order)
     return memory
@@ -115,7 +129,7 @@ def test_a_window_in_the_middle_goes_on_where_earlier_steps_left_memory(schedule
     assert_well_formed(tasks, window_is_cut=True)
     whole = list(issue_steps(schedule, shape, 0, stop, last))
     earlier = [task for step in whole[:first] for task in step]
-    memory = assert_no_race(earlier, lambda task: schedule.accesses(task, shape), Order(earlier))
+    memory = assert_no_race(earlier, lambda task: layout_of(schedule, shape).accesses(task), Order(earlier))
     assert_safe(schedule, shape, tasks, first, stop, memory)
     assert arithmetic(tasks) == all_arithmetic(shape, first, stop)
     assert_weights_arrive_once(tasks, shape, first, last)
@@ -236,7 +250,7 @@ PINNED = PipelineShape(2, 2, 2, Place.CPU, (True, True), weights_pinned=True)
     ],
 )  # fmt: skip
 def test_a_task_touches(shape, task, reads, writes):
-    found = registry.by_name("cgopipe").accesses(Task(0, *task), shape)
+    found = layout_of(registry.by_name("cgopipe"), shape).accesses(Task(0, *task))
     assert sorted(touched(found.reads)) == sorted(reads.items())
     assert sorted(touched(found.writes)) == sorted(writes.items())
 
@@ -244,7 +258,7 @@ def test_a_task_touches(shape, task, reads, writes):
 def test_fastdecode_stages_two_layers():
     task = Task(0, Op.PIN_WEIGHTS, PIN, 1, 1, -1, WHOLE)
     shape = PipelineShape(2, 2, 1, Place.CPU, (True, True))
-    assert touched(registry.by_name("fastdecode").accesses(task, shape).writes) == [(("pinned", 1), (3,))]
+    assert touched(layout_of(registry.by_name("fastdecode"), shape).accesses(task).writes) == [(("pinned", 1), (3,))]
 
 
 # shapes and names ------------------------------------------------------------------------------------------------

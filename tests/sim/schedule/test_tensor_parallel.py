@@ -6,7 +6,21 @@ import pytest
 from hypothesis import given, strategies as st
 from schedule_rules import EVERY, Order, assert_no_race, examples, random_durations, shapes, simulate
 
-from sim.schedule import CPU, GPU, LANE_OF, NET, Lane, LaneKind, Op, PipelineShape, Place, Task, by_name, over_ranks
+from sim.schedule import (
+    CPU,
+    GPU,
+    LANE_OF,
+    NET,
+    Lane,
+    LaneKind,
+    Op,
+    PipelineShape,
+    Place,
+    Task,
+    by_name,
+    layout_of,
+    over_ranks,
+)
 from sim.schedule.slots import Accesses
 from sim.simulation import task_ends
 
@@ -150,8 +164,8 @@ def test_nothing_races_on_any_rank(schedule, data, ranks, num_steps):
 
     def accesses(task):
         if task.op not in SPLIT:
-            return on_rank(schedule.accesses(task, shape), task.lane.rank)
-        reads, writes = schedule.accesses(task._replace(op=Op.POST_ATTN, page=-1), shape)
+            return on_rank(layout_of(schedule, shape).accesses(task), task.lane.rank)
+        reads, writes = layout_of(schedule, shape).accesses(task._replace(op=Op.POST_ATTN, page=-1))
         if task.op is not Op.ALL_REDUCE:
             return on_rank(Accesses(reads), task.lane.rank)
         of_all = [on_rank(Accesses((), writes), rank).writes for rank in range(ranks)]

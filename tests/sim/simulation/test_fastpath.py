@@ -367,13 +367,13 @@ def test_a_custom_schedule_runs_on_the_fast_path():
 
 def test_what_is_stuck_says_so(monkeypatch):
     setup = made_setup(model=preset("mixtral-8x7b"))
-    monkeypatch.setattr("sim.simulation.compiled.event_loop.run_events", lambda *_: (None, 3))
+    monkeypatch.setattr("sim.simulation.compiled.path.run_events", lambda *_: (None, 3))
     with pytest.raises(DeadlockError, match="3 tasks never ended"):
         predict(setup, compiled=True)
 
 
-def test_importing_it_does_not_import_numba():
-    code = "import sys, sim.simulation.compiled.path; assert 'numba' not in sys.modules"
+def test_importing_predictions_does_not_import_numba():
+    code = "import sys; from sim.simulation import predict; assert 'numba' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
