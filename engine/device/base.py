@@ -7,6 +7,7 @@ given from now on. All times are on the host clock, `time.perf_counter_ns`.
 
 import contextlib
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
@@ -75,11 +76,17 @@ class LaneContext(ABC):
         Both tensors have one shape, dtype and layout. They must stay alive and unchanged until a mark taken after
         this call is reached.
         """
-        self._copy(dst, src, LaneKind.H2D, pinned)
+        self._checked_copy(dst, src, LaneKind.H2D, pinned)
 
     def copy_d2h(self, dst: torch.Tensor, src: torch.Tensor, *, pinned: bool = True) -> None:
         """Copies device memory to the host. `pinned`: `dst` is page-locked. Otherwise as `copy_h2d`."""
-        self._copy(dst, src, LaneKind.D2H, pinned)
+        self._checked_copy(dst, src, LaneKind.D2H, pinned)
+
+    def _checked_copy(self, dst: torch.Tensor, src: torch.Tensor, direction: LaneKind, pinned: bool) -> None:
+        if dst.shape != src.shape or dst.dtype != src.dtype:
+            shapes = " cannot be copied to ".join(f"{one.dtype} {list(one.shape)}" for one in (src, dst))
+            raise ValueError(f"{direction.lower()}: {shapes}: one shape and dtype needed")
+        self._copy(dst, src, direction, pinned)
 
     # what a kind of lane supplies -------------------------------------------------------------------------------
 
@@ -90,6 +97,37 @@ class LaneContext(ABC):
 
     def _copy(self, dst: torch.Tensor, src: torch.Tensor, direction: LaneKind, pinned: bool) -> None:
         raise RuntimeError(f"lane {self.kind} has no link to the device")
+
+
+class HostMark(Mark):
+    """A point that is reached already: a thread has done its work when it says so."""
+
+    __slots__ = ("_time_ns",)
+
+    def __init__(self) -> None:
+        self._time_ns = time.perf_counter_ns()
+
+    def wait(self) -> None:
+        return
+
+    @property
+    def time_ns(self) -> int:
+        return self._time_ns
+
+
+class ThreadLane(LaneContext):
+    """A lane that is a thread: its work is done when the call that does it returns. It has no link to copy over."""
+
+    def mark(self) -> Mark:
+        return HostMark()
+
+    def begin(self, before: Mark, deps: Sequence[Mark]) -> Mark:
+        """A thread is at work from one task to the next: what it does between two is part of the second."""
+        points = [mark for mark in (before, *deps) if isinstance(mark, HostMark)]
+        return max(points, key=lambda mark: mark.time_ns) if len(points) == 1 + len(deps) else self.mark()
+
+    def wait(self, mark: Mark) -> None:
+        mark.wait()
 
 
 class Device(ABC):
@@ -114,7 +152,6 @@ class Device(ABC):
         self.pinned = Ledger("pinned host memory", 0, PinnedOutOfMemory)
         self._allocated: dict[int, tuple[str, int]] = {}  # data pointer -> name, bytes
         self._pinned_block: torch.Tensor | None = None
-        self._pinned_used_bytes = 0
 
     @property
     def memory_bytes(self) -> int:
@@ -186,10 +223,8 @@ class Device(ABC):
         Takes its bytes rounded up to ALIGNMENT_BYTES (`pinned_footprint_bytes`). Raises PinnedOutOfMemory if the
         block has no room.
         """
-        num_bytes = math.prod(shape) * dtype.itemsize
+        num_bytes, start = math.prod(shape) * dtype.itemsize, self.pinned.usage.current_bytes
         self.pinned.charge(name, pinned_footprint_bytes(num_bytes))
-        start = self._pinned_used_bytes
-        self._pinned_used_bytes += pinned_footprint_bytes(num_bytes)
         if self._pinned_block is None:  # nothing reserved: only an empty tensor gets here
             return torch.empty(tuple(shape), dtype=dtype)
         return self._pinned_block[start : start + num_bytes].view(dtype).view(tuple(shape))
@@ -239,7 +274,6 @@ class Device(ABC):
         block, self._pinned_block = self._pinned_block, None
         for name, num_bytes in self.pinned.holders.items():
             self.pinned.refund(name, num_bytes)
-        self._pinned_used_bytes = 0
         if block is not None:
             self._unlock_block(block)
 

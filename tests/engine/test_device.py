@@ -13,10 +13,10 @@ from hypothesis import given, strategies as st
 
 from engine.calibration.measure.memory_bandwidth import MemoryReader
 from engine.device import ALIGNMENT_BYTES, EmulatedDevice, Ledger, PinnedOutOfMemory, pinned_footprint_bytes
-from engine.device.cuda.clock import ANCHOR_EVERY_NS, WIDEST_WINDOW_NS, DeviceClock
-from engine.device.cuda.device import CudaDevice
-from engine.device.emulated.paced_copy import rows_of
+from engine.device.clock import ANCHOR_EVERY_NS, WIDEST_WINDOW_NS, DeviceClock
+from engine.device.cuda import CudaDevice
 from engine.device.ledger import DeviceOutOfMemory, OutOfMemory
+from engine.device.link import rows_of
 from engine.device.threads import BEHIND
 from sim.schedule import LaneKind
 from traces.errors import InputError

@@ -30,7 +30,6 @@ HOUSE = House(ROOT, ("traces", "sim", "engine", "validation"))
 PICTURE = read_picture((ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"))
 
 CIRCLES = {
-    "engine.device.emulated <- engine.device.host_lane": "threads.py of the emulated device serves every host lane",
     "sim.hrm.roofline <- sim.hrm.roofline_picture": "the noun and its command are one file still",
     "sim.problem.model.config <- sim.problem.model.model": "Model.load reads a config.json, whose reader makes a Model",
 }
