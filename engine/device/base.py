@@ -220,11 +220,11 @@ class Device(ABC):
     def pinned_empty(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A new tensor in page-locked host memory, cut from the reserved block; it lives as long as the block.
 
-        Takes its bytes rounded up to ALIGNMENT_BYTES (`pinned_footprint_bytes`). Raises PinnedOutOfMemory if the
+        Takes its bytes rounded up to ALIGNMENT_BYTES (`aligned_bytes`). Raises PinnedOutOfMemory if the
         block has no room.
         """
         num_bytes, start = math.prod(shape) * dtype.itemsize, self.pinned.usage.current_bytes
-        self.pinned.charge(name, pinned_footprint_bytes(num_bytes))
+        self.pinned.charge(name, aligned_bytes(num_bytes))
         if self._pinned_block is None:  # nothing reserved: only an empty tensor gets here
             return torch.empty(tuple(shape), dtype=dtype)
         return self._pinned_block[start : start + num_bytes].view(dtype).view(tuple(shape))
@@ -278,6 +278,6 @@ class Device(ABC):
             self._unlock_block(block)
 
 
-def pinned_footprint_bytes(num_bytes: int) -> int:
-    """What a tensor of `num_bytes` takes of the pinned block."""
+def aligned_bytes(num_bytes: int) -> int:
+    """What a tensor of `num_bytes` takes of a block: up to the next multiple of ALIGNMENT_BYTES."""
     return -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from engine.device import ALIGNMENT_BYTES, Device, LaneContext
+from engine.device import Device, LaneContext, aligned_bytes
 from engine.model import OwnedParameter
 from sim.schedule import WHOLE, SlotLayout, Task
 
@@ -47,7 +47,7 @@ class StreamedLayer:
         for parameter in parameters:
             source = parameter.tensor.detach()[first_expert:] if first_expert else parameter.tensor.detach()
             segments.append(Segment(end, source.contiguous().view(-1).view(torch.uint8)))
-            end = _aligned(segments[-1].stop)
+            end = aligned_bytes(segments[-1].stop)
         return StreamedLayer(parameters, first_expert, tuple(segments), end)
 
     def views(self, slot: torch.Tensor) -> list[nn.Parameter]:
@@ -66,7 +66,7 @@ class StreamedLayer:
         """The bytes [start, stop) of a slot that a page fills."""
         if page == WHOLE:
             return 0, self.num_bytes
-        cut = [min(_aligned(self.num_bytes * p // num_pages), self.num_bytes) for p in (page, page + 1)]
+        cut = [min(aligned_bytes(self.num_bytes * p // num_pages), self.num_bytes) for p in (page, page + 1)]
         return cut[0], cut[1]
 
     def pieces(self, start: int, stop: int) -> Iterator[Segment]:
@@ -107,7 +107,7 @@ class WeightStream:
     @staticmethod
     def pinned_bytes(streamed: Sequence[StreamedLayer | None], layout: SlotLayout) -> int:
         """Page-locked memory that a stream takes."""
-        sizes = [_aligned(layer.num_bytes) for layer in streamed if layer]
+        sizes = [aligned_bytes(layer.num_bytes) for layer in streamed if layer]
         return sum(sizes) if layout.shape.weights_pinned else _staging_slots(layout) * max(sizes, default=0)
 
     def begin_batch(self, layout: SlotLayout) -> None:
@@ -208,7 +208,3 @@ def _pages(table: list[int | None], task: Task) -> range:
 
 def _staging_slots(layout: SlotLayout) -> int:
     return 0 if layout.shape.weights_pinned else layout.buffers["pinned"].turns
-
-
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

@@ -5,7 +5,7 @@ says where it stopped and what it holds; the executor's tasks look at the event 
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,14 +150,10 @@ def suspend(event: Event) -> Any:
     return given.pop()
 
 
-@contextlib.contextmanager
-def _process_random() -> Iterator[None]:
+def _process_random() -> contextlib.AbstractContextManager[None]:
     """Gives the process's random numbers back at the end."""
-    outside = _random_state()
-    try:
-        yield
-    finally:
-        _set_random_state(outside)
+    initialized: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return torch.random.fork_rng([torch.cuda.current_device()] if initialized else [])
 
 
 def _random_state() -> list[torch.Tensor]:

@@ -177,8 +177,8 @@ def _own_cache_class(model: PreTrainedModel) -> type[Cache] | None:
     if model._supports_default_dynamic_cache():  # type: ignore[operator]
         return None
     module = sys.modules[type(model).__module__]
-    own = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Cache)]
-    own = [c for c in own if c.__module__ == module.__name__]
+    classes = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Cache)]
+    own = [c for c in classes if c.__module__ == module.__name__]
     if len(own) != 1:
         raise InputError(f"{type(model).__name__} keeps its cache in a way of its own: not supported")
     return own[0]
