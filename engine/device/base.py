@@ -60,10 +60,7 @@ class LaneContext(ABC):
         """The point after all work given to this lane so far."""
 
     def begin(self, before: Mark, deps: Sequence[Mark]) -> Mark:
-        """The point where a task starts that nothing holds back; `before` is the end of the lane's previous task.
-
-        `deps` are marks that were waited for: none of them may lie behind the point.
-        """
+        """Where a task starts that nothing holds back; `before` ended the previous one, `deps` were waited for."""
         return self.mark()
 
     @abstractmethod
@@ -71,10 +68,9 @@ class LaneContext(ABC):
         """Work given to this lane from now on starts after `mark`. May return before the mark is reached."""
 
     def copy_h2d(self, dst: torch.Tensor, src: torch.Tensor, *, pinned: bool = True) -> None:
-        """Copies host memory to the device. `pinned`: `src` is page-locked, so that the copy needs no relay.
+        """Copies host memory to the device; `pinned`: `src` is page-locked, so that the copy needs no relay.
 
-        Both tensors have one shape, dtype and layout. They must stay alive and unchanged until a mark taken after
-        this call is reached.
+        Both tensors have one shape and dtype, and stay alive and unchanged until a mark taken later is reached.
         """
         self._checked_copy(dst, src, LaneKind.H2D, pinned)
 
@@ -87,8 +83,6 @@ class LaneContext(ABC):
             shapes = " cannot be copied to ".join(f"{one.dtype} {list(one.shape)}" for one in (src, dst))
             raise ValueError(f"{direction.lower()}: {shapes}: one shape and dtype needed")
         self._copy(dst, src, direction, pinned)
-
-    # what a kind of lane supplies -------------------------------------------------------------------------------
 
     def _contexts(self) -> Iterator[contextlib.AbstractContextManager[Any]]:
         """What the lane's thread is inside of while it works, outermost first."""
@@ -166,8 +160,6 @@ class Device(ABC):
         given = {name: count for name, count in threads.items() if count is not None}
         return {"name": self.name, "memory_bytes": self.memory_bytes, **given}
 
-    # memory ---------------------------------------------------------------------------------------------------
-
     def allocate(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A new tensor in device memory. Raises DeviceOutOfMemory if there is no room."""
         return self._charged(name, math.prod(shape) * dtype.itemsize, lambda: self._empty(tuple(shape), dtype))
@@ -218,18 +210,12 @@ class Device(ABC):
             self.pinned.capacity_bytes = num_bytes
 
     def pinned_empty(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """A new tensor in page-locked host memory, cut from the reserved block; it lives as long as the block.
-
-        Takes its bytes rounded up to ALIGNMENT_BYTES (`aligned_bytes`). Raises PinnedOutOfMemory if the
-        block has no room.
-        """
+        """A new tensor of the reserved block, as long as that lives; takes `aligned_bytes`, or raises PinnedOutOfMemory."""
         num_bytes, start = math.prod(shape) * dtype.itemsize, self.pinned.usage.current_bytes
         self.pinned.charge(name, aligned_bytes(num_bytes))
         if self._pinned_block is None:  # nothing reserved: only an empty tensor gets here
             return torch.empty(tuple(shape), dtype=dtype)
         return self._pinned_block[start : start + num_bytes].view(dtype).view(tuple(shape))
-
-    # lanes ----------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def open_lane(self, kind: LaneKind) -> LaneContext:
@@ -251,8 +237,6 @@ class Device(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    # what a kind of device supplies -----------------------------------------------------------------------------
 
     @abstractmethod
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -25,10 +25,7 @@ _MALLOC_OPTIONS = {-4: 0, -1: -1, -2: TOP_PAD_BYTES, -8: 1}
 
 
 class EmulatedLane(ThreadLane):
-    """A lane that is a thread, on a machine whose link is paced.
-
-    Lanes that compute on cores which copies use too let these go first: those of a real device need no core.
-    """
+    """A lane that is a thread. If it computes on cores which copies use too, these go first: real ones need no core."""
 
     def __init__(self, device: "EmulatedDevice", kind: LaneKind) -> None:
         threads = {LaneKind.GPU: device.gpu_threads, LaneKind.CPU: device.cpu_threads}.get(kind, 1)

@@ -134,10 +134,7 @@ def rows_of(dst: torch.Tensor, src: torch.Tensor) -> Rows | None:
 
 
 class PacedLink:
-    """Carries one transfer at a time at `bytes_per_s`, or at `pageable_bytes_per_s` from or to pageable memory.
-
-    None: as fast as the copy goes.
-    """
+    """Carries one transfer at a time, at one of two rates for two kinds of host memory; None: as fast as it goes."""
 
     def __init__(self, name: str, bytes_per_s: float | None, pageable_bytes_per_s: float | None = None) -> None:
         for field, value in (("bandwidth", bytes_per_s), ("pageable bandwidth", pageable_bytes_per_s)):

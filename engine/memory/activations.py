@@ -115,8 +115,8 @@ class _WorkingSet(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if pointer in inputs or not num_bytes:
                 return  # a view of what was there before
             self._bytes += num_bytes
-            gone = sum(held for counted, held in self._passing if counted.expired())  # type: ignore[no-untyped-call]
-            self.peak_bytes = max(self.peak_bytes, self._bytes - gone)
+            gone = [held for counted, held in self._passing if counted.expired()]  # type: ignore[no-untyped-call]
+            self.peak_bytes = max(self.peak_bytes, self._bytes - sum(gone))
         self._tensors[pointer] = self._tensors.get(pointer, 0) + 1
         weakref.finalize(tensor, self._drop, pointer, num_bytes)
 

@@ -69,6 +69,11 @@ class StreamedLayer:
         cut = [min(aligned_bytes(self.num_bytes * p // num_pages), self.num_bytes) for p in (page, page + 1)]
         return cut[0], cut[1]
 
+    def fill(self, target: torch.Tensor, start: int, stop: int) -> None:
+        """Copies [start, stop) of the slot from the model's host memory."""
+        for piece in self.pieces(start, stop):
+            target[piece.start : piece.stop].copy_(piece.source)
+
     def pieces(self, start: int, stop: int) -> Iterator[Segment]:
         """The host bytes that belong into [start, stop)."""
         for segment in self.segments:
@@ -118,10 +123,9 @@ class WeightStream:
 
     def pin(self, task: Task) -> int:
         """Copies a page from the model's host memory into staging. Returns its bytes."""
-        layer, at = self._layer(task), self._layout.slot_of("pinned", task)
+        at = self._layout.slot_of("pinned", task)
         start, stop = self._bounds(task)
-        for piece in layer.pieces(start, stop):
-            self._staging[at][piece.start : piece.stop].copy_(piece.source)
+        self._layer(task).fill(self._staging[at], start, stop)
         self._note(self._in_staging[at], task)
         return stop - start
 
@@ -176,8 +180,7 @@ class WeightStream:
 
     def _pin_layer(self, layer: StreamedLayer, index: int) -> torch.Tensor:
         pinned = self._device.pinned_empty(f"weights of layer {index}", (layer.num_bytes,), torch.uint8)
-        for segment in layer.segments:
-            pinned[segment.start : segment.stop].copy_(segment.source)
+        layer.fill(pinned, 0, layer.num_bytes)
         return pinned
 
     def _layer(self, task: Task) -> StreamedLayer:

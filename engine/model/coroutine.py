@@ -79,11 +79,10 @@ class _Coroutine(greenlet):  # type: ignore[misc]
 
 @dataclass(slots=True, eq=False)
 class GenerateCoroutine:
-    """One micro-batch on its way through generation.
+    """One micro-batch on its way through generation: `generate` is called once, in the coroutine.
 
-    `generate` is called once, in the coroutine. `padding` tokens stand before each request's prompt. `seed` gives it
-    random numbers of its own, the same as if it were generated alone after `torch.manual_seed(seed)`; None shares
-    the process's.
+    `padding` tokens stand before each request's prompt. `seed` gives it random numbers of its own, the same as if it
+    were generated alone after `torch.manual_seed(seed)`; None shares the process's.
     """
 
     index: int

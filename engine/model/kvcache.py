@@ -130,8 +130,6 @@ class LayerCache(CacheLayerMixin):  # type: ignore[no-untyped-call]
         watched.layer = self
         return watched
 
-    # what the library asks a layer of a cache -------------------------------------------------------------------
-
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.is_initialized = True
 
