@@ -210,7 +210,7 @@ class Device(ABC):
             self.pinned.capacity_bytes = num_bytes
 
     def pinned_empty(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """A new tensor of the reserved block, as long as that lives; takes `aligned_bytes`, or raises PinnedOutOfMemory."""
+        """A new tensor that takes `aligned_bytes` of the reserved block and lives as long. Raises PinnedOutOfMemory."""
         num_bytes, start = math.prod(shape) * dtype.itemsize, self.pinned.usage.current_bytes
         self.pinned.charge(name, aligned_bytes(num_bytes))
         if self._pinned_block is None:  # nothing reserved: only an empty tensor gets here

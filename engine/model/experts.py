@@ -33,9 +33,7 @@ def lean_gates(modules: Iterable[nn.Module]) -> Iterator[None]:
 
     Experts whose family has a gate of its own keep it.
     """
-    lean: list[Any] = [
-        module for module in modules if getattr(type(module), "_apply_gate", None) is _default_apply_gate
-    ]
+    lean: list[Any] = [one for one in modules if getattr(type(one), "_apply_gate", None) is _default_apply_gate]
     for module in lean:
         module._apply_gate = functools.partial(_apply_gate, module)
     try:

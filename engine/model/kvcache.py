@@ -40,9 +40,7 @@ class Store:
     """Room for the keys and values of one micro-batch in one layer, in one memory."""
 
     def __init__(self, like: KeysValues, capacity: int, allocate: Allocate, name: str) -> None:
-        self._room = KeysValues(
-            *(allocate(name, (*t.shape[:2], capacity, t.shape[3]), t.dtype) for t in (like.keys, like.values))
-        )
+        self._room = KeysValues(*(allocate(name, (*t.shape[:2], capacity, t.shape[3]), t.dtype) for t in like))
         self.num_tokens = 0
 
     def append(self, new: KeysValues) -> None:
