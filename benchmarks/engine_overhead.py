@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 import engine
 from engine.device import EmulatedDevice
-from engine.device.emulated.heap import keep_freed_memory
+from engine.device.emulated import keep_freed_memory
 from sim.problem import Policy
 
 

@@ -78,12 +78,11 @@ class HostAttention:
             self._helpers.shutdown()
 
     def _share_out(self, work: Callable[[Iterator[tuple[int, int]]], None], items: int) -> None:
-        """Has all threads work off `items`, in pieces that they take turns at."""
-        if self._helpers is None:
-            work(iter([(0, items)]))
-            return
-        jobs = iter(_split(items, self.threads * JOBS_PER_THREAD))  # list iterators hand out each entry once
-        helping = [self._helpers.submit(work, jobs) for _ in range(self.threads - 1)]
+        """Has all threads work off `items`, in pieces of about one length that they take turns at."""
+        pieces = self.threads * JOBS_PER_THREAD if self._helpers else 1
+        cuts = sorted({items * piece // pieces for piece in range(pieces + 1)})
+        jobs = iter(list(itertools.pairwise(cuts)))  # list iterators hand out each entry once
+        helping = [self._helpers.submit(work, jobs) for _ in range(self.threads - 1)] if self._helpers else []
         try:
             work(jobs)
         finally:
@@ -167,9 +166,3 @@ def _rows(tensor: torch.Tensor) -> tuple[Array, Strides]:
     strides = tuple(stride // dim for stride in outer)
     num_rows = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=False))
     return _bits(tensor.as_strided((num_rows, dim), (dim, 1))), strides  # type: ignore[return-value]
-
-
-def _split(items: int, jobs: int) -> list[tuple[int, int]]:
-    """Items 0 to `items` - 1 as `jobs` runs of about one length, without empty ones."""
-    cuts = sorted({items * job // jobs for job in range(jobs + 1)})
-    return list(itertools.pairwise(cuts))

@@ -14,9 +14,11 @@ from typing import Any, Final
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from sim.simulation import jitted
 
 QUERIES: Final = 4
 """Query heads of a tile; a group of query heads is padded to a multiple of it."""
@@ -44,16 +46,10 @@ _FAST = {"reassoc", "contract", "nsz", "arcp"}  # sums may be reordered; NaN and
 
 # Called from compiled code, these have other types than where they are defined.
 _intrinsic: Callable[[Callable[..., Any]], Any] = intrinsic
-_njit: Any = njit
 
 
 def _compiled(function: Callable[..., Any]) -> Any:
-    """Compiled at first use, without the interpreter lock; kept on disk where there is a place for that."""
-    options = {"nogil": True, "fastmath": _FAST, "error_model": "numpy"}
-    try:
-        return _njit(cache=True, **options)(function)
-    except RuntimeError:  # neither this folder nor the user's cache folder can be written
-        return _njit(**options)(function)
+    return jitted(function, fastmath=_FAST, error_model="numpy")
 
 
 @_intrinsic
@@ -101,11 +97,6 @@ def _prefetch(typing_context: Any, rows: Any, row: Any, element: Any) -> Any:
 
 
 @_compiled
-def _rows_ahead(width: int) -> int:
-    return 1 + AHEAD_BYTES // (4 * width)
-
-
-@_compiled
 def _fetch_row(rows: Array, row: int, width: int) -> None:
     if rows.itemsize == 4:  # half precision takes as long to compute with but half as long to come
         for d in range(0, width, 16):
@@ -134,7 +125,7 @@ def _score_block(
 ) -> None:
     """scores[g : g + 4, first : stop] = query[g : g + 4] . keys; token c is row `at` + c * `stride`."""
     width = query.shape[1]
-    ahead = _rows_ahead(width) * stride
+    ahead = (1 + AHEAD_BYTES // (4 * width)) * stride
     for c in range(first, stop, 2):
         a, b = at + c * stride, at + min(c + 1, last) * stride
         if g == 0:
@@ -176,7 +167,7 @@ def _add_block(shares: Array, g: int, values: Array, at: int, stride: int, first
     """out[g : g + 4] += shares[g : g + 4, first : stop] . values; token c is row `at` + c * `stride`."""
     width = out.shape[1]
     s0, s1, s2, s3 = shares[g], shares[g + 1], shares[g + 2], shares[g + 3]
-    ahead = _rows_ahead(width) * stride
+    ahead = (1 + AHEAD_BYTES // (4 * width)) * stride
     whole = stop - (stop - first) % 4
     for c in range(first, whole, 4):
         i = at + c * stride
@@ -216,14 +207,6 @@ def scratch_for(group: int, head_dim: int, tokens: int) -> Scratch:
 
 
 @_compiled
-def _take_queries(query: Array, r: int, head: int, group: int, scaling: np.float32, queries: Array) -> None:
-    """queries[:group] = the query heads from `head` on of request r, as scaled float32."""
-    for g in range(group):
-        for d in range(query.shape[2]):
-            queries[g, d] = _widen(query[r, head + g, d]) * scaling
-
-
-@_compiled
 def attend(
     query: Array,
     scaling: np.float32,
@@ -250,20 +233,18 @@ def attend(
     for item in range(first, last):
         r, h = item // kv_heads, item % kv_heads
         count = stop - starts[r]
-        _take_queries(query, r, h * group, group, scaling, queries)
+        for g in range(group):
+            for d in range(width):
+                queries[g, d] = _widen(query[r, h * group + g, d]) * scaling
         at = r * key_strides[0] + h * key_strides[1] + starts[r] * key_strides[2]
         for c in range(0, count, BLOCK):
             for g in range(0, padded, QUERIES):
                 _score_block(queries, g, keys, at, key_strides[2], c, min(c + BLOCK, count), count - 1, scores)
         for g in range(group):
             _softmax(scores[g], count)
-        for g in range(padded):
-            for d in range(width):
-                sums[g, d] = _FLOAT32(0)
+        sums[:] = _FLOAT32(0)
         at = r * value_strides[0] + h * value_strides[1] + starts[r] * value_strides[2]
         for c in range(0, count, BLOCK):
             for g in range(0, padded, QUERIES):
                 _add_block(scores, g, values, at, value_strides[2], c, min(c + BLOCK, count), sums)
-        for g in range(group):
-            for d in range(width):
-                out[r, h, g, d] = sums[g, d]
+        out[r, h] = sums[:group]

@@ -1,12 +1,17 @@
-from .arguments import add_device as add_device, device_of as device_of
 from .base import (
     ALIGNMENT_BYTES as ALIGNMENT_BYTES,
     Device as Device,
     LaneContext as LaneContext,
     Mark as Mark,
-    pinned_footprint_bytes as pinned_footprint_bytes,
+    aligned_bytes as aligned_bytes,
 )
 from .emulated import EmulatedDevice as EmulatedDevice
 from .ledger import Ledger as Ledger, PinnedOutOfMemory as PinnedOutOfMemory
-from .open import host_memory_bytes as host_memory_bytes, make_device as make_device, open_device as open_device
-from .threads import check_thread_count as check_thread_count, intra_op_threads as intra_op_threads
+from .open import (
+    add_device as add_device,
+    device_of as device_of,
+    host_memory_bytes as host_memory_bytes,
+    make_device as make_device,
+    open_device as open_device,
+)
+from .threads import check_thread_count as check_thread_count, for_now as for_now, intra_op_threads as intra_op_threads

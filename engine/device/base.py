@@ -7,6 +7,7 @@ given from now on. All times are on the host clock, `time.perf_counter_ns`.
 
 import contextlib
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
@@ -59,10 +60,7 @@ class LaneContext(ABC):
         """The point after all work given to this lane so far."""
 
     def begin(self, before: Mark, deps: Sequence[Mark]) -> Mark:
-        """The point where a task starts that nothing holds back; `before` is the end of the lane's previous task.
-
-        `deps` are marks that were waited for: none of them may lie behind the point.
-        """
+        """Where a task starts that nothing holds back; `before` ended the previous one, `deps` were waited for."""
         return self.mark()
 
     @abstractmethod
@@ -70,18 +68,21 @@ class LaneContext(ABC):
         """Work given to this lane from now on starts after `mark`. May return before the mark is reached."""
 
     def copy_h2d(self, dst: torch.Tensor, src: torch.Tensor, *, pinned: bool = True) -> None:
-        """Copies host memory to the device. `pinned`: `src` is page-locked, so that the copy needs no relay.
+        """Copies host memory to the device; `pinned`: `src` is page-locked, so that the copy needs no relay.
 
-        Both tensors have one shape, dtype and layout. They must stay alive and unchanged until a mark taken after
-        this call is reached.
+        Both tensors have one shape and dtype, and stay alive and unchanged until a mark taken later is reached.
         """
-        self._copy(dst, src, LaneKind.H2D, pinned)
+        self._checked_copy(dst, src, LaneKind.H2D, pinned)
 
     def copy_d2h(self, dst: torch.Tensor, src: torch.Tensor, *, pinned: bool = True) -> None:
         """Copies device memory to the host. `pinned`: `dst` is page-locked. Otherwise as `copy_h2d`."""
-        self._copy(dst, src, LaneKind.D2H, pinned)
+        self._checked_copy(dst, src, LaneKind.D2H, pinned)
 
-    # what a kind of lane supplies -------------------------------------------------------------------------------
+    def _checked_copy(self, dst: torch.Tensor, src: torch.Tensor, direction: LaneKind, pinned: bool) -> None:
+        if dst.shape != src.shape or dst.dtype != src.dtype:
+            shapes = " cannot be copied to ".join(f"{one.dtype} {list(one.shape)}" for one in (src, dst))
+            raise ValueError(f"{direction.lower()}: {shapes}: one shape and dtype needed")
+        self._copy(dst, src, direction, pinned)
 
     def _contexts(self) -> Iterator[contextlib.AbstractContextManager[Any]]:
         """What the lane's thread is inside of while it works, outermost first."""
@@ -90,6 +91,37 @@ class LaneContext(ABC):
 
     def _copy(self, dst: torch.Tensor, src: torch.Tensor, direction: LaneKind, pinned: bool) -> None:
         raise RuntimeError(f"lane {self.kind} has no link to the device")
+
+
+class HostMark(Mark):
+    """A point that is reached already: a thread has done its work when it says so."""
+
+    __slots__ = ("_time_ns",)
+
+    def __init__(self) -> None:
+        self._time_ns = time.perf_counter_ns()
+
+    def wait(self) -> None:
+        return
+
+    @property
+    def time_ns(self) -> int:
+        return self._time_ns
+
+
+class ThreadLane(LaneContext):
+    """A lane that is a thread: its work is done when the call that does it returns. It has no link to copy over."""
+
+    def mark(self) -> Mark:
+        return HostMark()
+
+    def begin(self, before: Mark, deps: Sequence[Mark]) -> Mark:
+        """A thread is at work from one task to the next: what it does between two is part of the second."""
+        points = [mark for mark in (before, *deps) if isinstance(mark, HostMark)]
+        return max(points, key=lambda mark: mark.time_ns) if len(points) == 1 + len(deps) else self.mark()
+
+    def wait(self, mark: Mark) -> None:
+        mark.wait()
 
 
 class Device(ABC):
@@ -114,7 +146,6 @@ class Device(ABC):
         self.pinned = Ledger("pinned host memory", 0, PinnedOutOfMemory)
         self._allocated: dict[int, tuple[str, int]] = {}  # data pointer -> name, bytes
         self._pinned_block: torch.Tensor | None = None
-        self._pinned_used_bytes = 0
 
     @property
     def memory_bytes(self) -> int:
@@ -128,8 +159,6 @@ class Device(ABC):
         threads = {"gpu_threads": self.gpu_threads, "cpu_threads": self.cpu_threads}
         given = {name: count for name, count in threads.items() if count is not None}
         return {"name": self.name, "memory_bytes": self.memory_bytes, **given}
-
-    # memory ---------------------------------------------------------------------------------------------------
 
     def allocate(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A new tensor in device memory. Raises DeviceOutOfMemory if there is no room."""
@@ -181,20 +210,12 @@ class Device(ABC):
             self.pinned.capacity_bytes = num_bytes
 
     def pinned_empty(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """A new tensor in page-locked host memory, cut from the reserved block; it lives as long as the block.
-
-        Takes its bytes rounded up to ALIGNMENT_BYTES (`pinned_footprint_bytes`). Raises PinnedOutOfMemory if the
-        block has no room.
-        """
-        num_bytes = math.prod(shape) * dtype.itemsize
-        self.pinned.charge(name, pinned_footprint_bytes(num_bytes))
-        start = self._pinned_used_bytes
-        self._pinned_used_bytes += pinned_footprint_bytes(num_bytes)
+        """A new tensor that takes `aligned_bytes` of the reserved block and lives as long. Raises PinnedOutOfMemory."""
+        num_bytes, start = math.prod(shape) * dtype.itemsize, self.pinned.usage.current_bytes
+        self.pinned.charge(name, aligned_bytes(num_bytes))
         if self._pinned_block is None:  # nothing reserved: only an empty tensor gets here
             return torch.empty(tuple(shape), dtype=dtype)
         return self._pinned_block[start : start + num_bytes].view(dtype).view(tuple(shape))
-
-    # lanes ----------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def open_lane(self, kind: LaneKind) -> LaneContext:
@@ -217,8 +238,6 @@ class Device(ABC):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # what a kind of device supplies -----------------------------------------------------------------------------
-
     @abstractmethod
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """An uninitialised tensor in device memory."""
@@ -239,11 +258,10 @@ class Device(ABC):
         block, self._pinned_block = self._pinned_block, None
         for name, num_bytes in self.pinned.holders.items():
             self.pinned.refund(name, num_bytes)
-        self._pinned_used_bytes = 0
         if block is not None:
             self._unlock_block(block)
 
 
-def pinned_footprint_bytes(num_bytes: int) -> int:
-    """What a tensor of `num_bytes` takes of the pinned block."""
+def aligned_bytes(num_bytes: int) -> int:
+    """What a tensor of `num_bytes` takes of a block: up to the next multiple of ALIGNMENT_BYTES."""
     return -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

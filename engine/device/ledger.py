@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -43,7 +44,7 @@ class Ledger:
         self.plan = ""
         self._error = error
         self._lock = threading.Lock()
-        self._held: dict[str, int] = {}
+        self._held: Counter[str] = Counter()
         self._current_bytes = 0
         self._peak_bytes = 0
         self._history: list[tuple[int, int]] | None = None
@@ -55,9 +56,9 @@ class Ledger:
 
     @property
     def holders(self) -> dict[str, int]:
-        """Bytes by name, largest first."""
+        """Bytes by name."""
         with self._lock:
-            return dict(sorted(self._held.items(), key=lambda item: -item[1]))
+            return dict(+self._held)
 
     def charge(self, name: str, num_bytes: int) -> None:
         """Adds to what `name` holds. Raises this ledger's OutOfMemory, having counted nothing, if there is no room."""
@@ -66,7 +67,7 @@ class Ledger:
         with self._lock:
             if self.capacity_bytes is not None and self._current_bytes + num_bytes > self.capacity_bytes:
                 raise self._error(self._refusal(name, num_bytes, self.capacity_bytes))
-            self._held[name] = self._held.get(name, 0) + num_bytes
+            self._held[name] += num_bytes
             self._current_bytes += num_bytes
             self._peak_bytes = max(self._peak_bytes, self._current_bytes)
             self._note()
@@ -74,14 +75,11 @@ class Ledger:
     def refund(self, name: str, num_bytes: int) -> None:
         """Takes away from what `name` holds. Raises KeyError if it does not hold that much: a bug of the caller."""
         with self._lock:
-            held = self._held.get(name, 0)
+            held = self._held[name]
             if not 0 <= num_bytes <= held:
                 raise KeyError(f"{name} holds {held} bytes in {self.tier}, {num_bytes} cannot be given back")
             self._current_bytes -= num_bytes
-            if held == num_bytes:
-                self._held.pop(name, None)
-            else:
-                self._held[name] = held - num_bytes
+            self._held[name] -= num_bytes
             self._note()
 
     @contextlib.contextmanager

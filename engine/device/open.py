@@ -1,16 +1,18 @@
-"""Devices by name."""
+"""Devices by name, and the options that say which one a command uses. Torch is loaded only to make one."""
 
+import argparse
 import contextlib
 import os
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from engine.device.base import Device
+from traces.cli import positive_int
 from traces.errors import InputError
 
+if TYPE_CHECKING:
+    from engine.device.base import Device
+
 NAMES = ("auto", "emulated", "cuda")
+GIGA = 1e9
 
 
 def host_memory_bytes() -> int:
@@ -18,7 +20,7 @@ def host_memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def make_device(name: str, **options: Any) -> Device:
+def make_device(name: str, **options: Any) -> "Device":
     """A device by name: `cuda`, `emulated`, or `auto` for the first of them that there is.
 
     `options` of an emulated device are those of EmulatedDevice; what is not given is unthrottled, and its memory is
@@ -26,6 +28,8 @@ def make_device(name: str, **options: Any) -> Device:
     """
     if name not in NAMES:
         raise InputError(f"device: {name!r} is not known; give one of {', '.join(NAMES)}")
+    import torch
+
     if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
         from engine.device.cuda import CudaDevice
 
@@ -43,11 +47,34 @@ def make_device(name: str, **options: Any) -> Device:
     return EmulatedDevice(**{**usual, **options})
 
 
-@contextlib.contextmanager
-def open_device(device: str | Device) -> Iterator[Device]:
+def open_device(device: "str | Device") -> "contextlib.AbstractContextManager[Device]":
     """A device by name, closed at the end; or one that somebody else opened and will close."""
-    if isinstance(device, Device):
-        yield device
-        return
-    with make_device(device) as made:
-        yield made
+    from engine.device.base import Device
+
+    return contextlib.nullcontext(device) if isinstance(device, Device) else make_device(device)
+
+
+def add_device(parser: Any) -> None:
+    """Add them to a parser or a group of it."""
+    parser.add_argument("--device", default="auto", help="auto, emulated or cuda (default: %(default)s)")
+    for flag, what in (("--h2d-gbs", "host to device"), ("--d2h-gbs", "device to host")):
+        parser.add_argument(flag, type=float, help=f"emulated bandwidth {what} in GB/s (default: unthrottled)")
+    parser.add_argument("--device-memory-gb", type=float, help="device memory that may be used, in GB")
+    parser.add_argument("--gpu-threads", type=positive_int, help="cores that play the GPU of an emulated device")
+    parser.add_argument("--cpu-threads", type=positive_int, help="cores for attention on the host")
+
+
+def device_of(args: argparse.Namespace) -> "Device":
+    """The device that is asked for. Raises InputError for one that there is not."""
+    given = {
+        "h2d_bytes_per_s": _scaled(args.h2d_gbs),
+        "d2h_bytes_per_s": _scaled(args.d2h_gbs),
+        "memory_bytes": None if args.device_memory_gb is None else int(args.device_memory_gb * GIGA),
+        "gpu_threads": args.gpu_threads,
+        "cpu_threads": args.cpu_threads,
+    }
+    return make_device(args.device, **{name: value for name, value in given.items() if value is not None})
+
+
+def _scaled(giga: float | None) -> float | None:
+    return None if giga is None else giga * GIGA

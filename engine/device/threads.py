@@ -12,26 +12,37 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import torch
 
 from traces.errors import InputError
 
+Cores = frozenset[int]
+Context = contextlib.AbstractContextManager[None]
+
+_PR_SET_TIMERSLACK = 29  # linux/prctl.h; 0 restores the default
+
+BEHIND: Final = 5
+"""By how much lanes that compute on a core which copies share are nicer than the process: a copy that is due goes
+first, and work goes on at a third of its weight. Without it a copy of half a millisecond took two beside others."""
+
 
 @contextlib.contextmanager
-def intra_op_threads(count: int, default: int) -> Iterator[None]:
-    """In this thread torch uses `count` threads per operation; threads made afterwards start with `default` again."""
-    torch.get_num_threads()
-    torch.set_num_threads(count)
+def for_now(put: Callable[[Any], object], inside: Any, afterwards: Any) -> Iterator[None]:
+    """While entered, what `put` sets is `inside`; then it is `afterwards`."""
+    put(inside)
     try:
         yield
     finally:
-        torch.set_num_threads(default)
+        put(afterwards)
 
 
-Cores = frozenset[int]
+def intra_op_threads(count: int, default: int) -> Context:
+    """In this thread torch uses `count` threads per operation; threads made afterwards start with `default` again."""
+    torch.get_num_threads()
+    return for_now(torch.set_num_threads, count, default)
 
 
 def cores_apart(count: int, others: int) -> tuple[Cores, Cores] | None:
@@ -45,60 +56,36 @@ def cores_apart(count: int, others: int) -> tuple[Cores, Cores] | None:
     return (frozenset(cores[:count]), frozenset(cores[count:])) if len(cores) >= count + others else None
 
 
-@contextlib.contextmanager
-def on_cores(cores: Cores | None) -> Iterator[None]:
+def on_cores(cores: Cores | None) -> Context:
     """Keeps the calling thread, and those that it starts, on these cores; None: wherever the system lets them."""
     if cores is None:
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
+        return contextlib.nullcontext()
+    return for_now(lambda those: os.sched_setaffinity(0, those), cores, os.sched_getaffinity(0))
 
 
-_PR_SET_TIMERSLACK = 29  # linux/prctl.h; 0 restores the default
-
-
-@contextlib.contextmanager
-def prompt_sleep() -> Iterator[None]:
+def prompt_sleep() -> Context:
     """In this thread sleeps end as soon as they can; Linux otherwise adds 50 µs to save power."""
     if not sys.platform.startswith("linux"):
-        yield
-        return
+        return contextlib.nullcontext()
     prctl = ctypes.CDLL(None).prctl
-    prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1), 0, 0, 0)
-    try:
-        yield
-    finally:
-        prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(0), 0, 0, 0)
+    return for_now(lambda slack_ns: prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(slack_ns), 0, 0, 0), 1, 0)
 
 
-BEHIND: Final = 5
-"""By how much lanes that compute on a core which copies share are nicer than the process: a copy that is due goes
-first, and work goes on at a third of its weight. Without it a copy of half a millisecond took two beside others."""
-
-
-@contextlib.contextmanager
-def behind_copies() -> Iterator[None]:
+def behind_copies() -> Context:
     """Lets others go first that share a core with this thread; where that cannot be undone, for as long as it lives.
 
     Only Linux has a niceness for each thread. The main thread is left alone: its niceness may not come down again.
     """
     thread = threading.get_native_id()
     if not sys.platform.startswith("linux") or threading.current_thread() is threading.main_thread():
-        yield
-        return
-    before = os.getpriority(os.PRIO_PROCESS, thread)
-    with contextlib.suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, os.getpid()) + BEHIND)
-    try:
-        yield
-    finally:
+        return contextlib.nullcontext()
+
+    def be(niceness: int) -> None:
         with contextlib.suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, thread, before)
+            os.setpriority(os.PRIO_PROCESS, thread, niceness)
+
+    usual, before = (os.getpriority(os.PRIO_PROCESS, one) for one in (os.getpid(), thread))
+    return for_now(be, usual + BEHIND, before)
 
 
 def check_thread_count(name: str, count: int) -> int:

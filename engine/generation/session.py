@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from engine.attention import BITS, HostAttention
-from engine.device import pinned_footprint_bytes
-from engine.memory import Placement, WeightStream
+from engine.device import aligned_bytes, for_now
+from engine.memory import WeightStream, placed
 from engine.model import Anatomy, lean_gates, split
 from engine.tasks import RunContext, Session
 from sim.schedule import LaneKind, Place, SlotLayout
@@ -28,15 +28,16 @@ def open_session(run: RunContext) -> Iterator[Session]:
         stack.callback(device.reserve_pinned, 0)
         streamed = sum(segment.source.nbytes for layer in run.streamed if layer for segment in layer.segments)
         stack.enter_context(run.host.holding("streamed weights", streamed))
-        placement = stack.enter_context(Placement(model, device, run.streamed, layout))
+        weights = stack.enter_context(placed(model, device, run.streamed, layout))
         stack.enter_context(lean_gates(model.modules()))
-        stack.enter_context(split(model, run.anatomy.layers, placement.owners))
+        owners = [parameter.owner for layer in run.streamed if layer for parameter in layer.parameters]
+        stack.enter_context(split(model, run.anatomy.layers, owners))
         kernel = stack.enter_context(HostAttention(device.cpu_threads))
         if policy.attention is Place.CPU and model.dtype in BITS:
             with ThreadPoolExecutor(1) as apart:  # the kernel's helpers inherit what the lane asks of its thread
                 apart.submit(_prepare_kernel, run, kernel).result()
-        stack.enter_context(_switch_interval(SWITCH_INTERVAL_S))
-        yield Session(run, placement.weights, kernel)
+        stack.enter_context(for_now(sys.setswitchinterval, SWITCH_INTERVAL_S, sys.getswitchinterval()))
+        yield Session(run, weights, kernel)
 
 
 def _prepare_kernel(run: RunContext, kernel: HostAttention) -> None:
@@ -48,7 +49,7 @@ def _exchange_bytes(run: RunContext) -> int:
     """Page-locked buffers for what decode exchanges with the host: query, new keys and values, attention output."""
     widest = max(_attention_width(run.anatomy, layer) for layer in range(len(run.anatomy.layers)))
     row_bytes = widest * run.model.dtype.itemsize
-    return run.policy.num_micro_batches * 4 * pinned_footprint_bytes(run.policy.micro_batch_size * row_bytes)
+    return run.policy.num_micro_batches * 4 * aligned_bytes(run.policy.micro_batch_size * row_bytes)
 
 
 def _attention_width(anatomy: Anatomy, layer: int) -> int:
@@ -67,13 +68,3 @@ def _plan_in_words(run: RunContext, layout: SlotLayout) -> str:
         f"{slots} weight slots of {largest} bytes, experts_on_device {policy.experts_on_device:g}, "
         f"kv_on_device {policy.kv_on_device:g}"
     )
-
-
-@contextlib.contextmanager
-def _switch_interval(interval_s: float) -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(interval_s)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)

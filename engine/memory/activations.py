@@ -3,7 +3,7 @@
 import contextlib
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -13,6 +13,9 @@ from torch.utils._pytree import tree_leaves
 from engine.device import Device
 from engine.model import AttentionCall, InFlight, LayerCache, LayerEntry, StackEnd
 from sim.schedule import Op, Task
+
+_Passing = list[tuple[StorageWeakRef, int]]
+"""Memory that is counted already and dies at some point, and its bytes."""
 
 
 class Activations:
@@ -30,7 +33,7 @@ class Activations:
         self._working_sets: dict[tuple[Op, int, bool], int] = {}
         self._held: dict[int, int] = {}
         self._entered: dict[int, int] = {}
-        self._passing: list[_Passing] = []  # what the largest micro-batch holds that a task may let go of
+        self._passing: _Passing = []  # what the largest micro-batch holds that a task may let go of
 
     @contextlib.contextmanager
     def working(self, micro_batch: InFlight, task: Task) -> Iterator[None]:
@@ -68,10 +71,7 @@ class Activations:
                 tensors += [tensor for new in list(layer.new.values()) for tensor in new]
         storages = {storage.data_ptr(): storage for storage in (t.untyped_storage() for t in tensors)}
         if micro_batch is self._largest:
-            self._passing = [
-                _Passing(StorageWeakRef(one), one.nbytes())  # type: ignore[no-untyped-call]
-                for one in storages.values()
-            ]
+            self._passing = [(StorageWeakRef(one), one.nbytes()) for one in storages.values()]  # type: ignore[no-untyped-call]
         self._count(index, sum(one.nbytes() for one in storages.values()) + inside_layer)
 
     def close(self) -> None:
@@ -89,21 +89,10 @@ class Activations:
         self._held[index] = num_bytes
 
 
-class _Passing(NamedTuple):
-    """Memory that is counted already, and dies at some point."""
-
-    storage: StorageWeakRef
-    num_bytes: int
-
-    @property
-    def gone(self) -> bool:
-        return bool(self.storage.expired())  # type: ignore[no-untyped-call]
-
-
 class _WorkingSet(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The most bytes that tensors made while it is entered held at one time, beyond what was counted and has died."""
 
-    def __init__(self, passing: list[_Passing]) -> None:
+    def __init__(self, passing: _Passing) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._passing = passing
         self._tensors: dict[int, int] = {}  # tensors alive, by storage
@@ -122,12 +111,12 @@ class _WorkingSet(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _add(self, tensor: torch.Tensor, inputs: set[int]) -> None:
         storage = tensor.untyped_storage()
         pointer, num_bytes = storage.data_ptr(), storage.nbytes()
-        if pointer not in self._tensors and (pointer in inputs or not num_bytes):
-            return  # a view of what was there before
         if pointer not in self._tensors:
+            if pointer in inputs or not num_bytes:
+                return  # a view of what was there before
             self._bytes += num_bytes
-            gone = sum(one.num_bytes for one in self._passing if one.gone)
-            self.peak_bytes = max(self.peak_bytes, self._bytes - gone)
+            gone = [held for counted, held in self._passing if counted.expired()]  # type: ignore[no-untyped-call]
+            self.peak_bytes = max(self.peak_bytes, self._bytes - sum(gone))
         self._tensors[pointer] = self._tensors.get(pointer, 0) + 1
         weakref.finalize(tensor, self._drop, pointer, num_bytes)
 

@@ -32,16 +32,19 @@ class Buffers:
 
     def to_host(self, lane: LaneContext, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """A contiguous copy of a device tensor in a host buffer: page-locked if there is room, else pageable."""
-        host, pinned = self._host_buffer(name, tensor.nbytes)
-        host = host[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        buffer, pinned = self._on_host.get(name, (None, False))
+        if buffer is None or buffer.numel() < tensor.nbytes:
+            buffer, pinned = self._on_host[name] = self._new_host_buffer(name, max(1, tensor.nbytes))
+        host = buffer[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         lane.copy_d2h(host, tensor.contiguous(), pinned=pinned)
         return host
 
     def host(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """A new pageable host tensor that counts as host memory until `close`."""
-        tensor = torch.empty(shape, dtype=dtype)
-        self._charge(name, tensor.nbytes)
-        return tensor
+        num_bytes = math.prod(shape) * dtype.itemsize
+        self._host_ledger.charge(name, num_bytes)
+        self._charged.append((name, num_bytes))
+        return torch.empty(shape, dtype=dtype)
 
     def let_go(self, tensor: torch.Tensor) -> None:
         """Frees the memory of a device tensor that the model's frames still name but will not read again."""
@@ -60,21 +63,9 @@ class Buffers:
         self._on_host.clear()
         self._charged.clear()
 
-    def _host_buffer(self, name: str, num_bytes: int) -> tuple[torch.Tensor, bool]:
-        buffer, pinned = self._on_host.get(name, (None, False))
-        if buffer is None or buffer.numel() < num_bytes:
-            buffer, pinned = self._new_host_buffer(name, max(1, num_bytes))
-            self._on_host[name] = (buffer, pinned)
-        return buffer, pinned
-
     def _new_host_buffer(self, name: str, num_bytes: int) -> tuple[torch.Tensor, bool]:
         with self._lock:  # the pinned block is cut by one thread at a time
             try:
                 return self.device.pinned_empty(name, (num_bytes,), torch.uint8), True
             except PinnedOutOfMemory:
-                self._charge(name, num_bytes)
-                return torch.empty(num_bytes, dtype=torch.uint8), False
-
-    def _charge(self, name: str, num_bytes: int) -> None:
-        self._host_ledger.charge(name, num_bytes)
-        self._charged.append((name, num_bytes))
+                return self.host(name, (num_bytes,), torch.uint8), False

@@ -1,7 +1,7 @@
 """Puts a model on a device: what stays there is placed, what streams gets its slots. Undone on exit."""
 
-from types import TracebackType
-from typing import Self
+import contextlib
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from engine.device import Device
 from engine.memory.weights import StreamedLayer, WeightStream
-from engine.model import Anatomy, OwnedParameter, SplitExperts, can_split
+from engine.model import Anatomy, OwnedParameter, can_split, split_experts
 from sim.schedule import SlotLayout
 from traces.errors import InputError
 
@@ -34,83 +34,42 @@ def streamed_layers(
     return layers
 
 
-class Placement:
-    """A model whose resident weights are on a device and whose streamed weights come through slots."""
+@contextlib.contextmanager
+def placed(
+    model: PreTrainedModel, device: Device, streamed: list[StreamedLayer | None], layout: SlotLayout
+) -> Iterator[WeightStream]:
+    """While entered, resident weights are on the device and streamed ones come through the slots of what it yields."""
+    held: dict[int, torch.Tensor] = {}
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        device: Device,
-        streamed: list[StreamedLayer | None],
-        layout: SlotLayout,
-    ) -> None:
-        self._model = model
-        self._device = device
-        self._streamed = streamed
-        self._layout = layout
-        self._originals: list[tuple[dict[str, torch.Tensor | None], str, torch.Tensor]] = []
-        self._placed: dict[int, torch.Tensor] = {}
-        self._splits: list[SplitExperts] = []
+    def free() -> None:
+        for tensor in {one.untyped_storage().data_ptr(): one for one in held.values()}.values():
+            device.free(tensor)
 
-    @property
-    def owners(self) -> list[nn.Module]:
-        """The modules that own streamed weights."""
-        return [parameter.owner for layer in self._streamed if layer for parameter in layer.parameters]
+    def place(path: str, table: dict[str, torch.Tensor | None], name: str, tensor: torch.Tensor) -> None:
+        if id(tensor) not in held:  # tied parameters are one object
+            held[id(tensor)] = device.place(f"{path}.{name}", tensor.detach())
+        there = held[id(tensor)]
+        if there.data_ptr() != tensor.data_ptr() or there.device != tensor.device:
+            at_end.callback(table.update, {name: tensor})
+            table[name] = nn.Parameter(there, requires_grad=False) if isinstance(tensor, nn.Parameter) else there
 
-    def __enter__(self) -> Self:
-        try:
-            self.weights = WeightStream(self._device, self._streamed, self._layout)
-            self._place_resident()
-            self._split_experts()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-        return self
+    def resident_part(parameter: OwnedParameter, count: int, layer: int) -> nn.Parameter:
+        host = parameter.tensor.detach()[:count]
+        on_device = device.allocate(f"resident experts of layer {layer}", host.shape, host.dtype)
+        held[id(on_device)] = on_device.copy_(host)
+        return nn.Parameter(on_device, requires_grad=False)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for split in self._splits:
-            split.close()
-        self._splits.clear()
-        if hasattr(self, "weights"):
-            self.weights.close()
-        for table, name, tensor in self._originals:
-            table[name] = tensor
-        self._originals.clear()
-        for tensor in {t.untyped_storage().data_ptr(): t for t in self._placed.values()}.values():
-            self._device.free(tensor)
-        self._placed.clear()
-
-    def _place_resident(self) -> None:
-        streams = {id(parameter.tensor) for layer in self._streamed if layer for parameter in layer.parameters}
-        for path, module in self._model.named_modules():
+    with contextlib.ExitStack() as at_end:
+        at_end.callback(free)
+        weights = at_end.enter_context(contextlib.closing(WeightStream(device, streamed, layout)))
+        streams = {id(parameter.tensor) for layer in streamed if layer for parameter in layer.parameters}
+        for path, module in model.named_modules():
             for table in (module._parameters, module._buffers):
                 for name, tensor in table.items():
-                    if tensor is not None and id(tensor) not in streams:
-                        self._place(table, name, tensor, f"{path}.{name}")
-
-    def _place(self, table: dict[str, torch.Tensor | None], name: str, tensor: torch.Tensor, path: str) -> None:
-        if tensor.numel() == 0:
-            return
-        if id(tensor) not in self._placed:  # tied parameters are one object
-            self._placed[id(tensor)] = self._device.place(path, tensor.detach())
-        placed = self._placed[id(tensor)]
-        if placed.data_ptr() == tensor.data_ptr() and placed.device == tensor.device:
-            return
-        self._originals.append((table, name, tensor))
-        table[name] = nn.Parameter(placed, requires_grad=False) if isinstance(tensor, nn.Parameter) else placed
-
-    def _split_experts(self) -> None:
-        for i, layer in enumerate(self._streamed):
-            if layer is None or not layer.first_expert:
-                continue
-            resident = {p.name: self._resident_part(p, layer.first_expert, i) for p in layer.parameters}
-            self._splits.append(SplitExperts(layer.parameters[0].owner, resident))
-
-    def _resident_part(self, parameter: OwnedParameter, count: int, layer: int) -> nn.Parameter:
-        host = parameter.tensor.detach()[:count]
-        on_device = self._device.allocate(f"resident experts of layer {layer}", host.shape, host.dtype)
-        on_device.copy_(host)
-        self._placed[id(on_device)] = on_device
-        return nn.Parameter(on_device, requires_grad=False)
+                    if tensor is not None and tensor.numel() and id(tensor) not in streams:
+                        place(path, table, name, tensor)
+        for i, layer in enumerate(streamed):
+            if layer and layer.first_expert:
+                resident = {p.name: resident_part(p, layer.first_expert, i) for p in layer.parameters}
+                at_end.enter_context(split_experts(layer.parameters[0].owner, resident))
+        yield weights

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from engine.device import ALIGNMENT_BYTES, Device, LaneContext
+from engine.device import Device, LaneContext, aligned_bytes
 from engine.model import OwnedParameter
 from sim.schedule import WHOLE, SlotLayout, Task
 
@@ -47,7 +47,7 @@ class StreamedLayer:
         for parameter in parameters:
             source = parameter.tensor.detach()[first_expert:] if first_expert else parameter.tensor.detach()
             segments.append(Segment(end, source.contiguous().view(-1).view(torch.uint8)))
-            end = _aligned(segments[-1].stop)
+            end = aligned_bytes(segments[-1].stop)
         return StreamedLayer(parameters, first_expert, tuple(segments), end)
 
     def views(self, slot: torch.Tensor) -> list[nn.Parameter]:
@@ -66,8 +66,13 @@ class StreamedLayer:
         """The bytes [start, stop) of a slot that a page fills."""
         if page == WHOLE:
             return 0, self.num_bytes
-        cut = [min(_aligned(self.num_bytes * p // num_pages), self.num_bytes) for p in (page, page + 1)]
+        cut = [min(aligned_bytes(self.num_bytes * p // num_pages), self.num_bytes) for p in (page, page + 1)]
         return cut[0], cut[1]
+
+    def fill(self, target: torch.Tensor, start: int, stop: int) -> None:
+        """Copies [start, stop) of the slot from the model's host memory."""
+        for piece in self.pieces(start, stop):
+            target[piece.start : piece.stop].copy_(piece.source)
 
     def pieces(self, start: int, stop: int) -> Iterator[Segment]:
         """The host bytes that belong into [start, stop)."""
@@ -107,7 +112,7 @@ class WeightStream:
     @staticmethod
     def pinned_bytes(streamed: Sequence[StreamedLayer | None], layout: SlotLayout) -> int:
         """Page-locked memory that a stream takes."""
-        sizes = [_aligned(layer.num_bytes) for layer in streamed if layer]
+        sizes = [aligned_bytes(layer.num_bytes) for layer in streamed if layer]
         return sum(sizes) if layout.shape.weights_pinned else _staging_slots(layout) * max(sizes, default=0)
 
     def begin_batch(self, layout: SlotLayout) -> None:
@@ -118,10 +123,9 @@ class WeightStream:
 
     def pin(self, task: Task) -> int:
         """Copies a page from the model's host memory into staging. Returns its bytes."""
-        layer, at = self._layer(task), self._layout.slot_of("pinned", task)
+        at = self._layout.slot_of("pinned", task)
         start, stop = self._bounds(task)
-        for piece in layer.pieces(start, stop):
-            self._staging[at][piece.start : piece.stop].copy_(piece.source)
+        self._layer(task).fill(self._staging[at], start, stop)
         self._note(self._in_staging[at], task)
         return stop - start
 
@@ -176,8 +180,7 @@ class WeightStream:
 
     def _pin_layer(self, layer: StreamedLayer, index: int) -> torch.Tensor:
         pinned = self._device.pinned_empty(f"weights of layer {index}", (layer.num_bytes,), torch.uint8)
-        for segment in layer.segments:
-            pinned[segment.start : segment.stop].copy_(segment.source)
+        layer.fill(pinned, 0, layer.num_bytes)
         return pinned
 
     def _layer(self, task: Task) -> StreamedLayer:
@@ -208,7 +211,3 @@ def _pages(table: list[int | None], task: Task) -> range:
 
 def _staging_slots(layout: SlotLayout) -> int:
     return 0 if layout.shape.weights_pinned else layout.buffers["pinned"].turns
-
-
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

@@ -8,9 +8,9 @@ from .coroutine import (
     StackEnd as StackEnd,
 )
 from .experts import (
-    SplitExperts as SplitExperts,
     can_split as can_split,
     lean_gates as lean_gates,
+    split_experts as split_experts,
     with_experts as with_experts,
 )
 from .hooks import (

@@ -5,7 +5,7 @@ says where it stopped and what it holds; the executor's tasks look at the event 
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,11 +79,10 @@ class _Coroutine(greenlet):  # type: ignore[misc]
 
 @dataclass(slots=True, eq=False)
 class GenerateCoroutine:
-    """One micro-batch on its way through generation.
+    """One micro-batch on its way through generation: `generate` is called once, in the coroutine.
 
-    `generate` is called once, in the coroutine. `padding` tokens stand before each request's prompt. `seed` gives it
-    random numbers of its own, the same as if it were generated alone after `torch.manual_seed(seed)`; None shares
-    the process's.
+    `padding` tokens stand before each request's prompt. `seed` gives it random numbers of its own, the same as if it
+    were generated alone after `torch.manual_seed(seed)`; None shares the process's.
     """
 
     index: int
@@ -150,14 +149,10 @@ def suspend(event: Event) -> Any:
     return given.pop()
 
 
-@contextlib.contextmanager
-def _process_random() -> Iterator[None]:
+def _process_random() -> contextlib.AbstractContextManager[None]:
     """Gives the process's random numbers back at the end."""
-    outside = _random_state()
-    try:
-        yield
-    finally:
-        _set_random_state(outside)
+    initialized: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return torch.random.fork_rng([torch.cuda.current_device()] if initialized else [])
 
 
 def _random_state() -> list[torch.Tensor]:

@@ -33,9 +33,7 @@ def lean_gates(modules: Iterable[nn.Module]) -> Iterator[None]:
 
     Experts whose family has a gate of its own keep it.
     """
-    lean: list[Any] = [
-        module for module in modules if getattr(type(module), "_apply_gate", None) is _default_apply_gate
-    ]
+    lean: list[Any] = [one for one in modules if getattr(type(one), "_apply_gate", None) is _default_apply_gate]
     for module in lean:
         module._apply_gate = functools.partial(_apply_gate, module)
     try:
@@ -64,37 +62,33 @@ def with_experts(module: Any, parameters: Parameters, num_experts: int) -> Itera
         module.num_experts = before[1]
 
 
-class SplitExperts:
-    """Takes the place of an experts module's `forward` until `close`.
+@contextlib.contextmanager
+def split_experts(module: nn.Module, resident: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """While entered, takes the place of an experts module's `forward`.
 
     `resident` are the module's parameters cut down to the experts on the device. The module's parameters themselves
     must be those of the streamed experts whenever it is called.
     """
+    num_resident = next(iter(resident.values())).shape[0]
+    num_experts: int = module.num_experts  # type: ignore[assignment]
 
-    def __init__(self, module: nn.Module, resident: Mapping[str, nn.Parameter]) -> None:
-        self._module = module
-        self._resident = resident
-        self._num_resident = next(iter(resident.values())).shape[0]
-        self._num_experts: int = module.num_experts  # type: ignore[assignment]
-        module.forward = self
-
-    def __call__(
-        self, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor, *_: Any
-    ) -> torch.Tensor:
+    def forward(hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor, *_: Any) -> torch.Tensor:
         def part(parameters: Parameters, first: int, stop: int) -> torch.Tensor:
             rows, slots = ((top_k_index >= first) & (top_k_index < stop)).nonzero(as_tuple=True)
             result = torch.zeros_like(hidden)
             if len(rows):
                 index = (top_k_index[rows, slots] - first).unsqueeze(-1)
                 weights = top_k_weights[rows, slots].unsqueeze(-1)
-                with with_experts(self._module, parameters, stop - first):
-                    computed = ALL_EXPERTS_FUNCTIONS[IMPLEMENTATION](self._module, hidden[rows], index, weights)
+                with with_experts(module, parameters, stop - first):
+                    computed = ALL_EXPERTS_FUNCTIONS[IMPLEMENTATION](module, hidden[rows], index, weights)
                 result.index_add_(0, rows, computed)
             return result
 
-        streamed: Parameters = {name: self._module._parameters[name] for name in self._resident}
-        return part(self._resident, 0, self._num_resident) + part(streamed, self._num_resident, self._num_experts)
+        streamed: Parameters = {name: module._parameters[name] for name in resident}
+        return part(resident, 0, num_resident) + part(streamed, num_resident, num_experts)
 
-    def close(self) -> None:
-        """Gives the module its own `forward` back."""
-        del self._module.forward
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward

@@ -40,9 +40,7 @@ class Store:
     """Room for the keys and values of one micro-batch in one layer, in one memory."""
 
     def __init__(self, like: KeysValues, capacity: int, allocate: Allocate, name: str) -> None:
-        self._room = KeysValues(
-            *(allocate(name, (*t.shape[:2], capacity, t.shape[3]), t.dtype) for t in (like.keys, like.values))
-        )
+        self._room = KeysValues(*(allocate(name, (*t.shape[:2], capacity, t.shape[3]), t.dtype) for t in like))
         self.num_tokens = 0
 
     def append(self, new: KeysValues) -> None:
@@ -130,8 +128,6 @@ class LayerCache(CacheLayerMixin):  # type: ignore[no-untyped-call]
         watched.layer = self
         return watched
 
-    # what the library asks a layer of a cache -------------------------------------------------------------------
-
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.is_initialized = True
 
@@ -177,8 +173,8 @@ def _own_cache_class(model: PreTrainedModel) -> type[Cache] | None:
     if model._supports_default_dynamic_cache():  # type: ignore[operator]
         return None
     module = sys.modules[type(model).__module__]
-    own = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Cache)]
-    own = [c for c in own if c.__module__ == module.__name__]
+    classes = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Cache)]
+    own = [c for c in classes if c.__module__ == module.__name__]
     if len(own) != 1:
         raise InputError(f"{type(model).__name__} keeps its cache in a way of its own: not supported")
     return own[0]

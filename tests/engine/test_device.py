@@ -12,11 +12,11 @@ import torch
 from hypothesis import given, strategies as st
 
 from engine.calibration.measure.memory_bandwidth import MemoryReader
-from engine.device import ALIGNMENT_BYTES, EmulatedDevice, Ledger, PinnedOutOfMemory, pinned_footprint_bytes
-from engine.device.cuda.clock import ANCHOR_EVERY_NS, WIDEST_WINDOW_NS, DeviceClock
-from engine.device.cuda.device import CudaDevice
-from engine.device.emulated.paced_copy import rows_of
+from engine.device import ALIGNMENT_BYTES, EmulatedDevice, Ledger, PinnedOutOfMemory, aligned_bytes
+from engine.device.clock import ANCHOR_EVERY_NS, WIDEST_WINDOW_NS, DeviceClock
+from engine.device.cuda import CudaDevice
 from engine.device.ledger import DeviceOutOfMemory, OutOfMemory
+from engine.device.link import rows_of
 from engine.device.threads import BEHIND
 from sim.schedule import LaneKind
 from traces.errors import InputError
@@ -126,7 +126,7 @@ def test_closing_gives_everything_back_and_may_happen_twice():
     st.lists(st.tuples(st.integers(0, 300), st.sampled_from([torch.uint8, torch.float16, torch.float64])), max_size=9)
 )
 def test_pinned_tensors_share_one_block_of_the_planned_size(requests):
-    planned = sum(pinned_footprint_bytes(count * dtype.itemsize) for count, dtype in requests)
+    planned = sum(aligned_bytes(count * dtype.itemsize) for count, dtype in requests)
     with device() as dev:
         dev.reserve_pinned(planned)
         tensors = [dev.pinned_empty(f"t{i}", (count,), dtype) for i, (count, dtype) in enumerate(requests)]

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from engine.device import EmulatedDevice
-from engine.device.host_lane import HostMark
+from engine.device.base import HostMark
 from engine.lanes import Executor
 from engine.lanes.executor import TaskError
 from engine.lanes.task_queue import TaskQueue

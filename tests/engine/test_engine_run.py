@@ -9,7 +9,7 @@ from engine_models import PROMPTS, VOCAB, make, reference
 
 import engine
 from engine.device import EmulatedDevice
-from engine.device.emulated.device import EmulatedLane
+from engine.device.emulated import EmulatedLane
 from engine.device.ledger import DeviceOutOfMemory
 from engine.lanes.executor import TaskError
 from engine.tasks import RunContext

@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies
 
 import engine
 from engine.device import EmulatedDevice
-from engine.device.emulated.device import EmulatedLane
+from engine.device.emulated import EmulatedLane
 from sim.problem import Policy
 from sim.schedule import by_name, registered
 

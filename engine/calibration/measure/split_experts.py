@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from engine.calibration.measure.measured import Measured, lane_seconds
 from engine.device import Device
-from engine.model import Anatomy, SplitExperts, can_split, lean_gates, with_experts
+from engine.model import Anatomy, can_split, lean_gates, split_experts, with_experts
 from sim.problem import Layer, Model
 from sim.schedule import LaneKind
 
@@ -49,7 +49,7 @@ def split_cost(model: PreTrainedModel, described: Model, device: Device, repeats
                 return lane_seconds(lane, lambda: module(*call))
 
         def split_s() -> float:
-            with with_experts(module, streamed, count), contextlib.closing(SplitExperts(module, resident)):
+            with with_experts(module, streamed, count), split_experts(module, resident):
                 return lane_seconds(lane, lambda: module(*call))
 
         extra_s = differences(whole_s, split_s, 1 + PAIRS * repeats)[1:]

@@ -16,11 +16,14 @@ else:
     COMPILES = True
 
 
-def jitted(function: Function) -> Function:
-    """The function compiled at its first call, or taken from an earlier process if there is a place to keep it."""
+def jitted(function: Function, **options: Any) -> Function:
+    """The function compiled at its first call, or taken from an earlier process if there is a place to keep it.
+
+    `options` are further ones of numba's.
+    """
     if not COMPILES:
         return function
     try:
-        return cast(Function, njit(cache=True, nogil=True)(function))
+        return cast(Function, njit(cache=True, nogil=True, **options)(function))
     except RuntimeError:  # no folder for the cache can be written to
-        return cast(Function, njit(nogil=True)(function))
+        return cast(Function, njit(nogil=True, **options)(function))

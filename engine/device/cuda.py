@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from engine.device.base import Device, LaneContext, Mark
-from engine.device.cuda.clock import DeviceClock
-from engine.device.host_lane import ThreadLane
+from engine.device.base import Device, LaneContext, Mark, ThreadLane
+from engine.device.clock import DeviceClock
 from engine.device.ledger import DeviceOutOfMemory, PinnedOutOfMemory, Usage
 from engine.device.threads import check_thread_count
 from sim.schedule import LaneKind
@@ -87,8 +86,6 @@ class StreamLane(LaneContext):
 
         (Otherwise torch goes through a temporary of its own, which it must not read before the copy has ended.)
         """
-        if dst.shape != src.shape or dst.dtype != src.dtype:
-            raise ValueError(f"{src.dtype} {list(src.shape)} cannot be copied to {dst.dtype} {list(dst.shape)}")
         host, on_device = (src, dst) if direction is LaneKind.H2D else (dst, src)
         dst.copy_(src, non_blocking=pinned and host.is_contiguous())
         on_device.record_stream(self.stream)  # its memory is not handed out again before the copy has ended

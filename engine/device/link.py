@@ -1,10 +1,14 @@
-"""A paced copy as one compiled call: no step of it needs Python's lock, so it neither holds up other lanes nor waits.
+"""One direction of an emulated link: real copies that take as long as a stated bandwidth says.
 
-A copy in Python wakes a thousand times a second, and each time takes the lock from the lane that computes. Here pieces
-are copied, and the time between them is slept, by the C library.
+A copy runs in pieces of about a millisecond, each of which begins no sooner than its turn, so that the load on host
+memory is as even as on a real link. If the copy itself is slower than the pace, its times say so. All of it is one
+compiled call: a copy in Python would wake a thousand times a second, and each time take the interpreter's lock from the
+lane that computes.
 """
 
+import math
 import sys
+import threading
 import time
 from typing import Any, Final
 
@@ -13,6 +17,13 @@ import torch
 from numba import types
 
 from sim.simulation import jitted
+from traces.errors import InputError
+
+PIECE_S = 1e-3
+"""Time of one piece of a copy at the link's pace."""
+
+MIN_PIECE_BYTES = 64 * 1024
+"""Smaller pieces would cost more in calls than in copying."""
 
 POSIX: Final = sys.platform != "win32"
 
@@ -78,11 +89,6 @@ def _copy_rows(
     _wait_until(start_ns + int(done * ns_per_byte), SPIN_NS)
 
 
-def prepare() -> None:
-    """Compiles, or loads what was compiled before: seconds that the first copy is spared."""
-    copy_paced(torch.empty(1), torch.empty(1), 1e9, 1)
-
-
 def copy_paced(dst: torch.Tensor, src: torch.Tensor, bytes_per_s: float, piece_bytes: int) -> None:
     """Copies `src` to `dst`, of one shape and dtype; returns no sooner than `bytes_per_s` allows.
 
@@ -125,3 +131,27 @@ def rows_of(dst: torch.Tensor, src: torch.Tensor) -> Rows | None:
     padded = [(1, 0, 0)] * (OUTER_DIMS - len(merged)) + merged[::-1]
     sizes, to_strides, from_strides = zip(*padded, strict=True)
     return sizes, to_strides, from_strides, row_bytes
+
+
+class PacedLink:
+    """Carries one transfer at a time, at one of two rates for two kinds of host memory; None: as fast as it goes."""
+
+    def __init__(self, name: str, bytes_per_s: float | None, pageable_bytes_per_s: float | None = None) -> None:
+        for field, value in (("bandwidth", bytes_per_s), ("pageable bandwidth", pageable_bytes_per_s)):
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"{name} {field} = {value} bytes/s: give more than 0, or None for unthrottled")
+        self.name = name
+        self.bytes_per_s = bytes_per_s
+        self.pageable_bytes_per_s = bytes_per_s if pageable_bytes_per_s is None else pageable_bytes_per_s
+        self._lock = threading.Lock()
+        if self.bytes_per_s is not None or self.pageable_bytes_per_s is not None:
+            copy_paced(torch.empty(1), torch.empty(1), 1e9, 1)  # compiles, or loads what was compiled: seconds
+
+    def transfer(self, dst: torch.Tensor, src: torch.Tensor, pinned: bool) -> None:
+        """Copies `src` to `dst`, of one shape and dtype; returns when the last byte is there and its time is over."""
+        rate = self.bytes_per_s if pinned else self.pageable_bytes_per_s
+        with self._lock:
+            if rate is None:
+                dst.copy_(src)
+            else:
+                copy_paced(dst, src, rate, max(MIN_PIECE_BYTES, int(rate * PIECE_S)))

@@ -5,24 +5,27 @@ in the thread of its lane. The GPU lane is a thread with cores of its own. Resul
 """
 
 import contextlib
+import ctypes
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from engine.device.base import Device, LaneContext
-from engine.device.emulated.heap import keep_freed_memory
-from engine.device.emulated.link import PacedLink
-from engine.device.host_lane import ThreadLane
+from engine.device.base import Device, LaneContext, ThreadLane
+from engine.device.link import PacedLink
 from engine.device.threads import behind_copies, check_thread_count, cores_apart, on_cores, prompt_sleep
 from sim.schedule import LaneKind
 
+TOP_PAD_BYTES = 64 * 1024**2
+"""The heap grows by so much more than is asked for."""
+
+_MALLOC_OPTIONS = {-4: 0, -1: -1, -2: TOP_PAD_BYTES, -8: 1}
+"""M_MMAP_MAX, M_TRIM_THRESHOLD (never), M_TOP_PAD and M_ARENA_MAX in malloc.h of glibc, and what they are set to."""
+
 
 class EmulatedLane(ThreadLane):
-    """A lane that is a thread, on a machine whose link is paced.
-
-    Lanes that compute on cores which copies use too let these go first: those of a real device need no core.
-    """
+    """A lane that is a thread. If it computes on cores which copies use too, these go first: real ones need no core."""
 
     def __init__(self, device: "EmulatedDevice", kind: LaneKind) -> None:
         threads = {LaneKind.GPU: device.gpu_threads, LaneKind.CPU: device.cpu_threads}.get(kind, 1)
@@ -47,7 +50,7 @@ class EmulatedDevice(Device):
 
     A bandwidth of None is unthrottled; a pageable bandwidth of None equals the pinned one. Each direction carries one
     transfer at a time; both together run at full speed each, as far as the host's memory allows. The process keeps the
-    memory that it frees from then on (`engine.device.emulated.heap`).
+    memory that it frees from then on (`keep_freed_memory`).
     """
 
     def __init__(
@@ -95,3 +98,15 @@ class EmulatedDevice(Device):
 
     def _unlock_block(self, block: torch.Tensor) -> None:
         return
+
+
+def keep_freed_memory() -> None:
+    """From now on freed memory stays at hand, as with the caching allocator of a GPU; heaps that threads have stay.
+
+    The C library gives large blocks back to the system, and the next tensor of that size pays for every page anew: on a
+    virtual machine that can double the time of an operation. Where the library is not glibc, nothing changes.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    if mallopt is not None:
+        for option, value in _MALLOC_OPTIONS.items():
+            mallopt(option, value)

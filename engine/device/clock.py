@@ -44,10 +44,7 @@ class Anchor:
 
 
 class DeviceClock:
-    """Places events of one device on the host's clock. Used from any thread.
-
-    `record` records a new event on a stream that has nothing else to do and returns it.
-    """
+    """Places events of one device on the host's clock, from any thread; `record` records one on an idle stream."""
 
     def __init__(self, record: Callable[[], TimedEvent], now_ns: Callable[[], int] = time.perf_counter_ns) -> None:
         self._record = record
@@ -58,10 +55,11 @@ class DeviceClock:
 
     def tick(self, at_once: bool = False) -> int:
         """The number of the newest anchor, which is renewed if it is old, or `at_once`."""
-        if at_once or self._now_ns() - self._anchors[-1].host_ns > ANCHOR_EVERY_NS:
+        if at_once or self._old():
             with self._lock:
-                if at_once or self._now_ns() - self._anchors[-1].host_ns > ANCHOR_EVERY_NS:
-                    self._add(self._measure())
+                if (at_once or self._old()) and (anchor := self._measure()).window_ns <= WIDEST_WINDOW_NS:
+                    self._segments_ns.append(self._anchors[-1].event.elapsed_time(anchor.event) * 1e6)
+                    self._anchors.append(anchor)
         return len(self._anchors) - 1
 
     def host_ns(self, event: TimedEvent, anchor: int) -> int:
@@ -69,10 +67,8 @@ class DeviceClock:
         known = self._anchors[anchor]
         return known.host_ns + round(known.event.elapsed_time(event) * 1e6 * self._rate_after(anchor))
 
-    def _add(self, anchor: Anchor) -> None:
-        if anchor.window_ns <= WIDEST_WINDOW_NS:
-            self._segments_ns.append(self._anchors[-1].event.elapsed_time(anchor.event) * 1e6)
-            self._anchors.append(anchor)
+    def _old(self) -> bool:
+        return self._now_ns() - self._anchors[-1].host_ns > ANCHOR_EVERY_NS
 
     def _rate_after(self, anchor: int) -> float:
         """Host nanoseconds per device nanosecond from this anchor to the next; behind the last, as it was overall."""
@@ -85,11 +81,11 @@ class DeviceClock:
         return host_ns / device_ns if min(host_ns, device_ns) >= RATE_BASELINE_NS else 1.0
 
     def _measure(self) -> Anchor:
-        return min((self._try() for _ in range(TRIES)), key=lambda anchor: anchor.window_ns)
-
-    def _try(self) -> Anchor:
-        before_ns = self._now_ns()
-        event = self._record()
-        event.synchronize()
-        window_ns = self._now_ns() - before_ns
-        return Anchor(event, before_ns + window_ns // 2, window_ns)
+        tries = []
+        for _ in range(TRIES):
+            before_ns = self._now_ns()
+            event = self._record()
+            event.synchronize()
+            window_ns = self._now_ns() - before_ns
+            tries.append(Anchor(event, before_ns + window_ns // 2, window_ns))
+        return min(tries, key=lambda anchor: anchor.window_ns)

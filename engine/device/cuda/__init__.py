@@ -1,5 +1,0 @@
-"""A CUDA device: a stream for each lane."""
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,1 +1,0 @@
-from .device import CudaDevice as CudaDevice

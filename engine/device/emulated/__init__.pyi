@@ -1,1 +1,0 @@
-from .device import EmulatedDevice as EmulatedDevice
