@@ -35,7 +35,8 @@ def open_session(run: RunContext) -> Iterator[Session]:
         if policy.attention is Place.CPU and model.dtype in BITS:
             with ThreadPoolExecutor(1) as apart:  # the kernel's helpers inherit what the lane asks of its thread
                 apart.submit(_prepare_kernel, run, kernel).result()
-        stack.enter_context(_switch_interval(SWITCH_INTERVAL_S))
+        stack.callback(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         yield Session(run, placement.weights, kernel)
 
 
@@ -67,13 +68,3 @@ def _plan_in_words(run: RunContext, layout: SlotLayout) -> str:
         f"{slots} weight slots of {largest} bytes, experts_on_device {policy.experts_on_device:g}, "
         f"kv_on_device {policy.kv_on_device:g}"
     )
-
-
-@contextlib.contextmanager
-def _switch_interval(interval_s: float) -> Iterator[None]:
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(interval_s)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)

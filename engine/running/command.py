@@ -85,10 +85,7 @@ def _check_paths(args: argparse.Namespace) -> None:
 
 
 def _run_file(
-    args: argparse.Namespace,
-    schedule: "schedules.Schedule",
-    policy: "problem.Policy | None",
-    device: "devices.Device",
+    args: argparse.Namespace, schedule: "schedules.Schedule", policy: "problem.Policy | None", device: "devices.Device"
 ) -> "generation.RunResult | None":
     with progress(f"loading {args.model}"):
         tokenizer = generation.find_tokenizer(args.model, args.trust_remote_code)
