@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from engine.calibration.measure.memory_bandwidth import MemoryReader
+from engine.calibration.measure.probes import MemoryReader
 from engine.device import ALIGNMENT_BYTES, EmulatedDevice, Ledger, PinnedOutOfMemory, pinned_footprint_bytes
 from engine.device.cuda.clock import ANCHOR_EVERY_NS, WIDEST_WINDOW_NS, DeviceClock
 from engine.device.cuda.device import CudaDevice
