@@ -12,7 +12,7 @@ import time
 import torch
 
 from engine.attention import HostAttention
-from engine.calibration.measure.memory_bandwidth import MemoryReader
+from engine.calibration.measure.probes import MemoryReader
 
 SHAPES = {  # query heads, kv heads, head_dim
     "mixtral-8x7b": (32, 8, 128),

@@ -8,7 +8,7 @@ PROGRAM = Program(
     {
         "run": "engine.running.command:COMMAND",
         "calibrate": "engine.calibration.command:COMMAND",
-        "demo": "engine.running.command:DEMO",
+        "demo": "engine.running.demo:DEMO",
     },
 )
 main = PROGRAM.main

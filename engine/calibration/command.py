@@ -20,7 +20,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure the device and its host, and write what was found."""
-    _check_out(args.out)
+    if args.out.suffix != ".toml":
+        raise InputError(f"--out {args.out}: a machine's file ends in .toml")
+    if not args.out.resolve().parent.is_dir():
+        raise InputError(f"--out {args.out}: there is no folder {args.out.resolve().parent}; make it first")
     with devices.open_device(device_of(args)) as device:
         model = model_of(args)
         with progress("measuring", 1, unit="parts", lines=True) as shown:
@@ -30,24 +33,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_out(path: Path) -> None:
-    """Raise InputError before anything is measured if the file cannot be written."""
-    if path.suffix != ".toml":
-        raise InputError(f"--out {path}: a machine's file ends in .toml")
-    if not path.resolve().parent.is_dir():
-        raise InputError(f"--out {path}: there is no folder {path.resolve().parent}; make it first")
-
-
 def print_summary(found: "calibration.Calibration", path: Path) -> None:
     """The main numbers, how well the roofs fit, and what runs slow beside what."""
-    link, probes = found.probes.link, found.probes
-    h2d, d2h, both, read, copy, device, host = (
-        one.median / 1e9
-        for one in (
-            *(link.h2d, link.d2h, link.together),
-            *(probes.host_read, probes.host_copy, probes.device_peak, probes.host_peak),
-        )
-    )
+    link, of = found.probes.link, found.probes
+    rates = (link.h2d, link.d2h, link.together, of.host_read, of.host_copy, of.device_peak, of.host_peak)
+    h2d, d2h, both, read, copy, device, host = (one.median / 1e9 for one in rates)
     lines = [
         found.hardware.description,
         f"link: H2D {h2d:.2f} GB/s, D2H {d2h:.2f} GB/s, both at once {both:.2f} GB/s",

@@ -1,5 +1,9 @@
-from .arguments import add_model as add_model, model_of as model_of
-from .checkpoint import find_tokenizer as find_tokenizer, load_model as load_model
+from .checkpoint import (
+    add_model as add_model,
+    find_tokenizer as find_tokenizer,
+    load_model as load_model,
+    model_of as model_of,
+)
 from .generate import RunResult as RunResult, run as run
 from .metadata import as_cut as as_cut, describe_model as describe_model
 from .request_file import RequestFile as RequestFile

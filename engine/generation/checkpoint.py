@@ -1,39 +1,50 @@
 """Models and tokenizers from a folder or a hub: safetensors only, and no code from elsewhere unless asked for."""
 
+import argparse
 from pathlib import Path
-from typing import Any
-
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from traces.errors import InputError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-def load_model(name_or_path: str | Path, dtype: str = "auto", trust_remote_code: bool = False) -> PreTrainedModel:
+
+def add_model(parser: Any) -> None:
+    """Add the options that say which model a command uses to a parser or a group of it."""
+    parser.add_argument("--model", required=True, help="a folder with a model, or a hub id")
+    parser.add_argument("--dtype", default="auto", help="of the loaded weights (default: the checkpoint's)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="let the checkpoint bring model code")
+
+
+def model_of(args: argparse.Namespace) -> "PreTrainedModel":
+    """The model that is asked for, in host memory. Raises InputError if it cannot be loaded."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one bar is enough: ours
+    return load_model(args.model, args.dtype, args.trust_remote_code)
+
+
+def load_model(name_or_path: str | Path, dtype: str = "auto", trust_remote_code: bool = False) -> "PreTrainedModel":
     """The model in host memory, ready to generate. Raises InputError if it cannot be loaded."""
     options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": trust_remote_code}
-    model: PreTrainedModel = _loaded("model", AutoModelForCausalLM, name_or_path, **options)
+    model: PreTrainedModel = _loaded("model", "AutoModelForCausalLM", name_or_path, **options)
     return model.eval()  # type: ignore[no-any-return, no-untyped-call]
 
 
-def load_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model. Raises InputError if there is none."""
-    tokenizer: PreTrainedTokenizerBase = _loaded(
-        "tokenizer", AutoTokenizer, name_or_path, trust_remote_code=trust_remote_code
-    )
-    return tokenizer
-
-
-def find_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
+def find_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase | None":
     """The tokenizer beside a model, or None if there is none."""
     try:
-        return load_tokenizer(name_or_path, trust_remote_code)
+        return _loaded("tokenizer", "AutoTokenizer", name_or_path, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
     except InputError:
         return None
 
 
-def _loaded(what: str, kind: Any, name: str | Path, **options: Any) -> Any:
+def _loaded(what: str, kind: str, name: str | Path, **options: Any) -> Any:
+    import transformers
+
     try:
-        return kind.from_pretrained(str(name), **options)
+        return getattr(transformers, kind).from_pretrained(str(name), **options)
     except Exception as error:  # the library raises whatever its parts raise, SafetensorError among them
         reason = next(iter(str(error).strip().splitlines()), "no reason given")
         raise InputError(

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from engine.device import Device, open_device
 from engine.generation.checkpoint import find_tokenizer, load_model
 from engine.generation.metadata import describe_batch, describe_run
-from engine.generation.prompts import Prompt, check_generate_kwargs, check_lengths, pad_token, to_token_ids
+from engine.generation.prompts import Prompt, check_generate_kwargs, check_length, pad_token, prompt_ids
 from engine.generation.session import open_session
 from engine.generation.trace import Stats, make_trace, peak_bytes, phases_s
 from engine.model import InFlight
@@ -83,13 +83,16 @@ def run(
     check_generate_kwargs(generate_kwargs, model)
     if "stop_strings" in generate_kwargs:
         generate_kwargs["tokenizer"] = tokenizer
-    ids = to_token_ids(prompts, tokenizer)
-    check_lengths(ids, max_new_tokens, model)
+    if not prompts:
+        raise InputError("prompts: the list is empty; give at least one prompt")
+    ids = [prompt_ids(prompt, number, tokenizer) for number, prompt in enumerate(prompts)]
+    for number, prompt in enumerate(ids):
+        check_length(prompt, f"prompt {number}", max_new_tokens, model)
     chosen = by_name(schedule) if isinstance(schedule, str) else schedule
-    policy = policy or _usual_policy(chosen, len(ids), micro_batch_size)
-    options = GenerationOptions(
-        max_new_tokens, pad_token(model, tokenizer), generate_kwargs, _seed(seed, generate_kwargs, model)
-    )
+    size = -(-len(ids) // USUAL_MICRO_BATCHES) if micro_batch_size is None else micro_batch_size
+    policy = policy or Policy.usual(chosen, len(ids), size)
+    seed, padding = _seed(seed, generate_kwargs, model), pad_token(model, tokenizer)
+    options = GenerationOptions(max_new_tokens, padding, generate_kwargs, seed)
     with open_device(device) as opened, open_session(RunContext.of(model, chosen, policy, opened, options)) as session:
         opened.memory.reset_peak()
         done = []
@@ -117,11 +120,6 @@ def _batches(session: Session, ids: list[list[int]], progress: Callable[[int], N
         result = run_batch(session, batch, first // policy.micro_batch_size, on_head)
         histories = {tier: memory.take_history() for tier, memory in run.memories.items()}
         yield BatchDone(first, result, make_trace(result.ran, metadata | describe_batch(run, batch), histories))
-
-
-def _usual_policy(schedule: Schedule, num_prompts: int, micro_batch_size: int | None) -> Policy:
-    size = -(-num_prompts // USUAL_MICRO_BATCHES) if micro_batch_size is None else micro_batch_size
-    return Policy.usual(schedule, num_prompts, size)
 
 
 def _seed(seed: int | None, kwargs: Mapping[str, Any], model: PreTrainedModel) -> int | None:

@@ -49,15 +49,8 @@ def check_generate_kwargs(kwargs: Mapping[str, Any], model: PreTrainedModel) -> 
             )
 
 
-def to_token_ids(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase | None) -> list[list[int]]:
-    """Token ids of every prompt. Raises InputError naming the prompt that has none."""
-    if not prompts:
-        raise InputError("prompts: the list is empty; give at least one prompt")
-    return [prompt_ids(prompt, i, tokenizer) for i, prompt in enumerate(prompts)]
-
-
 def prompt_ids(prompt: Prompt, number: int, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
-    """Token ids of one prompt; `number` names it in an error."""
+    """Token ids of one prompt. Raises InputError that gives its `number` if it has none."""
     if isinstance(prompt, str):
         if tokenizer is None:
             raise InputError(f"prompt {number} is text, but there is no tokenizer: give one, or give token ids")
@@ -69,12 +62,6 @@ def prompt_ids(prompt: Prompt, number: int, tokenizer: PreTrainedTokenizerBase |
     if not ids:
         raise InputError(f"prompt {number} is empty: give at least one token")
     return ids
-
-
-def check_lengths(ids: Sequence[Sequence[int]], max_new_tokens: int, model: PreTrainedModel) -> None:
-    """Raises InputError naming the first prompt that does not fit the model."""
-    for number, prompt in enumerate(ids):
-        check_length(prompt, f"prompt {number}", max_new_tokens, model)
 
 
 def check_length(ids: Sequence[int], name: str, max_new_tokens: int, model: PreTrainedModel) -> None:

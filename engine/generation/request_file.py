@@ -1,6 +1,7 @@
 """A file of requests through the engine: batch after batch, results appended as each batch ends."""
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from engine.device import Device
 from engine.generation.generate import BatchDone, RunResult, run
 from engine.generation.prompts import check_length
-from engine.generation.requests import Request, Results, error_line, in_order, output_line, read_requests
+from engine.generation.requests import Request, Results, error_line, output_line, read_requests
 from engine.model import end_tokens
 from sim.problem import Policy
 from sim.schedule import Schedule
@@ -34,7 +35,7 @@ class RequestFile:
         self._max_new_tokens = max_new_tokens
         self._requests = [self._checked(request) for request in read_requests(source, tokenizer)]
         self._results = Results(target, self._requests, resume)
-        self.pending = list(in_order(self._requests, self._results.done))
+        self.pending = [request for request in self._requests[self._results.done :] if request.ids is not None]
         self._taken = 0
 
     @property
@@ -54,10 +55,8 @@ class RequestFile:
 
     def run_nothing(self) -> None:
         """Writes what is left to say where no request can be run."""
-        try:
+        with closing(self._results):
             self._append(len(self._requests), {})
-        finally:
-            self._results.close()
 
     def run(
         self,
@@ -68,7 +67,7 @@ class RequestFile:
         **kwargs: Any,
     ) -> RunResult:
         """Runs what has no result yet. Raises InputError if results cannot be written."""
-        try:
+        with closing(self._results):
             result = run(
                 self._model,
                 [request.ids for request in self.pending if request.ids is not None],
@@ -83,8 +82,6 @@ class RequestFile:
             )
             self._append(len(self._requests), {})
             return result
-        finally:
-            self._results.close()
 
     def _checked(self, request: Request) -> Request:
         if request.ids is None:
@@ -97,12 +94,9 @@ class RequestFile:
 
     def _write(self, batch: BatchDone) -> None:
         requests = self.pending[batch.first : batch.first + len(batch.result.sequences)]
-        lines = {
-            request.line: self._line(request, sequence)
-            for request, sequence in zip(requests, batch.result.sequences, strict=True)
-        }
-        stop = next(i for i, request in enumerate(self._requests) if request is requests[-1]) + 1
-        self._append(stop, lines)
+        pairs = zip(requests, batch.result.sequences, strict=True)
+        lines = {request.line: self._line(request, sequence) for request, sequence in pairs}
+        self._append(self._requests.index(requests[-1]) + 1, lines)
 
     def _append(self, stop: int, lines: dict[int, str]) -> None:
         waiting = self._requests[self._results.done : stop]

@@ -7,7 +7,8 @@ why, and the others run. Results are appended as they come, so that a run that w
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,10 +155,8 @@ class Results:
 
     def close(self) -> None:
         """Closes the file, whatever state it is in."""
-        try:
+        with suppress(OSError):  # the same failure that append told of: buffered text that finds no room
             self._file.close()
-        except OSError:
-            return  # the same failure that append told of: buffered text that finds no room
 
     def _keep_complete_lines(self) -> int:
         """Cuts off a last line that was not written to its end; checks that the rest belongs to these requests."""
@@ -182,8 +181,3 @@ def _belongs(line: str, request: Request) -> bool:
         return False
     names = ("custom_id",) if request.is_openai else ("prompt", "prompt_token_ids")
     return all(result.get(name) == request.given.get(name) for name in names)
-
-
-def in_order(requests: Sequence[Request], done: int) -> Iterator[Request]:
-    """The requests that can be run and have no result yet."""
-    return (request for request in requests[done:] if request.ids is not None)

@@ -9,14 +9,19 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from torch.autograd import profiler
+
 from engine.device import Device, LaneContext, Mark
-from engine.lanes.profiling import named_batch, named_tasks
-from engine.lanes.task_queue import Perform, Ready, TaskQueue, describe
+from engine.lanes.task_queue import Ready, TaskQueue, describe
 from sim.schedule import Lane, LaneKind, Task
 from traces.errors import InputError
+from traces.files import batch_range, ended_range, task_range
 
 SUPERVISION_S = 0.1
 """How often the supervising thread looks up while lanes work: the delay of Ctrl-C."""
+
+Perform = Callable[[LaneContext, Task], int | None]
+"""Does a task's work on its lane; returns the bytes it moved, or None if there was nothing left to do."""
 
 
 class TaskError(RuntimeError):
@@ -24,7 +29,7 @@ class TaskError(RuntimeError):
 
     def __init__(self, task: Task, error: BaseException) -> None:
         super().__init__(f"{describe(task)} failed: {type(error).__name__}: {error}")
-        self.task = task
+        self.task, self.__cause__ = task, error
 
 
 class Ran(NamedTuple):
@@ -53,7 +58,7 @@ class Executor:
         on_thread_end: Callable[[Lane], None] = lambda lane: None,
     ) -> None:
         self._device = device
-        self._perform = named_tasks(perform)
+        self._perform = perform
         self._finished = finished
         self._on_thread_end = on_thread_end
         self._queue = TaskQueue(steps, lanes)
@@ -67,7 +72,10 @@ class Executor:
 
         Raises what `perform` raised: InputError as it is, with a note that names the task; anything else as TaskError.
         """
-        with named_batch(self._device.origin):
+        if _profiling():
+            with profiler.record_function(batch_range(self._device.origin)):
+                self._run_lanes()
+        else:
             self._run_lanes()
         if self._failure is not None:
             raise self._failure
@@ -115,7 +123,7 @@ class Executor:
         for mark in deps:
             context.wait(mark)
         start = context.mark() if slept or before is None else context.begin(before, deps)
-        moved = self._perform(context, task)
+        moved = self._named_in_profile(context, task) if _profiling() else self._perform(context, task)
         end = context.mark()
         if lane.kind is not LaneKind.GPU:
             end.wait()  # a copy's tensors may be let go of once its task has ended
@@ -124,6 +132,20 @@ class Executor:
             self._ran[lane].append(Ran(task, start, end, moved))
         return end
 
+    def _named_in_profile(self, context: LaneContext, task: Task) -> int | None:
+        """Does a task in a range that names it, so that `traces.files.read_trace` can read the run back."""
+        with profiler.record_function(task_range(task.id, task.key, task.lane.kind.value, task.deps)):
+            moved = self._perform(context, task)
+        if moved is not None:
+            with profiler.record_function(ended_range(task.id, moved)):
+                pass
+        return moved
+
+
+def _profiling() -> bool:
+    """Whether a profiler runs, in any thread; what is public tells of the calling thread alone."""
+    return profiler._is_profiler_enabled
+
 
 def _named(task: Task | None, error: BaseException) -> BaseException:
     """The error of a task, which it names."""
@@ -131,6 +153,4 @@ def _named(task: Task | None, error: BaseException) -> BaseException:
         error.add_note(f"in {describe(task)}")
     if isinstance(error, InputError) or task is None:
         return error
-    wrapped = TaskError(task, error)
-    wrapped.__cause__ = error
-    return wrapped
+    return TaskError(task, error)

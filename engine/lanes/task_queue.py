@@ -2,10 +2,10 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from engine.device import LaneContext, Mark
+from engine.device import Mark
 from sim.schedule import DeadlockError, Lane, Task
 
 STEPS_AHEAD = 2
@@ -180,7 +180,3 @@ class TaskQueue:
         for lanes in self._waiting_for_dep.values():
             self._wake(lanes)
         self._waiting_for_dep.clear()
-
-
-Perform = Callable[[LaneContext, Task], int | None]
-"""Does a task's work on its lane; returns the bytes it moved, or None if there was nothing left to do."""

@@ -1,4 +1,4 @@
-"""Two commands: a file of requests run on a device, by a policy that is given or planned, and a demonstration of it."""
+"""A file of requests run on a device, by a policy that is given or planned."""
 
 import argparse
 import sys
@@ -85,10 +85,7 @@ def _check_paths(args: argparse.Namespace) -> None:
 
 
 def _run_file(
-    args: argparse.Namespace,
-    schedule: "schedules.Schedule",
-    policy: "problem.Policy | None",
-    device: "devices.Device",
+    args: argparse.Namespace, schedule: "schedules.Schedule", policy: "problem.Policy | None", device: "devices.Device"
 ) -> "generation.RunResult | None":
     with progress(f"loading {args.model}"):
         tokenizer = generation.find_tokenizer(args.model, args.trust_remote_code)
@@ -162,25 +159,4 @@ COMMAND = Command(
     run,
     needs="engine",
     interrupted="interrupted: finished batches are written, --resume goes on with the others",
-)
-
-
-def _add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="where to keep model and results (default: nowhere)")
-    parser.add_argument("--schedule", default="cgopipe", help="(default: %(default)s)")
-
-
-def _demo(args: argparse.Namespace) -> int:
-    from engine.running.demo import run_demo
-
-    return run_demo(args.folder, args.schedule)
-
-
-DEMO = Command(
-    "demo",
-    "make a small random model and run it",
-    ("", "--schedule flexgen --folder demo"),
-    _add_demo,
-    _demo,
-    needs="engine",
 )

@@ -13,7 +13,6 @@ from engine.model import Finished, InFlight, cache_for, end_tokens
 from engine.tasks.attend import DecodeAttention
 from engine.tasks.context import BatchContext, RunContext, Session
 from engine.tasks.perform import TaskPerformer
-from sim.schedule import Lane, LaneKind
 
 STEPS_THAT_SHOW_ALL_LANES = 3
 
@@ -32,10 +31,7 @@ class BatchResult:
 
 
 def run_batch(
-    session: Session,
-    prompts: Prompts,
-    first: int = 0,
-    on_head: Callable[[InFlight], None] = lambda micro_batch: None,
+    session: Session, prompts: Prompts, first: int = 0, on_head: Callable[[InFlight], None] = lambda micro_batch: None
 ) -> BatchResult:
     """Generates for the prompts of one batch; `first` numbers its first micro-batch in the run, for its seed."""
     run, size = session.run, session.run.policy.micro_batch_size
@@ -84,15 +80,10 @@ def _free_stores(run: RunContext, micro_batches: Sequence[InFlight]) -> None:
 def _execute(batch: BatchContext) -> list[Ran]:
     run, work = batch.session.run, TaskPerformer(batch)
     num_steps = run.options.max_new_tokens
-
-    def end(lane: Lane) -> None:
-        if lane.kind is LaneKind.GPU:
-            work.abandon()
-
     first_steps = run.schedule.steps(batch.shape, 0, min(num_steps, STEPS_THAT_SHOW_ALL_LANES))
     lanes = list(dict.fromkeys(task.lane for step in first_steps for task in step))
     steps = run.schedule.steps(batch.shape, 0, num_steps)
-    return Executor(run.device, steps, lanes, work, work.finished, end).run()
+    return Executor(run.device, steps, lanes, work, work.finished, work.leave).run()
 
 
 def _generated(run: RunContext, micro_batch: InFlight) -> list[list[int]]:

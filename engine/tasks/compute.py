@@ -1,15 +1,6 @@
 """The tasks that compute: those of the GPU lane, which move micro-batches on, and attention on the host."""
 
-from engine.model import (
-    Attended,
-    AttentionCall,
-    CacheNeeded,
-    InFlight,
-    KeysValues,
-    LayerEntry,
-    StackEnd,
-    layer_of,
-)
+from engine.model import Attended, AttentionCall, CacheNeeded, InFlight, KeysValues, LayerEntry, StackEnd, layer_of
 from engine.tasks.attend import attend_on_device
 from engine.tasks.context import BatchContext
 from sim.schedule import Task

@@ -48,7 +48,11 @@ class RunContext:
         cls, model: PreTrainedModel, schedule: Schedule, policy: Policy, device: Device, options: GenerationOptions
     ) -> Self:
         """Opens the model. Raises InputError if the engine cannot run it, or cannot run it by this policy."""
-        _check(policy, schedule)
+        policy.check_places(schedule)
+        if 0 < policy.kv_on_device < 1:
+            raise InputError(f"kv_on_device: {policy.kv_on_device:g}: the engine keeps all of it on the device or none")
+        if policy.weight_bits is not None or policy.kv_bits is not None:
+            raise InputError("weight_bits, kv_bits: the engine runs a model at its own widths: leave both out")
         anatomy = Anatomy.of(model)
         streamed = streamed_layers(model, anatomy, policy.experts_on_device, schedule.system.streams_non_experts)
         return cls(model, schedule, policy, device, options, anatomy, streamed)
@@ -66,14 +70,6 @@ class RunContext:
     def layout(self, num_micro_batches: int) -> SlotLayout:
         """Which slots the tasks of such a batch read and write."""
         return layout_of(self.schedule, self.shape(num_micro_batches))
-
-
-def _check(policy: Policy, schedule: Schedule) -> None:
-    policy.check_places(schedule)
-    if 0 < policy.kv_on_device < 1:
-        raise InputError(f"kv_on_device: {policy.kv_on_device:g}: the engine keeps all of it on the device or none")
-    if policy.weight_bits is not None or policy.kv_bits is not None:
-        raise InputError("weight_bits, kv_bits: the engine runs a model at its own widths: leave both out")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,7 @@ from engine.model import InFlight
 from engine.tasks.compute import Compute
 from engine.tasks.context import BatchContext
 from engine.tasks.transfers import Transfers
-from sim.schedule import LaneKind, Op, Task
-
-WEIGHT_OPS = (Op.PIN_WEIGHTS, Op.LOAD_WEIGHTS, Op.LOAD_WEIGHTS_PAGEABLE)
+from sim.schedule import Lane, LaneKind, Op, Task
 
 
 class TaskPerformer:
@@ -17,7 +15,12 @@ class TaskPerformer:
 
     def __init__(self, batch: BatchContext) -> None:
         self._batch = batch
-        compute, transfers = Compute(batch), Transfers(batch)
+        weights, compute, transfers = batch.session.weights, Compute(batch), Transfers(batch)
+        self._move_weights: dict[Op, Callable[[LaneContext, Task], int]] = {
+            Op.PIN_WEIGHTS: lambda _, task: weights.pin(task),
+            Op.LOAD_WEIGHTS: weights.load,
+            Op.LOAD_WEIGHTS_PAGEABLE: weights.load_pageable,
+        }
         self._on_device: dict[Op, Callable[[Task, InFlight], int]] = {
             Op.PRE_ATTN: compute.pre_attn,
             Op.ATTN: compute.attn,
@@ -35,8 +38,8 @@ class TaskPerformer:
 
     def __call__(self, lane: LaneContext, task: Task) -> int | None:
         """Do the task. Returns the bytes it moved; None if its micro-batch has finished."""
-        if task.op in WEIGHT_OPS:
-            return self._move_weights(lane, task)
+        if task.op in self._move_weights:
+            return self._move_weights[task.op](lane, task)
         micro_batch = self._batch.micro_batches[task.micro_batch]
         if micro_batch.finished and task.step >= micro_batch.step:
             return None
@@ -55,15 +58,7 @@ class TaskPerformer:
         micro_batches, num_steps = self._batch.micro_batches, self._batch.session.run.options.max_new_tokens
         return any(one.step < num_steps for one in micro_batches) and all(one.finished for one in micro_batches)
 
-    def abandon(self) -> None:
-        """Ends all coroutines. Only from the GPU lane's thread."""
-        for micro_batch in self._batch.micro_batches:
+    def leave(self, lane: Lane) -> None:
+        """Ends all coroutines when the GPU lane ends, in whose thread they run."""
+        for micro_batch in self._batch.micro_batches if lane.kind is LaneKind.GPU else ():
             micro_batch.abandon()
-
-    def _move_weights(self, lane: LaneContext, task: Task) -> int:
-        weights = self._batch.session.weights
-        if task.op is Op.PIN_WEIGHTS:
-            return weights.pin(task)
-        if task.op is Op.LOAD_WEIGHTS:
-            return weights.load(lane, task)
-        return weights.load_pageable(lane, task)

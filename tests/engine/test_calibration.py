@@ -10,11 +10,9 @@ from hypothesis import given, settings, strategies as st
 
 import engine
 from engine.calibration import Round, calibrate, described, fitted, measure_machine
-from engine.calibration.fit.hand_over import hand_overs_s
-from engine.calibration.fit.interference import contended, measured_slowdowns, with_interference
+from engine.calibration.fit.interference import contended, hand_overs_s, measured_slowdowns, with_interference
 from engine.calibration.fit.machine import ROOM, settled, unfitted
-from engine.calibration.fit.ratios import predicted_s, with_ratios
-from engine.calibration.fit.roofs import GROUPS, fit_all
+from engine.calibration.fit.roofs import GROUPS, fit_all, predicted_s, with_ratios
 from engine.calibration.measure.first_layers import keep_first_layers, layers_to_measure
 from engine.calibration.measure.measured import Measured, repeated
 from engine.calibration.measure.probes import FEW_REPEATS, LinkProbe, Probes, probe

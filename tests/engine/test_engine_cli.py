@@ -11,8 +11,7 @@ from engine_models import reference
 
 import engine
 from engine.cli import main
-from engine.generation import load_model
-from engine.generation.checkpoint import load_tokenizer
+from engine.generation import find_tokenizer, load_model
 from engine.generation.requests import Results, read_requests
 from engine.running.demo import make_model
 from traces.files import read_trace
@@ -48,7 +47,7 @@ TEXTS = ["A mixture", "of", "experts runs", "here", "and now", "in", "pages of w
 
 def test_results_in_order_equal_to_plain_generation(folder, command, tmp_path):
     assert main(command([{"prompt": text} for text in TEXTS], "--trace", str(tmp_path / "run.json.gz"))) == 0
-    tokenizer, model = load_tokenizer(folder), load_model(folder)
+    tokenizer, model = find_tokenizer(folder), load_model(folder)
     expected = reference(model, [tokenizer(text)["input_ids"] for text in TEXTS], 2, NEW)
     found = results(tmp_path)
     assert [line["prompt"] for line in found] == TEXTS
@@ -59,14 +58,14 @@ def test_results_in_order_equal_to_plain_generation(folder, command, tmp_path):
 
 def test_the_call_takes_a_folder_and_text(folder):
     result = engine.run(folder, TEXTS, micro_batch_size=3, max_new_tokens=NEW)
-    tokenizer, model = load_tokenizer(folder), load_model(folder)
+    tokenizer, model = find_tokenizer(folder), load_model(folder)
     expected = reference(model, [tokenizer(text)["input_ids"] for text in TEXTS], 3, NEW)
     assert result.sequences == expected
     assert result.texts == tokenizer.batch_decode(expected, skip_special_tokens=True)
 
 
 def test_stop_strings_and_other_arguments_of_generate(folder):
-    tokenizer, model = load_tokenizer(folder), load_model(folder)
+    tokenizer, model = find_tokenizer(folder), load_model(folder)
     ids = [tokenizer(text)["input_ids"] for text in TEXTS]
     free = reference(model, ids, 3, 12)
     stop = next(text for row in free for text in map(tokenizer.decode, row[3:9]) if text.isascii() and text)
@@ -114,7 +113,7 @@ def openai(custom_id, **body):
 
 
 def test_openai_batch_format(folder, command, tmp_path):
-    tokenizer = load_tokenizer(folder)
+    tokenizer = find_tokenizer(folder)
     tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     own = tmp_path / "chat"
     load_model(folder).save_pretrained(own)

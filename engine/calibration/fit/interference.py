@@ -1,4 +1,4 @@
-"""How much tasks slow each other down: from the same tasks alone and beside others.
+"""How much tasks slow each other down, and how late lanes notice each other, from short runs.
 
 For an emulated device, whose lanes share the host's cores and one interpreter, runs that keep several lanes busy are
 simulated with more and more of it, until tasks slow down as much as they did.
@@ -6,14 +6,14 @@ simulated with more and more of it, until tasks slow down as much as they did.
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from engine.calibration.measure import Condition, MeasuredRun, Sample
+from engine.calibration.measure import Condition, Measured, MeasuredRun, Sample
 from sim.problem import Basis, Hardware, Model
 from sim.schedule import LaneKind
-from sim.simulation import Executed, Simulation
+from sim.simulation import Executed, Simulation, start_delays
 from traces.trace import Span
 
 INTERPRETER_SHARES = tuple(share / 100 for share in range(20, 101, 10))
@@ -104,12 +104,9 @@ def simulated_slowdown(hardware: Hardware, model: Model, measured: Slowdown) -> 
     costs = condition.costs(model, hardware)
     alone = condition.costs(model, hardware.with_value("emulation.beside_stream", 1.0))
     ran: list[Executed] = []
-    observe: Callable[[Executed], None] = ran.append
     steps = condition.steps(model)
-    Simulation(steps, costs, costs.capacities, on_task=observe, hand_over_ns=costs.hand_over_ns).run()
-    chosen = [
-        one for one in ran if one.task.step > 0 and (one.task.op.value, one.task.lane.kind.value) in measured.kinds
-    ]
+    Simulation(steps, costs, costs.capacities, on_task=ran.append, hand_over_ns=costs.hand_over_ns).run()
+    chosen = [one for one in ran if one.task.step > 0 and (one.task.op, one.task.lane.kind) in measured.kinds]
     taken_ns = sum(one.end_ns - one.start_ns for one in chosen)
     return taken_ns / sum(alone(one.task).duration_ns for one in chosen)
 
@@ -132,3 +129,22 @@ def _with(hardware: Hardware, shares: tuple[float, float], source: str) -> Hardw
     for name, share in zip(("turns", "beside_stream"), shares, strict=True):
         hardware = hardware.with_value(f"emulation.{name}", share, source, Basis.MEASURED)
     return hardware
+
+
+def hand_overs_s(model: Model, run: MeasuredRun) -> list[float]:
+    """Seconds between lanes in one run: each task that waited for another lane last.
+
+    `model` is as it was run, with its first layers only.
+    """
+    tasks = [task for step in run.condition.steps(model) for task in step]
+    delays_ns = start_delays(tasks, {span.key: span for span in run.spans})
+    return [delay / 1e9 for (before, after), found in delays_ns.items() if before != after for delay in found]
+
+
+def with_hand_over(hardware: Hardware, model: Model, runs: Sequence[MeasuredRun]) -> Hardware:
+    """The machine with the median over the runs that keep several lanes busy."""
+    found = [seconds for run in runs if not run.condition.alone for seconds in hand_overs_s(model, run)]
+    if not found:
+        return hardware
+    measured = Measured.of(found, "from a task's end to the start of what waited for it on another lane")
+    return replace(hardware, hand_over_s=measured.quantity("us", 1e-6))

@@ -4,7 +4,6 @@ import os
 import platform
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -106,27 +105,14 @@ def _host(peak: Quantity) -> Processor:
 
 def settled(hardware: Hardware) -> Hardware:
     """The machine after its fit: the device's peaks come down to what was measured or, if that is more, reached."""
-    device, memory = hardware.device, hardware.device_memory
-    classes = {name: getattr(device, name) for name in FITTED}
-    compute, traffic = (
-        max(1 / ROOM, *(float(getattr(one, share)) for one in classes.values())) for share in ("compute", "memory")
-    )
-    shares: dict[str, Any] = {
-        name: replace(one, compute=_part(one.compute, compute), memory=_part(one.memory, traffic))
-        for name, one in classes.items()
-    }
-    return replace(
-        hardware,
-        device=replace(device, peak_flops_per_s=_reached(device.peak_flops_per_s, compute), **shares),
-        device_memory=replace(memory, bandwidth_bytes_per_s=_reached(memory.bandwidth_bytes_per_s, traffic)),
-    )
-
-
-def _part(share: Quantity, of: float) -> Quantity:
-    return share.replaced(min(1.0, share / of), share.source, share.basis)
-
-
-def _reached(roomy: Quantity, share: float) -> Quantity:
-    above = share > 1 / ROOM
-    source = f"the highest rate that a class of work reached; above the {roomy.source}" if above else roomy.source
-    return roomy.replaced(roomy * share, source, Basis.MEASURED)
+    for share, peak in (("compute", "device.peak"), ("memory", "device_memory.bandwidth")):
+        paths = [f"device.{name}.{share}" for name in FITTED]
+        most = max(1 / ROOM, *(hardware.value(path) for path in paths))
+        for path in paths:
+            old = hardware.value(path)
+            hardware = hardware.with_value(path, min(1.0, old / most), old.source, old.basis)
+        roomy = hardware.value(peak)
+        above = f"the highest rate that a class of work reached; above the {roomy.source}"
+        source = above if most > 1 / ROOM else roomy.source
+        hardware = hardware.with_value(peak, roomy * most, source, Basis.MEASURED)
+    return hardware

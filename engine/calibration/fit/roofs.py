@@ -2,21 +2,22 @@
 
 A group of parameters is fitted to the tasks of one op, in the logarithm of the times, so that short tasks count too,
 if somewhat less than long ones, with a loss that grows linearly for outliers (scipy's `soft_l1`). The groups
-follow each other: PostAttn contains plain matrix products, whose rates PreAttn has shown by then. What the roofs of
-matrix products miss at each number of tokens is noted beside them (`engine.calibration.fit.ratios`).
+follow each other: PostAttn contains plain matrix products, whose rates PreAttn has shown by then.
+
+What the roofs of matrix products miss at each measured number of tokens is noted beside them: roofs are smooth; kernels
+cut matrices into tiles, and a few rows for each expert are slower than either roof tells.
 """
 
+import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
-from engine.calibration.fit.ratios import predicted_s, with_ratios
 from engine.calibration.measure import Sample
-from sim.problem import Basis, Hardware, Model
+from sim.problem import AtTokens, Basis, Efficiency, Hardware, Model, Quantity
 from sim.schedule import LaneKind, Op
 
 OUTLIER = 0.1
@@ -30,13 +31,11 @@ EXPERTS_LATENCY = "device.experts.latency"
 MANY_REQUESTS = 16
 """The tokens of one prompt resemble each other: fewer prompts touch fewer experts than as many unlike tokens would."""
 
+MOST = 2.0
+"""A ratio is at most this, and at least its inverse: what is further off has another reason."""
 
-class Bounds(NamedTuple):
-    """Where a fitted number begins, and within what it lies."""
-
-    start: float
-    low: float
-    high: float
+Bounds = tuple[float, float, float]
+"""Where a fitted number begins, and the least and the most that it may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +68,10 @@ class Group:
 
 def _class(name: str) -> dict[str, Bounds]:
     return {
-        f"device.{name}.latency": Bounds(1e-4, 1e-7, 1.0),
-        f"device.{name}.compute": Bounds(0.1, 1e-5, 1.0),
-        f"device.{name}.memory": Bounds(0.1, 1e-5, 1.0),
-        f"device.{name}.overlap": Bounds(0.3, 1e-3, 1.0),
+        f"device.{name}.latency": (1e-4, 1e-7, 1.0),
+        f"device.{name}.compute": (0.1, 1e-5, 1.0),
+        f"device.{name}.memory": (0.1, 1e-5, 1.0),
+        f"device.{name}.overlap": (0.3, 1e-3, 1.0),
     }
 
 
@@ -85,16 +84,16 @@ GROUPS = (
     Group(
         "attention on the host",
         {
-            "host.launch_latency": Bounds(1e-4, 1e-7, 1.0),
-            "host.request_overhead": Bounds(1e-6, 1e-9, 1e-1),
-            "host.decode_attention.memory": Bounds(0.1, 1e-5, 1.0),
+            "host.launch_latency": (1e-4, 1e-7, 1.0),
+            "host.request_overhead": (1e-6, 1e-9, 1e-1),
+            "host.decode_attention.memory": (0.1, 1e-5, 1.0),
         },
         (Op.ATTN,),
         (LaneKind.CPU,),
     ),
     Group(
         "small copies",
-        {"link.latency": Bounds(1e-4, 1e-7, 1e-1)},
+        {"link.latency": (1e-4, 1e-7, 1e-1)},
         (Op.OFFLOAD_QKV, Op.LOAD_HIDDEN, Op.STORE_KV, Op.LOAD_KV, Op.STORE_HIDDEN),
         (LaneKind.H2D, LaneKind.D2H),
         alone=False,
@@ -156,3 +155,42 @@ def _fit(
     result = Fit(what, len(chosen), float(np.median(errors)), float(errors.max()))
     source = f"fit to {len(chosen)} kinds of tasks of {what}, median error {100 * result.median_error:.1f} %"
     return machine(found.x, source), result
+
+
+def predicted_s(hardware: Hardware, model: Model, samples: Sequence[Sample]) -> list[float]:
+    """What each sample's task takes on a machine."""
+    costs = {condition: condition.costs(model, hardware) for condition in {one.condition for one in samples}}
+    return [costs[one.condition](one.task).duration_ns / 1e9 for one in samples]
+
+
+def with_ratios(hardware: Hardware, name: str, model: Model, samples: Sequence[Sample]) -> Hardware:
+    """The machine whose class of work `name` takes as long as the samples at their numbers of tokens, in the median.
+
+    `samples` are of one op, in which that class has a part. Prefill counts only for more tokens than decode shows: a
+    prompt of as many tokens is other work, with other fixed times.
+    """
+    in_decode = max((one.tokens for one in samples if one.task.step), default=0)
+    samples = [one for one in samples if one.task.step or one.tokens > in_decode]
+    usual, doubled = (predicted_s(_with(hardware, name, (_at(1, ratio),)), model, samples) for ratio in (1.0, 2.0))
+    ratios: dict[int, list[float]] = {}
+    for sample, whole, more in zip(samples, usual, doubled, strict=True):
+        own = more - whole  # what the class takes of the task
+        ratio = (sample.median_s - (whole - own)) / own if own > 0 else 1.0
+        ratios.setdefault(sample.tokens, []).append(ratio)
+    return _with(hardware, name, tuple(_measured(tokens, found) for tokens, found in sorted(ratios.items())))
+
+
+def _with(hardware: Hardware, name: str, at_tokens: tuple[AtTokens, ...]) -> Hardware:
+    changed: Efficiency = replace(getattr(hardware.device, name), at_tokens=at_tokens)
+    return replace(hardware, device=replace(hardware.device, **{name: changed}))  # type: ignore[arg-type]
+
+
+def _measured(tokens: int, ratios: Sequence[float]) -> AtTokens:
+    found = statistics.median(ratios)
+    allowed = min(MOST, max(1 / MOST, found))
+    source = f"{len(ratios)} kinds of tasks of {tokens} tokens, over what the fit says of them"
+    return _at(tokens, allowed, source if allowed == found else f"{source}: {found:.3g}, of which so much is allowed")
+
+
+def _at(tokens: int, ratio: float, source: str = "trial") -> AtTokens:
+    return AtTokens(tokens, Quantity(ratio, "1", Basis.MEASURED, source))

@@ -8,15 +8,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Self
 
 import torch
 
 from engine.calibration.measure.measured import Measured, lane_seconds, repeated
-from engine.calibration.measure.memory_bandwidth import MemoryReader
-from engine.device import ALIGNMENT_BYTES, Device, LaneContext, intra_op_threads
+from engine.device import ALIGNMENT_BYTES, Device, LaneContext, check_thread_count, intra_op_threads
 from sim.schedule import LaneKind
+from traces.errors import InputError
 
 MIB = 1024**2
+LARGER_THAN_CACHES_BYTES = 256 * MIB
 LARGE_COPY_BYTES = 32 * MIB
 SHARE_OF_DEVICE = 8
 """A copy takes no more than one of so many parts of the device's memory."""
@@ -150,6 +152,43 @@ def _host_copy(repeats: int) -> Measured:
 
     with intra_op_threads(1, torch.get_num_threads()):
         return repeated(rate, f"one thread copies {LARGE_COPY_BYTES // MIB} MiB in host memory", repeats)
+
+
+class MemoryReader:
+    """Reads a block of memory once with `threads` threads, a share each, and nothing else.
+
+    The block must be several times larger than the caches, or they answer instead of the memory.
+    """
+
+    def __init__(self, threads: int, num_bytes: int = LARGER_THAN_CACHES_BYTES) -> None:
+        if num_bytes < 1:
+            raise InputError(f"num_bytes = {num_bytes}: at least 1 is needed")
+        self.threads = check_thread_count("threads", threads)
+        self._shares = torch.zeros(-(-num_bytes // 4)).chunk(threads)
+        self._default_threads = torch.get_num_threads()
+        self._workers = ThreadPoolExecutor(threads, "memory reader")
+        self.read()  # starts the threads
+
+    def read(self) -> int:
+        """Reads the block once; returns its bytes."""
+        for _ in self._workers.map(self._read, self._shares):
+            pass
+        return sum(share.nbytes for share in self._shares)
+
+    def bytes_per_s(self) -> float:
+        """What one reading reaches."""
+        start_s = time.perf_counter()
+        return self.read() / (time.perf_counter() - start_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._workers.shutdown()
+
+    def _read(self, share: torch.Tensor) -> None:
+        with intra_op_threads(1, self._default_threads):
+            share.amax()
 
 
 def _host_read(threads: int, repeats: int) -> Measured:

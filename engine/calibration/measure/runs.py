@@ -165,15 +165,9 @@ def run_one(model: PreTrainedModel, device: Device, condition: Condition) -> lis
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     shape = (condition.policy.batch_size, condition.prompt_tokens)
     prompts = torch.randint(0, vocabulary, shape, generator=generator).tolist()
+    schedule, policy = condition.schedule, condition.policy
     return run(
-        model,
-        prompts,
-        condition.schedule,
-        condition.policy,
-        max_new_tokens=STEPS,
-        device=device,
-        min_new_tokens=STEPS,
-        do_sample=False,
+        model, prompts, schedule, policy, max_new_tokens=STEPS, device=device, min_new_tokens=STEPS, do_sample=False
     ).trace.spans
 
 
@@ -190,9 +184,7 @@ def _samples(condition: Condition, spans: Iterable[Span]) -> Iterator[Sample]:
     for group in alike.values():
         settled = [span for span in group if span.step or not 0 <= span.layer < UNSETTLED_LAYERS] or group
         median_s = statistics.median(span.duration_ns / 1e9 for span in settled)
-        yield Sample(condition, _task(settled[-1]), median_s, len(settled))
-
-
-def _task(span: Span) -> Task:
-    lane = Lane(LaneKind(span.lane), span.rank)
-    return Task(0, Op(span.op), lane, span.step, span.layer, span.micro_batch, span.page)
+        one = settled[-1]
+        lane = Lane(LaneKind(one.lane), one.rank)
+        task = Task(0, Op(one.op), lane, one.step, one.layer, one.micro_batch, one.page)
+        yield Sample(condition, task, median_s, len(settled))
