@@ -60,6 +60,11 @@ class Row:
         return self.setting, self.workload, self.padded, self.gen_len
 
     @property
+    def run(self) -> tuple[object, ...]:
+        """What repetitions of a run have in common."""
+        return (*self.cell, self.schedule, self.num_micro_batches)
+
+    @property
     def is_ablation(self) -> bool:
         """A policy of another system, tried on purpose: it takes no part in comparing systems."""
         return "ablation" in self.note

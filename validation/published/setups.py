@@ -35,7 +35,6 @@ ROOMY = 1e15
 class Posed:
     """A row made ready to simulate, and what was assumed about it."""
 
-    row: Row
     setup: Setup
     assumed: str = ""
 
@@ -51,40 +50,43 @@ def schedule_of(row: Row) -> Schedule:
     return by_name(name)
 
 
+def device_kind(machine: str) -> str:
+    """The kind of devices of a preset: `t4` of `gcp-2xt4`."""
+    return machine.rpartition("-")[2].lstrip("0123456789x")
+
+
 def machine_of(row: Row) -> str:
     """The preset of the row's setting, checked against its devices. Raises InputError."""
     if row.setting not in SETTINGS:
         raise InputError(f"setting {row.setting!r} is unknown; known: {', '.join(SETTINGS)}")
     name = SETTINGS[row.setting][1]
-    hardware = _hardware(name)
-    kind = name.rpartition("-")[2].lstrip("24x").upper()
-    if row.gpu and row.gpu.upper() != kind:
-        raise InputError(f"gpu {row.gpu!r} is not what setting {row.setting} has: {hardware.num_devices} {kind}")
-    if row.n_gpu is not None and row.n_gpu != hardware.num_devices:
-        raise InputError(f"n_gpu {row.n_gpu} is not what setting {row.setting} has: {hardware.num_devices} {kind}")
+    kind, count = device_kind(name).upper(), _hardware(name).num_devices
+    for field, given, has in (("gpu", row.gpu.upper(), kind), ("n_gpu", row.n_gpu, count)):
+        if given and given != has:
+            raise InputError(f"{field} {getattr(row, field)!r} is not what setting {row.setting} has: {count} {kind}")
     return name
 
 
-def problem_of(row: Row, hardware: Hardware | None = None) -> Problem:
-    """What the row asked of which machine; `hardware` stands for its preset."""
-    machine = machine_of(row)
-    model = _model(row.model or SETTINGS[row.setting][0])
-    workload = _workload(row.workload).with_(gen_len=row.gen_len, padded=row.padded)
-    return Problem(model, hardware or _hardware(machine), workload)
-
-
 def pose(row: Row, hardware: Hardware | None = None) -> Posed:
-    """Make a row ready to simulate. Raises InputError where the row asks for what is unknown or cannot be."""
-    schedule, problem = schedule_of(row), problem_of(row, hardware)
+    """Make a row ready to simulate; `hardware` stands for its preset.
+
+    Raises InputError where the row asks for what is unknown or cannot be.
+    """
+    schedule, hardware = schedule_of(row), hardware or _hardware(machine_of(row))
+    workload = _workload(row.workload).with_(gen_len=row.gen_len, padded=row.padded)
+    problem = Problem(_model(row.model or SETTINGS[row.setting][0]), hardware, workload)
     if row.micro_batch_size is None and row.num_micro_batches is None:
         setup = best_policy(problem, schedule).best.setup
-        return Posed(row, setup, f"policy not published: {setup.policy} is the schedule's own best here")
+        return Posed(setup, f"policy not published: {setup.policy} is the schedule's own best here")
     size, count, assumed = _sizes(row)
-    posed = _with_sizes(row, problem, schedule, size, count, assumed)
-    if not posed.setup.shortages:
-        return posed
-    short = f"it ran, though by the memory plan {'; '.join(map(str, posed.setup.shortages))}"
-    return _with_sizes(row, _roomy(problem), schedule, size, count, f"{assumed}; {short}" if assumed else short)
+    setup = _with_sizes(problem, schedule, size, count)
+    if not setup.shortages:
+        return Posed(setup, assumed)
+    short = f"it ran, though by the memory plan {'; '.join(map(str, setup.shortages))}"
+    for path in ("device_memory.capacity", "host_memory.capacity"):
+        hardware = hardware.with_value(path, ROOMY, "the run was published, so it fitted")
+    roomy = Problem(problem.model, hardware, workload)
+    return Posed(_with_sizes(roomy, schedule, size, count), f"{assumed}; {short}" if assumed else short)
 
 
 def _sizes(row: Row) -> tuple[int, int, str]:
@@ -103,17 +105,10 @@ def _sizes(row: Row) -> tuple[int, int, str]:
     return size, count, ""
 
 
-def _with_sizes(row: Row, problem: Problem, schedule: Schedule, size: int, count: int, assumed: str) -> Posed:
+def _with_sizes(problem: Problem, schedule: Schedule, size: int, count: int) -> Setup:
     """The usual policy of the system; weights are page-locked where it does so and they fit."""
     setups = [
         Setup(problem, schedule, Policy.usual(schedule, size * count, size, pin_weights=pin))
         for pin in dict.fromkeys((schedule.system.pins_weights, False))
     ]
-    return Posed(row, next((one for one in setups if not one.shortages), setups[-1]), assumed)
-
-
-def _roomy(problem: Problem) -> Problem:
-    hardware = problem.hardware
-    for path in ("device_memory.capacity", "host_memory.capacity"):
-        hardware = hardware.with_value(path, ROOMY, "the run was published, so it fitted")
-    return Problem(problem.model, hardware, problem.workload)
+    return next((one for one in setups if not one.shortages), setups[-1])
