@@ -105,11 +105,7 @@ def with_values(hardware: Hardware, case: MachineFit, values: Values, source: st
 
 
 def fit(
-    case: MachineFit,
-    rows: Sequence[Row],
-    jobs: int,
-    progress: Progress = lambda doing: None,
-    begin: Values | None = None,
+    case: MachineFit, rows: Sequence[Row], jobs: int, progress: Progress = lambda _: None, begin: Values | None = None
 ) -> Fitted:
     """Fit one case to its usable rows; `begin` stands for the case's own start."""
     import numpy as np

@@ -25,7 +25,7 @@ class HeldOut:
         return {"name": self.name, "machine": self.fitted.case.machine, "rows": rows}
 
 
-def folds(whole: Fitted, rows: Sequence[Row], jobs: int, progress: Progress = lambda doing: None) -> list[HeldOut]:
+def folds(whole: Fitted, rows: Sequence[Row], jobs: int, progress: Progress = lambda _: None) -> list[HeldOut]:
     """Each row of a case's settings predicted by a fit without it: every FOLDS-th run is left out in turn.
 
     Repetitions of a run stay together, so that no row is predicted from its twin. Each fit begins where the fit to all
@@ -42,9 +42,7 @@ def folds(whole: Fitted, rows: Sequence[Row], jobs: int, progress: Progress = la
     return found
 
 
-def without_setting(
-    case: MachineFit, setting: str, rows: Sequence[Row], jobs: int, progress: Progress = lambda doing: None
-) -> HeldOut:
+def without_setting(case: MachineFit, setting: str, rows: Sequence[Row], jobs: int, progress: Progress) -> HeldOut:
     """The rows of one setting predicted by a fit to the case's other settings; what only it has stays at its start."""
     fitted = fit(case, [row for row in rows if row.setting != setting], jobs, progress)
     return _held_out(f"without {setting}", fitted, [row for row in rows if row.setting == setting], jobs)

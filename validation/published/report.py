@@ -78,12 +78,13 @@ def by_system(predictions: Iterable[Predicted]) -> dict[str, list[Predicted]]:
 def rankings(predictions: Iterable[Predicted], tie: float = TIE) -> dict[Cell, bool]:
     """Per cell with at least two systems, whether the predictions put them all in the measured order.
 
-    A system that ran several times counts with its means; ablations do not count, nor do pairs that were measured
+    A system that ran several times counts with its means; ablations (a policy of another
+    system, tried on purpose) do not count, nor do pairs that were measured
     within `tie` of each other.
     """
     cells: dict[Cell, dict[str, list[Predicted]]] = defaultdict(lambda: defaultdict(list))
     for one in predictions:
-        if one.error is not None and not one.row.is_ablation:
+        if one.error is not None and "ablation" not in one.row.note:
             cells[one.row.cell][one.row.schedule].append(one)
     return {cell: _agree(systems.values(), tie) for cell, systems in cells.items() if len(systems) > 1}
 
@@ -97,16 +98,16 @@ def _agree(systems: Iterable[Sequence[Predicted]], tie: float) -> bool:
 
 def _print_ablation(out: Report, predictions: Sequence[Predicted]) -> None:
     """Table 5 of the paper: what the policy does and what the schedule does, on one machine."""
-    found = (one for one in predictions if one.row.cell == ("S1", "mtbench", True, 128))
-    compared = [one for one in found if one.row.schedule in ("flexgen", "cgopipe")]
+    cell, systems = ("S1", "mtbench", True, 128), ("flexgen", "cgopipe")
+    compared = [one for one in predictions if one.row.cell == cell and one.row.schedule in systems]
     compared.sort(key=lambda one: one.row.tokens_per_s or 0.0)
     columns = {"system": TEXT, "policy": ">", "measured": ",.2f", "predicted": ",.2f", "error": "+.0%"}
-    first = compared[0]
     rows = (
         (
             *(one.row.schedule, one.policy, one.row.tokens_per_s, one.tokens_per_s, one.error),
             *(_times(one.row.tokens_per_s, first.row.tokens_per_s), _times(one.tokens_per_s, first.tokens_per_s)),
         )
+        for first in compared[:1]
         for one in compared
     )
     title = (

@@ -8,17 +8,11 @@ from sim.planning import best_policy
 from sim.problem import Hardware, Model, Policy, Problem, Workload
 from sim.schedule import Schedule, by_name, registered
 from traces.errors import InputError, nearest
-from validation.published.rows import Row
+from traces.files import read_toml
+from validation.published.rows import FOLDER, Row
 
-SETTINGS = {
-    "S1": ("mixtral-8x7b", "gcp-t4"),
-    "S2": ("mixtral-8x7b", "gcp-l4"),
-    "S6": ("mixtral-8x22b", "gcp-2xt4"),
-    "S7": ("mixtral-8x22b", "gcp-4xt4"),
-    "S8": ("dbrx", "gcp-2xt4"),
-    "S9": ("dbrx", "gcp-4xt4"),
-}
-"""Model and machine of each setting (MoE-Lightning, table of settings)."""
+SETTINGS: dict[str, list[str]] = read_toml(FOLDER / "settings.toml")
+"""Model and machine of each setting."""
 
 SYSTEMS = {"deepspeed": "zero"}
 """Systems whose schedule has another name here."""
