@@ -9,33 +9,29 @@ from traces import cli as traces
 from traces.cli import Command, Program
 from validation import cli as validation
 
-SHELLS = ("bash", "zsh", "tcsh")
 COMPLETED = {"FILE": "FILE", "DIR": "DIRECTORY"}
 """What shtab completes where the value of an option is called so."""
 
 
 def _add_shell(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shell", choices=SHELLS, help="for which the script is")
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="for which the script is")
 
 
 def _complete(args: argparse.Namespace) -> int:
     import shtab
 
+    def mark_files(parser: argparse.ArgumentParser) -> None:
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for command in action.choices.values():
+                    mark_files(command)
+            elif action.metavar in COMPLETED:
+                action.complete = getattr(shtab, COMPLETED[str(action.metavar)])  # type: ignore[attr-defined]
+
     parser = PROGRAM.parser()
-    _mark_files(parser)
+    mark_files(parser)
     sys.stdout.write(shtab.complete(parser, args.shell) + "\n")
     return 0
-
-
-def _mark_files(parser: argparse.ArgumentParser) -> None:
-    import shtab
-
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for command in action.choices.values():
-                _mark_files(command)
-        elif action.metavar in COMPLETED:
-            action.complete = getattr(shtab, COMPLETED[str(action.metavar)])  # type: ignore[attr-defined]
 
 
 COMPLETION = Command(

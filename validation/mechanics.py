@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from random import Random
 
 from sim.cost import Cost
-from sim.schedule import CPU, D2H, GPU, H2D, Lane, Op, PipelineShape, Schedule, Task, registered
+from sim.problem import Policy
+from sim.schedule import CPU, D2H, GPU, H2D, Lane, Op, Task, registered
 from sim.simulation import Executed, Simulation, task_ends
 
 SECOND_NS = 10**9
@@ -88,29 +89,16 @@ def _conservation() -> Iterator[Check]:
 def _recurrences() -> Iterator[Check]:
     """Without sharing, every task of every schedule ends when end = max(lane free, ends of deps) + duration says."""
     for name, schedule in registered().items():
-        tasks = list(schedule.tasks(_shape(schedule), STEPS))
+        shape = Policy.usual(schedule, MICRO_BATCHES, 1).pipeline(schedule, (True,) * LAYERS)
+        tasks = list(schedule.tasks(shape, STEPS))
         yield Check(f"{name}: tasks that end as the recurrence says", len(tasks), _agreeing(tasks))
 
 
 def _agreeing(tasks: Sequence[Task]) -> int:
     random = Random(SEED)
-    durations = {one.id: random.randrange(1000) for one in tasks}
-    expected = task_ends(tasks, lambda task: durations[task.id])
-    got = _ends(tasks, {id_: Cost(duration) for id_, duration in durations.items()})
-    return sum(got[id_] == end for id_, end in expected.items())
-
-
-def _shape(schedule: Schedule) -> PipelineShape:
-    return PipelineShape(
-        num_layers=LAYERS,
-        num_micro_batches=MICRO_BATCHES,
-        num_pages=MICRO_BATCHES if schedule.system.paged else 1,
-        attention=schedule.system.attention[0],
-        streamed=(True,) * LAYERS,
-        streams_non_experts=schedule.system.streams_non_experts,
-        streams_kv=not schedule.system.kv_on_device,
-        offloads_hidden=schedule.system.offloads_hidden,
-    )
+    costs = {one.id: Cost(random.randrange(1000)) for one in tasks}
+    expected = task_ends(tasks, lambda task: costs[task.id].duration_ns)
+    return len(expected.items() & _ends(tasks, costs).items())
 
 
 def _task(id_: int, lane: Lane, *deps: int) -> Task:

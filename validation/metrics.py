@@ -10,8 +10,7 @@ from traces.errors import InputError
 
 def relative_error(predicted: float, measured: float) -> float:
     """(predicted - measured) / measured: above 0, the prediction is too high."""
-    _check([predicted], [measured])
-    return (predicted - measured) / measured
+    return bias([predicted], [measured])
 
 
 def mape(predicted: Sequence[float], measured: Sequence[float]) -> float:
@@ -62,7 +61,8 @@ def kendall_tau(
             noise += 1
             continue
         pairs += 1
-        score += _sign(gap) * _sign(predicted[i] - predicted[j])
+        if said := predicted[i] - predicted[j]:
+            score += 1 if (said > 0) == (gap > 0) else -1
     return Ranking(score / pairs if pairs else None, pairs, noise)
 
 
@@ -90,21 +90,12 @@ class Spread:
         """Half the distance from the lowest to the highest."""
         return (self.high - self.low) / 2
 
-    @property
-    def relative(self) -> float:
-        """The half width as a share of the median."""
-        return self.half_width / self.median if self.median else 0.0
-
 
 def spread_of(values: Sequence[float]) -> Spread:
     """Median, lowest and highest of repeats. Raises InputError if there are none."""
     if not values:
         raise InputError("spread: no values; a measurement has at least one")
     return Spread(statistics.median(values), min(values), max(values), len(values))
-
-
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)
 
 
 def _check_lengths(predicted: Sequence[float], measured: Sequence[float]) -> None:

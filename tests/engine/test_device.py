@@ -9,10 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from engine.calibration.measure.memory_bandwidth import MemoryReader
-from engine.device.cuda.clock import ANCHOR_EVERY_NS, WIDEST_WINDOW_NS, DeviceClock
-from engine.device.cuda.device import CudaDevice
-from engine.device.emulated.paced_copy import rows_of
 from hypothesis import given, strategies as st
 
 from engine.calibration.measure.probes import MemoryReader

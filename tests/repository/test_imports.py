@@ -39,7 +39,6 @@ SHARED_NAMES = {
     **dict.fromkeys(("draw", "print_summary"), "each command has a report.py and a picture.py"),
     "plan": "sim plans on a grid; engine plans for the requests at hand with it",
     "load_model": "sim reads dimensions, the engine weights",
-    "problem_of": "of command line arguments; of a published row",
     "read_rows": "of a sweep; of published runs",
     "summarise": "a trace; the hand-over delays of a run",
 }

@@ -89,7 +89,7 @@ def published():
     found = [Predicted(row, 123.4, 1234.5, "117×1 pinned", "PIN", "pinned") for row in rows[1:]]
     print_report([Predicted(rows[0], None, None, reason="no machine"), *found], own_file=False)
     print_kernels(predict_kernels(Hardware.load("gcp-l4")))
-    fits = [Fitted(case, {one.name: 0.5 for one in case.parameters}, 12, 3) for case in CASES]
+    fits = [Fitted(case, {one.name: 0.5 for one in case.parameters}, 12) for case in CASES]
     print_fits(fits, [HeldOut("fold 1", fits[0], found)])
 
 

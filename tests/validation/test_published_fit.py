@@ -78,8 +78,8 @@ def test_presets_hold_what_a_fit_would_set():
 
 def test_several_devices_get_the_values_of_one_and_their_own_link():
     values = {one.name: one.start for one in T4.parameters}
-    fitted = Fitted(T4, values, 38, 5)
-    found = machines([fitted], ["gcp-t4", "gcp-2xt4", "gcp-4xt4", "gcp-l4"])
+    fitted = Fitted(T4, values, 38)
+    found = machines([fitted])
     assert list(found) == ["gcp-t4", "gcp-2xt4", "gcp-4xt4"]
     assert found["gcp-4xt4"].value("pin") == found["gcp-t4"].value("pin") == pytest.approx(8e9)
     assert found["gcp-4xt4"].link.h2d_bytes_per_s == pytest.approx(6e9)
@@ -87,7 +87,7 @@ def test_several_devices_get_the_values_of_one_and_their_own_link():
 
 
 def test_folds_leave_out_each_row_once_and_keep_repetitions_together(made_rows):
-    whole = Fitted(L4, TRUE, len(made_rows), 1)
+    whole = Fitted(L4, TRUE, len(made_rows))
     parts = folds(whole, made_rows, jobs=1)
     seen = [one.row for part in parts for one in part.predictions]
     assert sorted(map(str, seen)) == sorted(map(str, made_rows))
@@ -108,7 +108,7 @@ class TestPresets:
             "attention per request": 1e-4,
             "link of one of several devices": 5.5e9,
         }
-        written = write_presets([Fitted(T4, values, 38, 5)], tmp_path)
+        written = write_presets([Fitted(T4, values, 38)], tmp_path)
         assert [path.name for path in written] == ["gcp-t4.toml", "gcp-2xt4.toml"]
         after = (tmp_path / "gcp-t4.toml").read_text().splitlines()
         assert sum(a != b for a, b in zip(before, after, strict=True)) == 6
@@ -122,4 +122,4 @@ class TestPresets:
     def test_a_file_without_the_line_is_refused(self, tmp_path):
         (tmp_path / "gcp-l4.toml").write_text('extends = "l4"\n')
         with pytest.raises(InputError, match=r"gcp-l4.toml: has no line for device.gemm.compute"):
-            write_presets([Fitted(L4, TRUE, 14, 5)], tmp_path)
+            write_presets([Fitted(L4, TRUE, 14)], tmp_path)

@@ -23,8 +23,7 @@ from traces.trace import Span, Trace
 from validation.cli import main
 from validation.replay import rebuild_setup, recorded, replay_trace
 from validation.replay.accuracy import path_agreement
-from validation.replay.checks import replay_steps
-from validation.replay.delays import makespan_with_delays_ns, summarise
+from validation.replay.checks import makespan_with_delays_ns, replay_steps, summarise
 from validation.replay.picture import Window, bounds_ns, window_of
 
 MODEL = "mixtral-8x7b"
@@ -242,11 +241,11 @@ def test_critical_paths_by_hand():
     origin = {"origin": "simulated"}
     measured = [span_of_task(copy, 0, 60), span_of_task(other, 0, 30), span_of_task(compute, 60, 100, cause=0)]
     predicted = [span_of_task(copy, 0, 10), span_of_task(other, 0, 30), span_of_task(compute, 30, 50, cause=1)]
-    path = path_agreement(Trace(origin, measured), Trace(origin, predicted))
-    assert [(row.op, row.lane, row.measured, row.predicted) for row in path.rows] == [
+    rows, by_op_and_lane, by_task = path_agreement(Trace(origin, measured), Trace(origin, predicted))
+    assert [(row.op, row.lane, row.measured, row.predicted) for row in rows] == [
         ("Attn", "CPU", 0, 0.6), ("LoadKV", "H2D", 0.6, 0), ("PostAttn", "GPU", 0.4, 0.4)
     ]  # fmt: skip
-    assert (path.by_op_and_lane, path.by_task) == (0.4, 0.4)
+    assert (by_op_and_lane, by_task) == (0.4, 0.4)
 
 
 # tasks that had nothing to do ----------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
-"""What a campaign's traces say: every layer of validation, each apart.
+"""What a campaign's traces say, by layers of validation.
 
-A prediction depends on the case and the calibration only, so repeats share it. Durations of tasks are compared as
-medians over repeats, throughputs with their spread.
+Repeats share a prediction. Durations of tasks are compared as medians over repeats, throughputs with their spread.
 """
 
 import statistics
@@ -16,11 +15,8 @@ from traces.trace import Key
 from validation.campaign.execute import PLANNED, Campaign
 from validation.campaign.grid import Case
 from validation.mechanics import Check, mechanics
-from validation.metrics import Ranking, Spread, kendall_tau, relative_error, spread_of
+from validation.metrics import Ranking, Spread, kendall_tau, regret, relative_error, spread_of
 from validation.replay import OpAccuracy, Replay, What, rebuild_setup, recorded, replay_trace, what_of
-
-SUMS = ("count", "measured_s", "predicted_s")
-"""Fields of an op's errors that add up over cases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +24,7 @@ class CaseResult:
     """One case. Tokens per second; errors are shares of what was measured.
 
     `order_errors` has one entry a repeat, and so has `handed_over_errors`: with the hand-over between lanes that the
-    calibration measured. `blame` is the op whose predicted time is furthest off, in seconds of the
-    whole run, and its lane.
+    calibration measured. `blame` is the op, and its lane, whose time is furthest off in seconds of the whole run.
     """
 
     case: Case
@@ -89,11 +84,6 @@ class Findings:
     def order_worst(self) -> float:
         return max(self.order_errors())
 
-    def order_within(self, bar: float) -> str:
-        """How many of all traces come out within a bar."""
-        errors = self.order_errors()
-        return f"{sum(error <= bar for error in errors)} of {len(errors)}"
-
     @property
     def handed_over_worst(self) -> float:
         """The worst with the machine's hand-over between lanes."""
@@ -142,7 +132,8 @@ def analyse(campaign: Campaign) -> Findings:
     """Replay every trace of a campaign. Cases without a trace are listed as missing."""
     results, pooled, missing, origin = [], list[OpAccuracy](), [], ""
     for case in campaign.cases():
-        replays = list(_replays(campaign, case))
+        machine = campaign.machine(case.model)
+        replays = [replay_trace(read_trace(file), machine) for file in campaign.traces(case)]
         if len(replays) < campaign.repeats:
             missing.append(f"{case.name}: {campaign.repeats - len(replays)} of {campaign.repeats} repeats")
         if replays:
@@ -150,24 +141,9 @@ def analyse(campaign: Campaign) -> Findings:
             ops = _medians(replays)
             pooled += ops
             results.append(_result(case, replays, ops))
-    return Findings(
-        origin,
-        campaign.repeats,
-        tuple(mechanics()),
-        tuple(results),
-        _pool(pooled),
-        tuple(_decisions(campaign, results)),
-        tuple(_regrets(campaign, results)),
-        tuple(missing),
-    )
-
-
-def _replays(campaign: Campaign, case: Case) -> Iterable[Replay]:
-    machine = campaign.machine(case.model)
-    for repeat in range(campaign.repeats):
-        file = campaign.trace_file(case, repeat)
-        if file.exists():
-            yield replay_trace(read_trace(file), machine)
+    decisions, regrets = tuple(_decisions(campaign, results)), tuple(_regrets(campaign, results))
+    whole = (tuple(mechanics()), tuple(results), _pool(pooled), decisions, regrets, tuple(missing))
+    return Findings(origin, campaign.repeats, *whole)
 
 
 def _medians(replays: Sequence[Replay]) -> list[OpAccuracy]:
@@ -193,7 +169,8 @@ def _pool(lines: Iterable[OpAccuracy]) -> tuple[OpAccuracy, ...]:
         groups[one.op, one.lane, one.phase].append(one)
     pooled = []
     for what, own in groups.items():
-        count, measured_s, predicted_s = (sum(getattr(one, name) for one in own) for name in SUMS)
+        count, measured_s = sum(one.count for one in own), _total_s(own)
+        predicted_s = sum(one.predicted_s for one in own)
         by_task = sum(one.mape * one.count for one in own) / count
         bias = predicted_s / measured_s - 1
         pooled.append(OpAccuracy(*what, count, measured_s, predicted_s, by_task, _wape(own), bias))
@@ -215,7 +192,9 @@ def _result(case: Case, replays: Sequence[Replay], ops: Sequence[OpAccuracy]) ->
     measured = spread_of([layer.run.measured_tokens_per_s for layer in layers])
     prefill_s = statistics.median(layer.prefill.measured_s for layer in layers)
     decode_s = statistics.median(layer.decode.measured_s for layer in layers if layer.decode)
+    first = replays[0]
     assert predicted.decode is not None
+    assert first.hardware is not None
     worst = max(ops, key=lambda one: abs(one.predicted_s - one.measured_s))
     return CaseResult(
         case,
@@ -228,41 +207,26 @@ def _result(case: Case, replays: Sequence[Replay], ops: Sequence[OpAccuracy]) ->
         tuple(error for one in replays if (error := one.order_check.error_with_hand_over) is not None),
         statistics.median(max(abs(share.points) for share in layer.lanes) for layer in layers),
         statistics.median(layer.path_agreement for layer in layers),
-        _hrm(replays[0]),
+        hrm_tokens_per_s(rebuild_setup(first.measured, recorded(first.measured), first.hardware)),
         f"{worst.op} on {worst.lane} in {worst.phase}: {worst.predicted_s - worst.measured_s:+.2f} s of "
         f"{worst.measured_s:.2f} s",
     )
 
 
-def _hrm(replayed: Replay) -> float | None:
-    """What HRM says of the run, on the same calibrated machine."""
-    assert replayed.hardware is not None
-    return hrm_tokens_per_s(rebuild_setup(replayed.measured, recorded(replayed.measured), replayed.hardware))
-
-
 def _decisions(campaign: Campaign, results: Sequence[CaseResult]) -> Iterable[Decision]:
     for model in campaign.grid.models:
+        usual = campaign.grid.usual_cases(model)
         own = [one for one in results if one.case.model == model and one.case.label != PLANNED]
-        usual = {"schedules, same requests": [one for one in own if _is_usual(one.case, campaign)]}
-        policies = {"policies of cgopipe": [one for one in own if one.case.schedule == "cgopipe"], "all runs": own}
-        for what, chosen in (usual | policies).items():
+        kinds = {
+            "schedules, same requests": [one for one in own if one.case in usual],
+            "policies of cgopipe": [one for one in own if one.case.schedule == "cgopipe"],
+            "all runs": own,
+        }
+        for what, chosen in kinds.items():
             if len(chosen) > 1:
-                names = tuple(one.case.name for one in chosen)
-                yield Decision(model, what, _tau(chosen), names)
-
-
-def _is_usual(case: Case, campaign: Campaign) -> bool:
-    grid = campaign.grid
-    size = grid.requests if case.chosen_schedule.system.one_batch else grid.micro_batch_size
-    return not case.fields and (case.batch_size, case.micro_batch_size) == (grid.requests, size)
-
-
-def _tau(results: Sequence[CaseResult]) -> Ranking:
-    return kendall_tau(
-        [one.predicted_tokens_per_s for one in results],
-        [one.measured.median for one in results],
-        [one.measured.half_width for one in results],
-    )
+                said, spreads = [one.predicted_tokens_per_s for one in chosen], [one.measured for one in chosen]
+                tau = kendall_tau(said, [one.median for one in spreads], [one.half_width for one in spreads])
+                yield Decision(model, what, tau, tuple(one.case.name for one in chosen))
 
 
 def _regrets(campaign: Campaign, results: Sequence[CaseResult]) -> Iterable[Regret]:
@@ -272,5 +236,5 @@ def _regrets(campaign: Campaign, results: Sequence[CaseResult]) -> Iterable[Regr
         planned = next((one for one in own if one.case.label == PLANNED), None)
         if planned is not None:
             best = max(own, key=lambda one: one.measured.median)
-            lost = 1 - planned.measured.median / best.measured.median
+            lost = regret([one is planned for one in own], [one.measured.median for one in own])
             yield Regret(model, planned.case.name, planned.measured.median, best.case.name, best.measured.median, lost)

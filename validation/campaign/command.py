@@ -3,7 +3,6 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 from engine import device as devices
 from engine.device import add_device, device_of
@@ -57,7 +56,8 @@ def write(campaign: "campaigns.Campaign", findings: "campaigns.Findings") -> Non
     campaigns.draw_runs(findings, folder / "runs.png")
     campaigns.draw_ops(findings, folder / "ops.png")
     worst = max(findings.runs, key=lambda one: abs(one.error))
-    replay.draw(_replayed(campaign, worst.case.name), str(folder / "worst.png"))
+    trace, machine = files.read_trace(campaign.traces(worst.case)[0]), campaign.machine(worst.case.model)
+    replay.draw(replay.replay_trace(trace, machine), str(folder / "worst.png"))
     pictures = [
         ("runs.png", "Predicted throughput over measured throughput of every run."),
         ("ops.png", "Seconds of every op over all runs, measured and predicted."),
@@ -67,12 +67,6 @@ def write(campaign: "campaigns.Campaign", findings: "campaigns.Findings") -> Non
     facts = list(dict.fromkeys(facts + campaigns.told(campaign.speed_file)))
     (folder / "report.md").write_text(campaigns.markdown(findings, facts, pictures), encoding="utf-8")
     write_json(folder / "report.json", findings.to_dict())
-
-
-def _replayed(campaign: "campaigns.Campaign", name: str) -> Any:
-    case = next(one for one in campaign.cases() if one.name == name)
-    file = next(f for f in (campaign.trace_file(case, r) for r in range(campaign.repeats)) if f.exists())
-    return replay.replay_trace(files.read_trace(file), campaign.machine(case.model))
 
 
 COMMAND = Command(

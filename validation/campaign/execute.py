@@ -7,7 +7,9 @@ all cases and for the calibration alike. They share no run. Times when the machi
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -19,7 +21,7 @@ from engine.planning import RunPlan, plan
 from sim.problem import Hardware
 from sim.schedule import registered
 from traces.errors import InputError
-from traces.files import appearing, write_trace
+from traces.files import appearing, read_object, write_trace
 from traces.trace import Trace
 from validation.campaign.grid import CampaignGrid, Case
 from validation.campaign.steady import Reference, Steady
@@ -49,6 +51,10 @@ class Campaign:
 
     def trace_file(self, case: Case, repeat: int) -> Path:
         return self.folder / "traces" / f"{case.name}.{repeat}.json.gz"
+
+    def traces(self, case: Case) -> list[Path]:
+        """Of the repeats that have been run."""
+        return [file for file in (self.trace_file(case, one) for one in range(self.repeats)) if file.exists()]
 
     def round_file(self, model: str, repeat: int) -> Path:
         return self.folder / "calibration" / f"{model}.{repeat}.json"
@@ -81,8 +87,8 @@ class Campaign:
                 done += 1
             for case in self.cases():
                 progress(done, total, f"{case.name}, repeat {repeat + 1}")
-                if not self.trace_file(case, repeat).exists():
-                    self._execute(case, models[case.model], repeat, attempt)
+                if not (file := self.trace_file(case, repeat)).exists():
+                    write_trace(attempt(partial(self._trace, case, models[case.model])), file)
                 done += 1
         progress(total, total, "done")
 
@@ -107,36 +113,22 @@ class Campaign:
             machine.write(path)
         self._plan(name, model)
 
-    def _execute(self, case: Case, model: PreTrainedModel, repeat: int, attempt: Attempt) -> None:
-        write_trace(attempt(lambda: self._trace(case, model)), self.trace_file(case, repeat))
-
     def _trace(self, case: Case, model: PreTrainedModel) -> Trace:
         vocabulary = model.config.get_text_config(decoder=True).vocab_size
         with self.make_device() as device:
-            return engine.run(
-                model,
-                case.prompts(vocabulary),
-                case.chosen_schedule,
-                case.policy,
-                max_new_tokens=case.gen_len,
-                device=device,
-                do_sample=False,
-            ).trace
+            run = (model, case.prompts(vocabulary), case.chosen_schedule, case.policy)
+            return engine.run(*run, max_new_tokens=case.gen_len, device=device, do_sample=False).trace
 
     def _plan(self, name: str, model: PreTrainedModel) -> None:
         """Write down what the planner takes for the grid's requests, from the calibration alone."""
         file = self.folder / f"planned-{name}.json"
         if file.exists():
             return
-        grid, machine = self.grid, self.machine(name)
+        lengths, machine = [self.grid.prompt_tokens] * self.grid.requests, self.machine(name)
         plans: dict[str, RunPlan] = {}
         for schedule in registered().values():
-            try:
-                plans[schedule.name] = plan(
-                    model, machine, schedule, [grid.prompt_tokens] * grid.requests, grid.gen_len
-                )
-            except InputError:
-                continue  # nothing fits
+            with suppress(InputError):  # nothing fits
+                plans[schedule.name] = plan(model, machine, schedule, lengths, self.grid.gen_len)
         best = max(plans, key=lambda schedule: plans[schedule].expected.throughput_tokens_per_s)
         chosen = {"schedule": best, "policy": plans[best].policy.to_dict()}
         with appearing(file) as path:
@@ -144,7 +136,7 @@ class Campaign:
 
     def _planned(self, name: str) -> Case:
         """The schedule and the policy that the planner chose."""
-        chosen = json.loads((self.folder / f"planned-{name}.json").read_text(encoding="utf-8"))
+        chosen = read_object(self.folder / f"planned-{name}.json")
         policy = chosen["policy"]
         fields = {key: policy[key] for key in PLANNED_FIELDS}
         sizes = (policy["batch_size"], policy["micro_batch_size"])

@@ -1,7 +1,8 @@
 """What a campaign runs: two random models, every schedule, several policies."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel, Qwe
 
 from sim.problem import Policy
 from sim.schedule import Schedule, by_name, registered
+from traces.files import read_toml
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,70 +59,53 @@ class CampaignGrid:
     micro_batch_size: int
     prompt_tokens: int
     gen_len: int
-    policies: tuple[Mapping[str, Any], ...]
+    policies: Sequence[Mapping[str, Any]]
     """Policies of the paged schedule: each with `batch_size`, `micro_batch_size` and other fields."""
-    others: tuple[tuple[int, int], ...]
-    """(batch size, micro-batch size) of the schedules that cut their batch up, beside the usual one."""
+    others: Sequence[Mapping[str, int]]
+    """`batch_size` and `micro_batch_size` of the schedules that cut their batch up, beside the usual one."""
 
     def cases(self) -> list[Case]:
         """Every run, model by model."""
         return [case for model in self.models for case in self._of_model(model)]
 
-    def _of_model(self, model: str) -> list[Case]:
-        usual, whole = (self.requests, self.micro_batch_size), (self.requests, self.requests)
-        found = [
-            self._case(model, name, *(whole if one.system.one_batch else usual)) for name, one in registered().items()
+    def usual_cases(self, model: str) -> list[Case]:
+        """Every schedule with the same requests."""
+        sizes = {True: self.requests, False: self.micro_batch_size}
+        return [
+            self._case(model, name, self.requests, sizes[one.system.one_batch]) for name, one in registered().items()
         ]
-        cut_up = [name for name, one in registered().items() if not one.system.one_batch]
-        found += [self._case(model, name, *sizes) for sizes in self.others for name in cut_up]
-        for policy in self.policies:
-            fields = dict(policy)
-            sizes = (fields.pop("batch_size"), fields.pop("micro_batch_size"))
-            found.append(self._case(model, "cgopipe", *sizes, fields))
-        return list({case.name: case for case in found}.values())
 
-    def _case(
-        self, model: str, schedule: str, batch_size: int, micro_batch_size: int, fields: Mapping[str, Any] | None = None
-    ) -> Case:
-        return Case(model, schedule, batch_size, micro_batch_size, self.prompt_tokens, self.gen_len, fields or {})
+    def _of_model(self, model: str) -> list[Case]:
+        cut_up = [name for name, one in registered().items() if not one.system.one_batch]
+        others = [self._case(model, name, **sizes) for sizes in self.others for name in cut_up]
+        policies = [self._case(model, "cgopipe", **policy) for policy in self.policies]
+        return list({case.name: case for case in (*self.usual_cases(model), *others, *policies)}.values())
+
+    def _case(self, model: str, schedule: str, batch_size: int, micro_batch_size: int, **fields: Any) -> Case:
+        return Case(model, schedule, batch_size, micro_batch_size, self.prompt_tokens, self.gen_len, fields)
 
 
 def few_large_experts(hidden_size: int = 384, num_layers: int = 6) -> PreTrainedModel:
     """A random Mixtral: 2 of 8 experts a token."""
-    torch.manual_seed(0)
-    config = MixtralConfig(
-        **SHARED,
-        hidden_size=hidden_size,
-        intermediate_size=hidden_size * 7 // 2,
-        num_hidden_layers=num_layers,
-        num_local_experts=8,
-        num_experts_per_tok=2,
-    )
-    return _ready(MixtralForCausalLM(config))
+    experts = {"intermediate_size": hidden_size * 7 // 2, "num_local_experts": 8, "num_experts_per_tok": 2}
+    return _random(0, MixtralConfig, MixtralForCausalLM, hidden_size, num_layers, **experts)
 
 
 def many_small_experts(hidden_size: int = 256, num_layers: int = 8) -> PreTrainedModel:
     """A random Qwen3-MoE: 4 of 32 experts a token."""
-    torch.manual_seed(1)
-    config = Qwen3MoeConfig(
-        **SHARED,
-        hidden_size=hidden_size,
-        intermediate_size=2 * hidden_size,
-        moe_intermediate_size=hidden_size * 3 // 4,
-        num_hidden_layers=num_layers,
-        head_dim=hidden_size // 8,  # type: ignore[call-arg]
-        num_experts=32,
-        num_experts_per_tok=4,
-    )
-    return _ready(Qwen3MoeForCausalLM(config))
+    sizes = {"intermediate_size": 2 * hidden_size, "head_dim": hidden_size // 8}
+    experts = {"moe_intermediate_size": hidden_size * 3 // 4, "num_experts": 32, "num_experts_per_tok": 4}
+    return _random(1, Qwen3MoeConfig, Qwen3MoeForCausalLM, hidden_size, num_layers, **sizes, **experts)
 
 
 SHARED: dict[str, Any] = {"vocab_size": 4096, "num_attention_heads": 8, "num_key_value_heads": 2}
 """What the two models have in common."""
 
 
-def _ready(model: PreTrainedModel) -> PreTrainedModel:
+def _random(seed: int, config: Any, make: Any, hidden_size: int, num_layers: int, **more: int) -> PreTrainedModel:
     """No end token: every request generates all its tokens."""
+    torch.manual_seed(seed)
+    model: PreTrainedModel = make(config(**SHARED, hidden_size=hidden_size, num_hidden_layers=num_layers, **more))
     model.eval()  # type: ignore[no-untyped-call]
     assert model.generation_config is not None
     model.generation_config.eos_token_id = None
@@ -129,18 +114,7 @@ def _ready(model: PreTrainedModel) -> PreTrainedModel:
 
 
 STANDARD = CampaignGrid(
-    models={"few-large-experts": few_large_experts, "many-small-experts": many_small_experts},
-    requests=64,
-    micro_batch_size=16,
-    prompt_tokens=32,
-    gen_len=12,
-    policies=(
-        {"batch_size": 64, "micro_batch_size": 16, "experts_on_device": 0.5},
-        {"batch_size": 64, "micro_batch_size": 16, "attention": "gpu"},
-        {"batch_size": 64, "micro_batch_size": 32},
-        {"batch_size": 96, "micro_batch_size": 16},
-        {"batch_size": 64, "micro_batch_size": 16, "pin_weights": True},
-    ),
-    others=((32, 8),),
+    {"few-large-experts": few_large_experts, "many-small-experts": many_small_experts},
+    **read_toml(Path(__file__).with_name("standard.toml")),
 )
 """30 runs."""

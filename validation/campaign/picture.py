@@ -16,29 +16,20 @@ def draw_runs(findings: Findings, path: Path) -> None:
     models = list(dict.fromkeys(run.case.model for run in findings.runs))
     schedules = list(dict.fromkeys(run.case.schedule for run in findings.runs))
     for run in findings.runs:
-        spread = run.measured
-        ax.errorbar(
-            spread.median,
-            run.predicted_tokens_per_s,
-            xerr=[[spread.median - spread.low], [spread.high - spread.median]],
-            fmt=MARKERS[models.index(run.case.model) % len(MARKERS)],
-            color=f"C{schedules.index(run.case.schedule)}",
-            markersize=6,
-            elinewidth=1,
-            alpha=0.85,
-        )
+        x, y, spread = run.measured.median, run.predicted_tokens_per_s, run.measured
+        marker, colour = MARKERS[models.index(run.case.model) % len(MARKERS)], f"C{schedules.index(run.case.schedule)}"
+        reach = [[x - spread.low], [spread.high - x]]
+        ax.errorbar(x, y, xerr=reach, fmt=marker, color=colour, markersize=6, elinewidth=1, alpha=0.85)
     values = [run.measured.low for run in findings.runs] + [run.measured.high for run in findings.runs]
     ends = [min(values) * 0.9, max(values) * 1.1]
     ax.plot(ends, ends, color="black", linewidth=1)
     ax.fill_between(ends, [x * (1 - BAND) for x in ends], [x * (1 + BAND) for x in ends], color="0.88", zorder=0)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
+    ax.set(xscale="log", yscale="log", ylabel="predicted tokens/s (simulated)")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter("{x:g}")
         axis.set_tick_params(which="both", labelsize=8)
     ax.set_xlabel(f"measured tokens/s ({findings.origin}), median and range of {findings.repeats}")
-    ax.set_ylabel("predicted tokens/s (simulated)")
     ax.set_title(f"{len(findings.runs)} runs; grey: ±{BAND:.0%}", loc="left", fontsize=11)
     for at, schedule in enumerate(schedules):
         ax.plot([], [], "o", color=f"C{at}", label=schedule)
@@ -61,8 +52,7 @@ def draw_ops(findings: Findings, path: Path) -> None:
         ax.text(max(one.measured_s, one.predicted_s), row, f"  WAPE {one.wape:.0%}, bias {one.bias:+.0%}", va="center")
     ax.set_yticks(rows, [f"{one.op}, {one.lane}, {one.phase}" for one in ops])
     ax.invert_yaxis()
-    ax.set_xlabel("seconds over all runs")
-    ax.set_xlim(0, 1.25 * max(max(one.measured_s, one.predicted_s) for one in ops))
+    ax.set(xlabel="seconds over all runs", xlim=(0, 1.25 * max(max(one.measured_s, one.predicted_s) for one in ops)))
     open_frame(ax)
     ax.legend(frameon=False)
     save(figure, path)

@@ -18,7 +18,7 @@ import torch
 
 from engine.device import Device
 from sim.schedule import LaneKind
-from traces.files import appearing
+from traces.files import appearing, read_object
 
 T = TypeVar("T")
 
@@ -72,10 +72,7 @@ class Reference:
 
 @dataclass(slots=True)
 class Counts:
-    """`usual_s`: the reference's usual time, and how often a shorter one took its place.
-
-    Runs made again, and runs kept although the machine was not steady.
-    """
+    """Runs made again or kept though unsteady; the reference's usual time, how often a shorter one took its place."""
 
     usual_s: float = 0.0
     made_again: int = 0
@@ -87,7 +84,7 @@ def told(file: Path) -> list[str]:
     """What a report says of the watch that `file` kept: one sentence, or none if there was no watch."""
     if not file.exists():
         return []
-    counts = Counts(**json.loads(file.read_text(encoding="utf-8")))
+    counts = Counts(**read_object(file))
     return [
         f"Between runs a reference product was timed (usually {1e3 * counts.usual_s:.2f} ms). Where it "
         f"took {TOLERANCE:.0%} longer the run was made again, whatever it had taken itself: {counts.made_again} times. "
@@ -111,7 +108,7 @@ class Steady:
 
     def __post_init__(self) -> None:
         if self.file.exists():
-            self.counts = Counts(**json.loads(self.file.read_text(encoding="utf-8")))
+            self.counts = Counts(**read_object(self.file))
         else:
             self.counts.usual_s = statistics.quantiles([self._look() for _ in range(FIRST_LOOKS)], n=4)[0]
             self._write()

@@ -5,4 +5,3 @@ from .predict import Predicted as Predicted, predict_all as predict_all
 from .presets import write_presets as write_presets
 from .report import print_fits as print_fits, print_kernels as print_kernels, print_report as print_report
 from .rows import THROUGHPUT as THROUGHPUT, Row as Row, read_rows as read_rows
-from .setups import SETTINGS as SETTINGS

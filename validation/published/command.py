@@ -56,8 +56,7 @@ def _fit(args: argparse.Namespace, rows: "Sequence[published.Row]", jobs: int) -
     if args.write_presets:
         for path in published.write_presets(fits):
             sys.stderr.write(f"wrote {path}\n")
-    fitted = published.machines(fits, [machine for _, machine in published.SETTINGS.values()])
-    predictions = _predictions(rows, jobs, fitted)
+    predictions = _predictions(rows, jobs, published.machines(fits))
     held_out: list[published.HeldOut] = []
     try:
         with progress("fitting without some rows") as shown:
@@ -76,16 +75,14 @@ def _report(
     fits: "Sequence[published.Fitted]" = (),
 ) -> int:
     def content() -> dict[str, Any]:
-        rows = {"rows": [one.to_dict() for one in predictions]}
-        if not fits:
-            return rows
         fitted = {one.case.machine: one.values for one in fits}
-        return {**rows, "fitted": fitted, "held_out": [one.to_dict() for one in held_out]}
+        more = {"fitted": fitted, "held_out": [one.to_dict() for one in held_out]} if fits else {}
+        return {"rows": [one.to_dict() for one in predictions], **more}
 
     def show() -> None:
         published.print_report(predictions, own_file=bool(args.predict))
         if not args.predict:
-            machine = published.machines(fits, ["gcp-l4"]).get("gcp-l4") or problem.Hardware.load("gcp-l4")
+            machine = published.machines(fits).get("gcp-l4") or problem.Hardware.load("gcp-l4")
             published.print_kernels(published.predict_kernels(machine))
         if fits:
             published.print_fits(fits, held_out)

@@ -3,17 +3,21 @@
 Residuals are logarithms of predicted over measured throughput, weighed by how closely a system has to be met.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from math import exp, log
 from typing import Any
 
+import msgspec
+
 from sim.problem import Hardware
 from sim.simulation import predict
-from validation.published.rows import BASELINE_BAR, CGOPIPE_BAR, Row
-from validation.published.setups import machine_of, pose, schedule_of
+from traces.files import read_toml
+from validation.published.rows import BASELINE_BAR, CGOPIPE_BAR, FOLDER, Row
+from validation.published.setups import SETTINGS, device_kind, machine_of, pose, schedule_of
 
 SOFTENS_AT = 0.1
 """Residual from which the loss grows more slowly than its square: the usual noise, 2 to 8 % between equal runs."""
@@ -34,62 +38,30 @@ class Parameter:
     high: float
     name: str
     bound_by: str
-    """What its bounds stand for, such as `the tensor cores' peak`."""
     several_devices: bool = False
-    """Whether only hosts with several devices have it."""
 
 
 @dataclass(frozen=True, slots=True)
 class MachineFit:
-    """One kind of machine: whose rows it is fitted to, and what is unknown of it, on several devices as on one.
-
-    Its parameters start at closed-form estimates: a fit that begins far away can end where it is worse.
-    """
+    """One kind of machine: whose rows it is fitted to, and what is unknown of it, on several devices as on one."""
 
     machine: str
     settings: tuple[str, ...]
     parameters: tuple[Parameter, ...]
     cgopipe_settings: tuple[str, ...] = ()
-    """Settings of several such devices: cgopipe's rows tell their link, all other rows are left to be predicted."""
     several: str = ""
-    """The preset with several such devices, from which larger ones inherit."""
-
-    @property
-    def rows(self) -> str:
-        """Which rows it is fitted to, in words."""
-        also = f" and of cgopipe in {' and '.join(self.cgopipe_settings)}" if self.cgopipe_settings else ""
-        return f"published rows with a known policy of {' and '.join(self.settings)}{also}"
 
 
-def _prefill(start: float) -> Parameter:
-    paths = ("device.gemm.compute", "device.experts.compute", "device.attention.compute")
-    return Parameter(paths, start, 0.02, 0.6, "prefill efficiency", "the tensor cores' peak")
+def _cases() -> Iterator[MachineFit]:
+    known = read_toml(FOLDER / "fits.toml")
+    for case in known["machines"]:
+        starts = case.pop("starts").items()
+        parameters = [{"name": name, "start": start, **known["parameters"][name]} for name, start in starts]
+        yield msgspec.convert({**case, "parameters": parameters}, MachineFit)
 
 
-def _pin(start: float) -> Parameter:
-    return Parameter(("pin",), start, 3e9, 5e10, "pin copy", "half of the host's memory: a read and a write")
-
-
-def _request(start: float) -> Parameter:
-    return Parameter(("host.request_overhead",), start, 1e-6, 1e-3, "attention per request", "above 0")
-
-
-_DECODE = Parameter(("device.experts.memory",), 0.55, 0.35, 0.9, "expert GEMMs in decode", "the device's memory")
-_PORT = Parameter(
-    ("link.h2d", "link.d2h"),
-    6e9,
-    5.14e9,
-    12.3e9,
-    "link of one of several devices",
-    "pageable copies below, the link of a single device above",
-    several_devices=True,
-)
-
-CASES = (
-    MachineFit("gcp-t4", ("S1",), (_prefill(0.11), _DECODE, _pin(8e9), _request(2e-4), _PORT), ("S6",), "gcp-2xt4"),
-    MachineFit("gcp-l4", ("S2",), (_prefill(0.27), _pin(1e10), _request(1e-4))),
-)
-"""Known already: both hosts' attention and the L4's expert GEMMs (figure 9), links, and pageable copies (artifact)."""
+CASES = tuple(_cases())
+"""What is fitted, and what its fields mean: `data/fits.toml`."""
 
 Values = dict[str, float]
 """Values of parameters by name."""
@@ -104,25 +76,23 @@ class Fitted:
     case: MachineFit
     values: Values
     num_rows: int
-    rounds: int
 
     @property
     def source(self) -> str:
         """What to write beside the values."""
+        case = self.case
+        also = f" and of cgopipe in {' and '.join(case.cgopipe_settings)}" if case.cgopipe_settings else ""
         return (
-            f"fitted to the {self.num_rows} {self.case.rows} "
+            f"fitted to the {self.num_rows} published rows with a known policy of {' and '.join(case.settings)}{also} "
             "(MoE-Lightning, arXiv 2411.11217, and its artifact, branch asplos25): python -m validation published --fit"
         )
 
 
 def usable(rows: Sequence[Row], case: MachineFit) -> list[Row]:
     """Rows that a case is fitted to: of its settings, with a measurement and a published policy."""
+    settings = {True: case.settings + case.cgopipe_settings, False: case.settings}
     known = [one for one in rows if one.tokens_per_s and one.micro_batch_size]
-    return [one for one in known if one.setting in case.settings or _tells_link(one, case)]
-
-
-def _tells_link(row: Row, case: MachineFit) -> bool:
-    return row.setting in case.cgopipe_settings and row.schedule == "cgopipe"
+    return [one for one in known if one.setting in settings[one.schedule == "cgopipe"]]
 
 
 def with_values(hardware: Hardware, case: MachineFit, values: Values, source: str = "a fit under way") -> Hardware:
@@ -135,35 +105,27 @@ def with_values(hardware: Hardware, case: MachineFit, values: Values, source: st
 
 
 def fit(
-    case: MachineFit, rows: Sequence[Row], jobs: int, progress: Progress | None = None, begin: Values | None = None
+    case: MachineFit, rows: Sequence[Row], jobs: int, progress: Progress = lambda _: None, begin: Values | None = None
 ) -> Fitted:
     """Fit one case to its usable rows; `begin` stands for the case's own start."""
     import numpy as np
     from scipy.optimize import least_squares
 
-    used = usable(rows, case)
-    weights = np.array([_weight(row) for row in used])
+    used, trial = usable(rows, case), count(1)
+    strict = BASELINE_BAR / CGOPIPE_BAR  # rows that must be met within a smaller error count more
+    weights = np.array([strict if schedule_of(row).name == "cgopipe" else 1.0 for row in used])
     start = [log(one.start if begin is None else begin[one.name]) for one in case.parameters]
     bounds = [log(one.low) for one in case.parameters], [log(one.high) for one in case.parameters]
     with _evaluator(used, case, jobs) as evaluate:
-        tried = 0
 
         def residuals(logs: Any) -> Any:
-            nonlocal tried
-            tried += 1
-            if progress is not None:
-                progress(f"{case.machine}: {len(used)} rows, trial {tried}")
+            progress(f"{case.machine}: {len(used)} rows, trial {next(trial)}")
             return weights * np.array(evaluate(_values(case, logs)))
 
         loss = {"loss": "soft_l1", "f_scale": SOFTENS_AT}
         ends = {"xtol": 1e-3, "ftol": 1e-4, "max_nfev": ROUNDS}
         found = least_squares(residuals, start, bounds=bounds, diff_step=STEP, **loss, **ends)
-    return Fitted(case, _values(case, found.x), len(used), int(found.nfev))
-
-
-def _weight(row: Row) -> float:
-    """Rows that must be met within a smaller error count more."""
-    return BASELINE_BAR / CGOPIPE_BAR if schedule_of(row).name == "cgopipe" else 1.0
+    return Fitted(case, _values(case, found.x), len(used))
 
 
 def _values(case: MachineFit, logs: Any) -> Values:
@@ -195,20 +157,15 @@ def _evaluator(rows: Sequence[Row], case: MachineFit, jobs: int) -> Iterator[Cal
 
 def log_errors(rows: Sequence[Row], case: MachineFit, values: Values) -> list[float]:
     """Log of predicted over measured throughput per row, with a case's values on the row's machine."""
-    return [log(_throughput(row, case, values) / (row.tokens_per_s or 1.0)) for row in rows]
+    machines = (with_values(Hardware.load(machine_of(row)), case, values) for row in rows)
+    setups = (pose(row, machine).setup for row, machine in zip(rows, machines, strict=True))
+    said = (predict(setup, compiled=True, must_fit=False).throughput_tokens_per_s for setup in setups)
+    return [log(rate / (row.tokens_per_s or 1.0)) for row, rate in zip(rows, said, strict=True)]
 
 
-def _throughput(row: Row, case: MachineFit, values: Values) -> float:
-    hardware = with_values(Hardware.load(machine_of(row)), case, values)
-    return predict(pose(row, hardware).setup, compiled=True, must_fit=False).throughput_tokens_per_s
-
-
-def machines(fits: Sequence[Fitted], names: Sequence[str]) -> Mapping[str, Hardware]:
-    """The named presets with what was fitted: several devices get the values of one."""
-    found: dict[str, Hardware] = {}
-    for name in names:
-        kind = name.rpartition("-")[2].lstrip("0123456789x")
-        for one in fits:
-            if one.case.machine == f"gcp-{kind}":
-                found[name] = with_values(Hardware.load(name), one.case, one.values, one.source)
-    return found
+def machines(fits: Sequence[Fitted]) -> dict[str, Hardware]:
+    """The presets of all settings with what was fitted: several devices get the values of one."""
+    known = {name: Hardware.load(name) for _, name in SETTINGS.values()}
+    fitted = {one.case.machine: one for one in fits}
+    of = {name: fitted[kind] for name in known if (kind := f"gcp-{device_kind(name)}") in fitted}
+    return {name: with_values(known[name], one.case, one.values, one.source) for name, one in of.items()}

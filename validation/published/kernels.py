@@ -5,11 +5,10 @@ Published are kernels that run alone: what a run adds to attention on the host, 
 
 import csv
 from dataclasses import dataclass
-from pathlib import Path
 
 from sim.cost import Setup
-from sim.problem import Hardware, Model, Policy, Problem, Workload
-from sim.schedule import CPU, GPU, H2D, Op, Place, Task, by_name
+from sim.problem import Hardware, Model, Problem, Workload
+from sim.schedule import CPU, GPU, H2D, Lane, Op, Place, Task
 from traces.errors import InputError
 from validation.published.rows import FOLDER
 
@@ -25,11 +24,9 @@ OPS = {
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One measured latency; the FFN has no context."""
+    """One measured latency."""
 
     name: str
-    micro_batch_size: int
-    context: int | None
     measured_s: float
     predicted_s: float
 
@@ -39,26 +36,28 @@ class Kernel:
         return self.predicted_s / self.measured_s - 1
 
 
-def predict_kernels(hardware: Hardware, path: Path = KERNELS) -> list[Kernel]:
-    """Predict every kernel of the file for the machine that they were measured on. Raises InputError by line."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
+def predict_kernels(hardware: Hardware) -> list[Kernel]:
+    """Predict every published kernel for the machine that they were measured on."""
+    lines = [line for line in KERNELS.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
     return [_kernel(row, hardware) for row in csv.DictReader(lines)]
 
 
 def _kernel(row: dict[str, str], hardware: Hardware) -> Kernel:
-    name, size = row["kernel"], int(row["micro_batch_size"])
+    """The FFN has no context."""
+    name = row["kernel"]
     if name not in OPS:
         raise InputError(f"kernel {name!r} is unknown; known: {', '.join(OPS)}")
-    context = int(row["context"]) if row["context"] else None
-    return Kernel(name, size, context, float(row["latency_s"]), _latency_s(name, size, context or 1, hardware))
+    predicted_s = _latency_s(*OPS[name], int(row["micro_batch_size"]), int(row["context"] or 1), hardware)
+    return Kernel(name, float(row["latency_s"]), predicted_s)
 
 
-def _latency_s(name: str, size: int, context: int, hardware: Hardware) -> float:
+def _latency_s(op: Op, lane: Lane, size: int, context: int, hardware: Hardware) -> float:
     """Solo time of the task. The cache of `context` tokens is a prompt's before the first token for a transfer."""
-    op, lane = OPS[name]
     alone = hardware.with_value("host.request_overhead", 0.0).with_value("host.launch_latency", 0.0)
-    prompt = context if op is Op.LOAD_KV else max(1, context - 1)
-    schedule, place = by_name("cgopipe"), Place.GPU if op is Op.LOAD_KV else Place.CPU
-    problem = Problem(Model.load("mixtral-8x7b"), alone, Workload.fixed(prompt, 2))
-    setup = Setup(problem, schedule, Policy.usual(schedule, size, size, attention=place))
+    transfers = op is Op.LOAD_KV
+    problem = Problem(
+        Model.load("mixtral-8x7b"), alone, Workload.fixed(context if transfers else max(1, context - 1), 2)
+    )
+    attention = Place.GPU if transfers else Place.CPU
+    setup = Setup.of(problem, "cgopipe", batch_size=size, micro_batch_size=size, attention=attention)
     return setup.costs()(Task(0, op, lane, 1, 0, 0)).duration_ns * 1e-9

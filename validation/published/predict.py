@@ -1,6 +1,6 @@
 """Predictions of published rows with machines as they are: throughput, HRM's beside it, or why there is none."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,18 +40,11 @@ class Predicted:
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return {
-            "setting": self.row.setting,
-            "schedule": self.row.schedule,
-            "workload": self.row.workload,
-            "padded": self.row.padded,
-            "gen_len": self.row.gen_len,
+            **{name: getattr(self.row, name) for name in ("setting", "schedule", "workload", "padded", "gen_len")},
             "policy": self.policy,
             "measured_tokens_per_s": self.row.tokens_per_s,
             "predicted_tokens_per_s": self.tokens_per_s,
-            "hrm_tokens_per_s": self.hrm_tokens_per_s,
-            "bottleneck": self.bottleneck,
-            "assumed": self.assumed,
-            "reason": self.reason,
+            **{name: getattr(self, name) for name in ("hrm_tokens_per_s", "bottleneck", "assumed", "reason")},
         }
 
 
@@ -62,28 +55,14 @@ def _error(said: float | None, measured: float | None) -> float | None:
 def predict_row(row: Row, machines: Machines | None = None) -> Predicted:
     """Simulate one row. A row that asks for what is unknown or impossible gets a reason instead of a number."""
     try:
-        machine = machine_of(row)
-        posed = pose(row, None if machines is None else machines.get(machine))
+        posed = pose(row, (machines or {}).get(machine_of(row)))
         said = predict(posed.setup, compiled=True, must_fit=False)
     except InputError as error:
         return Predicted(row, None, None, reason=str(error))
     policy = f"{posed.setup.policy}{' pinned' if posed.setup.policy.pin_weights else ''}"
-    return Predicted(
-        row,
-        said.throughput_tokens_per_s,
-        said.hrm_tokens_per_s,
-        policy,
-        said.bottleneck,
-        posed.assumed,
-    )
+    return Predicted(row, said.throughput_tokens_per_s, said.hrm_tokens_per_s, policy, said.bottleneck, posed.assumed)
 
 
-def predict_all(rows: Sequence[Row], machines: Machines | None = None, jobs: int | None = None) -> list[Predicted]:
-    """Predictions in the order of the rows; `jobs` processes share the work."""
-    return list(in_processes(partial(predict_row, machines=machines), rows, jobs))
-
-
-def mean_absolute_error(predictions: Iterable[Predicted]) -> float | None:
-    """Mean of |error| over rows with both numbers; None if there are none."""
-    errors = [abs(one.error) for one in predictions if one.error is not None]
-    return sum(errors) / len(errors) if errors else None
+def predict_all(rows: Sequence[Row], machines: Machines | None = None, jobs: int | None = None) -> Iterator[Predicted]:
+    """Predictions in the order of the rows, each as soon as it is there; `jobs` processes share the work."""
+    return in_processes(partial(predict_row, machines=machines), rows, jobs)

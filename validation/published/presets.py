@@ -16,7 +16,7 @@ DIGITS = 4
 
 def write_presets(fits: list[Fitted], folder: Path = PRESETS) -> list[Path]:
     """Set every fitted number in its machine's file in `folder`. Raises InputError where the file lacks its line."""
-    written: list[Path] = []
+    written: dict[Path, None] = {}
     for one in fits:
         for parameter in one.case.parameters:
             path = folder / f"{one.case.several if parameter.several_devices else one.case.machine}.toml"
@@ -27,9 +27,8 @@ def write_presets(fits: list[Fitted], folder: Path = PRESETS) -> list[Path]:
                 path.write_text(text, encoding="utf-8")
             except OSError as error:
                 raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-            if path not in written:
-                written.append(path)
-    return written
+            written[path] = None
+    return list(written)
 
 
 def _with_number(text: str, number: str, si_value: float, source: str, path: Path) -> str:

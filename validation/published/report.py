@@ -10,7 +10,7 @@ from traces.cli import PROSE, TEXT, Report
 from validation.published.fit import Fitted
 from validation.published.holdout import HeldOut
 from validation.published.kernels import Kernel
-from validation.published.predict import Predicted, mean_absolute_error
+from validation.published.predict import Predicted
 from validation.published.rows import BASELINE_BAR, CGOPIPE_BAR, RANKING_BAR, TIE, Cell
 
 ERRORS = {"mean |error|": ".1%", "worst": "+.0%"}
@@ -29,7 +29,11 @@ def print_report(predictions: Sequence[Predicted], *, own_file: bool) -> None:
     ranked = rankings(predictions)
     if ranked:
         right = sum(ranked.values())
-        wrong = ", ".join(cell_name(cell) for cell, fine in ranked.items() if not fine)
+        wrong = ", ".join(
+            f"{setting} {workload} {'padded' if padded else 'unpadded'} {gen_len}"
+            for (setting, workload, padded, gen_len), fine in ranked.items()
+            if not fine
+        )
         out.say(
             f"Ranking of systems right in {right} of {len(ranked)} cells ({right / len(ranked):.0%}, "
             f"asked: {RANKING_BAR:.0%}){'; wrong: ' + wrong if wrong else ''}; "
@@ -58,7 +62,7 @@ def _systems(predictions: Sequence[Predicted]) -> Iterator[tuple[Any, ...]]:
         errors = [one.error for one in group if one.error is not None]
         hrm = [abs(one.hrm_error) for one in group if one.hrm_error is not None]
         if errors:
-            found = (mean_absolute_error(group), max(errors, key=abs), fmean(errors), fmean(hrm) if hrm else None)
+            found = (fmean(map(abs, errors)), max(errors, key=abs), fmean(errors), fmean(hrm) if hrm else None)
             yield name, len(errors), *found, f"≤ {CGOPIPE_BAR if name == 'cgopipe' else BASELINE_BAR:.0%}"
 
 
@@ -74,45 +78,36 @@ def by_system(predictions: Iterable[Predicted]) -> dict[str, list[Predicted]]:
 def rankings(predictions: Iterable[Predicted], tie: float = TIE) -> dict[Cell, bool]:
     """Per cell with at least two systems, whether the predictions put them all in the measured order.
 
-    A system that ran several times counts with its means; ablations do not count, nor do pairs that were measured
+    A system that ran several times counts with its means; ablations (a policy of another
+    system, tried on purpose) do not count, nor do pairs that were measured
     within `tie` of each other.
     """
     cells: dict[Cell, dict[str, list[Predicted]]] = defaultdict(lambda: defaultdict(list))
     for one in predictions:
-        if one.error is not None and not one.row.is_ablation:
+        if one.error is not None and "ablation" not in one.row.note:
             cells[one.row.cell][one.row.schedule].append(one)
-    several = {cell: list(map(_means, systems.values())) for cell, systems in cells.items() if len(systems) > 1}
-    return {cell: _agree(systems, tie) for cell, systems in several.items()}
+    return {cell: _agree(systems.values(), tie) for cell, systems in cells.items() if len(systems) > 1}
 
 
-def _means(runs: Sequence[Predicted]) -> tuple[float, float]:
-    """Measured and predicted tokens per second."""
-    return fmean(one.row.tokens_per_s or 0.0 for one in runs), fmean(one.tokens_per_s or 0.0 for one in runs)
-
-
-def _agree(systems: Sequence[tuple[float, float]], tie: float) -> bool:
-    told_apart = [(a, b) for a, b in combinations(systems, 2) if abs(a[0] - b[0]) > tie * max(a[0], b[0])]
+def _agree(systems: Iterable[Sequence[Predicted]], tie: float) -> bool:
+    rates = [[(one.row.tokens_per_s or 0.0, one.tokens_per_s or 0.0) for one in runs] for runs in systems]
+    means = [tuple(map(fmean, zip(*of_runs, strict=True))) for of_runs in rates]
+    told_apart = [(a, b) for a, b in combinations(means, 2) if abs(a[0] - b[0]) > tie * max(a[0], b[0])]
     return all((a[0] - b[0]) * (a[1] - b[1]) > 0 for a, b in told_apart)
-
-
-def cell_name(cell: Cell) -> str:
-    """The cell in words."""
-    setting, workload, padded, gen_len = cell
-    return f"{setting} {workload} {'padded' if padded else 'unpadded'} {gen_len}"
 
 
 def _print_ablation(out: Report, predictions: Sequence[Predicted]) -> None:
     """Table 5 of the paper: what the policy does and what the schedule does, on one machine."""
-    found = (one for one in predictions if one.row.cell == ("S1", "mtbench", True, 128))
-    compared = [one for one in found if one.row.schedule in ("flexgen", "cgopipe")]
+    cell, systems = ("S1", "mtbench", True, 128), ("flexgen", "cgopipe")
+    compared = [one for one in predictions if one.row.cell == cell and one.row.schedule in systems]
     compared.sort(key=lambda one: one.row.tokens_per_s or 0.0)
     columns = {"system": TEXT, "policy": ">", "measured": ",.2f", "predicted": ",.2f", "error": "+.0%"}
     rows = (
         (
             *(one.row.schedule, one.policy, one.row.tokens_per_s, one.tokens_per_s, one.error),
-            _times(one.row.tokens_per_s, compared[0].row.tokens_per_s),
-            _times(one.tokens_per_s, compared[0].tokens_per_s),
+            *(_times(one.row.tokens_per_s, first.row.tokens_per_s), _times(one.tokens_per_s, first.tokens_per_s)),
         )
+        for first in compared[:1]
         for one in compared
     )
     title = (
@@ -130,20 +125,17 @@ def print_kernels(kernels: Sequence[Kernel]) -> None:
     groups: dict[str, list[Kernel]] = defaultdict(list)
     for one in kernels:
         groups[one.name].append(one)
-    rows = (
-        (
-            *(name, len(group)),
-            *(_range([1e3 * one.measured_s for one in group]), _range([1e3 * one.predicted_s for one in group])),
-            *(fmean(abs(one.error) for one in group), max((one.error for one in group), key=abs)),
-        )
-        for name, group in groups.items()
-    )
+    rows = []
+    for name, group in groups.items():
+        ranges = _range([one.measured_s for one in group]), _range([one.predicted_s for one in group])
+        errors = [one.error for one in group]
+        rows.append((name, len(group), *ranges, fmean(map(abs, errors)), max(errors, key=abs)))
     columns = {"kernel": TEXT, "runs": "d", "measured ms": ">", "predicted ms": ">", **ERRORS}
     Report().table(columns, rows, "kernels alone, L4 machine (figure 9)")
 
 
-def _range(values: Sequence[float]) -> str:
-    return f"{min(values):.2f} to {max(values):.2f}"
+def _range(seconds: Sequence[float]) -> str:
+    return f"{1e3 * min(seconds):.2f} to {1e3 * max(seconds):.2f}"
 
 
 def print_fits(fits: Sequence[Fitted], held_out: Sequence[HeldOut]) -> None:
@@ -158,7 +150,6 @@ def print_fits(fits: Sequence[Fitted], held_out: Sequence[HeldOut]) -> None:
     out.table(columns, values, "fitted", keys=3)
     by_name: dict[str, list[Predicted]] = defaultdict(list)
     for part in held_out:
-        name = "folds" if part.name.startswith("fold") else part.name
-        by_name[name].extend(part.predictions)
+        by_name["folds" if part.name.startswith("fold") else part.name] += part.predictions
     for name, predictions in by_name.items():
         _print_systems(out, predictions, f"held-out rows: {name}")

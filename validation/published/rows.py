@@ -60,9 +60,9 @@ class Row:
         return self.setting, self.workload, self.padded, self.gen_len
 
     @property
-    def is_ablation(self) -> bool:
-        """A policy of another system, tried on purpose: it takes no part in comparing systems."""
-        return "ablation" in self.note
+    def run(self) -> tuple[object, ...]:
+        """What repetitions of a run have in common."""
+        return (*self.cell, self.schedule, self.num_micro_batches)
 
     def __str__(self) -> str:
         policy = f" {self.micro_batch_size}×{self.num_micro_batches}" if self.num_micro_batches else ""
@@ -71,7 +71,6 @@ class Row:
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
-RATES = ("tokens_per_s", "time_s")
 REQUIRED = tuple(field.name for field in fields(Row) if field.default is MISSING)
 
 
@@ -110,5 +109,5 @@ def _row(header: list[str], cells: list[str], where: str) -> Row:
         return msgspec.convert(given | {"padded": padded == "yes"}, Row, strict=False)
     except msgspec.ValidationError as error:
         name = str(error).rpartition("$.")[2].rstrip("`")
-        wanted = "a number above 0" if name in RATES else "a whole number of at least 1"
+        wanted = "a number above 0" if name in ("tokens_per_s", "time_s") else "a whole number of at least 1"
         raise InputError(f"{where}: {name}: {given[name]!r} is not allowed; give {wanted}") from None

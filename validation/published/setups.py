@@ -9,17 +9,11 @@ from sim.planning import best_policy
 from sim.problem import Hardware, Model, Problem, Workload
 from sim.schedule import Schedule, by_name, registered
 from traces.errors import InputError, nearest
-from validation.published.rows import Row
+from traces.files import read_toml
+from validation.published.rows import FOLDER, Row
 
-SETTINGS = {
-    "S1": ("mixtral-8x7b", "gcp-t4"),
-    "S2": ("mixtral-8x7b", "gcp-l4"),
-    "S6": ("mixtral-8x22b", "gcp-2xt4"),
-    "S7": ("mixtral-8x22b", "gcp-4xt4"),
-    "S8": ("dbrx", "gcp-2xt4"),
-    "S9": ("dbrx", "gcp-4xt4"),
-}
-"""Model and machine of each setting (MoE-Lightning, table of settings)."""
+SETTINGS: dict[str, list[str]] = read_toml(FOLDER / "settings.toml")
+"""Model and machine of each setting."""
 
 SYSTEMS = {"deepspeed": "zero"}
 """Systems whose schedule has another name here."""
@@ -36,7 +30,6 @@ ROOMY = 1e15
 class Posed:
     """A row made ready to simulate, and what was assumed about it."""
 
-    row: Row
     setup: Setup
     assumed: str = ""
 
@@ -52,41 +45,43 @@ def schedule_of(row: Row) -> Schedule:
     return by_name(name)
 
 
+def device_kind(machine: str) -> str:
+    """The kind of devices of a preset: `t4` of `gcp-2xt4`."""
+    return machine.rpartition("-")[2].lstrip("0123456789x")
+
+
 def machine_of(row: Row) -> str:
     """The preset of the row's setting, checked against its devices. Raises InputError."""
     if row.setting not in SETTINGS:
         raise InputError(f"setting {row.setting!r} is unknown; known: {', '.join(SETTINGS)}")
     name = SETTINGS[row.setting][1]
-    hardware = _hardware(name)
-    kind = name.rpartition("-")[2].lstrip("24x").upper()
-    if row.gpu and row.gpu.upper() != kind:
-        raise InputError(f"gpu {row.gpu!r} is not what setting {row.setting} has: {hardware.num_devices} {kind}")
-    if row.n_gpu is not None and row.n_gpu != hardware.num_devices:
-        raise InputError(f"n_gpu {row.n_gpu} is not what setting {row.setting} has: {hardware.num_devices} {kind}")
+    kind, count = device_kind(name).upper(), _hardware(name).num_devices
+    for field, given, has in (("gpu", row.gpu.upper(), kind), ("n_gpu", row.n_gpu, count)):
+        if given and given != has:
+            raise InputError(f"{field} {getattr(row, field)!r} is not what setting {row.setting} has: {count} {kind}")
     return name
 
 
-def problem_of(row: Row, hardware: Hardware | None = None) -> Problem:
-    """What the row asked of which machine; `hardware` stands for its preset."""
-    machine = machine_of(row)
-    model = _model(row.model or SETTINGS[row.setting][0])
-    workload = _workload(row.workload).with_(gen_len=row.gen_len, padded=row.padded)
-    return Problem(model, hardware or _hardware(machine), workload)
-
-
 def pose(row: Row, hardware: Hardware | None = None) -> Posed:
-    """Make a row ready to simulate. Raises InputError where the row asks for what is unknown or cannot be."""
-    schedule, problem = schedule_of(row), problem_of(row, hardware)
+    """Make a row ready to simulate; `hardware` stands for its preset.
+
+    Raises InputError where the row asks for what is unknown or cannot be.
+    """
+    schedule, hardware = schedule_of(row), hardware or _hardware(machine_of(row))
+    workload = _workload(row.workload).with_(gen_len=row.gen_len, padded=row.padded)
+    problem = Problem(_model(row.model or SETTINGS[row.setting][0]), hardware, workload)
     if row.micro_batch_size is None and row.num_micro_batches is None:
         setup = best_policy(problem, schedule).best.setup
-        return Posed(row, setup, f"policy not published: {setup.policy} is the schedule's own best here")
+        return Posed(setup, f"policy not published: {setup.policy} is the schedule's own best here")
     size, count, assumed = _sizes(row)
     setup = usual_setup(problem, schedule, size, count)
     if not setup.shortages:
-        return Posed(row, setup, assumed)
+        return Posed(setup, assumed)
     short = f"it ran, though by the memory plan {'; '.join(map(str, setup.shortages))}"
-    roomy = usual_setup(_roomy(problem), schedule, size, count)
-    return Posed(row, roomy, f"{assumed}; {short}" if assumed else short)
+    for path in ("device_memory.capacity", "host_memory.capacity"):
+        hardware = hardware.with_value(path, ROOMY, "the run was published, so it fitted")
+    roomy = Problem(problem.model, hardware, workload)
+    return Posed(usual_setup(roomy, schedule, size, count), f"{assumed}; {short}" if assumed else short)
 
 
 def _sizes(row: Row) -> tuple[int, int, str]:
@@ -103,10 +98,3 @@ def _sizes(row: Row) -> tuple[int, int, str]:
         larger = -(-finished // count)
         return larger, count, f"{finished} requests finished: micro-batches of {larger}, not {size}"
     return size, count, ""
-
-
-def _roomy(problem: Problem) -> Problem:
-    hardware = problem.hardware
-    for path in ("device_memory.capacity", "host_memory.capacity"):
-        hardware = hardware.with_value(path, ROOMY, "the run was published, so it fitted")
-    return Problem(problem.model, hardware, problem.workload)

@@ -64,15 +64,6 @@ class PathShare:
     predicted: float
 
 
-@dataclass(frozen=True, slots=True)
-class PathAgreement:
-    """How alike two critical paths are, as shares of the measured one's time: by (op, lane), and task by task."""
-
-    rows: tuple[PathShare, ...]
-    by_op_and_lane: float
-    by_task: float
-
-
 def what_of(span: Span) -> What:
     """The group whose accuracy a task is part of."""
     return span.op, lane_name((span.lane, span.rank)), "decode" if span.step else "prefill"
@@ -98,8 +89,11 @@ def lane_shares(measured: Trace, predicted: Trace) -> tuple[LaneShare, ...]:
     return tuple(LaneShare(lane_name(lane), one, other, 100 * (other - one)) for lane, one, other in shares)
 
 
-def path_agreement(measured: Trace, predicted: Trace) -> PathAgreement:
-    """Compare the two critical paths. Time that no span explains (gaps) agrees with nothing."""
+def path_agreement(measured: Trace, predicted: Trace) -> tuple[tuple[PathShare, ...], float, float]:
+    """Two critical paths, and how alike they are by (op, lane) and task by task, as shares of the measured one's time.
+
+    Time that no span explains (gaps) agrees with nothing.
+    """
     paths = [find_critical_path(trace) for trace in (measured, predicted)]
     shares: list[defaultdict[tuple[str, str], float]] = [defaultdict(float), defaultdict(float)]
     for path, found in zip(paths, shares, strict=True):
@@ -112,5 +106,4 @@ def path_agreement(measured: Trace, predicted: Trace) -> PathAgreement:
     keys = {span.key for span in paths[1].spans}
     same_ns = sum(ns for span, ns in zip(paths[0].spans, paths[0].on_path_ns, strict=True) if span.key in keys)
     on_path_ns = sum(paths[0].on_path_ns)
-    by_op_and_lane = common / explained if explained else 0.0
-    return PathAgreement(tuple(rows), by_op_and_lane, same_ns / on_path_ns if on_path_ns else 0.0)
+    return tuple(rows), common / explained if explained else 0.0, same_ns / on_path_ns if on_path_ns else 0.0

@@ -5,33 +5,44 @@ trace, and the makespan must come out. Layer 2 asks whether the cost model knows
 whole simulated run, contention included, takes as long and keeps the lanes as busy.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sim.cost import Cost
 from sim.problem import Batch, Hardware
-from sim.schedule import Op, Task
-from sim.simulation import Executed, Simulation, span_of, start_delays
+from sim.schedule import Lane, Op, Task
+from sim.simulation import Executed, Simulation, in_turn, span_of, start_delays
 from traces.errors import InputError
-from traces.trace import Key, Span, Trace
+from traces.trace import NONE, Key, Span, Trace
 from validation.metrics import relative_error, wape
-from validation.replay.accuracy import (
-    LaneShare,
-    OpCheck,
-    PathShare,
-    lane_shares,
-    op_checks,
-    path_agreement,
-)
-from validation.replay.delays import HandOverDelay, makespan_with_delays_ns, summarise
+from validation.replay.accuracy import LaneShare, OpCheck, PathShare, lane_shares, op_checks, path_agreement
 from validation.replay.rebuild import Recorded, hardware_of, rebuild_setup, recorded, spans_by_key
 
 ORDER_BAR = 0.03
 """Largest makespan error of layer 1."""
 
+TOLD = ("origin", "schedule", "model", "policy", "input_hash")
+"""What the results tell of a trace's metadata."""
+
 NOTHING = Cost(0)
 """What a task costs that had nothing to do in the measured run: its requests had ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandOverDelay:
+    """From the moment a task on lane `after` could start, because one on lane `before` had ended, to when it did.
+
+    `before` equals `after` where the lane itself was busy until then. Seconds; `p90_s` is what one in ten exceeds.
+    """
+
+    before: str
+    after: str
+    count: int
+    median_s: float
+    p90_s: float
+    total_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,18 +122,12 @@ class Replay:
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers as JSON values, without the traces."""
-        metadata = self.measured.metadata
+        layers = (self.order_check, self.duration_check, self.run_check)
         return {
-            "origin": self.measured.origin,
-            "schedule": metadata["schedule"],
-            "model": metadata.get("model"),
-            "policy": metadata.get("policy"),
-            "input_hash": metadata.get("input_hash"),
-            "hardware": None if self.hardware is None else self.hardware.name,
+            **{name: self.measured.metadata.get(name) for name in TOLD},
+            "hardware": self.hardware and self.hardware.name,
             "num_requests": self.num_requests,
-            "layer1": asdict(self.order_check),
-            "layer2": None if self.duration_check is None else asdict(self.duration_check),
-            "layer3": None if self.run_check is None else asdict(self.run_check),
+            **{f"layer{number}": layer and asdict(layer) for number, layer in enumerate(layers, 1)},
             "why_not": self.why_not,
         }
 
@@ -153,9 +158,7 @@ def replay_trace(trace: Trace, hardware: Hardware | None = None) -> Replay:
     handed_over_ns = replay_steps(run, spans, lasting, hand_over_ns=costs.hand_over_ns).makespan_ns
     first = replace(first, error_with_hand_over=relative_error(handed_over_ns, trace.makespan_ns))
     predicted = replay_steps(run, spans, costs, costs.capacities, costs.hand_over_ns)
-    second = check_durations(
-        spans, predicted, {key: costs(task).duration_ns for key, task in tasks.items() if key in spans}
-    )
+    second = check_durations(spans, predicted, {key: costs(tasks[key]).duration_ns for key in spans})
     third = check_run(trace, predicted, run.batch)
     return Replay(trace, replayed, machine, num_requests, first, second, third, predicted)
 
@@ -165,16 +168,34 @@ def check_order(trace: Trace, replayed: Trace, tasks: list[Task], spans: Mapping
     measured_ns, replayed_ns = trace.makespan_ns, replayed.makespan_ns
     found = start_delays(tasks, spans)
     dispatched_ns = makespan_with_delays_ns(tasks, spans, found)
-    return OrderCheck(
-        measured_ns / 1e9,
-        replayed_ns / 1e9,
-        relative_error(replayed_ns, measured_ns),
-        dispatched_ns / 1e9,
-        relative_error(dispatched_ns, measured_ns),
-        len(spans),
-        len(tasks) - len(spans),
-        summarise(found),
-    )
+    law = replayed_ns / 1e9, relative_error(replayed_ns, measured_ns)
+    dispatched = dispatched_ns / 1e9, relative_error(dispatched_ns, measured_ns)
+    return OrderCheck(measured_ns / 1e9, *law, *dispatched, len(spans), len(tasks) - len(spans), summarise(found))
+
+
+def summarise(found: Mapping[tuple[Lane, Lane], Sequence[int]]) -> tuple[HandOverDelay, ...]:
+    """One line a pair of lanes, those that lost most first."""
+    lines = []
+    for (before, after), delays in found.items():
+        ninth_decile = sorted(delays)[len(delays) * 9 // 10]
+        median_s, p90_s, total_s = (ns / 1e9 for ns in (statistics.median(delays), ninth_decile, sum(delays)))
+        lines.append(HandOverDelay(str(before), str(after), len(delays), median_s, p90_s, total_s))
+    return tuple(sorted(lines, key=lambda line: -line.total_s))
+
+
+def makespan_with_delays_ns(
+    tasks: Iterable[Task], spans: Mapping[Key, Span], found: Mapping[tuple[Lane, Lane], Sequence[int]]
+) -> int:
+    """The makespan by the law with the median hand-over delay of each pair of lanes between tasks that ran."""
+    medians = {pair: round(statistics.median(delays)) for pair, delays in found.items()}
+
+    def delay(before: Task, after: Task) -> int:
+        return medians.get((before.lane, after.lane), 0) if after.key in spans else 0
+
+    def end_ns(task: Task, ready_ns: int) -> int:
+        return ready_ns + (spans[task.key].duration_ns if task.key in spans else 0)
+
+    return max((turn.end for turn in in_turn(tasks, end_ns, 0, delay=delay)), default=0)
 
 
 def replay_steps(
@@ -185,51 +206,41 @@ def replay_steps(
     hand_over_ns: int = 0,
 ) -> Trace:
     """The run's schedule with other durations: a trace of the tasks that it did; the others take no time."""
-    ran: dict[int, Executed] = {}
-    Simulation(
-        run.steps(),
-        lambda task: cost(task) if task.key in spans else NOTHING,
-        capacities,
-        on_task=lambda one: ran.update({one.task.id: one}),
-        hand_over_ns=hand_over_ns,
-    ).run()
-    kept = {id_: one for id_, one in ran.items() if one.task.key in spans}
-    metadata = {"origin": "simulated", "schedule": run.schedule.name}
-    return Trace(metadata, [span_of(_causes_kept(one, kept, ran)) for one in kept.values()])
 
+    def cost_of(task: Task) -> Cost:
+        return cost(task) if task.key in spans else NOTHING
 
-def _causes_kept(one: Executed, kept: Mapping[int, Executed], everything: Mapping[int, Executed]) -> Executed:
-    """With a cause that is kept: behind tasks that took no time is the one that they waited for."""
-    cause = one.cause
-    while cause != -1 and cause not in kept:
-        cause = everything[cause].cause
-    return one._replace(cause=cause)
+    ran: list[Executed] = []
+    Simulation(run.steps(), cost_of, capacities, on_task=ran.append, hand_over_ns=hand_over_ns).run()
+    by_id = {one.task.id: one for one in ran}
+
+    def cause_kept(cause: int) -> int:
+        """Behind tasks that took no time is the one that they waited for."""
+        while cause != NONE and by_id[cause].task.key not in spans:
+            cause = by_id[cause].cause
+        return cause
+
+    kept = (one._replace(cause=cause_kept(one.cause)) for one in ran if one.task.key in spans)
+    return Trace({"origin": "simulated", "schedule": run.schedule.name}, list(map(span_of, kept)))
 
 
 def check_durations(measured: Mapping[Key, Span], predicted: Trace, solo_ns: Mapping[Key, int]) -> DurationCheck:
     """Durations task by task; what took no measurable time is left out."""
-    pairs = [(measured[span.key], span, solo_ns[span.key]) for span in predicted.spans]
-    pairs = [pair for pair in pairs if pair[0].duration_ns > 0]
-    ours = [span.duration_ns for _, span, _ in pairs]
-    theirs = [span.duration_ns for span, _, _ in pairs]
+    spans = [span for span in predicted.spans if measured[span.key].duration_ns > 0]
+    pairs = [(measured[span.key], span, solo_ns[span.key]) for span in spans]
+    theirs, ours = [span.duration_ns for span, _, _ in pairs], [span.duration_ns for span in spans]
     return DurationCheck(op_checks(pairs), wape(ours, theirs), relative_error(sum(ours), sum(theirs)))
 
 
 def check_run(measured: Trace, predicted: Trace, batch: Batch) -> RunCheck:
     """Makespan, phases, lanes and critical path of the two runs."""
-    both, path = (measured, predicted), path_agreement(measured, predicted)
+    both = (measured, predicted)
     first, rest = _tokens(measured, batch)
     run = _period([trace.makespan_ns for trace in both], first + rest)
-    return RunCheck(
-        run,
-        _period([_turn_ns(trace) - trace.start_ns for trace in both], first),
-        _period([trace.end_ns - _turn_ns(trace) for trace in both], rest) if rest else None,
-        relative_error(run.predicted_tokens_per_s, run.measured_tokens_per_s),
-        lane_shares(measured, predicted),
-        path.rows,
-        path.by_op_and_lane,
-        path.by_task,
-    )
+    prefill = _period([_turn_ns(trace) - trace.start_ns for trace in both], first)
+    decode = _period([trace.end_ns - _turn_ns(trace) for trace in both], rest) if rest else None
+    error = relative_error(run.predicted_tokens_per_s, run.measured_tokens_per_s)
+    return RunCheck(run, prefill, decode, error, lane_shares(*both), *path_agreement(*both))
 
 
 def _turn_ns(trace: Trace) -> int:
@@ -246,9 +257,7 @@ def _period(lengths_ns: Sequence[int], tokens: int) -> PhaseError:
 
 def _tokens(trace: Trace, batch: Batch) -> tuple[int, int]:
     """Tokens of prefill and of decode: one a request and head, also where a request ended before its micro-batch."""
-    first = rest = 0
-    for span in trace.spans:
-        if span.op == Op.HEAD and span.rank == 0:
-            count = batch.copies * batch.micro_batches[span.micro_batch].num_requests
-            first, rest = (first + count, rest) if span.step == 0 else (first, rest + count)
-    return first, rest
+    heads = [span for span in trace.spans if span.op == Op.HEAD and span.rank == 0]
+    counts = [batch.copies * batch.micro_batches[span.micro_batch].num_requests for span in heads]
+    first = sum(count for count, span in zip(counts, heads, strict=True) if span.step == 0)
+    return first, sum(counts) - first

@@ -5,7 +5,7 @@ import argparse
 from sim import problem
 from traces import files
 from traces.cli import Command, add_json, add_plot, deliver, progress
-from traces.errors import InputError
+from traces.errors import error_prefix
 from validation import replay
 
 
@@ -21,17 +21,10 @@ def run(args: argparse.Namespace) -> int:
     hardware = problem.Hardware.load(args.hardware) if args.hardware else None
     with progress("replaying"):
         trace = files.read_trace(args.trace)
-        try:
+        with error_prefix(f"{args.trace}: "):
             result = replay.replay_trace(trace, hardware)
-        except InputError as error:
-            raise InputError(f"{args.trace}: {error}") from None
-
-    return deliver(
-        args,
-        result.to_dict,
-        lambda: replay.print_replay(result),
-        (args.plot, lambda path: replay.draw(result, path)),
-    )
+    picture = args.plot, lambda path: replay.draw(result, path)
+    return deliver(args, result.to_dict, lambda: replay.print_replay(result), picture)
 
 
 COMMAND = Command(

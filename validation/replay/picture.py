@@ -91,36 +91,22 @@ def _timeline(ax: Axes, trace: Trace, kinds: Sequence[str], bounds: tuple[int, i
     """Bars of the first device's lanes from the first bound on; a line at the third, where this run's part ends."""
     start, stop, end = bounds
     finest = (stop - start) * FINEST
-    bars = [
-        (kind, op, begin / unit, length / unit)
-        for (kind, op), spans in _shown(trace, kinds, start, end).items()
-        for begin, length in _merged(spans, start, end, finest)
-    ]
+    bars = []
+    for kind in kinds:
+        shown = [span for span in trace.spans_of((kind, 0)) if span.end_ns > start and span.start_ns < end]
+        for op in dict.fromkeys(span.op for span in shown):
+            spans = [span for span in shown if span.op == op]
+            bars += [(kind, op, left / unit, length / unit) for left, length in _merged(spans, start, end, finest)]
     draw_lanes(ax, kinds, bars, (stop - start) / unit)
     ax.axvline((end - start) / unit, color="black", linewidth=0.8, linestyle=":")
     ax.set_xlabel("s" if unit == S else "ms", fontsize=8, labelpad=0)
 
 
-def _shown(trace: Trace, kinds: Sequence[str], start: int, end: int) -> dict[tuple[str, str], list[Span]]:
-    """The first device's spans between two times, by lane and op."""
-    found: dict[tuple[str, str], list[Span]] = {}
-    for kind in kinds:
-        for span in trace.spans_of((kind, 0)):
-            if span.end_ns > start and span.start_ns < end:
-                found.setdefault((kind, span.op), []).append(span)
-    return found
-
-
-def _merged(spans: Sequence[Span], start: int, end: int, finest: float) -> Iterator[tuple[float, float]]:
+def _merged(spans: Sequence[Span], start: int, end: int, finest: float) -> Iterator[tuple[int, int]]:
     """(begin, length) from `start` on, in nanoseconds; neighbours closer than `finest` and as short are one bar."""
-    begin = last = None
+    bars: list[tuple[int, int]] = []
     for span in spans:
         left, right = max(span.start_ns, start) - start, min(span.end_ns, end) - start
-        if begin is not None and last is not None and left - last < finest and right - left < finest:
-            last = right
-            continue
-        if begin is not None and last is not None:
-            yield begin, last - begin
-        begin, last = left, right
-    if begin is not None and last is not None:
-        yield begin, last - begin
+        joins = bars and left - bars[-1][1] < finest and right - left < finest
+        bars.append((bars.pop()[0] if joins else left, right))
+    return ((left, right - left) for left, right in bars)

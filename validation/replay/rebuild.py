@@ -1,13 +1,14 @@
 """From a trace's metadata back to the run: the tasks that its schedule issued, and a Setup that predicts them."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from sim.cost import Setup
-from sim.problem import Batch, Hardware, MicroBatch, Model, Policy, Problem, Workload
+from sim.problem import Batch, Hardware, MicroBatch, Model, Policy, Problem, Workload, read_model
 from sim.schedule import PipelineShape, Schedule, Task, by_name, over_ranks
 from traces.errors import InputError
 from traces.trace import Key, Span, Trace
@@ -32,8 +33,7 @@ class Recorded:
 
     def steps(self) -> Iterator[list[Task]]:
         """The tasks as they were issued, one list a step."""
-        steps = self.schedule.steps(self.shape, 0, self.stop, last=self.batch.gen_len - 1)
-        return over_ranks(steps, self.num_ranks)
+        return over_ranks(self.schedule.steps(self.shape, 0, self.stop, last=self.batch.gen_len - 1), self.num_ranks)
 
 
 def recorded(trace: Trace) -> Recorded:
@@ -76,12 +76,11 @@ def spans_by_key(trace: Trace, tasks: Mapping[Key, Task]) -> dict[Key, Span]:
 def hardware_of(trace: Trace) -> Hardware | None:
     """The machine that the metadata describes or names, if it is one that can be loaded."""
     described = trace.metadata.get("hardware")
-    try:
+    with suppress(InputError):
         if isinstance(described, Mapping):
             return Hardware.from_dict(described)
         return Hardware.load(described) if described in Hardware.presets() else None
-    except InputError:
-        return None
+    return None
 
 
 def rebuild_setup(trace: Trace, run: Recorded, hardware: Hardware) -> Setup:
@@ -89,7 +88,7 @@ def rebuild_setup(trace: Trace, run: Recorded, hardware: Hardware) -> Setup:
     policy = Policy.from_dict(_typed(trace.metadata, "policy", dict), run.schedule)
     lengths = [one.max_prompt_tokens for one in run.batch.micro_batches for _ in range(one.num_requests)]
     workload = Workload("the trace's requests", tuple(lengths), run.batch.gen_len)
-    setup = Setup(Problem(model_of(trace), hardware, workload), run.schedule, policy, run.batch)
+    setup = Setup(Problem(_model_of(trace), hardware, workload), run.schedule, policy, run.batch)
     if hardware.num_devices != run.num_ranks * run.batch.copies or setup.num_ranks != run.num_ranks:
         raise InputError(
             f"hardware {hardware.name} has {hardware.num_devices} devices and the trace is of "
@@ -104,12 +103,10 @@ def rebuild_setup(trace: Trace, run: Recorded, hardware: Hardware) -> Setup:
     return setup
 
 
-def model_of(trace: Trace) -> Model:
+def _model_of(trace: Trace) -> Model:
     """The model of a trace: from its configuration, or a preset by its name. Raises InputError."""
     name, config = _typed(trace.metadata, "model", str), trace.metadata.get("model_config")
     if isinstance(config, Mapping):
-        from sim.problem import read_model
-
         return read_model(config, name, "the trace's model_config")
     if name in Model.presets():
         return Model.load(name)

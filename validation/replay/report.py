@@ -1,5 +1,7 @@
 """What `replay` tells a person: each layer apart, with its bar where it has one."""
 
+from dataclasses import astuple
+
 from traces.cli import TEXT, Columns, Report
 from validation.replay.checks import ORDER_BAR, DurationCheck, OrderCheck, Replay, RunCheck
 
@@ -37,46 +39,31 @@ def _print_order(out: Report, layer: OrderCheck) -> None:
         f"of each pair of lanes between tasks: {layer.with_dispatch_s:.3f} s, {_percent(layer.error_with_dispatch)}."
     )
     if any(one.total_s for one in layer.gaps):
-        delays = (
-            (one.before, one.after, one.count, one.median_s * 1e6, one.p90_s * 1e6, one.total_s * 1e3)
-            for one in layer.gaps[:DELAYS_SHOWN]
-        )
+        shown = layer.gaps[:DELAYS_SHOWN]
+        delays = ((*names, s * 1e6, p90_s * 1e6, all_s * 1e3) for *names, s, p90_s, all_s in map(astuple, shown))
         columns = {"after a task on": TEXT, "delay of": TEXT, "tasks": ",", "median µs": ",.0f"}
         columns |= {"9 of 10 below µs": ",.0f", "total ms": ",.1f"}
         out.table(columns, delays, "hand-over delays: from when a task could start to when it did", keys=2)
 
 
 def _print_durations(out: Report, layer: DurationCheck) -> None:
-    out.say(
-        f"[bold]Layer 2[/bold], durations by the cost model: WAPE {layer.wape:.1%}, bias {_percent(layer.bias)} over "
-        f"all tasks."
-    )
+    over = f"WAPE {layer.wape:.1%}, bias {_percent(layer.bias)} over all tasks"
+    out.say(f"[bold]Layer 2[/bold], durations by the cost model: {over}.")
     tasks = {"op": TEXT, "lane": TEXT, "phase": TEXT, "tasks": ",", "measured s": ".3f", "predicted s": ".3f"}
     errors: Columns = {"MAPE": ".1%", "WAPE": ".1%", "bias": _percent, "bias alone": _percent}
-    ops = (
-        (
-            *(one.op, one.lane, one.phase, one.count, one.measured_s, one.predicted_s),
-            *(one.mape, one.wape, one.bias, one.solo_bias),
-        )
-        for one in layer.ops
-    )
-    out.table([tasks, errors], ops, keys=3)
+    out.table([tasks, errors], map(astuple, layer.ops), keys=3)
 
 
 def _print_run(out: Report, layer: RunCheck) -> None:
     out.say(f"[bold]Layer 3[/bold], the simulated run: throughput {_percent(layer.throughput_error)}.")
     phases = {"whole": layer.run, "prefill": layer.prefill, "decode": layer.decode}
-    rows = (
-        (name, one.measured_s, one.predicted_s, one.error, one.measured_tokens_per_s, one.predicted_tokens_per_s)
-        for name, one in phases.items()
-        if one is not None
-    )
+    rows = ((name, *astuple(one)) for name, one in phases.items() if one is not None)
     columns: Columns = {"phase": TEXT, "measured s": ".3f", "predicted s": ".3f", "error of time": _percent}
     out.table({**columns, "measured tokens/s": ",.2f", "predicted tokens/s": ",.2f"}, rows)
     shares = {"measured": ".1%", "predicted": ".1%"}
-    lanes = ((one.lane, one.measured, one.predicted, one.points) for one in layer.lanes)
-    out.table({"lane": TEXT, **shares, "points": "+.1f"}, lanes, "busy, of each run's makespan")
-    path = ((one.op, one.lane, one.measured, one.predicted) for one in layer.path[:PATH_SHOWN])
+    lanes = {"lane": TEXT, **shares, "points": "+.1f"}
+    out.table(lanes, map(astuple, layer.lanes), "busy, of each run's makespan")
+    path = map(astuple, layer.path[:PATH_SHOWN])
     out.table({"op": TEXT, "lane": TEXT, **shares}, path, "critical path, of each run's makespan", keys=2)
     out.say(
         f"Critical paths agree in {layer.path_agreement:.0%} of the measured one's time by op and lane, and in "
