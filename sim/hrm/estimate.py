@@ -171,10 +171,9 @@ def gpu_memory_bytes(dims: MoEDims, policy: PolicyNumbers) -> Amount:
     attention_weights = (4.0 * dims.h1 * dims.query_width + 2.0 * dims.h1 * dims.kv_width) * dims.n_layers
     resident = attention_weights + dims.expert_bytes * dims.n_layers * policy.weight_share
     kv = 4 * s * dims.kv_width * micro_batch
+    hidden = 8 * dims.h1 * micro_batch * s
     if policy.whole_batch_in_prefill:
         hidden = tp * (4 * dims.h1 * micro_batch * s + 2 * dims.h1 * policy.batch_size * s)
-    else:
-        hidden = 8 * dims.h1 * micro_batch * s
     cache = kv_cache_bytes(dims, policy) if policy.attention_on_gpu else 0.0
     home = resident + np.maximum(hidden + kv, 4 * dims.h1 * policy.batch_size * tp + cache)
     intermediate = 2.4 * micro_batch * s * dims.k * (dims.h1 * tp + 3 * dims.h2)

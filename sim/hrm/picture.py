@@ -42,9 +42,9 @@ def _roofs(result: Roofline) -> list[Level]:
 
 
 def _draw_roofs(axes: Axes, result: Roofline) -> None:
-    intensities = [point.intensity for point in result.points if point.intensity > 0]
-    margin = (max(intensities) / min(intensities)) ** 0.35  # room for the names of diagonals and peaks
-    low, high = min(intensities) / margin, max(intensities) * margin
+    first, *_, last = sorted(point.intensity for point in result.points if point.intensity > 0)
+    margin = (last / first) ** 0.35  # room for the names of diagonals and peaks
+    low, high = first / margin, last * margin
     for level in _roofs(result):
         colour, peak = _COLOURS[level.name], level.peak_flops_per_s / 1e9
         xs = [low, level.peak_flops_per_s / level.bandwidth_bytes_per_s, high]
@@ -102,8 +102,7 @@ def _draw_experts(axes: Axes, result: Roofline) -> None:
     if kernel <= result.machine[CPU].peak_flops_per_s:
         _draw_regions(axes, [(math.inf, "stay on the CPU: at this μ the GPU is no faster")])
         return
-    ends = [(p1.intensity, "stay on the CPU"), (p2.intensity, "link binds"), (math.inf, "GPU binds")]
-    _draw_regions(axes, ends)
+    _draw_regions(axes, [(p1.intensity, "stay on the CPU"), (p2.intensity, "link binds"), (math.inf, "GPU binds")])
     _draw_turn(axes, p1, p1.on_cpu_flops_per_s, "P1", with_tokens=True)
     same = math.isclose(p2.intensity, balance.intensity)
     _draw_turn(axes, p2, kernel, "P2 = balance point" if same else "P2", with_tokens=True)

@@ -93,10 +93,8 @@ def roofline_of(hardware: Hardware, model: Model, context: int, micro_batch_size
 
     by_width = {name: float(attention_intensity(dims, float(context), bits)) for name, bits in KV_BITS.items()}
     attention = tuple(_point(machine, f"attention {name}", (one, one), None) for name, one in by_width.items())
-    by_size = {size: float(ffn_intensity(dims, float(size))) for size in BATCH_SIZES}
-    experts = tuple(
-        _point(machine, f"experts N={size}", (min(kernel, one), one), size) for size, one in by_size.items()
-    )
+    by_size = {n: float(ffn_intensity(dims, float(n))) for n in BATCH_SIZES}
+    experts = tuple(_point(machine, f"experts N={n}", (min(kernel, one), one), n) for n, one in by_size.items())
     turns = (turn("P1", p1, "below: CPU"), turn("P2", p2, "below: link"), turn("balance", balance, "link = memory"))
     return Roofline(hardware.name, model.name, context, micro_batch_size, machine, attention, experts, *turns)
 
@@ -105,17 +103,8 @@ def _point(
     machine: Hierarchy, name: str, intensities: tuple[float, float], tokens: int | None, meaning: str = ""
 ) -> RooflinePoint:
     gpu_intensity, cpu_intensity = intensities
-    over_link = machine.attainable(GPU, {GPU: gpu_intensity, CPU: cpu_intensity})
-    on_cpu = float(machine[CPU].attainable(cpu_intensity))
-    roof = str(over_link.roof)
-    better = "CPU" if on_cpu >= over_link.flops_per_s else f"GPU: {roof.rsplit(maxsplit=1)[-1]}"
-    return RooflinePoint(
-        name=name,
-        intensity=cpu_intensity,
-        tokens=tokens,
-        on_cpu_flops_per_s=on_cpu,
-        over_link_flops_per_s=float(over_link.flops_per_s),
-        over_link_roof=roof,
-        on_gpu_flops_per_s=float(machine[GPU].attainable(gpu_intensity)),
-        meaning=meaning or better,
-    )
+    reached = machine.attainable(GPU, {GPU: gpu_intensity, CPU: cpu_intensity})
+    roof, over_link = str(reached.roof), float(reached.flops_per_s)
+    on_cpu, on_gpu = (float(machine[at].attainable(one)) for at, one in ((CPU, cpu_intensity), (GPU, gpu_intensity)))
+    better = "CPU" if on_cpu >= over_link else f"GPU: {roof.rsplit(maxsplit=1)[-1]}"
+    return RooflinePoint(name, cpu_intensity, tokens, on_cpu, over_link, roof, on_gpu, meaning or better)

@@ -21,5 +21,4 @@ from .machine import (
 )
 from .model import Layer as Layer, Model as Model, packed_bytes as packed_bytes, read_model as read_model
 from .policy import Policy as Policy, read_policy_file as read_policy_file
-from .problem import Problem as Problem
-from .workload import DEFAULT_GEN_LEN as DEFAULT_GEN_LEN, Workload as Workload
+from .workload import DEFAULT_GEN_LEN as DEFAULT_GEN_LEN, Problem as Problem, Workload as Workload

@@ -8,7 +8,7 @@ from traces.cli import positive_int
 from traces.errors import InputError
 
 if TYPE_CHECKING:
-    from sim.problem.problem import Problem
+    from sim.problem.workload import Problem
 
 
 def add_problem(group: Any) -> None:
@@ -49,7 +49,7 @@ def fixed_policy(args: argparse.Namespace) -> tuple[str | None, dict[str, Any]]:
 
 def problem_of(args: argparse.Namespace) -> "Problem":
     """What is asked. Raises InputError for a name that is not known or a file that cannot be read."""
-    from sim.problem.problem import Problem
+    from sim.problem.workload import Problem
 
     length = {"prompt_len": args.prompt_len, "gen_len": args.gen_len}
     return Problem.of(args.model, args.hardware, args.workload, **length, padded=args.padded)

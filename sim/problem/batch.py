@@ -99,10 +99,9 @@ def make_batch(
 
 def _fill_in_order(lengths: tuple[int, ...], capacity: int, gen_len: int, budget: int) -> tuple[MicroBatch, ...]:
     """Fill one micro-batch after the other with requests of one length, as far as the budgets of all of them reach."""
-    num_micro_batches = -(-len(lengths) // capacity)
-    capacity = min(capacity, budget // (lengths[0] + gen_len))
+    length, num_micro_batches = lengths[0], -(-len(lengths) // capacity)
+    capacity = min(capacity, budget // (length + gen_len))
     sizes = (min(capacity, len(lengths) - j * capacity) for j in range(num_micro_batches))
-    length = lengths[0]
     return tuple(MicroBatch(size, size * length, size * length**2, length) for size in sizes if size > 0)
 
 
@@ -127,8 +126,5 @@ def _balance(lengths: Iterable[int], capacity: int, gen_len: int, budget: int) -
             heapq.heappop(fewest)
         else:
             heapq.heapreplace(fewest, (tokens + length, j))
-    return tuple(_micro_batch(mine) for mine in members if mine)
-
-
-def _micro_batch(lengths: list[int]) -> MicroBatch:
-    return MicroBatch(len(lengths), sum(lengths), sum(length * length for length in lengths), max(lengths))
+    sums = ((len(mine), sum(mine), sum(length * length for length in mine), max(mine)) for mine in members if mine)
+    return tuple(MicroBatch(*of_one) for of_one in sums)

@@ -106,22 +106,17 @@ class Policy:
 
     def check_places(self, schedule: Schedule) -> None:
         """Raise InputError where the schedule attends, or keeps its KV cache or its experts, elsewhere."""
+        kv, elsewhere = f"kv_on_device: {self.kv_on_device:g}", f"is not what {schedule.name} does"
         if self.attention not in schedule.system.attention:
             places = " or ".join(schedule.system.attention)
-            raise InputError(f"attention: {self.attention} is not what {schedule.name} does; it attends on {places}")
+            raise InputError(f"attention: {self.attention} {elsewhere}; it attends on {places}")
         if schedule.system.kv_on_device and self.kv_on_device < 1:
-            raise InputError(
-                f"kv_on_device: {self.kv_on_device:g} is not what {schedule.name} does; it keeps it all there: give 1"
-            )
+            raise InputError(f"{kv} {elsewhere}; it keeps it all there: give 1")
         if self.attention is Place.CPU and self.kv_on_device > 0:
-            raise InputError(
-                f"kv_on_device: {self.kv_on_device:g} with attention on the cpu, which reads it on the host: give 0"
-            )
+            raise InputError(f"{kv} with attention on the cpu, which reads it on the host: give 0")
         if schedule.system.streams_non_experts and 0 < self.experts_on_device < 1:
-            raise InputError(
-                f"experts_on_device: {self.experts_on_device:g} is not what {schedule.name} does; all experts of a "
-                f"layer stream with it, or stay: give 0 or 1"
-            )
+            given = f"experts_on_device: {self.experts_on_device:g} {elsewhere}"
+            raise InputError(f"{given}; all experts of a layer stream with it, or stay: give 0 or 1")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values, `num_micro_batches` with them."""

@@ -1,11 +1,12 @@
-"""What is asked of the model: how long each prompt is, and how many tokens each request generates."""
+"""What is asked: how long each prompt is, how many tokens each request generates, of which model on which machine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from sim.problem.machine import Basis
+from sim.problem.machine import Basis, Hardware
+from sim.problem.model import Model
 from sim.problem.presets import WORKLOADS
 from traces.errors import InputError, check_choice, check_count, check_flag, check_keys, check_text, error_prefix
 from traces.files import read_objects, read_toml
@@ -67,9 +68,8 @@ class Workload:
 
     def with_(self, *, gen_len: int | None = None, padded: bool | None = None) -> Self:
         """Return this workload with another generation length or padding; None keeps what it has."""
-        return replace(
-            self, gen_len=self.gen_len if gen_len is None else gen_len, padded=self.padded if padded is None else padded
-        )
+        given: dict[str, Any] = {"gen_len": gen_len, "padded": padded}
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
 
     @classmethod
     def fixed(cls, prompt_len: int, gen_len: int) -> Self:
@@ -88,9 +88,8 @@ class Workload:
         """Load a preset by name, a TOML file with the fields of a Workload, or a JSONL file of requests.
 
         A line of a JSONL file is one request: {"prompt_tokens": 123}, {"prompt_token_ids": [1, ...]} or
-        {"prompt": "text"}, the first of them that is there; text counts TOKENS_PER_WORD tokens a word.
-        Such a file generates DEFAULT_GEN_LEN tokens a request until `with_` says otherwise.
-        Raises InputError for an unknown name, with the nearest ones, and for a bad file, with the field or the line.
+        {"prompt": "text"} of TOKENS_PER_WORD tokens a word. They generate DEFAULT_GEN_LEN tokens each until `with_`
+        says otherwise. Raises InputError for an unknown name and for a bad file, with the field or the line.
         """
         preset = WORKLOADS.path(str(name_or_path))
         if preset is not None:
@@ -130,6 +129,41 @@ class Workload:
         basis = Basis.FITTED if counted else Basis.MEASURED
         text = f"{len(tokens)} requests of {path.name}"
         return cls(path.stem, tokens, DEFAULT_GEN_LEN, description=text, source=source, basis=basis)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is asked: a model, on a machine, for a workload."""
+
+    model: Model
+    hardware: Hardware
+    workload: Workload
+
+    @classmethod
+    def of(
+        cls,
+        model: str | Path | Model,
+        hardware: str | Path | Hardware,
+        workload: str | Path | Workload = "mtbench",
+        *,
+        prompt_len: int | None = None,
+        gen_len: int | None = None,
+        padded: bool | None = None,
+    ) -> Self:
+        """A problem of nouns, names or paths: `Problem.of("mixtral-8x7b", "gcp-t4", gen_len=64)`. Raises InputError.
+
+        With `prompt_len` every prompt is so long, instead of a workload. Prompts are padded to the longest as `padded`
+        says, or else as a Workload given does; those of a workload that is named are.
+        """
+        if not isinstance(model, Model):
+            model = Model.load(model)
+        if not isinstance(hardware, Hardware):
+            hardware = Hardware.load(hardware)
+        if prompt_len is not None:
+            workload = Workload.fixed(prompt_len, DEFAULT_GEN_LEN)
+        if not isinstance(workload, Workload):
+            workload, padded = Workload.load(workload), padded is not False
+        return cls(model, hardware, workload.with_(gen_len=gen_len, padded=padded))
 
 
 def _prompt_tokens(request: Mapping[str, Any], where: str) -> tuple[int, str]:

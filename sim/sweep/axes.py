@@ -77,7 +77,7 @@ def parse_axis(text: str, hardware: Hardware) -> Axis:
     settings = tuple(_setting(name.strip(), factor, hardware) for name in found["names"].split("+"))
     label = (found["label"] or found["names"]).strip() + ("" if found["label"] or not factor else "*")
     reads = [_as_factor if factor else _reader(setting.name) for setting in settings]
-    words = _words(found["values"], label, numeric=_as_text not in reads)
+    words = _words(found["values"], label, numeric=str not in reads)
     values, *_ = [tuple(_read(word, label, read) for word in words) for read in reads]  # all must take them
     for repeated in _repeated(values):
         raise InputError(f"--axis {label}: the value {repeated} is given twice")
@@ -153,10 +153,6 @@ def _reader(name: str) -> Callable[[str], Value]:
     return _READERS.get(name) or _POLICY_READERS.get(name.removeprefix(POLICY), _as_share)
 
 
-def _as_text(word: str) -> Value:
-    return word
-
-
 def _number(
     what: str, allowed: Callable[[float], bool] = lambda _: True, form: str = _NUMBER, kind: type[float] = float
 ) -> Callable[[str], Value]:
@@ -194,7 +190,7 @@ def _or_none(read: Callable[[str], Value]) -> Callable[[str], Value]:
 
 
 _READERS: dict[str, Callable[[str], Value]] = {
-    **dict.fromkeys(("model", "hardware", "workload", "schedule"), _as_text),
+    **dict.fromkeys(("model", "hardware", "workload", "schedule"), str),
     **dict.fromkeys(("gen_len", "prompt_len"), _as_count),
     "padded": _as_flag,
 }

@@ -158,9 +158,8 @@ class Sweep:
         swept = {name.removeprefix(POLICY) for axis in self._axes for name in axis.names if name.startswith(POLICY)}
         given = swept | set(self._base.policy)
         if self._base.by == HRM and (given or self._schedules != (SCHEDULE,)):
-            raise InputError(
-                f"--by hrm: searches the policy itself, for {SCHEDULE}: leave out policy and other schedules"
-            )
+            alone = f"searches the policy itself, for {SCHEDULE}"
+            raise InputError(f"--by hrm: {alone}: leave out policy and other schedules")
         whole = "micro_batch_size" in given and given & {"batch_size", "num_micro_batches"}
         if not given <= SIZES and not whole:
             others = ", ".join(POLICY + name for name in sorted(given - SIZES))
@@ -224,9 +223,8 @@ def _searched(problem: Problem) -> Row:
     if not choices:
         raise errors[0]
     best = max(choices, key=lambda choice: choice.tokens_per_s)
-    empty = Outcome(SCHEDULE, None, None).to_dict()
     return {
-        **empty,
+        **Outcome(SCHEDULE, None, None).to_dict(),
         "feasible": True,
         "policy": best.policy.to_dict(),
         "throughput_tokens_per_s": best.tokens_per_s,

@@ -5,7 +5,6 @@ The tables are in `sim/presets/config_json.toml`; a test compares each family wi
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sim.problem.model.layer import FUSED, Held
 from sim.problem.presets import FOLDER
@@ -36,14 +35,13 @@ class Family:
     full_every: int = 0
 
 
-def _family(held: Sequence[Sequence[int]] = FUSED, **fixed: Any) -> Family:
-    return Family(expert_held=tuple((hidden, inner) for hidden, inner in held), **fixed)
-
-
 _TABLES = read_toml(FOLDER / "config_json.toml")
 
 NAMES: Mapping[str, Sequence[str]] = _TABLES["names"]
 """By the usual name of a field, its other names."""
-FAMILIES = {name: _family(fixed.pop("expert_held", FUSED), **fixed) for name, fixed in _TABLES["families"].items()}
+FAMILIES = {
+    name: Family(**{**fixed, "expert_held": tuple(tuple(moment) for moment in fixed.get("expert_held", FUSED))})
+    for name, fixed in _TABLES["families"].items()
+}
 REFUSED_FIELDS: Mapping[str, str] = _TABLES["refused_fields"]
 REFUSED_TYPES: Mapping[str, str] = _TABLES["refused_types"]
