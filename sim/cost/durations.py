@@ -32,10 +32,10 @@ class CostModel:
         self._formulas = {**Kernels(sizes).formulas, **self._copies.formulas}
         self._emulated = EmulatedCosts(hardware.emulation, sizes) if hardware.emulation else None
         self._left_out = never_exceeded(hardware) if only_contended else frozenset[int]()
-        self.layer_kinds = [*model.layer_kinds, -1]
-        self.batch_kinds = [*_kinds(sizes.batch.micro_batches), -1]
+        self.layer_kinds = (*model.layer_kinds, -1)
+        self.batch_kinds = (*_kinds(sizes.batch.micro_batches), -1)
         pages = [sizes.page_bytes(sizes.streamed_bytes(layer)) for layer in model.distinct_layers]
-        self.page_kinds = [*([*_kinds(sizes_of), -1] for sizes_of in pages), [-1] * (sizes.shape.num_pages + 1)]
+        self.page_kinds = (*((*_kinds(sizes_of), -1) for sizes_of in pages), (-1,) * (sizes.shape.num_pages + 1))
         """Per kind of layer, of pages with equally many bytes; the last entry is for no layer."""
         self._known: dict[tuple[Op, int, int, int, int, int], Cost] = {}
 

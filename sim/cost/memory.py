@@ -85,6 +85,8 @@ def plan_memory(
 ) -> MemoryPlan:
     """Plan the memory of a whole generation: weights, KV cache at its longest, activations, buffers, staging."""
     cache = kv_bytes(model, policy, batch, batch.gen_len - 1)
+    bits = policy.expert_bits(model)
+    resident = model.over_layers(lambda layer: policy.resident_experts(layer) * layer.expert_bytes(bits))
     cache_on_device = round(cache * policy.kv_on_device)
     streamed = model.over_layers(lambda layer: policy.streamed_bytes(schedule, model, layer))
     buffers = _Buffers(schedule, shape, policy, model, batch)
@@ -92,7 +94,7 @@ def plan_memory(
     shared = {
         MemoryPart.EMBEDDING_AND_HEAD: model.resident_bytes() - _non_experts(model),
         MemoryPart.NON_EXPERTS: 0 if schedule.system.streams_non_experts else _non_experts(model),
-        MemoryPart.RESIDENT_EXPERTS: _resident_experts(policy, model),
+        MemoryPart.RESIDENT_EXPERTS: resident,
         MemoryPart.KV_CACHE: cache_on_device,
     }
     device = Counter[str]({part: -(-size // num_devices) for part, size in shared.items()})
@@ -160,11 +162,6 @@ class _Buffers:
 
 def _non_experts(model: Model) -> int:
     return model.over_layers(lambda layer: layer.non_expert_bytes(model.other_bits))
-
-
-def _resident_experts(policy: Policy, model: Model) -> int:
-    bits = policy.expert_bits(model)
-    return model.over_layers(lambda layer: policy.resident_experts(layer) * layer.expert_bytes(bits))
 
 
 def _activations(policy: Policy, model: Model, batch: Batch, num_devices: int) -> int:

@@ -18,9 +18,8 @@ from .dependencies import (
 )
 from .ranks import over_ranks as over_ranks
 from .registry import BUILT_IN as BUILT_IN, by_name as by_name, registered as registered
-from .shape import PipelineShape as PipelineShape, Place as Place
+from .shape import PipelineShape as PipelineShape, Place as Place, System as System
 from .slots import Access as Access, Accesses as Accesses, SlotLayout as SlotLayout
-from .system import System as System
 from .systems import CGOPipe as CGOPipe
 from .task import (
     CPU as CPU,

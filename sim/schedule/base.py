@@ -12,9 +12,8 @@ from functools import lru_cache
 from typing import ClassVar
 
 from sim.schedule.dependencies import BARRIER, Barrier, DependencyTracker, Issue
-from sim.schedule.shape import PipelineShape
+from sim.schedule.shape import PipelineShape, System
 from sim.schedule.slots import SlotLayout
-from sim.schedule.system import System
 from sim.schedule.task import CPU, D2H, GPU, H2D, PIN, WHOLE, Lane, Op, Task
 
 Issues = Iterator[Issue | Barrier]

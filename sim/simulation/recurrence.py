@@ -95,15 +95,11 @@ def start_delays(tasks: Sequence[Task], spans: Mapping[Key, Span]) -> dict[tuple
         task, last, span = turn.task, turn.last, spans.get(turn.task.key)
         lane_of[task.id] = lane_of[last.id] if span is None and last is not None else task.lane
         if span is not None and last is not None:
-            _check_order(span, turn.ready)
+            if span.start_ns < turn.ready - CLOCK_SLACK_NS:
+                raise InputError(
+                    f"in the trace {span.op} (step {span.step}, layer {span.layer}, micro-batch {span.micro_batch}) "
+                    f"starts {(turn.ready - span.start_ns) / 1e6:.3f} ms before what it waits for in its schedule has "
+                    f"ended: was it made by another version of that schedule?"
+                )
             found.setdefault((lane_of[last.id], task.lane), []).append(max(0, span.start_ns - turn.ready))
     return found
-
-
-def _check_order(span: Span, ready_ns: int) -> None:
-    if span.start_ns < ready_ns - CLOCK_SLACK_NS:
-        raise InputError(
-            f"in the trace {span.op} (step {span.step}, layer {span.layer}, micro-batch {span.micro_batch}) starts "
-            f"{(ready_ns - span.start_ns) / 1e6:.3f} ms before what it waits for in its schedule has ended: was it "
-            f"made by another version of that schedule?"
-        )

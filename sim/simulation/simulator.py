@@ -240,7 +240,9 @@ class Simulation:
         if step.lanes_left == 0:
             if self._on_step is not None:
                 self._on_step(step)
-            self._forget_what_all_noticed()
+            for id_, (end_ns, _) in list(self._news.items()):
+                if end_ns + self._hand_over_ns <= self._env.now:  # all lanes have noticed it
+                    del self._news[id_]
             self._feed()
 
     def _until_counts(self, dep: int, lane: Lane) -> Generator[simpy.Event, str, str]:
@@ -256,11 +258,6 @@ class Simulation:
                 yield self._env.timeout(counts_ns - self._env.now)
                 waited_for = before.op
         return waited_for
-
-    def _forget_what_all_noticed(self) -> None:
-        for id_, (end_ns, _) in list(self._news.items()):
-            if end_ns + self._hand_over_ns <= self._env.now:
-                del self._news[id_]
 
     def _walk(self, lane: Lane, run: _Run) -> Generator[simpy.Event, str, None]:
         """The process of one lane: step after step as issued, each task when what it needs is done."""

@@ -2,8 +2,7 @@
 
 from sim.schedule.base import Issues, Schedule
 from sim.schedule.dependencies import BARRIER
-from sim.schedule.shape import PipelineShape, Place
-from sim.schedule.system import System
+from sim.schedule.shape import PipelineShape, Place, System
 
 
 class Accelerate(Schedule):

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 
 from sim.schedule.base import Issues, Schedule, issue, next_layer
-from sim.schedule.shape import PipelineShape, Place
-from sim.schedule.system import System
+from sim.schedule.shape import PipelineShape, Place, System
 from sim.schedule.task import Op
 
 LOOKAHEAD = 2

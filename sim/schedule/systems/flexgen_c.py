@@ -2,8 +2,7 @@
 
 from sim.schedule.base import Issues, Schedule, issue
 from sim.schedule.dependencies import BARRIER
-from sim.schedule.shape import PipelineShape, Place
-from sim.schedule.system import System
+from sim.schedule.shape import PipelineShape, Place, System
 from sim.schedule.task import Op
 
 

@@ -1,8 +1,7 @@
 """DeepSpeed ZeRO-Inference: parameters offloaded, one large batch."""
 
 from sim.schedule.base import Issues, Schedule, next_layer
-from sim.schedule.shape import PipelineShape, Place
-from sim.schedule.system import System
+from sim.schedule.shape import PipelineShape, Place, System
 
 
 class Zero(Schedule):

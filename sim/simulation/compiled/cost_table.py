@@ -16,6 +16,8 @@ GROWING = np.isin(np.arange(len(OPS)), [CODE_OF[op] for op in GROWS_WITH_CONTEXT
 
 KINDS_KEPT = 256
 
+Numbers = tuple[int, ...]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Kinds:
@@ -35,8 +37,7 @@ class CostTable:
 
     def __init__(self, program: Program, costs: CostModel) -> None:
         self._costs = costs
-        pages = tuple(map(tuple, costs.page_kinds))
-        self._kinds = _kinds(program, tuple(costs.layer_kinds), tuple(costs.batch_kinds), pages)
+        self._kinds = _kinds(program, costs.layer_kinds, costs.batch_kinds, costs.page_kinds)
         self.tasks = self._kinds.tasks
         known = [costs(task) for task in self._kinds.static]
         pools = sorted({pool for cost in known for pool, _ in cost.demands})
@@ -67,12 +68,7 @@ class CostTable:
 
 
 @lru_cache(maxsize=KINDS_KEPT)
-def _kinds(
-    program: Program,
-    layer_kinds: tuple[int, ...],
-    batch_kinds: tuple[int, ...],
-    page_kinds: tuple[tuple[int, ...], ...],
-) -> _Kinds:
+def _kinds(program: Program, layer_kinds: Numbers, batch_kinds: Numbers, page_kinds: tuple[Numbers, ...]) -> _Kinds:
     rows = program.rows
     layer, pages = np.array(layer_kinds)[rows[:, LAYER]], np.array(page_kinds)
     decodes = program.step_of + rows[:, STEP] > 0
