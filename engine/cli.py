@@ -1,8 +1,8 @@
 """`python -m engine`."""
 
-from traces.cli import Program
+from traces.cli import CommandLine
 
-PROGRAM = Program(
+PROGRAM = CommandLine(
     "python -m engine",
     "Run an offloaded Mixture-of-Experts model by a schedule.",
     {

@@ -1,8 +1,8 @@
 """`python -m sim`."""
 
-from traces.cli import Program
+from traces.cli import CommandLine
 
-PROGRAM = Program(
+PROGRAM = CommandLine(
     "python -m sim",
     "Predict how an offloaded Mixture-of-Experts model runs, schedule by schedule.",
     {

@@ -1,8 +1,8 @@
 """`python -m validation`."""
 
-from traces.cli import Program
+from traces.cli import CommandLine
 
-PROGRAM = Program(
+PROGRAM = CommandLine(
     "python -m validation",
     "Say how far predictions are off, on this machine and on published ones.",
     {

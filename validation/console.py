@@ -6,7 +6,7 @@ import sys
 from engine import cli as engine
 from sim import cli as sim
 from traces import cli as traces
-from traces.cli import Command, Program
+from traces.cli import Command, CommandLine
 from validation import cli as validation
 
 COMPLETED = {"FILE": "FILE", "DIR": "DIRECTORY"}
@@ -42,7 +42,7 @@ COMPLETION = Command(
     _complete,
 )
 
-PROGRAM = Program(
+PROGRAM = CommandLine(
     "cgopipe",
     "Predict, explain, run and prove the throughput of offloaded Mixture-of-Experts inference.",
     {

@@ -15,7 +15,7 @@ from traces.cli import Command, positive_int, progress
 from traces.errors import InputError
 
 if TYPE_CHECKING:
-    from engine.planning import RunPlan
+    from engine.running.planning import RunPlan
 
 USUAL_SIZES = {"micro_batch_size": 4, "num_micro_batches": 4}
 """What of the sizes is not given, where one of them is."""
@@ -118,7 +118,7 @@ def _run_file(
 def _plan(
     args: argparse.Namespace, schedule: "schedules.Schedule", device: "devices.Device", model: Any, prompts: list[int]
 ) -> "RunPlan":
-    from engine.planning import plan
+    from engine.running.planning import plan
 
     if args.plan_for:
         hardware = problem.Hardware.load(args.plan_for)

@@ -16,7 +16,7 @@ from terminal import in_terminal, unread
 from engine import cli as engine
 from sim import cli as sim
 from traces import cli as traces
-from traces.cli import Command, Program, project_version
+from traces.cli import Command, CommandLine, project_version
 from validation import cli as validation
 from validation.console import PROGRAM, main
 
@@ -28,10 +28,10 @@ PLANNED = "--model INPUTS/four-layers.json --prompt-len 60 --gen-len 2 --schedul
 SIZED = f"{SMALL} --micro-batch-size 8 --num-micro-batches 2"
 
 
-def commands(program: Program):
+def commands(program: CommandLine):
     """Every command of a program, under the words that call it."""
     for name, place in program.commands.items():
-        if isinstance(place, Program):
+        if isinstance(place, CommandLine):
             yield from ((f"{name} {inner}", one) for inner, one in commands(place))
         else:
             yield name, resolve_name(place)

@@ -14,8 +14,8 @@ from terminal import in_terminal, unread
 from traces.cli import (
     INTERRUPTED,
     Command,
+    CommandLine,
     OneLineParser,
-    Program,
     add_jobs,
     add_json,
     add_plot,
@@ -43,8 +43,10 @@ def program(monkeypatch):
     module.seen = []
     module.CUT = command(lambda args: module.seen.append(args.what) or 3)
     monkeypatch.setitem(sys.modules, "a_module", module)
-    inner = Program("inner", "Do it deeper.", {"cut": "a_module:CUT"})
-    return Program("prog", "Cut and break.", {"cut": "a_module:CUT", "break": "not_there:BREAK", "deep": inner}), module
+    inner = CommandLine("inner", "Do it deeper.", {"cut": "a_module:CUT"})
+    return CommandLine(
+        "prog", "Cut and break.", {"cut": "a_module:CUT", "break": "not_there:BREAK", "deep": inner}
+    ), module
 
 
 class TestProgram:
@@ -67,7 +69,7 @@ class TestProgram:
 
     def test_says_its_version(self, program, capsys):
         with pytest.raises(SystemExit) as end:
-            Program("prog", "Cut.", {"cut": "a_module:CUT"}).main(["--version"])
+            CommandLine("prog", "Cut.", {"cut": "a_module:CUT"}).main(["--version"])
         assert end.value.code == 0
         assert capsys.readouterr().out == f"cgopipe {project_version()}\n"
 

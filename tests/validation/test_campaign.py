@@ -10,9 +10,9 @@ from schemas import faults
 from engine.device import EmulatedDevice
 from sim.schedule import registered
 from traces.files import read_trace
-from validation.campaign.analyse import analyse
 from validation.campaign.command import write
 from validation.campaign.execute import PLANNED, Campaign
+from validation.campaign.findings import analyse
 from validation.campaign.grid import STANDARD, CampaignGrid, few_large_experts, many_small_experts
 from validation.cli import main
 from validation.replay import replay_trace

@@ -3,8 +3,8 @@ from .commands import PROGRAM as PROGRAM, main as main
 from .frame import (
     INTERRUPTED as INTERRUPTED,
     Command as Command,
+    CommandLine as CommandLine,
     OneLineParser as OneLineParser,
-    Program as Program,
     project_version as project_version,
     run_command as run_command,
 )

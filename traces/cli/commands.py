@@ -5,7 +5,7 @@ from functools import partial
 
 from traces import analysis, files
 from traces.cli.bars import progress
-from traces.cli.frame import Command, Program
+from traces.cli.frame import Command, CommandLine
 from traces.cli.options import add_json, positive_int
 from traces.cli.output import deliver
 from traces.errors import error_prefix
@@ -77,7 +77,7 @@ _WHERE = "two runs task by task, and where the time went"
 SUMMARY = Command("summary", _WAITS, ("run.json.gz", "a.json b.json --json -"), _add_files, _summary)
 CRITICAL_PATH = Command("critical-path", _CHAIN, ("run.json.gz --top 20",), _add_file, _path)
 DIFF = Command("diff", _WHERE, ("measured.json.gz predicted.json.gz",), _add_pair, _diff)
-PROGRAM = Program(
+PROGRAM = CommandLine(
     "python -m traces",
     "Read the trace of a run, simulated or real, or a PyTorch profile of the engine.",
     {

@@ -41,12 +41,12 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
+class CommandLine:
     """Commands under one name. It starts fast: only the command that is asked for is imported."""
 
     prog: str
     summary: str
-    commands: "Mapping[str, str | Program]"  # where each is, 'sim.sweep.command:COMMAND', or those of a second name
+    commands: "Mapping[str, str | CommandLine]"  # where each is, 'sim.sweep.command:COMMAND', or those of a second name
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run one command; returns its exit code."""
@@ -64,7 +64,7 @@ class Program:
         group = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
         for name in argv[:1] if argv and argv[0] in self.commands else self.commands:
             place = self.commands[name]
-            if isinstance(place, Program):
+            if isinstance(place, CommandLine):
                 text = place.summary
                 place._fill(group.add_parser(name, help=text[0].lower() + text[1:-1], description=text), argv[1:])
                 continue

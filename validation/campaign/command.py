@@ -65,7 +65,7 @@ def write(campaign: "campaigns.Campaign", findings: "campaigns.Findings") -> Non
     ]
     facts = [campaign.machine(model).description for model in campaign.grid.models]
     facts = list(dict.fromkeys(facts + campaigns.told(campaign.speed_file)))
-    (folder / "report.md").write_text(campaigns.markdown(findings, facts, pictures), encoding="utf-8")
+    (folder / "report.md").write_text(campaigns.report_markdown(findings, facts, pictures), encoding="utf-8")
     write_json(folder / "report.json", findings.to_dict())
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from traces.cli import new_figure, open_frame, save
-from validation.campaign.analyse import Findings
+from validation.campaign.findings import Findings
 
 MARKERS = "osD^v"
 BAND = 0.05

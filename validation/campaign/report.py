@@ -5,7 +5,7 @@ from dataclasses import astuple
 from typing import Any
 
 from traces.cli import TEXT, legend, markdown_table, meanings
-from validation.campaign.analyse import CaseResult, Findings
+from validation.campaign.findings import CaseResult, Findings
 
 BARS = {"layer 1": 0.03, "layer 2": 0.10, "layer 3 median": 0.05, "layer 3 worst": 0.12, "regret": 0.03}
 WORST_SHOWN = 5
@@ -27,7 +27,7 @@ RUNS_TOLD = (
 OPS_TOLD = "Each task at its median over the repeats, slowed down by what it shares with others as simulated."
 
 
-def markdown(findings: Findings, facts: Sequence[str], pictures: Sequence[tuple[str, str]]) -> str:
+def report_markdown(findings: Findings, facts: Sequence[str], pictures: Sequence[tuple[str, str]]) -> str:
     """The whole report. `facts` describe the machine, `pictures` are (file, caption)."""
     decisions = ((one.model, one.what, len(one.cases), *astuple(one.ranking)) for one in findings.decisions)
     exact = ((*astuple(one), "yes" if one.exact else "**no**") for one in findings.mechanics)

@@ -122,7 +122,9 @@ def dependencies(layout: SlotLayout, rows: Array, lanes: Sequence[Lane]) -> tupl
     return start, found[:count]
 
 
-def over_ranks(rows: Array, start: Array, deps: Array, gpu: int, net: int, ranks: int) -> tuple[Array, Array, Array]:
+def rows_over_ranks(
+    rows: Array, start: Array, deps: Array, gpu: int, net: int, ranks: int
+) -> tuple[Array, Array, Array]:
     """The same on several devices: `sim.schedule.ranks` over arrays. Lane l of rank r is l · ranks + r."""
     splits = rows[:, OP] == CODE_OF[Op.POST_ATTN]
     first = np.concatenate([[0], np.cumsum(np.where(splits, 2 * ranks + 2, ranks))])

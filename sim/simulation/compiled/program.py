@@ -23,7 +23,7 @@ from sim.simulation.compiled.dependencies import (
     STEP,
     Array,
     dependencies,
-    over_ranks,
+    rows_over_ranks,
 )
 
 PERIODS_KEPT = 4
@@ -84,7 +84,7 @@ def _program(schedule: Schedule, shape: PipelineShape, num_ranks: int, last: int
         splits = [int((step[:, OP] == CODE_OF[Op.POST_ATTN]).sum()) for step in steps]
         lengths = [num_ranks * (n + more) + 2 * more for n, more in zip(lengths, splits, strict=True)]
         named = (*(Lane(lane.kind, rank) for lane in lanes for rank in range(num_ranks)), NET)
-        rows, start, deps = over_ranks(rows, start, deps, 0, len(named) - 1, num_ranks)
+        rows, start, deps = rows_over_ranks(rows, start, deps, 0, len(named) - 1, num_ranks)
     return _arranged(named, min(steady, final), last is None, rows, start, deps, lengths)
 
 
