@@ -1,4 +1,4 @@
-"""The execution: the schedules of `sim` driving PyTorch. Torch and transformers load when it is first used."""
+"""The execution: the schedules of `sim` driving PyTorch."""
 
 import lazy_loader
 

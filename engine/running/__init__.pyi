@@ -1,0 +1,1 @@
+from .planning import RunPlan as RunPlan, plan as plan

@@ -90,7 +90,7 @@ def _byte_tokenizer() -> "PreTrainedTokenizerFast":
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     kwargs = {"tokenizer_object": tokenizer, "pad_token": "<pad>", "eos_token": "<eos>"}
-    return PreTrainedTokenizerFast(**kwargs)  # type: ignore[no-untyped-call, no-any-return]
+    return PreTrainedTokenizerFast(**kwargs)  # type: ignore[no-untyped-call]
 
 
 DEMO = Command(

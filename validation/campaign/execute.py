@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 import engine
 from engine.calibration import Attempt, Round, fitted, measure_machine, once, planned_for
 from engine.device import Device, EmulatedDevice
-from engine.planning import RunPlan, plan
+from engine.running import RunPlan, plan
 from sim.problem import Hardware
 from sim.schedule import registered
 from traces.errors import InputError
