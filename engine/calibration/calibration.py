@@ -14,9 +14,6 @@ from sim.problem import Hardware, Model, read_model
 ROUNDS = 3
 """How often each run of a full calibration is made."""
 
-Progress = Callable[[int, int, str], None]
-"""Told how many of how many measurements are done, and what comes next."""
-
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
@@ -40,10 +37,11 @@ def calibrate(
     name: str = "this machine",
     *,
     quick: bool = False,
-    progress: Progress = lambda done, total, doing: None,
+    progress: Callable[[int, int, str], None] = lambda done, total, doing: None,
 ) -> Calibration:
     """Measure the device and its host for the model; `quick` takes fewer sizes, for a plan rather than a proof.
 
+    `progress` is told how many of how many measurements are done, and what comes next.
     Raises InputError for a model that cannot be run, DeviceOutOfMemory if its experts do not fit the device at all.
     """
     planned, rounds = planned_for(model, quick=quick), 1 if quick else ROUNDS

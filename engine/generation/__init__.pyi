@@ -5,5 +5,5 @@ from .checkpoint import (
     model_of as model_of,
 )
 from .generate import RunResult as RunResult, run as run
-from .metadata import as_cut as as_cut, describe_model as describe_model
 from .request_file import RequestFile as RequestFile
+from .trace import as_cut as as_cut, describe_model as describe_model

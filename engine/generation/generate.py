@@ -10,10 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.device import Device, open_device
 from engine.generation.checkpoint import find_tokenizer, load_model
-from engine.generation.metadata import describe_batch, describe_run
 from engine.generation.prompts import Prompt, check_generate_kwargs, check_length, pad_token, prompt_ids
 from engine.generation.session import open_session
-from engine.generation.trace import Stats, make_trace, peak_bytes, phases_s
+from engine.generation.trace import Stats, describe_batch, describe_run, make_trace, peak_bytes, phases_s
 from engine.model import InFlight
 from engine.tasks import BatchResult, GenerationOptions, RunContext, Session, run_batch
 from sim.problem import Policy
@@ -123,24 +122,24 @@ def _batches(session: Session, ids: list[list[int]], progress: Callable[[int], N
 
 
 def _seed(seed: int | None, kwargs: Mapping[str, Any], model: PreTrainedModel) -> int | None:
-    samples = kwargs.get("do_sample", model.generation_config.do_sample)
-    if not samples or seed is not None:
-        return seed if samples else None
-    return int(torch.randint(2**31, ()).item())
+    if not kwargs.get("do_sample", model.generation_config.do_sample):
+        return None
+    return int(torch.randint(2**31, ()).item()) if seed is None else seed
 
 
 def _stats(done: Sequence[BatchDone], peaks: dict[str, int]) -> Stats:
-    phases = [phases_s(batch.trace) for batch in done]
+    results = [batch.result for batch in done]
+    prefill_s, decode_s = map(sum, zip(*(phases_s(batch.trace) for batch in done), strict=True))
     busy_s: dict[str, float] = {}
     for batch in done:
         for (lane, _), busy_ns in batch.trace.busy_ns().items():
             busy_s[lane] = busy_s.get(lane, 0.0) + busy_ns / 1e9
     return Stats(
-        generated_tokens=sum(len(sequence) for batch in done for sequence in batch.result.sequences),
-        prefill_s=sum(prefill for prefill, _ in phases),
-        decode_s=sum(decode for _, decode in phases),
+        generated_tokens=sum(len(sequence) for one in results for sequence in one.sequences),
+        prefill_s=prefill_s,
+        decode_s=decode_s,
         busy_s=busy_s,
         peak_bytes=peaks,
-        kernel_attention_calls=sum(batch.result.kernel_calls for batch in done),
-        own_attention_calls=sum(batch.result.own_code_calls for batch in done),
+        kernel_attention_calls=sum(one.kernel_calls for one in results),
+        own_attention_calls=sum(one.own_code_calls for one in results),
     )

@@ -1,35 +1,17 @@
 """What comes in: prompts as text or token ids, and arguments for `generate()`. Checked before anything is set up."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from traces.errors import InputError
+from traces.files import read_toml
 
 Prompt = str | Sequence[int]
 
-REFUSED = {
-    "num_beams": "beam search",
-    "num_return_sequences": "several sequences a prompt (repeat the prompt instead)",
-    "assistant_model": "a second model",
-    "prompt_lookup_num_tokens": "speculation",
-    "assistant_early_exit": "speculation",
-    "penalty_alpha": "contrastive search",
-    "dola_layers": "DoLa decoding",
-    "guidance_scale": "a second pass for guidance",
-    "prefill_chunk_size": "chunked prefill",
-    "cache_implementation": "a cache other than the engine's",
-    "past_key_values": "a cache other than the engine's",
-    "use_cache": "generation without a cache",
-    "output_attentions": "attention weights",
-    "inputs_embeds": "embeddings as input",
-    "input_ids": "prompts given twice",
-    "attention_mask": "prompts given twice",
-    "streamer": "a streamer",
-    "custom_generate": "custom generation code",
-    "max_length": "max_length (give max_new_tokens)",
-}
+REFUSED = read_toml(Path(__file__).with_name("refused.toml"))
 """Arguments of `generate()` that the engine cannot honour, and what they stand for."""
 
 HARMLESS = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True, "output_attentions": False}
@@ -73,10 +55,9 @@ def check_length(ids: Sequence[int], name: str, max_new_tokens: int, model: PreT
             f"{name} has {len(ids)} tokens, which with max_new_tokens {max_new_tokens} is more than the model's "
             f"{positions} positions: shorten it by {len(ids) + max_new_tokens - positions}, or generate less"
         )
-    if max(ids) >= config.vocab_size:
-        raise InputError(
-            f"{name} holds the token id {max(ids)}: the model's vocabulary ends at {config.vocab_size - 1}"
-        )
+    last = config.vocab_size - 1
+    if max(ids) > last:
+        raise InputError(f"{name} holds the token id {max(ids)}: the model's vocabulary ends at {last}")
 
 
 def pad_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> int:

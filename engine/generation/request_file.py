@@ -35,23 +35,14 @@ class RequestFile:
         self._max_new_tokens = max_new_tokens
         self._requests = [self._checked(request) for request in read_requests(source, tokenizer)]
         self._results = Results(target, self._requests, resume)
+        self.resumed = self._results.done  # lines that had results already
         self.pending = [request for request in self._requests[self._results.done :] if request.ids is not None]
-        self._taken = 0
+        self.prompts = [request.ids for request in self.pending if request.ids is not None]
 
     @property
     def errors(self) -> list[str]:
         """Why lines were left out."""
         return [request.error for request in self._requests if request.error]
-
-    @property
-    def resumed(self) -> int:
-        """Lines that have results."""
-        return self._results.done
-
-    @property
-    def prompt_tokens(self) -> list[int]:
-        """Prompt lengths of the requests that have no result yet."""
-        return [len(request.ids) for request in self.pending if request.ids is not None]
 
     def run_nothing(self) -> None:
         """Writes what is left to say where no request can be run."""
@@ -59,18 +50,13 @@ class RequestFile:
             self._append(len(self._requests), {})
 
     def run(
-        self,
-        schedule: Schedule,
-        policy: Policy,
-        device: Device,
-        progress: Callable[[int], None] | None = None,
-        **kwargs: Any,
+        self, schedule: Schedule, policy: Policy, device: Device, progress: Callable[[int], None], **kwargs: Any
     ) -> RunResult:
         """Runs what has no result yet. Raises InputError if results cannot be written."""
         with closing(self._results):
             result = run(
                 self._model,
-                [request.ids for request in self.pending if request.ids is not None],
+                self.prompts,
                 schedule,
                 policy,
                 max_new_tokens=self._max_new_tokens,

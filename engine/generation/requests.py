@@ -167,9 +167,8 @@ class Results:
             raise InputError(f"output {self.path}: holds {len(lines)} results for {len(self._requests)} requests")
         for line, request in zip(lines, self._requests, strict=False):
             if not _belongs(line, request):
-                raise InputError(
-                    f"output {self.path}: does not belong to this input, see line {request.line}; give another name"
-                )
+                told = f"does not belong to this input, see line {request.line}; give another name"
+                raise InputError(f"output {self.path}: {told}")
         os.truncate(self.path, len(complete))
         return len(lines)
 

@@ -1,13 +1,25 @@
-"""From the tasks that ran to a trace and to the numbers that people ask for."""
+"""From the tasks that ran to a trace, which says of its run what it takes to predict it, and to what people ask for."""
 
+import hashlib
+import json
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+import transformers
+from transformers import PreTrainedModel
+
 from engine.lanes import Ran
+from engine.tasks import RunContext
+from sim.problem import Batch, MicroBatch
 from sim.schedule import Lane, Op
+from sim.simulation import structure
 from traces.analysis import DEPENDENCY, cause_of
 from traces.trace import MEMORY, NONE, Counter, Span, Trace
+
+LIBRARIES = (torch, transformers)
 
 History = Sequence[tuple[int, int]]
 """(host clock in ns, bytes) after each change of what a memory holds."""
@@ -38,7 +50,52 @@ class Stats:
         return {**asdict(self), "tokens_per_s": self.tokens_per_s}
 
 
-def make_trace(ran: Sequence[Ran], metadata: dict[str, Any], memory: Mapping[str, History] | None = None) -> Trace:
+def describe_model(model: PreTrainedModel) -> dict[str, Any]:
+    """The model's configuration as JSON values, with the dtype that it has in memory and without where it came from."""
+    config: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=False))
+    config.pop("_name_or_path", None)
+    return {**config, "dtype": str(model.dtype).removeprefix("torch.")}
+
+
+def describe_run(run: RunContext, ids: list[list[int]]) -> dict[str, Any]:
+    """What all batches of a run on these token ids have in common."""
+    config, policy, schedule = run.model.config, run.policy.to_dict(), run.schedule.name
+    inputs = [schedule, policy, config.to_json_string(), ids, run.options.max_new_tokens]
+    return {
+        "schedule": schedule,
+        "model": config.model_type,
+        "model_config": describe_model(run.model),
+        "policy": policy,
+        "versions": {"python": platform.python_version()} | {one.__name__: one.__version__ for one in LIBRARIES},
+        "input_hash": hashlib.sha256(json.dumps(inputs).encode()).hexdigest(),
+        "origin": run.device.origin,
+        "device": run.device.facts,
+    }
+
+
+def describe_batch(run: RunContext, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """One batch: its pipeline, the length of each prompt, and the micro-batches as they are padded.
+
+    The device computes padding and the KV cache holds it; only attention on the host leaves it out.
+    """
+    lengths, gen_len = [len(prompt) for prompt in prompts], run.options.max_new_tokens
+    batch = as_cut(lengths, run.policy.micro_batch_size, gen_len)
+    return {
+        "steps": [0, gen_len],
+        "prompt_tokens": lengths,
+        "streamed_bytes": [0 if layer is None else layer.num_bytes for layer in run.streamed],
+        **structure(run.shape(len(batch.micro_batches)), batch),
+    }
+
+
+def as_cut(prompt_tokens: Sequence[int], micro_batch_size: int, gen_len: int) -> Batch:
+    """The batch as the engine cuts it: in order of input, each micro-batch padded to its longest prompt."""
+    starts = range(0, len(prompt_tokens), micro_batch_size)
+    cut = [MicroBatch.padded(prompt_tokens[start : start + micro_batch_size]) for start in starts]
+    return Batch(tuple(cut), 0, gen_len)
+
+
+def make_trace(ran: Sequence[Ran], metadata: dict[str, Any], memory: Mapping[str, History]) -> Trace:
     """The trace of one batch: the tasks' own keys, in order of time, from 0 ns, and what each tier held.
 
     `memory` has the histories of the tiers `device`, `pinned` and `host`, the last without what is pinned.
@@ -53,14 +110,10 @@ def make_trace(ran: Sequence[Ran], metadata: dict[str, Any], memory: Mapping[str
         previous = before.get(task.lane, NONE)
         cause = cause_of(times[task.id][0], task.deps, previous, ends_ns)
         before[task.lane] = task.id
-        where = (task.lane.kind.value, task.lane.rank, task.step, task.layer, task.micro_batch, task.page)
         first, last = (time - start_ns for time in times[task.id])
-        waited_for = "" if cause in (previous, NONE) else DEPENDENCY
-        span = Span(
-            task.id, task.op.value, *where, first, last, bytes=one.num_bytes, waited_for=waited_for, cause=cause
-        )
-        spans.append(span)
-    return Trace(metadata, spans, _memory(memory or {}, start_ns))
+        what = (one.num_bytes, 0, "", "" if cause in (previous, NONE) else DEPENDENCY, cause)
+        spans.append(Span(task.id, task.op.value, task.lane.kind.value, *task.key[1:], first, last, *what))
+    return Trace(metadata, spans, _memory(memory, start_ns))
 
 
 def _memory(histories: Mapping[str, History], start_ns: int) -> list[Counter]:

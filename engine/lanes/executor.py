@@ -72,10 +72,8 @@ class Executor:
 
         Raises what `perform` raised: InputError as it is, with a note that names the task; anything else as TaskError.
         """
-        if _profiling():
-            with profiler.record_function(batch_range(self._device.origin)):
-                self._run_lanes()
-        else:
+        named = batch_range(self._device.origin)
+        with profiler.record_function(named) if _profiling() else contextlib.nullcontext():
             self._run_lanes()
         if self._failure is not None:
             raise self._failure
@@ -97,7 +95,6 @@ class Executor:
                     thread.join()
 
     def _work(self, lane: Lane) -> None:
-        failed: Task | None = None
         try:
             with self._device.open_lane(lane.kind) as context, contextlib.ExitStack() as at_end:
                 at_end.callback(self._on_thread_end, lane)
@@ -105,14 +102,14 @@ class Executor:
                 for ready in self._queue.tasks(lane):
                     try:
                         before = self._do(context, lane, ready, before)
-                    except BaseException:
-                        failed = ready.task
+                    except BaseException as error:
+                        self._failure = self._failure or _named(ready.task, error)
                         self._queue.stop()  # before this lane leaves, so that no other takes that for a deadlock
                         raise
                     if self._finished():
                         self._queue.stop()
         except BaseException as error:  # a lane must not die unnoticed, whatever killed it
-            self._failure = self._failure or _named(failed, error)
+            self._failure = self._failure or error
             self._queue.stop()
         finally:
             self._lanes_left.release()
@@ -147,10 +144,9 @@ def _profiling() -> bool:
     return profiler._is_profiler_enabled
 
 
-def _named(task: Task | None, error: BaseException) -> BaseException:
+def _named(task: Task, error: BaseException) -> BaseException:
     """The error of a task, which it names."""
-    if isinstance(error, InputError) and task is not None:
-        error.add_note(f"in {describe(task)}")
-    if isinstance(error, InputError) or task is None:
-        return error
-    return TaskError(task, error)
+    if not isinstance(error, InputError):
+        return TaskError(task, error)
+    error.add_note(f"in {describe(task)}")
+    return error

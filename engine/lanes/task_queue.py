@@ -69,8 +69,7 @@ class TaskQueue:
         self.at_work = set(self._issued)
         """Lanes that neither wait nor have left."""
         self._slept: set[Lane] = set()  # lanes that slept since their last task
-        self._waiting_for_dep: dict[int, list[Lane]] = {}
-        self._waiting_for_issue: list[Lane] = []
+        self._waiting: dict[int | None, list[Lane]] = {}  # by the task whose end they wait for, or None: for issue
         self._marks: dict[int, Mark] = {}
         self._forgotten = 0  # tasks with a lower id ended long ago: their marks are gone
         self._open_steps: deque[list[int]] = deque()  # [first id, tasks not ended] of each step, oldest first
@@ -86,7 +85,7 @@ class TaskQueue:
                 with self._lock:
                     for dep in task.deps:
                         while not self._stopped and dep >= self._forgotten and dep not in self._marks:
-                            self._wait(lane, self._waiting_for_dep.setdefault(dep, []), task)
+                            self._wait(lane, dep, task)
                     if self._stopped:
                         return
                     marks = [self._marks[dep] for dep in task.deps if dep >= self._forgotten]
@@ -101,7 +100,7 @@ class TaskQueue:
         """The task's work is done, or will be once the mark is reached."""
         with self._lock:
             self._marks[task.id] = mark
-            self._wake(self._waiting_for_dep.pop(task.id, []))
+            self._wake(task.id)
             self._count_down(task)
 
     def stop(self) -> None:
@@ -117,7 +116,7 @@ class TaskQueue:
                 if len(self._open_steps) <= STEPS_AHEAD:
                     self._issue_step()
                 else:
-                    self._wait(lane, self._waiting_for_issue, None)
+                    self._wait(lane, None, None)
             return queue.popleft() if queue and not self._stopped else None
 
     def _issue_step(self) -> None:
@@ -130,7 +129,7 @@ class TaskQueue:
                     raise RuntimeError(f"{describe(task)}: the run was given no such lane")
                 self._issued[task.lane].append(task)
             self._open_steps.append([tasks[0].id, len(tasks)])
-        self._wake_for_issue()
+        self._wake(None)
 
     def _count_down(self, task: Task) -> None:
         for step in reversed(self._open_steps):
@@ -146,12 +145,12 @@ class TaskQueue:
             for id_ in range(self._forgotten, self._ended_steps[0]):
                 self._marks.pop(id_, None)
             self._forgotten = self._ended_steps[0]
-        self._wake_for_issue()
+        self._wake(None)
 
     # waiting: who is woken counts as at work from that moment, so that "all wait" means what it says ------------
 
-    def _wait(self, lane: Lane, others: list[Lane], task: Task | None) -> None:
-        others.append(lane)
+    def _wait(self, lane: Lane, dep: int | None, task: Task | None) -> None:
+        self._waiting.setdefault(dep, []).append(lane)
         self._leave(lane)
         if not self._deadlocked:
             self._slept.add(lane)
@@ -162,21 +161,15 @@ class TaskQueue:
 
     def _leave(self, lane: Lane) -> None:
         self.at_work.discard(lane)
-        waits = self._waiting_for_issue or self._waiting_for_dep
-        if not self.at_work and waits and not self._stopped:
+        if not self.at_work and self._waiting and not self._stopped:
             self._deadlocked = self._stopped = True
             self._wake_all()
 
-    def _wake(self, lanes: list[Lane]) -> None:
+    def _wake(self, dep: int | None) -> None:
+        lanes = self._waiting.pop(dep, [])
         self.at_work.update(lanes)
         self._lock.wake(lanes)
 
-    def _wake_for_issue(self) -> None:
-        self._wake(self._waiting_for_issue)
-        self._waiting_for_issue.clear()
-
     def _wake_all(self) -> None:
-        self._wake_for_issue()
-        for lanes in self._waiting_for_dep.values():
-            self._wake(lanes)
-        self._waiting_for_dep.clear()
+        for dep in [*self._waiting]:
+            self._wake(dep)

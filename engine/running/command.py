@@ -52,7 +52,11 @@ def run(args: argparse.Namespace) -> int:
     """Generate for every request of a file; results are appended as each batch ends."""
     schedule = schedules.by_name(args.schedule)
     policy = given_policy(args, schedule)
-    _check_paths(args)
+    if args.trace and not str(args.trace).endswith((".json", ".json.gz")):
+        raise InputError(f"--trace {args.trace}: give a name that ends in .json or .json.gz")
+    for path in filter(None, (args.output, args.trace)):
+        if not path.resolve().parent.is_dir():
+            raise InputError(f"{path}: there is no folder {path.resolve().parent}; make it first")
     with devices.open_device(device_of(args)) as device:
         result = _run_file(args, schedule, policy, device)
     if result is None:
@@ -60,7 +64,14 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.trace:
         files.write_trace(result.trace, args.trace)
-    sys.stderr.write(_summary(result) + "\n")
+    stats = result.stats
+    busy = ", ".join(f"{lane} {seconds:.2f} s" for lane, seconds in stats.busy_s.items())
+    peaks = ", ".join(f"{tier} {num_bytes / 1e6:.1f} MB" for tier, num_bytes in stats.peak_bytes.items())
+    sys.stderr.write(
+        f"{result.trace.origin}: {stats.generated_tokens} tokens at {stats.tokens_per_s:.1f} tokens/s "
+        f"(prefill {stats.prefill_s:.2f} s, decode {stats.decode_s:.2f} s)\n"
+        f"busy: {busy}\npeak memory: {peaks}\n"
+    )
     return 0
 
 
@@ -74,14 +85,6 @@ def given_policy(args: argparse.Namespace, schedule: "schedules.Schedule") -> "p
     if not fields and args.policy is None:
         return None
     return problem.Policy.from_dict(fields if args.policy else {**USUAL_SIZES, **fields}, schedule)
-
-
-def _check_paths(args: argparse.Namespace) -> None:
-    if args.trace and not str(args.trace).endswith((".json", ".json.gz")):
-        raise InputError(f"--trace {args.trace}: give a name that ends in .json or .json.gz")
-    for path in filter(None, (args.output, args.trace)):
-        if not path.resolve().parent.is_dir():
-            raise InputError(f"{path}: there is no folder {path.resolve().parent}; make it first")
 
 
 def _run_file(
@@ -100,13 +103,12 @@ def _run_file(
         return None
     planned = None
     if policy is None:
-        planned = _plan(args, schedule, device, model, requests.prompt_tokens)
+        planned = _plan(args, schedule, device, model, [len(prompt) for prompt in requests.prompts])
         policy = planned.policy
     sys.stderr.write(f"policy: {planned or f'{policy} requests'}, schedule {schedule.name}\n")
-    total = len(requests.pending) * args.max_new_tokens
-    with progress("generating", total, unit="tokens", lines=True) as shown:
+    with progress("generating", len(requests.pending) * args.max_new_tokens, unit="tokens", lines=True) as shown:
         result = requests.run(schedule, policy, device, shown.advance, seed=args.seed, **_generate_kwargs(args))
-    if planned is not None and result is not None:
+    if planned is not None:
         expected, measured = planned.expected.throughput_tokens_per_s, result.stats.tokens_per_s
         sys.stderr.write(
             f"expected {expected:.1f} tokens/s on {planned.machine}, measured {measured:.1f} on {result.trace.origin} "
@@ -134,18 +136,6 @@ def _plan(
 def _generate_kwargs(args: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(args, name) for name in (*SAMPLING, "repetition_penalty") if getattr(args, name) is not None}
     return {"do_sample": True, **given} if given.keys() & SAMPLING else given
-
-
-def _summary(result: "generation.RunResult") -> str:
-    """What a run did, in a few lines."""
-    stats = result.stats
-    busy = ", ".join(f"{lane} {seconds:.2f} s" for lane, seconds in stats.busy_s.items())
-    peaks = ", ".join(f"{tier} {num_bytes / 1e6:.1f} MB" for tier, num_bytes in stats.peak_bytes.items())
-    return (
-        f"{result.trace.origin}: {stats.generated_tokens} tokens at {stats.tokens_per_s:.1f} tokens/s "
-        f"(prefill {stats.prefill_s:.2f} s, decode {stats.decode_s:.2f} s)\n"
-        f"busy: {busy}\npeak memory: {peaks}"
-    )
 
 
 COMMAND = Command(

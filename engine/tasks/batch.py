@@ -1,4 +1,4 @@
-"""One batch of requests through a schedule: micro-batches, their caches, the executor, and what came out."""
+"""One batch of requests through a schedule: micro-batches, their caches, who performs each task, and what came out."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 
+from engine.device import LaneContext
 from engine.lanes import Executor, Ran
 from engine.memory import Activations, Buffers
 from engine.model import Finished, InFlight, cache_for, end_tokens
 from engine.tasks.attend import DecodeAttention
+from engine.tasks.compute import Compute
 from engine.tasks.context import BatchContext, RunContext, Session
-from engine.tasks.perform import TaskPerformer
+from engine.tasks.transfers import Transfers
+from sim.schedule import Lane, LaneKind, Op, Task
 
 STEPS_THAT_SHOW_ALL_LANES = 3
 
@@ -78,12 +81,65 @@ def _free_stores(run: RunContext, micro_batches: Sequence[InFlight]) -> None:
 
 
 def _execute(batch: BatchContext) -> list[Ran]:
-    run, work = batch.session.run, TaskPerformer(batch)
+    run, shape, work = batch.session.run, batch.layout.shape, TaskPerformer(batch)
     num_steps = run.options.max_new_tokens
-    first_steps = run.schedule.steps(batch.shape, 0, min(num_steps, STEPS_THAT_SHOW_ALL_LANES))
+    first_steps = run.schedule.steps(shape, 0, min(num_steps, STEPS_THAT_SHOW_ALL_LANES))
     lanes = list(dict.fromkeys(task.lane for step in first_steps for task in step))
-    steps = run.schedule.steps(batch.shape, 0, num_steps)
-    return Executor(run.device, steps, lanes, work, work.finished, work.leave).run()
+    return Executor(run.device, run.schedule.steps(shape, 0, num_steps), lanes, work, work.finished, work.leave).run()
+
+
+class TaskPerformer:
+    """Performs the tasks of one batch, on whatever lane they are. Dependencies keep lanes out of each other's way."""
+
+    def __init__(self, batch: BatchContext) -> None:
+        self._batch = batch
+        weights, compute, transfers = batch.session.weights, Compute(batch), Transfers(batch)
+        self._move_weights: dict[Op, Callable[[LaneContext, Task], int]] = {
+            Op.PIN_WEIGHTS: lambda _, task: weights.pin(task),
+            Op.LOAD_WEIGHTS: weights.load,
+            Op.LOAD_WEIGHTS_PAGEABLE: weights.load_pageable,
+        }
+        self._on_device: dict[Op, Callable[[Task, InFlight], int]] = {
+            Op.PRE_ATTN: compute.pre_attn,
+            Op.ATTN: compute.attn,
+            Op.POST_ATTN: compute.post_attn,
+            Op.HEAD: compute.head,
+        }
+        self._attn_on_host = compute.attn_on_host
+        self._copies: dict[Op, Callable[[LaneContext, Task, InFlight], int]] = {
+            Op.OFFLOAD_QKV: transfers.offload_qkv,
+            Op.LOAD_HIDDEN: transfers.load_hidden,
+            Op.STORE_HIDDEN: transfers.store_hidden,
+            Op.LOAD_KV: transfers.load_kv,
+            Op.STORE_KV: transfers.store_kv,
+        }
+
+    def __call__(self, lane: LaneContext, task: Task) -> int | None:
+        """Do the task. Returns the bytes it moved; None if its micro-batch has finished."""
+        if task.op in self._move_weights:
+            return self._move_weights[task.op](lane, task)
+        micro_batch = self._batch.micro_batches[task.micro_batch]
+        if micro_batch.finished and task.step >= micro_batch.step:
+            return None
+        if task.op in self._copies:
+            return self._copies[task.op](lane, task, micro_batch)
+        if task.lane.kind is LaneKind.CPU:
+            return self._attn_on_host(task, micro_batch)
+        if task.op not in self._on_device:
+            raise NotImplementedError(f"{task.op} belongs to runs on several devices")
+        if micro_batch.step != task.step:
+            raise RuntimeError(f"micro-batch {micro_batch.index} is in step {micro_batch.step}")
+        return self._on_device[task.op](task, micro_batch)
+
+    def finished(self) -> bool:
+        """Whether every micro-batch has ended before its last step, so that what is issued further has no use."""
+        micro_batches, num_steps = self._batch.micro_batches, self._batch.session.run.options.max_new_tokens
+        return any(one.step < num_steps for one in micro_batches) and all(one.finished for one in micro_batches)
+
+    def leave(self, lane: Lane) -> None:
+        """Ends all coroutines when the GPU lane ends, in whose thread they run."""
+        for micro_batch in self._batch.micro_batches if lane.kind is LaneKind.GPU else ():
+            micro_batch.abandon()
 
 
 def _generated(run: RunContext, micro_batch: InFlight) -> list[list[int]]:

@@ -11,7 +11,7 @@ class Compute:
 
     def __init__(self, batch: BatchContext) -> None:
         self._batch = batch
-        self._shape = batch.shape
+        self._shape = batch.layout.shape
         self._activations = batch.activations
 
     def pre_attn(self, task: Task, micro_batch: InFlight) -> int:
@@ -52,7 +52,13 @@ class Compute:
         self._use_weights(task, micro_batch)
         with self._activations.working(micro_batch, task):
             while not _has_left(micro_batch, task.layer):
-                self._go_on(task, micro_batch)
+                match micro_batch.at:
+                    case AttentionCall():
+                        micro_batch.resume(_take_attended(micro_batch, micro_batch.at))
+                    case CacheNeeded():
+                        micro_batch.resume(tuple(micro_batch.take_loaded_cache(task)))
+                    case _:
+                        micro_batch.resume()
         self._activations.stopped(micro_batch)
         return 0
 
@@ -82,15 +88,6 @@ class Compute:
         if self._shape.streamed[task.layer]:
             self._batch.session.weights.bind(task)
         micro_batch.weights_ready = True
-
-    def _go_on(self, task: Task, micro_batch: InFlight) -> None:
-        match micro_batch.at:
-            case AttentionCall():
-                micro_batch.resume(_take_attended(micro_batch, micro_batch.at))
-            case CacheNeeded():
-                micro_batch.resume(tuple(micro_batch.take_loaded_cache(task)))
-            case _:
-                micro_batch.resume()
 
     def _keep_on_device(self, task: Task, micro_batch: InFlight) -> None:
         new = micro_batch.take_new(task)

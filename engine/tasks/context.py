@@ -93,7 +93,3 @@ class BatchContext:
     activations: Activations
     on_head: Callable[[InFlight], None]
     """Told of each micro-batch whenever it has new tokens."""
-
-    @property
-    def shape(self) -> PipelineShape:
-        return self.layout.shape

@@ -34,7 +34,7 @@ class Transfers:
         if task.step == 0:
             return self._load_prefill_hidden(lane, task, micro_batch)
         if isinstance(micro_batch.at, CacheNeeded):
-            return self._load_cache(lane, task, micro_batch, 0)
+            return self.load_kv(lane, task, micro_batch, new_tokens=0)
         attended, micro_batch.attended_on_host = micro_batch.attended_on_host, None
         if attended is None:
             return 0
@@ -56,10 +56,6 @@ class Transfers:
         self._batch.activations.stopped(micro_batch)
         return micro_batch.hidden_on_host.nbytes
 
-    def load_kv(self, lane: LaneContext, task: Task, micro_batch: InFlight) -> int:
-        """A layer's KV cache to the device, for attention there."""
-        return self._load_cache(lane, task, micro_batch, 1)
-
     def store_kv(self, lane: LaneContext, task: Task, micro_batch: InFlight) -> int:
         """New keys and values to the host's cache."""
         new = micro_batch.take_new(task)
@@ -80,8 +76,8 @@ class Transfers:
         micro_batch.loaded_hidden = on_device
         return host.nbytes
 
-    def _load_cache(self, lane: LaneContext, task: Task, micro_batch: InFlight, new_tokens: int) -> int:
-        """The whole cache of a layer to the device, with room behind it for new tokens."""
+    def load_kv(self, lane: LaneContext, task: Task, micro_batch: InFlight, new_tokens: int = 1) -> int:
+        """The whole KV cache of a layer to the device, for attention there, with room behind it for new tokens."""
         store = micro_batch.stores.get(task.layer)
         if store is None:
             return 0

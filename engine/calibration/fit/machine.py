@@ -45,7 +45,7 @@ def unfitted(name: str, device: Device, probes: Probes, split_cost: Measured | N
 
     `split_cost` is what experts take longer in two parts: the fixed time of their class, which is not fitted then.
     """
-    link = probes.link
+    link, unshown = probes.link, Emulation(*(_assumed(share, "1", NO_RUN) for share in (0.2, 1.0)))
     peak = Quantity(max(link.h2d.high, link.d2h.high) / 1e9, "GB/s", Basis.MEASURED, "the faster direction of the link")
     return Hardware(
         name=name,
@@ -72,9 +72,7 @@ def unfitted(name: str, device: Device, probes: Probes, split_cost: Measured | N
             d2h_pageable_bytes_per_s=link.d2h_pageable.quantity("GB/s", 1e9),
             latency_s=link.latency.quantity("us", 1e-6),
         ),
-        emulation=None
-        if device.gpu_threads is None
-        else Emulation(*(_assumed(share, "1", NO_RUN) for share in (0.2, 1.0))),
+        emulation=None if device.gpu_threads is None else unshown,
     )
 
 

@@ -142,14 +142,9 @@ def _fit(
     def residuals(logs: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(np.log(predicted_s(machine(logs), model, chosen)) - measured)
 
-    starts, lows, highs = np.log([*parameters.values()]).T
+    start, *limits = np.log([*parameters.values()]).T
     found = least_squares(
-        lambda logs: residuals(logs) * weights,
-        starts,
-        bounds=(lows, highs),
-        loss="soft_l1",
-        f_scale=OUTLIER,
-        diff_step=1e-3,
+        lambda logs: residuals(logs) * weights, start, bounds=limits, loss="soft_l1", f_scale=OUTLIER, diff_step=1e-3
     )
     errors = np.abs(np.expm1(residuals(found.x)))
     result = Fit(what, len(chosen), float(np.median(errors)), float(errors.max()))

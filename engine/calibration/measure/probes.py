@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
 
 import torch
 
@@ -154,7 +153,7 @@ def _host_copy(repeats: int) -> Measured:
         return repeated(rate, f"one thread copies {LARGE_COPY_BYTES // MIB} MiB in host memory", repeats)
 
 
-class MemoryReader:
+class MemoryReader(contextlib.AbstractContextManager["MemoryReader"]):
     """Reads a block of memory once with `threads` threads, a share each, and nothing else.
 
     The block must be several times larger than the caches, or they answer instead of the memory.
@@ -171,24 +170,20 @@ class MemoryReader:
 
     def read(self) -> int:
         """Reads the block once; returns its bytes."""
-        for _ in self._workers.map(self._read, self._shares):
-            pass
-        return sum(share.nbytes for share in self._shares)
+        return sum(self._workers.map(self._read, self._shares))
 
     def bytes_per_s(self) -> float:
         """What one reading reaches."""
         start_s = time.perf_counter()
         return self.read() / (time.perf_counter() - start_s)
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self._workers.shutdown()
 
-    def _read(self, share: torch.Tensor) -> None:
+    def _read(self, share: torch.Tensor) -> int:
         with intra_op_threads(1, self._default_threads):
             share.amax()
+        return share.nbytes
 
 
 def _host_read(threads: int, repeats: int) -> Measured:

@@ -112,11 +112,10 @@ class Sample(NamedTuple):
 
 def conditions(max_prompt_tokens: int, *, quick: bool = False) -> list[Condition]:
     """The runs of a calibration, the small ones first; no prompt is longer than `max_prompt_tokens`."""
-    found: list[Condition] = []
-    for width in sorted({min(width, max_prompt_tokens) for width in (QUICK_PROMPTS if quick else PROMPTS)}):
-        for size in QUICK_SIZES if quick else SIZES:
-            if size * width <= MAX_TOKENS:
-                found += [_alone(size, width, place) for place in Place]
+    sizes, prompts = (QUICK_SIZES, QUICK_PROMPTS) if quick else (SIZES, PROMPTS)
+    widths = sorted({min(width, max_prompt_tokens) for width in prompts})
+    cut = [(size, width) for width in widths for size in sizes if size * width <= MAX_TOKENS]
+    found = [_alone(size, width, place) for size, width in cut for place in Place]
     found.sort(key=lambda one: one.batch.prompt_tokens)
     width = min(64, max_prompt_tokens)
     names = ("cgopipe",) if quick else ("cgopipe", "flexgen")

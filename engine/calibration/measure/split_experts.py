@@ -18,8 +18,6 @@ TOKENS = 16
 PAIRS = 5
 """So many pairs for each repeat that other measurements get: the difference is small beside what it is between."""
 
-Tensors = dict[str, torch.Tensor]
-
 
 def split_cost(model: PreTrainedModel, described: Model, device: Device, repeats: int) -> Measured | None:
     """Seconds that a layer's experts take longer in two parts than in one; None if they cannot be split.
@@ -34,7 +32,7 @@ def split_cost(model: PreTrainedModel, described: Model, device: Device, repeats
     experts = anatomy.experts[at]
     module, call = experts[0].owner, _call(described.layers[at], model.dtype, device)
     with contextlib.ExitStack() as stack:
-        placed: Tensors = {}
+        placed: dict[str, torch.Tensor] = {}
         for one in experts:
             placed[one.name] = device.place("calibration", one.tensor.detach())
             stack.callback(device.free, placed[one.name])
@@ -65,7 +63,7 @@ def differences(usual: Callable[[], float], other: Callable[[], float], count: i
     return found
 
 
-def _parameters(tensors: Tensors) -> dict[str, nn.Parameter]:
+def _parameters(tensors: dict[str, torch.Tensor]) -> dict[str, nn.Parameter]:
     return {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()}
 
 
