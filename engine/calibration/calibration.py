@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from engine.calibration import fit, measure
 from engine.device import Device
 from engine.generation import describe_model
-from sim.problem import Hardware, Model, read_model
+from sim.problem import Hardware, Model
 
 ROUNDS = 3
 """How often each run of a full calibration is made."""
@@ -28,7 +28,7 @@ class Calibration:
 
 def described(model: PreTrainedModel, name: str = "model") -> Model:
     """A loaded model as the simulator sees it, at the width it has in memory."""
-    return read_model(describe_model(model), name, f"the configuration of {type(model).__name__}")
+    return Model.of_config(describe_model(model), name, f"the configuration of {type(model).__name__}")
 
 
 def calibrate(

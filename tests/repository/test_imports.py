@@ -29,16 +29,13 @@ ROOT = Path(__file__).resolve().parents[2]
 HOUSE = House(ROOT, ("traces", "sim", "engine", "validation"))
 PICTURE = read_picture((ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"))
 
-CIRCLES = {
-    "sim.problem.model.config <- sim.problem.model.model": "Model.load reads a config.json, whose reader makes a Model",
-}
+CIRCLES: dict[str, str] = {}
 DOORS_MISSED: dict[str, str] = {}
 FULL_FOLDERS: dict[str, str] = {}
 SHARED_NAMES = {
     **dict.fromkeys(("run",), "each command offers itself in the same way"),
     **dict.fromkeys(("draw", "print_summary"), "each command has a report.py and a picture.py"),
     "plan": "sim plans on a grid; engine plans for the requests at hand with it",
-    "load_model": "sim reads dimensions, the engine weights",
     "read_rows": "of a sweep; of published runs",
     "summarise": "a trace; the hand-over delays of a run",
 }

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from sim.cost import Setup
-from sim.problem import Batch, Hardware, MicroBatch, Model, Policy, Problem, Workload, read_model
+from sim.problem import Batch, Hardware, MicroBatch, Model, Policy, Problem, Workload
 from sim.schedule import PipelineShape, Schedule, Task, by_name, over_ranks
 from traces.errors import InputError
 from traces.trace import Key, Span, Trace
@@ -107,7 +107,7 @@ def _model_of(trace: Trace) -> Model:
     """The model of a trace: from its configuration, or a preset by its name. Raises InputError."""
     name, config = _typed(trace.metadata, "model", str), trace.metadata.get("model_config")
     if isinstance(config, Mapping):
-        return read_model(config, name, "the trace's model_config")
+        return Model.of_config(config, name, "the trace's model_config")
     if name in Model.presets():
         return Model.load(name)
     raise InputError(f"the trace names the model {name!r}, which is no preset, and has no model_config; {MEND}")

@@ -2,7 +2,7 @@
 
 Mixture-of-Experts families give the same dimensions different names; `families` lists them, and what the code of each
 family fixes. A family that it does not list is read by the names alone. What the nouns of `sim.problem.model` cannot
-describe is refused, not guessed.
+model_fields is refused, not guessed.
 """
 
 from collections.abc import Mapping
@@ -13,23 +13,22 @@ from typing import Any
 from sim.problem.model.families import FAMILIES, REFUSED_FIELDS, REFUSED_TYPES, Family
 from sim.problem.model.fields import Fields
 from sim.problem.model.layer import Attention, FeedForward, Latent, Layer
-from sim.problem.model.model import Model
 from sim.problem.model.quantization import native_bits
 from sim.problem.presets import MODELS
 from traces.errors import InputError, error_prefix
 from traces.files import read_object
 
 
-def load_model(name_or_path: str | Path) -> Model:
-    """Read a preset by its name, or a `config.json`, or a folder that holds one."""
+def find_config(name_or_path: str | Path) -> tuple[Mapping[str, Any], str, str]:
+    """A preset by its name, or a `config.json`, or a folder that holds one: its content, name, and what to call it."""
     preset = MODELS.path(str(name_or_path).lower())
     if isinstance(name_or_path, str) and preset is not None:
-        return read_model(read_object(preset), preset.stem, f"model preset {preset.stem}")
+        return read_object(preset), preset.stem, f"model preset {preset.stem}"
     path = _config_path(Path(name_or_path))
     if path is None:
         raise MODELS.unknown(str(name_or_path))
     name = path.resolve().parent.name if path.name == "config.json" else path.stem
-    return read_model(read_object(path), name, str(path))
+    return read_object(path), name, str(path)
 
 
 def _config_path(path: Path) -> Path | None:
@@ -40,8 +39,8 @@ def _config_path(path: Path) -> Path | None:
         return None
 
 
-def read_model(config: Mapping[str, Any], name: str, source: str) -> Model:
-    """The model that a configuration describes; `source` stands first in every error."""
+def model_fields(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The fields of the `Model` that a configuration describes; `source` stands first in every error."""
     fields = Fields(config)
     with error_prefix(f"{source}: "):
         _refuse(fields)
@@ -49,8 +48,7 @@ def read_model(config: Mapping[str, Any], name: str, source: str) -> Model:
         layers = tuple(_layer(fields, family, index) for index in range(fields.count("num_hidden_layers")))
         if not any(layer.num_experts for layer in layers):
             raise InputError("no layer has experts: mlp_only_layers, first_k_dense_replace and their like leave none")
-        return Model(
-            name=name,
+        return dict[str, Any](
             vocab_size=fields.count("vocab_size"),
             layers=layers,
             tie_embeddings=fields.flag("tie_word_embeddings", family.tie_embeddings),

@@ -4,10 +4,12 @@ All counts follow from the dimensions in a Hugging Face `config.json` (read by `
 user's own model go the same way.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Self
 
+from sim.problem.model.config import find_config, model_fields
 from sim.problem.model.layer import Layer, check_at_least, packed_bytes
 from sim.problem.presets import MODELS
 from traces.errors import InputError
@@ -51,12 +53,15 @@ class Model:
         object.__setattr__(self, "distinct_layers", tuple(kinds))
         object.__setattr__(self, "layer_counts", tuple(self.layer_kinds.count(kind) for kind in kinds.values()))
 
-    @staticmethod
-    def load(name_or_path: str | Path) -> "Model":
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Self:
         """Read a preset by its name, or a `config.json`, or a folder that holds one. Raises InputError."""
-        from sim.problem.model.config import load_model
+        return cls.of_config(*find_config(name_or_path))
 
-        return load_model(name_or_path)
+    @classmethod
+    def of_config(cls, config: Mapping[str, Any], name: str, source: str) -> Self:
+        """The model that the content of a `config.json` describes; `source` stands first in every InputError."""
+        return cls(name, **model_fields(config, source))
 
     @staticmethod
     def presets() -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from sim.problem import Model, read_model
+from sim.problem import Model
 from sim.problem.model.layer import FeedForward
 from sim.problem.presets import MODELS
 from traces.errors import InputError
@@ -30,7 +30,7 @@ CONFIG = {
 def read(**changes):
     """The model of CONFIG with changes; a field that is None is taken away."""
     config = {name: value for name, value in {**CONFIG, **changes}.items() if value is not None}
-    return read_model(config, "tiny", "tiny.json")
+    return Model.of_config(config, "tiny", "tiny.json")
 
 
 # --- families and presets against real models ------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def real_params(model):
 )
 def test_parameters_of_every_family_are_those_of_a_real_model(model_type, options):
     model, config = real_model(model_type, options)
-    assert read_model(config, model_type, "config").total_params == real_params(model)
+    assert Model.of_config(config, model_type, "config").total_params == real_params(model)
 
 
 @pytest.mark.parametrize("name", Model.presets())
@@ -140,7 +140,7 @@ def test_latent_attention_of_any_shape_has_the_parameters_of_a_real_model(heads,
         **dict(zip(("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), head_dims, strict=True)),
     }
     model, config = real_model("deepseek_v3", options)
-    assert read_model(config, "v3", "config").total_params == real_params(model)
+    assert Model.of_config(config, "v3", "config").total_params == real_params(model)
 
 
 def test_jetmoe_computes_only_the_heads_a_token_is_routed_to():
@@ -172,7 +172,7 @@ def test_a_preset_is_found_in_any_case():
 
 def test_a_nested_language_model_is_read_with_what_surrounds_it():
     config = {"model_type": "some_vl", "text_config": CONFIG, "tie_word_embeddings": True, "vision_config": {}}
-    assert read_model(config, "tiny", "tiny.json") == read(tie_word_embeddings=True)
+    assert Model.of_config(config, "tiny", "tiny.json") == read(tie_word_embeddings=True)
 
 
 def test_a_family_that_is_not_known_is_read_by_the_usual_names():
