@@ -8,12 +8,11 @@ import sys
 import time
 from collections.abc import Sequence
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.markup import escape
 
 from tests.mutants import mutants as catalogue, trials
 from tests.mutants.trials import TIMED_OUT, UNCLEAR, Trial
-from traces.cli import INTERRUPTED, OneLineParser, console, run_command, write_text
+from traces.cli import INTERRUPTED, PROSE, TEXT, OneLineParser, Report, run_command, write_text
 from traces.errors import InputError
 
 SURVIVORS = 1
@@ -41,7 +40,8 @@ def _run(args: argparse.Namespace) -> int:
         raise InputError(f"--jobs: {args.jobs} is not allowed; give a whole number of at least 1")
     mutants = catalogue.chosen(catalogue.load(), args.only)
     if args.list:
-        console().print(_table("mutant", "file", "what it breaks", rows=[(m.name, m.file, m.breaks) for m in mutants]))
+        columns = {"mutant": TEXT, "file": TEXT, "what it breaks": PROSE}
+        Report().table(columns, [(one.name, one.file, one.breaks) for one in mutants])
         return 0
     tried: list[Trial] = []
     started, interrupted = time.monotonic(), False
@@ -69,22 +69,14 @@ def _run(args: argparse.Namespace) -> int:
 
 def print_trials(tried: Sequence[Trial], total: int, wall_s: float) -> None:
     """Print what became of each mutant, those that no test noticed last, and the sum of it."""
-    out = console()
-    rows = [
-        (
-            one.mutant.name,
-            one.verdict if one.killed else f"[bold]{one.verdict}[/bold]",
-            _short(one.by),
-            f"{one.seconds:.1f}",
-        )
-        for one in sorted(tried, key=lambda one: not one.killed)
-    ]
-    out.print(_table("mutant", "verdict", "noticed first by", "s", rows=rows))
+    out, noticed_first = Report(), sorted(tried, key=lambda one: not one.killed)
+    rows = [(one.mutant.name, one.verdict, one.seconds, _short(one.by)) for one in noticed_first]
+    out.table({"mutant": TEXT, "verdict": TEXT, "s": ".1f", "noticed first by": PROSE}, rows)
     for one in (one for one in tried if not one.killed):
         tests = ", ".join(one.mutant.tests)
-        out.print(f"[bold]{one.mutant.name}[/bold] {one.verdict}: {one.mutant.breaks}. Tried: {tests}")
+        out.say(f"[bold]{one.mutant.name}[/bold] {one.verdict}: {one.mutant.breaks}. Tried: {tests}")
         if one.verdict == UNCLEAR:
-            out.print(one.output, markup=False, highlight=False)
+            out.say(escape(one.output))
     killed, late = sum(one.killed for one in tried), sum(one.verdict == TIMED_OUT for one in tried)
     parts = {
         f"{killed} of {total} mutants killed": True,
@@ -92,7 +84,7 @@ def print_trials(tried: Sequence[Trial], total: int, wall_s: float) -> None:
         f"{total - len(tried)} not tried": len(tried) < total,
         f"[bold]{len(tried) - killed} not noticed: tests are missing[/bold]": killed < len(tried),
     }
-    out.print(f"{', '.join(part for part, said in parts.items() if said)} in {wall_s:.0f} s")
+    out.say(f"{', '.join(part for part, said in parts.items() if said)} in {wall_s:.0f} s")
 
 
 def as_json(tried: Sequence[Trial], total: int, wall_s: float) -> str:
@@ -110,16 +102,6 @@ def as_json(tried: Sequence[Trial], total: int, wall_s: float) -> str:
 def _short(test: str) -> str:
     """A node id without the folder and the parameters."""
     return test.removeprefix("tests/").partition("[")[0].replace(".py::", " ").replace("::", " ")
-
-
-def _table(*headings: str, rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column(headings[0], no_wrap=True)
-    for heading in headings[1:]:
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 if __name__ == "__main__":
