@@ -35,13 +35,13 @@ def _print_order(out: Report, layer: OrderCheck) -> None:
     absent = f" ({layer.absent} more had nothing to do, and take no time)" if layer.absent else ""
     out.say(
         f"[bold]Layer 1[/bold], the trace's own durations of {layer.tasks} tasks{absent} through its schedule: "
-        f"{layer.replayed_s:.3f} s, {_percent(layer.error)}, {met} the bar of {ORDER_BAR:.0%}. With the median delay "
-        f"of each pair of lanes between tasks: {layer.with_dispatch_s:.3f} s, {_percent(layer.error_with_dispatch)}."
+        f"{layer.replayed_s:.3f} s, {_percent(layer.error)}, {met} the bar of {ORDER_BAR:.0%}. With the median "
+        f"hand-over delay of each pair of lanes: {layer.with_dispatch_s:.3f} s, {_percent(layer.error_with_dispatch)}."
     )
     if any(one.total_s for one in layer.gaps):
         shown = layer.gaps[:DELAYS_SHOWN]
         delays = ((*names, s * 1e6, p90_s * 1e6, all_s * 1e3) for *names, s, p90_s, all_s in map(astuple, shown))
-        columns = {"after a task on": TEXT, "delay of": TEXT, "tasks": ",", "median µs": ",.0f"}
+        columns = {"after a task on": TEXT, "before one on": TEXT, "tasks": ",", "median µs": ",.0f"}
         columns |= {"9 of 10 below µs": ",.0f", "total ms": ",.1f"}
         out.table(columns, delays, "hand-over delays: from when a task could start to when it did", keys=2)
 
