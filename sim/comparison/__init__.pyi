@@ -8,6 +8,8 @@ from .comparison import (
 )
 from .picture import draw as draw
 from .report import (
+    known as known,
+    numbers as numbers,
     print_comparison as print_comparison,
     print_hardware as print_hardware,
     print_known as print_known,

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from sim import comparison, schedule as schedules, simulation
-from sim.problem import add_policy, add_problem, fixed_policy, problem_of, schedules_of
+from sim.problem import Hardware, add_policy, add_problem, fixed_policy, problem_of, schedules_of
 from traces import files
 from traces.cli import Command, add_jobs, add_json, add_plot, deliver, progress, project_version, write_json
 from traces.errors import InputError
@@ -81,11 +81,14 @@ COMMAND = Command(
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("hardware", nargs="?", help="show every number of this machine, with basis and source")
+    add_json(parser)
 
 
 def _list(args: argparse.Namespace) -> int:
-    comparison.print_hardware(args.hardware) if args.hardware else comparison.print_known()
-    return 0
+    if args.hardware is None:
+        return deliver(args, comparison.known, comparison.print_known)
+    machine = Hardware.load(args.hardware)
+    return deliver(args, lambda: comparison.numbers(machine), lambda: comparison.print_hardware(machine))
 
 
 LISTING = Command("list", "show every preset and schedule", ("", "gcp-t4"), _add_machine, _list)

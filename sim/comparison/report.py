@@ -83,16 +83,20 @@ def _basis(problem: Problem) -> str:
     return ", ".join(f"{counts[basis]} {basis}" for basis in Basis if counts[basis])
 
 
-def print_known() -> None:
-    """Schedules, models, machines and workloads, one line each."""
-    out = Report()
-    known = {
+def known() -> dict[str, dict[str, str]]:
+    """What there is, by kind and name, with a line on each: schedules, models, machines and workloads."""
+    return {
         "schedule": {name: schedule.summary for name, schedule in registered().items()},
         "model": {name: str(Model.load(name)).partition(": ")[2] for name in Model.presets()},
         "hardware": {name: Hardware.load(name).description for name in Hardware.presets()},
         "workload": {name: _workload(Workload.load(name)) for name in Workload.presets()},
     }
-    for kind, lines in known.items():
+
+
+def print_known() -> None:
+    """Schedules, models, machines and workloads, one line each."""
+    out = Report()
+    for kind, lines in known().items():
         out.table({kind: TEXT, "what it is": PROSE}, lines.items())
 
 
@@ -103,12 +107,18 @@ def _workload(one: Workload) -> str:
     )
 
 
-def print_hardware(name: str) -> None:
+def numbers(hardware: Hardware) -> dict[str, Any]:
+    """Every number of one machine with its basis and source, as JSON values."""
+    fields = ("value", "unit", "basis", "source")
+    table = {path: {name: getattr(one, name) for name in fields} for path, one in hardware.quantities()}
+    return {"name": hardware.name, "description": hardware.description, "numbers": table}
+
+
+def print_hardware(hardware: Hardware) -> None:
     """Every number of one machine with its basis and source; sources stand below, each once."""
-    out, hardware = Report(), Hardware.load(name)
-    quantities = list(hardware.quantities())
+    out, quantities = Report(), list(hardware.quantities())
     sources = list(dict.fromkeys(one.source for _, one in quantities))
-    numbers = ((path, one.text, one.basis, f"[{1 + sources.index(one.source)}]") for path, one in quantities)
+    rows = ((path, one.text, one.basis, f"[{1 + sources.index(one.source)}]") for path, one in quantities)
     title = f"{hardware.name}: {hardware.description}"
-    out.table({"number": TEXT, "value": ">", "basis": TEXT, "source": ">"}, numbers, title)
+    out.table({"number": TEXT, "value": ">", "basis": TEXT, "source": ">"}, rows, title)
     out.table({"": ">", "source": PROSE}, ((f"[{at}]", text) for at, text in enumerate(sources, 1)))

@@ -36,6 +36,8 @@ COMMANDS = {
         f"sweep --model deepseek-v3 --hardware t4 --axis gen_len=8 {SIZES} --jobs 1 --out OUT",
     ),
     "roofline": ("sim", "roofline --json -"),
+    "list": ("sim", "list --json -"),
+    "list, one machine": ("sim", "list gcp-2xt4 --json -"),
     "replay": ("validation", "replay INPUTS/engine.json.gz --hardware INPUTS/engine.toml --json -"),
     "replay, no machine": ("validation", "replay INPUTS/engine.json.gz --json -"),
     "published": ("validation", "published --jobs 1 --predict INPUTS/rows.csv --json -"),
