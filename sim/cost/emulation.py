@@ -19,7 +19,7 @@ class EmulatedCosts:
         shape = sizes.shape
         streams = any(shape.streamed) or (shape.streams_kv and shape.attention is Place.GPU)
         self._beside_stream = 1 / emulation.beside_stream - 1 if streams else 0.0
-        self._turn = (interpreter(sizes.hardware.num_devices), round(WHOLE_INTERPRETER * emulation.turns))
+        self._turn = (interpreter(sizes.hardware.num_devices), round(WHOLE_INTERPRETER * emulation.interpreter_share))
 
     def __call__(self, task: Task, work: Work) -> Cost:
         """The cost; lanes take turns in compute, and in copies so small that latency is most of them."""

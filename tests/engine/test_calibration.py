@@ -421,7 +421,7 @@ def test_rounds_are_probed_at_their_median(probes):
 @pytest.mark.parametrize("share", [0.2, 0.75, 0.9, 1.0])
 def test_the_interpreter_share_is_found_again(start, model, share):
     """Runs of a made-up machine, alone and beside others, show how much its lanes get in each other's way."""
-    truth = start.with_value("emulation.turns", share)
+    truth = start.with_value("emulation.interpreter_share", share)
     for path, value in TRUE.items():
         truth = truth.with_value(path, value)
     planned, known = conditions(64, quick=True), described(model)
@@ -429,8 +429,8 @@ def test_the_interpreter_share_is_found_again(start, model, share):
     slow = measured_slowdowns(runs)
     assert len(slow) == sum(not one.alone for one in planned)
     assert (max(one.ratio for one in slow) > 1.05) == (share > 0.2)
-    guess = truth.with_value("emulation.turns", 0.6)
-    found = with_interference(guess, known, runs).emulation.turns
+    guess = truth.with_value("emulation.interpreter_share", 0.6)
+    found = with_interference(guess, known, runs).emulation.interpreter_share
     assert found == pytest.approx(share, abs=0.051)
     assert found.basis is Basis.MEASURED
 

@@ -126,7 +126,7 @@ def _by_kind(spans: Iterable[Span]) -> dict[Kind, list[float]]:
 
 
 def _with(hardware: Hardware, shares: tuple[float, float], source: str) -> Hardware:
-    for name, share in zip(("turns", "beside_stream"), shares, strict=True):
+    for name, share in zip(("interpreter_share", "beside_stream"), shares, strict=True):
         hardware = hardware.with_value(f"emulation.{name}", share, source, Basis.MEASURED)
     return hardware
 

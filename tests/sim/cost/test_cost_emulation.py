@@ -214,7 +214,7 @@ def test_the_head_counts_as_gemm_where_it_has_no_class_of_its_own():
 def test_a_machine_with_an_emulated_device_survives_its_file():
     machine = emulated()
     assert Hardware.from_dict(machine.to_dict()) == machine
-    assert float(machine.value("emulation.turns")) == 0.75
+    assert float(machine.value("emulation.interpreter_share")) == 0.75
 
 
 @pytest.mark.parametrize("hidden", [0.25, 1.0])
