@@ -115,8 +115,8 @@ class Emulation(Part):
 
     Its lanes are threads of one interpreter beside each other in the same caches. `interpreter_share` is the share of
     its time in which a task needs what they share, so that work beside it waits: at 1 two tasks take turns, at 1/2 they
-    do not meet. Copies, and copies into page-locked memory, need it only if they are so small that latency is most of them.
-    `beside_stream` is the share of its speed that compute on the device keeps in decode while weights or KV cache
+    do not meet. Copies, and copies into page-locked memory, need it only if they are so small that latency is most of
+    them. `beside_stream` is the share of its speed that compute on the device keeps in decode while weights or KV cache
     stream, which share its caches.
     """
 
