@@ -576,7 +576,7 @@ def test_mistakes_are_found_before_the_work_and_told_in_one_line(files, capsys, 
         ([str(trace), "--json", str(tmp_path / "no" / "out.json")], "cannot be written"),
         ([str(trace), "--plot", str(tmp_path / "no" / "out.png")], "cannot be written"),
         ([str(old)], f"{old}: the trace has no metadata.shape"),
-        ([], "trace"),
+        ([], "required: FILE"),
     ):
         assert main(["replay", *arguments]) == 2
         error = capsys.readouterr().err
