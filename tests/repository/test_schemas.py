@@ -25,7 +25,8 @@ COMMANDS = {
     "compare, one token": ("sim", f"compare {SMALL} {SIZES} --gen-len 1 --schedules cgopipe --jobs 1 --json -"),
     "plan": (
         "sim",
-        "plan --model INPUTS/four-layers.json --prompt-len 60 --gen-len 8 --schedules zero,accelerate --jobs 1 --json -",
+        "plan --model INPUTS/four-layers.json --prompt-len 60 --gen-len 8 --schedules zero,accelerate"
+        " --jobs 1 --json -",
     ),
     "policy": ("sim", "plan --optimizer hrm --quick --jobs 1 --out OUT"),
     "plan, hrm": ("sim", "plan --optimizer hrm --quick --jobs 1 --json -"),
