@@ -1,25 +1,13 @@
 """Small problems for the planner, in which any lane, pool or memory may bind."""
 
 from hypothesis import strategies as st
+from setup_examples import RATES, machines
 from sim_examples import few_layers, round_machine
 
 from sim.planning import PolicyGrid, best_policy
 from sim.problem import Problem, Workload
 
 SMALL = PolicyGrid((1, 6, 40), (1, 3, 8), kv_shares=(0.0, 0.5, 1.0), pages=(0.0, 0.5, 1.0, 2.0), expert_values=3)
-RATES = (
-    "pin",
-    "device.gemm.compute",
-    "device.experts.memory",
-    "device_memory.bandwidth",
-    "host.request_overhead",
-    "host.attention.memory",
-    "host_memory.bandwidth",
-    "link.h2d",
-    "link.d2h",
-    "link.duplex",
-    "link.h2d_pageable",
-)
 MODELS = ("mixtral-8x7b", "mixtral-8x7b", "qwen3-30b-a3b", "deepseek-v2-lite")
 
 
@@ -30,10 +18,7 @@ def machine_of(num_devices=1, **changes):
 @st.composite
 def problems(draw, most_gen_len=24, most_layers=6):
     """A few layers of a real model on the round machine, some of its rates and memories changed."""
-    machine = round_machine(draw(st.sampled_from([1, 1, 1, 2])))
-    for path in draw(st.lists(st.sampled_from(RATES), max_size=3, unique=True)):
-        value = machine.value(path) * draw(st.sampled_from([0.02, 0.1, 0.3, 3.0, 20.0]))
-        machine = machine.with_value(path, min(1.0, value) if path.endswith((".compute", ".memory")) else value)
+    machine = draw(machines(RATES[:-1]))
     machine = machine.with_value("device_memory.capacity", draw(st.sampled_from([8e9, 16e9, 64e9])))
     machine = machine.with_value("host_memory.capacity", draw(st.sampled_from([16e9, 30e9, 1e12])))
     machine = machine.with_value("pinned", draw(st.sampled_from([2e9, 12e9, 500e9])))

@@ -27,12 +27,19 @@ RATES = (  # of everything that can bind a lane or a pool
 
 
 @st.composite
-def any_setup(draw, gen_lens, schedules=tuple(ALL)):
-    """A small problem whose lanes and pools bind in any combination."""
+def machines(draw, rates=RATES):
+    """The round machine, on one device or two, some of its rates changed."""
     machine = round_machine(draw(st.sampled_from([1, 1, 1, 2])))
     for path in draw(st.lists(st.sampled_from(RATES), max_size=3, unique=True)):
         value = machine.value(path) * draw(st.sampled_from([0.02, 0.1, 0.3, 3.0, 20.0]))
         machine = machine.with_value(path, min(1.0, value) if path.endswith((".compute", ".memory")) else value)
+    return machine
+
+
+@st.composite
+def any_setup(draw, gen_lens, schedules=tuple(ALL)):
+    """A small problem whose lanes and pools bind in any combination."""
+    machine = draw(machines())
     lengths, padded = draw(st.sampled_from([((40,), True), ((5, 60, 25, 90), False), ((10, 70), True)]))
     workload = Workload("any", lengths, draw(gen_lens), padded=padded)
     schedule = by_name(draw(st.sampled_from(schedules)))

@@ -2,6 +2,7 @@
 
 import pytest
 from hypothesis import given, settings, strategies as st
+from mixtral_sizes import D1_BYTES, D2_BYTES, EXPERT_BYTES, EXPERTS_BYTES, KV_BYTES, QKV_WEIGHTS, ROUTER_WEIGHTS
 from sim_examples import cost_of, few_layers, made_setup, one_task, preset, round_machine
 
 from sim.cost import DRAM
@@ -11,15 +12,6 @@ from sim.schedule import Op
 
 US = 1e3  # nanoseconds
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=60)
-
-# Mixtral 8x7B; see test_cost.
-KV_BYTES = 2 * 2 * 8 * 128  # key and value, two bytes, 8 heads of 128: 4,096
-D1_BYTES = 2 * (32 * 128 + 2 * 8 * 128)  # query, key and value: 12,288
-D2_BYTES = 2 * 4096  # a hidden state: 8,192
-QKV_WEIGHTS = 4096 * (4096 + 2 * 1024)
-EXPERT_BYTES = 2 * 3 * 4096 * 14336
-EXPERTS_BYTES = 8 * EXPERT_BYTES  # of one layer: 2.819 GB
-ROUTER_WEIGHTS = 8 * 4096
 
 COPIES = {Op.LOAD_WEIGHTS, Op.LOAD_WEIGHTS_PAGEABLE, Op.OFFLOAD_QKV, Op.LOAD_HIDDEN, Op.LOAD_KV, Op.STORE_KV}
 
