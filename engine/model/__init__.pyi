@@ -3,7 +3,6 @@ from .coroutine import (
     AttentionCall as AttentionCall,
     CacheNeeded as CacheNeeded,
     Finished as Finished,
-    GenerateCoroutine as GenerateCoroutine,
     LayerEntry as LayerEntry,
     StackEnd as StackEnd,
 )

@@ -8,7 +8,16 @@ from typing import Any, Self
 from sim.problem.model import Layer, Model
 from sim.schedule import PipelineShape, Place, Schedule
 from traces.cli import SCHEMA
-from traces.errors import InputError, check_choice, check_count, check_flag, check_keys, check_range, error_prefix
+from traces.errors import (
+    InputError,
+    check_choice,
+    check_count,
+    check_flag,
+    check_keys,
+    check_range,
+    check_share,
+    error_prefix,
+)
 from traces.files import read_object
 
 MIN_BITS, MAX_BITS = 1.0, 32.0
@@ -41,7 +50,7 @@ class Policy:
         if self.pages is not None:
             check_count("pages", self.pages)
         for name in ("experts_on_device", "kv_on_device"):
-            check_range(name, getattr(self, name), 0, 1, "a share")
+            check_share(name, getattr(self, name))
         for name in ("weight_bits", "kv_bits"):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), MIN_BITS, MAX_BITS, "a width in bits")
