@@ -23,6 +23,7 @@ from .kvcache import (
     KeysValues as KeysValues,
     LayerCache as LayerCache,
     Store as Store,
+    by_tokens as by_tokens,
     cache_for as cache_for,
     layer_of as layer_of,
 )

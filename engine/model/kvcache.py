@@ -37,17 +37,35 @@ Allocate = Callable[[str, tuple[int, ...], torch.dtype], torch.Tensor]
 
 
 class Store:
-    """Room for the keys and values of one micro-batch in one layer, in one memory."""
+    """Room for the keys and values of one micro-batch in one layer, in one memory.
 
-    def __init__(self, like: KeysValues, capacity: int, allocate: Allocate, name: str) -> None:
-        self._room = KeysValues(*(allocate(name, (*t.shape[:2], capacity, t.shape[3]), t.dtype) for t in like))
+    `by_tokens`: tokens lie one behind the other, each with all requests and heads, so that all of them are one piece of
+    memory for a copy; else heads do, each with its tokens, so that attention reads them in one piece.
+    """
+
+    def __init__(
+        self, like: KeysValues, capacity: int, allocate: Allocate, name: str, *, by_tokens: bool = False
+    ) -> None:
+        def room(tensor: torch.Tensor) -> torch.Tensor:
+            batch, heads, _, dim = tensor.shape
+            if by_tokens:
+                return allocate(name, (capacity, batch, heads, dim), tensor.dtype).permute(1, 2, 0, 3)
+            return allocate(name, (batch, heads, capacity, dim), tensor.dtype)
+
+        self._room = KeysValues(*map(room, like))
         self.num_tokens = 0
+        self.locked = False
+        """Whether it is page-locked host memory."""
 
     def append(self, new: KeysValues) -> None:
         """Adds tokens behind those that are there."""
-        for room, tensor in zip(self._room, new, strict=True):
-            room[:, :, self.num_tokens : self.num_tokens + new.num_tokens].copy_(tensor)
-        self.num_tokens += new.num_tokens
+        for room, tensor in zip(self.grow(new.num_tokens), new, strict=True):
+            room.copy_(tensor)
+
+    def grow(self, num_tokens: int) -> KeysValues:
+        """Counts so many tokens more; views of them, which the caller fills."""
+        first, self.num_tokens = self.num_tokens, self.num_tokens + num_tokens
+        return KeysValues(*(room[:, :, first : self.num_tokens] for room in self._room))
 
     @property
     def content(self) -> KeysValues:
@@ -58,6 +76,11 @@ class Store:
         """Gives the room back with `free`."""
         for tensor in self._room:
             free(tensor)
+
+
+def by_tokens(tensor: torch.Tensor) -> torch.Tensor:
+    """[tokens, batch, heads, dim] of [batch, heads, tokens, dim], as a view."""
+    return tensor.permute(2, 0, 1, 3)
 
 
 class _Watched(torch.Tensor):

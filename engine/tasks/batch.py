@@ -43,7 +43,7 @@ def run_batch(
     layout, attention = run.layout(len(cut)), DecodeAttention(session.kernel)
     session.weights.begin_batch(layout)
     with contextlib.ExitStack() as at_end:
-        buffers = at_end.enter_context(contextlib.closing(Buffers(run.device, run.host)))
+        buffers = at_end.enter_context(contextlib.closing(Buffers(run.device)))
         if not layout.shape.streams_kv:
             at_end.callback(_free_stores, run, micro_batches)
         largest = max(micro_batches, key=lambda one: len(one.padding) * one.width)

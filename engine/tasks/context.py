@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from engine.attention import HostAttention
 from engine.device import Device, Ledger
-from engine.memory import Activations, Buffers, StreamedLayer, WeightStream, streamed_layers
+from engine.memory import Activations, Buffers, HostBlocks, StreamedLayer, WeightStream, streamed_layers
 from engine.model import Anatomy, InFlight
 from engine.tasks.attend import DecodeAttention
 from sim.problem import Policy
@@ -58,6 +58,11 @@ class RunContext:
         return cls(model, schedule, policy, device, options, anatomy, streamed)
 
     @property
+    def locked_bytes(self) -> list[int]:
+        """Per layer, the first of its streamed bytes, which are page-locked in host memory."""
+        return [0 if layer is None else self.policy.locked_bytes(layer.num_bytes) for layer in self.streamed]
+
+    @property
     def memories(self) -> dict[str, Ledger]:
         """The accounts of every tier."""
         return {"device": self.device.memory, "pinned": self.device.pinned, "host": self.host}
@@ -79,6 +84,8 @@ class Session:
     run: RunContext
     weights: WeightStream
     kernel: HostAttention
+    host_blocks: HostBlocks
+    """Host memory beside the weights, which stays from batch to batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +100,13 @@ class BatchContext:
     activations: Activations
     on_head: Callable[[InFlight], None]
     """Told of each micro-batch whenever it has new tokens."""
+
+    @property
+    def most_prompt_tokens(self) -> int:
+        """Tokens of the prompts of the largest micro-batch, padding included."""
+        return max(len(one.padding) * one.width for one in self.micro_batches)
+
+    @property
+    def most_cached_tokens(self) -> int:
+        """Tokens that the cache of a micro-batch may come to hold in a layer, of the one that needs most."""
+        return max(len(one.padding) * one.capacity for one in self.micro_batches)
