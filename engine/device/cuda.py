@@ -5,7 +5,6 @@ lanes wait for each other on the device, host lanes block.
 """
 
 import contextlib
-import mmap
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -111,7 +110,6 @@ class CudaDevice(Device):
         self._streams = {kind: _stream(torch_device) for kind in STREAM_LANES}
         self._idle_stream = _stream(torch_device)
         self.clock = DeviceClock(self._record_idle)
-        self._mapping: mmap.mmap | None = None
         self._closed = False
 
     @property
@@ -178,28 +176,23 @@ class CudaDevice(Device):
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.torch_device)
 
-    def _lock_block(self, num_bytes: int) -> torch.Tensor:
-        self._mapping = mmap.mmap(-1, num_bytes)
-        block = torch.frombuffer(self._mapping, dtype=torch.uint8)
+    def _register(self, address: int, num_bytes: int) -> None:
         cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        status = int(cudart.cudaHostRegister(block.data_ptr(), num_bytes, _HOST_REGISTER_PORTABLE))
+        status = int(cudart.cudaHostRegister(address, num_bytes, _HOST_REGISTER_PORTABLE))
         if status:
-            self._mapping = None
             with contextlib.suppress(RuntimeError):  # or the next kernel reports it again, to whom it does not concern
                 torch.zeros(1, device=self.torch_device)
             raise PinnedOutOfMemory(
                 f"{num_bytes} bytes of host memory cannot be page-locked (CUDA error {status}): use smaller pages or "
                 f"micro-batches, a policy that pins less, or allow this process more locked memory"
             )
-        return block
 
-    def _unlock_block(self, block: torch.Tensor) -> None:
+    def _unregister(self, address: int) -> None:
         torch.cuda.synchronize(self.torch_device)  # nothing may still be copying from or to it
         cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        status = int(cudart.cudaHostUnregister(block.data_ptr()))
+        status = int(cudart.cudaHostUnregister(address))
         if status:
             raise RuntimeError(f"page-locked memory cannot be released: CUDA error {status}")
-        self._mapping = None  # goes with its last tensor
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream:

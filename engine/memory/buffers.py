@@ -10,7 +10,7 @@ from engine.memory.host_blocks import HostBlock
 
 
 class Buffers:
-    """The buffers of one batch, for any lane. A name always means the same memory, in whatever shape it is asked for."""
+    """The buffers of one batch, for any lane. A name means the same memory, in whatever shape it is asked for."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -32,7 +32,8 @@ class Buffers:
 
     def to_host(self, lane: LaneContext, block: HostBlock, tensor: torch.Tensor) -> torch.Tensor:
         """A copy of a device tensor in a host block, in one piece: in the order that the tensor has in memory."""
-        order = sorted(range(tensor.dim()), key=lambda dim: -tensor.stride(dim))
+        strides = tensor.stride()
+        order = sorted(range(tensor.dim()), key=lambda dim: -strides[dim])
         dense = tensor.permute(order).contiguous()  # no copy, unless the tensor has gaps
         host = block.view(tuple(dense.shape), dense.dtype)
         lane.copy_d2h(host, dense, pinned=block.locked)

@@ -27,7 +27,9 @@ class HostCopy(contextlib.AbstractContextManager["HostCopy"]):
         """Copies `source` to `target`: contiguous, in host memory, of the same bytes, and not overlapping."""
         num_bytes = source.nbytes
         if target.nbytes != num_bytes or not (target.is_contiguous() and source.is_contiguous()):
-            raise ValueError(f"host copy of {num_bytes} to {target.nbytes} bytes: as many are needed, in one piece each")
+            raise ValueError(
+                f"host copy of {num_bytes} to {target.nbytes} bytes: as many are needed, each in one piece"
+            )
         to, origin = target.data_ptr(), source.data_ptr()
         shares = min(self.threads, max(1, num_bytes // SMALL_BYTES))
         cuts = [min(aligned_bytes(num_bytes * share // shares), num_bytes) for share in range(shares + 1)]

@@ -57,8 +57,8 @@ class HostWeights:
         with HostCopy(self._device.pin_threads) as copy:
             for index, layer in enumerate(self.streamed):
                 if layer is not None:
-                    content = _in_one_piece(layer)
-                    self._layers[index] = self._locked(_moved(layer, self._device, copy) if content is None else content)
+                    there = _in_one_piece(layer)
+                    self._layers[index] = self._locked(_moved(layer, self._device, copy) if there is None else there)
 
     def close(self) -> None:
         """Leaves the parameters where they are, no longer page-locked and no longer counted."""
@@ -83,7 +83,7 @@ def _in_one_piece(layer: StreamedLayer) -> torch.Tensor | None:
     for parameter, start in zip(layer.parameters, layer.starts, strict=True):
         if parameter.tensor.data_ptr() != first + start or not parameter.tensor.is_contiguous():
             return None
-    return torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[call-overload]
+    return torch.empty(0, dtype=torch.uint8).set_(storage)
 
 
 def _moved(layer: StreamedLayer, device: Device, copy: HostCopy) -> torch.Tensor:

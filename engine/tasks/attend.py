@@ -45,7 +45,9 @@ class DecodeAttention:
             self.kernel_calls += 1
             starts = None if call.mask is None else torch.tensor(micro_batch.padding)
             query = query[:, :, 0]
-            return self._kernel(query, *known, starts, call.kwargs.get("scaling"), room(query.shape, query.dtype))[:, None]
+            return self._kernel(query, *known, starts, call.kwargs.get("scaling"), room(query.shape, query.dtype))[
+                :, None
+            ]
         self.own_calls += 1
         kwargs = {name: _to_host(value) for name, value in call.kwargs.items()}
         output = own_attention(call, _OnHost(call.module))(query, *known, micro_batch.mask_on_host, **kwargs)[0]

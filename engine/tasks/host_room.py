@@ -1,4 +1,4 @@
-"""Host memory for what a batch's tasks exchange with the device: how much, and page-locked where the schedule says so."""
+"""Host memory for what a batch's tasks exchange with the device: how much, and what of it is page-locked."""
 
 import torch
 
@@ -54,7 +54,7 @@ class HostRoom:
         return self._on_gpu or (cache is not None and not cache.passed_on)
 
     def store(self, task: Task, micro_batch: InFlight, new: KeysValues) -> Store:
-        """The host's cache of a layer: what crosses the link is one piece, and page-locked where the schedule says so."""
+        """The host's cache of a layer: one that crosses the link is page-locked where the schedule says so."""
         crosses = self.crosses_link(task.layer, micro_batch)
         locked = crosses and self._system.pins_kv
         made: list[HostBlock] = []

@@ -6,9 +6,8 @@ from engine_models import PROMPTS, make, make_prompts
 from torch import nn
 
 import engine
-from engine.device import EmulatedDevice
-from engine.memory import WeightStream
-from engine.memory.weights import StreamedLayer
+from engine.device import EmulatedDevice, Ledger
+from engine.memory import STAGING, HostWeights, StreamedLayer, WeightStream
 from engine.model import Anatomy, KeysValues, LayerCache, OwnedParameter, Store, cache_for, lean_gates
 from sim.cost.memory import plan_memory
 from sim.problem import Batch, MicroBatch, Model, Policy
@@ -168,8 +167,10 @@ def stream():
             StreamedLayer.of([OwnedParameter(module, "weight", module.weight)]) if i != 1 else None
             for i, module in enumerate(modules)
         ]
-        device.reserve_pinned(WeightStream.pinned_bytes(layers, in_pages(1)))
-        yield WeightStream(device, layers, in_pages(1)), modules, lane, device
+        host = HostWeights(device, Ledger("host memory", None), layers, lambda num_bytes: 0)
+        device.reserve_pinned({STAGING: WeightStream.staging_bytes(host, in_pages(1))})
+        host.take()
+        yield WeightStream(device, host, in_pages(1)), modules, lane, device
 
 
 @pytest.mark.parametrize("num_pages", [1, 2, 5, 9])
