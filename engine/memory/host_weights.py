@@ -75,15 +75,15 @@ class HostWeights:
 
 
 def _in_one_piece(layer: StreamedLayer) -> torch.Tensor | None:
-    """The bytes of a layer whose parameters lie as they should, since an earlier run."""
+    """The bytes of a layer whose parameters lie as they should, since an earlier run; others may lie behind them."""
     storage = layer.parameters[0].tensor.untyped_storage()
     first = storage.data_ptr()
-    if layer.first_expert or storage.nbytes() != layer.num_bytes or first % mmap.PAGESIZE:
+    if layer.first_expert or storage.nbytes() < layer.num_bytes or first % mmap.PAGESIZE:
         return None
     for parameter, start in zip(layer.parameters, layer.starts, strict=True):
         if parameter.tensor.data_ptr() != first + start or not parameter.tensor.is_contiguous():
             return None
-    return torch.empty(0, dtype=torch.uint8).set_(storage)
+    return torch.empty(0, dtype=torch.uint8).set_(storage)[: layer.num_bytes]
 
 
 def _moved(layer: StreamedLayer, device: Device, copy: HostCopy) -> torch.Tensor:

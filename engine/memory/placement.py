@@ -61,7 +61,7 @@ def _place_resident(
     held: dict[int, torch.Tensor] = {}  # tied parameters are one object
 
     def free() -> None:
-        for tensor in {one.untyped_storage().data_ptr(): one for one in held.values()}.values():
+        for tensor in {one.data_ptr(): one for one in held.values()}.values():
             device.free(tensor)
 
     def place(path: str, table: dict[str, torch.Tensor | None], name: str, tensor: torch.Tensor) -> None:
