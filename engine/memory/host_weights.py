@@ -4,7 +4,9 @@ There is one copy of the weights: a parameter is moved into its layer's block, a
 next one moves. At the end the parameters stay where they are, in what is ordinary memory then.
 """
 
+import ctypes
 import mmap
+import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -54,11 +56,16 @@ class HostWeights:
 
     def take(self) -> None:
         """Moves the parameters into their blocks, layer by layer. Raises PinnedOutOfMemory."""
+        moved = False
         with HostCopy(self._device.pin_threads) as copy:
             for index, layer in enumerate(self.streamed):
                 if layer is not None:
-                    there = _in_one_piece(layer)
-                    self._layers[index] = self._locked(_moved(layer, self._device, copy) if there is None else there)
+                    content = _in_one_piece(layer)
+                    if content is None:
+                        content, moved = _moved(layer, self._device, copy), True
+                    self._layers[index] = self._locked(content)
+        if moved:
+            _return_freed_memory()
 
     def close(self) -> None:
         """Leaves the parameters where they are, no longer page-locked and no longer counted."""
@@ -94,3 +101,10 @@ def _moved(layer: StreamedLayer, device: Device, copy: HostCopy) -> torch.Tensor
         copy(place, source.contiguous())
         parameter.tensor.data = place
     return content
+
+
+def _return_freed_memory() -> None:
+    """Gives the system back what the C library keeps of freed memory: weights smaller than its threshold lay there."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
