@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from engine.attention import BITS, HostAttention
 from engine.device import aligned_bytes, for_now
 from engine.memory import WeightStream, placed
-from engine.model import Anatomy, lean_gates, split
+from engine.model import Anatomy, kept_experts, lean_gates, split
 from engine.tasks import RunContext, Session
 from sim.schedule import LaneKind, Place, SlotLayout
 
@@ -29,6 +29,7 @@ def open_session(run: RunContext) -> Iterator[Session]:
         streamed = sum(segment.source.nbytes for layer in run.streamed if layer for segment in layer.segments)
         stack.enter_context(run.host.holding("streamed weights", streamed))
         weights = stack.enter_context(placed(model, device, run.streamed, layout))
+        stack.enter_context(kept_experts(model))
         stack.enter_context(lean_gates(model.modules()))
         owners = [parameter.owner for layer in run.streamed if layer for parameter in layer.parameters]
         stack.enter_context(split(model, run.anatomy.layers, owners))
