@@ -115,7 +115,7 @@ def split_experts(module: nn.Module, resident: Mapping[str, nn.Parameter]) -> It
     num_experts: int = module.num_experts  # type: ignore[assignment]
 
     def forward(hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, *_: Any) -> torch.Tensor:
-        part = _own_pairs if _rows_are_known(hidden) else _all_pairs
+        part = _own_pairs if rows_are_known(hidden) else _all_pairs
         streamed: Parameters = {name: module._parameters[name] for name in resident}
         of_streamed = (index - num_resident) % num_experts  # those of resident experts come behind the last
         result = part(module, resident, num_resident, hidden, index, weights)
@@ -128,7 +128,7 @@ def split_experts(module: nn.Module, resident: Mapping[str, nn.Parameter]) -> It
         del module.forward
 
 
-def _rows_are_known(hidden: torch.Tensor) -> bool:
+def rows_are_known(hidden: torch.Tensor) -> bool:
     """Whether the host should learn which tokens use the experts of a part.
 
     Then nothing is computed for the others; but to learn it, the host waits for a device. That is little beside a

@@ -75,7 +75,7 @@ def asked(monkeypatch):
     def refused(*_, **__):
         raise AssertionError("the host waits for the device")
 
-    monkeypatch.setattr(of_experts, "_rows_are_known", lambda hidden: False)
+    monkeypatch.setattr(of_experts, "rows_are_known", lambda hidden: False)
     monkeypatch.setattr(torch.Tensor, "nonzero", refused)
 
 
@@ -134,8 +134,8 @@ def test_tokens_are_those_of_plain_generation(family, share, asked):
 def test_the_device_is_asked_for_prompts_only(step, known, monkeypatch):
     micro_batch = None if step is None else GenerateCoroutine(0, (), lambda: None, step=step)
     monkeypatch.setattr(of_experts, "current", lambda: micro_batch)
-    assert of_experts._rows_are_known(torch.empty(1, device="meta")) is known
-    assert of_experts._rows_are_known(torch.empty(1))
+    assert of_experts.rows_are_known(torch.empty(1, device="meta")) is known
+    assert of_experts.rows_are_known(torch.empty(1))
 
 
 @pytest.mark.parametrize(
