@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from engine.attention import BITS, HostAttention
 from engine.device import aligned_bytes, for_now
 from engine.memory import STAGING, HostBlocks, HostWeights, WeightStream, placed
-from engine.model import Anatomy, lean_gates, split
+from engine.model import Anatomy, kept_experts, lean_gates, split
 from engine.tasks import RunContext, Session
 from sim.schedule import LaneKind, MemoryPart, Place, SlotLayout, Tier
 
@@ -28,6 +28,7 @@ def open_session(run: RunContext) -> Iterator[Session]:
         device.reserve_pinned(_reserved_bytes(run, weights, layout))
         blocks = stack.enter_context(contextlib.closing(HostBlocks(device, run.host)))
         stream = stack.enter_context(placed(model, device, weights, layout))
+        stack.enter_context(kept_experts(model))
         stack.enter_context(lean_gates(model.modules()))
         owners = [parameter.owner for layer in run.streamed if layer for parameter in layer.parameters]
         stack.enter_context(split(model, run.anatomy.layers, owners))

@@ -8,6 +8,8 @@ from .coroutine import (
 )
 from .experts import (
     can_split as can_split,
+    host_waits as host_waits,
+    kept_experts as kept_experts,
     lean_gates as lean_gates,
     split_experts as split_experts,
     with_experts as with_experts,
