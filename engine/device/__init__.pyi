@@ -1,3 +1,4 @@
+from .accelerator import Accelerator as Accelerator
 from .base import Device as Device, LaneContext as LaneContext, Mark as Mark
 from .emulated import EmulatedDevice as EmulatedDevice
 from .host_memory import ALIGNMENT_BYTES as ALIGNMENT_BYTES, aligned_bytes as aligned_bytes

@@ -1,8 +1,8 @@
 """What a device is to the executor: memory with accounts, and lanes that work in order.
 
-Each lane is used in a thread of its own. A lane's work may be asynchronous (a CUDA stream), so order between lanes is
-kept by marks: `mark()` names the point after all that a lane was given so far, `wait(mark)` holds back what a lane is
-given from now on. All times are on the host clock, `time.perf_counter_ns`.
+Each lane is used in a thread of its own. A lane's work may be asynchronous (a stream), so order between lanes is kept
+by marks: `mark()` names the point after all that a lane was given so far, `wait(mark)` holds back what a lane is given
+from now on. All times are on the host clock, `time.perf_counter_ns`.
 """
 
 import contextlib
@@ -31,6 +31,10 @@ class Mark(ABC):
     @abstractmethod
     def wait(self) -> None:
         """Blocks the calling thread until the point is reached."""
+
+    @abstractmethod
+    def settle(self) -> bool:
+        """If the point is reached by now, notes when and lets go of all else. Says whether it was; never blocks."""
 
     @property
     @abstractmethod
@@ -105,6 +109,9 @@ class HostMark(Mark):
 
     def wait(self) -> None:
         return
+
+    def settle(self) -> bool:
+        return True
 
     @property
     def time_ns(self) -> int:
@@ -203,6 +210,10 @@ class Device(ABC):
     def usage(self) -> Usage:
         """Device memory in use, now and at its peak."""
         return self.memory.usage
+
+    def reset_peak(self) -> None:
+        """Starts a new peak from what is held now."""
+        self.memory.reset_peak()
 
     @property
     def pinned(self) -> Ledger:

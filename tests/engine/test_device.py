@@ -16,13 +16,13 @@ from hypothesis import given, strategies as st
 from engine.calibration.measure.probes import MemoryReader
 from engine.device import (
     ALIGNMENT_BYTES,
+    Accelerator,
     EmulatedDevice,
     Ledger,
     PinnedOutOfMemory,
     aligned_bytes,
 )
-from engine.device.clock import ANCHOR_EVERY_NS, WIDEST_WINDOW_NS, DeviceClock
-from engine.device.cuda import CudaDevice
+from engine.device.accelerator.clock import ANCHOR_EVERY_NS, WIDEST_WINDOW_NS, DeviceClock
 from engine.device.host_memory import FAULT_PIECE_BYTES, PageLocked
 from engine.device.ledger import DeviceOutOfMemory, OutOfMemory
 from engine.device.link import rows_of
@@ -601,12 +601,12 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_missing_cuda_device_is_an_input_error():
     with pytest.raises(InputError, match="cuda:0 is not there"):
-        CudaDevice()
+        Accelerator()
 
 
 @needs_cuda
 def test_cuda_copies_both_ways_and_orders_lanes():
-    with CudaDevice(memory_bytes=200 * MB) as dev:
+    with Accelerator(memory_bytes=1000 * MB) as dev:
         dev.reserve_pinned({PART: 80 * MB})
         src = dev.pinned_empty("source", (10 * MB,), torch.float32, PART)
         back = dev.pinned_empty("target", (10 * MB,), torch.float32, PART)
@@ -633,7 +633,7 @@ def test_cuda_copies_both_ways_and_orders_lanes():
 
 @needs_cuda
 def test_cuda_times_lie_between_looks_at_the_host_clock():
-    with CudaDevice(memory_bytes=200 * MB) as dev, dev.open_lane(LaneKind.GPU) as gpu:
+    with Accelerator(memory_bytes=1000 * MB) as dev, dev.open_lane(LaneKind.GPU) as gpu:
         for _ in range(20):
             before_ns = time.perf_counter_ns()
             mark = gpu.mark()
@@ -644,7 +644,7 @@ def test_cuda_times_lie_between_looks_at_the_host_clock():
 
 @needs_cuda
 def test_cuda_pageable_copies_arrive():
-    with CudaDevice(memory_bytes=200 * MB) as dev:
+    with Accelerator(memory_bytes=1000 * MB) as dev:
         on_device, src = dev.allocate("tensor", (1000, 1000), torch.float32), torch.randn(1000, 1000)
         back = torch.empty(1000, 1000)
         with dev.open_lane(LaneKind.H2D) as lane:
@@ -656,12 +656,12 @@ def test_cuda_pageable_copies_arrive():
 
 @needs_cuda
 def test_cuda_memory_is_limited_for_the_models_own_code_too():
-    with CudaDevice(memory_bytes=100 * MB) as dev:
+    with Accelerator(memory_bytes=400 * MB) as dev:
         with pytest.raises(DeviceOutOfMemory), dev.open_lane(LaneKind.GPU):
-            torch.empty(200 * MB, dtype=torch.uint8, device=dev.torch_device)
+            torch.empty(500 * MB, dtype=torch.uint8, device=dev.torch_device)
         with pytest.raises(DeviceOutOfMemory, match="tensor"):
-            dev.allocate("tensor", (200 * MB,), torch.uint8)
+            dev.allocate("tensor", (500 * MB,), torch.uint8)
         tensor = dev.allocate("tensor", (50 * MB,), torch.uint8)
         assert 50 * MB <= dev.usage.current_bytes < 60 * MB
         dev.free(tensor)
-    torch.empty(200 * MB, dtype=torch.uint8, device=dev.torch_device)
+    torch.empty(500 * MB, dtype=torch.uint8, device=dev.torch_device)
