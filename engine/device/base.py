@@ -84,6 +84,10 @@ class LaneContext(ABC):
         """Copies device memory to the host. `pinned`: `dst` is page-locked. Otherwise as `copy_h2d`."""
         self._checked_copy(dst, src, LaneKind.D2H, pinned)
 
+    def keep(self, *tensors: torch.Tensor) -> None:
+        """Keeps what else this lane's work so far reads alive until a mark taken later is reached."""
+        return
+
     def _checked_copy(self, dst: torch.Tensor, src: torch.Tensor, direction: LaneKind, pinned: bool) -> None:
         if dst.shape != src.shape or dst.dtype != src.dtype:
             shapes = " cannot be copied to ".join(f"{one.dtype} {list(one.shape)}" for one in (src, dst))

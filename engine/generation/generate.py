@@ -118,7 +118,8 @@ def _batches(session: Session, ids: list[list[int]], progress: Callable[[int], N
             memory.start_history()
         result = run_batch(session, batch, first // policy.micro_batch_size, on_head)
         histories = {tier: memory.take_history() for tier, memory in run.memories.items()}
-        yield BatchDone(first, result, make_trace(result.ran, metadata | describe_batch(run, batch), histories))
+        described = metadata | describe_batch(run, batch) | {"host_memory": session.host_memory}
+        yield BatchDone(first, result, make_trace(result.ran, described, histories))
 
 
 def _seed(seed: int | None, kwargs: Mapping[str, Any], model: PreTrainedModel) -> int | None:

@@ -47,7 +47,7 @@ def _prepare_kernel(run: RunContext, kernel: HostAttention) -> None:
 
 def _reserved_bytes(run: RunContext, weights: HostWeights, layout: SlotLayout) -> dict[str, int]:
     """What decode is promised of page-locked memory whatever else locks some: staging, and what attention exchanges."""
-    reserved: dict[str, int] = {STAGING: WeightStream.staging_bytes(weights, layout)}
+    reserved: dict[str, int] = {STAGING: WeightStream.planned_staging_bytes(weights, layout)}
     if layout.buffers["qkv on host"].tier is Tier.PINNED:
         reserved[MemoryPart.ATTENTION_EXCHANGE] = _exchange_bytes(run)
     return reserved

@@ -37,6 +37,7 @@ class Buffers:
         dense = tensor.permute(order).contiguous()  # no copy, unless the tensor has gaps
         host = block.view(tuple(dense.shape), dense.dtype)
         lane.copy_d2h(host, dense, pinned=block.locked)
+        lane.keep(tensor)
         return host.permute([order.index(dim) for dim in range(tensor.dim())])
 
     def let_go(self, tensor: torch.Tensor) -> None:

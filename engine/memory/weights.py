@@ -40,9 +40,14 @@ class WeightStream:
             self._staging.append(device.pinned_empty(f"{STAGING} {turn}", (host.staging_bytes,), uint8, STAGING))
 
     @staticmethod
-    def staging_bytes(host: HostWeights, layout: SlotLayout) -> int:
-        """Page-locked memory that staging takes."""
+    def planned_staging_bytes(host: HostWeights, layout: SlotLayout) -> int:
+        """Page-locked memory that staging will take."""
         return _staging_slots(layout) * aligned_bytes(host.staging_bytes)
+
+    @property
+    def staging_bytes(self) -> int:
+        """Page-locked memory that staging takes."""
+        return sum(slot.numel() for slot in self._staging)
 
     def begin_batch(self, layout: SlotLayout) -> None:
         """Forgets what the slots hold. Slots are now given, and layers cut into pages, as this layout says."""

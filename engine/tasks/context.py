@@ -12,7 +12,7 @@ from engine.memory import Activations, Buffers, HostBlocks, StreamedLayer, Weigh
 from engine.model import Anatomy, InFlight
 from engine.tasks.attend import DecodeAttention
 from sim.problem import Policy
-from sim.schedule import PipelineShape, Schedule, SlotLayout, layout_of
+from sim.schedule import MemoryPart, PipelineShape, Schedule, SlotLayout, layout_of
 from traces.errors import InputError
 
 
@@ -86,6 +86,17 @@ class Session:
     kernel: HostAttention
     host_blocks: HostBlocks
     """Host memory beside the weights, which stays from batch to batch."""
+
+    @property
+    def host_memory(self) -> dict[str, dict[str, int]]:
+        """Bytes of host memory by what they hold, and of these what is page-locked and what is pageable."""
+        streamed = sum(layer.num_bytes for layer in self.run.streamed if layer)
+        locked, staging = sum(self.run.locked_bytes), self.weights.staging_bytes
+        weights = {
+            MemoryPart.STREAMED_WEIGHTS: {"locked": locked, "pageable": streamed - locked},
+            MemoryPart.STAGING: {"locked": staging, "pageable": 0},
+        }
+        return {part.value: held for part, held in weights.items()} | self.host_blocks.bytes_by_part()
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,6 +76,7 @@ class Transfers:
         if self._host.crosses_link(task.layer, micro_batch):
             for room, tensor in zip(store.grow(new.num_tokens), new, strict=True):
                 lane.copy_d2h(by_tokens(room), by_tokens(tensor).contiguous(), pinned=store.locked)
+                lane.keep(tensor)
         else:
             named = zip(KeysValues._fields, new, strict=True)
             landed = KeysValues(*(self._land(lane, name, tensor, micro_batch) for name, tensor in named))

@@ -7,16 +7,13 @@ from typing import NamedTuple
 import pytest
 import torch
 from engine_models import PROMPTS, make, reference
-from torch import nn
 
 import engine
-from engine.device import EmulatedDevice, LaneContext, Ledger
-from engine.memory import HostBlocks, HostCopy, HostWeights, StreamedLayer, WeightStream, placed
-from engine.model import Anatomy, OwnedParameter
+from engine.device import EmulatedDevice, LaneContext
 from engine.tasks import RunContext
 from engine.tasks.batch import TaskPerformer
 from sim.problem import Policy
-from sim.schedule import LaneKind, Op, Place, SlotLayout, Task, Tier, by_name, registered
+from sim.schedule import LaneKind, Op, Task, Tier, by_name, registered
 from traces.errors import InputError
 
 NEW = 4

@@ -168,7 +168,7 @@ def stream():
             for i, module in enumerate(modules)
         ]
         host = HostWeights(device, Ledger("host memory", None), layers, lambda num_bytes: 0)
-        device.reserve_pinned({STAGING: WeightStream.staging_bytes(host, in_pages(1))})
+        device.reserve_pinned({STAGING: WeightStream.planned_staging_bytes(host, in_pages(1))})
         host.take()
         yield WeightStream(device, host, in_pages(1)), modules, lane, device
 

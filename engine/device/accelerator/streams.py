@@ -78,7 +78,7 @@ class StreamLane(LaneContext):
         self._runtime = runtime
         self._clock = clock
         self._full = full
-        self._copied: list[torch.Tensor] = []  # what copies since the last mark use
+        self._copied: list[torch.Tensor] = []  # what copies since the last mark use, and what `keep` was given
         self._in_use: deque[tuple[StreamMark, list[torch.Tensor]]] = deque()
 
     def _contexts(self) -> Iterator[contextlib.AbstractContextManager[Any]]:
@@ -109,6 +109,9 @@ class StreamLane(LaneContext):
             mark.wait()
         elif (event := mark.event) is not None:
             self.stream.wait_event(event)
+
+    def keep(self, *tensors: torch.Tensor) -> None:
+        self._copied += tensors
 
     def _copy(self, dst: torch.Tensor, src: torch.Tensor, direction: LaneKind, pinned: bool) -> None:
         """Blocks this thread unless the host's side is page-locked and in one piece.
