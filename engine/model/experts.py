@@ -36,7 +36,7 @@ def can_split(parameters: tuple[OwnedParameter, ...], num_experts: int) -> bool:
     """Whether these are the fused parameters of one module that the library's expert implementations can run."""
     owners = {id(parameter.owner) for parameter in parameters}
     fused = all(parameter.tensor.shape[0] == num_experts for parameter in parameters)
-    return len(owners) == 1 and fused and hasattr(parameters[0].owner, "_is_expert_parallel")
+    return len(owners) == 1 and fused and hasattr(parameters[0].owner, "_apply_gate")
 
 
 @contextlib.contextmanager
