@@ -165,6 +165,10 @@ class Device(ABC):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return max(1, min(MOST_PIN_THREADS, cores // 4))
 
+    def supports(self, dtype: torch.dtype) -> bool:
+        """Whether the device computes in numbers of this type, instead of making do with others."""
+        return True
+
     @property
     def memory_bytes(self) -> int:
         """Capacity of the device's memory."""

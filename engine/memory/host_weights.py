@@ -56,13 +56,14 @@ class HostWeights:
 
     def take(self) -> None:
         """Moves the parameters into their blocks, layer by layer. Raises PinnedOutOfMemory."""
-        moved = False
+        moved, taken = False, set[int]()  # layers that share their parameters have a block each
         with HostCopy(self._device.pin_threads) as copy:
             for index, layer in enumerate(self.streamed):
                 if layer is not None:
                     content = _in_one_piece(layer)
-                    if content is None:
+                    if content is None or content.data_ptr() in taken:
                         content, moved = _moved(layer, self._device, copy), True
+                    taken.add(content.data_ptr())
                     self._layers[index] = self._locked(content)
         if moved:
             _return_freed_memory()

@@ -69,6 +69,9 @@ class Accelerator(Device):
         self.clock = DeviceClock(self._record_idle)
         self._closed = False
 
+    def supports(self, dtype: torch.dtype) -> bool:
+        return self._runtime.supports(self.torch_device, dtype)
+
     @property
     def facts(self) -> dict[str, Any]:
         state = self._runtime.memory_state(self.torch_device)

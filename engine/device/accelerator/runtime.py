@@ -64,6 +64,10 @@ class Runtime(ABC):
     def device_name(self, device: torch.device) -> str:
         """The product's name."""
 
+    def supports(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether the device computes in numbers of this type."""
+        return True
+
     # streams ----------------------------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -52,6 +52,13 @@ class TorchRuntime(Runtime):
     def device_name(self, device: torch.device) -> str:
         return str(self._torch.get_device_name(device))
 
+    def supports(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Torch makes do with float32 where bfloat16 is not there: CUDA devices of compute capability below 8."""
+        if dtype is not torch.bfloat16 or not hasattr(self._torch, "is_bf16_supported"):
+            return True
+        with self._torch.device(device):
+            return bool(self._torch.is_bf16_supported(including_emulation=False))
+
     def new_stream(self, device: torch.device) -> Stream:
         stream: Stream = self._torch.Stream(device)
         return stream
