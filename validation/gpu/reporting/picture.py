@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from traces.cli import ROW_ORDER, new_figure, open_frame, save
 from validation.gpu.piece import SAID
 from validation.gpu.reporting.summary import ProofSummary
+from validation.gpu.reporting.text import ONE_WAY
 from validation.gpu.stages import PREDICTIONS
 
 GIGA = 1e9
@@ -32,7 +33,7 @@ def draw_proof(summary: ProofSummary, path: Path) -> None:
 
 def _draw_copies(ax: Axes, facts: Mapping[str, Any]) -> None:
     for name, one in facts.items():
-        if name.startswith("copies ") and "bytes_per_s" in one and "bytes" not in one:
+        if name.startswith(ONE_WAY):
             rates = {int(size) / 1024**2: rate / GIGA for size, rate in one["bytes_per_s"].items()}
             dashed = "--" if "from" in name else "-"
             ax.plot(list(rates), list(rates.values()), dashed, marker="o", ms=3, label=name.removeprefix("copies "))

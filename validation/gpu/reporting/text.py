@@ -17,6 +17,9 @@ WIDTH = 80
 GIGA = 1e9
 MIB = 1024**2
 
+ONE_WAY = ("copies to the device", "copies from the device")
+"""How the facts begin that are rates by size."""
+
 
 def proof_text(summary: ProofSummary) -> str:
     """The whole report."""
@@ -83,8 +86,7 @@ def _print_machine(summary: ProofSummary, out: Report) -> None:
 
 def _print_copies(summary: ProofSummary, out: Report) -> None:
     found = summary.record.results("facts")
-    by_size = {name: one["bytes_per_s"] for name, one in found.items() if name.startswith("copies ")}
-    by_size = {name: rates for name, rates in by_size.items() if all(key.isdigit() for key in rates)}
+    by_size = {name: one["bytes_per_s"] for name, one in found.items() if name.startswith(ONE_WAY)}
     sizes = sorted({int(size) for rates in by_size.values() for size in rates})
     if by_size:
         columns = {"": TEXT, **{_size(size): ".2f" for size in sizes}}
