@@ -1,11 +1,7 @@
-from .base import (
-    ALIGNMENT_BYTES as ALIGNMENT_BYTES,
-    Device as Device,
-    LaneContext as LaneContext,
-    Mark as Mark,
-    aligned_bytes as aligned_bytes,
-)
+from .accelerator import Accelerator as Accelerator
+from .base import Device as Device, LaneContext as LaneContext, Mark as Mark
 from .emulated import EmulatedDevice as EmulatedDevice
+from .host_memory import ALIGNMENT_BYTES as ALIGNMENT_BYTES, aligned_bytes as aligned_bytes
 from .ledger import Ledger as Ledger, PinnedOutOfMemory as PinnedOutOfMemory
 from .open import (
     add_device as add_device,

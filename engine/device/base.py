@@ -1,26 +1,24 @@
 """What a device is to the executor: memory with accounts, and lanes that work in order.
 
-Each lane is used in a thread of its own. A lane's work may be asynchronous (a CUDA stream), so order between lanes is
-kept by marks: `mark()` names the point after all that a lane was given so far, `wait(mark)` holds back what a lane is
-given from now on. All times are on the host clock, `time.perf_counter_ns`.
+Each lane is used in a thread of its own. A lane's work may be asynchronous (a stream), so order between lanes is kept
+by marks: `mark()` names the point after all that a lane was given so far, `wait(mark)` holds back what a lane is given
+from now on. All times are on the host clock, `time.perf_counter_ns`.
 """
 
 import contextlib
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
 
-from engine.device.ledger import DeviceOutOfMemory, Ledger, PinnedOutOfMemory, Usage
+from engine.device.host_memory import PageLocked, fresh_block
+from engine.device.ledger import DeviceOutOfMemory, Ledger, Usage
 from engine.device.threads import intra_op_threads
 from sim.schedule import LaneKind
 from traces.errors import InputError
-
-ALIGNMENT_BYTES = 64
-"""Tensors cut from one block start on multiples of this: a cache line, and enough for any dtype and vector load."""
 
 
 class Mark(ABC):
@@ -29,6 +27,10 @@ class Mark(ABC):
     @abstractmethod
     def wait(self) -> None:
         """Blocks the calling thread until the point is reached."""
+
+    @abstractmethod
+    def settle(self) -> bool:
+        """If the point is reached by now, notes when and lets go of all else. Says whether it was; never blocks."""
 
     @property
     @abstractmethod
@@ -104,6 +106,9 @@ class HostMark(Mark):
     def wait(self) -> None:
         return
 
+    def settle(self) -> bool:
+        return True
+
     @property
     def time_ns(self) -> int:
         return self._time_ns
@@ -143,9 +148,8 @@ class Device(ABC):
         self.torch_device = torch_device
         self.default_threads = torch.get_num_threads()
         self.memory = Ledger("device memory", memory_bytes, DeviceOutOfMemory)
-        self.pinned = Ledger("pinned host memory", 0, PinnedOutOfMemory)
+        self._page_locked = PageLocked(self._register, self._unregister)
         self._allocated: dict[int, tuple[str, int]] = {}  # data pointer -> name, bytes
-        self._pinned_block: torch.Tensor | None = None
 
     @property
     def memory_bytes(self) -> int:
@@ -197,25 +201,34 @@ class Device(ABC):
         """Device memory in use, now and at its peak."""
         return self.memory.usage
 
-    def reserve_pinned(self, num_bytes: int) -> None:
-        """Page-locks one block of exactly this size (rounded up to pages); `pinned_empty` cuts tensors from it.
+    def reset_peak(self) -> None:
+        """Starts a new peak from what is held now."""
+        self.memory.reset_peak()
 
-        One block, because a caching allocator for pinned memory rounds each tensor up to a power of two. Replaces an
-        earlier block, whose tensors must no longer be in use.
-        """
-        self._release_pinned()
-        self.pinned.capacity_bytes = 0
-        if num_bytes:
-            self._pinned_block = self._lock_block(num_bytes)
-            self.pinned.capacity_bytes = num_bytes
+    @property
+    def pinned(self) -> Ledger:
+        """The accounts of page-locked host memory: what was locked in place, and what was cut from the reserve."""
+        return self._page_locked.ledger
 
-    def pinned_empty(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-        """A new tensor that takes `aligned_bytes` of the reserved block and lives as long. Raises PinnedOutOfMemory."""
-        num_bytes, start = math.prod(shape) * dtype.itemsize, self.pinned.usage.current_bytes
-        self.pinned.charge(name, aligned_bytes(num_bytes))
-        if self._pinned_block is None:  # nothing reserved: only an empty tensor gets here
-            return torch.empty(tuple(shape), dtype=dtype)
-        return self._pinned_block[start : start + num_bytes].view(dtype).view(tuple(shape))
+    def host_block(self, num_bytes: int) -> torch.Tensor:
+        """New zeroed bytes of host memory, pageable: as `fresh_block` makes them."""
+        return fresh_block(num_bytes)
+
+    def lock(self, name: str, block: torch.Tensor) -> None:
+        """Page-locks the bytes of a host tensor in place. Raises PinnedOutOfMemory, having locked nothing."""
+        self._page_locked.lock(name, block)
+
+    def unlock(self, name: str, block: torch.Tensor) -> None:
+        """Undoes `lock` of the same bytes; nothing may be copying from or to them."""
+        self._page_locked.unlock(name, block)
+
+    def reserve_pinned(self, parts: Mapping[str, int]) -> None:
+        """Page-locks one block with a part of so many bytes for each name, in place of an earlier one."""
+        self._page_locked.reserve(parts)
+
+    def pinned_empty(self, name: str, shape: Sequence[int], dtype: torch.dtype, part: str) -> torch.Tensor:
+        """A new tensor that takes `aligned_bytes` of a reserved part and lives as long. Raises PinnedOutOfMemory."""
+        return self._page_locked.empty(name, shape, dtype, part)
 
     @abstractmethod
     def open_lane(self, kind: LaneKind) -> LaneContext:
@@ -230,7 +243,7 @@ class Device(ABC):
         for name, num_bytes in self._allocated.values():
             self.memory.refund(name, num_bytes)
         self._allocated.clear()
-        self._release_pinned()
+        self._page_locked.close()
 
     def __enter__(self) -> Self:
         return self
@@ -247,21 +260,9 @@ class Device(ABC):
         """A host tensor's content in device memory."""
 
     @abstractmethod
-    def _lock_block(self, num_bytes: int) -> torch.Tensor:
-        """A page-locked block of bytes, aligned to pages."""
+    def _register(self, address: int, num_bytes: int) -> None:
+        """Page-locks host memory. Raises PinnedOutOfMemory."""
 
     @abstractmethod
-    def _unlock_block(self, block: torch.Tensor) -> None:
-        """Undoes `_lock_block`."""
-
-    def _release_pinned(self) -> None:
-        block, self._pinned_block = self._pinned_block, None
-        for name, num_bytes in self.pinned.holders.items():
-            self.pinned.refund(name, num_bytes)
-        if block is not None:
-            self._unlock_block(block)
-
-
-def aligned_bytes(num_bytes: int) -> int:
-    """What a tensor of `num_bytes` takes of a block: up to the next multiple of ALIGNMENT_BYTES."""
-    return -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+    def _unregister(self, address: int) -> None:
+        """Undoes `_register`, once no copy uses the memory any more."""

@@ -93,10 +93,10 @@ class EmulatedDevice(Device):
     def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
 
-    def _lock_block(self, num_bytes: int) -> torch.Tensor:
-        return torch.zeros(num_bytes, dtype=torch.uint8)
+    def _register(self, address: int, num_bytes: int) -> None:
+        return
 
-    def _unlock_block(self, block: torch.Tensor) -> None:
+    def _unregister(self, address: int) -> None:
         return
 
 

@@ -11,8 +11,17 @@ from traces.errors import InputError
 if TYPE_CHECKING:
     from engine.device.base import Device
 
-NAMES = ("auto", "emulated", "cuda")
+NAMES = ("auto", "emulated", "cuda", "xpu")
 GIGA = 1e9
+
+EMULATED_ONLY = {
+    "h2d_bytes_per_s": "--h2d-gbs",
+    "d2h_bytes_per_s": "--d2h-gbs",
+    "h2d_pageable_bytes_per_s": "h2d_pageable_bytes_per_s",
+    "d2h_pageable_bytes_per_s": "d2h_pageable_bytes_per_s",
+    "gpu_threads": "--gpu-threads",
+}
+"""What only an emulated device can be told, and how a user told it."""
 
 
 def host_memory_bytes() -> int:
@@ -21,19 +30,30 @@ def host_memory_bytes() -> int:
 
 
 def make_device(name: str, **options: Any) -> "Device":
-    """A device by name: `cuda`, `emulated`, or `auto` for the first of them that there is.
+    """A device by name: `cuda` (which is ROCm too), `xpu`, `emulated`, or `auto`: this machine's accelerator if any.
 
-    `options` of an emulated device are those of EmulatedDevice; what is not given is unthrottled, and its memory is
-    half of this machine's.
+    `options` are those of EmulatedDevice or of Accelerator. What an emulated device is not told is unthrottled, and its
+    memory is half of this machine's. Raises InputError for a device that is not there, that lacks what the engine
+    needs, or that cannot be told so.
     """
     if name not in NAMES:
         raise InputError(f"device: {name!r} is not known; give one of {', '.join(NAMES)}")
-    import torch
+    if name == "emulated":
+        return _emulated(**options)
+    from engine.device.accelerator import Accelerator, runtime_of
 
-    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
-        from engine.device.cuda import CudaDevice
+    runtime = runtime_of(name)
+    if runtime is None:
+        return _emulated(**options)
+    if said := [flag for option, flag in EMULATED_ONLY.items() if option in options]:
+        raise InputError(
+            f"{', '.join(said)}: only an emulated device can be told, {runtime.vendor} has its own: leave it out, or "
+            f"give --device emulated"
+        )
+    return Accelerator(**options, runtime=runtime)
 
-        return CudaDevice(**options)
+
+def _emulated(**options: Any) -> "Device":
     from engine.device.emulated import EmulatedDevice
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -56,7 +76,7 @@ def open_device(device: "str | Device") -> "contextlib.AbstractContextManager[De
 
 def add_device(parser: Any) -> None:
     """Add them to a parser or a group of it."""
-    parser.add_argument("--device", default="auto", help="auto, emulated or cuda (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help=f"{', '.join(NAMES)} (default: %(default)s; ROCm is cuda)")
     for flag, what in (("--h2d-gbs", "host to device"), ("--d2h-gbs", "device to host")):
         parser.add_argument(flag, type=float, help=f"emulated bandwidth {what} in GB/s (default: unthrottled)")
     parser.add_argument("--device-memory-gb", type=float, help="device memory that may be used, in GB")

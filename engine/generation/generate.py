@@ -93,7 +93,7 @@ def run(
     seed, padding = _seed(seed, generate_kwargs, model), pad_token(model, tokenizer)
     options = GenerationOptions(max_new_tokens, padding, generate_kwargs, seed)
     with open_device(device) as opened, open_session(RunContext.of(model, chosen, policy, opened, options)) as session:
-        opened.memory.reset_peak()
+        opened.reset_peak()
         done = []
         for batch in _batches(session, ids, progress):
             done.append(batch)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from engine.attention import BITS, HostAttention
 from engine.device import aligned_bytes, for_now
-from engine.memory import WeightStream, placed
+from engine.memory import EXCHANGE, WEIGHTS, WeightStream, placed
 from engine.model import Anatomy, lean_gates, split
 from engine.tasks import RunContext, Session
 from sim.schedule import LaneKind, Place, SlotLayout
@@ -23,9 +23,9 @@ def open_session(run: RunContext) -> Iterator[Session]:
     layout = run.layout(policy.num_micro_batches)
     staging = WeightStream.pinned_bytes(run.streamed, layout)
     device.memory.plan = _plan_in_words(run, layout)
-    device.reserve_pinned(staging + _exchange_bytes(run))
+    device.reserve_pinned({WEIGHTS: staging, EXCHANGE: _exchange_bytes(run)})
     with contextlib.ExitStack() as stack:
-        stack.callback(device.reserve_pinned, 0)
+        stack.callback(device.reserve_pinned, {})
         streamed = sum(segment.source.nbytes for layer in run.streamed if layer for segment in layer.segments)
         stack.enter_context(run.host.holding("streamed weights", streamed))
         weights = stack.enter_context(placed(model, device, run.streamed, layout))

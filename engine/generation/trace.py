@@ -69,7 +69,6 @@ def describe_run(run: RunContext, ids: list[list[int]]) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {one.__name__: one.__version__ for one in LIBRARIES},
         "input_hash": hashlib.sha256(json.dumps(inputs).encode()).hexdigest(),
         "origin": run.device.origin,
-        "device": run.device.facts,
     }
 
 
@@ -81,6 +80,7 @@ def describe_batch(run: RunContext, prompts: Sequence[Sequence[int]]) -> dict[st
     lengths, gen_len = [len(prompt) for prompt in prompts], run.options.max_new_tokens
     batch = as_cut(lengths, run.policy.micro_batch_size, gen_len)
     return {
+        "device": run.device.facts,
         "steps": [0, gen_len],
         "prompt_tokens": lengths,
         "streamed_bytes": [0 if layer is None else layer.num_bytes for layer in run.streamed],

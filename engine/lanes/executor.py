@@ -6,6 +6,7 @@ What a task does is not known here: `perform` does it. A lane that fails stops a
 
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -19,6 +20,9 @@ from traces.files import batch_range, ended_range, task_range
 
 SUPERVISION_S = 0.1
 """How often the supervising thread looks up while lanes work: the delay of Ctrl-C."""
+
+COPIES_IN_FLIGHT = 2
+"""So many copies of one lane may be under way: the link goes from one to the next, and what they use stays little."""
 
 Perform = Callable[[LaneContext, Task], int | None]
 """Does a task's work on its lane; returns the bytes it moved, or None if there was nothing left to do."""
@@ -39,6 +43,31 @@ class Ran(NamedTuple):
     start: Mark
     end: Mark
     num_bytes: int
+
+
+class _Progress:
+    """How far a lane is: the end of its last task, the copies it has under way, and what it has to tell."""
+
+    def __init__(self, lane: Lane) -> None:
+        self.before: Mark | None = None
+        self.ran: list[Ran] = []
+        self._most_in_flight = None if lane.kind is LaneKind.GPU else COPIES_IN_FLIGHT
+        self._in_flight: deque[Mark] = deque()
+        self._untold: deque[Mark] = deque()
+
+    def ended(self, task: Task, start: Mark, end: Mark, moved: int | None) -> None:
+        """Takes note of a task, which ends when its mark is reached. Waits for earlier ones if too many have not."""
+        self.before = end
+        if moved is not None:
+            self.ran.append(Ran(task, start, end, moved))
+            self._untold += (start, end)
+        while self._untold and self._untold[0].settle():  # a run has more tasks than a device has events
+            self._untold.popleft()
+        self._in_flight.append(end)
+        if self._most_in_flight is None:
+            self._in_flight.clear()
+        elif len(self._in_flight) == self._most_in_flight:
+            self._in_flight.popleft().wait()
 
 
 class Executor:
@@ -64,7 +93,7 @@ class Executor:
         self._queue = TaskQueue(steps, lanes)
         self._threads = [threading.Thread(target=self._work, args=(lane,), name=str(lane)) for lane in lanes]
         self._lanes_left = threading.Semaphore(0)
-        self._ran: dict[Lane, list[Ran]] = {lane: [] for lane in lanes}
+        self._progress = {lane: _Progress(lane) for lane in lanes}
         self._failure: BaseException | None = None
 
     def run(self) -> list[Ran]:
@@ -77,7 +106,7 @@ class Executor:
             self._run_lanes()
         if self._failure is not None:
             raise self._failure
-        return [ran for lane in self._ran.values() for ran in lane]
+        return [ran for progress in self._progress.values() for ran in progress.ran]
 
     def _run_lanes(self) -> None:
         started: list[threading.Thread] = []
@@ -98,10 +127,9 @@ class Executor:
         try:
             with self._device.open_lane(lane.kind) as context, contextlib.ExitStack() as at_end:
                 at_end.callback(self._on_thread_end, lane)
-                before: Mark | None = None
                 for ready in self._queue.tasks(lane):
                     try:
-                        before = self._do(context, lane, ready, before)
+                        self._do(context, ready, self._progress[lane])
                     except BaseException as error:
                         self._failure = self._failure or _named(ready.task, error)
                         self._queue.stop()  # before this lane leaves, so that no other takes that for a deadlock
@@ -114,20 +142,16 @@ class Executor:
         finally:
             self._lanes_left.release()
 
-    def _do(self, context: LaneContext, lane: Lane, ready: Ready, before: Mark | None) -> Mark:
-        """Does a task; `before` is the end of the lane's previous one. Returns the end."""
+    def _do(self, context: LaneContext, ready: Ready, progress: _Progress) -> None:
         task, deps, slept = ready
+        before = progress.before
         for mark in deps:
             context.wait(mark)
         start = context.mark() if slept or before is None else context.begin(before, deps)
         moved = self._named_in_profile(context, task) if _profiling() else self._perform(context, task)
         end = context.mark()
-        if lane.kind is not LaneKind.GPU:
-            end.wait()  # a copy's tensors may be let go of once its task has ended
         self._queue.ended(task, end)  # first, so that lanes that wait for it lose no time
-        if moved is not None:
-            self._ran[lane].append(Ran(task, start, end, moved))
-        return end
+        progress.ended(task, start, end, moved)
 
     def _named_in_profile(self, context: LaneContext, task: Task) -> int | None:
         """Does a task in a range that names it, so that `traces.files.read_trace` can read the run back."""

@@ -1,4 +1,4 @@
 from .activations import Activations as Activations
-from .buffers import Buffers as Buffers
+from .buffers import EXCHANGE as EXCHANGE, Buffers as Buffers
 from .placement import placed as placed, streamed_layers as streamed_layers
-from .weights import StreamedLayer as StreamedLayer, WeightStream as WeightStream
+from .weights import WEIGHTS as WEIGHTS, StreamedLayer as StreamedLayer, WeightStream as WeightStream

@@ -7,6 +7,9 @@ import torch
 
 from engine.device import Device, LaneContext, Ledger, PinnedOutOfMemory
 
+EXCHANGE = "exchange"
+"""The part of page-locked memory for what device and host hand each other in decode."""
+
 
 class Buffers:
     """The buffers of one batch. A name always means the same memory, in whatever shape it is asked for."""
@@ -66,6 +69,6 @@ class Buffers:
     def _new_host_buffer(self, name: str, num_bytes: int) -> tuple[torch.Tensor, bool]:
         with self._lock:  # the pinned block is cut by one thread at a time
             try:
-                return self.device.pinned_empty(name, (num_bytes,), torch.uint8), True
+                return self.device.pinned_empty(name, (num_bytes,), torch.uint8, EXCHANGE), True
             except PinnedOutOfMemory:
                 return self.host(name, (num_bytes,), torch.uint8), False

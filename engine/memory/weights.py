@@ -15,6 +15,9 @@ from engine.device import Device, LaneContext, aligned_bytes
 from engine.model import OwnedParameter
 from sim.schedule import WHOLE, SlotLayout, Task
 
+WEIGHTS = "weights"
+"""The part of page-locked memory that weights are staged in."""
+
 
 class Segment(NamedTuple):
     """Bytes of one host tensor and where they go in a slot."""
@@ -105,7 +108,7 @@ class WeightStream:
             for slot in range(layout.buffers["weights"].turns):
                 self._slots.append(device.allocate(f"weight slot {slot}", (largest,), torch.uint8))
             for turn in range(_staging_slots(layout)):
-                self._staging.append(device.pinned_empty(f"weight staging {turn}", (largest,), torch.uint8))
+                self._staging.append(device.pinned_empty(f"weight staging {turn}", (largest,), torch.uint8, WEIGHTS))
         stay = layout.shape.weights_pinned
         self._pinned = [self._pin_layer(layer, i) if stay and layer else None for i, layer in enumerate(streamed)]
 
@@ -179,7 +182,7 @@ class WeightStream:
         self._pinned.clear()
 
     def _pin_layer(self, layer: StreamedLayer, index: int) -> torch.Tensor:
-        pinned = self._device.pinned_empty(f"weights of layer {index}", (layer.num_bytes,), torch.uint8)
+        pinned = self._device.pinned_empty(f"weights of layer {index}", (layer.num_bytes,), torch.uint8, WEIGHTS)
         layer.fill(pinned, 0, layer.num_bytes)
         return pinned
 

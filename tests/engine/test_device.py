@@ -1,9 +1,11 @@
 """Devices: memory that is counted, links that keep their pace, lanes that keep out of each other's way."""
 
+import mmap
 import os
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,13 +16,14 @@ from hypothesis import given, strategies as st
 from engine.calibration.measure.probes import MemoryReader
 from engine.device import (
     ALIGNMENT_BYTES,
+    Accelerator,
     EmulatedDevice,
     Ledger,
     PinnedOutOfMemory,
     aligned_bytes,
 )
-from engine.device.clock import ANCHOR_EVERY_NS, WIDEST_WINDOW_NS, DeviceClock
-from engine.device.cuda import CudaDevice
+from engine.device.accelerator.clock import ANCHOR_EVERY_NS, WIDEST_WINDOW_NS, DeviceClock
+from engine.device.host_memory import FAULT_PIECE_BYTES, PageLocked
 from engine.device.ledger import DeviceOutOfMemory, OutOfMemory
 from engine.device.link import rows_of
 from engine.device.threads import BEHIND
@@ -28,6 +31,7 @@ from sim.schedule import LaneKind
 from traces.errors import InputError
 
 MB = 10**6
+PART = "tests"
 
 
 def device(memory_bytes=1000 * MB, h2d=None, d2h=None, **options):
@@ -121,8 +125,8 @@ def test_placing_on_an_emulated_device_counts_but_does_not_copy():
 def test_closing_gives_everything_back_and_may_happen_twice():
     dev = device(1000)
     dev.allocate("a", (100,), torch.uint8)
-    dev.reserve_pinned(256)
-    dev.pinned_empty("b", (100,), torch.uint8)
+    dev.reserve_pinned({PART: 256})
+    dev.pinned_empty("b", (100,), torch.uint8, PART)
     dev.close()
     dev.close()
     assert dev.usage.current_bytes == dev.pinned.usage.current_bytes == 0
@@ -134,8 +138,8 @@ def test_closing_gives_everything_back_and_may_happen_twice():
 def test_pinned_tensors_share_one_block_of_the_planned_size(requests):
     planned = sum(aligned_bytes(count * dtype.itemsize) for count, dtype in requests)
     with device() as dev:
-        dev.reserve_pinned(planned)
-        tensors = [dev.pinned_empty(f"t{i}", (count,), dtype) for i, (count, dtype) in enumerate(requests)]
+        dev.reserve_pinned({PART: planned})
+        tensors = [dev.pinned_empty(f"t{i}", (count,), dtype, PART) for i, (count, dtype) in enumerate(requests)]
         for i, tensor in enumerate(tensors):
             tensor.fill_(i)
         for i, (tensor, (count, dtype)) in enumerate(zip(tensors, requests, strict=True)):
@@ -145,12 +149,108 @@ def test_pinned_tensors_share_one_block_of_the_planned_size(requests):
             assert tensor.numel() == 0 or tensor.data_ptr() % ALIGNMENT_BYTES == tensors[0].data_ptr() % ALIGNMENT_BYTES
         assert dev.pinned.usage.peak_bytes == planned
         with pytest.raises(PinnedOutOfMemory, match="one more"):
-            dev.pinned_empty("one more", (1,), torch.uint8)
+            dev.pinned_empty("one more", (1,), torch.uint8, PART)
 
 
 def test_pinned_memory_that_was_not_planned_is_refused():
     with device() as dev, pytest.raises(PinnedOutOfMemory, match="staging"):
-        dev.pinned_empty("staging", (1,), torch.uint8)
+        dev.pinned_empty("staging", (1,), torch.uint8, PART)
+
+
+def test_one_part_of_pinned_memory_cannot_take_what_another_was_promised():
+    with device() as dev:
+        dev.reserve_pinned({"prefill": 128, "decode": 100})
+        taken = dev.pinned_empty("kv", (128,), torch.uint8, "prefill")
+        with pytest.raises(PinnedOutOfMemory, match="query"):
+            dev.pinned_empty("query", (1,), torch.uint8, "prefill")
+        promised = dev.pinned_empty("query", (100,), torch.uint8, "decode")
+        taken.fill_(1)
+        promised.fill_(2)
+        assert (taken == 1).all()
+        assert dev.pinned.holders == {"kv": 128, "query": 128}
+        dev.reserve_pinned({})
+        assert not dev.pinned.holders
+
+
+@pytest.mark.parametrize("num_bytes", [0, 1, 5000, 3 * FAULT_PIECE_BYTES + 5])
+def test_a_host_block_is_zeroed_bytes_on_pages_of_its_own(num_bytes):
+    with device() as dev:
+        block = dev.host_block(num_bytes)
+    assert (block.dtype, block.shape) == (torch.uint8, (num_bytes,))
+    assert not block.any()
+    assert num_bytes == 0 or block.data_ptr() % mmap.PAGESIZE == 0
+    block.fill_(7)  # and they may be written
+
+
+class Driver:
+    """Page-locks what it is asked to, up to a number of pieces."""
+
+    def __init__(self, most=1000):
+        self.locked, self.most = {}, most
+
+    def register(self, address, num_bytes):
+        if len(self.locked) == self.most:
+            raise PinnedOutOfMemory("no more")
+        self.locked[address] = num_bytes
+
+    def page_locked(self):
+        return PageLocked(self.register, self.locked.pop)
+
+
+def test_memory_is_locked_in_place_in_pieces_and_counted(monkeypatch):
+    monkeypatch.setattr("engine.device.host_memory.LARGEST_PIECE_BYTES", 4096)
+    driver, block = Driver(), torch.zeros(10_000, dtype=torch.uint8)
+    memory, first = driver.page_locked(), block.data_ptr()
+    memory.lock("weights", block[:9000])
+    assert driver.locked == {first: 4096, first + 4096: 4096, first + 8192: 808}
+    assert memory.ledger.holders == {"weights": 9000}
+    for wrong in (("weights", block), ("others", block[:9000]), ("weights", block[1:])):
+        with pytest.raises(KeyError):
+            memory.unlock(*wrong)
+    memory.unlock("weights", block[:9000])
+    assert not driver.locked
+    assert not memory.ledger.holders
+
+
+def test_memory_that_cannot_be_locked_whole_is_not_locked_at_all(monkeypatch):
+    monkeypatch.setattr("engine.device.host_memory.LARGEST_PIECE_BYTES", 4096)
+    driver = Driver(most=2)
+    memory = driver.page_locked()
+    with pytest.raises(PinnedOutOfMemory, match="no more"):
+        memory.lock("weights", torch.zeros(9000, dtype=torch.uint8))
+    with pytest.raises(PinnedOutOfMemory, match="no more"):
+        memory.reserve({"weights": 9000})
+    assert not driver.locked
+    assert not memory.ledger.holders
+    memory.lock("fewer", torch.zeros(5000, dtype=torch.uint8))
+
+
+def test_closing_unlocks_everything_and_locked_memory_stays_alive_until_then():
+    driver = Driver()
+    memory = driver.page_locked()
+    block = torch.zeros(100, dtype=torch.uint8)
+    memory.lock("weights", block)
+    memory.reserve({"exchange": 64})
+    gone = weakref.ref(block)
+    del block
+    assert gone() is not None, "a driver must not hold addresses of memory that is gone"
+    memory.close()
+    memory.close()
+    assert not driver.locked
+    assert gone() is None
+
+
+def test_pinned_memory_counts_on_a_device_and_has_its_limit():
+    with device() as dev:
+        block = dev.host_block(3000)
+        dev.pinned.capacity_bytes = 4000
+        dev.lock("weights", block)
+        with pytest.raises(PinnedOutOfMemory, match="more weights"):
+            dev.lock("more weights", dev.host_block(1001))
+        assert dev.pinned.usage.current_bytes == 3000
+        dev.unlock("weights", block)
+        dev.lock("more weights", block)
+    assert dev.pinned.usage.current_bytes == 0
 
 
 # the link ------------------------------------------------------------------------------------------------------------
@@ -501,15 +601,15 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_missing_cuda_device_is_an_input_error():
     with pytest.raises(InputError, match="cuda:0 is not there"):
-        CudaDevice()
+        Accelerator()
 
 
 @needs_cuda
 def test_cuda_copies_both_ways_and_orders_lanes():
-    with CudaDevice(memory_bytes=200 * MB) as dev:
-        dev.reserve_pinned(80 * MB)
-        src = dev.pinned_empty("source", (10 * MB,), torch.float32)
-        back = dev.pinned_empty("target", (10 * MB,), torch.float32)
+    with Accelerator(memory_bytes=1000 * MB) as dev:
+        dev.reserve_pinned({PART: 80 * MB})
+        src = dev.pinned_empty("source", (10 * MB,), torch.float32, PART)
+        back = dev.pinned_empty("target", (10 * MB,), torch.float32, PART)
         assert src.is_pinned()
         src.copy_(torch.arange(10 * MB))
         on_device = dev.allocate("tensor", (10 * MB,), torch.float32)
@@ -533,7 +633,7 @@ def test_cuda_copies_both_ways_and_orders_lanes():
 
 @needs_cuda
 def test_cuda_times_lie_between_looks_at_the_host_clock():
-    with CudaDevice(memory_bytes=200 * MB) as dev, dev.open_lane(LaneKind.GPU) as gpu:
+    with Accelerator(memory_bytes=1000 * MB) as dev, dev.open_lane(LaneKind.GPU) as gpu:
         for _ in range(20):
             before_ns = time.perf_counter_ns()
             mark = gpu.mark()
@@ -544,7 +644,7 @@ def test_cuda_times_lie_between_looks_at_the_host_clock():
 
 @needs_cuda
 def test_cuda_pageable_copies_arrive():
-    with CudaDevice(memory_bytes=200 * MB) as dev:
+    with Accelerator(memory_bytes=1000 * MB) as dev:
         on_device, src = dev.allocate("tensor", (1000, 1000), torch.float32), torch.randn(1000, 1000)
         back = torch.empty(1000, 1000)
         with dev.open_lane(LaneKind.H2D) as lane:
@@ -556,12 +656,12 @@ def test_cuda_pageable_copies_arrive():
 
 @needs_cuda
 def test_cuda_memory_is_limited_for_the_models_own_code_too():
-    with CudaDevice(memory_bytes=100 * MB) as dev:
+    with Accelerator(memory_bytes=400 * MB) as dev:
         with pytest.raises(DeviceOutOfMemory), dev.open_lane(LaneKind.GPU):
-            torch.empty(200 * MB, dtype=torch.uint8, device=dev.torch_device)
+            torch.empty(500 * MB, dtype=torch.uint8, device=dev.torch_device)
         with pytest.raises(DeviceOutOfMemory, match="tensor"):
-            dev.allocate("tensor", (200 * MB,), torch.uint8)
+            dev.allocate("tensor", (500 * MB,), torch.uint8)
         tensor = dev.allocate("tensor", (50 * MB,), torch.uint8)
         assert 50 * MB <= dev.usage.current_bytes < 60 * MB
         dev.free(tensor)
-    torch.empty(200 * MB, dtype=torch.uint8, device=dev.torch_device)
+    torch.empty(500 * MB, dtype=torch.uint8, device=dev.torch_device)

@@ -7,7 +7,7 @@ from torch import nn
 
 import engine
 from engine.device import EmulatedDevice
-from engine.memory import WeightStream
+from engine.memory import WEIGHTS, WeightStream
 from engine.memory.weights import StreamedLayer
 from engine.model import Anatomy, KeysValues, LayerCache, OwnedParameter, Store, cache_for, lean_gates
 from sim.cost.memory import plan_memory
@@ -168,7 +168,7 @@ def stream():
             StreamedLayer.of([OwnedParameter(module, "weight", module.weight)]) if i != 1 else None
             for i, module in enumerate(modules)
         ]
-        device.reserve_pinned(WeightStream.pinned_bytes(layers, in_pages(1)))
+        device.reserve_pinned({WEIGHTS: WeightStream.pinned_bytes(layers, in_pages(1))})
         yield WeightStream(device, layers, in_pages(1)), modules, lane, device
 
 

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from engine.calibration.measure.measured import Measured, lane_seconds, repeated
-from engine.device import ALIGNMENT_BYTES, Device, LaneContext, check_thread_count, intra_op_threads
+from engine.device import Device, LaneContext, aligned_bytes, check_thread_count, intra_op_threads
 from sim.schedule import LaneKind
 from traces.errors import InputError
 
@@ -22,6 +22,9 @@ LARGE_COPY_BYTES = 32 * MIB
 SHARE_OF_DEVICE = 8
 """A copy takes no more than one of so many parts of the device's memory."""
 SMALL_COPY_BYTES = 4096
+CALIBRATION = "calibration"
+"""What a probe's buffers are called, and the part of page-locked memory that they come from."""
+
 REPEATS = 9
 FEW_REPEATS = 3
 TOGETHER_S = 0.4
@@ -77,7 +80,7 @@ def _link(device: Device, repeats: int) -> LinkProbe:
         for kind in (LaneKind.H2D, LaneKind.D2H)
         for pinned in (True, False)
     }
-    device.reserve_pinned(SMALL_COPY_BYTES)
+    device.reserve_pinned({CALIBRATION: SMALL_COPY_BYTES})
     with device.open_lane(LaneKind.H2D) as lane, _copy(device, LaneKind.H2D, SMALL_COPY_BYTES) as seconds:
         latency = repeated(partial(seconds, lane), f"copies of {SMALL_COPY_BYTES} bytes to the device", repeats)
     return LinkProbe(**rates, together=_both_ways(device), latency=latency)
@@ -88,9 +91,9 @@ def _copy(
     device: Device, kind: LaneKind, num_bytes: int, *, pinned: bool = True
 ) -> Iterator[Callable[[LaneContext], float]]:
     """Buffers on both sides of the link; yields what copies once between them and tells how long it took."""
-    on_device = device.allocate("calibration", (num_bytes,), torch.uint8)
+    on_device = device.allocate(CALIBRATION, (num_bytes,), torch.uint8)
     if pinned:
-        on_host = device.pinned_empty("calibration", (num_bytes,), torch.uint8)
+        on_host = device.pinned_empty(CALIBRATION, (num_bytes,), torch.uint8, CALIBRATION)
     else:
         on_host = torch.zeros(num_bytes, dtype=torch.uint8)
 
@@ -111,7 +114,7 @@ def _large(device: Device) -> int:
 
 def _one_way(device: Device, kind: LaneKind, pinned: bool, repeats: int) -> Measured:
     size = _large(device)
-    device.reserve_pinned(size + ALIGNMENT_BYTES if pinned else 0)
+    device.reserve_pinned({CALIBRATION: size if pinned else 0})
     memory, way = "page-locked" if pinned else "pageable", "to" if kind is LaneKind.H2D else "from"
     what = f"copies of {size / MIB:.3g} MiB {way} the device, {memory} host memory"
     with device.open_lane(kind) as lane, _copy(device, kind, size, pinned=pinned) as seconds:
@@ -121,7 +124,7 @@ def _one_way(device: Device, kind: LaneKind, pinned: bool, repeats: int) -> Meas
 def _both_ways(device: Device) -> Measured:
     """Bytes per second of both directions together while both are busy."""
     size, kinds, begin = _large(device), (LaneKind.H2D, LaneKind.D2H), threading.Barrier(2)
-    device.reserve_pinned(2 * (size + ALIGNMENT_BYTES))
+    device.reserve_pinned({CALIBRATION: 2 * aligned_bytes(size)})
 
     def rates(kind: LaneKind, seconds: Callable[[LaneContext], float]) -> list[float]:
         found: list[float] = []
@@ -136,7 +139,7 @@ def _both_ways(device: Device) -> Measured:
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(2) as pool:
         copies = [stack.enter_context(_copy(device, kind, size)) for kind in kinds]
         sums = [h2d + d2h for h2d, d2h in zip(*pool.map(rates, kinds, copies), strict=False)]
-    device.reserve_pinned(0)
+    device.reserve_pinned({})
     return Measured.of(sums, f"copies of {size / MIB:.3g} MiB in both directions at once")
 
 
@@ -195,7 +198,7 @@ def _device_read(device: Device, repeats: int) -> Measured:
     if device.gpu_threads is not None:  # the host plays the device
         return _host_read(device.gpu_threads, repeats)
     size = min(device.memory_bytes // 4, 1024 * MIB)
-    source, target = (device.allocate("calibration", (size,), torch.uint8) for _ in range(2))
+    source, target = (device.allocate(CALIBRATION, (size,), torch.uint8) for _ in range(2))
     what = f"copies of {size // MIB} MiB in device memory"
     with device.open_lane(LaneKind.GPU) as lane:
         measured = repeated(lambda: 2 * size / lane_seconds(lane, lambda: target.copy_(source)), what, repeats)

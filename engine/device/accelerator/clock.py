@@ -1,4 +1,4 @@
-"""The device's own clock told in the host's: when a CUDA event happened, as `time.perf_counter_ns` would have said.
+"""The device's own clock told in the host's: when an event happened, as `time.perf_counter_ns` would have said.
 
 Events only know the time between two of them, in milliseconds with 32-bit precision. So now and then an event is
 recorded on an idle stream between two looks at the host's clock: an anchor. Other events are placed by their distance
@@ -9,7 +9,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+
+from engine.device.accelerator.runtime import Event
 
 ANCHOR_EVERY_NS = 5_000_000_000
 """32 bits tell 5 s in steps of half a microsecond, which is the resolution of events anyway."""
@@ -24,21 +25,11 @@ RATE_BASELINE_NS = 1_000_000_000
 """Anchors closer than this say nothing about the clocks' rates: their own error is a few microseconds."""
 
 
-class TimedEvent(Protocol):
-    """What is needed of a `torch.cuda.Event`."""
-
-    def synchronize(self) -> None: ...
-
-    def elapsed_time(self, end_event: Any) -> float:
-        """Milliseconds from this event to another; negative if the other came first."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Anchor:
     """An event and the host's time of it, known to half of `window_ns`."""
 
-    event: TimedEvent
+    event: Event
     host_ns: int
     window_ns: int
 
@@ -46,7 +37,7 @@ class Anchor:
 class DeviceClock:
     """Places events of one device on the host's clock, from any thread; `record` records one on an idle stream."""
 
-    def __init__(self, record: Callable[[], TimedEvent], now_ns: Callable[[], int] = time.perf_counter_ns) -> None:
+    def __init__(self, record: Callable[[], Event], now_ns: Callable[[], int] = time.perf_counter_ns) -> None:
         self._record = record
         self._now_ns = now_ns
         self._lock = threading.Lock()
@@ -62,7 +53,7 @@ class DeviceClock:
                     self._anchors.append(anchor)
         return len(self._anchors) - 1
 
-    def host_ns(self, event: TimedEvent, anchor: int) -> int:
+    def host_ns(self, event: Event, anchor: int) -> int:
         """When an event that has happened did so; `anchor` is what `tick` said when it was recorded."""
         known = self._anchors[anchor]
         return known.host_ns + round(known.event.elapsed_time(event) * 1e6 * self._rate_after(anchor))
