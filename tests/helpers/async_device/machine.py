@@ -5,6 +5,7 @@ import threading
 from typing import NamedTuple
 
 import torch
+
 from async_device.memory import Memory
 from async_device.races import Races
 from async_device.streams import LOCK, Stream, chosen_stream

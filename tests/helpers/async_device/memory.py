@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from async_device.interface import private
 from async_device.streams import LOCK, Stream
 

@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
+
 from async_device.interface import private
 from async_device.machine import NAME, Machine
 from async_device.memory import in_host_memory, new_tensor, set_storage
 from async_device.races import Span
-from torch.utils._pytree import tree_leaves, tree_map
 
 KEY = "PrivateUse1"
 
@@ -16,7 +17,16 @@ VIEWS = ("as_strided", "view", "_reshape_alias", "unfold", "set_.source_Storage_
 """Ops that compute nothing: the host's own code for them does."""
 
 NEEDS_VALUES = frozenset(
-    "nonzero masked_select _unique2 unique_dim unique_consecutive equal bincount repeat_interleave".split()
+    [
+        "nonzero",
+        "masked_select",
+        "_unique2",
+        "unique_dim",
+        "unique_consecutive",
+        "equal",
+        "bincount",
+        "repeat_interleave",
+    ]
 )
 """Ops whose result has a shape, or is a number, that only the values tell: the host waits for them."""
 

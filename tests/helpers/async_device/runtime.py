@@ -5,11 +5,11 @@ import functools
 from collections.abc import Iterator
 
 import torch
+
 from async_device.interface import private
 from async_device.machine import NAME, TOTAL_BYTES, Machine
 from async_device.ops import register
 from async_device.streams import Event, Stream, choose_stream, chosen_stream
-
 from engine.device.accelerator import MemoryState, Runtime
 
 
