@@ -49,8 +49,8 @@ def random_model(config: Mapping[str, Any], dtype: torch.dtype, device: torch.de
     names, parameters = zip(*model.named_parameters(), strict=True)
     with ThreadPoolExecutor(FILLERS) as fillers:
         list(fillers.map(partial(_fill, device), itertools.count(seed), names, parameters))
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    if device.type != "cpu":
+        torch.get_device_module(device).empty_cache()
     return _ready(model)
 
 

@@ -52,7 +52,24 @@ class Workbench:
 
     @property
     def is_cuda(self) -> bool:
+        """Whether CUDA's own tools are there, or ROCm's under their name."""
         return self.torch_device.type == "cuda"
+
+    @property
+    def is_real(self) -> bool:
+        """Whether the device has a memory of its own."""
+        return self.torch_device.type != "cpu"
+
+    @property
+    def torch_module(self) -> Any:
+        """Where torch keeps what it can do with a real device: `torch.cuda`, say."""
+        return torch.get_device_module(self.torch_device)
+
+    def empty_caches(self) -> None:
+        """Gives back what torch keeps of the device's memory without using it."""
+        gc.collect()
+        if self.is_real:
+            self.torch_module.empty_cache()
 
     def spec(self, name: str) -> ModelSpec:
         return self.scale.models[name]
@@ -79,9 +96,7 @@ class Workbench:
     def drop_models(self) -> None:
         """Forgets all models, and gives their memory back."""
         self._models.clear()
-        gc.collect()
-        if self.is_cuda:
-            torch.cuda.empty_cache()
+        self.empty_caches()
 
     def machine(self, name: str) -> Hardware:
         """What the calibration for a model found. Raises InputError if there was none."""
@@ -116,9 +131,9 @@ class Workbench:
 
 def open_sized(name: str, memory_bytes: int) -> Device:
     """A device by name with so much memory; an emulated one has a link of EMULATED_GBS."""
-    cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    real = name not in ("auto", "emulated") or (name == "auto" and torch.accelerator.is_available())
     rate = EMULATED_GBS * 1e9
-    link = {} if cuda else {"h2d_bytes_per_s": rate, "d2h_bytes_per_s": rate}
+    link = {} if real else {"h2d_bytes_per_s": rate, "d2h_bytes_per_s": rate}
     return make_device(name, memory_bytes=memory_bytes, **link)
 
 

@@ -46,6 +46,21 @@ class ProofSummary:
     regrets: Mapping[str, float]
     unchanged: bool | None
 
+    @property
+    def predicted(self) -> dict[str, Mapping[str, Any]]:
+        """What was written down of each case before it was run."""
+        found = self.record.results("runs").items()
+        return {case: one for name, cases in found if name.startswith(PREDICTIONS) for case, one in cases.items()}
+
+    @property
+    def runs(self) -> dict[str, Mapping[str, Any]]:
+        """Of each case, of its repeats the one whose throughput is in the middle."""
+        repeats: dict[str, list[Mapping[str, Any]]] = {}
+        for name, one in self.record.results("runs").items():
+            if "lanes" in one:
+                repeats.setdefault(name.rpartition(".")[0], []).append(one)
+        return {case: sorted(own, key=_rate)[(len(own) - 1) // 2] for case, own in repeats.items()}
+
     def to_dict(self) -> dict[str, Any]:
         """The whole proof as JSON values."""
         return {
@@ -126,6 +141,10 @@ def _regrets(findings: Findings | None) -> dict[str, float]:
         own = [run for run in runs if run.case.model == model]
         found[model] = regret([run.predicted_tokens_per_s for run in own], [run.measured.median for run in own])
     return found
+
+
+def _rate(run: Mapping[str, Any]) -> float:
+    return float(run["tokens_per_s"])
 
 
 def _unchanged(record: ProofRecord, findings: Findings | None) -> bool | None:

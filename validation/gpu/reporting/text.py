@@ -11,11 +11,17 @@ from traces.cli import PROSE, TEXT, Report
 from validation.campaign import IN_SHORT, layer_rows
 from validation.gpu.piece import MET, SAID
 from validation.gpu.reporting.summary import ProofSummary
-from validation.gpu.stages import PREDICTIONS
 
 WIDTH = 80
 GIGA = 1e9
 MIB = 1024**2
+LANES = ("GPU", "CPU", "H2D", "D2H", "PIN")
+
+SHARED_NAME = "_pin_weights-True"
+"""How the names of all runs end."""
+
+ONE_WAY = ("copies to the device", "copies from the device")
+"""How the facts begin that are rates by size."""
 
 
 def proof_text(summary: ProofSummary) -> str:
@@ -83,8 +89,7 @@ def _print_machine(summary: ProofSummary, out: Report) -> None:
 
 def _print_copies(summary: ProofSummary, out: Report) -> None:
     found = summary.record.results("facts")
-    by_size = {name: one["bytes_per_s"] for name, one in found.items() if name.startswith("copies ")}
-    by_size = {name: rates for name, rates in by_size.items() if all(key.isdigit() for key in rates)}
+    by_size = {name: one["bytes_per_s"] for name, one in found.items() if name.startswith(ONE_WAY)}
     sizes = sorted({int(size) for rates in by_size.values() for size in rates})
     if by_size:
         columns = {"": TEXT, **{_size(size): ".2f" for size in sizes}}
@@ -124,32 +129,33 @@ def _print_calibration(summary: ProofSummary, out: Report) -> None:
 
 
 def _print_runs(summary: ProofSummary, out: Report) -> None:
-    said = {case: one for name, cases in _numbers(summary, "runs").items() if name.startswith(PREDICTIONS)
-            for case, one in cases.items()}  # fmt: skip
-    runs = {name: one for name, one in _numbers(summary, "runs").items() if not name.startswith(PREDICTIONS)}
-    if not runs:
+    if not summary.runs:
         return
     rates = {"run": TEXT, "tokens/s": ".1f", "predicted": ".1f", "error": "+.1%"}
-    lanes = {f"{lane} busy": ".0%" for lane in ("GPU", "CPU", "H2D", "PIN")}
+    lanes = {f"{lane} busy": ".0%" for lane in LANES}
     links = {"H2D GB/s": ".2f", "D2H GB/s": ".2f", "cores": ".1f"}
     memory = {"plan GB": ".2f", "held GB": ".2f", "reserved GB": ".2f"}
-    out.table([rates, lanes, links, memory], (_run_row(name, one, said) for name, one in runs.items()),
-              f"runs (measured, {summary.record.settings['origin']}; predicted, simulated)")  # fmt: skip
+    rows = (_run_row(case, one, summary.predicted[case]) for case, one in summary.runs.items())
+    origin = summary.record.settings["origin"]
+    out.table([rates, lanes, links, memory], rows, f"runs: measured ({origin}), predicted (simulated)")
     out.say(
-        "cores: of the host, busy on average, setting up included. plan, held, reserved: device memory as planned, at "
-        "its peak by the engine's account, and as torch reserved it."
+        "Of several repeats the one in the middle. cores: of the host, busy on average, setting up included. plan, "
+        "held, reserved: device memory as planned, at its peak by the engine's account, and as torch reserved it."
     )
 
 
-def _run_row(name: str, one: Mapping[str, Any], said: Mapping[str, Any]) -> tuple[Any, ...]:
-    case, lanes = name.rpartition(".")[0], one["lanes"]
-    expected = said[case]["tokens_per_s"]
+def _run_row(case: str, one: Mapping[str, Any], said: Mapping[str, Any]) -> tuple[Any, ...]:
+    lanes, expected = one["lanes"], said["tokens_per_s"]
     rates = (one["tokens_per_s"], expected, expected / one["tokens_per_s"] - 1)
-    busy = (lanes[lane]["busy"] if lane in lanes else None for lane in ("GPU", "CPU", "H2D", "PIN"))
-    held = (one["peak_bytes"].get("device"), one["reserved_bytes"])
-    memory = (said[case]["plan_bytes"]["device"], *held)
-    short = name.replace("_pin_weights-True", "")
-    return (short, *rates, *busy, _rate(lanes, "H2D"), _rate(lanes, "D2H"), one["cores"], *map(_giga, memory))
+    busy = (lanes[lane]["busy"] if lane in lanes else None for lane in LANES)
+    memory = (said["plan_bytes"]["device"], one["peak_bytes"].get("device"), one["reserved_bytes"])
+    links = (_rate(lanes, "H2D"), _rate(lanes, "D2H"), one["cores"])
+    return (shown_name(case), *rates, *busy, *links, *map(_giga, memory))
+
+
+def shown_name(case: str) -> str:
+    """A run's name without what all runs have in common."""
+    return case.removesuffix(SHARED_NAME)
 
 
 def _print_peers(summary: ProofSummary, out: Report) -> None:

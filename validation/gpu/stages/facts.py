@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -35,7 +36,8 @@ NVIDIA_SMI = (
 )
 
 ONE_WAY = {LaneKind.H2D: "to the device", LaneKind.D2H: "from the device"}
-MEMORIES = ("page-locked", "pageable", "strided")
+MEMORIES = LOCKED, PAGEABLE, STRIDED = "page-locked", "pageable", "strided"
+ROW_BYTES = 1024
 
 
 def fact_pieces(bench: Workbench) -> Iterator[Piece]:
@@ -83,9 +85,14 @@ def _sizes(bench: Workbench) -> list[int]:
 def _copies(bench: Workbench, kind: LaneKind, memory: str) -> dict[str, Any]:
     """Bytes per second by size: the median of some copies."""
     found = {}
-    with _roomy_device(bench) as device, device.open_lane(kind) as lane:
-        for num_bytes in _sizes(bench):
-            copy = _copier(device, kind, memory, num_bytes)
+    sizes = _sizes(bench)
+    with (
+        _roomy_device(bench) as device,
+        _both_sides(device, sizes[-1], memory) as both,
+        device.open_lane(kind) as lane,
+    ):
+        for num_bytes in sizes:
+            copy = partial(_copy, kind, memory, num_bytes, *both)
             copy(lane)
             found[str(num_bytes)] = num_bytes / statistics.median(_lane_seconds(lane, copy) for _ in range(REPEATS))
     return {"bytes_per_s": found}
@@ -93,28 +100,29 @@ def _copies(bench: Workbench, kind: LaneKind, memory: str) -> dict[str, Any]:
 
 def _both_ways(bench: Workbench) -> dict[str, Any]:
     """Bytes per second of each direction while both are busy."""
-    num_bytes, begin = _sizes(bench)[-1], threading.Barrier(2)
+    num_bytes, begin = _sizes(bench)[-1], threading.Barrier(len(ONE_WAY))
 
-    def rate(device: Device, kind: LaneKind) -> float:
-        copy = _copier(device, kind, "page-locked", num_bytes)
+    def rate(device: Device, kind: LaneKind, sides: tuple[torch.Tensor, torch.Tensor]) -> float:
+        copy, taken = partial(_copy, kind, LOCKED, num_bytes, *sides), list[float]()
         with device.open_lane(kind) as lane:
             copy(lane)
             begin.wait()
-            until, taken = time.perf_counter() + TOGETHER_S, list[float]()
+            until = time.perf_counter() + TOGETHER_S
             while time.perf_counter() < until or not taken:
                 taken.append(_lane_seconds(lane, copy))
         return num_bytes / statistics.median(taken)
 
-    with _roomy_device(bench) as device, ThreadPoolExecutor(2) as pool:
-        rates = list(pool.map(partial(rate, device), ONE_WAY))
+    with _roomy_device(bench) as device, ExitStack() as stack, ThreadPoolExecutor(len(ONE_WAY)) as pool:
+        sides = [stack.enter_context(_both_sides(device, num_bytes, LOCKED)) for _ in ONE_WAY]
+        rates = list(pool.map(partial(rate, device), ONE_WAY, sides))
     return {"bytes": num_bytes, "bytes_per_s": dict(zip(ONE_WAY.values(), rates, strict=True))}
 
 
 def _host_copies(bench: Workbench) -> dict[str, Any]:
     """Bytes per second of 1 to MOST_COPIERS threads that copy host memory, each a share of one block."""
-    num_bytes = bench.scale.largest_copy_bytes
-    source, target = (torch.zeros(num_bytes, dtype=torch.uint8) for _ in range(2))
-    found, threads = {}, 1
+    num_bytes, found, threads = bench.scale.largest_copy_bytes, {}, 1
+    with _roomy_device(bench) as device:
+        source, target = (device.host_block(num_bytes) for _ in range(2))
     while threads <= MOST_COPIERS:
         with ThreadPoolExecutor(threads) as pool:
             parts = list(zip(target.chunk(threads), source.chunk(threads), strict=True))
@@ -168,21 +176,32 @@ def _roomy_device(bench: Workbench) -> Device:
     return bench.device(max(4 * bench.scale.largest_copy_bytes, 64 * 1024**2))
 
 
-def _copier(device: Device, kind: LaneKind, memory: str, num_bytes: int) -> Callable[[LaneContext], None]:
-    """What copies once on a lane. Strided: every other half row of host memory, of which the whole is page-locked."""
-    rows = (num_bytes // 1024, 1024)
-    on_device = device.allocate("facts", rows, torch.uint8)
-    locked = memory != "pageable" and device.torch_device.type == "cuda"
-    width = rows[1] * (2 if memory == "strided" else 1)
-    on_host = torch.zeros((rows[0], width), dtype=torch.uint8, pin_memory=locked)[:, : rows[1]]
+@contextmanager
+def _both_sides(device: Device, num_bytes: int, memory: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """A block of the device's memory, and one of the host's of twice the size, page-locked unless it is pageable."""
+    on_device, on_host = device.allocate("facts", (num_bytes,), torch.uint8), device.host_block(2 * num_bytes)
+    if memory != PAGEABLE:
+        device.lock("facts", on_host)
+    try:
+        yield on_device, on_host
+    finally:
+        device.synchronize()
+        device.free(on_device)
+        if memory != PAGEABLE:
+            device.unlock("facts", on_host)
 
-    def copy(lane: LaneContext) -> None:
-        if kind is LaneKind.H2D:
-            lane.copy_h2d(on_device, on_host, pinned=memory != "pageable")
-        else:
-            lane.copy_d2h(on_host, on_device, pinned=memory != "pageable")
 
-    return copy
+def _copy(
+    kind: LaneKind, memory: str, num_bytes: int, device_side: torch.Tensor, host_side: torch.Tensor, lane: LaneContext
+) -> None:
+    """One copy on a lane. Strided: rows of host memory of which every other half is left out."""
+    rows, width = num_bytes // ROW_BYTES, ROW_BYTES * (2 if memory == STRIDED else 1)
+    on_device = device_side[:num_bytes].view(rows, ROW_BYTES)
+    on_host = host_side[: rows * width].view(rows, width)[:, :ROW_BYTES]
+    if kind is LaneKind.H2D:
+        lane.copy_h2d(on_device, on_host, pinned=memory != PAGEABLE)
+    else:
+        lane.copy_d2h(on_host, on_device, pinned=memory != PAGEABLE)
 
 
 def _lane_seconds(lane: LaneContext, work: Callable[[LaneContext], object]) -> float:

@@ -4,7 +4,6 @@ Every request is told the same next tokens in each run, whatever the model says,
 plain run in other micro-batches is the measure: it differs by rounding alone.
 """
 
-import gc
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -103,17 +102,16 @@ def _plain_logits(bench: Workbench, size: int) -> Logits:
     model = bench.model(name, layers)
     prompts = torch.tensor(_prompts(model, bench.scale.parity_requests), device=bench.torch_device)
     teacher, options = _options()
-    if bench.is_cuda:
+    if bench.is_real:
         model.to(bench.torch_device)  # type: ignore[arg-type]
     try:
         for ids in torch.split(prompts, size):
             mask = torch.ones_like(ids)
             model.generate(ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, **options)  # type: ignore[operator]
     finally:
-        if bench.is_cuda:
+        if bench.is_real:
             model.to("cpu")  # type: ignore[arg-type]
-            gc.collect()
-            torch.cuda.empty_cache()
+            bench.empty_caches()
     return teacher.seen
 
 

@@ -34,8 +34,8 @@ def peer_pieces(bench: Workbench) -> Iterator[Piece]:
 def _accelerate(bench: Workbench, name: str) -> dict[str, Any]:
     if find_spec("accelerate") is None:
         return {SAID: "accelerate is not installed"}
-    if not bench.is_cuda:
-        return {SAID: f"accelerate streams to a real device only, and this is an {bench.origin}"}
+    if not bench.is_real:
+        return {SAID: f"accelerate streams to a real device only; this is: {bench.origin}"}
     accelerate = import_module("accelerate")
 
     cap_bytes, model = bench.spec(name).device_bytes, bench.model(name)
@@ -60,11 +60,11 @@ def _resident(bench: Workbench, name: str, layers: int | None = None, cap_bytes:
     model = bench.model(name, layers)
     try:
         with _capped(bench, cap_bytes):
-            if bench.is_cuda:
+            if bench.is_real:
                 model.to(bench.torch_device)  # type: ignore[arg-type]
             return {**_generate(bench, model), "weight_bytes": needed_bytes}
     finally:
-        if bench.is_cuda:
+        if bench.is_real:
             bench.drop_models()  # faster to make anew than to copy back
 
 
@@ -81,12 +81,12 @@ def _generate(bench: Workbench, model: PreTrainedModel) -> dict[str, Any]:
             if size == 1:
                 return {SAID: "does not fit, even one request at a time"}
             size = -(-size // 2)
-            torch.cuda.empty_cache()
+            bench.empty_caches()
     return {
         "tokens_per_s": scale.requests * scale.gen_len / seconds,
         "seconds": seconds,
         "batch_size": size,
-        "peak_bytes": torch.cuda.max_memory_allocated(bench.torch_device) if bench.is_cuda else None,
+        "peak_bytes": bench.torch_module.max_memory_allocated() if bench.is_real else None,
     }
 
 
@@ -99,26 +99,27 @@ def _seconds(bench: Workbench, model: PreTrainedModel, prompts: torch.Tensor, si
             options = {"max_new_tokens": 2 if warm_up else bench.scale.gen_len, "do_sample": False}
             mask = torch.ones_like(placed)
             model.generate(placed, attention_mask=mask, **options)  # type: ignore[operator]
-        if bench.is_cuda:
-            torch.cuda.synchronize(bench.torch_device)
+        if bench.is_real:
+            bench.torch_module.synchronize()
     return time.perf_counter() - start_s
 
 
 def _free_bytes(bench: Workbench) -> int:
     """Device memory without a cap; an emulated device's is the host's."""
-    if bench.is_cuda:
-        return int(torch.cuda.mem_get_info(bench.torch_device)[0])
+    if bench.is_real:
+        return int(bench.torch_module.mem_get_info()[0])
     return available_host_bytes()
 
 
 def _capped(bench: Workbench, cap_bytes: int | None) -> Any:
     """While entered torch may have so much of the device. On an emulated device nothing holds plain code back."""
-    if cap_bytes is None or not bench.is_cuda:
+    if bench.is_real:
+        bench.torch_module.reset_peak_memory_stats()
+    if cap_bytes is None or not bench.is_real:
         return contextlib.nullcontext()
-    whole_bytes = torch.cuda.mem_get_info(bench.torch_device)[1]
-    torch.cuda.reset_peak_memory_stats(bench.torch_device)
+    whole_bytes = bench.torch_module.mem_get_info()[1]
 
     def limit(share: float) -> None:
-        torch.cuda.set_per_process_memory_fraction(share, bench.torch_device)
+        bench.torch_module.set_per_process_memory_fraction(share)
 
     return for_now(limit, min(1.0, cap_bytes / whole_bytes), 1.0)

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import torch
-
 import engine
 from engine.generation import RunResult
 from sim.cost import Setup
@@ -56,7 +54,7 @@ def measured(bench: Workbench, result: RunResult, whole_s: float, cpu_s: float) 
         "lanes": lane_rates(trace),
         "set_up_s": whole_s - trace.makespan_ns / 1e9,
         "cores": cpu_s / whole_s,
-        "reserved_bytes": torch.cuda.max_memory_reserved(bench.torch_device) if bench.is_cuda else None,
+        "reserved_bytes": bench.torch_module.max_memory_reserved() if bench.is_real else None,
         "device": trace.metadata["device"],
         "input_hash": trace.metadata["input_hash"],
     }
@@ -76,8 +74,8 @@ def lane_rates(trace: Trace) -> dict[str, dict[str, float]]:
 def run_on_bench(bench: Workbench, case: Case, model: Any, device_bytes: int) -> tuple[RunResult, dict[str, Any]]:
     """A case run once, and what there is to say of it."""
     prompts = case.prompts(model.config.vocab_size)
-    if bench.is_cuda:
-        torch.cuda.reset_peak_memory_stats(bench.torch_device)
+    if bench.is_real:
+        bench.torch_module.reset_peak_memory_stats()
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
     with bench.device(device_bytes) as device:
         what = (model, prompts, case.chosen_schedule, case.policy)

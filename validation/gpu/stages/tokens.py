@@ -86,7 +86,7 @@ def _plain_tokens(
 def _watched(bench: Workbench) -> dict[str, Any]:
     """One run in a process of its own, as the detector is on from the start of a program to its end."""
     if not bench.is_cuda:
-        return {SAID: f"it watches CUDA streams only, and this is an {bench.origin}"}
+        return {SAID: f"it watches CUDA streams only; this is: {bench.origin}"}
     program = [sys.executable, "-m", "validation.gpu.stages.watched"]
     environment = {**os.environ, WATCHED: "1"}
     done = subprocess.run(

@@ -8,42 +8,53 @@ import json
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
+
+LAUNCH = "_handle_kernel_launch"
 
 
-def watch_all_threads() -> Any:
-    """From now on every thread reports to the detector of this program; returns it."""
+def watch_all_threads() -> "_Locked":
+    """From now on every thread that is started reports to the detector of this program; returns it."""
     from torch.cuda import _sanitizer
 
-    detector = _OneAtATime(_sanitizer.cuda_sanitizer.dispatch.event_handler)
+    lock, first = threading.RLock(), cast(Any, _sanitizer.cuda_sanitizer.dispatch)
+    for name in ("syncs", "tensors_accessed"):  # what its hooks for events and memory use, which are registered already
+        setattr(first.event_handler, name, _Locked(getattr(first.event_handler, name), lock))
+    detector = first.event_handler = _Locked(first.event_handler, lock)
     run_unwatched = threading.Thread.run
 
     def run(thread: threading.Thread) -> None:
-        with _mode(_sanitizer, detector):
+        with _mode(_sanitizer.CUDASanitizerDispatchMode, detector):
             run_unwatched(thread)
 
     threading.Thread.run = run  # type: ignore[assignment, method-assign]
     return detector
 
 
-class _OneAtATime:
-    """The detector behind a lock: it was written for one thread. Counts the launches that it sees."""
+class _Locked:
+    """An object that was written for one thread, used by many. Counts the launches that it is told of."""
 
-    def __init__(self, detector: Any) -> None:
-        self._detector = detector
-        self._lock = threading.RLock()
+    def __init__(self, inside: Any, lock: Any) -> None:
+        self._inside, self._lock = inside, lock
         self.launches = 0
 
-    def _handle_kernel_launch(self, *args: Any) -> Any:
-        with self._lock:
-            self.launches += 1
-            return self._detector._handle_kernel_launch(*args)
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inside, name)
+        if not callable(found):
+            return found
+
+        def call(*args: Any) -> Any:
+            with self._lock:
+                self.launches += name == LAUNCH
+                return found(*args)
+
+        return call
 
 
-def _mode(sanitizer: Any, detector: Any) -> Any:
+def _mode(kind: Any, detector: _Locked) -> Any:
     """A mode without hooks of its own: those of the first one see the events of all threads."""
-    mode = sanitizer.CUDASanitizerDispatchMode.__new__(sanitizer.CUDASanitizerDispatchMode)
-    super(sanitizer.CUDASanitizerDispatchMode, mode).__init__()
+    mode = kind.__new__(kind)
+    super(kind, mode).__init__()
     mode.event_handler = detector
     return mode
 
