@@ -1,7 +1,7 @@
 """Lanes that are streams of a device, and the marks on them.
 
-A stream works behind the host's back, so whatever a copy uses must stay as it is until the stream has done it: the lane
-keeps it alive until it knows so. Nothing here blocks the thread that gives work to the stream, until the lane ends.
+A stream works behind the host's back, so the memory that a copy uses must stay as it is until the stream has done it:
+on the device the lane keeps it until it knows so, on the host its owner does. Nothing here blocks the thread that gives work to the stream, until the lane ends.
 """
 
 import contextlib
@@ -118,6 +118,6 @@ class StreamLane(LaneContext):
 
         (Otherwise torch goes through a temporary of its own, which it must not read before the copy has ended.)
         """
-        host = src if direction is LaneKind.H2D else dst
+        host, on_device = (src, dst) if direction is LaneKind.H2D else (dst, src)
         dst.copy_(src, non_blocking=pinned and host.is_contiguous())
-        self._copied += (dst, src)
+        self._copied.append(on_device)  # or its memory might be handed out again before the copy has ended
