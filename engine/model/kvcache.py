@@ -3,7 +3,8 @@
 The model's `update()` keeps the new keys and values for the executor, which moves them: to the host, or into a store on
 the device. In decode the model then hands only the newest keys and values to attention, and the executor supplies the
 rest where attention runs. A model that computes with the cache before attention (latent attention expands it) shows
-that in prefill: its tensors are watched. Such a layer stops at `CacheNeeded` in decode and gets the whole cache.
+that in prefill: its tensors are watched. Such a layer stops at `CacheNeeded` in decode and gets the whole cache. In
+decode nothing is watched, but attention must receive the very tensors that the model was given.
 """
 
 import sys
@@ -14,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
-from engine.model.coroutine import CacheNeeded, suspend
+from engine.model.coroutine import CacheNeeded, current, suspend
 from traces.errors import InputError
 
 
@@ -122,22 +123,30 @@ class LayerCache(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Keeps the new keys and values; returns what the model passes on to attention."""
         self.step += 1
         self.seen += key_states.shape[-2]
-        self.new[self.step] = KeysValues(key_states, value_states)
-        if self.step > 0 and not self.passed_on:
+        new = self.new[self.step] = KeysValues(key_states, value_states)
+        if self.step == 0:
+            return self._watched(key_states), self._watched(value_states)
+        if not self.passed_on:
             whole: tuple[torch.Tensor, torch.Tensor] = suspend(CacheNeeded(self.layer))
             return whole
-        return self._watched(key_states), self._watched(value_states)
+        micro_batch = current()
+        if micro_batch is not None:
+            micro_batch.cache_in_use = self
+        return new
 
     def touched(self) -> None:
         """The model computes with the cache itself."""
-        if self.step > 0 and self.passed_on:
-            raise RuntimeError(
-                f"layer {self.layer}: the model reads its KV cache in decode although it did not in prefill"
-            )
         self.passed_on = False
 
     def received(self, keys: torch.Tensor, values: torch.Tensor) -> KeysValues:
-        """What reached attention, without the watch."""
+        """What reached attention, without the watch. Raises RuntimeError if decode differs from prefill."""
+        if self.step > 0:
+            new = self.new[self.step]
+            if keys is not new.keys or values is not new.values:
+                raise RuntimeError(
+                    f"layer {self.layer}: the model reads its KV cache in decode although it did not in prefill"
+                )
+            return new
         if not (isinstance(keys, _Watched) and isinstance(values, _Watched)):
             self.passed_on = False
         return KeysValues(_plain(keys), _plain(values))

@@ -134,7 +134,7 @@ class TaskPerformer:
     def finished(self) -> bool:
         """Whether every micro-batch has ended before its last step, so that what is issued further has no use."""
         micro_batches, num_steps = self._batch.micro_batches, self._batch.session.run.options.max_new_tokens
-        return any(one.step < num_steps for one in micro_batches) and all(one.finished for one in micro_batches)
+        return all(one.finished for one in micro_batches) and any(one.step < num_steps for one in micro_batches)
 
     def leave(self, lane: Lane) -> None:
         """Ends all coroutines when the GPU lane ends, in whose thread they run."""
