@@ -8,6 +8,7 @@ PROGRAM = CommandLine(
     {
         "replay": "validation.replay.command:COMMAND",
         "campaign": "validation.campaign.command:COMMAND",
+        "gpu": "validation.gpu.command:COMMAND",
         "published": "validation.published.command:COMMAND",
     },
 )

@@ -55,17 +55,17 @@ class HostAttention:
         group = query.shape[1] // kv_heads
         starts = _starts(first_seen, requests, tokens)
         scale = np.float32(head_dim**-0.5 if scaling is None else scaling)
-        sums = np.empty((requests, kv_heads, group, head_dim), np.float32)
-        problem = (_bits(query.contiguous()), scale, *_rows(keys), *_rows(values), starts, tokens, sums)
+        found = torch.empty(query.shape, dtype=query.dtype) if out is None or not out.is_contiguous() else out
+        into = _bits(found).reshape(requests, kv_heads, group, head_dim)
+        problem = (_bits(query.contiguous()), scale, *_rows(keys), *_rows(values), starts, tokens, into)
 
         def work(jobs: Iterator[tuple[int, int]]) -> None:
-            scratch = scratch_for(group, head_dim, tokens - int(starts.min()))
+            scratch = scratch_for(group, head_dim, tokens - int(starts.min()), problem[2].dtype)
             for first, last in jobs:
                 attend(*problem, first, last, scratch)
 
         self._share_out(work, requests * kv_heads)
-        found = torch.from_numpy(sums).view(query.shape)
-        return found.to(query.dtype) if out is None else out.copy_(found)
+        return found if out is None or out is found else out.copy_(found)
 
     def prepare(self, dtype: torch.dtype) -> None:
         """Compiles for keys and values of `dtype`, or loads what was compiled before: seconds that decode is spared."""

@@ -38,10 +38,10 @@ def console() -> Console:
 
 
 class Report:
-    """What one command tells a person, on standard output."""
+    """What one command tells a person, on standard output or another console."""
 
-    def __init__(self) -> None:
-        self._out = console()
+    def __init__(self, out: Console | None = None) -> None:
+        self._out = out or console()
         self._explained: set[str] = set()
         self._below_a_table = False
 

@@ -7,13 +7,15 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from sim.hrm import hrm_tokens_per_s
+from sim.problem import Hardware
 from traces.files import read_trace
 from traces.trace import Key
-from validation.campaign.execute import PLANNED, Campaign
-from validation.campaign.grid import Case
+from validation.campaign.execute import PLANNED
+from validation.campaign.grid import CampaignGrid, Case
 from validation.mechanics import Check, mechanics
 from validation.metrics import Ranking, Spread, kendall_tau, regret, relative_error, spread_of
 from validation.replay import OpAccuracy, Replay, What, rebuild_setup, recorded, replay_trace, what_of
@@ -128,8 +130,26 @@ class Findings:
         return {"summary": summary, **whole}
 
 
-def analyse(campaign: Campaign) -> Findings:
-    """Replay every trace of a campaign. Cases without a trace are listed as missing."""
+class Recordings(Protocol):
+    """Runs that have been made: the cases of a grid, a machine for each model, and traces."""
+
+    @property
+    def grid(self) -> CampaignGrid: ...
+
+    @property
+    def repeats(self) -> int: ...
+
+    def cases(self) -> Sequence[Case]: ...
+
+    def machine(self, model: str) -> Hardware: ...
+
+    def traces(self, case: Case) -> Sequence[Path]:
+        """Of the repeats that have been run."""
+        ...
+
+
+def analyse(campaign: Recordings) -> Findings:
+    """Replay every trace. Cases without a trace are listed as missing."""
     results, pooled, missing, origin = [], list[OpAccuracy](), [], ""
     for case in campaign.cases():
         machine = campaign.machine(case.model)
@@ -213,7 +233,7 @@ def _result(case: Case, replays: Sequence[Replay], ops: Sequence[OpAccuracy]) ->
     )
 
 
-def _decisions(campaign: Campaign, results: Sequence[CaseResult]) -> Iterable[Decision]:
+def _decisions(campaign: Recordings, results: Sequence[CaseResult]) -> Iterable[Decision]:
     for model in campaign.grid.models:
         usual = campaign.grid.usual_cases(model)
         own = [one for one in results if one.case.model == model and one.case.label != PLANNED]
@@ -229,7 +249,7 @@ def _decisions(campaign: Campaign, results: Sequence[CaseResult]) -> Iterable[De
                 yield Decision(model, what, tau, tuple(one.case.name for one in chosen))
 
 
-def _regrets(campaign: Campaign, results: Sequence[CaseResult]) -> Iterable[Regret]:
+def _regrets(campaign: Recordings, results: Sequence[CaseResult]) -> Iterable[Regret]:
     """Over what was measured with as many requests as the planner was asked for."""
     for model in campaign.grid.models:
         own = [one for one in results if one.case.model == model and one.case.batch_size <= campaign.grid.requests]

@@ -63,6 +63,8 @@ class CampaignGrid:
     """Policies of the paged schedule: each with `batch_size`, `micro_batch_size` and other fields."""
     others: Sequence[Mapping[str, int]]
     """`batch_size` and `micro_batch_size` of the schedules that cut their batch up, beside the usual one."""
+    shared: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that every policy has."""
 
     def cases(self) -> list[Case]:
         """Every run, model by model."""
@@ -82,7 +84,8 @@ class CampaignGrid:
         return list({case.name: case for case in (*self.usual_cases(model), *others, *policies)}.values())
 
     def _case(self, model: str, schedule: str, batch_size: int, micro_batch_size: int, **fields: Any) -> Case:
-        return Case(model, schedule, batch_size, micro_batch_size, self.prompt_tokens, self.gen_len, fields)
+        whole = {**self.shared, **fields}
+        return Case(model, schedule, batch_size, micro_batch_size, self.prompt_tokens, self.gen_len, whole)
 
 
 def few_large_experts(hidden_size: int = 384, num_layers: int = 6) -> PreTrainedModel:

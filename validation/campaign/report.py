@@ -33,7 +33,7 @@ def report_markdown(findings: Findings, facts: Sequence[str], pictures: Sequence
     exact = ((*astuple(one), "yes" if one.exact else "**no**") for one in findings.mechanics)
     chapters = {
         "In short": [
-            *markdown_table(IN_SHORT, _summary(findings)),
+            *markdown_table(IN_SHORT, layer_rows(findings)),
             *(line for file, caption in pictures for line in (f"![{caption}]({file})", "", f"*{caption}*", "")),
         ],
         "Layer 1 and 3: every run": [*markdown_table(RUNS, map(_run_row, findings.runs)), RUNS_TOLD, ""],
@@ -62,7 +62,8 @@ def report_markdown(findings: Findings, facts: Sequence[str], pictures: Sequence
     return "\n".join([*lines, "## Words", "", *meanings(words)]).rstrip() + "\n"
 
 
-def _summary(findings: Findings) -> Iterator[tuple[str, ...]]:
+def layer_rows(findings: Findings) -> Iterator[tuple[str, ...]]:
+    """A row for each question of each layer, as IN_SHORT heads them: what was found, and its bar."""
     exact = sum(check.exact for check in findings.mechanics)
     whole = len(findings.mechanics)
     yield "0", "do the mechanics hold?", f"{exact} of {whole} exact", "all", _met(exact == whole)

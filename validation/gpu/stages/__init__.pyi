@@ -1,0 +1,2 @@
+from .order import REPORT as REPORT, REPORT_WEIGHT as REPORT_WEIGHT, STAGES as STAGES
+from .running import PREDICTIONS as PREDICTIONS

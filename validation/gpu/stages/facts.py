@@ -1,0 +1,197 @@
+"""Stage 0: what the machine is; how fast its links, its host and its launches are, by the engine's own lanes."""
+
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import torch
+import transformers
+
+from engine.device import Device, LaneContext, host_memory_bytes
+from sim.schedule import LaneKind
+from validation.gpu.piece import Piece
+from validation.gpu.workbench import Workbench, available_host_bytes
+
+SMALLEST_BYTES = 64 * 1024
+STEP = 4
+"""Each size of a copy is so many times the one before."""
+
+REPEATS = 5
+TOGETHER_S = 0.3
+MOST_COPIERS = 8
+LAUNCHES = 200
+
+NVIDIA_SMI = (
+    "name,driver_version,memory.total,pci.bus_id,pcie.link.gen.max,pcie.link.gen.current,pcie.link.width.max,"
+    "pcie.link.width.current,clocks.max.sm,power.limit"
+)
+
+ONE_WAY = {LaneKind.H2D: "to the device", LaneKind.D2H: "from the device"}
+MEMORIES = ("page-locked", "pageable", "strided")
+
+
+def fact_pieces(bench: Workbench) -> Iterator[Piece]:
+    """The machine, copies over the link by size and memory, both ways at once, host copies, launches and events."""
+    seconds = bench.scale.seconds["facts"]
+    yield Piece("machine", seconds, partial(_machine, bench))
+    for memory in MEMORIES:
+        for kind, way in ONE_WAY.items():
+            yield Piece(f"copies {way}, {memory}", seconds, partial(_copies, bench, kind, memory))
+    yield Piece("copies both ways at once, page-locked", seconds, partial(_both_ways, bench))
+    yield Piece("copies in host memory", seconds, partial(_host_copies, bench))
+    yield Piece("launches and events", seconds, partial(_latencies, bench))
+
+
+def _machine(bench: Workbench) -> dict[str, Any]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "origin": bench.origin,
+        "system": platform.platform(),
+        "cores": cores,
+        "host_bytes": host_memory_bytes(),
+        "available_host_bytes": available_host_bytes(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
+        | {"transformers": transformers.__version__},
+        "nvidia_smi": _nvidia_smi(f"--query-gpu={NVIDIA_SMI}", "--format=csv") if bench.is_cuda else None,
+        "topology": _nvidia_smi("topo", "-m") if bench.is_cuda else None,
+    }
+
+
+def _nvidia_smi(*arguments: str) -> str:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return "nvidia-smi is not there"
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=30)
+    return (done.stdout or done.stderr).strip()
+
+
+def _sizes(bench: Workbench) -> list[int]:
+    sizes = [SMALLEST_BYTES]
+    while sizes[-1] * STEP <= bench.scale.largest_copy_bytes:
+        sizes.append(sizes[-1] * STEP)
+    return sizes
+
+
+def _copies(bench: Workbench, kind: LaneKind, memory: str) -> dict[str, Any]:
+    """Bytes per second by size: the median of some copies."""
+    found = {}
+    with _roomy_device(bench) as device, device.open_lane(kind) as lane:
+        for num_bytes in _sizes(bench):
+            copy = _copier(device, kind, memory, num_bytes)
+            copy(lane)
+            found[str(num_bytes)] = num_bytes / statistics.median(_lane_seconds(lane, copy) for _ in range(REPEATS))
+    return {"bytes_per_s": found}
+
+
+def _both_ways(bench: Workbench) -> dict[str, Any]:
+    """Bytes per second of each direction while both are busy."""
+    num_bytes, begin = _sizes(bench)[-1], threading.Barrier(2)
+
+    def rate(device: Device, kind: LaneKind) -> float:
+        copy = _copier(device, kind, "page-locked", num_bytes)
+        with device.open_lane(kind) as lane:
+            copy(lane)
+            begin.wait()
+            until, taken = time.perf_counter() + TOGETHER_S, list[float]()
+            while time.perf_counter() < until or not taken:
+                taken.append(_lane_seconds(lane, copy))
+        return num_bytes / statistics.median(taken)
+
+    with _roomy_device(bench) as device, ThreadPoolExecutor(2) as pool:
+        rates = list(pool.map(partial(rate, device), ONE_WAY))
+    return {"bytes": num_bytes, "bytes_per_s": dict(zip(ONE_WAY.values(), rates, strict=True))}
+
+
+def _host_copies(bench: Workbench) -> dict[str, Any]:
+    """Bytes per second of 1 to MOST_COPIERS threads that copy host memory, each a share of one block."""
+    num_bytes = bench.scale.largest_copy_bytes
+    source, target = (torch.zeros(num_bytes, dtype=torch.uint8) for _ in range(2))
+    found, threads = {}, 1
+    while threads <= MOST_COPIERS:
+        with ThreadPoolExecutor(threads) as pool:
+            parts = list(zip(target.chunk(threads), source.chunk(threads), strict=True))
+
+            def copy(pool: ThreadPoolExecutor = pool, parts: list[Any] = parts) -> None:
+                list(pool.map(_copy_alone, parts))
+
+            copy()
+            found[str(threads)] = num_bytes / statistics.median(_host_seconds(copy) for _ in range(REPEATS))
+        threads *= 2
+    return {"bytes": num_bytes, "bytes_per_s": found}
+
+
+def _copy_alone(part: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Numpy copies in the calling thread, where torch would take helpers."""
+    part[0].numpy()[:] = part[1].numpy()
+
+
+def _latencies(bench: Workbench) -> dict[str, Any]:
+    """Seconds: the host's part of a launch, launches in a row on the lane, a mark, and a launch that is awaited."""
+    with _roomy_device(bench) as device, device.open_lane(LaneKind.GPU) as lane:
+        one = torch.zeros(1, device=device.torch_device)
+
+        def launches() -> None:
+            for _ in range(LAUNCHES):
+                one.add_(1)
+
+        def marks() -> None:
+            for _ in range(LAUNCHES):
+                lane.mark()
+
+        def awaited() -> None:
+            for _ in range(LAUNCHES):
+                one.add_(1)
+                lane.mark().wait()
+
+        launches()
+        awaited()
+        by_host = _host_seconds(launches)
+        lane.mark().wait()
+        found = {
+            "launch_on_host_s": by_host,
+            "launch_on_lane_s": _lane_seconds(lane, lambda _: launches()),
+            "mark_s": _host_seconds(marks),
+            "launch_and_wait_s": _host_seconds(awaited),
+        }
+    return {name: seconds / LAUNCHES for name, seconds in found.items()}
+
+
+def _roomy_device(bench: Workbench) -> Device:
+    return bench.device(max(4 * bench.scale.largest_copy_bytes, 64 * 1024**2))
+
+
+def _copier(device: Device, kind: LaneKind, memory: str, num_bytes: int) -> Callable[[LaneContext], None]:
+    """What copies once on a lane. Strided: every other half row of host memory, of which the whole is page-locked."""
+    rows = (num_bytes // 1024, 1024)
+    on_device = device.allocate("facts", rows, torch.uint8)
+    locked = memory != "pageable" and device.torch_device.type == "cuda"
+    width = rows[1] * (2 if memory == "strided" else 1)
+    on_host = torch.zeros((rows[0], width), dtype=torch.uint8, pin_memory=locked)[:, : rows[1]]
+
+    def copy(lane: LaneContext) -> None:
+        if kind is LaneKind.H2D:
+            lane.copy_h2d(on_device, on_host, pinned=memory != "pageable")
+        else:
+            lane.copy_d2h(on_host, on_device, pinned=memory != "pageable")
+
+    return copy
+
+
+def _lane_seconds(lane: LaneContext, work: Callable[[LaneContext], object]) -> float:
+    start = lane.mark()
+    work(lane)
+    return (lane.mark().time_ns - start.time_ns) / 1e9
+
+
+def _host_seconds(work: Callable[[], object]) -> float:
+    start_s = time.perf_counter()
+    work()
+    return time.perf_counter() - start_s

@@ -1,0 +1,102 @@
+"""Stage 4: every schedule run on the device; what the simulator says of it is written down before."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+import engine
+from engine.generation import RunResult
+from sim.cost import Setup
+from sim.simulation import predict
+from traces.errors import InputError
+from traces.files import write_trace
+from traces.trace import Trace, lane_name
+from validation.campaign import Case
+from validation.gpu.piece import SAID, Piece
+from validation.gpu.workbench import Workbench
+
+PREDICTIONS = "predictions"
+"""The stage's pieces that run nothing are called so, with the model."""
+
+
+def run_pieces(bench: Workbench) -> Iterator[Piece]:
+    """Predictions of all runs, then the runs: each schedule once for each model, then once more."""
+    seconds = bench.scale.seconds["runs"]
+    for name in bench.scale.models:
+        yield Piece(f"{PREDICTIONS}, {name}", seconds / 4, partial(_predict_all, bench, name))
+    for repeat in range(bench.scale.repeats):
+        for name in bench.scale.models:
+            for case in bench.cases(name):
+                yield Piece(f"{case.name}.{repeat}", seconds, partial(_run_case, bench, case, repeat))
+
+
+def predicted(setup: Setup) -> dict[str, Any]:
+    """What the simulator says of a run: times, lanes, and the memory plan."""
+    found = predict(setup)
+    return {
+        "tokens_per_s": found.throughput_tokens_per_s,
+        "prefill_s": found.prefill_s,
+        "decode_s": found.decode_s,
+        "bottleneck": found.bottleneck,
+        "busy_s": {name: lane.busy_s for name, lane in found.lanes.items()},
+        "plan_bytes": setup.memory.peak_bytes(),
+        "shortages": [str(one) for one in setup.shortages],
+    }
+
+
+def measured(bench: Workbench, result: RunResult, whole_s: float, cpu_s: float) -> dict[str, Any]:
+    """What a run was: `set_up_s` is what it took beyond its tasks, `cores` how many worked for it on average."""
+    stats, trace = result.stats, result.trace
+    return {
+        **stats.to_dict(),
+        "lanes": lane_rates(trace),
+        "set_up_s": whole_s - trace.makespan_ns / 1e9,
+        "cores": cpu_s / whole_s,
+        "reserved_bytes": torch.cuda.max_memory_reserved(bench.torch_device) if bench.is_cuda else None,
+        "device": trace.metadata["device"],
+        "input_hash": trace.metadata["input_hash"],
+    }
+
+
+def lane_rates(trace: Trace) -> dict[str, dict[str, float]]:
+    """Of each lane the share of the run's time that it was busy, and the bytes that its tasks say they moved."""
+    moved: defaultdict[tuple[str, int], int] = defaultdict(int)
+    for span in trace.spans:
+        moved[span.lane, span.rank] += span.bytes
+    return {
+        lane_name(lane): {"busy": busy_ns / trace.makespan_ns, "busy_s": busy_ns / 1e9, "bytes": moved[lane]}
+        for lane, busy_ns in trace.busy_ns().items()
+    }
+
+
+def run_on_bench(bench: Workbench, case: Case, model: Any, device_bytes: int) -> tuple[RunResult, dict[str, Any]]:
+    """A case run once, and what there is to say of it."""
+    prompts = case.prompts(model.config.vocab_size)
+    if bench.is_cuda:
+        torch.cuda.reset_peak_memory_stats(bench.torch_device)
+    start_s, start_cpu_s = time.perf_counter(), time.process_time()
+    with bench.device(device_bytes) as device:
+        what = (model, prompts, case.chosen_schedule, case.policy)
+        result = engine.run(*what, max_new_tokens=case.gen_len, device=device, do_sample=False)
+    took = time.perf_counter() - start_s, time.process_time() - start_cpu_s
+    return result, measured(bench, result, *took)
+
+
+def _predict_all(bench: Workbench, name: str) -> dict[str, Any]:
+    """By case. Written down before any of them is run."""
+    return {case.name: predicted(bench.setup(case)) for case in bench.cases(name)}
+
+
+def _run_case(bench: Workbench, case: Case, repeat: int) -> dict[str, Any]:
+    said = bench.record.results("runs").get(f"{PREDICTIONS}, {case.model}")
+    if said is None:
+        raise InputError(f"{case.name}: is not predicted yet, so it is not run; stage 3 (calibration) must come first")
+    if said[case.name]["shortages"]:
+        return {SAID: f"does not fit: {'; '.join(said[case.name]['shortages'])}"}
+    result, found = run_on_bench(bench, case, bench.model(case.model), bench.spec(case.model).device_bytes)
+    kept = bench.record.keep(f"{case.name}.{repeat}.json.gz", partial(write_trace, result.trace))
+    return {**found, "trace_kept": kept}
