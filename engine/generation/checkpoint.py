@@ -38,6 +38,8 @@ def load_model(
     """
     import torch
 
+    from engine.device import return_freed_memory
+
     options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": trust_remote_code}
     model: PreTrainedModel = _loaded("model", "AutoModelForCausalLM", name_or_path, **options)
     if dtype == "auto" and device is not None and not device.supports(model.dtype):
@@ -47,6 +49,7 @@ def load_model(
             f"where the model's numbers stay below 65504, --dtype float16 is as good and half as large\n"
         )
         model = model.to(torch.float32)  # type: ignore[arg-type]  # parameter by parameter
+    return_freed_memory()
     return model.eval()  # type: ignore[no-any-return, no-untyped-call]
 
 

@@ -4,15 +4,13 @@ There is one copy of the weights: a parameter is moved into its layer's block, a
 next one moves. At the end the parameters stay where they are, in what is ordinary memory then.
 """
 
-import ctypes
 import mmap
-import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 
-from engine.device import Device, Ledger
+from engine.device import Device, Ledger, return_freed_memory
 from engine.memory.copying import HostCopy
 from engine.memory.layers import StreamedLayer
 from sim.schedule import MemoryPart
@@ -56,17 +54,15 @@ class HostWeights:
 
     def take(self) -> None:
         """Moves the parameters into their blocks, layer by layer. Raises PinnedOutOfMemory."""
-        moved, taken = False, set[int]()  # layers that share their parameters have a block each
+        taken = set[int]()  # layers that share their parameters have a block each
         with HostCopy(self._device.pin_threads) as copy:
             for index, layer in enumerate(self.streamed):
                 if layer is not None:
                     content = _in_one_piece(layer)
                     if content is None or content.data_ptr() in taken:
-                        content, moved = _moved(layer, self._device, copy), True
+                        content = _moved(layer, self._device, copy)
                     taken.add(content.data_ptr())
                     self._layers[index] = self._locked(content)
-        if moved:
-            _return_freed_memory()
 
     def close(self) -> None:
         """Leaves the parameters where they are, no longer page-locked and no longer counted."""
@@ -101,11 +97,6 @@ def _moved(layer: StreamedLayer, device: Device, copy: HostCopy) -> torch.Tensor
         source = parameter.tensor.detach()[layer.first_expert :]
         copy(place, source.contiguous())
         parameter.tensor.data = place
+        del source
+    return_freed_memory()
     return content
-
-
-def _return_freed_memory() -> None:
-    """Gives the system back what the C library keeps of freed memory: weights smaller than its threshold lay there."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
-    if trim is not None:
-        trim(0)

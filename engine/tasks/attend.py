@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from engine.attention import HostAttention, unsupported
+from engine.device import intra_op_threads
 from engine.model import AttentionCall, InFlight, KeysValues, is_causal, own_attention
 
 Room = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
@@ -50,7 +51,9 @@ class DecodeAttention:
             ]
         self.own_calls += 1
         kwargs = {name: _to_host(value) for name, value in call.kwargs.items()}
-        output = own_attention(call, _OnHost(call.module))(query, *known, micro_batch.mask_on_host, **kwargs)[0]
+        own = own_attention(call, _OnHost(call.module))
+        with intra_op_threads(self._kernel.threads, 1):  # the lane has one, the kernel's own sleep
+            output = own(query, *known, micro_batch.mask_on_host, **kwargs)[0]
         return room(output.shape, output.dtype).copy_(output)
 
 

@@ -1,8 +1,12 @@
 """Host memory: weights in place, and what goes over the link from where: page-locked, in one piece, without growth."""
 
 import contextlib
+import json
 import math
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -21,6 +25,7 @@ from sim.schedule import Op, Place, Task, Tier, by_name, registered
 from traces.errors import InputError
 
 NEW = 4
+HELPERS = Path(__file__).parents[1] / "helpers"
 KV_OPS = (Op.LOAD_KV, Op.STORE_KV)
 WEIGHTS = (Op.LOAD_WEIGHTS, Op.LOAD_WEIGHTS_PAGEABLE)
 PLACES = [{}, {"attention": "gpu"}, {"pin_weights": 0.5}, {"pin_weights": 1.0}]
@@ -285,6 +290,29 @@ def test_only_what_is_not_locked_is_staged(share):
     held = described["host_memory"]
     assert held["streamed weights"] == {"locked": 3 * locked, "pageable": 3 * (layer_bytes - locked)}
     assert held["staging"] == {"locked": 0 if share == 1 else layer_bytes - locked, "pageable": 0}
+
+
+ALLOWANCE_BYTES = 16 * 2**20
+"""For what a run takes beside what the plan counts: threads, code, its trace."""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what a process takes")
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_host_memory_holds_one_copy_of_the_weights(share, tmp_path):
+    width = {"hidden_size": 256, "intermediate_size": 1024, "head_dim": 64}
+    model = make.__wrapped__("mixtral", num_hidden_layers=4, num_local_experts=8, **width)
+    layer_bytes = sum(parameter.nbytes for parameter in model.model.layers[0].parameters())
+    model.save_pretrained(tmp_path)
+    ran = subprocess.run(
+        [sys.executable, str(HELPERS / "memory_of_a_run.py"), str(tmp_path), str(share)],
+        check=True,
+        capture_output=True,
+    )
+    found = json.loads(ran.stdout)
+    counted = found["accounts"]["host"] + found["accounts"]["device"]  # of an emulated device, host memory too
+    assert found["accounts"]["host"] < 6 * layer_bytes
+    assert found["after"] < counted + ALLOWANCE_BYTES
+    assert found["peak"] < counted + layer_bytes + ALLOWANCE_BYTES
 
 
 # copies inside host memory --------------------------------------------------------------------------------------------

@@ -78,6 +78,10 @@ class Runtime(ABC):
     def default_stream(self, device: torch.device) -> Stream:
         """The stream of threads that never chose one."""
 
+    def pci_address(self, device: torch.device) -> str | None:
+        """Where the device is on the host's PCI bus, as Linux writes it; None where that is not known."""
+        return None
+
     @abstractmethod
     def on(self, stream: Stream) -> contextlib.AbstractContextManager[Any]:
         """While entered, what this thread computes goes to the stream."""

@@ -14,6 +14,7 @@ import torch
 from engine.device.accelerator.clock import DeviceClock
 from engine.device.accelerator.runtime import Event, Runtime, Stream
 from engine.device.base import LaneContext, Mark
+from engine.device.threads import HostCores
 from sim.schedule import LaneKind
 
 
@@ -70,10 +71,11 @@ class StreamLane(LaneContext):
         stream: Stream,
         runtime: Runtime,
         clock: DeviceClock,
+        cores: HostCores,
         default_threads: int,
         full: Callable[[torch.OutOfMemoryError], Exception],
     ) -> None:
-        super().__init__(kind, 1, default_threads)
+        super().__init__(kind, cores, default_threads)
         self.stream = stream
         self._runtime = runtime
         self._clock = clock
@@ -82,8 +84,8 @@ class StreamLane(LaneContext):
         self._in_use: deque[tuple[StreamMark, list[torch.Tensor]]] = deque()
 
     def _contexts(self) -> Iterator[contextlib.AbstractContextManager[Any]]:
-        threads, inference = super()._contexts()
-        yield from (threads, self._runtime.on(self.stream), inference)
+        *host, inference = super()._contexts()
+        yield from (*host, self._runtime.on(self.stream), inference)
 
     def __exit__(self, kind: object = None, error: object = None, *trace: object) -> None:
         try:
