@@ -1,6 +1,7 @@
 """What every command writes as JSON is what `traces/schemas` says: a field that comes, goes or changes turns this red.
 
-The campaign's own report is held against its schema where a campaign is run: tests/validation/test_campaign.py.
+The reports of a campaign and of a proof are held against theirs where these are run: tests/validation/test_campaign.py
+and test_gpu.py.
 """
 
 import json
@@ -82,7 +83,7 @@ def test_a_schema_is_one_of_draft_2020_12_and_says_what_it_is_for(file):
 
 def test_there_is_one_for_everything_that_is_written():
     described = {file.stem for file in FOLDER.glob("*.json")} - {Path(SHARED).stem}
-    assert {name_of(case) for case in COMMANDS} | {"campaign", "run-line"} == described
+    assert {name_of(case) for case in COMMANDS} | {"campaign", "gpu", "run-line"} == described
 
 
 @pytest.mark.parametrize("case", COMMANDS)

@@ -2,6 +2,7 @@ from .chrome_writer import write_trace as write_trace
 from .pytorch_profile import batch_range as batch_range, ended_range as ended_range, task_range as task_range
 from .reader import read_trace as read_trace
 from .text_files import (
+    UNFINISHED as UNFINISHED,
     appearing as appearing,
     read_object as read_object,
     read_objects as read_objects,

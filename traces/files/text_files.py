@@ -53,10 +53,14 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: is not TOML: {error}") from None
 
 
+UNFINISHED = ".unfinished-*"
+"""The names of files that are being written; those of a process that was killed stay behind."""
+
+
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
     """A name to write under, which becomes `path` when all is written; after a failure nothing is left of it."""
-    hidden = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
+    hidden = path.with_name(UNFINISHED.replace("*", f"{os.getpid()}-{path.name}"))
     try:
         yield hidden
         hidden.replace(path)

@@ -82,7 +82,7 @@ class Proof:
                 continue
             first = False
             self.tell(f"{number} {stage.name}: {piece.name} …")
-            outcome = _outcome(piece)
+            outcome = _outcome(piece, self.budget.clock)
             pace.learn(piece, outcome["took_s"])
             self.bench.record.note(stage.name, piece.name, outcome)
             self.tell(f"{number} {stage.name}: {piece.name}: {_in_short(outcome)}")
@@ -110,14 +110,14 @@ def failures(stages: dict[str, dict[str, Outcome]]) -> list[str]:
     return found
 
 
-def _outcome(piece: Piece) -> Outcome:
-    start_s = time.monotonic()
+def _outcome(piece: Piece, clock: Callable[[], float]) -> Outcome:
+    start_s = clock()
     try:
         outcome: Outcome = {"result": piece.work()}
     except Exception as error:  # whatever it is: the next piece may work
         lines = traceback.format_exc().strip().splitlines()
         outcome = {"error": _one_line(error), "traceback": lines[-TRACEBACK_LINES:]}
-    return {**outcome, "took_s": time.monotonic() - start_s}
+    return {**outcome, "took_s": clock() - start_s}
 
 
 def _one_line(error: Exception) -> str:

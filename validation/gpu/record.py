@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from traces.cli import SCHEMA
 from traces.errors import InputError
-from traces.files import appearing, read_object
+from traces.files import UNFINISHED, appearing, read_object
 
 LARGEST_FILE_BYTES = 16 * 1024**2
 """What fits no file of this size is not kept."""
@@ -43,6 +43,8 @@ class ProofRecord:
                 f"--out {folder}: holds a proof already; give --resume to go on with it, or another folder"
             )
         found = cls.read(folder)
+        for unfinished in folder.glob(UNFINISHED):  # of a call that was killed
+            unfinished.unlink()
         for name, value in settings.items():
             if (begun := found.settings.get(name)) != value:
                 raise InputError(f"--out {folder}: was begun with {name} {begun!r}, not {value!r}; give a new folder")

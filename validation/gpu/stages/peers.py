@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from engine.device import for_now
 from validation.gpu.piece import SAID, Piece
+from validation.gpu.random_models import random_prompts
 from validation.gpu.workbench import Workbench, available_host_bytes, weight_bytes
 
 WEIGHTS_SHARE = 0.6
@@ -71,7 +72,7 @@ def _resident(bench: Workbench, name: str, layers: int | None = None, cap_bytes:
 def _generate(bench: Workbench, model: PreTrainedModel) -> dict[str, Any]:
     """The requests of stage 4 in batches that are halved until they fit."""
     scale = bench.scale
-    prompts = torch.randint(1, model.config.vocab_size, (scale.requests, scale.prompt_tokens))
+    prompts = torch.tensor(random_prompts(model.config.vocab_size, scale.requests, scale.prompt_tokens))
     size = scale.requests
     while True:
         try:
