@@ -45,7 +45,10 @@ class Copies:
         return self._copy_between("kv", task, self._kv_bytes(task, self._sizes.kept_tokens(task, task.step - 1)), 2)
 
     def _store_kv(self, task: Task) -> Work:
-        """Into the cache, or into a buffer where it lands page-locked, from where the lane copies it into the cache."""
+        """Into the cache, or into a page-locked buffer, from where the lane copies it into the cache.
+
+        At the pageable rate one more copy on the host is in that rate already.
+        """
         size = self._kv_bytes(task, self._sizes.tokens(task) if task.step else self._sizes.kept_tokens(task, 0))
         if "new kv on host" not in self._locked:
             return self._copy_between("kv", task, size, copies=2)

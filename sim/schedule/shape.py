@@ -28,7 +28,7 @@ class System:
     pins_weights: bool = False  # whether it usually keeps all streamed weights page-locked, where they fit
     pins_kv: bool = False
     """Whether the KV cache is copied at the page-locked rate: one that attention on the GPU loads is page-locked, and
-    what prefill stores beside attention on the CPU lands in page-locked buffers.
+    so are the buffers where what prefill stores beside attention on the CPU lands, on its way into the cache.
     """
     pins_activations: bool = True
     """Whether what goes to the host and back beside weights and KV cache is page-locked there."""

@@ -73,8 +73,9 @@ class SlotLayout:
         staging = None if shape.weights_pinned else Tier.PINNED
         loaded = None if on_cpu or not shape.streams_kv else Tier.DEVICE
         new = Tier.DEVICE if shape.streams_kv else None
-        landing = Tier.PINNED if on_cpu and system.pins_kv else None
-        on_host = Tier.PINNED if system.pins_kv and not on_cpu else Tier.HOST
+        crossing = Tier.PINNED if system.pins_kv else Tier.HOST
+        landing = crossing if on_cpu else None
+        on_host = Tier.HOST if on_cpu else crossing
         cache = on_host if shape.streams_kv else Tier.DEVICE
         waits = shape.offloads_hidden
         hidden = MemoryPart.HIDDEN_STATES
