@@ -16,6 +16,8 @@ from torch import nn
 
 import engine
 from engine.device import EmulatedDevice, LaneContext, Ledger, PinnedOutOfMemory
+from engine.device.accelerator.torch_runtime import TorchRuntime
+from engine.generation import load_model
 from engine.memory import STAGING, HostCopy, HostWeights, StreamedLayer, WeightStream, placed
 from engine.model import OwnedParameter
 from engine.tasks import RunContext
@@ -338,3 +340,50 @@ def test_copies_are_of_whole_pieces():
             copy(torch.zeros(4, 4)[:, :2], torch.zeros(4, 2))
     with pytest.raises(InputError, match="threads of copies = 0"):
         HostCopy(0)
+
+
+# the type of numbers --------------------------------------------------------------------------------------------------
+
+
+class OldDevice(EmulatedDevice):
+    """Does not compute in bfloat16."""
+
+    def supports(self, dtype):
+        return dtype is not torch.bfloat16
+
+
+def saved(folder, dtype):
+    model = make.__wrapped__("mixtral")
+    model.to(dtype).save_pretrained(folder)
+    return folder
+
+
+def test_a_type_that_the_device_lacks_becomes_a_safe_one(tmp_path, capfd):
+    folder = saved(tmp_path, torch.bfloat16)
+    with OldDevice(None, None, 1 << 30) as device:
+        model = load_model(folder, device=device)
+        said = [line for line in capfd.readouterr().err.splitlines() if "becomes float32" in line]
+        assert model.dtype is torch.float32
+        assert len(said) == 1
+        assert "emulated device does not compute in bfloat16" in said[0]
+        assert load_model(folder, "bfloat16", device=device).dtype is torch.bfloat16  # whoever asks for it
+        assert "becomes" not in capfd.readouterr().err
+        result = engine.run(folder, PROMPTS[:2], micro_batch_size=1, max_new_tokens=2, device=device)
+    assert result.trace.metadata["model_config"]["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_type_that_the_device_has_stays(dtype, tmp_path, capfd):
+    folder = saved(tmp_path, dtype)
+    with EmulatedDevice(None, None, 1 << 30) as device:
+        assert load_model(folder, device=device).dtype is dtype
+    assert "becomes" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_cuda_tells_what_it_computes_in_and_not_what_it_emulates(native, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    runtime, device = TorchRuntime("cuda"), torch.device("cuda", 0)
+    assert runtime.supports(device, torch.bfloat16) is native
+    assert runtime.supports(device, torch.float16)
