@@ -1,5 +1,6 @@
 """The engine's stream code on a device whose streams run late: what must be waited for, and what must be kept."""
 
+import argparse
 import gc
 import threading
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ import pytest
 import torch
 from async_device import MISSING
 
-from engine.device import LaneContext, PinnedOutOfMemory
+from engine.device import LaneContext, PinnedOutOfMemory, add_device, device_of, make_device
 from engine.device.ledger import DeviceOutOfMemory
 from engine.lanes import Executor
 from sim.schedule import Lane, LaneKind, Op, Task
@@ -19,6 +20,7 @@ if MISSING:
     pytest.skip(f"torch {torch.__version__} has no {MISSING}", allow_module_level=True)
 
 from async_device.orders import ORDERS, late_device
+from async_device.runtime import AsyncRuntime
 
 GPU, H2D, D2H, CPU = LaneKind.GPU, LaneKind.H2D, LaneKind.D2H, LaneKind.CPU
 EXCHANGE = "exchange"
@@ -283,6 +285,35 @@ def test_events_do_not_live_until_the_end(order):
         assert times == sorted(times)
 
 
+def test_a_mark_tells_its_time_when_it_is_reached(late):
+    device, _ = late
+    with device.open_lane(GPU) as lane:
+        torch.ones(10, device=device.torch_device)
+        first, second = lane.mark(), lane.mark()
+        assert first.time_ns <= second.time_ns
+        assert first.time_ns == first.time_ns
+        lane.wait(first)
+        first.wait()  # harmless, although its event is gone
+
+
+def test_a_device_waits_for_all_its_lanes(late):
+    device, _ = late
+    with device.open_lane(GPU) as lane:
+        torch.ones(10, device=device.torch_device)
+        device.synchronize()
+        assert lane.stream.done == lane.stream.issued
+
+
+def test_a_lane_that_has_ended_keeps_nothing_alive(late):
+    device, machine = late
+    with device.open_lane(D2H) as lane:
+        lane.copy_d2h(locked(device, "here", 9), torch.ones(9, device=device.torch_device))
+        lane.mark()
+        lane.copy_d2h(locked(device, "there", 9), torch.ones(9, device=device.torch_device))
+    assert machine.memory.allocated_bytes == 0
+    assert lane.kind == D2H
+
+
 # what fails -----------------------------------------------------------------------------------------------------------
 
 
@@ -357,3 +388,32 @@ def test_a_peak_starts_anew_on_the_device_too():
 def test_memory_that_is_not_there_is_refused(memory_bytes, match):
     with pytest.raises(InputError, match=match):
         late_device(memory_bytes=memory_bytes)
+
+
+# by name --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_accelerator(monkeypatch):
+    """A machine whose accelerator is the asynchronous device."""
+    monkeypatch.setattr("engine.device.accelerator.runtime_of", lambda name: AsyncRuntime())
+
+
+def test_auto_is_the_accelerator_where_there_is_one(with_accelerator):
+    with make_device("auto", memory_bytes=10**9, cpu_threads=1) as device:
+        assert device.origin == "real GPU (asynchronous device of the tests)"
+    with make_device("emulated", h2d_bytes_per_s=1e9) as device:
+        assert device.origin == "emulated device"
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+@pytest.mark.parametrize(
+    "told", ["--h2d-gbs 5", "--d2h-gbs 5", "--gpu-threads 1", "--gpu-threads 1 --h2d-gbs 5"], ids=str
+)
+def test_a_real_device_cannot_be_told_what_only_an_emulated_one_can(with_accelerator, name, told):
+    parser = argparse.ArgumentParser()
+    add_device(parser)
+    with pytest.raises(InputError, match="only an emulated device can be told, Python has its own") as caught:
+        device_of(parser.parse_args(["--device", name, *told.split()]))
+    assert all(flag in str(caught.value) for flag in told.split() if flag.startswith("--"))
+    assert "\n" not in str(caught.value)

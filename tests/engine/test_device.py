@@ -22,7 +22,9 @@ from engine.device import (
     Ledger,
     PinnedOutOfMemory,
     aligned_bytes,
+    make_device,
 )
+from engine.device.accelerator import TorchRuntime
 from engine.device.accelerator.clock import ANCHOR_EVERY_NS, WIDEST_WINDOW_NS, DeviceClock
 from engine.device.host_memory import FAULT_PIECE_BYTES, PageLocked
 from engine.device.ledger import DeviceOutOfMemory, OutOfMemory
@@ -603,6 +605,23 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 def test_a_missing_cuda_device_is_an_input_error():
     with pytest.raises(InputError, match="cuda:0 is not there"):
         Accelerator()
+
+
+@pytest.mark.parametrize(("name", "missing"), [("mps", "streams, a default stream"), ("nothing", "streams, events")])
+def test_an_accelerator_that_lacks_something_is_refused_in_one_line_that_names_it(name, missing):
+    with pytest.raises(InputError, match=f"lacks for {name}: {missing}.*page-locking") as caught:
+        TorchRuntime(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_an_accelerator_that_torch_has_but_the_engine_cannot_use_is_refused_by_auto(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("mps"))
+    with pytest.raises(InputError, match="lacks for mps"):
+        make_device("auto")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
+    with make_device("auto", memory_bytes=1000) as dev:
+        assert dev.name == "emulated"
 
 
 @needs_cuda

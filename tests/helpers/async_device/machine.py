@@ -1,5 +1,6 @@
 """The machine that plays the device: its streams, its memory, its page-locked host memory, and who had to wait."""
 
+import re
 import sys
 import threading
 import weakref
@@ -14,11 +15,14 @@ from async_device.streams import LOCK, Event, Stream, chosen_stream
 NAME = "late"
 """What torch calls the device."""
 
+_ASKS = re.compile(r"(?:transformers|(?<!tests/)engine(?!/device|/lanes))/[\w/]+\.py$")
+"""Code that may ask for something to be waited for; a device and the lanes' threads only pass it on."""
+
 TOTAL_BYTES = 8 * 10**9
 
 
 class HostWait(NamedTuple):
-    """A thread had to wait for the device: what for, which lane, and the line of the engine or the model's library."""
+    """A thread had to wait for the device: what for, which lane, and who in the engine or the model's library asked."""
 
     why: str
     lane: str
@@ -63,9 +67,10 @@ class Machine:
     def host_waits(self, why: str) -> None:
         """Notes that the calling thread waits."""
         frame = sys._getframe(1)
-        while frame.f_back and not any(part in frame.f_code.co_filename for part in ("/transformers/", "/engine/")):
+        while frame.f_back and not _ASKS.search(frame.f_code.co_filename):
             frame = frame.f_back
-        where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        found = _ASKS.search(frame.f_code.co_filename)
+        where = f"{found[0] if found else ''}:{frame.f_code.co_name}"
         self.waits.append(HostWait(why, threading.current_thread().name, where))
 
     def is_page_locked(self, tensor: torch.Tensor) -> bool:

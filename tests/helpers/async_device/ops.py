@@ -58,11 +58,7 @@ def _spans(values: Any) -> list[Span]:
 
 
 def _queue(what: str, work: Callable[[], object], reads: Any, writes: Any) -> None:
-    machine = Machine.current
-    stream = machine.current_stream()
-    machine.races.launched(stream, what, _spans(reads), _spans(writes))
-    stream.works = True
-    stream.put(work)
+    Machine.current.current_stream().launch(what, _spans(reads), _spans(writes), work)
 
 
 def _any_op(op: Any, *args: Any, **kwargs: Any) -> Any:
@@ -160,8 +156,7 @@ def _compute(op: Any, args: Any, kwargs: Any) -> Any:
 def _at_once(op: Any, args: Any, kwargs: Any, waits: bool = True) -> Any:
     machine = Machine.current
     stream = machine.current_stream()
-    machine.races.launched(stream, str(op), _spans((args, kwargs)), [])
-    stream.works = True
+    _queue(str(op), lambda: None, (args, kwargs), ())
     if waits:
         stream.synchronize(str(op))
     else:
@@ -195,11 +190,20 @@ def _copy(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = False
 
 
 def _item(tensor: torch.Tensor) -> Any:
-    machine = Machine.current
-    machine.races.launched(machine.current_stream(), "item", _spans(tensor), [])
-    machine.current_stream().synchronize("item")
+    _queue("item", lambda: None, tensor, ())
+    Machine.current.current_stream().synchronize("item")
     with torch.inference_mode(False):
         return in_host_memory(tensor).item()
+
+
+def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """One kernel, as on a GPU: torch would take it apart, and the scores would need memory."""
+    op = torch.ops.aten.scaled_dot_product_attention.default
+    with torch.inference_mode(False), torch.no_grad():
+        result = _empty((*query.shape[:-1], value.shape[-1]), dtype=query.dtype)
+        given, named, target = tree_map(_host, (query, key, value, *args)), tree_map(_host, kwargs), _host(result)
+        _queue("attention", lambda: target.copy_(op(*given, **named)), (query, key, value, args, kwargs), result)
+    return result
 
 
 def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
@@ -232,6 +236,7 @@ def register() -> None:
     aten.impl("empty_strided", _empty_strided, KEY)
     aten.impl("_copy_from", _copy, KEY)
     aten.impl("_local_scalar_dense", _item, KEY)
+    aten.impl("scaled_dot_product_attention", _attention, KEY)
     _let_storages_shrink()
 
 

@@ -10,6 +10,7 @@ import torch
 
 if TYPE_CHECKING:
     from async_device.machine import Machine
+    from async_device.races import Span
 
 LOCK = threading.RLock()
 LATE = None
@@ -42,6 +43,13 @@ class Stream:
             if self.lag is not LATE:
                 self.run(at - self.lag)
             return at
+
+    def launch(self, what: str, reads: "list[Span]", writes: "list[Span]", work: Callable[[], object]) -> None:
+        """Queues a kernel or a copy."""
+        with LOCK:
+            self.works = True
+            self.machine.races.launched(self, what, reads, writes)
+            self.put(work)
 
     def run(self, upto: int | None = None) -> None:
         """Does the work up to a piece, and what that waits for on other streams."""

@@ -1,0 +1,145 @@
+"""Whole runs on a device whose streams run late: the tokens, the memory and the waits of a GPU, without one."""
+
+from collections import Counter
+
+import pytest
+import torch
+from async_device import MISSING
+from engine_models import FAMILIES, PROMPTS, make, make_prompts, reference
+
+import engine
+from engine.device.accelerator.accelerator import OVERHEAD_SHARE
+from engine.generation import as_cut
+from sim.cost.memory import plan_memory
+from sim.problem import Model, Policy
+from sim.schedule import Schedule, by_name, registered
+
+if MISSING:
+    pytest.skip(f"torch {torch.__version__} has no {MISSING}", allow_module_level=True)
+
+from async_device.machine import HostWait
+from async_device.orders import FEW, ORDERS, late_device
+
+NEW = 4
+SIZE = 2
+MICRO_BATCHES = -(-len(PROMPTS) // SIZE)
+TELLING = ("mixtral", "gpt_oss", "deepseek_v3")
+"""Fused experts and our own kernel; biases, sinks and sliding windows; a cache that the model computes with."""
+
+LANES = ("GPU", "H2D", "D2H")
+"""Those that give work to a stream: who waits there holds up the device."""
+
+WAITING_FOR_PAGE_LOCKED_KV = pytest.mark.xfail(
+    strict=True, reason="what decode exchanges with the host still travels pageable, and KV buffers grow with each step"
+)
+
+
+def run(family, schedule, order, new=NEW, policy=None, prompts=PROMPTS, size=SIZE):
+    """What a run gave, and the machine that it ran on."""
+    device, machine = late_device(order)
+    model = make(family) if isinstance(family, str) else family
+    chosen = {} if policy else {"micro_batch_size": size}
+    with device:
+        result = engine.run(model, prompts, schedule, policy, max_new_tokens=new, device=device, **chosen)
+    return result, machine
+
+
+def check_tokens_and_order(family, schedule, order):
+    result, machine = run(family, schedule, order)
+    assert result.sequences == reference(make(family), PROMPTS, SIZE, NEW)
+    assert Counter(machine.races.found) == {}
+    assert machine.memory.allocated_bytes == 0, "nothing of a run stays on the device"
+
+
+@pytest.mark.parametrize("order", FEW)
+@pytest.mark.parametrize("family", TELLING)
+def test_tokens_are_those_of_generate_and_nothing_is_out_of_order(family, order):
+    check_tokens_and_order(family, "cgopipe", order)
+
+
+@pytest.mark.parametrize("schedule", [name for name in registered() if name != "cgopipe"])
+def test_so_it_is_on_every_schedule(schedule):
+    check_tokens_and_order("mixtral", schedule, "copies at once")
+
+
+@pytest.mark.parametrize("order", FEW)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_in_every_order(family, order):
+    check_tokens_and_order(family, "cgopipe", order)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("schedule", registered())
+@pytest.mark.parametrize("family", ["qwen2_moe", "gpt_oss"])
+def test_every_schedule_in_every_order(family, schedule, order):
+    check_tokens_and_order(family, schedule, order)
+
+
+# who waits ------------------------------------------------------------------------------------------------------------
+
+
+def in_decode(schedule):
+    """What lanes of the device waited for in three steps of decode."""
+    fewer, more = (Counter(run("mixtral", schedule, "all late", new)[1].waits) for new in (NEW, NEW + 3))
+    return Counter({wait: count for wait, count in (more - fewer).items() if wait.lane in LANES})
+
+
+def is_of_generate(wait: HostWait) -> bool:
+    """The library's own loop looks at tokens and mask: once for each step and micro-batch, whatever the layers."""
+    return wait.lane == "GPU" and wait.where.startswith(("transformers/generation/", "transformers/masking_utils"))
+
+
+def is_pace(wait: HostWait) -> bool:
+    """A lane of copies goes on when the copy before the last has ended."""
+    return wait.lane != "GPU" and wait.why == "event" and wait.where.startswith(":")
+
+
+def is_pageable_by_design(wait: HostWait) -> bool:
+    """Weights of systems that do not page-lock them."""
+    return wait.where.endswith(":load_pageable")
+
+
+STILL_WAIT = ("cgopipe", "fastdecode", "flexgen-c", "flexgen")
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [pytest.param(name, marks=[WAITING_FOR_PAGE_LOCKED_KV] if name in STILL_WAIT else []) for name in registered()],
+)
+def test_no_layer_of_decode_makes_the_host_wait_for_the_device(schedule):
+    waits = in_decode(schedule)
+    of_generate = sum(count for wait, count in waits.items() if is_of_generate(wait))
+    assert 0 < of_generate <= 3 * 3 * MICRO_BATCHES
+    rest = {w: n for w, n in waits.items() if not (is_of_generate(w) or is_pace(w) or is_pageable_by_design(w))}
+    assert rest == {}
+
+
+# memory ---------------------------------------------------------------------------------------------------------------
+
+LENGTHS = [60, 5, 9, 30, 7, 12, 4]
+WIDE = {
+    "hidden_size": 128,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_local_experts": 8,
+    "num_attention_heads": 8,
+    "head_dim": 16,
+}
+
+
+def planned_bytes(model, schedule: Schedule, policy: Policy, folder, new) -> int:
+    """Device memory that the plan asks for."""
+    model.config.save_pretrained(folder)
+    planned, batch = Model.load(folder), as_cut(LENGTHS, policy.micro_batch_size, new)
+    shape = policy.shape(schedule, planned, len(batch.micro_batches))
+    return plan_memory(schedule, shape, policy, planned, batch).peak_bytes()["device"]
+
+
+@pytest.mark.xfail(strict=True, reason="the library changes the implementation of experts when a prefill ends")
+@pytest.mark.parametrize("schedule", registered())
+def test_a_run_needs_no_more_of_the_device_than_planned(schedule, tmp_path):
+    model, chosen, new = make("mixtral", dtype=torch.float32, **WIDE), by_name(schedule), 3
+    policy = Policy.usual(chosen, len(LENGTHS), 2)
+    _, machine = run(model, chosen, "stores late", new, policy, make_prompts(*LENGTHS))
+    plan = planned_bytes(model, chosen, policy, tmp_path, new)
+    assert machine.memory.peak_bytes <= plan * (1 + OVERHEAD_SHARE), "masks and rotary tables are in no plan"
