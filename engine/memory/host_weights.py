@@ -29,6 +29,10 @@ class HostLayer(NamedTuple):
         """What lies behind the page-locked bytes."""
         return self.content.numel() - self.locked_bytes
 
+    def cut(self, start: int, stop: int) -> int:
+        """Where of [start, stop) the page-locked bytes end."""
+        return min(max(start, self.locked_bytes), stop)
+
 
 class HostWeights:
     """The blocks of all layers. `locked_bytes` says how many of a layer's bytes are page-locked."""

@@ -69,7 +69,7 @@ class WeightStream:
         """Copies a page from page-locked memory, in place or in staging, into the layer's slot. Returns its bytes."""
         at = self._layout.slot_of("weights", task)
         layer, start, stop = self._page(task)
-        cut = min(max(start, layer.locked_bytes), stop)
+        cut = layer.cut(start, stop)
         if start < cut:
             lane.copy_h2d(self._slots[at][start:cut], layer.content[start:cut], pinned=True)
         if not self._layout.shape.weights_pinned:
@@ -84,7 +84,7 @@ class WeightStream:
         """Copies a page straight from the model's host memory into the layer's slot. Returns its bytes."""
         at = self._layout.slot_of("weights", task)
         layer, start, stop = self._page(task)
-        cut = min(max(start, layer.locked_bytes), stop)
+        cut = layer.cut(start, stop)
         for first, last, pinned in ((start, cut, True), (cut, stop, False)):
             if first < last:
                 lane.copy_h2d(self._slots[at][first:last], layer.content[first:last], pinned=pinned)

@@ -12,6 +12,9 @@ from engine.model import AttentionCall, InFlight, KeysValues, is_causal, own_att
 Room = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 """Memory for a tensor that goes to the device."""
 
+POSITIONS = ("position_ids", "cache_position")
+"""Tensors on the device that models hand to every attention, and that on the host only flash attention would read."""
+
 
 def attend_on_device(call: AttentionCall, known: KeysValues) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The attention that the model would have used itself, on all that is known."""
@@ -24,6 +27,7 @@ class DecodeAttention:
     def __init__(self, kernel: HostAttention) -> None:
         self._kernel = kernel
         self._refused: dict[int, str] = {}  # by layer: why the kernel cannot be used, empty if it can
+        self._weights = _OnceToHost()
         self.own_calls = 0
         self.kernel_calls = 0
 
@@ -46,26 +50,38 @@ class DecodeAttention:
             self.kernel_calls += 1
             starts = None if call.mask is None else torch.tensor(micro_batch.padding)
             query = query[:, :, 0]
-            return self._kernel(query, *known, starts, call.kwargs.get("scaling"), room(query.shape, query.dtype))[
-                :, None
-            ]
+            out = room(query.shape, query.dtype)
+            return self._kernel(query, *known, starts, call.kwargs.get("scaling"), out)[:, None]
         self.own_calls += 1
-        kwargs = {name: _to_host(value) for name, value in call.kwargs.items()}
-        own = own_attention(call, _OnHost(call.module))
+        kwargs = {name: self._weights(value) for name, value in call.kwargs.items() if name not in POSITIONS}
+        own = own_attention(call, _OnHost(call.module, self._weights))
         with intra_op_threads(self._kernel.threads, 1):  # the lane has one, the kernel's own sleep
             output = own(query, *known, micro_batch.mask_on_host, **kwargs)[0]
         return room(output.shape, output.dtype).copy_(output)
 
 
-class _OnHost:
-    """An attention module seen with its tensors in host memory; nothing changes where they are there already."""
+class _OnceToHost:
+    """Tensors in host memory; a weight comes from the device once, because a copy makes the host wait for all of it."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self) -> None:
+        self._weights: dict[int, tuple[nn.Parameter, torch.Tensor]] = {}  # by id, which the weight keeps its own
+
+    def __call__(self, value: object) -> object:
+        if not isinstance(value, torch.Tensor) or value.device.type == "cpu":
+            return value
+        if not isinstance(value, nn.Parameter):
+            return value.cpu()
+        if id(value) not in self._weights:
+            self._weights[id(value)] = value, value.detach().cpu()
+        return self._weights[id(value)][1]
+
+
+class _OnHost:
+    """An attention module seen with its tensors in host memory."""
+
+    def __init__(self, module: nn.Module, to_host: _OnceToHost) -> None:
         self._module = module
+        self._to_host = to_host
 
     def __getattr__(self, name: str) -> object:
-        return _to_host(getattr(self._module, name))
-
-
-def _to_host(value: object) -> object:
-    return value.cpu() if isinstance(value, torch.Tensor) else value
+        return self._to_host(getattr(self._module, name))

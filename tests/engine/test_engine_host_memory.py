@@ -16,6 +16,8 @@ from torch import nn
 
 import engine
 from engine.device import EmulatedDevice, LaneContext, Ledger, PinnedOutOfMemory
+from engine.device.accelerator.torch_runtime import TorchRuntime
+from engine.generation import load_model
 from engine.memory import STAGING, HostCopy, HostWeights, StreamedLayer, WeightStream, placed
 from engine.model import OwnedParameter
 from engine.tasks import RunContext
@@ -49,6 +51,9 @@ class WatchedDevice(EmulatedDevice):
     def __init__(self) -> None:
         self.locked: dict[int, int] = {}
         self.times_locked = 0
+        self.running = threading.local()
+        self.locked_in: list[int | None] = []
+        """In which step of a task, if in one."""
         self.most_locked_bytes: float = math.inf
         self.allocated: list[str] = []
         super().__init__(None, None, 1 << 30)
@@ -62,6 +67,7 @@ class WatchedDevice(EmulatedDevice):
             raise PinnedOutOfMemory("the system refuses")
         self.locked[address] = num_bytes
         self.times_locked += 1
+        self.locked_in.append(getattr(self.running, "step", None))
 
     def _unregister(self, address):
         del self.locked[address]
@@ -73,7 +79,7 @@ def watched_copies(monkeypatch, device):
     copies, running, perform = [], threading.local(), TaskPerformer.__call__
 
     def performing(self, lane, task):
-        running.task = task
+        running.task, device.running.step = task, task.step
         return perform(self, lane, task)
 
     def watched(copy, host_is):
@@ -130,6 +136,8 @@ def test_copies_are_page_locked_where_the_schedule_says_so(family, name, places,
     run = RunContext.of(model, schedule, policy, device, None)
     assert {one.task.op for one in copies if not one.pinned and not may_be_pageable(one.task, run)} == set()
     assert any(one.pinned for one in copies) or not policy.pin_weights
+    if family == "mixtral":  # others have masks, which the first step of decode brings
+        assert set(device.locked_in) <= {None, 0}
 
 
 def test_a_cache_that_the_model_reads_itself_crosses_the_link_in_one_piece(monkeypatch):
@@ -338,3 +346,50 @@ def test_copies_are_of_whole_pieces():
             copy(torch.zeros(4, 4)[:, :2], torch.zeros(4, 2))
     with pytest.raises(InputError, match="threads of copies = 0"):
         HostCopy(0)
+
+
+# the type of numbers --------------------------------------------------------------------------------------------------
+
+
+class OldDevice(EmulatedDevice):
+    """Does not compute in bfloat16."""
+
+    def supports(self, dtype):
+        return dtype is not torch.bfloat16
+
+
+def saved(folder, dtype):
+    model = make.__wrapped__("mixtral")
+    model.to(dtype).save_pretrained(folder)
+    return folder
+
+
+def test_a_type_that_the_device_lacks_becomes_a_safe_one(tmp_path, capfd):
+    folder = saved(tmp_path, torch.bfloat16)
+    with OldDevice(None, None, 1 << 30) as device:
+        model = load_model(folder, device=device)
+        said = [line for line in capfd.readouterr().err.splitlines() if "becomes float32" in line]
+        assert model.dtype is torch.float32
+        assert len(said) == 1
+        assert "emulated device does not compute in bfloat16" in said[0]
+        assert load_model(folder, "bfloat16", device=device).dtype is torch.bfloat16  # whoever asks for it
+        assert "becomes" not in capfd.readouterr().err
+        result = engine.run(folder, PROMPTS[:2], micro_batch_size=1, max_new_tokens=2, device=device)
+    assert result.trace.metadata["model_config"]["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_type_that_the_device_has_stays(dtype, tmp_path, capfd):
+    folder = saved(tmp_path, dtype)
+    with EmulatedDevice(None, None, 1 << 30) as device:
+        assert load_model(folder, device=device).dtype is dtype
+    assert "becomes" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_cuda_tells_what_it_computes_in_and_not_what_it_emulates(native, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    runtime, device = TorchRuntime("cuda"), torch.device("cuda", 0)
+    assert runtime.supports(device, torch.bfloat16) is native
+    assert runtime.supports(device, torch.float16)
