@@ -100,7 +100,7 @@ def test_with_the_registers_of_other_processors_it_is_the_same(features, monkeyp
         made = importlib.util.module_from_spec(importlib.util.find_spec(module.__name__))
         monkeypatch.setitem(sys.modules, module.__name__, made)
         made.__spec__.loader.exec_module(made)
-    assert made.LANES == vectors.registers(features)[0]
+    assert vectors.registers(features)[0] == made.LANES
     monkeypatch.setattr(host, "attend", made.attend)
     monkeypatch.setattr(host, "scratch_for", made.scratch_for)
     check_groups_and_dims(torch.bfloat16, (1, 3, 8, 12), (8, 24, 80, 128))
