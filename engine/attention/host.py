@@ -39,31 +39,33 @@ class HostAttention:
         values: torch.Tensor,
         first_seen: torch.Tensor | None = None,
         scaling: float | None = None,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Softmax attention of each request's newest token over its tokens `first_seen` to the last.
 
         query [requests, query_heads, head_dim]; keys, values [requests, kv_heads, tokens, head_dim], the newest token's
         included, views of larger buffers welcome; first_seen [requests], None: everything; scaling, None:
-        1 / sqrt(head_dim). Returns [requests, query_heads, head_dim] in the query's dtype.
-        Raises ValueError for shapes or types that `unsupported` refuses.
+        1 / sqrt(head_dim). Returns [requests, query_heads, head_dim] in the query's dtype: `out`, if it is given, a
+        tensor that shares no memory with the others. Raises ValueError for shapes or types that `unsupported` refuses.
         """
-        reason = _unsupported_tensors(query, keys, values)
+        reason = _unsupported_tensors(query, keys, values) or _unsupported_out(query, out)
         if reason:
             raise ValueError(f"attention on the host: {reason}")
         requests, kv_heads, tokens, head_dim = keys.shape
         group = query.shape[1] // kv_heads
         starts = _starts(first_seen, requests, tokens)
         scale = np.float32(head_dim**-0.5 if scaling is None else scaling)
-        out = np.empty((requests, kv_heads, group, head_dim), np.float32)
-        problem = (_bits(query.contiguous()), scale, *_rows(keys), *_rows(values), starts, tokens, out)
+        found = torch.empty(query.shape, dtype=query.dtype) if out is None or not out.is_contiguous() else out
+        into = _bits(found).reshape(requests, kv_heads, group, head_dim)
+        problem = (_bits(query.contiguous()), scale, *_rows(keys), *_rows(values), starts, tokens, into)
 
         def work(jobs: Iterator[tuple[int, int]]) -> None:
-            scratch = scratch_for(group, head_dim, tokens - int(starts.min()))
+            scratch = scratch_for(group, head_dim, tokens - int(starts.min()), problem[2].dtype)
             for first, last in jobs:
                 attend(*problem, first, last, scratch)
 
         self._share_out(work, requests * kv_heads)
-        return torch.from_numpy(out).view(query.shape).to(query.dtype)
+        return found if out is None or out is found else out.copy_(found)
 
     def prepare(self, dtype: torch.dtype) -> None:
         """Compiles for keys and values of `dtype`, or loads what was compiled before: seconds that decode is spared."""
@@ -124,6 +126,12 @@ def _unsupported_tensors(query: torch.Tensor, keys: torch.Tensor, values: torch.
     if query.dtype not in BITS or keys.dtype not in BITS or values.dtype != keys.dtype:
         return f"types {query.dtype}, {keys.dtype}, {values.dtype}: float32, float16 or bfloat16 are needed"
     return ""
+
+
+def _unsupported_out(query: torch.Tensor, out: torch.Tensor | None) -> str:
+    if out is None or (out.shape == query.shape and out.dtype == query.dtype):
+        return ""
+    return f"out is {out.dtype} {list(out.shape)}: {query.dtype} {list(query.shape)} is needed, as of the query"
 
 
 def _is_standard(eager: object) -> bool:

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.out.resolve().parent.is_dir():
         raise InputError(f"--out {args.out}: there is no folder {args.out.resolve().parent}; make it first")
     with devices.open_device(device_of(args)) as device:
-        model = model_of(args)
+        model = model_of(args, device)
         with progress("measuring", 1, unit="parts", lines=True) as shown:
             measured = calibration.calibrate(model, device, args.out.stem, quick=args.quick, progress=shown.at)
     measured.hardware.write(args.out)

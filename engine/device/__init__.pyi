@@ -1,7 +1,11 @@
 from .accelerator import Accelerator as Accelerator
 from .base import Device as Device, LaneContext as LaneContext, Mark as Mark
 from .emulated import EmulatedDevice as EmulatedDevice
-from .host_memory import ALIGNMENT_BYTES as ALIGNMENT_BYTES, aligned_bytes as aligned_bytes
+from .host_memory import (
+    ALIGNMENT_BYTES as ALIGNMENT_BYTES,
+    aligned_bytes as aligned_bytes,
+    return_freed_memory as return_freed_memory,
+)
 from .ledger import Ledger as Ledger, PinnedOutOfMemory as PinnedOutOfMemory
 from .open import (
     add_device as add_device,

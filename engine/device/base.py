@@ -16,7 +16,7 @@ import torch
 
 from engine.device.host_memory import PageLocked, fresh_block
 from engine.device.ledger import DeviceOutOfMemory, Ledger, Usage
-from engine.device.threads import intra_op_threads
+from engine.device.threads import HostCores, intra_op_threads, on_cores
 from sim.schedule import LaneKind
 from traces.errors import InputError
 
@@ -44,9 +44,10 @@ class LaneContext(ABC):
     Inside, grad mode is off (`torch.inference_mode`), and the thread has the lane's thread count and stream.
     """
 
-    def __init__(self, kind: LaneKind, threads: int, default_threads: int) -> None:
+    def __init__(self, kind: LaneKind, cores: HostCores, default_threads: int) -> None:
         self.kind = kind
-        self._threads = threads, default_threads
+        self._cores = cores.cores_of(kind)
+        self._threads = cores.torch_threads(kind), default_threads
         self._entered = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -80,6 +81,10 @@ class LaneContext(ABC):
         """Copies device memory to the host. `pinned`: `dst` is page-locked. Otherwise as `copy_h2d`."""
         self._checked_copy(dst, src, LaneKind.D2H, pinned)
 
+    def keep(self, *tensors: torch.Tensor) -> None:
+        """Keeps what else this lane's work so far reads alive until a mark taken later is reached."""
+        return
+
     def _checked_copy(self, dst: torch.Tensor, src: torch.Tensor, direction: LaneKind, pinned: bool) -> None:
         if dst.shape != src.shape or dst.dtype != src.dtype:
             shapes = " cannot be copied to ".join(f"{one.dtype} {list(one.shape)}" for one in (src, dst))
@@ -88,6 +93,7 @@ class LaneContext(ABC):
 
     def _contexts(self) -> Iterator[contextlib.AbstractContextManager[Any]]:
         """What the lane's thread is inside of while it works, outermost first."""
+        yield on_cores(self._cores)
         yield intra_op_threads(*self._threads)
         yield torch.inference_mode()
 
@@ -135,21 +141,36 @@ class Device(ABC):
     `name` is what a user calls it; `origin` is what a trace of it must say: `emulated device` or `real GPU (name)`.
     """
 
-    gpu_threads: int | None = None
-    """Cores that play the device, where the host does."""
-    cpu_threads: int
-    """Cores for attention on the host."""
-
-    def __init__(self, name: str, origin: str, torch_device: torch.device, memory_bytes: int) -> None:
+    def __init__(self, name: str, origin: str, torch_device: torch.device, memory_bytes: int, cores: HostCores) -> None:
         if memory_bytes < 1:
             raise InputError(f"device memory = {memory_bytes} bytes: at least 1 is needed")
         self.name = name
         self.origin = origin
         self.torch_device = torch_device
+        self.cores = cores
         self.default_threads = torch.get_num_threads()
         self.memory = Ledger("device memory", memory_bytes, DeviceOutOfMemory)
         self._page_locked = PageLocked(self._register, self._unregister)
         self._allocated: dict[int, tuple[str, int]] = {}  # data pointer -> name, bytes
+
+    @property
+    def gpu_threads(self) -> int | None:
+        """Threads that play the device, where the host does."""
+        return self.cores.playing
+
+    @property
+    def cpu_threads(self) -> int:
+        """Threads of attention on the host."""
+        return self.cores.attention
+
+    @property
+    def pin_threads(self) -> int:
+        """Threads that copy weights into staging."""
+        return self.cores.staging
+
+    def supports(self, dtype: torch.dtype) -> bool:
+        """Whether the device computes in numbers of this type, instead of making do with others."""
+        return True
 
     @property
     def memory_bytes(self) -> int:
@@ -160,9 +181,7 @@ class Device(ABC):
     @property
     def facts(self) -> dict[str, Any]:
         """What a trace keeps of the device: its name, its size, and the cores and speeds that it was given."""
-        threads = {"gpu_threads": self.gpu_threads, "cpu_threads": self.cpu_threads}
-        given = {name: count for name, count in threads.items() if count is not None}
-        return {"name": self.name, "memory_bytes": self.memory_bytes, **given}
+        return {"name": self.name, "memory_bytes": self.memory_bytes, **self.cores.facts}
 
     def allocate(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A new tensor in device memory. Raises DeviceOutOfMemory if there is no room."""

@@ -14,7 +14,7 @@ import torch
 
 from engine.device.base import Device, LaneContext, ThreadLane
 from engine.device.link import PacedLink
-from engine.device.threads import behind_copies, check_thread_count, cores_apart, on_cores, prompt_sleep
+from engine.device.threads import HostCores, behind_copies, prompt_sleep
 from sim.schedule import LaneKind
 
 TOP_PAD_BYTES = 64 * 1024**2
@@ -28,15 +28,12 @@ class EmulatedLane(ThreadLane):
     """A lane that is a thread. If it computes on cores which copies use too, these go first: real ones need no core."""
 
     def __init__(self, device: "EmulatedDevice", kind: LaneKind) -> None:
-        threads = {LaneKind.GPU: device.gpu_threads, LaneKind.CPU: device.cpu_threads}.get(kind, 1)
-        super().__init__(kind, threads, device.default_threads)
+        super().__init__(kind, device.cores, device.default_threads)
         self._links = {LaneKind.H2D: device.h2d, LaneKind.D2H: device.d2h}
-        self._cores = device.cores and device.cores[kind is not LaneKind.GPU]
-        self._behind = {LaneKind.CPU, LaneKind.PIN} | ({LaneKind.GPU} if device.cores is None else set())
+        self._behind = {LaneKind.CPU, LaneKind.PIN} | ({LaneKind.GPU} if self._cores is None else set())
 
     def _contexts(self) -> Iterator[contextlib.AbstractContextManager[Any]]:
         yield prompt_sleep()
-        yield on_cores(self._cores)
         if self.kind in self._behind:
             yield behind_copies()
         yield from super()._contexts()
@@ -58,20 +55,17 @@ class EmulatedDevice(Device):
         h2d_bytes_per_s: float | None,
         d2h_bytes_per_s: float | None,
         memory_bytes: int,
-        gpu_threads: int = 1,
-        cpu_threads: int = 1,
+        gpu_threads: int | None = 1,
+        cpu_threads: int | None = 1,
         *,
         h2d_pageable_bytes_per_s: float | None = None,
         d2h_pageable_bytes_per_s: float | None = None,
     ) -> None:
-        super().__init__("emulated", "emulated device", torch.device("cpu"), memory_bytes)
+        cores = HostCores.that_play(gpu_threads, cpu_threads)
+        super().__init__("emulated", "emulated device", torch.device("cpu"), memory_bytes, cores)
         keep_freed_memory()
         self.h2d = PacedLink("h2d", h2d_bytes_per_s, h2d_pageable_bytes_per_s)
         self.d2h = PacedLink("d2h", d2h_bytes_per_s, d2h_pageable_bytes_per_s)
-        self.gpu_threads: int = check_thread_count("gpu_threads", gpu_threads)
-        self.cpu_threads = check_thread_count("cpu_threads", cpu_threads)
-        self.cores = cores_apart(self.gpu_threads, self.cpu_threads)
-        """The device's cores and those of all other lanes; None where the machine has too few to tell them apart."""
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -56,13 +56,12 @@ def make_device(name: str, **options: Any) -> "Device":
 def _emulated(**options: Any) -> "Device":
     from engine.device.emulated import EmulatedDevice
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     usual = {
         "h2d_bytes_per_s": None,
         "d2h_bytes_per_s": None,
         "memory_bytes": host_memory_bytes() // 2,
-        "gpu_threads": max(1, cores // 2),
-        "cpu_threads": max(1, cores - cores // 2),
+        "gpu_threads": None,
+        "cpu_threads": None,
     }
     return EmulatedDevice(**{**usual, **options})
 

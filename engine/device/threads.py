@@ -9,14 +9,18 @@ barriers and so take cores from other lanes; a lane with one thread has none.
 
 import contextlib
 import ctypes
+import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
 
 import torch
 
+from sim.schedule import LaneKind
 from traces.errors import InputError
 
 Cores = frozenset[int]
@@ -27,6 +31,138 @@ _PR_SET_TIMERSLACK = 29  # linux/prctl.h; 0 restores the default
 BEHIND: Final = 5
 """By how much lanes that compute on a core which copies share are nicer than the process: a copy that is due goes
 first, and work goes on at a third of its weight. Without it a copy of half a millisecond took two beside others."""
+
+LAUNCHING: Final = 2
+"""Cores left to threads that give a real accelerator its work: one for its GPU lane, one for copies, which sleep."""
+
+MOST_STAGING: Final = 4
+"""More threads do not copy into staging faster than the link takes the bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostCores:
+    """Which cores of the host the lanes use, and with how many threads: decided here and nowhere else.
+
+    `playing`: threads that are the device where the host plays it, None where there is a real one. `apart`: the cores
+    of `device_lanes`, and of all other lanes; None where the machine has too few to tell them apart. `numa_node`: the
+    accelerator's, if its cores are the only ones that are used.
+    """
+
+    playing: int | None
+    attention: int
+    staging: int
+    device_lanes: frozenset[LaneKind]
+    apart: tuple[Cores, Cores] | None = None
+    numa_node: int | None = None
+
+    def __post_init__(self) -> None:
+        check_thread_count("gpu_threads", 1 if self.playing is None else self.playing)
+        check_thread_count("cpu_threads", self.attention)
+
+    @classmethod
+    def that_play(cls, gpu_threads: int | None, cpu_threads: int | None) -> Self:
+        """For a device that the host plays; a count of None: half of the cores."""
+        count = usable_count()
+        playing = max(1, count // 2) if gpu_threads is None else gpu_threads
+        attention = max(1, count - count // 2) if cpu_threads is None else cpu_threads
+        device_lanes = frozenset({LaneKind.GPU})
+        return cls(playing, attention, _staging(count), device_lanes, cores_apart(playing, attention, usable_cores()))
+
+    @classmethod
+    def beside(cls, pci_address: str | None, cpu_threads: int | None = None, sysfs: Path = Path("/sys")) -> Self:
+        """For a real accelerator; those of its NUMA node, unless more are asked for. None: all but LAUNCHING."""
+        node, local = numa_of(pci_address, sysfs)
+        cores = usable_cores()
+        near = [core for core in cores if core in local]
+        if not near or len(near) < (cpu_threads or 0) + LAUNCHING:
+            node, near = None, near + [core for core in cores if core not in near]
+        count = min(len(near), usable_count())
+        attention = max(1, count - LAUNCHING) if cpu_threads is None else cpu_threads
+        device_lanes = frozenset({LaneKind.GPU, LaneKind.H2D, LaneKind.D2H, LaneKind.NET})
+        return cls(None, attention, _staging(count), device_lanes, cores_apart(LAUNCHING, attention, near), node)
+
+    def torch_threads(self, kind: LaneKind) -> int:
+        """Threads of torch in a lane: one, because attention has threads of its own; more where the lane is the GPU."""
+        return self.playing or 1 if kind is LaneKind.GPU else 1
+
+    def cores_of(self, kind: LaneKind) -> Cores | None:
+        """The cores that a lane stays on; None: any."""
+        return self.apart and self.apart[kind not in self.device_lanes]
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """What a trace keeps: `gpu_threads`, `cpu_threads`, `staging_threads`, `numa_node`, as far as there are."""
+        names = ("gpu_threads", "cpu_threads", "staging_threads", "numa_node")
+        counts = (self.playing, self.attention, self.staging, self.numa_node)
+        return {name: count for name, count in zip(names, counts, strict=True) if count is not None}
+
+
+def _staging(cores: int) -> int:
+    """Few, because attention and the other lanes need cores too."""
+    return max(1, min(MOST_STAGING, cores // 4))
+
+
+def usable_cores() -> list[int]:
+    """Cores that this process may use, in order."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def usable_count() -> int:
+    """How many cores this process may keep busy: a container's limit counts too."""
+    return max(1, min(len(usable_cores()), math.floor(min(core_limit(), 1e6))))
+
+
+def core_limit(root: Path = Path("/")) -> float:
+    """How many cores' time this process's control groups grant it; infinite where they do not say.
+
+    `root` is where /proc and /sys are found.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return math.inf
+    groups = [line.split(":", 2)[1:] for line in lines if line.count(":") >= 2]
+    limits = [_limit_of(root / "sys/fs/cgroup", controllers.split(","), path) for controllers, path in groups]
+    return min(limits, default=math.inf)
+
+
+def _limit_of(cgroups: Path, controllers: Sequence[str], path: str) -> float:
+    """The smallest limit of a group and those that hold it; a container sees its own group as the root."""
+    if controllers != [""] and "cpu" not in controllers:
+        return math.inf
+    first = controllers != [""]  # control groups in their first version
+    top = cgroups / "cpu" if first else cgroups
+    names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if first else ("cpu.max",)
+    inner = top / path.lstrip("/")
+    limits = [math.inf]
+    for folder in (inner, *inner.parents):
+        with contextlib.suppress(OSError, ValueError):
+            texts = [(folder / name).read_text(encoding="utf-8") for name in names]
+            quota, period = (int(number) for number in " ".join(texts).split())  # "max" is no number
+            if quota > 0:
+                limits.append(quota / period)
+        if folder == top:
+            break
+    return min(limits)
+
+
+def numa_of(pci_address: str | None, sysfs: Path = Path("/sys")) -> tuple[int | None, Cores]:
+    """The NUMA node that a PCI device is at, and its cores; None and none where the system does not tell."""
+    folder = sysfs / "bus/pci/devices" / (pci_address or "none")
+    try:
+        node = int((folder / "numa_node").read_text(encoding="utf-8"))
+        cores = _core_list((folder / "local_cpulist").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None, frozenset()
+    return (node, cores) if node >= 0 else (None, frozenset())
+
+
+def _core_list(text: str) -> Cores:
+    """The cores that Linux writes as 0-3,8."""
+    ends = [part.partition("-")[::2] for part in text.strip().split(",") if part]
+    return frozenset(core for first, last in ends for core in range(int(first), int(last or first) + 1))
 
 
 @contextlib.contextmanager
@@ -45,15 +181,14 @@ def intra_op_threads(count: int, default: int) -> Context:
     return for_now(torch.set_num_threads, count, default)
 
 
-def cores_apart(count: int, others: int) -> tuple[Cores, Cores] | None:
-    """`count` of the cores that this process may use, and the rest, at least `others`.
+def cores_apart(count: int, others: int, cores: Sequence[int]) -> tuple[Cores, Cores] | None:
+    """The first `count` of the cores, and the rest, at least `others`.
 
-    None if there are too few, or no way to ask.
+    None if there are too few, or no way to keep threads on them.
     """
-    if not hasattr(os, "sched_getaffinity"):
+    if not hasattr(os, "sched_setaffinity") or len(cores) < count + others:
         return None
-    cores = sorted(os.sched_getaffinity(0))
-    return (frozenset(cores[:count]), frozenset(cores[count:])) if len(cores) >= count + others else None
+    return frozenset(cores[:count]), frozenset(cores[count:])
 
 
 def on_cores(cores: Cores | None) -> Context:

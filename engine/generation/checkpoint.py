@@ -1,6 +1,7 @@
 """Models and tokenizers from a folder or a hub: safetensors only, and no code from elsewhere unless asked for."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,8 @@ from traces.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from engine.device import Device
 
 
 def add_model(parser: Any) -> None:
@@ -17,18 +20,36 @@ def add_model(parser: Any) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="let the checkpoint bring model code")
 
 
-def model_of(args: argparse.Namespace) -> "PreTrainedModel":
+def model_of(args: argparse.Namespace, device: "Device | None" = None) -> "PreTrainedModel":
     """The model that is asked for, in host memory. Raises InputError if it cannot be loaded."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one bar is enough: ours
-    return load_model(args.model, args.dtype, args.trust_remote_code)
+    return load_model(args.model, args.dtype, args.trust_remote_code, device)
 
 
-def load_model(name_or_path: str | Path, dtype: str = "auto", trust_remote_code: bool = False) -> "PreTrainedModel":
-    """The model in host memory, ready to generate. Raises InputError if it cannot be loaded."""
+def load_model(
+    name_or_path: str | Path, dtype: str = "auto", trust_remote_code: bool = False, device: "Device | None" = None
+) -> "PreTrainedModel":
+    """The model in host memory, ready to generate. Raises InputError if it cannot be loaded.
+
+    With `auto` it has the checkpoint's type, or where `device` does not compute in that one, float32, and stderr says
+    so: a half-precision type of another range might overflow, and nobody would notice.
+    """
+    import torch
+
+    from engine.device import return_freed_memory
+
     options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": trust_remote_code}
     model: PreTrainedModel = _loaded("model", "AutoModelForCausalLM", name_or_path, **options)
+    if dtype == "auto" and device is not None and not device.supports(model.dtype):
+        kind = str(model.dtype).removeprefix("torch.")
+        sys.stderr.write(
+            f"{name_or_path}: {kind} becomes float32, twice the bytes: {device.origin} does not compute in {kind}; "
+            f"where the model's numbers stay below 65504, --dtype float16 is as good and half as large\n"
+        )
+        model = model.to(torch.float32)  # type: ignore[arg-type]  # parameter by parameter
+    return_freed_memory()
     return model.eval()  # type: ignore[no-any-return, no-untyped-call]
 
 

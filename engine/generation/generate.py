@@ -76,30 +76,31 @@ def run(
     """
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens: {max_new_tokens} is not allowed; generate at least 1 token")
-    if isinstance(model, str | Path):
-        tokenizer = tokenizer or find_tokenizer(model)
-        model = load_model(model)
-    check_generate_kwargs(generate_kwargs, model)
-    if "stop_strings" in generate_kwargs:
-        generate_kwargs["tokenizer"] = tokenizer
-    if not prompts:
-        raise InputError("prompts: the list is empty; give at least one prompt")
-    ids = [prompt_ids(prompt, number, tokenizer) for number, prompt in enumerate(prompts)]
-    for number, prompt in enumerate(ids):
-        check_length(prompt, f"prompt {number}", max_new_tokens, model)
-    chosen = by_name(schedule) if isinstance(schedule, str) else schedule
-    size = -(-len(ids) // USUAL_MICRO_BATCHES) if micro_batch_size is None else micro_batch_size
-    policy = policy or Policy.usual(chosen, len(ids), size)
-    seed, padding = _seed(seed, generate_kwargs, model), pad_token(model, tokenizer)
-    options = GenerationOptions(max_new_tokens, padding, generate_kwargs, seed)
-    with open_device(device) as opened, open_session(RunContext.of(model, chosen, policy, opened, options)) as session:
-        opened.reset_peak()
-        done = []
-        for batch in _batches(session, ids, progress):
-            done.append(batch)
-            if on_batch is not None:
-                on_batch(batch)
-        peaks = peak_bytes([batch.trace for batch in done]) | {"device": opened.usage.peak_bytes}
+    with open_device(device) as opened:
+        if isinstance(model, str | Path):
+            tokenizer = tokenizer or find_tokenizer(model)
+            model = load_model(model, device=opened)
+        check_generate_kwargs(generate_kwargs, model)
+        if "stop_strings" in generate_kwargs:
+            generate_kwargs["tokenizer"] = tokenizer
+        if not prompts:
+            raise InputError("prompts: the list is empty; give at least one prompt")
+        ids = [prompt_ids(prompt, number, tokenizer) for number, prompt in enumerate(prompts)]
+        for number, prompt in enumerate(ids):
+            check_length(prompt, f"prompt {number}", max_new_tokens, model)
+        chosen = by_name(schedule) if isinstance(schedule, str) else schedule
+        size = -(-len(ids) // USUAL_MICRO_BATCHES) if micro_batch_size is None else micro_batch_size
+        policy = policy or Policy.usual(chosen, len(ids), size)
+        seed, padding = _seed(seed, generate_kwargs, model), pad_token(model, tokenizer)
+        options = GenerationOptions(max_new_tokens, padding, generate_kwargs, seed)
+        with open_session(RunContext.of(model, chosen, policy, opened, options)) as session:
+            opened.reset_peak()
+            done = []
+            for batch in _batches(session, ids, progress):
+                done.append(batch)
+                if on_batch is not None:
+                    on_batch(batch)
+            peaks = peak_bytes([batch.trace for batch in done]) | {"device": opened.usage.peak_bytes}
     sequences = [sequence for batch in done for sequence in batch.result.sequences]
     texts = None if tokenizer is None else tokenizer.batch_decode(sequences, skip_special_tokens=True)
     return RunResult(sequences, texts, _stats(done, peaks), [batch.trace for batch in done])
@@ -118,7 +119,8 @@ def _batches(session: Session, ids: list[list[int]], progress: Callable[[int], N
             memory.start_history()
         result = run_batch(session, batch, first // policy.micro_batch_size, on_head)
         histories = {tier: memory.take_history() for tier, memory in run.memories.items()}
-        yield BatchDone(first, result, make_trace(result.ran, metadata | describe_batch(run, batch), histories))
+        described = metadata | describe_batch(run, batch) | {"host_memory": session.host_memory}
+        yield BatchDone(first, result, make_trace(result.ran, described, histories))
 
 
 def _seed(seed: int | None, kwargs: Mapping[str, Any], model: PreTrainedModel) -> int | None:

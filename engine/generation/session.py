@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from engine.attention import BITS, HostAttention
 from engine.device import aligned_bytes, for_now
-from engine.memory import EXCHANGE, WEIGHTS, WeightStream, placed
-from engine.model import Anatomy, lean_gates, split
+from engine.memory import STAGING, HostBlocks, HostWeights, WeightStream, placed
+from engine.model import Anatomy, kept_experts, lean_gates, split
 from engine.tasks import RunContext, Session
-from sim.schedule import LaneKind, Place, SlotLayout
+from sim.schedule import LaneKind, MemoryPart, Place, SlotLayout, Tier
 
 SWITCH_INTERVAL_S = 2e-4
 """How long a thread may hold Python's lock while others wait: the lanes hand over to each other often."""
@@ -21,14 +21,14 @@ def open_session(run: RunContext) -> Iterator[Session]:
     """Puts the model on its device, ready for `run_batch`."""
     model, device, policy = run.model, run.device, run.policy
     layout = run.layout(policy.num_micro_batches)
-    staging = WeightStream.pinned_bytes(run.streamed, layout)
+    weights = HostWeights(device, run.host, run.streamed, policy.locked_bytes)
     device.memory.plan = _plan_in_words(run, layout)
-    device.reserve_pinned({WEIGHTS: staging, EXCHANGE: _exchange_bytes(run)})
     with contextlib.ExitStack() as stack:
         stack.callback(device.reserve_pinned, {})
-        streamed = sum(segment.source.nbytes for layer in run.streamed if layer for segment in layer.segments)
-        stack.enter_context(run.host.holding("streamed weights", streamed))
-        weights = stack.enter_context(placed(model, device, run.streamed, layout))
+        device.reserve_pinned(_reserved_bytes(run, weights, layout))
+        blocks = stack.enter_context(contextlib.closing(HostBlocks(device, run.host)))
+        stream = stack.enter_context(placed(model, device, weights, layout))
+        stack.enter_context(kept_experts(model))
         stack.enter_context(lean_gates(model.modules()))
         owners = [parameter.owner for layer in run.streamed if layer for parameter in layer.parameters]
         stack.enter_context(split(model, run.anatomy.layers, owners))
@@ -37,7 +37,7 @@ def open_session(run: RunContext) -> Iterator[Session]:
             with ThreadPoolExecutor(1) as apart:  # the kernel's helpers inherit what the lane asks of its thread
                 apart.submit(_prepare_kernel, run, kernel).result()
         stack.enter_context(for_now(sys.setswitchinterval, SWITCH_INTERVAL_S, sys.getswitchinterval()))
-        yield Session(run, weights, kernel)
+        yield Session(run, stream, kernel, blocks)
 
 
 def _prepare_kernel(run: RunContext, kernel: HostAttention) -> None:
@@ -45,8 +45,16 @@ def _prepare_kernel(run: RunContext, kernel: HostAttention) -> None:
         kernel.prepare(run.model.dtype)
 
 
+def _reserved_bytes(run: RunContext, weights: HostWeights, layout: SlotLayout) -> dict[str, int]:
+    """What decode is promised of page-locked memory whatever else locks some: staging, and what attention exchanges."""
+    reserved: dict[str, int] = {STAGING: WeightStream.planned_staging_bytes(weights, layout)}
+    if layout.buffers["qkv on host"].tier is Tier.PINNED:
+        reserved[MemoryPart.ATTENTION_EXCHANGE] = _exchange_bytes(run)
+    return reserved
+
+
 def _exchange_bytes(run: RunContext) -> int:
-    """Page-locked buffers for what decode exchanges with the host: query, new keys and values, attention output."""
+    """For query, new keys, new values and attention's output of all micro-batches."""
     widest = max(_attention_width(run.anatomy, layer) for layer in range(len(run.anatomy.layers)))
     row_bytes = widest * run.model.dtype.itemsize
     return run.policy.num_micro_batches * 4 * aligned_bytes(run.policy.micro_batch_size * row_bytes)

@@ -75,6 +75,9 @@ def describe_run(run: RunContext, ids: list[list[int]]) -> dict[str, Any]:
 def describe_batch(run: RunContext, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
     """One batch: its pipeline, the length of each prompt, and the micro-batches as they are padded.
 
+    `streamed_bytes` of each layer come over the link each time it runs; the first `locked_bytes` of them lie in
+    page-locked memory.
+
     The device computes padding and the KV cache holds it; only attention on the host leaves it out.
     """
     lengths, gen_len = [len(prompt) for prompt in prompts], run.options.max_new_tokens
@@ -84,6 +87,7 @@ def describe_batch(run: RunContext, prompts: Sequence[Sequence[int]]) -> dict[st
         "steps": [0, gen_len],
         "prompt_tokens": lengths,
         "streamed_bytes": [0 if layer is None else layer.num_bytes for layer in run.streamed],
+        "locked_bytes": run.locked_bytes,
         **structure(run.shape(len(batch.micro_batches)), batch),
     }
 

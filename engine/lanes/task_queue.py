@@ -81,17 +81,8 @@ class TaskQueue:
     def tasks(self, lane: Lane) -> Iterator[Ready]:
         """The lane's tasks, each when all its dependencies have ended. Raises DeadlockError."""
         try:
-            while (task := self._next(lane)) is not None:
-                with self._lock:
-                    for dep in task.deps:
-                        while not self._stopped and dep >= self._forgotten and dep not in self._marks:
-                            self._wait(lane, dep, task)
-                    if self._stopped:
-                        return
-                    marks = [self._marks[dep] for dep in task.deps if dep >= self._forgotten]
-                    slept = lane in self._slept
-                    self._slept.discard(lane)
-                yield Ready(task, marks, slept)
+            while (ready := self._next(lane)) is not None:
+                yield ready
         finally:
             with self._lock:
                 self._leave(lane)
@@ -109,15 +100,29 @@ class TaskQueue:
             self._stopped = True
             self._wake_all()
 
-    def _next(self, lane: Lane) -> Task | None:
+    def _next(self, lane: Lane) -> Ready | None:
         with self._lock:
-            queue = self._issued[lane]
-            while not queue and not self._exhausted and not self._stopped:
-                if len(self._open_steps) <= STEPS_AHEAD:
-                    self._issue_step()
-                else:
-                    self._wait(lane, None, None)
-            return queue.popleft() if queue and not self._stopped else None
+            task = self._next_issued(lane)
+            if task is None:
+                return None
+            for dep in task.deps:
+                while not self._stopped and dep >= self._forgotten and dep not in self._marks:
+                    self._wait(lane, dep, task)
+            if self._stopped:
+                return None
+            marks = [self._marks[dep] for dep in task.deps if dep >= self._forgotten]
+            slept = lane in self._slept
+            self._slept.discard(lane)
+            return Ready(task, marks, slept)
+
+    def _next_issued(self, lane: Lane) -> Task | None:
+        queue = self._issued[lane]
+        while not queue and not self._exhausted and not self._stopped:
+            if len(self._open_steps) <= STEPS_AHEAD:
+                self._issue_step()
+            else:
+                self._wait(lane, None, None)
+        return queue.popleft() if queue and not self._stopped else None
 
     def _issue_step(self) -> None:
         tasks = next(self._steps, None)

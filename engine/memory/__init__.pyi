@@ -1,4 +1,8 @@
 from .activations import Activations as Activations
-from .buffers import EXCHANGE as EXCHANGE, Buffers as Buffers
+from .buffers import Buffers as Buffers
+from .copying import HostCopy as HostCopy
+from .host_blocks import HostBlock as HostBlock, HostBlocks as HostBlocks
+from .host_weights import HostWeights as HostWeights
+from .layers import StreamedLayer as StreamedLayer
 from .placement import placed as placed, streamed_layers as streamed_layers
-from .weights import WEIGHTS as WEIGHTS, StreamedLayer as StreamedLayer, WeightStream as WeightStream
+from .weights import STAGING as STAGING, WeightStream as WeightStream

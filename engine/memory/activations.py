@@ -2,7 +2,7 @@
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,13 +17,17 @@ from sim.schedule import Op, Task
 _Passing = list[tuple[StorageWeakRef, int]]
 """Memory that is counted already and dies at some point, and its bytes."""
 
+_NOTHING = contextlib.nullcontext()
+
 
 class Activations:
     """The accounts of all micro-batches of a batch.
 
-    What a micro-batch holds is measured whenever it stops. The working set inside tasks counts while the largest
-    micro-batch is prefilled: no other task needs more. To look at every tensor slows a task down several times, so it
-    is measured once for each kind of layer (`kinds`: a number per layer) and taken to be the same in those alike.
+    What a micro-batch holds is measured whenever it stops in prefill. In decode every step is like the one before: a
+    stop is measured the first time that it is of its kind, and the micro-batch counts with the most that it held. The
+    working set inside tasks counts while the largest micro-batch is prefilled: no other task needs more. To look at
+    every tensor slows a task down several times, so it is measured once for each kind of layer (`kinds`: a number per
+    layer) and taken to be the same in those alike.
     """
 
     def __init__(self, device: Device, largest: InFlight, kinds: Sequence[int]) -> None:
@@ -34,13 +38,16 @@ class Activations:
         self._held: dict[int, int] = {}
         self._entered: dict[int, int] = {}
         self._passing: _Passing = []  # what the largest micro-batch holds that a task may let go of
+        self._known_stops: dict[int, set[Hashable]] = {}  # of decode, by micro-batch
 
-    @contextlib.contextmanager
-    def working(self, micro_batch: InFlight, task: Task) -> Iterator[None]:
+    def working(self, micro_batch: InFlight, task: Task) -> contextlib.AbstractContextManager[None]:
         """Around a task of the GPU lane: counts its working set where that is largest."""
         if micro_batch is not self._largest or micro_batch.step > 0:
-            yield
-            return
+            return _NOTHING
+        return self._working(task)
+
+    @contextlib.contextmanager
+    def _working(self, task: Task) -> Iterator[None]:
         enters = task.op is Op.PRE_ATTN and task.layer == 0  # computes what comes before all layers too
         alike = task.op, self._kinds[task.layer], enters
         if alike in self._working_sets:
@@ -54,6 +61,19 @@ class Activations:
 
     def stopped(self, micro_batch: InFlight) -> None:
         """A micro-batch has stopped: count what it holds."""
+        at, index = micro_batch.at, micro_batch.index
+        if micro_batch.step == 0 or micro_batch.finished:
+            self._count(index, self._measured(micro_batch))
+            return
+        known = self._known_stops.setdefault(index, set())
+        kind = type(at), self._kinds[getattr(at, "layer", -1)], micro_batch.attended is None
+        if kind not in known:
+            measured = self._measured(micro_batch)
+            self._count(index, max(measured, self._held[index]) if known else measured)
+            known.add(kind)
+
+    def _measured(self, micro_batch: InFlight) -> int:
+        """Bytes of all that a micro-batch holds."""
         at, index = micro_batch.at, micro_batch.index
         tensors: list[torch.Tensor] = []
         if isinstance(at, LayerEntry | StackEnd):
@@ -72,7 +92,7 @@ class Activations:
         storages = {storage.data_ptr(): storage for storage in (t.untyped_storage() for t in tensors)}
         if micro_batch is self._largest:
             self._passing = [(StorageWeakRef(one), one.nbytes()) for one in storages.values()]  # type: ignore[no-untyped-call]
-        self._count(index, sum(one.nbytes() for one in storages.values()) + inside_layer)
+        return sum(one.nbytes() for one in storages.values()) + inside_layer
 
     def close(self) -> None:
         """Gives everything back."""

@@ -1,16 +1,18 @@
-"""Puts a model on a device: what stays there is placed, what streams gets its slots. Undone on exit."""
+"""Puts a model on a device: what stays there is moved, what streams gets its blocks and slots. Undone on exit."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from engine.device import Device
-from engine.memory.weights import StreamedLayer, WeightStream
+from engine.memory.host_weights import HostWeights
+from engine.memory.layers import StreamedLayer
+from engine.memory.weights import WeightStream
 from engine.model import Anatomy, OwnedParameter, can_split, split_experts
-from sim.schedule import SlotLayout
+from sim.schedule import MemoryPart, SlotLayout
 from traces.errors import InputError
 
 
@@ -35,41 +37,82 @@ def streamed_layers(
 
 
 @contextlib.contextmanager
-def placed(
-    model: PreTrainedModel, device: Device, streamed: list[StreamedLayer | None], layout: SlotLayout
-) -> Iterator[WeightStream]:
-    """While entered, resident weights are on the device and streamed ones come through the slots of what it yields."""
-    held: dict[int, torch.Tensor] = {}
+def placed(model: PreTrainedModel, device: Device, host: HostWeights, layout: SlotLayout) -> Iterator[WeightStream]:
+    """While entered, resident weights are on the device and streamed ones come through the slots of what it yields.
+
+    A weight is in one place at a time: a device with a memory of its own takes it over from the host.
+    """
+    with contextlib.ExitStack() as at_end:
+        weights = at_end.enter_context(contextlib.closing(WeightStream(device, host, layout)))
+        _place_resident(model, device, host.streamed, at_end)
+        split = [_resident_experts(layer, i, device, at_end) for layer, i in _split(host.streamed)]
+        at_end.callback(host.close)
+        host.take()
+        for owner, resident in split:
+            at_end.enter_context(split_experts(owner, resident))
+        yield weights
+
+
+def _place_resident(
+    model: PreTrainedModel, device: Device, streamed: Sequence[StreamedLayer | None], at_end: contextlib.ExitStack
+) -> None:
+    """Has the device take over what does not stream."""
+    streams = {id(parameter.tensor) for layer in streamed if layer for parameter in layer.parameters}
+    held: dict[int, torch.Tensor] = {}  # tied parameters are one object
 
     def free() -> None:
-        for tensor in {one.untyped_storage().data_ptr(): one for one in held.values()}.values():
+        for tensor in {one.data_ptr(): one for one in held.values()}.values():
             device.free(tensor)
 
     def place(path: str, table: dict[str, torch.Tensor | None], name: str, tensor: torch.Tensor) -> None:
-        if id(tensor) not in held:  # tied parameters are one object
+        first = id(tensor) not in held
+        if first:
             held[id(tensor)] = device.place(f"{path}.{name}", tensor.detach())
         there = held[id(tensor)]
-        if there.data_ptr() != tensor.data_ptr() or there.device != tensor.device:
-            at_end.callback(table.update, {name: tensor})
-            table[name] = nn.Parameter(there, requires_grad=False) if isinstance(tensor, nn.Parameter) else there
+        if there.data_ptr() == tensor.data_ptr() and there.device == tensor.device:
+            return
+        at_end.callback(table.update, {name: tensor})
+        if not isinstance(tensor, nn.Parameter):
+            table[name] = there
+            return
+        table[name] = nn.Parameter(there, requires_grad=False)
+        if first:
+            at_end.callback(_bring_back, tensor, there)
+            tensor.data = torch.empty(0, dtype=tensor.dtype)
 
-    def resident_part(parameter: OwnedParameter, count: int, layer: int) -> nn.Parameter:
-        host = parameter.tensor.detach()[:count]
-        on_device = device.allocate(f"resident experts of layer {layer}", host.shape, host.dtype)
-        held[id(on_device)] = on_device.copy_(host)
-        return nn.Parameter(on_device, requires_grad=False)
+    at_end.callback(free)
+    for path, module in model.named_modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is not None and id(tensor) not in streams and (tensor.numel() or id(tensor) in held):
+                    place(path, table, name, tensor)
 
-    with contextlib.ExitStack() as at_end:
-        at_end.callback(free)
-        weights = at_end.enter_context(contextlib.closing(WeightStream(device, streamed, layout)))
-        streams = {id(parameter.tensor) for layer in streamed if layer for parameter in layer.parameters}
-        for path, module in model.named_modules():
-            for table in (module._parameters, module._buffers):
-                for name, tensor in table.items():
-                    if tensor is not None and tensor.numel() and id(tensor) not in streams:
-                        place(path, table, name, tensor)
-        for i, layer in enumerate(streamed):
-            if layer and layer.first_expert:
-                resident = {p.name: resident_part(p, layer.first_expert, i) for p in layer.parameters}
-                at_end.enter_context(split_experts(layer.parameters[0].owner, resident))
-        yield weights
+
+def _bring_back(parameter: torch.Tensor, on_device: torch.Tensor) -> None:
+    parameter.data = on_device.detach().to("cpu")
+
+
+def _split(streamed: Sequence[StreamedLayer | None]) -> Iterator[tuple[StreamedLayer, int]]:
+    """The layers of which some experts stay on the device."""
+    return ((layer, i) for i, layer in enumerate(streamed) if layer and layer.first_expert)
+
+
+def _resident_experts(
+    layer: StreamedLayer, index: int, device: Device, at_end: contextlib.ExitStack
+) -> tuple[nn.Module, dict[str, nn.Parameter]]:
+    """The module of a layer's experts, and its parameters cut down to those that stay on the device."""
+    resident = {}
+    for parameter in layer.parameters:
+        host = parameter.tensor.detach()[: layer.first_expert]
+        on_device = device.allocate(f"{MemoryPart.RESIDENT_EXPERTS} of layer {index}", host.shape, host.dtype)
+        at_end.callback(device.free, on_device)
+        at_end.callback(_make_whole, parameter, parameter.tensor.shape, on_device)
+        resident[parameter.name] = nn.Parameter(on_device.copy_(host), requires_grad=False)
+    return layer.parameters[0].owner, resident
+
+
+def _make_whole(parameter: OwnedParameter, shape: torch.Size, resident: torch.Tensor) -> None:
+    """Puts the experts of both places together again."""
+    streamed = parameter.tensor.detach()
+    if streamed.shape != shape:
+        parameter.tensor.data = torch.cat([resident.to("cpu"), streamed])

@@ -1,122 +1,53 @@
-"""Weights that stream: host memory → (pinned staging →) a layer-sized slot on the device, page by page.
+"""Weights that stream: host memory → (page-locked staging →) a layer-sized slot on the device, page by page.
 
-A layer's streamed parameters lie in a slot one behind the other; each parameter of the model is a view of the slot that
-holds its layer's current run (`bind`). Copies read the model's own host tensors: nothing is flattened or kept twice.
+A layer's streamed parameters lie in a slot one behind the other, as they do in host memory; each parameter of the model
+is a view of the slot that holds its layer's current run (`bind`). Only what is not page-locked passes through staging.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
-
-import torch
-from torch import nn
+from torch import Tensor, nn, uint8
 
 from engine.device import Device, LaneContext, aligned_bytes
-from engine.model import OwnedParameter
-from sim.schedule import WHOLE, SlotLayout, Task
+from engine.memory.copying import HostCopy
+from engine.memory.host_weights import HostLayer, HostWeights
+from sim.schedule import WHOLE, MemoryPart, SlotLayout, Task
 
-WEIGHTS = "weights"
-"""The part of page-locked memory that weights are staged in."""
-
-
-class Segment(NamedTuple):
-    """Bytes of one host tensor and where they go in a slot."""
-
-    start: int
-    source: torch.Tensor  # flat bytes
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.source.numel()
-
-
-@dataclass(frozen=True, slots=True)
-class StreamedLayer:
-    """The streamed parameters of one layer and their places in a slot.
-
-    `first_expert` of each fused parameter is the first expert that streams: those before it stay on the device.
-    """
-
-    parameters: tuple[OwnedParameter, ...]
-    first_expert: int
-    segments: tuple[Segment, ...]
-    num_bytes: int
-
-    @staticmethod
-    def of(parameters: Iterable[OwnedParameter], first_expert: int = 0) -> "StreamedLayer":
-        parameters = tuple(parameters)
-        segments: list[Segment] = []
-        end = 0
-        for parameter in parameters:
-            source = parameter.tensor.detach()[first_expert:] if first_expert else parameter.tensor.detach()
-            segments.append(Segment(end, source.contiguous().view(-1).view(torch.uint8)))
-            end = aligned_bytes(segments[-1].stop)
-        return StreamedLayer(parameters, first_expert, tuple(segments), end)
-
-    def views(self, slot: torch.Tensor) -> list[nn.Parameter]:
-        """The parameters as views of a slot."""
-        return [
-            nn.Parameter(
-                slot[segment.start : segment.stop]
-                .view(parameter.tensor.dtype)
-                .view(parameter.tensor.shape[0] - self.first_expert, *parameter.tensor.shape[1:]),
-                requires_grad=False,
-            )
-            for parameter, segment in zip(self.parameters, self.segments, strict=True)
-        ]
-
-    def page(self, page: int, num_pages: int) -> tuple[int, int]:
-        """The bytes [start, stop) of a slot that a page fills."""
-        if page == WHOLE:
-            return 0, self.num_bytes
-        cut = [min(aligned_bytes(self.num_bytes * p // num_pages), self.num_bytes) for p in (page, page + 1)]
-        return cut[0], cut[1]
-
-    def fill(self, target: torch.Tensor, start: int, stop: int) -> None:
-        """Copies [start, stop) of the slot from the model's host memory."""
-        for piece in self.pieces(start, stop):
-            target[piece.start : piece.stop].copy_(piece.source)
-
-    def pieces(self, start: int, stop: int) -> Iterator[Segment]:
-        """The host bytes that belong into [start, stop)."""
-        for segment in self.segments:
-            first, last = max(start, segment.start), min(stop, segment.stop)
-            if first < last:
-                yield Segment(first, segment.source[first - segment.start : last - segment.start])
+STAGING = MemoryPart.STAGING
+"""The part of page-locked memory that staging is cut from."""
 
 
 class WeightStream:
     """Slots, staging, and the table of which run of which layer each page holds.
 
-    A run is one use of a layer: step x number of layers + layer. `streamed` has an entry per layer, None where all
-    of a layer is on the device.
+    A run is one use of a layer: step x number of layers + layer.
     """
 
-    def __init__(self, device: Device, streamed: Sequence[StreamedLayer | None], layout: SlotLayout) -> None:
-        """Takes slots on `device`, and of its pinned memory staging, or room for all layers."""
+    def __init__(self, device: Device, host: HostWeights, layout: SlotLayout) -> None:
+        """Takes slots on `device`, and staging of its page-locked part of that name."""
         self._device = device
         self._layout = layout
-        self._layers = streamed
+        self._host = host
         self._bound: dict[int, int] = {}
-        self._slots: list[torch.Tensor] = []
-        self._staging: list[torch.Tensor] = []
+        self._slots: list[Tensor] = []
+        self._staging: list[Tensor] = []
         self._views: dict[tuple[int, int], list[nn.Parameter]] = {}
         self._in_slot: list[list[int | None]] = []
         self._in_staging: list[list[int | None]] = []
-        largest = max((layer.num_bytes for layer in streamed if layer), default=0)
-        if largest:
-            for slot in range(layout.buffers["weights"].turns):
-                self._slots.append(device.allocate(f"weight slot {slot}", (largest,), torch.uint8))
-            for turn in range(_staging_slots(layout)):
-                self._staging.append(device.pinned_empty(f"weight staging {turn}", (largest,), torch.uint8, WEIGHTS))
-        stay = layout.shape.weights_pinned
-        self._pinned = [self._pin_layer(layer, i) if stay and layer else None for i, layer in enumerate(streamed)]
+        self._copy = HostCopy(device.pin_threads)
+        largest = max((layer.num_bytes for layer in host.streamed if layer), default=0)
+        for slot in range(layout.buffers["weights"].turns if largest else 0):
+            self._slots.append(device.allocate(f"weight slot {slot}", (largest,), uint8))
+        for turn in range(_staging_slots(layout) if largest else 0):
+            self._staging.append(device.pinned_empty(f"{STAGING} {turn}", (host.staging_bytes,), uint8, STAGING))
 
     @staticmethod
-    def pinned_bytes(streamed: Sequence[StreamedLayer | None], layout: SlotLayout) -> int:
-        """Page-locked memory that a stream takes."""
-        sizes = [aligned_bytes(layer.num_bytes) for layer in streamed if layer]
-        return sum(sizes) if layout.shape.weights_pinned else _staging_slots(layout) * max(sizes, default=0)
+    def planned_staging_bytes(host: HostWeights, layout: SlotLayout) -> int:
+        """Page-locked memory that staging will take."""
+        return _staging_slots(layout) * aligned_bytes(host.staging_bytes)
+
+    @property
+    def staging_bytes(self) -> int:
+        """Page-locked memory that staging takes."""
+        return sum(slot.numel() for slot in self._staging)
 
     def begin_batch(self, layout: SlotLayout) -> None:
         """Forgets what the slots hold. Slots are now given, and layers cut into pages, as this layout says."""
@@ -125,33 +56,38 @@ class WeightStream:
         self._in_staging = [[None] * layout.shape.num_pages for _ in self._staging]
 
     def pin(self, task: Task) -> int:
-        """Copies a page from the model's host memory into staging. Returns its bytes."""
+        """Copies what of a page is not page-locked into staging. Returns its bytes."""
         at = self._layout.slot_of("pinned", task)
-        start, stop = self._bounds(task)
-        self._layer(task).fill(self._staging[at], start, stop)
+        layer, start, stop = self._page(task)
+        start = max(start, layer.locked_bytes)
+        if start < stop:
+            self._copy(_staged(self._staging[at], layer, start, stop), layer.content[start:stop])
         self._note(self._in_staging[at], task)
-        return stop - start
+        return max(0, stop - start)
 
     def load(self, lane: LaneContext, task: Task) -> int:
-        """Copies a page from page-locked memory (staging, or all weights) into the layer's slot. Returns its bytes."""
+        """Copies a page from page-locked memory, in place or in staging, into the layer's slot. Returns its bytes."""
         at = self._layout.slot_of("weights", task)
-        pinned = self._pinned[task.layer]
-        if pinned is None:
+        layer, start, stop = self._page(task)
+        cut = min(max(start, layer.locked_bytes), stop)
+        if start < cut:
+            lane.copy_h2d(self._slots[at][start:cut], layer.content[start:cut], pinned=True)
+        if not self._layout.shape.weights_pinned:
             staged = self._layout.slot_of("pinned", task)
-            pinned = self._staging[staged]
             self._check(self._in_staging[staged], task, "staging")
-        start, stop = self._bounds(task)
-        if start < stop:
-            lane.copy_h2d(self._slots[at][start:stop], pinned[start:stop], pinned=True)
+            if cut < stop:
+                lane.copy_h2d(self._slots[at][cut:stop], _staged(self._staging[staged], layer, cut, stop), pinned=True)
         self._note(self._in_slot[at], task)
         return stop - start
 
     def load_pageable(self, lane: LaneContext, task: Task) -> int:
-        """Copies a page from the model's host memory straight into the layer's slot. Returns its bytes."""
+        """Copies a page straight from the model's host memory into the layer's slot. Returns its bytes."""
         at = self._layout.slot_of("weights", task)
-        start, stop = self._bounds(task)
-        for piece in self._layer(task).pieces(start, stop):
-            lane.copy_h2d(self._slots[at][piece.start : piece.stop], piece.source, pinned=False)
+        layer, start, stop = self._page(task)
+        cut = min(max(start, layer.locked_bytes), stop)
+        for first, last, pinned in ((start, cut, True), (cut, stop, False)):
+            if first < last:
+                lane.copy_h2d(self._slots[at][first:last], layer.content[first:last], pinned=pinned)
         self._note(self._in_slot[at], task)
         return stop - start
 
@@ -161,16 +97,18 @@ class WeightStream:
         self._check(self._in_slot[slot], task._replace(page=WHOLE), "the device")
         if self._bound.get(index) == slot:
             return
-        layer = self._layer(task)
+        layer = self._host.streamed[index]
+        assert layer is not None, "a schedule moves only layers that stream"
         if (index, slot) not in self._views:
-            self._views[index, slot] = layer.views(self._slots[slot])
+            views = layer.views(self._slots[slot])
+            self._views[index, slot] = [nn.Parameter(view, requires_grad=False) for view in views]
         for parameter, view in zip(layer.parameters, self._views[index, slot], strict=True):
             parameter.owner._parameters[parameter.name] = view
         self._bound[index] = slot
 
     def close(self) -> None:
         """Gives the model its own parameters back, and the slots to the device."""
-        for layer in filter(None, self._layers):
+        for layer in filter(None, self._host.streamed):
             for parameter in layer.parameters:
                 parameter.owner._parameters[parameter.name] = parameter.tensor  # type: ignore[assignment]
         self._bound.clear()
@@ -179,20 +117,13 @@ class WeightStream:
             self._device.free(slot)
         self._slots.clear()
         self._staging.clear()
-        self._pinned.clear()
+        self._copy.close()
 
-    def _pin_layer(self, layer: StreamedLayer, index: int) -> torch.Tensor:
-        pinned = self._device.pinned_empty(f"weights of layer {index}", (layer.num_bytes,), torch.uint8, WEIGHTS)
-        layer.fill(pinned, 0, layer.num_bytes)
-        return pinned
-
-    def _layer(self, task: Task) -> StreamedLayer:
-        layer = self._layers[task.layer]
+    def _page(self, task: Task) -> tuple[HostLayer, int, int]:
+        """The task's layer on the host, and the bytes [start, stop) of its page."""
+        layer = self._host.streamed[task.layer]
         assert layer is not None, "a schedule moves only layers that stream"
-        return layer
-
-    def _bounds(self, task: Task) -> tuple[int, int]:
-        return self._layer(task).page(task.page, self._layout.shape.num_pages)
+        return self._host[task.layer], *layer.page(task.page, self._layout.shape.num_pages)
 
     def _note(self, table: list[int | None], task: Task) -> None:
         for page in _pages(table, task):
@@ -206,6 +137,11 @@ class WeightStream:
                     f"page {page} of layer {task.layer} is not in {where} when it is used (it holds run "
                     f"{table[page]}, needed is run {run}): the schedule lacks a dependency"
                 )
+
+
+def _staged(staging: Tensor, layer: HostLayer, start: int, stop: int) -> Tensor:
+    """Where [start, stop) of a layer lies in staging, which holds what is behind the page-locked bytes."""
+    return staging[start - layer.locked_bytes : stop - layer.locked_bytes]
 
 
 def _pages(table: list[int | None], task: Task) -> range:

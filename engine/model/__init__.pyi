@@ -8,6 +8,8 @@ from .coroutine import (
 )
 from .experts import (
     can_split as can_split,
+    host_waits as host_waits,
+    kept_experts as kept_experts,
     lean_gates as lean_gates,
     split_experts as split_experts,
     with_experts as with_experts,
@@ -23,6 +25,7 @@ from .kvcache import (
     KeysValues as KeysValues,
     LayerCache as LayerCache,
     Store as Store,
+    by_tokens as by_tokens,
     cache_for as cache_for,
     layer_of as layer_of,
 )

@@ -92,6 +92,7 @@ class GenerateCoroutine:
     at: Event | None = None
     step: int = 0
     weights_ready: bool = True  # whether the streamed weights of the layer it is in may be used
+    cache_in_use: object = None  # in decode, the layer's cache from its update until attention
     _coroutine: _Coroutine | None = None
     _random: list[torch.Tensor] = field(default_factory=list)
 

@@ -1,7 +1,7 @@
-"""A layer whose routed experts are partly resident: the library's own expert code, run once for each part.
+"""The routed experts of a layer: by what code they are computed, and how where some are resident and others stream.
 
 `experts_on_device` keeps the first experts of each layer on the device while the others stream. Each part computes the
-(token, expert) pairs that are its own, as tokens with one expert each, and the results add up.
+(token, expert) pairs that are its own by the library's own expert code, and the results add up.
 """
 
 import contextlib
@@ -11,11 +11,23 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_gate
 
 from engine.model.anatomy import OwnedParameter
+from engine.model.coroutine import current
 
 IMPLEMENTATION = "grouped_mm"
+"""The library's expert code that reads weights where they are: one product over all experts, tokens in their order."""
+
+KEPT = f"cgopipe_{IMPLEMENTATION}"
+"""The same under a name that the library does not know."""
+
+PRODUCTS = 2
+"""Products over all experts in one call: up (with the gate), and down."""
+
+ONE_KERNEL = (9, 10)
+"""Generations of CUDA devices that have a kernel for a product over all experts, which takes bfloat16."""
 
 Parameters = Mapping[str, nn.Parameter | None]
 
@@ -24,7 +36,37 @@ def can_split(parameters: tuple[OwnedParameter, ...], num_experts: int) -> bool:
     """Whether these are the fused parameters of one module that the library's expert implementations can run."""
     owners = {id(parameter.owner) for parameter in parameters}
     fused = all(parameter.tensor.shape[0] == num_experts for parameter in parameters)
-    return len(owners) == 1 and fused and hasattr(parameters[0].owner, "_is_expert_parallel")
+    return len(owners) == 1 and fused and hasattr(parameters[0].owner, "_apply_gate")
+
+
+@contextlib.contextmanager
+def kept_experts(model: PreTrainedModel) -> Iterator[None]:
+    """While entered, `generate()` computes experts in decode as in prefill.
+
+    On any device but the CPU it would go from IMPLEMENTATION, known by its name, to one that copies the weights of an
+    expert for every token that uses it. A model that was given another implementation keeps that.
+    """
+    ALL_EXPERTS_FUNCTIONS.register(KEPT, ALL_EXPERTS_FUNCTIONS[IMPLEMENTATION])
+    before = model.get_experts_implementation()
+    changed = {part: KEPT if name == IMPLEMENTATION else name for part, name in before.items()}
+    model.set_experts_implementation(changed)
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(before)
+
+
+def host_waits(device: torch.device, dtype: torch.dtype) -> int:
+    """How often the host waits for the device while it computes experts of one place.
+
+    Without a kernel for all experts at once torch asks the device where each expert's tokens end, before each product,
+    and makes a product for each expert. On the CPU nobody waits.
+    """
+    if device.type == "cpu":
+        return 0
+    cuda = device.type == "cuda" and torch.version.hip is None
+    one_kernel = cuda and dtype is torch.bfloat16 and torch.cuda.get_device_capability(device)[0] in ONE_KERNEL
+    return 0 if one_kernel else PRODUCTS
 
 
 @contextlib.contextmanager
@@ -72,23 +114,59 @@ def split_experts(module: nn.Module, resident: Mapping[str, nn.Parameter]) -> It
     num_resident = next(iter(resident.values())).shape[0]
     num_experts: int = module.num_experts  # type: ignore[assignment]
 
-    def forward(hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor, *_: Any) -> torch.Tensor:
-        def part(parameters: Parameters, first: int, stop: int) -> torch.Tensor:
-            rows, slots = ((top_k_index >= first) & (top_k_index < stop)).nonzero(as_tuple=True)
-            result = torch.zeros_like(hidden)
-            if len(rows):
-                index = (top_k_index[rows, slots] - first).unsqueeze(-1)
-                weights = top_k_weights[rows, slots].unsqueeze(-1)
-                with with_experts(module, parameters, stop - first):
-                    computed = ALL_EXPERTS_FUNCTIONS[IMPLEMENTATION](module, hidden[rows], index, weights)
-                result.index_add_(0, rows, computed)
-            return result
-
+    def forward(hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, *_: Any) -> torch.Tensor:
+        part = _own_pairs if rows_are_known(hidden) else _all_pairs
         streamed: Parameters = {name: module._parameters[name] for name in resident}
-        return part(resident, 0, num_resident) + part(streamed, num_resident, num_experts)
+        of_streamed = (index - num_resident) % num_experts  # those of resident experts come behind the last
+        result = part(module, resident, num_resident, hidden, index, weights)
+        return result.add_(part(module, streamed, num_experts - num_resident, hidden, of_streamed, weights))
 
     module.forward = forward
     try:
         yield
     finally:
         del module.forward
+
+
+def rows_are_known(hidden: torch.Tensor) -> bool:
+    """Whether the host should learn which tokens use the experts of a part.
+
+    Then nothing is computed for the others; but to learn it, the host waits for a device. That is little beside a
+    prompt, and much beside a token of each request.
+    """
+    micro_batch = current()
+    return hidden.device.type == "cpu" or (micro_batch is not None and micro_batch.step == 0)
+
+
+def _own_pairs(
+    module: Any, parameters: Parameters, count: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """What `count` experts make of the pairs that are their own; an index from `count` on is foreign."""
+    rows, slots = (index < count).nonzero(as_tuple=True)
+    result = torch.zeros_like(hidden)
+    if len(rows):
+        own = index[rows, slots].unsqueeze(-1), weights[rows, slots].unsqueeze(-1)
+        with with_experts(module, parameters, count):
+            result.index_add_(0, rows, ALL_EXPERTS_FUNCTIONS[IMPLEMENTATION](module, hidden[rows], *own))
+    return result
+
+
+def _all_pairs(
+    module: Any, parameters: Parameters, count: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """The same without a word to the host: the library itself leaves foreign pairs out."""
+    if count == 1:  # the library's count of an only expert's tokens would count all
+        parameters, count, index = _twice(parameters), 2, torch.where(index == 0, 0, 2)
+    with with_experts(module, parameters, count):
+        module._is_expert_parallel = True
+        try:
+            result: torch.Tensor = ALL_EXPERTS_FUNCTIONS[IMPLEMENTATION](module, hidden, index, weights)
+        finally:
+            module._is_expert_parallel = False
+    return result
+
+
+def _twice(parameters: Parameters) -> Parameters:
+    """An only expert and, behind it, itself again in the same memory, which no token uses."""
+    given = {name: tensor.expand(2, *tensor.shape[1:]) for name, tensor in parameters.items() if tensor is not None}
+    return {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in given.items()}

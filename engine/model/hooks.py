@@ -1,4 +1,4 @@
-"""Where a model can be split: hooks on its decoder layers, and an attention function that asks the executor."""
+"""Where a model can be split: around its decoder layers, and by an attention function that asks the executor."""
 
 import contextlib
 import functools
@@ -12,7 +12,15 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from engine.model.coroutine import AttentionCall, LayerEntry, StackEnd, WeightsNeeded, current, suspend
+from engine.model.coroutine import (
+    AttentionCall,
+    GenerateCoroutine,
+    LayerEntry,
+    StackEnd,
+    WeightsNeeded,
+    current,
+    suspend,
+)
 from engine.model.kvcache import LayerCache
 
 SUPPORTED = ("sdpa", "eager")
@@ -32,13 +40,12 @@ def split(model: PreTrainedModel, layers: Sequence[nn.Module], streamed: Collect
     with contextlib.ExitStack() as stack:
         stack.callback(model.set_attn_implementation, original)
         model.set_attn_implementation(_register(wrapped))
-        stack.callback(layers[-1].register_forward_hook(_leave_stack).remove)
         for i, layer in enumerate(layers):
-            enter, need = (functools.partial(hook, i) for hook in (_enter_layer, _need_weights))
-            stack.callback(layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
             for child in layer.children():
                 if any(module in streamed for module in child.modules()):
-                    stack.callback(child.register_forward_pre_hook(need).remove)
+                    stack.enter_context(_wrapped(child, functools.partial(_need_weights, i)))
+            stack.enter_context(_wrapped(layer, functools.partial(_enter_layer, i)))
+        stack.enter_context(_wrapped(layers[-1], _leave_stack))
         yield
 
 
@@ -59,25 +66,45 @@ def is_causal(mask: torch.Tensor | None) -> bool:
     return mask is None or getattr(mask, "cgopipe_causal", False)
 
 
-def _enter_layer(layer: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+@contextlib.contextmanager
+def _wrapped(module: nn.Module, around: Callable[..., Any]) -> Iterator[None]:
+    """While entered, `around` is called in place of a module's `forward`, with that and its arguments.
+
+    (A hook would do, but with hooks on it a module takes a longer way to each call.)
+    """
+    before = vars(module).get("forward")
+    module.forward = functools.partial(around, module.forward)
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
+
+
+def _enter_layer(layer: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if current() is None:
-        return None
-    hidden = args[0] if args else kwargs["hidden_states"]
-    replacement = suspend(LayerEntry(layer, hidden))
+        return forward(*args, **kwargs)
+    replacement = suspend(LayerEntry(layer, args[0] if args else kwargs["hidden_states"]))
     if replacement is None:
-        return None
-    return ((replacement, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": replacement})
+        return forward(*args, **kwargs)
+    if args:
+        return forward(replacement, *args[1:], **kwargs)
+    return forward(**{**kwargs, "hidden_states": replacement})
 
 
-def _need_weights(layer: int, _: nn.Module, __: Any) -> None:
+def _need_weights(layer: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     micro_batch = current()
     if micro_batch is not None and not micro_batch.weights_ready:
         suspend(WeightsNeeded(layer))
+    return forward(*args, **kwargs)
 
 
-def _leave_stack(_: nn.Module, __: Any, output: Any) -> None:
+def _leave_stack(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    output = forward(*args, **kwargs)
     if current() is not None:
         suspend(StackEnd(output[0] if isinstance(output, tuple) else output))
+    return output
 
 
 def _register(implementation: str) -> str:
@@ -98,7 +125,7 @@ def _attend(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     micro_batch = current()
-    cache: LayerCache | None = getattr(key, "layer", None) or getattr(value, "layer", None)
+    cache = _cache_in_use(micro_batch, key, value)
     layer = int(module.layer_idx) if cache is None else cache.layer  # type: ignore[arg-type]
     call = AttentionCall(layer, implementation, module, query, key, value, attention_mask, kwargs, whole_cache=True)
     if micro_batch is None:
@@ -108,6 +135,14 @@ def _attend(
         call.whole_cache = not (cache.passed_on and cache.step > 0)
     result: tuple[torch.Tensor, torch.Tensor | None] = suspend(call)
     return result
+
+
+def _cache_in_use(micro_batch: GenerateCoroutine | None, key: torch.Tensor, value: torch.Tensor) -> LayerCache | None:
+    """The layer's cache, unless the model computed with what that gave it."""
+    if micro_batch is not None and micro_batch.step > 0:
+        in_use, micro_batch.cache_in_use = micro_batch.cache_in_use, None
+        return in_use if isinstance(in_use, LayerCache) else None
+    return getattr(key, "layer", None) or getattr(value, "layer", None)
 
 
 def _mask(library: Callable[..., torch.Tensor | None], *args: Any, **kwargs: Any) -> torch.Tensor | None:

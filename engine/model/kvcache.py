@@ -3,7 +3,8 @@
 The model's `update()` keeps the new keys and values for the executor, which moves them: to the host, or into a store on
 the device. In decode the model then hands only the newest keys and values to attention, and the executor supplies the
 rest where attention runs. A model that computes with the cache before attention (latent attention expands it) shows
-that in prefill: its tensors are watched. Such a layer stops at `CacheNeeded` in decode and gets the whole cache.
+that in prefill: its tensors are watched. Such a layer stops at `CacheNeeded` in decode and gets the whole cache. In
+decode nothing is watched, but attention must receive the very tensors that the model was given.
 """
 
 import sys
@@ -14,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
-from engine.model.coroutine import CacheNeeded, suspend
+from engine.model.coroutine import CacheNeeded, current, suspend
 from traces.errors import InputError
 
 
@@ -37,17 +38,35 @@ Allocate = Callable[[str, tuple[int, ...], torch.dtype], torch.Tensor]
 
 
 class Store:
-    """Room for the keys and values of one micro-batch in one layer, in one memory."""
+    """Room for the keys and values of one micro-batch in one layer, in one memory.
 
-    def __init__(self, like: KeysValues, capacity: int, allocate: Allocate, name: str) -> None:
-        self._room = KeysValues(*(allocate(name, (*t.shape[:2], capacity, t.shape[3]), t.dtype) for t in like))
+    `by_tokens`: tokens lie one behind the other, each with all requests and heads, so that all of them are one piece of
+    memory for a copy; else heads do, each with its tokens, so that attention reads them in one piece.
+    """
+
+    def __init__(
+        self, like: KeysValues, capacity: int, allocate: Allocate, name: str, *, by_tokens: bool = False
+    ) -> None:
+        def room(tensor: torch.Tensor) -> torch.Tensor:
+            batch, heads, _, dim = tensor.shape
+            if by_tokens:
+                return allocate(name, (capacity, batch, heads, dim), tensor.dtype).permute(1, 2, 0, 3)
+            return allocate(name, (batch, heads, capacity, dim), tensor.dtype)
+
+        self._room = KeysValues(*map(room, like))
         self.num_tokens = 0
+        self.locked = False
+        """Whether it is page-locked host memory."""
 
     def append(self, new: KeysValues) -> None:
         """Adds tokens behind those that are there."""
-        for room, tensor in zip(self._room, new, strict=True):
-            room[:, :, self.num_tokens : self.num_tokens + new.num_tokens].copy_(tensor)
-        self.num_tokens += new.num_tokens
+        for room, tensor in zip(self.grow(new.num_tokens), new, strict=True):
+            room.copy_(tensor)
+
+    def grow(self, num_tokens: int) -> KeysValues:
+        """Counts so many tokens more; views of them, which the caller fills."""
+        first, self.num_tokens = self.num_tokens, self.num_tokens + num_tokens
+        return KeysValues(*(room[:, :, first : self.num_tokens] for room in self._room))
 
     @property
     def content(self) -> KeysValues:
@@ -58,6 +77,11 @@ class Store:
         """Gives the room back with `free`."""
         for tensor in self._room:
             free(tensor)
+
+
+def by_tokens(tensor: torch.Tensor) -> torch.Tensor:
+    """[tokens, batch, heads, dim] of [batch, heads, tokens, dim], as a view."""
+    return tensor.permute(2, 0, 1, 3)
 
 
 class _Watched(torch.Tensor):
@@ -99,22 +123,30 @@ class LayerCache(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """Keeps the new keys and values; returns what the model passes on to attention."""
         self.step += 1
         self.seen += key_states.shape[-2]
-        self.new[self.step] = KeysValues(key_states, value_states)
-        if self.step > 0 and not self.passed_on:
+        new = self.new[self.step] = KeysValues(key_states, value_states)
+        if self.step == 0:
+            return self._watched(key_states), self._watched(value_states)
+        if not self.passed_on:
             whole: tuple[torch.Tensor, torch.Tensor] = suspend(CacheNeeded(self.layer))
             return whole
-        return self._watched(key_states), self._watched(value_states)
+        micro_batch = current()
+        if micro_batch is not None:
+            micro_batch.cache_in_use = self
+        return new
 
     def touched(self) -> None:
         """The model computes with the cache itself."""
-        if self.step > 0 and self.passed_on:
-            raise RuntimeError(
-                f"layer {self.layer}: the model reads its KV cache in decode although it did not in prefill"
-            )
         self.passed_on = False
 
     def received(self, keys: torch.Tensor, values: torch.Tensor) -> KeysValues:
-        """What reached attention, without the watch."""
+        """What reached attention, without the watch. Raises RuntimeError if decode differs from prefill."""
+        if self.step > 0:
+            new = self.new[self.step]
+            if keys is not new.keys or values is not new.values:
+                raise RuntimeError(
+                    f"layer {self.layer}: the model reads its KV cache in decode although it did not in prefill"
+                )
+            return new
         if not (isinstance(keys, _Watched) and isinstance(values, _Watched)):
             self.passed_on = False
         return KeysValues(_plain(keys), _plain(values))

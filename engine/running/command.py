@@ -92,7 +92,7 @@ def _run_file(
 ) -> "generation.RunResult | None":
     with progress(f"loading {args.model}"):
         tokenizer = generation.find_tokenizer(args.model, args.trust_remote_code)
-        model = model_of(args)
+        model = model_of(args, device)
     requests = generation.RequestFile(args.input, args.output, model, tokenizer, args.max_new_tokens, args.resume)
     for error in requests.errors:
         sys.stderr.write(f"left out: {error}\n")

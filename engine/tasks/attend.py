@@ -1,10 +1,16 @@
 """Where a micro-batch's attention is computed, and by what: our kernel on the host, or the model's own code."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from engine.attention import HostAttention, unsupported
+from engine.device import intra_op_threads
 from engine.model import AttentionCall, InFlight, KeysValues, is_causal, own_attention
+
+Room = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
+"""Memory for a tensor that goes to the device."""
 
 
 def attend_on_device(call: AttentionCall, known: KeysValues) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -32,18 +38,23 @@ class DecodeAttention:
             return False
         return call.mask is None or (is_causal(call.mask) and call.mask.shape[-1] == num_tokens)
 
-    def __call__(self, micro_batch: InFlight, query: torch.Tensor, known: KeysValues) -> torch.Tensor:
-        """Attention output [batch, 1, heads, value_dim] on the host, of tensors on the host."""
+    def __call__(self, micro_batch: InFlight, query: torch.Tensor, known: KeysValues, room: Room) -> torch.Tensor:
+        """Attention output [batch, 1, heads, value_dim] in memory from `room`, of tensors on the host."""
         call = micro_batch.at
         assert isinstance(call, AttentionCall)
         if self.by_kernel(call, known.num_tokens):
             self.kernel_calls += 1
             starts = None if call.mask is None else torch.tensor(micro_batch.padding)
-            out = self._kernel(query[:, :, 0], *known, starts, call.kwargs.get("scaling"))
-            return out[:, None]
+            query = query[:, :, 0]
+            return self._kernel(query, *known, starts, call.kwargs.get("scaling"), room(query.shape, query.dtype))[
+                :, None
+            ]
         self.own_calls += 1
         kwargs = {name: _to_host(value) for name, value in call.kwargs.items()}
-        return own_attention(call, _OnHost(call.module))(query, *known, micro_batch.mask_on_host, **kwargs)[0]
+        own = own_attention(call, _OnHost(call.module))
+        with intra_op_threads(self._kernel.threads, 1):  # the lane has one, the kernel's own sleep
+            output = own(query, *known, micro_batch.mask_on_host, **kwargs)[0]
+        return room(output.shape, output.dtype).copy_(output)
 
 
 class _OnHost:

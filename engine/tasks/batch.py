@@ -43,7 +43,7 @@ def run_batch(
     layout, attention = run.layout(len(cut)), DecodeAttention(session.kernel)
     session.weights.begin_batch(layout)
     with contextlib.ExitStack() as at_end:
-        buffers = at_end.enter_context(contextlib.closing(Buffers(run.device, run.host)))
+        buffers = at_end.enter_context(contextlib.closing(Buffers(run.device)))
         if not layout.shape.streams_kv:
             at_end.callback(_free_stores, run, micro_batches)
         largest = max(micro_batches, key=lambda one: len(one.padding) * one.width)
@@ -134,7 +134,7 @@ class TaskPerformer:
     def finished(self) -> bool:
         """Whether every micro-batch has ended before its last step, so that what is issued further has no use."""
         micro_batches, num_steps = self._batch.micro_batches, self._batch.session.run.options.max_new_tokens
-        return any(one.step < num_steps for one in micro_batches) and all(one.finished for one in micro_batches)
+        return all(one.finished for one in micro_batches) and any(one.step < num_steps for one in micro_batches)
 
     def leave(self, lane: Lane) -> None:
         """Ends all coroutines when the GPU lane ends, in whose thread they run."""

@@ -1,8 +1,14 @@
 """The tasks that compute: those of the GPU lane, which move micro-batches on, and attention on the host."""
 
+import functools
+import math
+
+import torch
+
 from engine.model import Attended, AttentionCall, CacheNeeded, InFlight, KeysValues, LayerEntry, StackEnd, layer_of
 from engine.tasks.attend import attend_on_device
 from engine.tasks.context import BatchContext
+from engine.tasks.host_room import HostRoom
 from sim.schedule import Task
 
 
@@ -13,6 +19,7 @@ class Compute:
         self._batch = batch
         self._shape = batch.layout.shape
         self._activations = batch.activations
+        self._host = HostRoom(batch)
 
     def pre_attn(self, task: Task, micro_batch: InFlight) -> int:
         """From the entry of a layer to its attention call, or to whatever it needs before."""
@@ -81,8 +88,12 @@ class Compute:
         query, micro_batch.query_on_host = micro_batch.query_on_host, None
         if query is None:
             return new.num_bytes  # the model computes with the cache itself: it gets all of it with LoadHidden
-        micro_batch.attended_on_host = self._batch.attention(micro_batch, query, store.content)
+        room = functools.partial(self._attended_room, micro_batch)
+        micro_batch.attended_on_host = self._batch.attention(micro_batch, query, store.content, room)
         return store.content.num_bytes
+
+    def _attended_room(self, micro_batch: InFlight, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return self._host.attended(micro_batch, math.prod(shape) * dtype.itemsize).view(shape, dtype)
 
     def _use_weights(self, task: Task, micro_batch: InFlight) -> None:
         if self._shape.streamed[task.layer]:

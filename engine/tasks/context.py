@@ -8,11 +8,11 @@ from transformers import PreTrainedModel
 
 from engine.attention import HostAttention
 from engine.device import Device, Ledger
-from engine.memory import Activations, Buffers, StreamedLayer, WeightStream, streamed_layers
+from engine.memory import Activations, Buffers, HostBlocks, StreamedLayer, WeightStream, streamed_layers
 from engine.model import Anatomy, InFlight
 from engine.tasks.attend import DecodeAttention
 from sim.problem import Policy
-from sim.schedule import PipelineShape, Schedule, SlotLayout, layout_of
+from sim.schedule import MemoryPart, PipelineShape, Schedule, SlotLayout, layout_of
 from traces.errors import InputError
 
 
@@ -58,6 +58,11 @@ class RunContext:
         return cls(model, schedule, policy, device, options, anatomy, streamed)
 
     @property
+    def locked_bytes(self) -> list[int]:
+        """Per layer, the first of its streamed bytes, which are page-locked in host memory."""
+        return [0 if layer is None else self.policy.locked_bytes(layer.num_bytes) for layer in self.streamed]
+
+    @property
     def memories(self) -> dict[str, Ledger]:
         """The accounts of every tier."""
         return {"device": self.device.memory, "pinned": self.device.pinned, "host": self.host}
@@ -79,6 +84,19 @@ class Session:
     run: RunContext
     weights: WeightStream
     kernel: HostAttention
+    host_blocks: HostBlocks
+    """Host memory beside the weights, which stays from batch to batch."""
+
+    @property
+    def host_memory(self) -> dict[str, dict[str, int]]:
+        """Bytes of host memory by what they hold, and of these what is page-locked and what is pageable."""
+        streamed = sum(layer.num_bytes for layer in self.run.streamed if layer)
+        locked, staging = sum(self.run.locked_bytes), self.weights.staging_bytes
+        weights = {
+            MemoryPart.STREAMED_WEIGHTS: {"locked": locked, "pageable": streamed - locked},
+            MemoryPart.STAGING: {"locked": staging, "pageable": 0},
+        }
+        return {part.value: held for part, held in weights.items()} | self.host_blocks.bytes_by_part()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +111,13 @@ class BatchContext:
     activations: Activations
     on_head: Callable[[InFlight], None]
     """Told of each micro-batch whenever it has new tokens."""
+
+    @property
+    def most_prompt_tokens(self) -> int:
+        """Tokens of the prompts of the largest micro-batch, padding included."""
+        return max(len(one.padding) * one.width for one in self.micro_batches)
+
+    @property
+    def most_cached_tokens(self) -> int:
+        """Tokens that the cache of a micro-batch may come to hold in a layer, of the one that needs most."""
+        return max(len(one.padding) * one.capacity for one in self.micro_batches)

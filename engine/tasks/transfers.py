@@ -1,8 +1,11 @@
 """The tasks that copy activations and KV cache between device and host, each with a real copy over the link."""
 
+import torch
+
 from engine.device import LaneContext
-from engine.model import AttentionCall, CacheNeeded, InFlight, KeysValues, LayerEntry
+from engine.model import AttentionCall, CacheNeeded, InFlight, KeysValues, LayerEntry, by_tokens
 from engine.tasks.context import BatchContext
+from engine.tasks.host_room import HostRoom
 from sim.schedule import Task
 
 
@@ -12,20 +15,26 @@ class Transfers:
     def __init__(self, batch: BatchContext) -> None:
         self._batch = batch
         self._buffers = batch.buffers
+        self._host = HostRoom(batch)
 
     def offload_qkv(self, lane: LaneContext, task: Task, micro_batch: InFlight) -> int:
         """Query, new keys and new values to the host, for attention there."""
-        new, whose = micro_batch.take_new(task), f"of micro-batch {micro_batch.index}"
-        micro_batch.new_on_host = None if new is None else self._new_to_host(lane, new, whose)
-        micro_batch.query_on_host = micro_batch.mask_on_host = None
-        moved = 0 if new is None else new.num_bytes
+        new = micro_batch.take_new(task)
+        micro_batch.new_on_host = micro_batch.query_on_host = micro_batch.mask_on_host = None
+        moved = 0
+        if new is not None:
+            named = zip(KeysValues._fields, new, strict=True)
+            on_host = (self._exchange(lane, f"new {name}", tensor, micro_batch) for name, tensor in named)
+            micro_batch.new_on_host = KeysValues(*on_host)
+            moved += new.num_bytes
         call = micro_batch.at
         if isinstance(call, AttentionCall) and not call.whole_cache:
-            micro_batch.query_on_host = self._buffers.to_host(lane, f"query {whose}", call.query)
+            micro_batch.query_on_host = self._exchange(lane, "query", call.query, micro_batch)
             moved += call.query.nbytes
             num_tokens = micro_batch.stores[task.layer].num_tokens + 1
             if call.mask is not None and not self._batch.attention.by_kernel(call, num_tokens):
-                micro_batch.mask_on_host = self._buffers.to_host(lane, f"mask {whose}", call.mask)
+                block = self._host.mask(micro_batch, call.mask)
+                micro_batch.mask_on_host = self._buffers.to_host(lane, block, call.mask)
                 moved += call.mask.nbytes
         return moved
 
@@ -40,7 +49,7 @@ class Transfers:
             return 0
         on_device = self._buffers.on_device(f"attention output {micro_batch.index}", attended.shape, attended.dtype)
         micro_batch.on_its_way = attended
-        lane.copy_h2d(on_device, attended, pinned=False)
+        lane.copy_h2d(on_device, attended, pinned=self._host.attended(micro_batch, attended.nbytes).locked)
         micro_batch.attended = (on_device, None)
         return attended.nbytes
 
@@ -49,8 +58,8 @@ class Transfers:
         entry = micro_batch.at
         if not isinstance(entry, LayerEntry):
             raise RuntimeError(f"micro-batch {micro_batch.index} is not at a layer but at {entry!r}")
-        name = f"hidden states of micro-batch {micro_batch.index}"
-        micro_batch.hidden_on_host = self._buffers.to_host(lane, name, entry.hidden)
+        block = self._host.hidden(micro_batch, entry.hidden.nbytes)
+        micro_batch.hidden_on_host = self._buffers.to_host(lane, block, entry.hidden)
         lane.mark().wait()
         self._buffers.let_go(entry.hidden)
         self._batch.activations.stopped(micro_batch)
@@ -61,20 +70,19 @@ class Transfers:
         new = micro_batch.take_new(task)
         if new is None:
             return 0
-        on_host = self._new_to_host(lane, new, "on their way")
-        lane.mark().wait()
-        micro_batch.keep(task.layer, on_host, self._buffers.host, "kv cache")
-        return on_host.num_bytes
-
-    def _load_prefill_hidden(self, lane: LaneContext, task: Task, micro_batch: InFlight) -> int:
-        host = micro_batch.hidden_on_host
-        if host is None:
-            return 0
-        slot = self._batch.layout.slot_of("activation", task)
-        on_device = self._buffers.on_device(f"hidden states {slot}", host.shape, host.dtype)
-        lane.copy_h2d(on_device, host, pinned=False)
-        micro_batch.loaded_hidden = on_device
-        return host.nbytes
+        if task.layer not in micro_batch.stores:
+            micro_batch.stores[task.layer] = self._host.store(task, micro_batch, new)
+        store = micro_batch.stores[task.layer]
+        if self._host.crosses_link(task.layer, micro_batch):
+            for room, tensor in zip(store.grow(new.num_tokens), new, strict=True):
+                lane.copy_d2h(by_tokens(room), by_tokens(tensor).contiguous(), pinned=store.locked)
+                lane.keep(tensor)
+        else:
+            named = zip(KeysValues._fields, new, strict=True)
+            landed = KeysValues(*(self._land(lane, name, tensor, micro_batch) for name, tensor in named))
+            lane.mark().wait()
+            store.append(landed)
+        return new.num_bytes
 
     def load_kv(self, lane: LaneContext, task: Task, micro_batch: InFlight, new_tokens: int = 1) -> int:
         """The whole KV cache of a layer to the device, for attention there, with room behind it for new tokens."""
@@ -84,13 +92,27 @@ class Transfers:
         slot, loaded = self._batch.layout.slot_of("kv on device", task), []
         for name, tensor in zip(KeysValues._fields, store.content, strict=True):
             batch, heads, tokens, dim = tensor.shape
-            shape = (batch, heads, tokens + new_tokens, dim)
-            on_device = self._buffers.on_device(f"kv buffer {slot}, {name}", shape, tensor.dtype)
-            lane.copy_h2d(on_device[:, :, :tokens], tensor, pinned=False)
-            loaded.append(on_device)
+            shape, row_bytes = (tokens + new_tokens, batch, heads, dim), heads * dim * tensor.itemsize
+            room_bytes = self._batch.most_cached_tokens * row_bytes
+            on_device = self._buffers.on_device(f"kv buffer {slot}, {name}", shape, tensor.dtype, room_bytes)
+            lane.copy_h2d(on_device[:tokens], by_tokens(tensor), pinned=store.locked)
+            loaded.append(on_device.permute(1, 2, 0, 3))
         micro_batch.loaded_caches[task.step, task.layer] = KeysValues(*loaded)
         return store.content.num_bytes
 
-    def _new_to_host(self, lane: LaneContext, new: KeysValues, whose: str) -> KeysValues:
-        named = zip(KeysValues._fields, new, strict=True)
-        return KeysValues(*(self._buffers.to_host(lane, f"new {name} {whose}", tensor) for name, tensor in named))
+    def _load_prefill_hidden(self, lane: LaneContext, task: Task, micro_batch: InFlight) -> int:
+        host = micro_batch.hidden_on_host
+        if host is None:
+            return 0
+        slot = self._batch.layout.slot_of("activation", task)
+        room_bytes = host.nbytes // (len(micro_batch.padding) * micro_batch.width) * self._batch.most_prompt_tokens
+        on_device = self._buffers.on_device(f"hidden states {slot}", host.shape, host.dtype, room_bytes)
+        lane.copy_h2d(on_device, host, pinned=self._host.hidden(micro_batch, host.nbytes).locked)
+        micro_batch.loaded_hidden = on_device
+        return host.nbytes
+
+    def _exchange(self, lane: LaneContext, what: str, tensor: torch.Tensor, micro_batch: InFlight) -> torch.Tensor:
+        return self._buffers.to_host(lane, self._host.exchanged(what, micro_batch, tensor.nbytes), tensor)
+
+    def _land(self, lane: LaneContext, what: str, tensor: torch.Tensor, micro_batch: InFlight) -> torch.Tensor:
+        return self._buffers.to_host(lane, self._host.landing(what, micro_batch, tensor), tensor)

@@ -71,7 +71,9 @@ def in_short(policy: Policy) -> str:
     words = [f"{policy} {policy.attention}", *(f"{name} {share:.3g}" for name, share in shares.items() if share)]
     if policy.pages:
         words.append(f"{policy.pages} pages")
-    return " ".join([*words, "locked"] if policy.pin_weights else words)
+    if policy.pin_weights:
+        words.append("locked" if policy.pin_weights == 1 else f"locked {policy.pin_weights:.1%}")
+    return " ".join(words)
 
 
 def speeds(setup: Setup, prefill_s: float, decode_s: float) -> tuple[float | None, ...]:
@@ -115,7 +117,8 @@ def _in_words(one: Candidate) -> str:
         f"{experts} experts a layer on the device": experts,
         f"{policy.kv_on_device:.0%} of the KV cache there": policy.kv_on_device,
         f"{policy.pages} pages": policy.pages,
-        "weights page-locked": policy.pin_weights,
+        "weights page-locked": policy.pin_weights == 1,
+        f"{policy.pin_weights:.0%} of the weights page-locked": 0 < policy.pin_weights < 1,
     }
     return ", ".join(text for text, holds in words.items() if holds)
 

@@ -157,4 +157,4 @@ def at_best(space: Candidates) -> tuple[Floats, Floats]:
 
 def in_essence(policy: Policy) -> Policy:
     """The policy without its pages and page-locked weights: equal for two that are about the same."""
-    return replace(policy, pages=None, pin_weights=False)
+    return replace(policy, pages=None, pin_weights=0.0)

@@ -12,7 +12,6 @@ from traces.errors import (
     InputError,
     check_choice,
     check_count,
-    check_flag,
     check_keys,
     check_range,
     check_share,
@@ -22,6 +21,9 @@ from traces.files import read_object
 
 MIN_BITS, MAX_BITS = 1.0, 32.0
 
+LOCK_UNIT_BYTES = 4096
+"""Memory is page-locked in whole pages of the system."""
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -29,7 +31,8 @@ class Policy:
 
     `experts_on_device` is r_w: of a layer with E routed experts, int(E · r_w) whole ones stay on the device.
     `kv_on_device` is r_c. `pages` a layer's streamed weights travel in: None for one per micro-batch.
-    `pin_weights` keeps streamed weights in page-locked memory instead of copying them through staging.
+    `pin_weights`: the share of each layer's streamed bytes, from the first on, that lies in page-locked memory; what
+    lies behind it is copied through staging. True and False stand for all and nothing.
     `weight_bits` and `kv_bits` are the widths of stored numbers; None keeps the model's own width.
     Raises InputError naming the field.
     """
@@ -40,7 +43,7 @@ class Policy:
     experts_on_device: float = 0.0
     kv_on_device: float = 0.0
     pages: int | None = None
-    pin_weights: bool = False
+    pin_weights: float = 0.0
     weight_bits: float | None = None
     kv_bits: float | None = None
 
@@ -54,7 +57,7 @@ class Policy:
         for name in ("weight_bits", "kv_bits"):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), MIN_BITS, MAX_BITS, "a width in bits")
-        check_flag("pin_weights", self.pin_weights)
+        object.__setattr__(self, "pin_weights", _share_of_flag("pin_weights", self.pin_weights))
         object.__setattr__(self, "attention", Place(check_choice("attention", self.attention, Place)))
         if self.micro_batch_size > self.batch_size:
             object.__setattr__(self, "micro_batch_size", self.batch_size)
@@ -90,6 +93,12 @@ class Policy:
         experts = (layer.num_experts - self.resident_experts(layer)) * layer.expert_bytes(self.expert_bits(model))
         return experts + (layer.non_expert_bytes(model.other_bits) if schedule.system.streams_non_experts else 0)
 
+    def locked_bytes(self, layer_bytes: int) -> int:
+        """How many of a layer's streamed bytes, from the first on, are page-locked: all of them, or whole pages."""
+        if self.pin_weights == 1:
+            return layer_bytes
+        return int(layer_bytes * self.pin_weights) // LOCK_UNIT_BYTES * LOCK_UNIT_BYTES
+
     def shape(self, schedule: Schedule, model: Model, num_micro_batches: int | None = None) -> PipelineShape:
         """The pipeline this policy makes of the model. Raises InputError where the schedule cannot work so."""
         streamed = [self.streamed_bytes(schedule, model, layer) > 0 for layer in model.distinct_layers]
@@ -110,7 +119,7 @@ class Policy:
             streams_non_experts=schedule.system.streams_non_experts,
             streams_kv=self.kv_on_device < 1,
             offloads_hidden=schedule.system.offloads_hidden and n > 1,
-            weights_pinned=self.pin_weights,
+            weights_pinned=self.pin_weights == 1,
         )
 
     def check_places(self, schedule: Schedule) -> None:
@@ -152,6 +161,11 @@ class Policy:
                 f"{policy.micro_batch_size}, which are {policy.num_micro_batches}; leave it out"
             )
         return policy
+
+
+def _share_of_flag(name: str, value: object) -> float:
+    """A share; a truth is all of it or nothing. Refuses anything else."""
+    return float(value if isinstance(value, bool) else check_share(name, value))
 
 
 def read_policy_file(path: Path) -> tuple[str | None, dict[str, Any]]:

@@ -185,6 +185,11 @@ _as_flag = _word("neither true nor false", {"true": True, "false": False})
 _as_place = _word(f"not where attention runs; give {' or '.join(Place)}", {place.value: place.value for place in Place})
 
 
+def _as_share_or_flag(word: str) -> Value:
+    """A share; true is all of it and false nothing."""
+    return _as_share({"true": "1", "false": "0"}.get(word, word))
+
+
 def _or_none(read: Callable[[str], Value]) -> Callable[[str], Value]:
     return lambda word: None if word == "none" else read(word)
 
@@ -198,7 +203,7 @@ _POLICY_READERS: dict[str, Callable[[str], Value]] = {
     **dict.fromkeys(("batch_size", "micro_batch_size", "num_micro_batches"), _as_count),
     "attention": _as_place,
     "pages": _or_none(_as_count),
-    "pin_weights": _as_flag,
+    "pin_weights": _as_share_or_flag,
     **dict.fromkeys(("weight_bits", "kv_bits"), _or_none(_as_number)),
 }
 

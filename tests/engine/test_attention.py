@@ -75,6 +75,25 @@ def test_every_half_precision_number_is_read_exactly(dtype):
     torch.testing.assert_close(found, values[:, :, 0].float(), rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["contiguous", "heads apart"])
+def test_the_result_is_written_where_it_is_wanted_and_nowhere_else(dtype, layout):
+    query, keys, values = (random(*s, dtype=dtype) for s in ((3, 4, 16), (3, 2, 50, 16), (3, 2, 50, 16)))
+    room = torch.full((5, 4, 32 if layout == "heads apart" else 16), 7.0, dtype=dtype)
+    out = room[1:4, :, :16]
+    found = HostAttention()(query, keys, values, out=out)
+    assert found is out
+    assert torch.equal(out, HostAttention()(query, keys, values))
+    out[:] = 7
+    assert (room == 7).all()
+
+
+@pytest.mark.parametrize("out", [torch.empty(2, 4, 8), torch.empty(2, 4, 16).half()])
+def test_a_result_that_does_not_fit_is_refused(out):
+    with pytest.raises(ValueError, match="out is"):
+        HostAttention()(random(2, 4, 16), random(2, 2, 5, 16), random(2, 2, 5, 16), out=out)
+
+
 def test_padding_is_not_read():
     query, keys, values = random(2, 4, 16), random(2, 2, 40, 16, seed=1), random(2, 2, 40, 16, seed=2)
     starts = torch.tensor([0, 23])

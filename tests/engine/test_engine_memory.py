@@ -6,9 +6,8 @@ from engine_models import PROMPTS, make, make_prompts
 from torch import nn
 
 import engine
-from engine.device import EmulatedDevice
-from engine.memory import WEIGHTS, WeightStream
-from engine.memory.weights import StreamedLayer
+from engine.device import EmulatedDevice, Ledger
+from engine.memory import STAGING, HostWeights, StreamedLayer, WeightStream
 from engine.model import Anatomy, KeysValues, LayerCache, OwnedParameter, Store, cache_for, lean_gates
 from sim.cost.memory import plan_memory
 from sim.problem import Batch, MicroBatch, Model, Policy
@@ -168,8 +167,10 @@ def stream():
             StreamedLayer.of([OwnedParameter(module, "weight", module.weight)]) if i != 1 else None
             for i, module in enumerate(modules)
         ]
-        device.reserve_pinned({WEIGHTS: WeightStream.pinned_bytes(layers, in_pages(1))})
-        yield WeightStream(device, layers, in_pages(1)), modules, lane, device
+        host = HostWeights(device, Ledger("host memory", None), layers, lambda num_bytes: 0)
+        device.reserve_pinned({STAGING: WeightStream.planned_staging_bytes(host, in_pages(1))})
+        host.take()
+        yield WeightStream(device, host, in_pages(1)), modules, lane, device
 
 
 @pytest.mark.parametrize("num_pages", [1, 2, 5, 9])
@@ -257,7 +258,7 @@ def test_a_touch_in_decode_only_is_an_error_rather_than_wrong_tokens():
     layer.update(*pair(3, 1.0))
     keys, _ = layer.update(*pair(1, 1.0))
     with pytest.raises(RuntimeError, match="reads its KV cache in decode"):
-        keys.sum()
+        layer.received(keys + 1, keys)
 
 
 def test_models_with_a_cache_of_their_own_get_it():

@@ -215,11 +215,13 @@ def _gemm(device: Device, kind: LaneKind, dtype: torch.dtype, place: torch.devic
         return lambda: lane_seconds(lane, lambda: torch.mm(a, b))
 
     size = MIN_GEMM
-    with device.open_lane(kind) as lane:
+    usual = device.cores.torch_threads(kind)
+    threads = device.cpu_threads if kind is LaneKind.CPU else usual
+    with device.open_lane(kind) as lane, intra_op_threads(threads, usual):
         product = seconds(size)
         while (product(), product())[1] < ENOUGH_S and size < MAX_GEMM:
             size *= 2
             product = seconds(size)
-        on = f" on {device.cpu_threads} threads" if kind is LaneKind.CPU else ""
+        on = f" on {threads} threads" if kind is LaneKind.CPU else ""
         what = f"{str(dtype).removeprefix('torch.')} matrix products of {size} x {size}{on}"
         return repeated(lambda: 2 * size**3 / product(), what, repeats)

@@ -4,7 +4,6 @@ Lanes on the device give work to their stream and go on; lanes on the host (CPU,
 lanes wait for each other on the device, host lanes block.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from engine.device.accelerator.streams import StreamLane
 from engine.device.accelerator.torch_runtime import TorchRuntime
 from engine.device.base import Device, LaneContext, ThreadLane
 from engine.device.ledger import DeviceOutOfMemory, PinnedOutOfMemory, Usage
-from engine.device.threads import check_thread_count
+from engine.device.threads import HostCores
 from sim.schedule import LaneKind
 from traces.errors import InputError
 
@@ -56,8 +55,8 @@ class Accelerator(Device):
         self._total_bytes, self._cap_bytes = _usable_bytes(self._runtime, torch_device, memory_bytes)
         origin = f"real GPU ({self._runtime.device_name(torch_device)})"
         planned_bytes = self._cap_bytes - overhead_bytes(self._cap_bytes)
-        super().__init__(self._runtime.device_type, origin, torch_device, planned_bytes)
-        self.cpu_threads = check_thread_count("cpu_threads", cpu_threads or max(1, (os.cpu_count() or 1) - 2))
+        cores = HostCores.beside(self._runtime.pci_address(torch_device), cpu_threads)
+        super().__init__(self._runtime.device_type, origin, torch_device, planned_bytes, cores)
         before = self._runtime.memory_state(torch_device)
         self._foreign_bytes = before.allocated_bytes
         self._limit(self._cap_bytes + before.reserved_bytes)
@@ -68,6 +67,9 @@ class Accelerator(Device):
         self._idle_stream = self._runtime.new_stream(torch_device)
         self.clock = DeviceClock(self._record_idle)
         self._closed = False
+
+    def supports(self, dtype: torch.dtype) -> bool:
+        return self._runtime.supports(self.torch_device, dtype)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -91,8 +93,8 @@ class Accelerator(Device):
         if kind in STREAM_LANES:
             stream = self.streams[kind]
             stream.wait_stream(self._runtime.default_stream(self.torch_device))  # what was set up is there
-            return StreamLane(kind, stream, self._runtime, self.clock, self.default_threads, self._full)
-        return ThreadLane(kind, self.cpu_threads if kind is LaneKind.CPU else 1, self.default_threads)
+            return StreamLane(kind, stream, self._runtime, self.clock, self.cores, self.default_threads, self._full)
+        return ThreadLane(kind, self.cores, self.default_threads)
 
     def free(self, tensor: torch.Tensor) -> None:
         """As for every device; waits for all lanes, because the memory may be handed out again at once."""

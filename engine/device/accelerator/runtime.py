@@ -64,6 +64,10 @@ class Runtime(ABC):
     def device_name(self, device: torch.device) -> str:
         """The product's name."""
 
+    def supports(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether the device computes in numbers of this type."""
+        return True
+
     # streams ----------------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -73,6 +77,10 @@ class Runtime(ABC):
     @abstractmethod
     def default_stream(self, device: torch.device) -> Stream:
         """The stream of threads that never chose one."""
+
+    def pci_address(self, device: torch.device) -> str | None:
+        """Where the device is on the host's PCI bus, as Linux writes it; None where that is not known."""
+        return None
 
     @abstractmethod
     def on(self, stream: Stream) -> contextlib.AbstractContextManager[Any]:

@@ -1,7 +1,7 @@
 """Lanes that are streams of a device, and the marks on them.
 
-A stream works behind the host's back, so whatever a copy uses must stay as it is until the stream has done it: the lane
-keeps it alive until it knows so. Nothing here blocks the thread that gives work to the stream, until the lane ends.
+A stream works behind the host's back, so the memory that a copy uses must stay as it is until the stream has done it:
+on the device the lane keeps it until it knows so, on the host its owner does. Nothing here blocks the thread that gives work to the stream, until the lane ends.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import torch
 from engine.device.accelerator.clock import DeviceClock
 from engine.device.accelerator.runtime import Event, Runtime, Stream
 from engine.device.base import LaneContext, Mark
+from engine.device.threads import HostCores
 from sim.schedule import LaneKind
 
 
@@ -70,20 +71,21 @@ class StreamLane(LaneContext):
         stream: Stream,
         runtime: Runtime,
         clock: DeviceClock,
+        cores: HostCores,
         default_threads: int,
         full: Callable[[torch.OutOfMemoryError], Exception],
     ) -> None:
-        super().__init__(kind, 1, default_threads)
+        super().__init__(kind, cores, default_threads)
         self.stream = stream
         self._runtime = runtime
         self._clock = clock
         self._full = full
-        self._copied: list[torch.Tensor] = []  # what copies since the last mark use
+        self._copied: list[torch.Tensor] = []  # what copies since the last mark use, and what `keep` was given
         self._in_use: deque[tuple[StreamMark, list[torch.Tensor]]] = deque()
 
     def _contexts(self) -> Iterator[contextlib.AbstractContextManager[Any]]:
-        threads, inference = super()._contexts()
-        yield from (threads, self._runtime.on(self.stream), inference)
+        *host, inference = super()._contexts()
+        yield from (*host, self._runtime.on(self.stream), inference)
 
     def __exit__(self, kind: object = None, error: object = None, *trace: object) -> None:
         try:
@@ -110,11 +112,14 @@ class StreamLane(LaneContext):
         elif (event := mark.event) is not None:
             self.stream.wait_event(event)
 
+    def keep(self, *tensors: torch.Tensor) -> None:
+        self._copied += tensors
+
     def _copy(self, dst: torch.Tensor, src: torch.Tensor, direction: LaneKind, pinned: bool) -> None:
         """Blocks this thread unless the host's side is page-locked and in one piece.
 
         (Otherwise torch goes through a temporary of its own, which it must not read before the copy has ended.)
         """
-        host = src if direction is LaneKind.H2D else dst
+        host, on_device = (src, dst) if direction is LaneKind.H2D else (dst, src)
         dst.copy_(src, non_blocking=pinned and host.is_contiguous())
-        self._copied += (dst, src)
+        self._copied.append(on_device)  # or its memory might be handed out again before the copy has ended

@@ -52,6 +52,19 @@ class TorchRuntime(Runtime):
     def device_name(self, device: torch.device) -> str:
         return str(self._torch.get_device_name(device))
 
+    def supports(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Torch makes do with float32 where bfloat16 is not there: CUDA devices of compute capability below 8."""
+        if dtype is not torch.bfloat16 or not hasattr(self._torch, "is_bf16_supported"):
+            return True
+        with self._torch.device(device):
+            return bool(self._torch.is_bf16_supported(including_emulation=False))
+
+    def pci_address(self, device: torch.device) -> str | None:
+        properties = self._torch.get_device_properties(device)
+        if not hasattr(properties, "pci_bus_id"):
+            return None
+        return f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
+
     def new_stream(self, device: torch.device) -> Stream:
         stream: Stream = self._torch.Stream(device)
         return stream

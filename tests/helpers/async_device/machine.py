@@ -2,13 +2,14 @@
 
 import sys
 import threading
+import weakref
 from typing import NamedTuple
 
 import torch
 
 from async_device.memory import Memory
 from async_device.races import Races
-from async_device.streams import LOCK, Stream, chosen_stream
+from async_device.streams import LOCK, Event, Stream, chosen_stream
 
 NAME = "late"
 """What torch calls the device."""
@@ -35,8 +36,11 @@ class Machine:
         self.streams: list[Stream] = []
         self.default_stream = self.new_stream()
         self.memory = Memory(self, total_bytes, total_bytes)
+        self.tells_early = False  # whether events tell that they were reached to who did not wait for them
+        self.events: weakref.WeakSet[Event] = weakref.WeakSet()
         self.waits: list[HostWait] = []
         self.page_locked: dict[int, int] = {}  # bytes by address
+        self.lockable_bytes = total_bytes
         Machine.current = self
 
     def new_stream(self) -> Stream:
@@ -53,6 +57,7 @@ class Machine:
             self.host_waits("device")
             for stream in self.streams:
                 stream.run()
+                stream.known = stream.issued
             self.races.host_waited_for_all()
 
     def host_waits(self, why: str) -> None:

@@ -30,12 +30,14 @@ class Block:
 
     content: torch.Tensor
     stream: Stream
-    in_use: bool = True
+    num_bytes: int = 0  # that were asked for
+    holder: object = None  # whoever has it now; None: it is free
+    known: dict[int, int] = field(default_factory=dict)  # what the thread knew to be done that freed it
 
 
 @dataclass
 class Memory:
-    """What a device holds: bytes in use and reserved, now and at most, and how much it may reserve."""
+    """What a device holds: bytes of tensors and of blocks, now and at most, and how much the blocks may take."""
 
     machine: "Machine"
     total_bytes: int
@@ -48,18 +50,20 @@ class Memory:
 
     def storage(self, num_bytes: int) -> Any:
         """A storage of so many bytes. Its block is free again when nothing refers to the storage any more."""
+        holder = object()
         with LOCK:
             block = self._block(max(SEGMENT_BYTES, -(-num_bytes // SEGMENT_BYTES) * SEGMENT_BYTES))
-        address = block.content.data_ptr()
-        storage = private("storage_at")(address, self.machine.device, num_bytes)
-        weakref.finalize(storage, self._free, block, generation := object()).atexit = False
-        block.in_use = generation
+            block.num_bytes, block.holder = num_bytes, holder
+            self.allocated_bytes += num_bytes
+            self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
+        storage = private("storage_at")(block.content.data_ptr(), self.machine.device, num_bytes)
+        weakref.finalize(storage, self._free, block, holder).atexit = False
         return storage
 
     def drop(self, address: int) -> None:
         """Frees a block although a storage refers to it still: what is read there from now on is poison."""
         block = BLOCKS[address]
-        self._free(block, block.in_use)
+        self._free(block, block.holder)
 
     def reset_peak(self) -> None:
         with LOCK:
@@ -76,6 +80,7 @@ class Memory:
         pool = self.pools[stream.number, size]
         if pool:
             block = pool.pop()
+            self.machine.races.ordered_after(stream, block.known)
         else:
             if self.reserved_bytes + size > self.limit_bytes:
                 raise torch.OutOfMemoryError(f"out of memory: {size} bytes asked for, {self.limit_bytes} allowed")
@@ -84,16 +89,14 @@ class Memory:
             BLOCKS[block.content.data_ptr()] = block
             self.reserved_bytes += size
             self.peak_reserved_bytes = max(self.peak_reserved_bytes, self.reserved_bytes)
-        self.allocated_bytes += size
-        self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
         return block
 
-    def _free(self, block: Block, generation: object) -> None:
+    def _free(self, block: Block, holder: object) -> None:
         with LOCK:
-            if block.in_use is not generation:
+            if block.holder is not holder:
                 return  # dropped before
-            block.in_use = False
-            self.allocated_bytes -= block.content.numel()
+            block.holder, block.known = None, self.machine.races.knows()
+            self.allocated_bytes -= block.num_bytes
             block.stream.put(lambda: block.content.fill_(POISON))
             self.pools[block.stream.number, block.content.numel()].append(block)
 

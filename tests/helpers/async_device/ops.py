@@ -1,4 +1,4 @@
-"""What torch does on the device: every op is queued on the thread's stream, in host memory, once its shapes are known."""
+"""What torch does on the device: every op is queued on the thread's stream, once the shape of its result is known."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,18 +16,10 @@ KEY = "PrivateUse1"
 VIEWS = ("as_strided", "view", "_reshape_alias", "unfold", "set_.source_Storage_storage_offset", "set_.source_Tensor")
 """Ops that compute nothing: the host's own code for them does."""
 
-NEEDS_VALUES = frozenset(
-    [
-        "nonzero",
-        "masked_select",
-        "_unique2",
-        "unique_dim",
-        "unique_consecutive",
-        "equal",
-        "bincount",
-        "repeat_interleave",
-    ]
-)
+NEEDS_VALUES = {
+    *("nonzero", "masked_select", "equal", "bincount", "repeat_interleave"),
+    *("_unique2", "unique_dim", "unique_consecutive"),
+}
 """Ops whose result has a shape, or is a number, that only the values tell: the host waits for them."""
 
 Layout = tuple[tuple[int, ...], torch.dtype, tuple[int, ...]]
@@ -167,10 +159,13 @@ def _compute(op: Any, args: Any, kwargs: Any) -> Any:
 
 def _at_once(op: Any, args: Any, kwargs: Any, waits: bool = True) -> Any:
     machine = Machine.current
+    stream = machine.current_stream()
+    machine.races.launched(stream, str(op), _spans((args, kwargs)), [])
+    stream.works = True
     if waits:
-        machine.host_waits(str(op))
-    machine.races.launched(machine.current_stream(), str(op), _spans((args, kwargs)), [])
-    machine.current_stream().run()
+        stream.synchronize(str(op))
+    else:
+        stream.run()
     computed = _compute(op, tree_map(_host, args), tree_map(_host, kwargs))
 
     def to_device(value: Any) -> Any:
@@ -195,17 +190,14 @@ def _copy(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = False
             here = here.clone()  # the driver has read it when the call returns
         _queue("copy" if crosses else "copy on the device", lambda: there.copy_(here), source, target)
         if crosses and not (non_blocking and locked):
-            machine.host_waits("copy of page-locked memory" if locked else "copy of pageable memory")
-            machine.current_stream().run()
-            machine.races.host_waited_for_stream(machine.current_stream())
+            machine.current_stream().synchronize(f"copy of {'page-locked' if locked else 'pageable'} memory")
     return target
 
 
 def _item(tensor: torch.Tensor) -> Any:
     machine = Machine.current
-    machine.host_waits("item")
     machine.races.launched(machine.current_stream(), "item", _spans(tensor), [])
-    machine.current_stream().run()
+    machine.current_stream().synchronize("item")
     with torch.inference_mode(False):
         return in_host_memory(tensor).item()
 

@@ -61,6 +61,7 @@ class AsyncRuntime(Runtime):
             yield
         finally:
             choose_stream(before)
+            self.machine.races.tell_all()
 
     def new_event(self) -> Event:
         return Event(self.machine)
@@ -87,6 +88,8 @@ class AsyncRuntime(Runtime):
         self.machine.memory.empty_cache()
 
     def register(self, device: torch.device, address: int, num_bytes: int) -> int:
+        if num_bytes > self.machine.lockable_bytes:
+            return 2
         self.machine.page_locked[address] = num_bytes
         return 0
 

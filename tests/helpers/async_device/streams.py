@@ -26,7 +26,7 @@ class Stream:
         self.number = number
         self.lag: int | None = LATE
         self.works = False  # whether it was ever given a kernel or a copy
-        self.issued = self.done = 0
+        self.issued = self.done = self.known = 0  # pieces of work; of those done, the host waited for the known ones
         self._queue: deque[Callable[[], object]] = deque()
 
     @property
@@ -67,10 +67,11 @@ class Stream:
         event.record(self)
         return event
 
-    def synchronize(self) -> None:
+    def synchronize(self, why: str = "stream") -> None:
         with LOCK:
-            self.machine.host_waits("stream")
+            self.machine.host_waits(why)
             self.run()
+            self.known = self.issued
             self.machine.races.host_waited_for_stream(self)
 
 
@@ -82,6 +83,7 @@ class Event:
         self.stream: Stream | None = None
         self.at = 0
         self._time_ns: int | None = None
+        machine.events.add(self)
 
     def record(self, stream: Stream) -> None:
         def happen() -> None:
@@ -93,19 +95,23 @@ class Event:
             self.at = stream.put(happen)
 
     def query(self) -> bool:
+        """Whether the host can be sure of it: one that merely looks may always look too early."""
         with LOCK:
-            reached = self.stream is None or self.stream.done >= self.at
-            if reached and self.stream is not None:
-                self._machine.races.host_waited_for(self)
-            return reached
+            if self.stream is None:
+                return True
+            done = self.stream.done if self._machine.tells_early else self.stream.known
+            if done >= self.at:
+                self._machine.races.host_saw(self)
+            return done >= self.at
 
     def synchronize(self) -> None:
         with LOCK:
             if self.stream is None:
                 return
-            if not self.query() and self.stream.works:
+            if self.stream.done < self.at and self.stream.works:
                 self._machine.host_waits("event")
             self.stream.run(self.at)
+            self.stream.known = max(self.stream.known, self.at)
             self._machine.races.host_waited_for(self)
 
     def elapsed_time(self, end: "Event") -> float:

@@ -56,9 +56,21 @@ class TestFields:
         assert Policy(8, 4, kv_bits=8).cache_bits(model) == 8
         assert Policy(8, 4).expert_bits(model) == model.expert_bits
 
-    @pytest.mark.parametrize("value", [1, "yes", None])
-    def test_pin_weights_is_true_or_false(self, value):
+    @pytest.mark.parametrize("value", [1.1, -0.1, "yes", None])
+    def test_pin_weights_is_a_share(self, value):
         assert refusal(lambda: Policy(8, 4, pin_weights=value)).startswith(f"pin_weights: {value!r}")
+
+    @pytest.mark.parametrize(("value", "share"), [(True, 1.0), (False, 0.0), (1, 1.0), (0.25, 0.25)])
+    def test_a_truth_stands_for_all_page_locked_weights_or_none(self, value, share):
+        found = Policy(8, 4, pin_weights=value).pin_weights
+        assert (type(found), found) == (float, share)
+
+    @pytest.mark.parametrize(
+        ("share", "num_bytes", "locked"),
+        [(0.0, 10_000, 0), (1.0, 10_001, 10_001), (0.5, 10_000, 4096), (0.9, 10_000, 8192), (0.3, 10_000, 0)],
+    )
+    def test_all_of_a_layer_is_page_locked_or_whole_pages(self, share, num_bytes, locked):
+        assert Policy(8, 4, pin_weights=share).locked_bytes(num_bytes) == locked
 
     def test_attention_runs_on_one_of_two_places(self):
         assert Policy(8, 4, attention="gpu").attention is Place.GPU
@@ -121,7 +133,7 @@ class TestFromTable:
         size=st.integers(1, 600),
         experts=st.floats(0, 1),
         pages=st.none() | st.integers(1, 99),
-        pin=st.booleans(),
+        pin=st.booleans() | st.floats(0, 1),
         bits=st.none() | st.floats(1, 32),
         name=st.sampled_from(sorted(registered())),
     )
@@ -228,6 +240,7 @@ class TestShape:
     def test_pinned_weights_need_no_staging(self):
         assert self.shape(pin_weights=True).weights_pinned
         assert not self.shape().weights_pinned
+        assert not self.shape(pin_weights=0.999).weights_pinned, "some of them do"
 
     def test_a_dropped_micro_batch_is_no_part_of_the_pipeline(self):
         schedule = by_name("cgopipe")

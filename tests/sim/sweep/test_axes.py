@@ -41,7 +41,8 @@ class TestValues:
     def test_each_field_of_a_policy_has_its_kind(self):
         assert axis("policy.micro_batch_size=4").values == (4,)
         assert axis("policy.attention=cpu,gpu").values == ("cpu", "gpu")
-        assert axis("policy.pin_weights=true,false").values == (True, False)
+        assert axis("policy.pin_weights=true,false").values == (1.0, 0.0)
+        assert axis("policy.pin_weights=0..1x3").values == (0.0, 0.5, 1.0)
         assert axis("policy.pages=none,4").values == (None, 4)
         assert axis("policy.kv_bits=none,4.5").values == (None, 4.5)
         assert axis("padded=false,true").values == (False, True)
