@@ -18,7 +18,7 @@ from validation.gpu.command import stage_numbers
 from validation.gpu.piece import Piece, Stage
 from validation.gpu.proof import Proof, StagePace, TimeBudget, failures, stage_shares_s
 from validation.gpu.random_models import FAMILIES, described_config, full_config, random_model, tiny_model
-from validation.gpu.record import ProofRecord
+from validation.gpu.record import NotReadyError, ProofRecord
 from validation.gpu.scale import LOCKED, scale_named
 from validation.gpu.stages import REPORT, REPORT_WEIGHT, STAGES, logits, peers, running, times, tokens, watched, whole
 from validation.gpu.stages.logits import TeacherForcing
@@ -144,6 +144,14 @@ class TestTheOrderOfWork:
         proved(bench, [stage])
         proved(bench, [stage])
         assert done == ["x", "y", "x"]
+        assert failures(bench.record.stages) == []
+
+    def test_what_is_not_ready_is_left_out_and_no_failure(self, bench):
+        def waiting():
+            raise NotReadyError("first things first")
+
+        proved(bench, [staged("a", [Piece("x", 1, waiting)])])
+        assert bench.record.outcome("a", "x")["left_out"] == "first things first"
         assert failures(bench.record.stages) == []
 
     def test_ctrl_c_ends_it_and_keeps_what_is_done(self, bench):
@@ -318,13 +326,13 @@ class TestPieces:
         assert found["met"] is False
 
     def test_no_run_without_a_prediction(self, bench):
-        with pytest.raises(InputError, match="is not predicted yet"):
+        with pytest.raises(NotReadyError, match="is not predicted yet"):
             running._run_case(bench, bench.cases("m")[0], 0)
-        with pytest.raises(InputError, match="is not predicted yet"):
+        with pytest.raises(NotReadyError, match="is not predicted yet"):
             whole._run(bench)
 
     def test_no_prediction_without_a_calibration(self, bench):
-        with pytest.raises(InputError, match=r"run stage 3 \(calibration\) first"):
+        with pytest.raises(NotReadyError, match=r"stage 3 \(calibration\) comes first"):
             running._predict_all(bench, "m")
 
     def test_what_does_not_fit_is_said_and_not_run(self, bench):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from traces.errors import InputError
 from validation.gpu.piece import MET, Piece, Stage
-from validation.gpu.record import Outcome
+from validation.gpu.record import NotReadyError, Outcome
 from validation.gpu.stages import REPORT_WEIGHT
 from validation.gpu.workbench import Workbench
 
@@ -114,6 +114,8 @@ def _outcome(piece: Piece, clock: Callable[[], float]) -> Outcome:
     start_s = clock()
     try:
         outcome: Outcome = {"result": piece.work()}
+    except NotReadyError as error:
+        outcome = {"left_out": str(error)}
     except Exception as error:  # whatever it is: the next piece may work
         lines = traceback.format_exc().strip().splitlines()
         outcome = {"error": _one_line(error), "traceback": lines[-TRACEBACK_LINES:]}
@@ -129,6 +131,8 @@ def _in_short(outcome: Outcome) -> str:
     took = f"{outcome['took_s']:.1f} s"
     if "error" in outcome:
         return f"FAILED after {took}: {outcome['error']}"
+    if "left_out" in outcome:
+        return f"left out: {outcome['left_out']}"
     result = outcome["result"]
     rate = f", {result['tokens_per_s']:.1f} tokens/s" if isinstance(result.get("tokens_per_s"), float) else ""
     met = "" if result.get(MET, True) else ", NOT MET"

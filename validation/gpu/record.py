@@ -19,6 +19,11 @@ LARGEST_FILE_BYTES = 16 * 1024**2
 
 KIND = "a proof on an accelerator"
 
+
+class NotReadyError(InputError):
+    """What a piece of work builds on is not there yet: it is left out, not failed."""
+
+
 Outcome = dict[str, Any]
 """What is known of a piece of work: `result`, or `error` with its `traceback`, or why it was `left_out`."""
 

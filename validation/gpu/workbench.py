@@ -15,10 +15,9 @@ from engine.generation import as_cut
 from sim.cost import Setup
 from sim.problem import Hardware, Model, Policy, Problem, Workload
 from sim.schedule import Schedule
-from traces.errors import InputError
 from validation.campaign import Case
 from validation.gpu.random_models import described_config, full_config, random_model
-from validation.gpu.record import ProofRecord
+from validation.gpu.record import NotReadyError, ProofRecord
 from validation.gpu.scale import ModelSpec, Scale
 
 EMULATED_GBS = 1.0
@@ -99,10 +98,10 @@ class Workbench:
         self.empty_caches()
 
     def machine(self, name: str) -> Hardware:
-        """What the calibration for a model found. Raises InputError if there was none."""
+        """What the calibration for a model found. Raises NotReadyError if there was none."""
         file = self.record.machine_file(name)
         if not file.exists():
-            raise InputError(f"{file}: is not there; run stage 3 (calibration) first")
+            raise NotReadyError(f"{file.name} is not there: stage 3 (calibration) comes first")
         return Hardware.load(file)
 
     def cases(self, name: str) -> list[Case]:

@@ -34,7 +34,7 @@ def proof_text(summary: ProofSummary) -> str:
 def _print_proof(summary: ProofSummary, out: Report) -> None:
     settings = summary.record.settings
     out.say(f"[bold]A proof on {escape(settings['origin'])}[/bold], scale {settings['scale']}.", *_summed_up(summary))
-    stages = {"stage": TEXT, "": TEXT, "done": "d", "failed": "d", "no time": "d", "s": ",.0f"}
+    stages = {"stage": TEXT, "": TEXT, "done": "d", "failed": "d", "not done": "d", "s": ",.0f"}
     rows = ((f"{one.number} {one.name}", one.title, *_marks(one.done, one.failed, one.left_out), one.seconds)
             for one in summary.counts)  # fmt: skip
     out.table(stages, rows, "pieces of work")
@@ -58,7 +58,7 @@ def _marks(*counts: int) -> list[int | None]:
 
 def _summed_up(summary: ProofSummary) -> Iterator[str]:
     done, failed, left = (sum(getattr(one, name) for one in summary.counts) for name in ("done", "failed", "left_out"))
-    yield f"{done} pieces of work came to an end, {failed} failed, {left} were left out for want of time."
+    yield f"{done} pieces of work came to an end, {failed} failed, {left} were left out."
     tokens = _numbers(summary, "tokens")
     if tokens:
         equal = sum(bool(one[MET]) for one in tokens.values())

@@ -10,11 +10,11 @@ import engine
 from engine.generation import RunResult
 from sim.cost import Setup
 from sim.simulation import predict
-from traces.errors import InputError
 from traces.files import write_trace
 from traces.trace import Trace, lane_name
 from validation.campaign import Case
 from validation.gpu.piece import SAID, Piece
+from validation.gpu.record import NotReadyError
 from validation.gpu.workbench import Workbench
 
 PREDICTIONS = "predictions"
@@ -92,7 +92,7 @@ def _predict_all(bench: Workbench, name: str) -> dict[str, Any]:
 def _run_case(bench: Workbench, case: Case, repeat: int) -> dict[str, Any]:
     said = bench.record.results("runs").get(f"{PREDICTIONS}, {case.model}")
     if said is None:
-        raise InputError(f"{case.name}: is not predicted yet, so it is not run; stage 3 (calibration) must come first")
+        raise NotReadyError("it is not predicted yet, so it is not run")
     if said[case.name]["shortages"]:
         return {SAID: f"does not fit: {'; '.join(said[case.name]['shortages'])}"}
     result, found = run_on_bench(bench, case, bench.model(case.model), bench.spec(case.model).device_bytes)

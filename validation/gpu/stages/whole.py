@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from traces.errors import InputError
 from traces.files import write_trace
 from validation.campaign import Case
 from validation.gpu.piece import Piece
+from validation.gpu.record import NotReadyError
 from validation.gpu.scale import LOCKED
 from validation.gpu.stages.running import predicted, run_on_bench
 from validation.gpu.workbench import Workbench, available_host_bytes, weight_bytes
@@ -54,7 +54,7 @@ def _predict(bench: Workbench) -> dict[str, Any]:
 def _run(bench: Workbench) -> dict[str, Any]:
     said = bench.record.results("whole").get(PREDICTION)
     if said is None:
-        raise InputError("the whole model is not predicted yet, so it is not run; stage 3 (calibration) comes first")
+        raise NotReadyError("it is not predicted yet, so it is not run")
     bench.drop_models()
     spec, case = bench.scale.whole, _case(bench)
     model = bench.model(spec.model, said["layers"])
