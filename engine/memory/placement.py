@@ -77,7 +77,7 @@ def _place_resident(
             return
         table[name] = nn.Parameter(there, requires_grad=False)
         if first:
-            at_end.callback(_bring_back, tensor, there)
+            at_end.callback(_bring_back, device, tensor, there)
             tensor.data = torch.empty(0, dtype=tensor.dtype)
 
     at_end.callback(free)
@@ -88,8 +88,10 @@ def _place_resident(
                     place(path, table, name, tensor)
 
 
-def _bring_back(parameter: torch.Tensor, on_device: torch.Tensor) -> None:
-    parameter.data = on_device.detach().to("cpu")
+def _bring_back(device: Device, parameter: torch.Tensor, on_device: torch.Tensor) -> None:
+    """Gives a parameter its content on the host again, in pages that several threads fault in: one takes long."""
+    content = device.host_block(on_device.nbytes).view(on_device.dtype).view(on_device.shape)
+    parameter.data = content.copy_(on_device)
 
 
 def _split(streamed: Sequence[StreamedLayer | None]) -> Iterator[tuple[StreamedLayer, int]]:

@@ -1,7 +1,8 @@
 """Lanes that are streams of a device, and the marks on them.
 
 A stream works behind the host's back, so the memory that a copy uses must stay as it is until the stream has done it:
-on the device the lane keeps it until it knows so, on the host its owner does. Nothing here blocks the thread that gives work to the stream, until the lane ends.
+on the device the lane keeps it until it knows so, on the host its owner does. But for copies of pageable memory,
+nothing here blocks the thread that gives work to the stream, until the lane ends.
 """
 
 import contextlib
@@ -118,8 +119,13 @@ class StreamLane(LaneContext):
     def _copy(self, dst: torch.Tensor, src: torch.Tensor, direction: LaneKind, pinned: bool) -> None:
         """Blocks this thread unless the host's side is page-locked and in one piece.
 
-        (Otherwise torch goes through a temporary of its own, which it must not read before the copy has ended.)
+        Otherwise torch goes through a temporary of its own, which it must not read before the copy has ended. Such a
+        copy begins when the stream has done what it was given before: the driver lets no thread make an event while
+        one waits inside it.
         """
         host, on_device = (src, dst) if direction is LaneKind.H2D else (dst, src)
-        dst.copy_(src, non_blocking=pinned and host.is_contiguous())
+        unblocked = pinned and host.is_contiguous()
+        if not unblocked:
+            self.mark().wait()
+        dst.copy_(src, non_blocking=unblocked)
         self._copied.append(on_device)  # or its memory might be handed out again before the copy has ended
