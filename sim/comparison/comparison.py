@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Self
 
 from sim.cost import Setup
-from sim.planning import NothingFitsError, best_policy
+from sim.planning import NothingFitsError, best_policy, most_locked
 from sim.problem import Policy, Problem
 from sim.schedule import Schedule, by_name, registered
 from sim.simulation import MEASURES, Prediction, predict
@@ -136,10 +136,6 @@ def _set_up(problem: Problem, asked: Asked, name: str) -> Setup:
 
 
 def usual_setup(problem: Problem, schedule: Schedule, micro_batch_size: int, num_micro_batches: int) -> Setup:
-    """The system's usual policy of these sizes: weights page-locked where it does that and they fit."""
-    batch_size = micro_batch_size * num_micro_batches
-    setups = [
-        Setup(problem, schedule, Policy.usual(schedule, batch_size, micro_batch_size, pin_weights=pin))
-        for pin in dict.fromkeys((schedule.system.pins_weights, False))
-    ]
-    return next((setup for setup in setups if not setup.shortages), setups[-1])
+    """The system's usual policy of these sizes: where it page-locks weights, as large a share of them as fits."""
+    setup = Setup(problem, schedule, Policy.usual(schedule, micro_batch_size * num_micro_batches, micro_batch_size))
+    return most_locked(setup) if schedule.system.pins_weights else setup

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from sim.cost.pools import DRAM, PAGEABLE_TRAFFIC, PIN_TRAFFIC, hbm, link
 from sim.cost.sizes import Sizes
 from sim.cost.work import Cost, Work
-from sim.schedule import WHOLE, LaneKind, Op, Task
+from sim.schedule import WHOLE, LaneKind, Op, Task, Tier, layout_of
 
 
 class Copies:
@@ -14,51 +14,72 @@ class Copies:
     def __init__(self, sizes: Sizes) -> None:
         self._sizes, self._hardware = sizes, sizes.hardware
         self._bits = sizes.model.activation_bits
-        self._kv_pageable = not sizes.schedule.system.pins_kv
-        self._activations_pageable = not sizes.schedule.system.pins_activations
+        buffers = layout_of(sizes.schedule, sizes.shape).buffers
+        self._locked = {name for name, buffer in buffers.items() if buffer.tier is Tier.PINNED}
         self._streamed = [sizes.streamed_bytes(layer) for layer in sizes.model.layers]
         self._gatherers = sizes.parts if sizes.schedule.system.gathers_weights else 1
         self.formulas: dict[Op, Callable[[Task], Work]] = {
             Op.OFFLOAD_QKV: self._offload_qkv,
             Op.LOAD_HIDDEN: self._load_hidden,
-            Op.STORE_HIDDEN: lambda task: self._copy(task, sizes.hidden_bytes(task), self._activations_pageable),
+            Op.STORE_HIDDEN: lambda task: self._copy_between("hidden on host", task, sizes.hidden_bytes(task)),
             Op.LOAD_WEIGHTS: lambda task: self._copy(task, self._own_bytes(task)),
-            Op.LOAD_WEIGHTS_PAGEABLE: lambda task: self._copy(task, self._own_bytes(task), pageable=True),
+            Op.LOAD_WEIGHTS_PAGEABLE: self._load_in_place,
             Op.PIN_WEIGHTS: self._pin_weights,
-            Op.LOAD_KV: lambda task: self._copy_kv(task, sizes.kept_tokens(task, task.step - 1)),
+            Op.LOAD_KV: self._load_kv,
             Op.STORE_KV: self._store_kv,
         }
 
     def _offload_qkv(self, task: Task) -> Work:
         """Query, keys and values, one after the other."""
         per_token = self._sizes.share(self._sizes.layer(task).qkv_bytes_per_token(self._bits))
-        return self._copy(task, self._sizes.tokens(task) * per_token, self._activations_pageable, copies=3)
+        return self._copy_between("qkv on host", task, self._sizes.tokens(task) * per_token, copies=3)
 
     def _load_hidden(self, task: Task) -> Work:
         """Decode: what CPU attention returns, each rank its heads. Prefill: the hidden states, whole on each rank."""
         if task.step == 0:
-            return self._copy(task, self._sizes.hidden_bytes(task), self._activations_pageable)
+            return self._copy_between("hidden on host", task, self._sizes.hidden_bytes(task))
         per_token = self._sizes.share(self._sizes.layer(task).attention_output_bytes_per_token(self._bits))
-        return self._copy(task, self._sizes.tokens(task) * per_token, self._activations_pageable)
+        return self._copy_between("attention on host", task, self._sizes.tokens(task) * per_token)
+
+    def _load_kv(self, task: Task) -> Work:
+        return self._copy_between("kv", task, self._kv_bytes(task, self._sizes.kept_tokens(task, task.step - 1)), 2)
 
     def _store_kv(self, task: Task) -> Work:
-        return self._copy_kv(task, self._sizes.tokens(task) if task.step else self._sizes.kept_tokens(task, 0))
+        """Into the cache, or into a page-locked buffer, from where the lane copies it into the cache.
 
-    def _copy_kv(self, task: Task, tokens: int) -> Work:
+        At the pageable rate one more copy on the host is in that rate already.
+        """
+        size = self._kv_bytes(task, self._sizes.tokens(task) if task.step else self._sizes.kept_tokens(task, 0))
+        if "new kv on host" not in self._locked:
+            return self._copy_between("kv", task, size, copies=2)
+        landed = self._copy_between("new kv on host", task, size, copies=2)
+        roofs = {**landed.roofs, "host copy": size / self._hardware.pin_bytes_per_s}
+        return landed._replace(roofs=roofs, traffic={**landed.traffic, DRAM: (1 + PIN_TRAFFIC) * size})
+
+    def _kv_bytes(self, task: Task, tokens: int) -> float:
         """Keys and values of so many tokens, less what lives on the device."""
         per_token = self._sizes.layer(task).kv_bytes_per_token(self._sizes.kv_bits)
-        moved = self._sizes.share(tokens * (1 - self._sizes.policy.kv_on_device) * per_token)
-        return self._copy(task, moved, self._kv_pageable, copies=2)
+        return self._sizes.share(tokens * (1 - self._sizes.policy.kv_on_device) * per_token)
 
     def _pin_weights(self, task: Task) -> Work:
-        size, latency_s = self._page_bytes(task), float(self._hardware.host.launch_latency_s)
+        """What of a page is not page-locked into staging: of some pages nothing, and then only the launch is left."""
+        size, latency_s = self._staged_bytes(task), float(self._hardware.host.launch_latency_s)
         roofs = {"launch latency": latency_s, "pin copy": size / self._hardware.pin_bytes_per_s}
         return Work(roofs, {DRAM: PIN_TRAFFIC * size}, size)
+
+    def _load_in_place(self, task: Task) -> Work:
+        """Weights from where they live: what is page-locked as such, the rest pageable."""
+        return self._copy(task, self._own_bytes(task), self._staged_bytes(task) / self._gatherers)
 
     def _page_bytes(self, task: Task) -> float:
         """One rank's part of a page."""
         whole = self._streamed[task.layer]
         return self._sizes.share(whole if task.page == WHOLE else self._sizes.page_bytes(whole)[task.page])
+
+    def _staged_bytes(self, task: Task) -> float:
+        """Of it what is not page-locked."""
+        staged = self._sizes.staged_page_bytes(self._streamed[task.layer])
+        return self._sizes.share(sum(staged) if task.page == WHOLE else staged[task.page])
 
     def _own_bytes(self, task: Task) -> float:
         """Of it what this device fetches from the host."""
@@ -76,12 +97,18 @@ class Copies:
         demands = tuple((pool, round(amount * slower)) for pool, amount in cost.demands)
         return Cost(duration_ns, demands, round(whole), 0, cost.bound if slower > 1 / 2 else "network")
 
-    def _copy(self, task: Task, size: float, pageable: bool = False, copies: int = 1) -> Work:
+    def _copy_between(self, name: str, task: Task, size: float, copies: int = 1) -> Work:
+        """Between the device and a buffer on the host."""
+        return self._copy(task, size, 0.0 if name in self._locked else size, copies)
+
+    def _copy(self, task: Task, size: float, pageable: float = 0.0, copies: int = 1) -> Work:
+        """So many bytes over the link, so many of them from or to memory that is not page-locked."""
         links, rank = self._hardware.link, task.lane.rank
         if task.lane.kind is LaneKind.H2D:
-            rate, name = (links.h2d_pageable_bytes_per_s if pageable else links.h2d_bytes_per_s), "link h2d"
+            rate, slow, name = links.h2d_bytes_per_s, links.h2d_pageable_bytes_per_s, "link h2d"
         else:
-            rate, name = (links.d2h_pageable_bytes_per_s if pageable else links.d2h_bytes_per_s), "link d2h"
-        roofs = {"copy latency": copies * links.latency_s, f"{name} pageable" if pageable else name: size / rate}
-        through_dram = PAGEABLE_TRAFFIC * size if pageable else size
+            rate, slow, name = links.d2h_bytes_per_s, links.d2h_pageable_bytes_per_s, "link d2h"
+        locked = size - pageable
+        roofs = {"copy latency": copies * links.latency_s, name: locked / rate, f"{name} pageable": pageable / slow}
+        through_dram = locked + PAGEABLE_TRAFFIC * pageable
         return Work(roofs, {DRAM: through_dram, hbm(rank): size, link(rank): size}, size)

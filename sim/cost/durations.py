@@ -34,9 +34,10 @@ class CostModel:
         self._left_out = never_exceeded(hardware) if only_contended else frozenset[int]()
         self.layer_kinds = (*model.layer_kinds, -1)
         self.batch_kinds = (*_kinds(sizes.batch.micro_batches), -1)
-        pages = [sizes.page_bytes(sizes.streamed_bytes(layer)) for layer in model.distinct_layers]
+        streamed = map(sizes.streamed_bytes, model.distinct_layers)
+        pages = [zip(sizes.page_bytes(whole), sizes.staged_page_bytes(whole), strict=True) for whole in streamed]
         self.page_kinds = (*((*_kinds(sizes_of), -1) for sizes_of in pages), (-1,) * (sizes.shape.num_pages + 1))
-        """Per kind of layer, of pages with equally many bytes; the last entry is for no layer."""
+        """Per kind of layer, of pages with as many bytes, as many of them page-locked; the last entry is no layer's."""
         self._known: dict[tuple[Op, int, int, int, int, int], Cost] = {}
 
     def __call__(self, task: Task) -> Cost:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from sim.problem import Batch, Hardware, Layer, MicroBatch, Model, Policy, packed_bytes
-from sim.schedule import Buffer, By, Holds, MemoryPart, PipelineShape, Place, Schedule, Tier, layout_of
+from sim.schedule import Buffer, By, Holds, MemoryPart, PipelineShape, Schedule, Tier, layout_of
 
 LOGIT_BYTES = 4
 
@@ -101,9 +101,10 @@ def plan_memory(
     device[MemoryPart.ACTIVATIONS] = _activations(policy, model, batch, ranks)
     host = Counter[str]({MemoryPart.STREAMED_WEIGHTS: streamed, MemoryPart.KV_CACHE: cache - cache_on_device})
     pinned = Counter[str]()
-    if shape.weights_pinned:
-        pinned[MemoryPart.STREAMED_WEIGHTS] = streamed
-    if shape.attention is Place.GPU and schedule.system.pins_kv:
+    if policy.pin_weights:
+        locked = model.over_layers(lambda layer: policy.locked_bytes(policy.streamed_bytes(schedule, model, layer)))
+        pinned[MemoryPart.STREAMED_WEIGHTS] = locked
+    if layout_of(schedule, shape).buffers["kv"].tier is Tier.PINNED:
         pinned[MemoryPart.KV_CACHE] = cache - cache_on_device
     for tier, part, whole, size in buffers.bytes():
         if tier is Tier.DEVICE:
@@ -134,8 +135,10 @@ class _Buffers:
     def _of_layer(self, buffer: Buffer, layer: Layer) -> int:
         """All slots of a buffer, if each were filled by this layer."""
         holds = buffer.holds
-        if holds is Holds.WEIGHTS:
-            return buffer.turns * self._policy.streamed_bytes(self._schedule, self._model, layer)
+        if holds is Holds.WEIGHTS or holds is Holds.STAGED:
+            streamed = self._policy.streamed_bytes(self._schedule, self._model, layer)
+            locked = self._policy.locked_bytes(streamed) if holds is Holds.STAGED else 0
+            return buffer.turns * (streamed - locked)
         if buffer.by is By.TURN:
             return buffer.turns * max(self._slot(holds, layer, one) for one in self._batch.alike)
         many = self._batch.alike if holds in KEPT else self._all

@@ -65,3 +65,8 @@ class Sizes:
         """Bytes of each page of a layer; they differ by a byte at most."""
         pages = self.shape.num_pages
         return [whole * (page + 1) // pages - whole * page // pages for page in range(pages)]
+
+    def staged_page_bytes(self, whole: int) -> list[int]:
+        """Bytes of each page of a layer that lie behind what is page-locked, so that they go through staging."""
+        pages, locked = self.shape.num_pages, self.policy.locked_bytes(whole)
+        return [max(0, whole * (page + 1) // pages - max(locked, whole * page // pages)) for page in range(pages)]

@@ -1,5 +1,6 @@
 from .explanation import Explanation as Explanation, explain as explain
 from .grid import PolicyGrid as PolicyGrid
+from .locking import most_locked as most_locked
 from .picture import draw as draw
 from .planner import (
     Choice as Choice,

@@ -12,13 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.cost import Setup, capacity_bytes
-from sim.planning.grid import PolicyGrid, pin_choices
+from sim.planning.grid import Floats, Ints, PolicyGrid, locks_weights
+from sim.planning.locking import largest_share, locked_bytes, staging_turns
 from sim.problem import Policy, Problem
 from sim.schedule import MemoryPart, Schedule, Tier
 from traces.errors import InputError
-
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 TIERS = tuple(Tier)
 
@@ -31,14 +29,16 @@ SHRINKING = frozenset({MemoryPart.WEIGHT_SLOTS, MemoryPart.STAGING, MemoryPart.A
 
 @dataclass(frozen=True, slots=True)
 class Residency:
-    """What the weights decide: whole experts on the device, and page-locked weights or not."""
+    """What the weights decide: whole experts on the device, and what is page-locked of those that stream."""
 
     experts: Ints
     """Numbers of resident experts that the schedule can work with. [expert value]."""
     held: Ints
     """Whether those are none, some or all: an index. [expert value]."""
     extra_bytes: Ints
-    """Bytes of each tier beyond those of the fewest that are held so, pageable. [pin choice, expert value, tier]."""
+    """Bytes of each tier beyond those of the fewest that are held so, pageable. [none or all, expert value, tier]."""
+    layer_bytes: Ints
+    """What streams of a layer. [expert value, kind of layer]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,8 @@ class Candidates:
     """Which of these. [row]."""
     experts: Ints
     pages: Ints
-    pinned: NDArray[np.bool_]
+    locked: Floats
+    """Share of the streamed weights that is page-locked."""
     bytes: Ints
     """Bytes of each tier of `TIERS`. [row, tier]."""
     considered: int
@@ -69,7 +70,7 @@ class Candidates:
         base, pages = self.batch_setups[int(self.batch[row])].policy, int(self.pages[row])
         share = int(self.experts[row]) / self.problem.model.num_experts
         other = pages if self.schedule.system.paged and pages != base.num_micro_batches else None
-        return replace(base, experts_on_device=share, pages=other, pin_weights=bool(self.pinned[row]))
+        return replace(base, experts_on_device=share, pages=other, pin_weights=float(self.locked[row]))
 
     def setup(self, row: int) -> Setup:
         """The setup of one row."""
@@ -86,7 +87,8 @@ def candidates_of(problem: Problem, schedule: Schedule, grid: PolicyGrid) -> Can
     total, residency = problem.model.num_experts, _residency(setups[0])
     capacity = np.array([*capacity_bytes(problem.hardware).values()], dtype=np.int64)
     taken = _bytes(setups, residency, capacity)
-    need = taken[:, None, residency.held] + residency.extra_bytes[None]  # [batch, pin choice, expert value, tier]
+    need = taken[:, None, residency.held] + residency.extra_bytes[None]  # [batch, none or most, expert value, tier]
+    locked = _lock_what_fits(setups[0], residency, need, capacity)
     fits = np.all(need <= capacity, axis=-1)
     wanted = _wanted(fits, residency.experts, total, grid)
     batch, pin, value = np.nonzero(fits & wanted)
@@ -98,10 +100,33 @@ def candidates_of(problem: Problem, schedule: Schedule, grid: PolicyGrid) -> Can
     streams = (residency.experts[value] < total)[rows]
     kept = streams | (np.diff(rows, prepend=-1) > 0) | schedule.system.streams_non_experts
     rows, all_pages = rows[kept], all_pages[kept]
-    nearest = None if len(rows) else _nearest(setups, need - capacity, residency)
+    nearest = None if len(rows) else _nearest(setups, need - capacity, residency, locked)
     batch, pin, value = batch[rows], pin[rows], value[rows]
-    experts, pinned, bytes_ = residency.experts[value], np.array(pin_choices(schedule))[pin], need[batch, pin, value]
-    return Candidates(problem, schedule, setups, batch, experts, all_pages, pinned, bytes_, considered, nearest)
+    experts, shares, bytes_ = residency.experts[value], locked[batch, pin, value], need[batch, pin, value]
+    return Candidates(problem, schedule, setups, batch, experts, all_pages, shares, bytes_, considered, nearest)
+
+
+def _lock_what_fits(setup: Setup, residency: Residency, need: Ints, capacity: Ints) -> Floats:
+    """Page-locked shares: none, and all or the largest that fits, of which `need` is told. [as need, without tiers]."""
+    locked = np.broadcast_to(np.arange(need.shape[1], dtype=float)[:, None], need.shape[:-1]).copy()
+    if need.shape[1] > 1:
+        host, pinned, turns = TIERS.index(Tier.HOST), TIERS.index(Tier.PINNED), staging_turns(setup)
+        layers, counts = residency.layer_bytes, np.array(setup.problem.model.layer_counts)
+        staging = turns * layers.max(axis=-1)
+        without = need[:, 0] - _of_tiers(staging, host, pinned)
+        share = largest_share(capacity[pinned] - without[..., pinned], layers, counts, turns)
+        some = locked_bytes(layers, share[..., None])
+        staged = turns * (layers - some).max(axis=-1)
+        lesser = without + _of_tiers(staged, host, pinned) + _of_tiers((some * counts).sum(axis=-1), pinned)
+        chosen = (need[:, 1, :, pinned] > capacity[pinned]) & (share > 0)
+        need[:, 1] = np.where(chosen[..., None], lesser, need[:, 1])
+        locked[:, 1] = np.where(chosen, share, 1.0)
+    return locked
+
+
+def _of_tiers(size: Ints, *tiers: int) -> Ints:
+    """Bytes that are in each of these tiers. [..., tier]."""
+    return size[..., None] * np.isin(np.arange(len(TIERS)), tiers)
 
 
 def _setups(problem: Problem, schedule: Schedule, grid: PolicyGrid) -> tuple[list[Setup], int]:
@@ -127,7 +152,7 @@ def _bytes(setups: list[Setup], residency: Residency, capacity: Ints) -> Ints:
     activations = [setup.memory.device.get(MemoryPart.ACTIVATIONS, 0) for setup in setups]
     for held in set(residency.held.tolist()) - {0}:
         fewest = int(residency.experts[residency.held == held][0])
-        more = np.array(_peaks(_with_weights(setups[0], fewest, False))) - none[0]
+        more = np.array(_peaks(_with_weights(setups[0], fewest, 0.0))) - none[0]
         least = none[:, device] - activations + min(more[device], more[device] + activations[0])
         known: dict[object, Ints] = {}
         for at, setup in enumerate(setups):
@@ -136,7 +161,7 @@ def _bytes(setups: list[Setup], residency: Residency, capacity: Ints) -> Ints:
                 continue
             key = (id(setup.batch), setup.policy.attention, setup.policy.kv_on_device)
             if key not in known:
-                known[key] = np.array(_peaks(_with_weights(setup, fewest, False))) - none[at]
+                known[key] = np.array(_peaks(_with_weights(setup, fewest, 0.0))) - none[at]
             found[at, held] += known[key]
     return found
 
@@ -152,23 +177,27 @@ def _hopeless(setup: Setup) -> bool:
 
 def _residency(setup: Setup) -> Residency:
     """Ask the memory plan of one batch for every number of experts. A schedule may refuse some of them."""
-    total, found, needs = setup.problem.model.num_experts, [], []
+    model, found, needs, layers = setup.problem.model, [], [], []
+    total, shares = model.num_experts, (0.0, 1.0) if locks_weights(setup.schedule) else (0.0,)
     for count in range(total + 1):
         try:
-            needs.append([_peaks(_with_weights(setup, count, pin)) for pin in pin_choices(setup.schedule)])
+            several = [_with_weights(setup, count, share) for share in shares]
         except InputError:
             continue
         found.append(count)
+        needs.append([_peaks(one) for one in several])
+        policy = several[0].policy
+        layers.append([policy.streamed_bytes(setup.schedule, model, layer) for layer in model.distinct_layers])
     experts = np.array(found, dtype=np.int64)
     held = (experts > 0).astype(np.int64) + (experts == total)
-    needed = np.array(needs, dtype=np.int64).transpose(1, 0, 2)  # [pin choice, expert value, tier]
+    needed = np.array(needs, dtype=np.int64).transpose(1, 0, 2)  # [none or all, expert value, tier]
     base = needed[0, np.searchsorted(held, np.arange(3)).clip(max=len(found) - 1)]
-    return Residency(experts, held, needed - base[held])
+    return Residency(experts, held, needed - base[held], np.array(layers, dtype=np.int64))
 
 
-def _with_weights(setup: Setup, experts: int, pin: bool) -> Setup:
+def _with_weights(setup: Setup, experts: int, locked: float) -> Setup:
     share = experts / setup.problem.model.num_experts
-    return replace(setup, policy=replace(setup.policy, experts_on_device=share, pin_weights=pin))
+    return replace(setup, policy=replace(setup.policy, experts_on_device=share, pin_weights=locked))
 
 
 def _peaks(setup: Setup) -> list[int]:
@@ -177,7 +206,7 @@ def _peaks(setup: Setup) -> list[int]:
 
 
 def _wanted(fits: NDArray[np.bool_], experts: Ints, total: int, grid: PolicyGrid) -> NDArray[np.bool_]:
-    """The expert values of the grid, and for each batch the most that fit. [batch, pin choice, expert value]."""
+    """The expert values of the grid, and for each batch the most that fit. [batch, none or most, expert value]."""
     spread = {round(total * at / max(1, grid.expert_values - 1)) for at in range(grid.expert_values)}
     wanted = np.zeros(fits.shape, dtype=bool) | np.isin(experts, list(spread))
     most = fits.shape[-1] - 1 - np.argmax(fits[..., ::-1], axis=-1)
@@ -192,8 +221,8 @@ def _pages(schedule: Schedule, grid: PolicyGrid, num_micro_batches: int) -> list
     return sorted(counts, key=lambda count: (count != num_micro_batches, count))
 
 
-def _nearest(setups: list[Setup], lack: Ints, residency: Residency) -> Setup:
-    """The one of the smallest lack, all tiers together. lack [batch, pin choice, expert value, tier]."""
+def _nearest(setups: list[Setup], lack: Ints, residency: Residency, locked: Floats) -> Setup:
+    """The one of the smallest lack, all tiers together. lack [batch, none or most locked, expert value, tier]."""
     total = np.maximum(lack, 0).sum(axis=-1)
     batch, pin, value = np.unravel_index(int(total.argmin()), total.shape)
-    return _with_weights(setups[batch], int(residency.experts[value]), pin_choices(setups[batch].schedule)[pin])
+    return _with_weights(setups[batch], int(residency.experts[value]), float(locked[batch, pin, value]))

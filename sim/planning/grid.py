@@ -3,8 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sim.problem import Policy
 from sim.schedule import Place, Schedule
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+"""Values of many policies at once."""
 
 
 def sizes_up_to(most: int, per_doubling: int) -> tuple[int, ...]:
@@ -84,6 +91,6 @@ def placements(schedule: Schedule, grid: PolicyGrid) -> list[tuple[Place, float]
     return found
 
 
-def pin_choices(schedule: Schedule) -> tuple[bool, ...]:
-    """Whether streamed weights are page-locked: open where the system page-locks memory of its own accord."""
-    return (False, True) if schedule.system.pins_weights or schedule.system.pins_kv else (False,)
+def locks_weights(schedule: Schedule) -> bool:
+    """Whether streamed weights may be page-locked: where the system page-locks memory of its own accord."""
+    return schedule.system.pins_weights or schedule.system.pins_kv

@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from sim.cost import Setup, capacity_bytes
-from sim.planning.candidates import Floats, candidates_of
-from sim.planning.grid import PolicyGrid, sizes_up_to
+from sim.planning.candidates import candidates_of
+from sim.planning.grid import Floats, PolicyGrid, sizes_up_to
 from sim.planning.planner import Choice, hrm_setup
 from sim.planning.report import title
 from sim.planning.search import at_best

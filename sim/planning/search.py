@@ -9,7 +9,8 @@ import numpy as np
 
 from sim.cost import Setup
 from sim.planning.bounds import least_seconds
-from sim.planning.candidates import TIERS, Candidates, Floats
+from sim.planning.candidates import TIERS, Candidates
+from sim.planning.grid import Floats
 from sim.problem import Policy
 from sim.schedule import Tier
 from sim.simulation import Prediction, predict

@@ -25,5 +25,5 @@ from .model import (
     find_config as find_config,
     packed_bytes as packed_bytes,
 )
-from .policy import Policy as Policy, read_policy_file as read_policy_file
+from .policy import LOCK_UNIT_BYTES as LOCK_UNIT_BYTES, Policy as Policy, read_policy_file as read_policy_file
 from .workload import DEFAULT_GEN_LEN as DEFAULT_GEN_LEN, Problem as Problem, Workload as Workload

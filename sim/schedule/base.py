@@ -94,7 +94,7 @@ class Schedule(ABC):
 
     def layout(self, shape: PipelineShape) -> SlotLayout:
         """Where things are; a schedule with other buffers returns its own layout."""
-        return SlotLayout(shape, self.system.pinned_layers)
+        return SlotLayout(shape, self.system)
 
     def load_layer(self, shape: PipelineShape, step: int, layer: int) -> Issues:
         """All streamed weights of a layer as one piece from where they live (nothing beyond the last step)."""

@@ -32,6 +32,7 @@ class Holds(StrEnum):
     """What fills one slot: of a layer, or of a micro-batch in it."""
 
     WEIGHTS = "a layer's streamed weights"
+    STAGED = "what of a layer's streamed weights is not page-locked where it lives"
     CACHE = "the KV cache of a layer at its longest, but for the share that stays on the device"
     PROMPT_CACHE = "the KV entries of a layer for the prompts"
     PROMPT_HIDDEN = "hidden states of the prompts"
@@ -58,6 +59,6 @@ class Buffer:
     turns: int = 1
     """How many slots take turns, where slots do: of two weight slots one is computed from while the other fills."""
     tier: Tier | None = None
-    """Where it takes memory; None: what the memory plan counts anyway (the KV cache, a layer's working set)."""
+    """The memory that it is in, for the plan, the costs of copies, and the engine; None: it takes none of its own."""
     part: str = ""
     """Its name in the memory plan, which several may share; by default the buffer's."""

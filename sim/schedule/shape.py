@@ -26,7 +26,10 @@ class System:
     pinned_layers: int = 0
     """Layer-sized staging buffers in page-locked host memory; 0: weights are copied from pageable memory."""
     pins_weights: bool = False  # whether it usually keeps all streamed weights page-locked, where they fit
-    pins_kv: bool = False  # whether a KV cache on the host is page-locked; else it is copied at the pageable rate
+    pins_kv: bool = False
+    """Whether the KV cache is copied at the page-locked rate: one that attention on the GPU loads is page-locked, and
+    so are the buffers where what prefill stores beside attention on the CPU lands, on its way into the cache.
+    """
     pins_activations: bool = True
     """Whether what goes to the host and back beside weights and KV cache is page-locked there."""
     one_batch: bool = False  # whether it runs all requests as one micro-batch
@@ -51,8 +54,8 @@ class PipelineShape:
 
     `streamed` says per layer whether some of its weights stream from the host each time the layer runs; with
     `streams_non_experts` these include what PreAttn needs. `streams_kv`: the KV cache lives on the host.
-    `offloads_hidden`: in prefill, hidden states of waiting micro-batches live on the host. `weights_pinned`: streamed
-    weights live in page-locked host memory, so that they need no staging.
+    `offloads_hidden`: in prefill, hidden states of waiting micro-batches live on the host. `weights_pinned`: all
+    streamed weights live in page-locked host memory, so that they need no staging.
     """
 
     num_layers: int

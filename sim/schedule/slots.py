@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sim.schedule.buffers import Buffer, By, Holds, MemoryPart, Tier
-from sim.schedule.shape import PipelineShape, Place
+from sim.schedule.shape import PipelineShape, Place, System
 from sim.schedule.task import WHOLE, LaneKind, Op, Task
 from traces.errors import InputError
 
@@ -26,6 +26,9 @@ Column = Any
 
 Slot = tuple[str, int]
 """A buffer and a number there; pages of one slot lie one behind the other."""
+
+STAGES_ONE = System((Place.CPU, Place.GPU), pinned_layers=1)
+"""A system of which nothing else is known."""
 
 
 class Access(NamedTuple):
@@ -61,29 +64,35 @@ class SlotLayout:
     others than the usual ones, overrides `accesses`.
     """
 
-    def __init__(self, shape: PipelineShape, pinned_layers: int = 1) -> None:
+    def __init__(self, shape: PipelineShape, system: System = STAGES_ONE) -> None:
         self.shape = shape
         on_cpu = shape.attention is Place.CPU
         exchanged = (Tier.DEVICE if on_cpu else None, MemoryPart.ATTENTION_EXCHANGE)
-        exchanged_on_host = (Tier.PINNED if on_cpu else None, MemoryPart.ATTENTION_EXCHANGE)
+        copied = Tier.PINNED if system.pins_activations else Tier.HOST
+        exchanged_on_host = (copied if on_cpu else None, MemoryPart.ATTENTION_EXCHANGE)
         staging = None if shape.weights_pinned else Tier.PINNED
         loaded = None if on_cpu or not shape.streams_kv else Tier.DEVICE
         new = Tier.DEVICE if shape.streams_kv else None
+        crossing = Tier.PINNED if system.pins_kv else Tier.HOST
+        landing = crossing if on_cpu else None
+        on_host = Tier.HOST if on_cpu else crossing
+        cache = on_host if shape.streams_kv else Tier.DEVICE
         waits = shape.offloads_hidden
         hidden = MemoryPart.HIDDEN_STATES
         self.buffers: dict[str, Buffer] = {
             "weights": Buffer(Holds.WEIGHTS, By.RUN, 2, Tier.DEVICE, MemoryPart.WEIGHT_SLOTS),
-            "pinned": Buffer(Holds.WEIGHTS, By.RUN, pinned_layers, staging, MemoryPart.STAGING),
+            "pinned": Buffer(Holds.STAGED, By.RUN, system.pinned_layers, staging, MemoryPart.STAGING),
             "hidden": Buffer(Holds.HIDDEN if waits else Holds.PROMPT_HIDDEN, By.MICRO_BATCH, 1, Tier.DEVICE, hidden),
             "activation": Buffer(Holds.PROMPT_HIDDEN, By.TURN, 2, Tier.DEVICE if waits else None, hidden),
-            "hidden on host": Buffer(Holds.PROMPT_HIDDEN, By.MICRO_BATCH, 1, Tier.HOST if waits else None, hidden),
+            "hidden on host": Buffer(Holds.PROMPT_HIDDEN, By.MICRO_BATCH, 1, copied if waits else None, hidden),
             "qkv": Buffer(Holds.QKV, By.MICRO_BATCH, 1, *exchanged),
             "qkv on host": Buffer(Holds.QKV, By.MICRO_BATCH, 1, *exchanged_on_host),
             "attention": Buffer(Holds.ATTENTION, By.MICRO_BATCH, 1, *exchanged),
             "attention on host": Buffer(Holds.ATTENTION, By.MICRO_BATCH, 1, *exchanged_on_host),
-            "kv": Buffer(Holds.CACHE, By.CACHE),
+            "kv": Buffer(Holds.CACHE, By.CACHE, 1, cache, MemoryPart.KV_CACHE),
             "kv on device": Buffer(Holds.CACHE, By.TURN, 2, loaded, MemoryPart.KV_BUFFERS),
             "new kv": Buffer(Holds.PROMPT_CACHE, By.TURN, 2, new, MemoryPart.KV_BUFFERS),
+            "new kv on host": Buffer(Holds.PROMPT_CACHE, By.TURN, 2, landing, MemoryPart.KV_BUFFERS),
         }
         self._streamed = np.array(shape.streamed)
         self._by_op: dict[Op, Rule] = {
@@ -114,10 +123,13 @@ class SlotLayout:
 
     @cached_property
     def parts(self) -> dict[tuple[Tier, str, bool], list[Buffer]]:
-        """Buffers by tier, part of the memory plan, and whether every device holds all of it (hidden states)."""
+        """Buffers by tier, part of the memory plan, and whether every device holds all of it (hidden states).
+
+        The KV cache is not among them: it takes what all layers need together, wherever each part of it is.
+        """
         found = defaultdict[tuple[Tier, str, bool], list[Buffer]](list)
         for name, one in self.buffers.items():
-            if one.tier:
+            if one.tier and one.by is not By.CACHE:
                 whole = one.holds in (Holds.HIDDEN, Holds.PROMPT_HIDDEN)
                 found[one.tier, one.part or name, whole].append(one)
         return dict(found)

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 from sim.cost import Setup, kept_tokens
 from sim.problem import Batch
-from sim.schedule import LaneKind, MemoryPart, Op, PipelineShape, Place, Task, Tier
+from sim.schedule import LaneKind, MemoryPart, Op, PipelineShape, Task, Tier, layout_of
 from sim.simulation.simulator import Executed, simulate_steps
 from traces.trace import LINK_RATE, MEMORY, NONE, Counter, Span, Trace
 
 MOVING: dict[str, set[str]] = {
     Tier.DEVICE: {MemoryPart.WEIGHT_SLOTS, MemoryPart.KV_CACHE},
     Tier.HOST: {MemoryPart.KV_CACHE, MemoryPart.HIDDEN_STATES, MemoryPart.STAGING},
-    Tier.PINNED: {MemoryPart.KV_CACHE, MemoryPart.STAGING},
+    Tier.PINNED: {MemoryPart.KV_CACHE, MemoryPart.HIDDEN_STATES, MemoryPart.STAGING},
 }
 """Parts of the memory plan that tasks fill and free; the others are held for the whole run."""
 
@@ -94,7 +94,9 @@ def _sample(held: dict[tuple[int, Tier], int], rank: int, time_ns: int) -> Count
 def _changes(setup: Setup, executed: list[Executed]) -> Iterator[_Change]:
     """Each task's effect on memory. A buffer is held from the start of the copy into it to the end of its last use."""
     last_use = _last_uses(executed)
-    pinned_kv = setup.shape.attention is Place.GPU and setup.schedule.system.pins_kv
+    buffers = layout_of(setup.schedule, setup.shape).buffers
+    pinned_kv, pinned_hidden = (buffers[name].tier is Tier.PINNED for name in ("kv", "hidden on host"))
+    staged: dict[tuple[int, int, int, int], int] = {}
     for one in executed:
         op, rank, size = one.task.op, one.task.lane.rank, one.cost.bytes
         if op in (Op.LOAD_WEIGHTS, Op.LOAD_WEIGHTS_PAGEABLE):
@@ -103,18 +105,24 @@ def _changes(setup: Setup, executed: list[Executed]) -> Iterator[_Change]:
             if freed is not None:
                 yield _Change(freed, rank, Tier.DEVICE, -size)
             if op is Op.LOAD_WEIGHTS and not setup.shape.weights_pinned:
-                yield from _on_host(one.end_ns, -size, pinned=True)
+                yield from _on_host(one.end_ns, -staged.pop(_page(one.task), 0), pinned=True)
         elif op is Op.PIN_WEIGHTS:
+            staged[_page(one.task)] = size
             yield from _on_host(one.start_ns, size, pinned=True)
         elif op is Op.STORE_HIDDEN and rank == 0:
-            yield from _on_host(one.start_ns, size, pinned=False)
+            yield from _on_host(one.start_ns, size, pinned=pinned_hidden)
         elif op is Op.LOAD_HIDDEN and one.task.step == 0 and rank == 0:
-            yield from _on_host(one.end_ns, -size, pinned=False)
+            yield from _on_host(one.end_ns, -size, pinned=pinned_hidden)
         elif op is Op.STORE_KV:
             stored = _kv_growth(setup, one.task) * (1 - setup.policy.kv_on_device)
             yield from _on_host(one.start_ns, round(stored), pinned=pinned_kv)
         elif op is Op.ATTN:
             yield from _grown(setup, one)
+
+
+def _page(task: Task) -> tuple[int, int, int, int]:
+    """Which page of weights a task moves."""
+    return task.lane.rank, task.step, task.layer, task.page
 
 
 def _on_host(time_ns: int, size: int, *, pinned: bool) -> Iterator[_Change]:

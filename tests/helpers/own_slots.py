@@ -24,8 +24,8 @@ from sim.schedule import (
 class ThreeSlots(SlotLayout):
     """Three weight slots that take turns; the KV cache of a micro-batch passes through a bounce buffer."""
 
-    def __init__(self, shape):
-        super().__init__(shape)
+    def __init__(self, shape, system):
+        super().__init__(shape, system)
         self.buffers["weights"] = replace(self.buffers["weights"], turns=3)
         self.buffers["bounce"] = Buffer(Holds.CACHE, By.TURN, 1, Tier.DEVICE)
 
@@ -47,7 +47,7 @@ class TwoAhead(Schedule):
     system = System((Place.GPU,))
 
     def layout(self, shape):
-        return ThreeSlots(shape)
+        return ThreeSlots(shape, self.system)
 
     def prefill(self, shape, more):
         yield from super().prefill(shape, more)

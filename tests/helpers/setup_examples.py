@@ -45,7 +45,10 @@ def any_setup(draw, gen_lens, schedules=tuple(ALL)):
     schedule = by_name(draw(st.sampled_from(schedules)))
     size = draw(st.sampled_from([1, 3, 8]))
     share = 1.0 if schedule.system.streams_non_experts else 0.5
-    policy = {"experts_on_device": draw(st.sampled_from([0.0, 0.0, share])), "pin_weights": draw(st.booleans())}
+    policy = {
+        "experts_on_device": draw(st.sampled_from([0.0, 0.0, share])),
+        "pin_weights": draw(st.sampled_from([0.0, 0.3, 0.75, 1.0])),
+    }
     if schedule.name == "flexgen":
         policy["kv_on_device"] = draw(st.sampled_from([0.0, 0.5, 1.0]))
     count = 1 if schedule.system.one_batch else draw(st.integers(1, 5))

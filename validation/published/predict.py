@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sim.problem import Hardware
+from sim.problem import Hardware, Policy
 from sim.simulation import predict
 from traces.cli import in_processes
 from traces.errors import InputError
@@ -59,8 +59,14 @@ def predict_row(row: Row, machines: Machines | None = None) -> Predicted:
         said = predict(posed.setup, compiled=True, must_fit=False)
     except InputError as error:
         return Predicted(row, None, None, reason=str(error))
-    policy = f"{posed.setup.policy}{' pinned' if posed.setup.policy.pin_weights else ''}"
+    policy = _in_words(posed.setup.policy)
     return Predicted(row, said.throughput_tokens_per_s, said.hrm_tokens_per_s, policy, said.bottleneck, posed.assumed)
+
+
+def _in_words(policy: Policy) -> str:
+    """Sizes, and what is page-locked of the weights."""
+    share = policy.pin_weights
+    return f"{policy}{f' {share:.0%}' if 0 < share < 1 else ''}{' pinned' if share else ''}"
 
 
 def predict_all(rows: Sequence[Row], machines: Machines | None = None, jobs: int | None = None) -> Iterator[Predicted]:

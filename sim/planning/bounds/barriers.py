@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.planning.bounds.durations import LEAST, MEAN, MOST, WEIGHT_OPS, Times
-from sim.planning.candidates import Floats
+from sim.planning.grid import Floats
 from sim.schedule import NONE, Barrier, DependencyTracker, Op, PipelineShape, Task, layout_of
 from sim.simulation import in_turn
 
@@ -24,7 +24,7 @@ def sum_of_stretches(times: Times) -> tuple[Floats, Floats] | None:
     prefill, decode = np.zeros(len(space)), np.zeros(len(space))
     few = times.n if space.schedule.system.one_batch else np.minimum(times.n, LIKE_ALL)
     streams = times.streams()[:, :, 0] > 0
-    flags = np.column_stack((times.on_cpu, times.streams_kv, times.offloads, space.pinned, streams, few))
+    flags = np.column_stack((times.on_cpu, times.streams_kv, times.offloads, space.locked == 1, streams, few))
     _, first, which = np.unique(flags, axis=0, return_index=True, return_inverse=True)
     for at, row in enumerate(first):
         rows = np.flatnonzero(which.ravel() == at)
@@ -42,7 +42,7 @@ def _small(times: Times, row: int, num_micro_batches: int) -> PipelineShape:
     streamed = tuple(bool(streams[kind]) for kind in times.model.layer_kinds)
     small = replace(shape, num_micro_batches=num_micro_batches, num_pages=1, streamed=streamed)
     offloads = shape.offloads_hidden and num_micro_batches > 1
-    return replace(small, weights_pinned=bool(times.space.pinned[row]), offloads_hidden=offloads)
+    return replace(small, weights_pinned=bool(times.space.locked[row] == 1), offloads_hidden=offloads)
 
 
 class _Stretches:

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from sim.planning.bounds.barriers import sum_of_stretches
 from sim.planning.bounds.durations import DECODE_OPS, LEAST, MEAN, MOST, PREFILL_OPS, Times
 from sim.planning.bounds.order import DecodeOrder
-from sim.planning.candidates import Candidates, Floats
+from sim.planning.candidates import Candidates
+from sim.planning.grid import Floats
 from sim.schedule import Op, Schedule, layout_of
 
 LOOKAHEAD = 2
@@ -45,11 +46,12 @@ class _Paths:
         self.t, self.space, self.order = times, times.space, order
         self.n = times.n[:, None]  # [row, 1]
         self.pages = self.space.pages.astype(float)[:, None]
-        pinned = self.space.pinned[:, None, None]
+        self.all_locked = self.space.locked[:, None, None] == 1
         locked, pageable = Op.LOAD_WEIGHTS, Op.LOAD_WEIGHTS_PAGEABLE
-        self.whole = np.where(pinned, times.whole_weights(locked), times.whole_weights(pageable))
-        self.loads = np.where(pinned | order.stages, times.paged_weights(locked), times.paged_weights(pageable))
-        self.pins = np.where(pinned, 0.0, times.paged_weights(Op.PIN_WEIGHTS))
+        self.whole = np.where(self.all_locked, times.whole_weights(locked), times.whole_weights(pageable))
+        in_pages = times.paged_weights(locked), times.paged_weights(pageable)
+        self.loads = np.where(self.all_locked | order.stages, *in_pages)
+        self.pins = np.where(self.all_locked, 0.0, times.paged_weights(Op.PIN_WEIGHTS))
         setup = self.space.batch_setups[0]
         buffers = layout_of(setup.schedule, setup.shape).buffers
         self.turns = {name: buffer.turns for name, buffer in buffers.items()}
@@ -108,8 +110,8 @@ class _Paths:
         lanes = [(gpu, 0.0 * gpu), (h2d, seam + 0.0 * h2d), (out, stored + 0.0 * out)]
         if self.order.stages:
             ahead = (layers + self.turns["pinned"]) * (self.pins + self.loads).max(axis=1)
-            turns = (self.pins + self.loads) / (self.pages[..., None] * self.turns["pinned"])
-            turns = np.where(self.space.pinned[:, None, None] | ~self._all_stream()[:, None, None], 0.0, turns)
+            turns = (t.last_page_staged() + self.loads / self.pages[..., None]) / self.turns["pinned"]
+            turns = np.where(self.all_locked | ~self._all_stream()[:, None, None], 0.0, turns)
             lanes += [(t.over_layers(self.pins), -ahead - 1e-12), (t.over_layers(turns), -ahead - 1e-12)]
         return lanes
 

@@ -8,7 +8,9 @@ from itertools import pairwise
 import numpy as np
 
 from sim.cost import CPU_CORES, DRAM, GROWS_WITH_CONTEXT, CostModel, Demands, Setup, Sizes
-from sim.planning.candidates import Candidates, Floats
+from sim.planning.candidates import Candidates
+from sim.planning.grid import Floats, Ints
+from sim.planning.locking import locked_bytes
 from sim.problem import MicroBatch, Model, Policy
 from sim.schedule import CPU, GPU, LANE_OF, NET, WHOLE, Op, Place, Task
 from sim.simulation import fair_rates
@@ -49,6 +51,7 @@ class Times:
         self.weights = np.array([steps for _, steps in self.segments], dtype=float)
         self._tables = self._fill()
         self._streamed = _streamed(space)
+        self._locked = locked_bytes(self._streamed, space.locked[:, None])
         self._pieces = {op: self._piece(op) for op in WEIGHT_OPS}
 
     def of(self, phase: str, op: Op, which: int = MEAN) -> Floats:
@@ -63,6 +66,14 @@ class Times:
         """As `whole_weights`, in pages."""
         return self._weights(op, self.space.pages.astype(float))
 
+    def last_page_staged(self) -> Floats:
+        """Seconds to stage a layer's last page: no other has more to stage. [row, layer kind, 1]."""
+        latency, per_byte = self._pieces[Op.PIN_WEIGHTS]
+        pages = self.space.pages[:, None]
+        staged = np.minimum(self._streamed - self._locked, self._streamed / pages)
+        seconds = np.where(self._streamed > 0, latency + staged * per_byte - 1e-9, 0.0)
+        return np.maximum(seconds, 0.0)[..., None]
+
     def streams(self) -> Floats:
         """1 where a layer has weights that stream. [row, layer kind, 1]."""
         return np.asarray(self._streamed > 0, dtype=float)[..., None]
@@ -76,8 +87,10 @@ class Times:
         return np.asarray(amount[:, self.model.layer_kinds[layer]])
 
     def _weights(self, op: Op, pieces: Floats) -> Floats:
-        latency, per_byte = self._pieces[op]
-        seconds = pieces[:, None] * latency + self._streamed * per_byte
+        (latency, per_byte), (_, locked_per_byte) = self._pieces[op], self._pieces[Op.LOAD_WEIGHTS]
+        locked, others = self._locked, self._streamed - self._locked
+        in_place = 0.0 if op is Op.PIN_WEIGHTS else locked * locked_per_byte
+        seconds = pieces[:, None] * latency + in_place + others * per_byte
         seconds = np.where(self._streamed > 0, seconds - 1e-9 * pieces[:, None], 0.0)  # durations are whole ns
         return np.maximum(seconds, 0.0)[..., None]
 
@@ -203,13 +216,13 @@ def _stands_for(space: Candidates, first: int, last: int) -> int:
     return first if crossed else (first + last) // 2
 
 
-def _streamed(space: Candidates) -> Floats:
+def _streamed(space: Candidates) -> Ints:
     """Bytes of each layer kind that come over the link. [row, layer kind]."""
     model = space.problem.model
     values, where = np.unique(space.experts, return_inverse=True)
     policies = [_with_experts(space, value) for value in values.tolist()]
     table = [[one.streamed_bytes(space.schedule, model, kind) for kind in model.distinct_layers] for one in policies]
-    return np.array(table, dtype=float)[where]
+    return np.array(table, dtype=np.int64)[where]
 
 
 def _with_experts(space: Candidates, experts: int) -> Policy:

@@ -144,9 +144,10 @@ class OptimizerConstants(Part):
 class Hardware(Part):
     """A host with `num_devices` equal devices. Host memory and cores are shared; each device has a link of its own.
 
-    `pinned_bytes` limits page-locked host memory; `pin_bytes_per_s` is the rate at which one thread copies pageable
-    memory into it. `network` is there exactly when there are several devices. `hand_over_s` is how long after a task's
-    end another lane notices it: the wait on an event, or until a thread wakes; if not given, none.
+    `pinned_bytes` limits page-locked host memory; `pin_bytes_per_s` is the rate at which pageable memory is copied into
+    it, by as many threads as the engine stages with. `network` is there exactly when there are several devices.
+    `hand_over_s` is how long after a task's end another lane notices it: the wait on an event, or until a thread wakes;
+    if not given, none.
     """
 
     name: str

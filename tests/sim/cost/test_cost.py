@@ -70,6 +70,12 @@ class TestCopies:
         assert stored.duration_ns == pytest.approx(2 * 30 * US + 8 * KV_BYTES / 8, abs=1)
         assert (loaded.bound, stored.bound) == ("link h2d", "copy latency")
 
+    def test_beside_attention_on_the_cpu_it_lands_page_locked_and_is_copied_into_the_cache(self):
+        cost = cost_of(one_task(Op.STORE_KV, step=0))
+        assert cost.bytes == 800 * KV_BYTES
+        assert cost.duration_ns == pytest.approx(2 * 30 * US + 800 * KV_BYTES / 8 + 800 * KV_BYTES / 5, abs=1)
+        assert carried(cost, DRAM) == pytest.approx(3 * 800 * KV_BYTES)
+
     def test_the_share_of_the_cache_on_the_device_is_not_moved(self):
         for op, step in ((Op.LOAD_KV, 1), (Op.STORE_KV, 0), (Op.STORE_KV, 2)):
             whole = cost_of(one_task(op, step), schedule="flexgen")
@@ -114,6 +120,52 @@ class TestCopies:
         assert sum(sizes) == costs(one_task(op, page=WHOLE)).bytes
         assert sum(sizes) == setup.policy.streamed_bytes(setup.schedule, setup.problem.model, layer)
         assert max(sizes) - min(sizes) <= 1
+
+
+class TestShares:
+    """Weights of which a share is page-locked where they live; the link takes 10 GB/s, pageable 4, the pin copy 5."""
+
+    def test_a_pin_copy_moves_what_lies_behind_the_locked_bytes(self):
+        page = EXPERTS_BYTES // 4
+        found = [cost_of(one_task(Op.PIN_WEIGHTS, page=at), pages=4, pin_weights=0.375) for at in range(4)]
+        assert [cost.bytes for cost in found] == [0, page // 2, page, page]
+        assert [cost.duration_ns for cost in found] == [
+            pytest.approx(20_000 + size / 5, abs=1) for size in (0, page // 2, page, page)
+        ]
+        assert (found[0].bound, found[1].bound) == ("launch latency", "pin copy")
+
+    def test_a_page_takes_the_link_as_long_whether_it_was_staged_or_not(self):
+        for at in range(4):
+            staged, locked = (
+                cost_of(one_task(Op.LOAD_WEIGHTS, page=at), pages=4, pin_weights=pin) for pin in (0.375, 1.0)
+            )
+            assert staged == locked
+
+    @pytest.mark.parametrize("name", ["cgopipe", "zero"])
+    def test_weights_in_place_are_page_locked_for_a_part_of_the_way(self, name):
+        whole = cost_of(one_task(Op.LOAD_WEIGHTS), schedule=name, pin_weights=1.0).bytes
+        locked = int(0.375 * whole) // 4096 * 4096
+        cost = cost_of(one_task(Op.LOAD_WEIGHTS_PAGEABLE), schedule=name, pin_weights=0.375)
+        assert cost.bytes == whole
+        assert cost.duration_ns == pytest.approx(30 * US + locked / 10 + (whole - locked) / 4, abs=1)
+        assert carried(cost, DRAM) == pytest.approx(locked + 3 * (whole - locked))
+
+    def test_two_devices_stage_their_parts_of_a_page(self):
+        costs = made_setup(pages=3, pin_weights=0.5, machine=round_machine(2)).costs()
+        sizes = [costs(one_task(Op.PIN_WEIGHTS, page=at, rank=rank)).bytes for at in range(3) for rank in (0, 1)]
+        assert sum(sizes) == pytest.approx(EXPERTS_BYTES / 2, abs=6)
+        assert sizes[:2] == [0, 0]
+
+    @given(pages=st.integers(1, 40), share=st.floats(0, 1), bits=st.sampled_from([16.0, 4.25]))
+    @SETTINGS
+    def test_pages_stage_together_what_is_not_page_locked(self, pages, share, bits):
+        setup = made_setup(pages=pages, pin_weights=share, weight_bits=bits)
+        costs, whole = (
+            setup.costs(),
+            setup.policy.streamed_bytes(setup.schedule, setup.problem.model, setup.problem.model.layers[0]),
+        )
+        staged = [costs(one_task(Op.PIN_WEIGHTS, page=page)).bytes for page in range(pages)]
+        assert sum(staged) == whole - setup.policy.locked_bytes(whole) == costs(one_task(Op.PIN_WEIGHTS)).bytes
 
 
 def test_a_hand_over_is_whole_nanoseconds_and_none_is_nothing():

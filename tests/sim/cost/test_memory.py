@@ -51,11 +51,17 @@ class TestByHand:
                 "kv cache": 32 * 504 * (418 + 127) * KV,
                 "hidden states": 2 * 4096 * 504 * 418,
                 "attention exchange": 504 * EXCHANGE,
+                "kv buffers": 2 * prompt * KV,
                 "staging": EXPERTS,
             },
-            pinned={"attention exchange": 504 * EXCHANGE, "staging": EXPERTS},
+            pinned={
+                "hidden states": 2 * 4096 * 504 * 418,
+                "attention exchange": 504 * EXCHANGE,
+                "kv buffers": 2 * prompt * KV,
+                "staging": EXPERTS,
+            },
         )
-        assert plan().peak_bytes() == {"device": 12_316_925_184, "host": 130_751_889_408, "pinned": 2_828_894_208}
+        assert plan().peak_bytes() == {"device": 12_316_925_184, "host": 130_875_162_624, "pinned": 4_677_992_448}
 
     def test_fastdecode_stages_two_layers(self):
         assert plan("fastdecode").host["staging"] == plan("fastdecode").pinned["staging"] == 2 * EXPERTS
@@ -68,7 +74,7 @@ class TestByHand:
             **cgopipe.device,
             "kv buffers": 0,
         }
-        exchanged = ("staging", "attention exchange")
+        exchanged = ("staging", "attention exchange", "kv buffers")  # with attention on the CPU
         assert flexgen.host == {part: size for part, size in cgopipe.host.items() if part not in exchanged}
         assert flexgen.pinned == {}
 
@@ -198,11 +204,36 @@ class TestParts:
 
     def test_pinned_weights_replace_the_staging_and_stay_in_the_hosts_memory(self):
         made = plan(pin_weights=True)
-        assert made.pinned == {"streamed weights": 32 * EXPERTS, "attention exchange": 504 * EXCHANGE}
+        others = {part: size for part, size in plan().pinned.items() if part != "staging"}
+        assert made.pinned == {"streamed weights": 32 * EXPERTS, **others}
         assert made.host == {part: size for part, size in plan().host.items() if part != "staging"}
 
+    @pytest.mark.parametrize("name", ["cgopipe", "fastdecode", "flexgen", "zero"])
+    def test_a_share_of_each_layer_is_page_locked_in_place_and_the_rest_is_staged(self, name):
+        streamed = EXPERTS + NON_EXPERTS if name == "zero" else EXPERTS
+        locked = int(0.6 * streamed) // 4096 * 4096
+        made, turns = plan(name, pin_weights=0.6), {"cgopipe": 1, "fastdecode": 2}.get(name, 0)
+        assert made.pinned["streamed weights"] == 32 * locked
+        assert made.host["streamed weights"] == 32 * streamed, "they are there once, page-locked or not"
+        assert made.pinned.get("staging", 0) == made.host.get("staging", 0) == turns * (streamed - locked)
+
+    def test_staging_holds_what_the_largest_layer_has_to_stage(self):
+        # layer 0 of DeepSeek-V2-Lite is dense and streams nothing of its own
+        experts = 64 * 2 * 3 * 2048 * 1408
+        made = made_setup(model=preset("deepseek-v2-lite"), workload=Workload.fixed(100, 4), pin_weights=0.5).memory
+        assert made.pinned["streamed weights"] == 26 * (experts // 2)
+        assert made.pinned["staging"] == experts - experts // 2
+
+    @given(name=st.sampled_from(sorted(registered())), low=st.floats(0, 1), high=st.floats(0, 1))
+    @SETTINGS
+    def test_more_page_locked_weights_take_more_page_locked_memory_and_no_more_of_the_hosts(self, name, low, high):
+        less, more = (plan(name, pin_weights=share).peak_bytes() for share in sorted((low, high)))
+        assert more["pinned"] >= less["pinned"]
+        assert more["host"] <= less["host"]
+        assert more["device"] == less["device"]
+
     @pytest.mark.parametrize("name", sorted(registered()))
-    @pytest.mark.parametrize("pin", [False, True])
+    @pytest.mark.parametrize("pin", [False, 0.3, True])
     def test_pinned_memory_is_part_of_the_hosts(self, name, pin):
         made = plan(name, pin_weights=pin)
         assert all(size <= made.host[part] for part, size in made.pinned.items())
@@ -223,8 +254,15 @@ class TestParts:
 
     def test_a_host_cache_is_pinned_where_the_schedule_loads_it_over_the_link_and_pins_it(self):
         assert plan(attention="gpu").pinned["kv cache"] == 32 * 504 * 545 * KV
+        assert "kv buffers" not in plan(attention="gpu").pinned, "what prefill stores needs nowhere else to land"
         assert "kv cache" not in plan().pinned, "attention is where it lies"
         assert "kv cache" not in plan("flexgen").pinned
+
+    def test_what_goes_to_the_host_and_back_is_pinned_where_the_system_does_that(self):
+        passing = ("hidden states", "attention exchange", "kv buffers")
+        assert all(plan().pinned[part] == plan().host[part] for part in passing)
+        assert all(plan("flexgen-c").host[part] == plan().host[part] for part in passing)
+        assert plan("flexgen-c").pinned == {}
 
     def test_narrower_numbers_take_fewer_bytes(self):
         made, half = plan(), plan(weight_bits=8, kv_bits=8)

@@ -1,5 +1,6 @@
 """The grid as arrays: its memory against the memory plan's own, its bounds against the simulator."""
 
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise, product
@@ -14,7 +15,8 @@ from sim.cost import Setup
 from sim.planning import PolicyGrid
 from sim.planning.bounds.bound import least_seconds
 from sim.planning.candidates import TIERS, candidates_of
-from sim.planning.grid import pin_choices, placements, sizes_up_to
+from sim.planning.grid import locks_weights, placements, sizes_up_to
+from sim.planning.locking import locked_bytes, most_locked
 from sim.problem import Hardware, Policy, Problem, Workload
 from sim.schedule import Place, by_name, registered
 from sim.simulation import predict
@@ -33,13 +35,28 @@ def every_policy(problem, schedule, grid):
     total, found = problem.model.num_experts, []
     counts = (1,) if schedule.system.one_batch else grid.num_micro_batches
     for (place, share), size, count in product(placements(schedule, grid), grid.micro_batch_sizes, counts):
-        for experts, pin in product(range(total + 1), pin_choices(schedule)):
+        for experts in range(total + 1):
             for pages in (
                 {max(1, round(count * multiple)) for multiple in grid.pages} if schedule.system.paged else {count}
             ):
                 paged = None if pages == count else pages
-                found.append(Policy(size * count, size, place, experts / total, share, paged, pin))
+                one = Policy(size * count, size, place, experts / total, share, paged)
+                found += [one, *most_of(problem, schedule, one)] if locks_weights(schedule) else [one]
     return found
+
+
+def most_of(problem, schedule, policy):
+    """The policy with all its weights page-locked, or with the most thousandths of them that may be."""
+
+    def may_be(share):
+        return Setup(problem, schedule, replace(policy, pin_weights=share)).memory.peak_bytes()["pinned"] <= limit
+
+    limit = problem.hardware.pinned_bytes
+    try:
+        most = bisect_left(range(1, 1000), True, key=lambda at: not may_be(at / 1000))
+        yield replace(policy, pin_weights=1.0 if may_be(1.0) or not most else most / 1000)
+    except InputError:
+        yield replace(policy, pin_weights=1.0)
 
 
 def fits(problem, schedule, policy):
@@ -103,6 +120,38 @@ class TestMemory:
         assert sum(one.short_bytes for one in found.nearest.shortages) == min(lacks)
 
 
+class TestLocking:
+    """10 layers of 2.8 GB, of which 12 GB may be page-locked."""
+
+    PROBLEM = simple_problem(num_layers=10, pinned=12e9)
+
+    @pytest.mark.parametrize("name", ["cgopipe", "fastdecode", "zero"])
+    def test_one_setup_locks_the_largest_thousandth_that_fits(self, name):
+        schedule = by_name(name)
+        found = most_locked(Setup(self.PROBLEM, schedule, Policy.usual(schedule, 6, 6)))
+        assert [found.policy] == list(most_of(self.PROBLEM, schedule, replace(found.policy, pin_weights=0.0)))
+        assert 0 < found.policy.pin_weights < 1
+        assert not found.shortages
+
+    def test_all_where_that_fits_and_what_was_asked_where_nothing_does(self):
+        zero = by_name("zero")
+        setup = Setup(simple_problem(pinned=500e9), zero, Policy.usual(zero, 6, 6))
+        assert most_locked(setup).policy.pin_weights == 1
+        setup = Setup(simple_problem(host_memory__capacity=1e9), zero, Policy.usual(zero, 6, 6))
+        assert most_locked(setup) is setup
+
+    def test_the_planner_looks_at_it_beside_none(self):
+        found = candidates_of(self.PROBLEM, by_name("cgopipe"), SMALL)
+        assert {float(share) for share in found.locked[found.experts == 0]} > {0.0}
+        assert any(0 < share < 1 for share in found.locked)
+
+    @given(share=st.floats(0, 1) | st.sampled_from([0.0, 1.0]), sizes=st.lists(st.integers(0, 10**11), min_size=1))
+    @SETTINGS
+    def test_many_layers_are_locked_as_the_policy_locks_one(self, share, sizes):
+        policy = Policy(1, 1, pin_weights=share)
+        assert locked_bytes(np.array(sizes), np.array(share)).tolist() == [policy.locked_bytes(one) for one in sizes]
+
+
 class TestGrid:
     def test_sizes_are_dense_and_end_where_told(self):
         sizes = sizes_up_to(512, 4)
@@ -158,7 +207,7 @@ class TestBound:
         """ZeRO on a slow link: 6 steps of 6 layers, less one layer each for the end of prefill and the last step."""
         problem = simple_problem(gen_len=6, link__h2d_pageable=1e8)
         found = candidates_of(problem, by_name("zero"), replace(SMALL, micro_batch_sizes=(1,)))
-        row = int(np.flatnonzero(~found.pinned & (found.experts == 0))[0])
+        row = int(np.flatnonzero((found.locked == 0) & (found.experts == 0))[0])
         layer = problem.model.layers[0]
         bytes_ = layer.experts_bytes(16) + layer.non_expert_bytes(16)
         total_s, _ = least_seconds(found)

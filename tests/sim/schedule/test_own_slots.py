@@ -21,7 +21,7 @@ class PickyAhead(TwoAhead):
     """As `TwoAhead`, with a layout that cannot be asked about many layers at once."""
 
     def layout(self, shape):
-        return Picky(shape)
+        return Picky(shape, self.system)
 
 
 @st.composite

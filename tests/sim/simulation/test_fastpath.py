@@ -33,7 +33,7 @@ class MoreStaging(CGOPipe):
         """Three layers of pages fit into staging."""
 
         def __init__(self, shape):
-            super().__init__(shape, 3)
+            super().__init__(shape, replace(CGOPipe.system, pinned_layers=3))
 
         @property
         def reach_steps(self):

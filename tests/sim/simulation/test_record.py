@@ -35,6 +35,7 @@ CASES = [
     *((name, {"window": 64, "gen_len": 3}) for name in ALL),
     *((name, {"pin_weights": True, "experts_on_device": 0.25}) for name in ("cgopipe", "flexgen")),
     ("zero", {"pin_weights": True}),
+    *((name, {"pin_weights": 0.6}) for name in ("cgopipe", "fastdecode", "zero")),
     ("cgopipe", {"attention": "gpu"}),
     ("cgopipe", {"attention": "gpu", "kv_on_device": 0.5}),
     ("cgopipe", {"attention": "gpu", "kv_on_device": 1.0}),
@@ -147,12 +148,14 @@ class TestMemory:
         cache = kv_bytes(setup.problem.model, setup.policy, setup.batch, num_steps(setup) - 1)
         on_host = cache - round(cache * setup.policy.kv_on_device)
         values = samples(trace, MEMORY)
-        exchange = setup.memory.host.get("attention exchange", 0)
-        staged = values[HOST, "pinned"][-1][1] - setup.memory.pinned.get("streamed weights", 0) - exchange
+        stays = ("streamed weights", "attention exchange", "kv buffers")
+        in_host, pinned = (
+            sum(tier.get(part, 0) for part in stays) for tier in (setup.memory.host, setup.memory.pinned)
+        )
+        staged = values[HOST, "pinned"][-1][1] - pinned
         if setup.memory.pinned.get("kv cache"):
             staged -= on_host
-        held = setup.memory.host.get("streamed weights", 0) + on_host + staged + exchange
-        assert values[HOST, "host"][-1][1] == held
+        assert values[HOST, "host"][-1][1] == in_host + on_host + staged
         assert 0 <= staged <= setup.memory.pinned.get("staging", 0)
 
     def test_staging_is_filled_to_the_plan(self):
@@ -160,7 +163,8 @@ class TestMemory:
             setup = usual(name)
             most = max(value for _, value in samples(record(setup, {}), MEMORY)[HOST, "pinned"])
             assert setup.memory.pinned["staging"] == layers * 8 * 2 * 3 * 4096 * 14336
-            assert most == setup.memory.pinned["staging"] + setup.memory.pinned["attention exchange"]
+            whole = setup.memory.peak_bytes()["pinned"]
+            assert whole - setup.memory.pinned["hidden states"] <= most <= whole
 
     def test_a_layers_weights_are_held_until_the_last_task_that_reads_them(self, recorded):
         setup, trace = recorded

@@ -1,0 +1,52 @@
+"""How much of the streamed weights can be page-locked beside all else: the largest share that fits, of many policies.
+
+What is page-locked in place needs no staging, so that each byte of a layer costs its own room and gives back the
+staging that it would have passed through.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from sim.cost import Setup, capacity_bytes
+from sim.planning.grid import Floats, Ints
+from sim.problem import LOCK_UNIT_BYTES
+from sim.schedule import Holds, MemoryPart, Tier, layout_of
+
+STEPS = 1000
+"""Shares between none and all are whole thousandths."""
+
+
+def locked_bytes(layer_bytes: Ints, share: Floats) -> Ints:
+    """As `Policy.locked_bytes`, of many."""
+    whole_pages = (layer_bytes * share).astype(np.int64) // LOCK_UNIT_BYTES * LOCK_UNIT_BYTES
+    return np.asarray(np.where(share == 1, layer_bytes, whole_pages))
+
+
+def staging_turns(setup: Setup) -> int:
+    """How many layers of what is not page-locked staging holds."""
+    buffers = layout_of(setup.schedule, setup.shape).buffers.values()
+    return sum(one.turns for one in buffers if one.holds is Holds.STAGED)
+
+
+def largest_share(room_bytes: Ints, layer_bytes: Ints, counts: Ints, turns: int) -> Floats:
+    """The largest share below 1 of which so many bytes hold what is locked and `turns` of what is to be staged.
+
+    `layer_bytes` [..., kind of layer] stream, of `counts` [kind] layers each. Below 0 where not even staging fits.
+    """
+    staging = turns * layer_bytes.max(axis=-1)
+    gained = np.maximum((layer_bytes * counts).sum(axis=-1) - staging, 1)
+    room = room_bytes - staging - turns * LOCK_UNIT_BYTES
+    return np.asarray(np.clip(np.floor(STEPS * room / gained), -1, STEPS - 1) / STEPS)
+
+
+def most_locked(setup: Setup) -> Setup:
+    """The setup with all its weights page-locked, else with the largest share that fits, else as it is."""
+    model, policy = setup.problem.model, setup.policy
+    layers = [policy.streamed_bytes(setup.schedule, model, layer) for layer in model.distinct_layers]
+    bare = replace(setup, policy=replace(policy, pin_weights=0.0))
+    staged = bare.memory.pinned.get(MemoryPart.STAGING, 0)
+    room = capacity_bytes(setup.problem.hardware)[Tier.PINNED] - bare.memory.peak_bytes()[Tier.PINNED] + staged
+    share = largest_share(np.array(room), np.array(layers), np.array(model.layer_counts), staging_turns(bare))
+    tried = (replace(setup, policy=replace(policy, pin_weights=one)) for one in (1.0, max(0.0, float(share))))
+    return next((one for one in tried if not one.shortages), setup)
