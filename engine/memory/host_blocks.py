@@ -58,7 +58,7 @@ class HostBlocks:
         found: defaultdict[str, dict[str, int]] = defaultdict(lambda: {"locked": 0, "pageable": 0})
         with self._lock:
             for (part, _), block in [*self._own.items(), *self._reserved.items()]:
-                found[part]["locked" if block.locked else "pageable"] += block.content.numel()
+                found[str(part)]["locked" if block.locked else "pageable"] += block.content.numel()
         return dict(found)
 
     def close(self) -> None:

@@ -17,7 +17,6 @@ class HostRoom:
     def __init__(self, batch: BatchContext) -> None:
         self._blocks = batch.session.host_blocks
         self._layout = batch.layout
-        self._system = batch.session.run.schedule.system
         self._on_gpu = batch.layout.shape.attention is Place.GPU
         self._most_prompt_tokens = batch.most_prompt_tokens
 
@@ -46,7 +45,7 @@ class HostRoom:
         """Where the prompts' new keys or values arrive that a task of the host puts into the cache."""
         token_bytes = new.nbytes // (len(micro_batch.padding) * micro_batch.width)
         room_bytes = token_bytes * self._most_prompt_tokens
-        return self._blocks.take(MemoryPart.KV_BUFFERS, name, room_bytes, locked=self._system.pins_kv)
+        return self._blocks.take(MemoryPart.KV_BUFFERS, name, room_bytes, locked=self._locks("new kv on host"))
 
     def crosses_link(self, layer: int, micro_batch: InFlight) -> bool:
         """Whether a layer's cache goes to the device in each step: for attention there, or to a model that reads it."""
@@ -56,7 +55,7 @@ class HostRoom:
     def store(self, task: Task, micro_batch: InFlight, new: KeysValues) -> Store:
         """The host's cache of a layer: one that crosses the link is page-locked where the schedule says so."""
         crosses = self.crosses_link(task.layer, micro_batch)
-        locked = crosses and self._system.pins_kv
+        locked = crosses and self._locks("kv" if self._on_gpu else "new kv on host")
         made: list[HostBlock] = []
 
         def allocate(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
