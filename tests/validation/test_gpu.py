@@ -132,6 +132,9 @@ class TestAWholeProof:
         assert report["failures"] == report["left_out"] == report["findings"]["missing"] == []
         assert report["predictions_unchanged"] is True
         assert set(report["regrets"]) == {"m", "q"}
+        assert -1 < report["whole_layer1_error"] < 0.1, (
+            "the law leaves out hand-overs, so that it is too quick if anything"
+        )
         assert all(one["done"] and not one["failed"] for one in report["counts"])
 
     def test_the_report_as_text_fits_80_columns_and_says_emulated(self, proof):

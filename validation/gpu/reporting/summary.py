@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from sim.problem import Hardware
+from traces.files import read_trace
 from validation.campaign import CampaignGrid, Case, Findings, analyse
 from validation.gpu.proof import failures
 from validation.gpu.record import ProofRecord
 from validation.gpu.scale import Scale
 from validation.gpu.stages import PREDICTIONS, REPORT, STAGES
 from validation.metrics import regret
+from validation.replay import replay_trace
 
 SAME = 1e-3
 """Two predictions of one run are the same up to this share: one simulates each step, the other samples long runs."""
@@ -35,6 +37,7 @@ class ProofSummary:
     """A record and what follows from it. `findings` is None where no run was made.
 
     `regrets` has for each model the share of the best measured throughput that is lost by trusting the prediction.
+    `whole_order_error` is layer 1 of the whole model's run.
     `unchanged` says that the predictions which were written before the runs are those that the traces are held against.
     """
 
@@ -45,6 +48,7 @@ class ProofSummary:
     findings: Findings | None
     regrets: Mapping[str, float]
     unchanged: bool | None
+    whole_order_error: float | None
 
     @property
     def predicted(self) -> dict[str, Mapping[str, Any]]:
@@ -70,6 +74,7 @@ class ProofSummary:
             "left_out": list(self.left_out),
             "predictions_unchanged": self.unchanged,
             "regrets": dict(self.regrets),
+            "whole_layer1_error": self.whole_order_error,
             "findings": self.findings and self.findings.to_dict(),
             "results": {stage.name: self.record.results(stage.name) for stage in STAGES},
         }
@@ -113,6 +118,8 @@ def summarised(record: ProofRecord, scale: Scale) -> ProofSummary:
         if files:
             runs = ProofRuns(record, scale, files[0].parent)
             findings = analyse(runs) if runs.cases() else None
+        whole = [file for file in files if file.name.startswith("whole-")]
+        whole_error = replay_trace(read_trace(whole[0])).order_check.error if whole else None
     left = [
         f"{stage}: {name}: {outcome['left_out']}"
         for stage, pieces in record.stages.items()
@@ -121,7 +128,7 @@ def summarised(record: ProofRecord, scale: Scale) -> ProofSummary:
     ]
     counts = tuple(_count(record, number) for number in range(REPORT))
     told = (tuple(failures(record.stages)), tuple(left), findings)
-    return ProofSummary(record, counts, *told, _regrets(findings), _unchanged(record, findings))
+    return ProofSummary(record, counts, *told, _regrets(findings), _unchanged(record, findings), whole_error)
 
 
 def _count(record: ProofRecord, number: int) -> StageCount:

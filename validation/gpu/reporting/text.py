@@ -137,11 +137,14 @@ def _print_runs(summary: ProofSummary, out: Report) -> None:
     memory = {"plan GB": ".2f", "held GB": ".2f", "reserved GB": ".2f"}
     rows = (_run_row(case, one, summary.predicted[case]) for case, one in summary.runs.items())
     origin = summary.record.settings["origin"]
+    retried = max(one["device"].get("alloc_retries", 0) for one in summary.runs.values())
     out.table([rates, lanes, links, memory], rows, f"runs: measured ({origin}), predicted (simulated)")
     out.say(
         "Of several repeats the one in the middle. cores: of the host, busy on average, setting up included. plan, "
         "held, reserved: device memory as planned, at its peak by the engine's account, and as torch reserved it."
     )
+    if retried:
+        out.say(f"Torch had to give back its cache and ask again {retried} times: each time the device stood still.")
 
 
 def _run_row(case: str, one: Mapping[str, Any], said: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -178,6 +181,14 @@ def _print_times(summary: ProofSummary, out: Report) -> None:
         clock = next(iter(_numbers(summary, "times").values()))["clock"]
         columns = {"run": TEXT, "lane": TEXT, "tasks": ",", "ours s": ".3f", "profiler s": ".3f", "difference": "+.1%"}
         out.table({**columns, "a task apart µs": ",.1f"}, rows, f"our times of tasks against the profiler's ({clock})")
+        for schedule, found in _numbers(summary, "times").items():
+            if "kernels_s" in found:
+                lane_s = found["lanes"]["GPU"]["ours_s"]
+                host = 1 - found["kernels_s"] / lane_s
+                out.say(
+                    f"{schedule}: kernels ran for {found['kernels_s']:.3f} of the GPU lane's {lane_s:.3f} s; the rest, "
+                    f"{host:.0%}, is the host's share, with the profiler at work."
+                )
 
 
 def _print_whole(summary: ProofSummary, out: Report) -> None:
@@ -197,6 +208,8 @@ def _print_whole(summary: ProofSummary, out: Report) -> None:
             f"decode {run['decode_s']:.2f} s, H2D at {_rate(run['lanes'], 'H2D'):.2f} GB/s, "
             f"{_giga(run['peak_bytes']['device']):.2f} GB held{reserved}; set up in {run['set_up_s']:.0f} s."
         )
+    if summary.whole_order_error is not None:
+        out.say(f"Its own durations replayed (layer 1): {summary.whole_order_error:+.1%} of the makespan.")
 
 
 def _met(result: Mapping[str, Any]) -> str:

@@ -56,9 +56,9 @@ def logit_pieces(bench: Workbench) -> Iterator[Piece]:
     plain: Logits = {}
     seconds, size = bench.scale.seconds["parity"], bench.scale.parity_requests
     yield Piece(PLAIN, seconds, lambda: _plain_first(bench, plain))
-    yield Piece(SPLIT, seconds, partial(_against, bench, plain, lambda: _plain_logits(bench, size // 2), bar=False))
     for name, (schedule, place) in RUNS.items():
         yield Piece(name, seconds, partial(_against, bench, plain, partial(_engine_logits, bench, schedule, place)))
+    yield Piece(SPLIT, seconds, partial(_against, bench, plain, lambda: _plain_logits(bench, size // 2), bar=False))
 
 
 def _plain_first(bench: Workbench, plain: Logits) -> dict[str, Any]:

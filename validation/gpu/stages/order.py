@@ -12,7 +12,7 @@ from validation.gpu.stages.whole import whole_pieces
 
 STAGES = (
     Stage("facts", "what the machine is and does", 5, fact_pieces),
-    Stage("tokens", "tokens equal to plain generate()", 12, token_pieces),
+    Stage("tokens", "tokens equal to plain generate()", 14, token_pieces),
     Stage("parity", "bf16 logits against the plain model", 8, logit_pieces),
     Stage("calibration", "the machine in numbers", 25, calibration_pieces),
     Stage("runs", "every schedule, predicted before it runs", 25, run_pieces),

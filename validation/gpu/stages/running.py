@@ -46,7 +46,7 @@ def predicted(setup: Setup) -> dict[str, Any]:
     }
 
 
-def measured(bench: Workbench, result: RunResult, whole_s: float, cpu_s: float) -> dict[str, Any]:
+def measured(result: RunResult, whole_s: float, cpu_s: float) -> dict[str, Any]:
     """What a run was: `set_up_s` is what it took beyond its tasks, `cores` how many worked for it on average."""
     stats, trace = result.stats, result.trace
     return {
@@ -54,7 +54,7 @@ def measured(bench: Workbench, result: RunResult, whole_s: float, cpu_s: float) 
         "lanes": lane_rates(trace),
         "set_up_s": whole_s - trace.makespan_ns / 1e9,
         "cores": cpu_s / whole_s,
-        "reserved_bytes": bench.torch_module.max_memory_reserved() if bench.is_real else None,
+        "reserved_bytes": trace.metadata["device"].get("peak_reserved_bytes"),
         "device": trace.metadata["device"],
         "input_hash": trace.metadata["input_hash"],
     }
@@ -74,14 +74,12 @@ def lane_rates(trace: Trace) -> dict[str, dict[str, float]]:
 def run_on_bench(bench: Workbench, case: Case, model: Any, device_bytes: int) -> tuple[RunResult, dict[str, Any]]:
     """A case run once, and what there is to say of it."""
     prompts = case.prompts(model.config.vocab_size)
-    if bench.is_real:
-        bench.torch_module.reset_peak_memory_stats()
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
     with bench.device(device_bytes) as device:
         what = (model, prompts, case.chosen_schedule, case.policy)
         result = engine.run(*what, max_new_tokens=case.gen_len, device=device, do_sample=False)
     took = time.perf_counter() - start_s, time.process_time() - start_cpu_s
-    return result, measured(bench, result, *took)
+    return result, measured(result, *took)
 
 
 def _predict_all(bench: Workbench, name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch._C._profiler import _ExperimentalConfig
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
 import engine
@@ -23,6 +24,9 @@ from validation.gpu.workbench import Workbench
 
 SCHEDULES = ("cgopipe", "flexgen")
 TRACE = "profiled"
+
+MOVES = ("Memcpy", "Memset", "cgopipe::")
+"""How the names of what is no kernel begin: copies, and the engine's own ranges."""
 
 
 def time_pieces(bench: Workbench) -> Iterator[Piece]:
@@ -49,7 +53,15 @@ def _profiled(bench: Workbench, schedule: str) -> dict[str, Any]:
         theirs = read_trace(file)
     for whose, trace in (("ours", ours), ("profiler", theirs)):
         bench.record.keep(f"{TRACE}-{schedule}-{whose}.json.gz", partial(write_trace, trace))
-    return {"clock": "CUPTI" if bench.is_cuda else "host ranges", **_compared(ours, theirs)}
+    kernels = {"kernels_s": _kernels_s(profiler)} if bench.is_cuda else {}
+    return {"clock": "CUPTI" if bench.is_cuda else "host ranges", **kernels, **_compared(ours, theirs)}
+
+
+def _kernels_s(profiler: profile) -> float:
+    """How long kernels ran in all, one after another: what of the GPU lane's time is more was the host's."""
+    found = profiler.key_averages()
+    own = (one for one in found if one.device_type == DeviceType.CUDA and not one.key.startswith(MOVES))
+    return float(sum(one.self_device_time_total for one in own)) / 1e6
 
 
 def _compared(ours: Trace, theirs: Trace) -> dict[str, Any]:
