@@ -40,7 +40,7 @@ def open_session(run: RunContext) -> Iterator[Session]:
                 apart.submit(_prepare_kernel, run, kernel).result()
         stack.enter_context(for_now(sys.setswitchinterval, SWITCH_INTERVAL_S, sys.getswitchinterval()))
         # cuDNN makes a plan for every new length of a cache, which takes it 60 ms on an H200: longer than a layer.
-        stack.enter_context(for_now(cuda.enable_cudnn_sdp, False, cuda.cudnn_sdp_enabled()))
+        stack.enter_context(for_now(cuda.enable_cudnn_sdp, False, cuda.cudnn_sdp_enabled()))  # type: ignore[no-untyped-call]
         yield Session(run, stream, kernel, blocks)
 
 
