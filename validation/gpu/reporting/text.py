@@ -133,15 +133,16 @@ def _print_runs(summary: ProofSummary, out: Report) -> None:
         return
     rates = {"run": TEXT, "tokens/s": ".1f", "predicted": ".1f", "error": "+.1%"}
     lanes = {f"{lane} busy": ".0%" for lane in LANES}
-    links = {"H2D GB/s": ".2f", "D2H GB/s": ".2f", "cores": ".1f"}
+    links = {"H2D GB/s": ".2f", "D2H GB/s": ".2f", "cores": ".1f", "turn ms": ".2f"}
     memory = {"plan GB": ".2f", "held GB": ".2f", "reserved GB": ".2f"}
     rows = (_run_row(case, one, summary.predicted[case]) for case, one in summary.runs.items())
     origin = summary.record.settings["origin"]
     retried = max(one["device"].get("alloc_retries", 0) for one in summary.runs.values())
     out.table([rates, lanes, links, memory], rows, f"runs: measured ({origin}), predicted (simulated)")
     out.say(
-        "Of several repeats the one in the middle. cores: of the host, busy on average, setting up included. plan, "
-        "held, reserved: device memory as planned, at its peak by the engine's account, and as torch reserved it."
+        "Of several repeats the one in the middle. cores: of the host, busy on average, setting up included. turn: "
+        "what the GPU lane's thread works for a micro-batch in a layer of decode (on a real device, the host's share). "
+        "plan, held, reserved: device memory as planned, at its peak by the engine's account, and as torch reserved it."
     )
     if retried:
         out.say(f"Torch had to give back its cache and ask again {retried} times: each time the device stood still.")
@@ -152,7 +153,7 @@ def _run_row(case: str, one: Mapping[str, Any], said: Mapping[str, Any]) -> tupl
     rates = (one["tokens_per_s"], expected, expected / one["tokens_per_s"] - 1)
     busy = (lanes[lane]["busy"] if lane in lanes else None for lane in LANES)
     memory = (said["plan_bytes"]["device"], one["peak_bytes"].get("device"), one["reserved_bytes"])
-    links = (_rate(lanes, "H2D"), _rate(lanes, "D2H"), one["cores"])
+    links = (_rate(lanes, "H2D"), _rate(lanes, "D2H"), one["cores"], 1e3 * one["host"]["cpu_s_per_turn"])
     return (shown_name(case), *rates, *busy, *links, *map(_giga, memory))
 
 

@@ -56,6 +56,7 @@ def measured(result: RunResult, whole_s: float, cpu_s: float) -> dict[str, Any]:
         "cores": cpu_s / whole_s,
         "reserved_bytes": trace.metadata["device"].get("peak_reserved_bytes"),
         "device": trace.metadata["device"],
+        "host": trace.metadata["host"],
         "input_hash": trace.metadata["input_hash"],
     }
 
