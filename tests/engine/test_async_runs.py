@@ -109,7 +109,7 @@ def is_pace(wait: HostWait) -> bool:
 def is_pageable_by_design(wait: HostWait, system: System) -> bool:
     """Weights, activations and KV cache of systems that do not page-lock them."""
     kept_pageable = not (system.pins_kv and system.pins_activations)
-    pageable = wait.why == "copy of pageable memory" and wait.lane != "GPU"
+    pageable = wait.why in ("copy of pageable memory", "event") and wait.lane != "GPU"  # and what comes before it
     return pageable and (kept_pageable or wait.where.endswith(":load_pageable"))
 
 
