@@ -1,5 +1,6 @@
 """What torch does on the device: every op is queued on the thread's stream, once the shape of its result is known."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,9 @@ NEEDS_VALUES = {
     *("_unique2", "unique_dim", "unique_consecutive"),
 }
 """Ops whose result has a shape, or is a number, that only the values tell: the host waits for them."""
+
+ONE_KERNEL = ("_grouped_mm",)
+"""Ops that torch would take apart for a device it does not know; GPUs that the engine is meant for have a kernel."""
 
 Layout = tuple[tuple[int, ...], torch.dtype, tuple[int, ...]]
 
@@ -64,12 +68,19 @@ def _queue(what: str, work: Callable[[], object], reads: Any, writes: Any) -> No
 def _any_op(op: Any, *args: Any, **kwargs: Any) -> Any:
     """Every op that has no code of its own here."""
     with torch.inference_mode(False), torch.no_grad():
+        args = tuple(_as_declared(one, value) for one, value in zip(op._schema.arguments, args, strict=False))
         written = _written(op, args, kwargs)
         if written:
             return _in_place(op, args, kwargs, written)
         if op._schema.name.removeprefix("aten::") in NEEDS_VALUES:
             return _at_once(op, args, kwargs)
         return _out_of_place(op, args, kwargs)
+
+
+def _as_declared(argument: torch.Argument, value: Any) -> Any:
+    """A number that an op takes as a tensor comes as a number; not every op takes it back so."""
+    number = isinstance(value, int | float) and isinstance(argument.type, torch.TensorType)
+    return torch.tensor(value) if number else value
 
 
 def _written(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
@@ -236,6 +247,8 @@ def register() -> None:
     aten.impl("empty_strided", _empty_strided, KEY)
     aten.impl("_copy_from", _copy, KEY)
     aten.impl("_local_scalar_dense", _item, KEY)
+    for name in ONE_KERNEL:
+        aten.impl(name, functools.partial(_any_op, getattr(torch.ops.aten, name).default), KEY)
     aten.impl("scaled_dot_product_attention", _attention, KEY)
     _let_storages_shrink()
 
