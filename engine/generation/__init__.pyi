@@ -4,6 +4,6 @@ from .checkpoint import (
     load_model as load_model,
     model_of as model_of,
 )
-from .generate import RunResult as RunResult, run as run
+from .generate import BatchDone as BatchDone, RunResult as RunResult, run as run, stats_of as stats_of
 from .request_file import RequestFile as RequestFile
 from .trace import as_cut as as_cut, describe_model as describe_model

@@ -103,7 +103,7 @@ def run(
             peaks = peak_bytes([batch.trace for batch in done]) | {"device": opened.usage.peak_bytes}
     sequences = [sequence for batch in done for sequence in batch.result.sequences]
     texts = None if tokenizer is None else tokenizer.batch_decode(sequences, skip_special_tokens=True)
-    return RunResult(sequences, texts, _stats(done, peaks), [batch.trace for batch in done])
+    return RunResult(sequences, texts, stats_of(done, peaks), [batch.trace for batch in done])
 
 
 def _batches(session: Session, ids: list[list[int]], progress: Callable[[int], None] | None) -> Iterator[BatchDone]:
@@ -130,7 +130,8 @@ def _seed(seed: int | None, kwargs: Mapping[str, Any], model: PreTrainedModel) -
     return int(torch.randint(2**31, ()).item()) if seed is None else seed
 
 
-def _stats(done: Sequence[BatchDone], peaks: dict[str, int]) -> Stats:
+def stats_of(done: Sequence[BatchDone], peaks: dict[str, int]) -> Stats:
+    """What these batches of a run did; `peaks` are the run's."""
     results = [batch.result for batch in done]
     prefill_s, decode_s = map(sum, zip(*(phases_s(batch.trace) for batch in done), strict=True))
     busy_s: dict[str, float] = {}

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from torch.backends import cuda
+
 from engine.attention import BITS, HostAttention
 from engine.device import aligned_bytes, for_now
 from engine.memory import STAGING, HostBlocks, HostWeights, WeightStream, placed
@@ -37,6 +39,8 @@ def open_session(run: RunContext) -> Iterator[Session]:
             with ThreadPoolExecutor(1) as apart:  # the kernel's helpers inherit what the lane asks of its thread
                 apart.submit(_prepare_kernel, run, kernel).result()
         stack.enter_context(for_now(sys.setswitchinterval, SWITCH_INTERVAL_S, sys.getswitchinterval()))
+        # cuDNN makes a plan for every new length of a cache, which takes it 60 ms on an H200: longer than a layer.
+        stack.enter_context(for_now(cuda.enable_cudnn_sdp, False, cuda.cudnn_sdp_enabled()))  # type: ignore[no-untyped-call]
         yield Session(run, stream, kernel, blocks)
 
 

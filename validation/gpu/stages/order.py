@@ -15,10 +15,10 @@ STAGES = (
     Stage("tokens", "tokens equal to plain generate()", 14, token_pieces),
     Stage("parity", "bf16 logits against the plain model", 8, logit_pieces),
     Stage("calibration", "the machine in numbers", 25, calibration_pieces),
-    Stage("runs", "every schedule, predicted before it runs", 25, run_pieces),
-    Stage("peers", "others at the same cap", 10, peer_pieces),
+    Stage("runs", "every schedule, predicted before it runs", 28, run_pieces),
+    Stage("peers", "others at the same cap", 9, peer_pieces),
     Stage("times", "our times against a profiler's", 7, time_pieces),
-    Stage("whole", "a model of full depth", 15, whole_pieces),
+    Stage("whole", "a model of full depth", 22, whole_pieces),
 )
 REPORT = len(STAGES)
 """The number of the last stage: the report, which needs no device."""

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import engine
-from engine.generation import RunResult
+from engine.generation import BatchDone, stats_of
 from sim.cost import Setup
 from sim.simulation import predict
 from traces.files import write_trace
@@ -19,6 +19,9 @@ from validation.gpu.workbench import Workbench
 
 PREDICTIONS = "predictions"
 """The stage's pieces that run nothing are called so, with the model."""
+
+WARM_UP = 1
+"""Batches before the one that counts: in them libraries load their kernels, and host memory gets its pages."""
 
 
 def run_pieces(bench: Workbench) -> Iterator[Piece]:
@@ -46,21 +49,6 @@ def predicted(setup: Setup) -> dict[str, Any]:
     }
 
 
-def measured(result: RunResult, whole_s: float, cpu_s: float) -> dict[str, Any]:
-    """What a run was: `set_up_s` is what it took beyond its tasks, `cores` how many worked for it on average."""
-    stats, trace = result.stats, result.trace
-    return {
-        **stats.to_dict(),
-        "lanes": lane_rates(trace),
-        "set_up_s": whole_s - trace.makespan_ns / 1e9,
-        "cores": cpu_s / whole_s,
-        "reserved_bytes": trace.metadata["device"].get("peak_reserved_bytes"),
-        "device": trace.metadata["device"],
-        "host": trace.metadata["host"],
-        "input_hash": trace.metadata["input_hash"],
-    }
-
-
 def lane_rates(trace: Trace) -> dict[str, dict[str, float]]:
     """Of each lane the share of the run's time that it was busy, and the bytes that its tasks say they moved."""
     moved: defaultdict[tuple[str, int], int] = defaultdict(int)
@@ -72,15 +60,29 @@ def lane_rates(trace: Trace) -> dict[str, dict[str, float]]:
     }
 
 
-def run_on_bench(bench: Workbench, case: Case, model: Any, device_bytes: int) -> tuple[RunResult, dict[str, Any]]:
-    """A case run once, and what there is to say of it."""
-    prompts = case.prompts(model.config.vocab_size)
+def run_on_bench(bench: Workbench, case: Case, model: Any, device_bytes: int) -> tuple[Trace, dict[str, Any]]:
+    """The last batch of a case that is run for more than one: its trace, and what there is to say of it.
+
+    `set_up_s` is what the run took beyond its tasks, `cores` how many worked for it on average.
+    """
+    done: list[BatchDone] = []
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
     with bench.device(device_bytes) as device:
-        what = (model, prompts, case.chosen_schedule, case.policy)
-        result = engine.run(*what, max_new_tokens=case.gen_len, device=device, do_sample=False)
-    took = time.perf_counter() - start_s, time.process_time() - start_cpu_s
-    return result, measured(result, *took)
+        what = (model, (WARM_UP + 1) * case.prompts(model.config.vocab_size), case.chosen_schedule, case.policy)
+        result = engine.run(*what, max_new_tokens=case.gen_len, device=device, on_batch=done.append, do_sample=False)
+    took_s, took_cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
+    trace = done[-1].trace
+    return trace, {
+        **stats_of(done[-1:], result.stats.peak_bytes).to_dict(),
+        "first_batch": stats_of(done[:1], result.stats.peak_bytes).to_dict(),
+        "lanes": lane_rates(trace),
+        "set_up_s": took_s - sum(one.trace.makespan_ns for one in done) / 1e9,
+        "cores": took_cpu_s / took_s,
+        "reserved_bytes": trace.metadata["device"].get("peak_reserved_bytes"),
+        "device": trace.metadata["device"],
+        "host": trace.metadata["host"],
+        "input_hash": trace.metadata["input_hash"],
+    }
 
 
 def _predict_all(bench: Workbench, name: str) -> dict[str, Any]:
@@ -94,6 +96,6 @@ def _run_case(bench: Workbench, case: Case, repeat: int) -> dict[str, Any]:
         raise NotReadyError("it is not predicted yet, so it is not run")
     if said[case.name]["shortages"]:
         return {SAID: f"does not fit: {'; '.join(said[case.name]['shortages'])}"}
-    result, found = run_on_bench(bench, case, bench.model(case.model), bench.spec(case.model).device_bytes)
-    kept = bench.record.keep(f"{case.name}.{repeat}.json.gz", partial(write_trace, result.trace))
+    trace, found = run_on_bench(bench, case, bench.model(case.model), bench.spec(case.model).device_bytes)
+    kept = bench.record.keep(f"{case.name}.{repeat}.json.gz", partial(write_trace, trace))
     return {**found, "trace_kept": kept}

@@ -58,7 +58,7 @@ def _run(bench: Workbench) -> dict[str, Any]:
     bench.drop_models()
     spec, case = bench.scale.whole, _case(bench)
     model = bench.model(spec.model, said["layers"])
-    result, found = run_on_bench(bench, case, model, spec.device_bytes)
-    kept = bench.record.keep(f"whole-{spec.model}.json.gz", partial(write_trace, result.trace))
+    trace, found = run_on_bench(bench, case, model, spec.device_bytes)
+    kept = bench.record.keep(f"whole-{spec.model}.json.gz", partial(write_trace, trace))
     bench.drop_models()
     return {**found, "trace_kept": kept}
