@@ -303,7 +303,7 @@ class TestPieces:
             return [[*rows[0][:-1], (rows[0][-1] + 1) % 128], *rows[1:]]
 
         monkeypatch.setattr(tokens, "tokens_by_schedule", wrong)
-        found = tokens._equal(bench, "mixtral", "cgopipe")
+        found = tokens.equal_tokens(bench, "mixtral", "cgopipe")
         assert (found["met"], found["equal"], found["requests"]) == (False, 6, 7)
 
     def test_teacher_forcing_tells_the_same_tokens_whatever_the_scores(self):
@@ -317,40 +317,40 @@ class TestPieces:
     def test_parity_has_a_bar(self, bench, apart, met):
         plain = {(n,): torch.randn(64) for n in range(8)}
         noisy = {text: row + apart * torch.randn(64) for text, row in plain.items()}
-        found = logits._against(bench, plain, lambda: noisy)
+        found = logits.held_against(bench, plain, lambda: noisy)
         assert found["met"] == met
         assert found["mean_difference"] == pytest.approx(apart * (2 / torch.pi) ** 0.5, rel=0.2, abs=1e-9)
 
     def test_logits_of_other_texts_are_told(self, bench):
-        found = logits._against(bench, {(1,): torch.randn(4)}, lambda: {(2,): torch.randn(4)})
+        found = logits.held_against(bench, {(1,): torch.randn(4)}, lambda: {(2,): torch.randn(4)})
         assert found["met"] is False
 
     def test_no_run_without_a_prediction(self, bench):
         with pytest.raises(NotReadyError, match="is not predicted yet"):
-            running._run_case(bench, bench.cases("m")[0], 0)
+            running.run_case(bench, bench.cases("m")[0], 0)
         with pytest.raises(NotReadyError, match="is not predicted yet"):
-            whole._run(bench)
+            whole.run_whole(bench)
 
     def test_no_prediction_without_a_calibration(self, bench):
         with pytest.raises(NotReadyError, match=r"stage 3 \(calibration\) comes first"):
-            running._predict_all(bench, "m")
+            running.predict_cases(bench, "m")
 
     def test_what_does_not_fit_is_said_and_not_run(self, bench):
         case = bench.cases("m")[0]
         said = {case.name: {"shortages": ["device memory is 5 bytes short"]}}
         bench.record.note("runs", "predictions, m", {"result": said})
-        assert running._run_case(bench, case, 0) == {"said": "does not fit: device memory is 5 bytes short"}
+        assert running.run_case(bench, case, 0) == {"said": "does not fit: device memory is 5 bytes short"}
 
     def test_a_whole_model_has_as_many_layers_as_the_host_holds(self, record, monkeypatch):
         bench = Workbench("emulated", scale_named("full"), record)
         for gigabytes, layers in ((2000, 32), (64, 18), (1, 1)):
             monkeypatch.setattr(whole, "available_host_bytes", lambda gigabytes=gigabytes: gigabytes * 10**9)
-            assert whole._layers(bench) == layers
+            assert whole.layers_that_fit(bench) == layers
         assert weight_bytes(bench.described("m", 18)) <= 0.85 * 64e9
         assert weight_bytes(bench.described("m", 19)) > 0.85 * 64e9
 
     def test_a_peer_that_does_not_fit_is_said(self, bench):
-        found = peers._resident(bench, "m", None, 1000)
+        found = peers.all_resident(bench, "m", None, 1000)
         assert "does not fit" in found["said"]
 
     def test_a_peer_takes_fewer_requests_at_a_time_until_they_fit(self, bench, monkeypatch):
@@ -362,14 +362,14 @@ class TestPieces:
                 raise torch.OutOfMemoryError("full")
             return 2.0
 
-        monkeypatch.setattr(peers, "_seconds", seconds)
-        found = peers._generate(bench, tiny_model("mixtral"))
+        monkeypatch.setattr(peers, "seconds_in_batches", seconds)
+        found = peers.generate_in_batches(bench, tiny_model("mixtral"))
         assert tried == [4, 2, 1]
         assert (found["batch_size"], found["tokens_per_s"]) == (1, 4 * 4 / 2.0)
 
     def test_times_are_compared_task_by_task(self):
         trace = two_devices()
-        found = times._compared(trace, trace)
+        found = times.compared_times(trace, trace)
         assert all(one["median_apart_s"] == 0 and one["ours_s"] == one["profiler_s"] for one in found["lanes"].values())
 
 
@@ -385,7 +385,7 @@ class TestTheWatchedProgram:
     def test_its_failure_is_one_of_the_proof(self, bench, monkeypatch):
         monkeypatch.setattr(Workbench, "is_cuda", True)
         monkeypatch.setattr(tokens.sys, "executable", "/bin/false")
-        found = tokens._watched(bench)
+        found = tokens.watched_program(bench)
         assert (found["met"], found["exit_code"]) == (False, 1)
 
 
@@ -428,7 +428,7 @@ class TestTheCommand:
         def failing(bench):
             raise RuntimeError("broken")
 
-        monkeypatch.setattr("validation.gpu.stages.facts._machine", failing)
+        monkeypatch.setattr("validation.gpu.stages.facts.machine_facts", failing)
         line = ["gpu", "--out", str(tmp_path / "p"), "--scale", "tiny", "--device", "emulated", "--stages", "0,8"]
         assert main(line) == 1
         assert "- facts: machine: RuntimeError: broken" in capsys.readouterr().out

@@ -35,7 +35,7 @@ def _draw_copies(ax: Axes, facts: Mapping[str, Any]) -> None:
             ax.plot(list(rates), list(rates.values()), dashed, marker="o", ms=3, label=name.removeprefix("copies "))
     ax.set(xscale="log", xlabel="MiB a copy", ylabel="GB/s", ylim=(0, None), title="copies over the link")
     if ax.lines:
-        ax.legend(fontsize=7, frameon=False)
+        ax.legend(fontsize=7, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     open_frame(ax)
 
 

@@ -43,7 +43,7 @@ ROW_BYTES = 1024
 def fact_pieces(bench: Workbench) -> Iterator[Piece]:
     """The machine, copies over the link by size and memory, both ways at once, host copies, launches and events."""
     seconds = bench.scale.seconds["facts"]
-    yield Piece("machine", seconds, partial(_machine, bench))
+    yield Piece("machine", seconds, partial(machine_facts, bench))
     for memory in MEMORIES:
         for kind, way in ONE_WAY.items():
             yield Piece(f"copies {way}, {memory}", seconds, partial(_copies, bench, kind, memory))
@@ -52,7 +52,8 @@ def fact_pieces(bench: Workbench) -> Iterator[Piece]:
     yield Piece("launches and events", seconds, partial(_latencies, bench))
 
 
-def _machine(bench: Workbench) -> dict[str, Any]:
+def machine_facts(bench: Workbench) -> dict[str, Any]:
+    """System, cores, memory and versions; what nvidia-smi says of a CUDA device."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "origin": bench.origin,

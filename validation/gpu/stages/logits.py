@@ -57,8 +57,8 @@ def logit_pieces(bench: Workbench) -> Iterator[Piece]:
     seconds, size = bench.scale.seconds["parity"], bench.scale.parity_requests
     yield Piece(PLAIN, seconds, lambda: _plain_first(bench, plain))
     for name, (schedule, place) in RUNS.items():
-        yield Piece(name, seconds, partial(_against, bench, plain, partial(_engine_logits, bench, schedule, place)))
-    yield Piece(SPLIT, seconds, partial(_against, bench, plain, lambda: _plain_logits(bench, size // 2), bar=False))
+        yield Piece(name, seconds, partial(held_against, bench, plain, partial(_engine_logits, bench, schedule, place)))
+    yield Piece(SPLIT, seconds, partial(held_against, bench, plain, lambda: _plain_logits(bench, size // 2), bar=False))
 
 
 def _plain_first(bench: Workbench, plain: Logits) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def _plain_first(bench: Workbench, plain: Logits) -> dict[str, Any]:
     return {"positions": len(plain), "spread": spread, "layers": bench.scale.parity_layers}
 
 
-def _against(bench: Workbench, plain: Logits, make: Callable[[], Logits], *, bar: bool = True) -> dict[str, Any]:
+def held_against(bench: Workbench, plain: Logits, make: Callable[[], Logits], *, bar: bool = True) -> dict[str, Any]:
     """How far logits are from the plain ones."""
     if not plain:
         plain.update(_plain_logits(bench, bench.scale.parity_requests))

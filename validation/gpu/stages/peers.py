@@ -26,10 +26,10 @@ def peer_pieces(bench: Workbench) -> Iterator[Piece]:
     for name, spec in bench.scale.models.items():
         yield Piece(f"{name}: accelerate at the same cap", 2 * seconds, partial(_accelerate, bench, name))
         few = f"{name}: plain generate(), {spec.resident_layers} layers all resident at the same cap"
-        yield Piece(few, seconds, partial(_resident, bench, name, spec.resident_layers, spec.device_bytes))
-        yield Piece(f"{name}: plain generate(), all resident, no cap", seconds, partial(_resident, bench, name))
+        yield Piece(few, seconds, partial(all_resident, bench, name, spec.resident_layers, spec.device_bytes))
+        yield Piece(f"{name}: plain generate(), all resident, no cap", seconds, partial(all_resident, bench, name))
         whole = f"{name}: plain generate(), all layers at the same cap"
-        yield Piece(whole, seconds, partial(_resident, bench, name, None, spec.device_bytes))
+        yield Piece(whole, seconds, partial(all_resident, bench, name, None, spec.device_bytes))
 
 
 def _accelerate(bench: Workbench, name: str) -> dict[str, Any]:
@@ -47,12 +47,14 @@ def _accelerate(bench: Workbench, name: str) -> dict[str, Any]:
         dispatched = accelerate.dispatch_model(model, device_map=places)
         on_device = sum(place not in ("cpu", "disk") for place in places.values())
         with _capped(bench, cap_bytes):
-            return {**_generate(bench, dispatched), "modules_on_device": on_device, "modules": len(places)}
+            return {**generate_in_batches(bench, dispatched), "modules_on_device": on_device, "modules": len(places)}
     finally:
         bench.drop_models()  # its parameters are accelerate's now
 
 
-def _resident(bench: Workbench, name: str, layers: int | None = None, cap_bytes: int | None = None) -> dict[str, Any]:
+def all_resident(
+    bench: Workbench, name: str, layers: int | None = None, cap_bytes: int | None = None
+) -> dict[str, Any]:
     """All of the model on the device; said, where it does not fit there."""
     needed_bytes = weight_bytes(bench.described(name, layers))
     limit_bytes = _free_bytes(bench) if cap_bytes is None else cap_bytes
@@ -63,20 +65,20 @@ def _resident(bench: Workbench, name: str, layers: int | None = None, cap_bytes:
         with _capped(bench, cap_bytes):
             if bench.is_real:
                 model.to(bench.torch_device)  # type: ignore[arg-type]
-            return {**_generate(bench, model), "weight_bytes": needed_bytes}
+            return {**generate_in_batches(bench, model), "weight_bytes": needed_bytes}
     finally:
         if bench.is_real:
             bench.drop_models()  # faster to make anew than to copy back
 
 
-def _generate(bench: Workbench, model: PreTrainedModel) -> dict[str, Any]:
+def generate_in_batches(bench: Workbench, model: PreTrainedModel) -> dict[str, Any]:
     """The requests of stage 4 in batches that are halved until they fit."""
     scale = bench.scale
     prompts = torch.tensor(random_prompts(model.config.vocab_size, scale.requests, scale.prompt_tokens))
     size = scale.requests
     while True:
         try:
-            seconds = _seconds(bench, model, prompts, size)
+            seconds = seconds_in_batches(bench, model, prompts, size)
             break
         except torch.OutOfMemoryError:
             if size == 1:
@@ -91,7 +93,7 @@ def _generate(bench: Workbench, model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def _seconds(bench: Workbench, model: PreTrainedModel, prompts: torch.Tensor, size: int) -> float:
+def seconds_in_batches(bench: Workbench, model: PreTrainedModel, prompts: torch.Tensor, size: int) -> float:
     """All requests, `size` at a time, after a short batch that warms up."""
     for warm_up in (True, False):
         start_s = time.perf_counter()

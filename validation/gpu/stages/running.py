@@ -28,11 +28,11 @@ def run_pieces(bench: Workbench) -> Iterator[Piece]:
     """Predictions of all runs, then the runs: each schedule once for each model, then once more."""
     seconds = bench.scale.seconds["runs"]
     for name in bench.scale.models:
-        yield Piece(f"{PREDICTIONS}, {name}", seconds / 4, partial(_predict_all, bench, name))
+        yield Piece(f"{PREDICTIONS}, {name}", seconds / 4, partial(predict_cases, bench, name))
     for repeat in range(bench.scale.repeats):
         for name in bench.scale.models:
             for case in bench.cases(name):
-                yield Piece(f"{case.name}.{repeat}", seconds, partial(_run_case, bench, case, repeat))
+                yield Piece(f"{case.name}.{repeat}", seconds, partial(run_case, bench, case, repeat))
 
 
 def predicted(setup: Setup) -> dict[str, Any]:
@@ -85,12 +85,13 @@ def run_on_bench(bench: Workbench, case: Case, model: Any, device_bytes: int) ->
     }
 
 
-def _predict_all(bench: Workbench, name: str) -> dict[str, Any]:
+def predict_cases(bench: Workbench, name: str) -> dict[str, Any]:
     """By case. Written down before any of them is run."""
     return {case.name: predicted(bench.setup(case)) for case in bench.cases(name)}
 
 
-def _run_case(bench: Workbench, case: Case, repeat: int) -> dict[str, Any]:
+def run_case(bench: Workbench, case: Case, repeat: int) -> dict[str, Any]:
+    """One run on the device, its trace kept. Raises NotReadyError if it is not predicted yet."""
     said = bench.record.results("runs").get(f"{PREDICTIONS}, {case.model}")
     if said is None:
         raise NotReadyError("it is not predicted yet, so it is not run")

@@ -54,7 +54,7 @@ def _profiled(bench: Workbench, schedule: str) -> dict[str, Any]:
     for whose, trace in (("ours", ours), ("profiler", theirs)):
         bench.record.keep(f"{TRACE}-{schedule}-{whose}.json.gz", partial(write_trace, trace))
     kernels = {"kernels_s": _kernels_s(profiler)} if bench.is_cuda else {}
-    return {"clock": "CUPTI" if bench.is_cuda else "host ranges", **kernels, **_compared(ours, theirs)}
+    return {"clock": "CUPTI" if bench.is_cuda else "host ranges", **kernels, **compared_times(ours, theirs)}
 
 
 def _kernels_s(profiler: profile) -> float:
@@ -64,7 +64,7 @@ def _kernels_s(profiler: profile) -> float:
     return float(sum(one.self_device_time_total for one in own)) / 1e6
 
 
-def _compared(ours: Trace, theirs: Trace) -> dict[str, Any]:
+def compared_times(ours: Trace, theirs: Trace) -> dict[str, Any]:
     """By lane: how long tasks took in all by both clocks, and how far one task's two times lie apart (median)."""
     aligned = align(ours, theirs)
     lanes = {}

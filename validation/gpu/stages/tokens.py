@@ -38,9 +38,9 @@ def token_pieces(bench: Workbench) -> Iterator[Piece]:
     seconds = bench.scale.seconds["tokens"]
     for number, family in enumerate(bench.scale.families):
         for schedule in SCHEDULES:
-            yield Piece(f"{family}, {schedule}", seconds, partial(_equal, bench, family, schedule))
+            yield Piece(f"{family}, {schedule}", seconds, partial(equal_tokens, bench, family, schedule))
         if number == 0:
-            yield Piece("no unordered access (torch's CUDA sanitizer)", 10 * seconds, partial(_watched, bench))
+            yield Piece("no unordered access (torch's CUDA sanitizer)", 10 * seconds, partial(watched_program, bench))
 
 
 def tokens_by_schedule(model: PreTrainedModel, schedule: str, device: Device) -> list[list[int]]:
@@ -57,7 +57,8 @@ def _prompts(model: PreTrainedModel) -> list[list[int]]:
     return [row[:length] for row, length in zip(rows, PROMPT_TOKENS, strict=True)]
 
 
-def _equal(bench: Workbench, family: str, schedule: str) -> dict[str, Any]:
+def equal_tokens(bench: Workbench, family: str, schedule: str) -> dict[str, Any]:
+    """Whether the engine's tokens for a tiny model are those of plain `generate()`."""
     model = tiny_model(family)
     size = len(PROMPT_TOKENS) if by_name(schedule).system.one_batch else MICRO_BATCH_SIZE
     expected = _plain_tokens(model, _prompts(model), size, bench.torch_device)
@@ -84,7 +85,7 @@ def _plain_tokens(
     return rows
 
 
-def _watched(bench: Workbench) -> dict[str, Any]:
+def watched_program(bench: Workbench) -> dict[str, Any]:
     """One run in a process of its own, as the detector is on from the start of a program to its end."""
     if not bench.is_cuda:
         return {SAID: f"it watches CUDA streams only; this is: {bench.origin}"}

@@ -23,7 +23,7 @@ def whole_pieces(bench: Workbench) -> Iterator[Piece]:
     """The prediction is written first."""
     seconds = bench.scale.seconds["whole"]
     yield Piece(PREDICTION, 1.0, partial(_predict, bench))
-    yield Piece(RUN, seconds, partial(_run, bench))
+    yield Piece(RUN, seconds, partial(run_whole, bench))
 
 
 def _case(bench: Workbench) -> Case:
@@ -32,7 +32,7 @@ def _case(bench: Workbench) -> Case:
     return Case(spec.model, SCHEDULE, *sizes, LOCKED, "whole")
 
 
-def _layers(bench: Workbench) -> int:
+def layers_that_fit(bench: Workbench) -> int:
     """As many as the host holds, up to what the scale asks for."""
     spec, room = bench.scale.whole, HOST_SHARE * available_host_bytes()
     one, two = (weight_bytes(bench.described(spec.model, count)) for count in (1, 2))
@@ -41,7 +41,7 @@ def _layers(bench: Workbench) -> int:
 
 def _predict(bench: Workbench) -> dict[str, Any]:
     bench.drop_models()
-    case, spec, layers = _case(bench), bench.scale.whole, _layers(bench)
+    case, spec, layers = _case(bench), bench.scale.whole, layers_that_fit(bench)
     setup = bench.setup_of(spec.model, case.chosen_schedule, case.policy, case.prompt_tokens, case.gen_len, layers)
     found = predicted(setup)
     planned_bytes = found["plan_bytes"]["device"]
@@ -51,7 +51,8 @@ def _predict(bench: Workbench) -> dict[str, Any]:
     return {**asked, "weight_bytes": weight_bytes(setup.problem.model), "requests": case.batch_size, **found}
 
 
-def _run(bench: Workbench) -> dict[str, Any]:
+def run_whole(bench: Workbench) -> dict[str, Any]:
+    """The run. Raises NotReadyError if it is not predicted yet."""
     said = bench.record.results("whole").get(PREDICTION)
     if said is None:
         raise NotReadyError("it is not predicted yet, so it is not run")
