@@ -53,6 +53,7 @@ class RunContext:
             raise InputError(f"kv_on_device: {policy.kv_on_device:g}: the engine keeps all of it on the device or none")
         if policy.weight_bits is not None or policy.kv_bits is not None:
             raise InputError("weight_bits, kv_bits: the engine runs a model at its own widths: leave both out")
+        _check_in_host_memory(model)
         anatomy = Anatomy.of(model)
         streamed = streamed_layers(model, anatomy, policy.experts_on_device, schedule.system.streams_non_experts)
         return cls(model, schedule, policy, device, options, anatomy, streamed)
@@ -75,6 +76,15 @@ class RunContext:
     def layout(self, num_micro_batches: int) -> SlotLayout:
         """Which slots the tasks of such a batch read and write."""
         return layout_of(self.schedule, self.shape(num_micro_batches))
+
+
+def _check_in_host_memory(model: PreTrainedModel) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "cpu":
+            raise InputError(
+                f"model: {name} is on {parameter.device}, but the engine places a model itself: load it into host "
+                f"memory, without a device map"
+            )
 
 
 @dataclass(frozen=True, slots=True)

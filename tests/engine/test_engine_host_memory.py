@@ -254,6 +254,13 @@ def test_a_weight_is_in_one_place_at_a_time():
             assert len(blocks) == 3
 
 
+def test_a_model_that_is_not_in_host_memory_is_refused():
+    model = make.__wrapped__("mixtral")
+    model.model.layers[1].mlp.to("meta")
+    with pytest.raises(InputError, match=r"model: model.layers.1.mlp.* is on meta, .* load it into host memory"):
+        engine.run(model, PROMPTS, max_new_tokens=2, device=WatchedDevice())
+
+
 def test_weights_that_lie_in_place_stay_there():
     model = make.__wrapped__("mixtral")
     places = []
