@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from engine.attention import BITS, HostAttention
 from engine.device import aligned_bytes, for_now
-from engine.memory import STAGING, HostBlocks, HostWeights, WeightStream, placed
+from engine.memory import STAGING, HostBlocks, HostCopy, HostWeights, WeightStream, placed
 from engine.model import Anatomy, kept_experts, lean_gates, split
 from engine.tasks import RunContext, Session
 from sim.schedule import LaneKind, MemoryPart, Place, SlotLayout, Tier
@@ -37,7 +37,7 @@ def open_session(run: RunContext) -> Iterator[Session]:
             with ThreadPoolExecutor(1) as apart:  # the kernel's helpers inherit what the lane asks of its thread
                 apart.submit(_prepare_kernel, run, kernel).result()
         stack.enter_context(for_now(sys.setswitchinterval, SWITCH_INTERVAL_S, sys.getswitchinterval()))
-        yield Session(run, stream, kernel, blocks)
+        yield Session(run, stream, kernel, blocks, stack.enter_context(HostCopy(device.pin_threads)))
 
 
 def _prepare_kernel(run: RunContext, kernel: HostAttention) -> None:

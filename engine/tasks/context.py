@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from engine.attention import HostAttention
 from engine.device import Device, Ledger
-from engine.memory import Activations, Buffers, HostBlocks, StreamedLayer, WeightStream, streamed_layers
+from engine.memory import Activations, Buffers, HostBlocks, HostCopy, StreamedLayer, WeightStream, streamed_layers
 from engine.model import Anatomy, InFlight
 from engine.tasks.attend import DecodeAttention
 from sim.problem import Policy
@@ -96,6 +96,8 @@ class Session:
     kernel: HostAttention
     host_blocks: HostBlocks
     """Host memory beside the weights, which stays from batch to batch."""
+    host_copy: HostCopy
+    """For what the lane to the host puts in its place there."""
 
     @property
     def host_memory(self) -> dict[str, dict[str, int]]:
