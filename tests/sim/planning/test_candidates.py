@@ -203,6 +203,17 @@ class TestBound:
             if found.pages[row] > 1 or not by_name(name).system.paged:
                 assert total_s[row] >= 0.95 * predict(found.setup(row), compiled=True).total_s
 
+    @pytest.mark.parametrize("name", ["cgopipe", "fastdecode"])
+    def test_it_holds_and_is_tight_where_the_pin_copy_binds_though_most_is_page_locked(self, name):
+        problem = simple_problem(gen_len=12, num_layers=10, pin=1e9, pinned=22e9)
+        found = candidates_of(problem, by_name(name), replace(SMALL, micro_batch_sizes=(1,), num_micro_batches=(8,)))
+        total_s, _ = least_seconds(found)
+        (row, *_) = np.flatnonzero((found.locked > 0) & (found.locked < 1) & (found.experts == 0))
+        said = predict(found.setup(int(row)), exact=True)
+        assert said.decode.bottleneck == "PIN"
+        assert 0.6 < found.locked[row] < 0.9
+        assert 0.85 * said.total_s < total_s[row] <= said.total_s
+
     def test_a_lane_that_does_all_is_the_bound(self):
         """ZeRO on a slow link: 6 steps of 6 layers, less one layer each for the end of prefill and the last step."""
         problem = simple_problem(gen_len=6, link__h2d_pageable=1e8)
