@@ -26,6 +26,14 @@ MICRO_BATCHES = -(-len(PROMPTS) // SIZE)
 TELLING = ("mixtral", "gpt_oss", "deepseek_v3")
 """Fused experts and our own kernel; biases, sinks and sliding windows; a cache that the model computes with."""
 
+PLACES = (
+    {"pages": 7},
+    {"pin_weights": True},
+    {"experts_on_device": 0.5},
+    {"attention": "gpu"},
+    {"attention": "gpu", "kv_on_device": 1.0},
+)
+
 LANES = ("GPU", "H2D", "D2H")
 """Those that give work to a stream: who waits there holds up the device."""
 
@@ -44,8 +52,8 @@ def run(family, schedule, order, new=NEW, policy=None, prompts=PROMPTS, size=SIZ
     return result, machine
 
 
-def check_tokens_and_order(family, schedule, order):
-    result, machine = run(family, schedule, order)
+def check_tokens_and_order(family, schedule, order, policy=None):
+    result, machine = run(family, schedule, order, policy=policy)
     assert result.sequences == reference(make(family), PROMPTS, SIZE, NEW)
     assert Counter(machine.races.found) == {}
     assert machine.memory.allocated_bytes == 0, "nothing of a run stays on the device"
@@ -60,6 +68,12 @@ def test_tokens_are_those_of_generate_and_nothing_is_out_of_order(family, order)
 @pytest.mark.parametrize("schedule", [name for name in registered() if name != "cgopipe"])
 def test_so_it_is_on_every_schedule(schedule):
     check_tokens_and_order("mixtral", schedule, "copies at once")
+
+
+@pytest.mark.parametrize("places", PLACES, ids=str)
+def test_so_it_is_wherever_things_lie(places):
+    policy = Policy.usual(by_name("cgopipe"), len(PROMPTS), SIZE, **places)
+    check_tokens_and_order("mixtral", "cgopipe", "stores late", policy)
 
 
 @pytest.mark.parametrize("order", FEW)

@@ -16,6 +16,8 @@ OF_OTHERS = {
     *("_replace", "_asdict", "_forward_pre_hooks", "_attn_implementation", "_is_profiler_enabled"),
     *("_is_expert_parallel", "_experts_implementation", "_optimize_model_for_decode"),
 }
+OF_OTHERS |= {"_schema", "_ensure_stream_exists"}
+OF_OTHERS |= {f"_handle_{what}" for what in ("kernel_launch", "event_record", "event_wait", "event_deletion")}
 """Public methods of named tuples, and attributes of torch and transformers that have no other name."""
 
 

@@ -1,7 +1,7 @@
 """The machine that plays the device: its streams, its memory, its page-locked host memory, and who had to wait."""
 
+import inspect
 import re
-import sys
 import threading
 import weakref
 from typing import NamedTuple
@@ -66,7 +66,8 @@ class Machine:
 
     def host_waits(self, why: str) -> None:
         """Notes that the calling thread waits."""
-        frame = sys._getframe(1)
+        frame = inspect.currentframe()
+        assert frame is not None
         while frame.f_back and not _ASKS.search(frame.f_code.co_filename):
             frame = frame.f_back
         found = _ASKS.search(frame.f_code.co_filename)

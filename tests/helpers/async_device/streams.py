@@ -90,15 +90,15 @@ class Event:
         self._machine = machine
         self.stream: Stream | None = None
         self.at = 0
-        self._time_ns: int | None = None
+        self.time_ns: int | None = None
         machine.events.add(self)
 
     def record(self, stream: Stream) -> None:
         def happen() -> None:
-            self._time_ns = time.perf_counter_ns()
+            self.time_ns = time.perf_counter_ns()
 
         with LOCK:
-            self.stream, self._time_ns = stream, None
+            self.stream, self.time_ns = stream, None
             self._machine.races.recorded(self, stream)
             self.at = stream.put(happen)
 
@@ -123,9 +123,9 @@ class Event:
             self._machine.races.host_waited_for(self)
 
     def elapsed_time(self, end: "Event") -> float:
-        assert self._time_ns is not None, "the first event has not happened"
-        assert end._time_ns is not None, "the second event has not happened"
-        return (end._time_ns - self._time_ns) / 1e6
+        assert self.time_ns is not None, "the first event has not happened"
+        assert end.time_ns is not None, "the second event has not happened"
+        return (end.time_ns - self.time_ns) / 1e6
 
     def __del__(self) -> None:
         with LOCK:
