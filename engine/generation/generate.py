@@ -12,7 +12,7 @@ from engine.device import Device, open_device
 from engine.generation.checkpoint import find_tokenizer, load_model
 from engine.generation.prompts import Prompt, check_generate_kwargs, check_length, pad_token, prompt_ids
 from engine.generation.session import open_session
-from engine.generation.trace import Stats, describe_batch, describe_run, make_trace, peak_bytes, phases_s
+from engine.generation.trace import Stats, describe_batch, describe_host, describe_run, make_trace, peak_bytes, phases_s
 from engine.model import InFlight
 from engine.tasks import BatchResult, GenerationOptions, RunContext, Session, run_batch
 from sim.problem import Policy
@@ -119,7 +119,8 @@ def _batches(session: Session, ids: list[list[int]], progress: Callable[[int], N
             memory.start_history()
         result = run_batch(session, batch, first // policy.micro_batch_size, on_head)
         histories = {tier: memory.take_history() for tier, memory in run.memories.items()}
-        described = metadata | describe_batch(run, batch) | {"host_memory": session.host_memory}
+        described = metadata | describe_batch(run, batch) | describe_host(run, result.host)
+        described |= {"host_memory": session.host_memory}
         yield BatchDone(first, result, make_trace(result.ran, described, histories))
 
 

@@ -12,7 +12,8 @@ import transformers
 from transformers import PreTrainedModel
 
 from engine.lanes import Ran
-from engine.tasks import RunContext
+from engine.model import host_waits
+from engine.tasks import HostTime, RunContext
 from sim.problem import Batch, MicroBatch
 from sim.schedule import Lane, Op
 from sim.simulation import structure
@@ -90,6 +91,13 @@ def describe_batch(run: RunContext, prompts: Sequence[Sequence[int]]) -> dict[st
         "locked_bytes": run.locked_bytes,
         **structure(run.shape(len(batch.micro_batches)), batch),
     }
+
+
+def describe_host(run: RunContext, host: HostTime) -> dict[str, Any]:
+    """What of the decode of one batch was the host's, and how often it waits for the device in a turn's experts."""
+    parts = 1 + (0 < run.policy.experts_on_device < 1)
+    waits = parts * host_waits(run.device.torch_device, run.model.dtype)
+    return {"host": {**host.to_dict(), "waits_for_experts_per_turn": waits}}
 
 
 def as_cut(prompt_tokens: Sequence[int], micro_batch_size: int, gen_len: int) -> Batch:

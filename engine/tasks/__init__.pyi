@@ -1,2 +1,3 @@
 from .batch import BatchResult as BatchResult, run_batch as run_batch
 from .context import GenerationOptions as GenerationOptions, RunContext as RunContext, Session as Session
+from .host_time import HostTime as HostTime

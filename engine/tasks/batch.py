@@ -14,8 +14,9 @@ from engine.model import Finished, InFlight, cache_for, end_tokens
 from engine.tasks.attend import DecodeAttention
 from engine.tasks.compute import Compute
 from engine.tasks.context import BatchContext, RunContext, Session
+from engine.tasks.host_time import HostTime, clocks_ns
 from engine.tasks.transfers import Transfers
-from sim.schedule import Lane, LaneKind, Op, Task
+from sim.schedule import Lane, LaneKind, Op, PipelineShape, Task
 
 STEPS_THAT_SHOW_ALL_LANES = 3
 
@@ -25,10 +26,11 @@ Prompts = Sequence[Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """Generated ids of each request in order, and every task that ran."""
+    """Generated ids of each request in order, every task that ran, and what of decode was the host's."""
 
     sequences: list[list[int]]
     ran: list[Ran]
+    host: HostTime
     kernel_calls: int
     own_code_calls: int
 
@@ -48,9 +50,10 @@ def run_batch(
             at_end.callback(_free_stores, run, micro_batches)
         largest = max(micro_batches, key=lambda one: len(one.padding) * one.width)
         activations = at_end.enter_context(contextlib.closing(Activations(run.device, largest, run.anatomy.kinds)))
-        ran = _execute(BatchContext(session, layout, micro_batches, attention, buffers, activations, on_head))
+        work = TaskPerformer(BatchContext(session, layout, micro_batches, attention, buffers, activations, on_head))
+        ran = _execute(run, layout.shape, work)
         sequences = [row for one in micro_batches for row in _generated(run, one)]
-    return BatchResult(sequences, ran, attention.kernel_calls, attention.own_calls)
+    return BatchResult(sequences, ran, work.host, attention.kernel_calls, attention.own_calls)
 
 
 def _micro_batch(run: RunContext, j: int, prompts: Prompts, number: int) -> InFlight:
@@ -80,8 +83,7 @@ def _free_stores(run: RunContext, micro_batches: Sequence[InFlight]) -> None:
         store.close(run.device.free)
 
 
-def _execute(batch: BatchContext) -> list[Ran]:
-    run, shape, work = batch.session.run, batch.layout.shape, TaskPerformer(batch)
+def _execute(run: RunContext, shape: PipelineShape, work: "TaskPerformer") -> list[Ran]:
     num_steps = run.options.max_new_tokens
     first_steps = run.schedule.steps(shape, 0, min(num_steps, STEPS_THAT_SHOW_ALL_LANES))
     lanes = list(dict.fromkeys(task.lane for step in first_steps for task in step))
@@ -93,6 +95,7 @@ class TaskPerformer:
 
     def __init__(self, batch: BatchContext) -> None:
         self._batch = batch
+        self.host = HostTime()
         weights, compute, transfers = batch.session.weights, Compute(batch), Transfers(batch)
         self._move_weights: dict[Op, Callable[[LaneContext, Task], int]] = {
             Op.PIN_WEIGHTS: lambda _, task: weights.pin(task),
@@ -129,7 +132,10 @@ class TaskPerformer:
             raise NotImplementedError(f"{task.op} belongs to runs on several devices")
         if micro_batch.step != task.step:
             raise RuntimeError(f"micro-batch {micro_batch.index} is in step {micro_batch.step}")
-        return self._on_device[task.op](task, micro_batch)
+        before = clocks_ns()
+        num_bytes = self._on_device[task.op](task, micro_batch)
+        self.host.add(task, before)
+        return num_bytes
 
     def finished(self) -> bool:
         """Whether every micro-batch has ended before its last step, so that what is issued further has no use."""

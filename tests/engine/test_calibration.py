@@ -262,6 +262,32 @@ def test_probes_find_the_link_that_was_stated(probes):
     assert probes.device_peak.median > 1e8
 
 
+@pytest.fixture
+def products(monkeypatch):
+    """Sizes of the matrix products that probes time, and whether their factors vary; none is done."""
+    made = []
+    monkeypatch.setattr(torch, "mm", lambda a, b: made.append((len(a), float(a.std()) > 0 and float(b.std()) > 0)))
+    return made
+
+
+def test_matrix_products_are_of_random_numbers(device, products, monkeypatch):
+    monkeypatch.setattr("engine.calibration.measure.probes.ENOUGH_S", 0.0)
+    probe(device, torch.bfloat16, 1)
+    assert set(products) == {(512, True)}
+
+
+def test_matrix_products_leave_room_on_a_small_device(products, monkeypatch):
+    monkeypatch.setattr("engine.calibration.measure.probes.MAX_GEMM", 2048)
+    with EmulatedDevice(None, None, 8 * 3 * 1024**2 * 4) as small:
+        probe(small, torch.float32, 1)
+    assert [size for size, _ in products].count(2048) == 4, "the host's: two that try the size, one to warm up, one"
+    assert max(size for size, _ in products[-4:]) == 1024
+
+
+def test_what_the_host_copies_does_not_fit_its_caches(probes):
+    assert "copies 256 MiB in host memory" in probes.host_copy.what
+
+
 def test_runs_grow_and_stay_within_the_model_s_positions():
     for quick in (False, True):
         for most in (16, 100, 4096):

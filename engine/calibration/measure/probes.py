@@ -1,6 +1,7 @@
 """Plain measurements of memories, links and matrix products, each on the lane of a device that does such work."""
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -109,7 +110,9 @@ def _copy(
 
 
 def _large(device: Device) -> int:
-    return min(LARGE_COPY_BYTES, device.memory_bytes // SHARE_OF_DEVICE)
+    """Where the host does not play the device, a copy is too large for its caches, faster than its memory."""
+    most = LARGER_THAN_CACHES_BYTES if device.gpu_threads is None else LARGE_COPY_BYTES
+    return min(most, device.memory_bytes // SHARE_OF_DEVICE)
 
 
 def _one_way(device: Device, kind: LaneKind, pinned: bool, repeats: int) -> Measured:
@@ -145,15 +148,16 @@ def _both_ways(device: Device) -> Measured:
 
 def _host_copy(repeats: int) -> Measured:
     """One core copies host memory to host memory, as the thread does that fills pinned staging."""
-    source, target = (torch.zeros(LARGE_COPY_BYTES, dtype=torch.uint8) for _ in range(2))
+    size = LARGER_THAN_CACHES_BYTES
+    source, target = (torch.zeros(size, dtype=torch.uint8) for _ in range(2))
 
     def rate() -> float:
         start_s = time.perf_counter()
         target.copy_(source)
-        return LARGE_COPY_BYTES / (time.perf_counter() - start_s)
+        return size / (time.perf_counter() - start_s)
 
     with intra_op_threads(1, torch.get_num_threads()):
-        return repeated(rate, f"one thread copies {LARGE_COPY_BYTES // MIB} MiB in host memory", repeats)
+        return repeated(rate, f"one thread copies {size // MIB} MiB in host memory", repeats)
 
 
 class MemoryReader(contextlib.AbstractContextManager["MemoryReader"]):
@@ -207,11 +211,21 @@ def _device_read(device: Device, repeats: int) -> Measured:
     return measured
 
 
+def _bytes_of(size: int, dtype: torch.dtype) -> int:
+    """Of both factors and their product."""
+    return 3 * size**2 * dtype.itemsize
+
+
 def _gemm(device: Device, kind: LaneKind, dtype: torch.dtype, place: torch.device, repeats: int) -> Measured:
-    """FLOP/s of square matrix products that are large enough to show the peak."""
+    """FLOP/s of square matrix products that are large enough to show the peak.
+
+    Of random numbers: products of numbers that are all alike take less power, and a device that needs less runs faster.
+    """
+    room_bytes = math.inf if kind is LaneKind.CPU else device.memory_bytes // SHARE_OF_DEVICE
 
     def seconds(size: int) -> Callable[[], float]:
-        a, b = (torch.ones((size, size), dtype=dtype, device=place) for _ in range(2))
+        generator = torch.Generator().manual_seed(size)
+        a, b = (torch.randn((size, size), generator=generator).to(place, dtype) for _ in range(2))
         return lambda: lane_seconds(lane, lambda: torch.mm(a, b))
 
     size = MIN_GEMM
@@ -219,7 +233,7 @@ def _gemm(device: Device, kind: LaneKind, dtype: torch.dtype, place: torch.devic
     threads = device.cpu_threads if kind is LaneKind.CPU else usual
     with device.open_lane(kind) as lane, intra_op_threads(threads, usual):
         product = seconds(size)
-        while (product(), product())[1] < ENOUGH_S and size < MAX_GEMM:
+        while (product(), product())[1] < ENOUGH_S and size < MAX_GEMM and _bytes_of(2 * size, dtype) <= room_bytes:
             size *= 2
             product = seconds(size)
         on = f" on {threads} threads" if kind is LaneKind.CPU else ""
