@@ -1,14 +1,20 @@
 """Decode attention on the host against the speed of its memory: `python benchmarks/attention.py`.
 
-Reads a KV cache far larger than the processor's caches once per call. Attention and a plain read of as many bytes take
-turns, with the same threads, so that what else the machine does falls on both alike.
+Reads a KV cache far larger than the caches once per call. For each shape, attention in every type and a plain
+read of as many bytes take turns, with the same threads, so that what else the machine does falls on all alike; shares
+are taken within a turn.
 """
 
 import argparse
+import contextlib
+import json
 import os
+import platform
 import statistics
 import time
+from pathlib import Path
 
+import numba
 import torch
 
 from engine.attention import HostAttention
@@ -21,29 +27,41 @@ SHAPES = {  # query heads, kv heads, head_dim
     "small (64 wide)": (8, 2, 64),
 }
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+GIGA = 1e9
 
 
-def measure(shape, dtype, ragged, threads, options):
-    """GB/s of attention and of a plain read, one pair a repeat."""
+def attention_of(kernel, shape, dtype, ragged, options):
+    """What attends once, and the bytes that it reads."""
     query_heads, kv_heads, head_dim = shape
-    context = options.context
-    requests = max(1, options.cache_mb * 10**6 // (2 * kv_heads * context * head_dim * dtype.itemsize))
+    requests = max(1, options.cache_mb * 10**6 // (2 * kv_heads * options.context * head_dim * dtype.itemsize))
     generator = torch.Generator().manual_seed(0)
     keys, values = (
-        torch.empty(requests, kv_heads, context, head_dim, dtype=dtype).normal_(generator=generator) for _ in range(2)
+        torch.empty(requests, kv_heads, options.context, head_dim, dtype=dtype).normal_(generator=generator)
+        for _ in range(2)
     )
     query = torch.randn(requests, query_heads, head_dim, generator=generator).to(dtype)
     starts = torch.zeros(requests, dtype=torch.int64)
     if ragged:
-        starts = torch.randint(0, context, (requests,), generator=generator)
-    num_bytes = 2 * int((context - starts).sum()) * kv_heads * head_dim * dtype.itemsize
-    with HostAttention(threads) as attention, MemoryReader(threads, num_bytes) as reader:
-        attention(query, keys, values, starts)
+        starts = torch.randint(0, options.context, (requests,), generator=generator)
+    num_bytes = 2 * int((options.context - starts).sum()) * kv_heads * head_dim * dtype.itemsize
+    out = torch.empty_like(query)
+    return lambda: kernel(query, keys, values, starts, out=out), num_bytes
+
+
+def measure(shape, ragged, threads, options):
+    """GB/s of a plain read and of attention in each type: turns of {what: GB/s}."""
+    with contextlib.ExitStack() as stack:
+        kernel = stack.enter_context(HostAttention(threads))
+        reader = stack.enter_context(MemoryReader(threads, options.cache_mb * 10**6))
+        work = {name: attention_of(kernel, shape, dtype, ragged, options) for name, dtype in DTYPES.items()}
+        work = {"read": (reader.read, options.cache_mb * 10**6), **work}
+        for attend, _ in work.values():
+            attend()
         return [
-            (
-                num_bytes / seconds(lambda: attention(query, keys, values, starts), threads, options.cpu_time) / 1e9,
-                num_bytes / seconds(reader.read, threads, options.cpu_time) / 1e9,
-            )
+            {
+                name: num_bytes / seconds(once, threads, options.cpu_time) / GIGA
+                for name, (once, num_bytes) in work.items()
+            }
             for _ in range(options.repeats)
         ]
 
@@ -56,36 +74,63 @@ def seconds(work, threads, cpu_time):
     return (clock() - start_s) / (threads if cpu_time else 1)
 
 
-def spread(numbers, digits=1):
+def summary(turns):
+    """Quartiles for each type: its GB/s, its share of the read and of attention in float32 in the same turn."""
+    return {
+        name: {
+            "gb_per_s": quartiles([turn[name] for turn in turns]),
+            "of_read": quartiles([turn[name] / turn["read"] for turn in turns]),
+            "of_float32": quartiles([turn[name] / turn["float32"] for turn in turns]),
+        }
+        for name in ("read", *DTYPES)
+    }
+
+
+def quartiles(numbers):
+    return [round(number, 4) for number in statistics.quantiles(numbers, n=4)]
+
+
+def spread(found, digits=2):
     """Median, and the range that holds the middle half."""
-    low, middle, high = statistics.quantiles(numbers, n=4)
+    low, middle, high = found
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def machine_facts():
+    found = {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()}
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        found["processor"] = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numba": numba.__version__}
+    return found | versions
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--context", type=int, default=512, help="tokens per request")
     parser.add_argument("--threads", type=int, nargs="*", default=sorted({1, os.cpu_count() or 1}))
-    parser.add_argument("--cache-mb", type=int, default=256, help="size of the KV cache: far above the caches'")
+    parser.add_argument("--cache-mb", type=int, default=200, help="size of each KV cache: far above the caches'")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--cpu-time", action="store_true", help="count CPU time: where others use the processor too")
+    parser.add_argument("--output", type=Path, help="all quartiles as JSON")
     options = parser.parse_args()
-    cells = [("mixtral-8x7b", dtype, False) for dtype in DTYPES] + [(s, "float32", False) for s in list(SHAPES)[1:]]
-    cells.append(("mixtral-8x7b", "float32", True))
-    print(f"context {options.context}, {options.cache_mb} MB of keys and values, {options.repeats} repeats")
-    print(
-        f"{'CPU' if options.cpu_time else 'wall'} time; median (middle half); share = attention / read of that repeat\n"
-    )
-    print(f"{'shape':24} {'type':9} {'threads':>7} {'attention GB/s':>22} {'read GB/s':>22} {'share':>22}")
+    torch.set_num_threads(1)  # helpers of torch spin beside ours
+    setting = {name: value for name, value in vars(options).items() if name != "output"}
+    print(f"{setting}\n{machine_facts()}")
+    print("median (middle half); shares of a plain read, and of attention in float32, in the same turn\n")
+    print(f"{'shape':24} {'type':9} {'threads':>7} {'GB/s':>22} {'of read':>22} {'of float32':>22}")
+    rows = []
     for threads in options.threads:
-        for name, dtype, ragged in cells:
-            pairs = measure(SHAPES[name], DTYPES[dtype], ragged, threads, options)
-            attention, read = zip(*pairs, strict=True)
-            shares = [a / r for a, r in pairs]
+        for name, ragged in [*((name, False) for name in SHAPES), ("mixtral-8x7b", True)]:
             label = f"{name}{' ragged' if ragged else ''}"
-            print(
-                f"{label:24} {dtype:9} {threads:7} {spread(attention):>22} {spread(read):>22} {spread(shares, 2):>22}"
-            )
+            found = summary(measure(SHAPES[name], ragged, threads, options))
+            rows.append({"shape": label, "threads": threads, **found})
+            for kind, numbers in found.items():
+                shown = [spread(numbers[what], 1 if what == "gb_per_s" else 2) for what in numbers]
+                print(f"{label:24} {kind:9} {threads:7} {shown[0]:>22} {shown[1]:>22} {shown[2]:>22}", flush=True)
+    if options.output:
+        result = {"setting": setting, "machine": machine_facts(), "rows": rows}
+        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,27 @@
 """Decode attention on the host: right to float32's last digits, whatever the shape, and only where it fits."""
 
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from llvmlite import binding
+from numba import njit
 from transformers import DeepseekV3Config, DynamicCache, GptOssConfig, MixtralConfig
 from transformers.masking_utils import create_causal_mask
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
 from transformers.models.mixtral.modeling_mixtral import MixtralAttention, eager_attention_forward
 
-from engine.attention import HostAttention, unsupported
+import sim.simulation
+from engine.attention import BITS, HostAttention, host, kernel, unsupported, vectors
+
+GROUPS = (1, 2, 3, 4, 5, 7, 8, 9, 12, 16)
+DIMS = (1, 5, 8, 16, 24, 33, 48, 64, 80, 96, 128)
 
 
 def random(*shape, dtype=torch.float32, seed=0, scale=1.0):
@@ -48,6 +59,58 @@ def test_equals_float64_for_any_shape_and_any_padding(problem):
     query, keys, values, starts = problem
     found = HostAttention()(query, keys, values, starts)
     torch.testing.assert_close(found.double(), reference(query, keys, values, starts), rtol=2e-6, atol=2e-6)
+
+
+def check_groups_and_dims(dtype, groups, dims):
+    """Float32 queries, so that the result is not rounded; and as many tokens as there are tiles, more or less."""
+    for group in groups:
+        for dim in dims:
+            tokens = 17 + (group * dim) % 19
+            query = random(3, 2 * group, dim, seed=dim)
+            keys, values = (random(3, 2, tokens, dim, dtype=dtype, seed=group + n) for n in (1, 2))
+            starts = torch.tensor([0, tokens - 1, group])
+            out = torch.empty_like(query)
+            HostAttention()(query, keys, values, starts, out=out)
+            expected = reference(query, keys, values, starts)
+            torch.testing.assert_close(out.double(), expected, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", BITS)
+def test_every_group_and_width_equals_float64(dtype):
+    check_groups_and_dims(dtype, GROUPS, DIMS)
+
+
+@pytest.mark.parametrize(
+    ("features", "registers"),
+    [
+        ({"sse2": True, "avx": True, "avx512f": True}, (16, 16)),
+        ({"sse2": True, "avx": True, "avx512f": False}, (8, 8)),
+        ({"sse2": True}, (4, 8)),
+        ({"neon": True}, (4, 16)),
+        ({}, (4, 16)),
+    ],
+)
+def test_a_tile_fits_the_registers_of_the_processor(features, registers):
+    assert vectors.registers(features) == registers
+
+
+@pytest.mark.parametrize("features", [{"sse2": True, "avx": True}, {"sse2": True}, {"neon": True}])
+def test_with_the_registers_of_other_processors_it_is_the_same(features, monkeypatch):
+    monkeypatch.setattr(binding, "get_host_cpu_features", lambda: features)
+    monkeypatch.setattr(sim.simulation, "jitted", lambda function, **options: njit(nogil=True, **options)(function))
+    for module in (vectors, kernel):
+        made = importlib.util.module_from_spec(importlib.util.find_spec(module.__name__))
+        monkeypatch.setitem(sys.modules, module.__name__, made)
+        made.__spec__.loader.exec_module(made)
+    assert vectors.registers(features)[0] == made.LANES
+    monkeypatch.setattr(host, "attend", made.attend)
+    monkeypatch.setattr(host, "scratch_for", made.scratch_for)
+    check_groups_and_dims(torch.bfloat16, (1, 3, 8, 12), (8, 24, 80, 128))
+
+
+def test_what_is_kept_of_the_kernel_is_renewed_with_its_vectors():
+    cells = [cell.cell_contents for cell in kernel.attend.py_func.__closure__]
+    assert hashlib.sha256(Path(vectors.__file__).read_bytes()).hexdigest() in cells
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -92,6 +155,25 @@ def test_the_result_is_written_where_it_is_wanted_and_nowhere_else(dtype, layout
 def test_a_result_that_does_not_fit_is_refused(out):
     with pytest.raises(ValueError, match="out is"):
         HostAttention()(random(2, 4, 16), random(2, 2, 5, 16), random(2, 2, 5, 16), out=out)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_any_float32_is_rounded_as_torch_rounds_it(dtype):
+    generator = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(2**31), 2**31, (64, 2, 1, 512), generator=generator).to(torch.int32)
+    tie, nan_of_ones = 0x3F808000, 0x7FFFFFFF
+    bits[0, 0, 0, :4] = torch.tensor([tie, tie + 0x10000, nan_of_ones, 0x7F7FFFFF])
+    values = bits.view(torch.float32)
+    found = HostAttention()(torch.zeros(64, 2, 512, dtype=dtype), torch.zeros_like(values), values)
+    torch.testing.assert_close(found, values[:, :, 0].to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_highest_score_is_a_request_s_own():
+    query, keys, values = random(2, 8, 16), random(2, 1, 48, 16, seed=1), random(2, 1, 48, 16, seed=2)
+    query[1], keys[1] = query[1].abs() + 1, keys[1] - 50  # every score is far below 0, and below any share
+    starts = torch.tensor([0, 5])  # 43 tokens: neither whole tiles nor whole vectors
+    found = HostAttention()(query, keys, values, starts)
+    torch.testing.assert_close(found[1].double(), reference(query, keys, values, starts)[1], rtol=1e-3, atol=1e-3)
 
 
 def test_padding_is_not_read():
