@@ -1,7 +1,8 @@
 """Lanes that are streams of a device, and the marks on them.
 
 A stream works behind the host's back, so the memory that a copy uses must stay as it is until the stream has done it:
-on the device the lane keeps it until it knows so, on the host its owner does. Nothing here blocks the thread that gives work to the stream, until the lane ends.
+on the device the lane keeps it until it knows so, on the host its owner does. Nothing here blocks the thread that gives
+work to the stream, until the lane ends.
 """
 
 import contextlib
