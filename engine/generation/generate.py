@@ -120,7 +120,7 @@ def _batches(session: Session, ids: list[list[int]], progress: Callable[[int], N
         result = run_batch(session, batch, first // policy.micro_batch_size, on_head)
         histories = {tier: memory.take_history() for tier, memory in run.memories.items()}
         described = metadata | describe_batch(run, batch) | describe_host(run, result.host)
-        described["host_memory"] = session.host_memory
+        described |= {"host_memory": session.host_memory}
         yield BatchDone(first, result, make_trace(result.ran, described, histories))
 
 

@@ -9,7 +9,7 @@ from torch.backends import cuda
 
 from engine.attention import BITS, HostAttention
 from engine.device import aligned_bytes, for_now
-from engine.memory import STAGING, HostBlocks, HostWeights, WeightStream, placed
+from engine.memory import STAGING, HostBlocks, HostCopy, HostWeights, WeightStream, placed
 from engine.model import Anatomy, kept_experts, lean_gates, split
 from engine.tasks import RunContext, Session
 from sim.schedule import LaneKind, MemoryPart, Place, SlotLayout, Tier
@@ -41,7 +41,7 @@ def open_session(run: RunContext) -> Iterator[Session]:
         stack.enter_context(for_now(sys.setswitchinterval, SWITCH_INTERVAL_S, sys.getswitchinterval()))
         # cuDNN makes a plan for every new length of a cache, which takes it 60 ms on an H200: longer than a layer.
         stack.enter_context(for_now(cuda.enable_cudnn_sdp, False, cuda.cudnn_sdp_enabled()))  # type: ignore[no-untyped-call]
-        yield Session(run, stream, kernel, blocks)
+        yield Session(run, stream, kernel, blocks, stack.enter_context(HostCopy(device.pin_threads)))
 
 
 def _prepare_kernel(run: RunContext, kernel: HostAttention) -> None:

@@ -99,7 +99,7 @@ def _moved(layer: StreamedLayer, device: Device, copy: HostCopy) -> torch.Tensor
     content = device.host_block(layer.num_bytes)
     for parameter, place in zip(layer.parameters, layer.views(content), strict=True):
         source = parameter.tensor.detach()[layer.first_expert :]
-        copy(place, source.contiguous())
+        copy(place, source)
         parameter.tensor.data = place
         del source
     return_freed_memory()

@@ -34,6 +34,8 @@ class KeysValues(NamedTuple):
         return self.keys.shape[-2]
 
 
+Copy = Callable[[torch.Tensor, torch.Tensor], object]
+
 Allocate = Callable[[str, tuple[int, ...], torch.dtype], torch.Tensor]
 
 
@@ -58,10 +60,10 @@ class Store:
         self.locked = False
         """Whether it is page-locked host memory."""
 
-    def append(self, new: KeysValues) -> None:
-        """Adds tokens behind those that are there."""
+    def append(self, new: KeysValues, copy: Copy = torch.Tensor.copy_) -> None:
+        """Adds tokens behind those that are there; `copy` puts the second of two tensors into the first."""
         for room, tensor in zip(self.grow(new.num_tokens), new, strict=True):
-            room.copy_(tensor)
+            copy(room, tensor)
 
     def grow(self, num_tokens: int) -> KeysValues:
         """Counts so many tokens more; views of them, which the caller fills."""

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from engine.attention import HostAttention
 from engine.device import Device, Ledger
-from engine.memory import Activations, Buffers, HostBlocks, StreamedLayer, WeightStream, streamed_layers
+from engine.memory import Activations, Buffers, HostBlocks, HostCopy, StreamedLayer, WeightStream, streamed_layers
 from engine.model import Anatomy, InFlight
 from engine.tasks.attend import DecodeAttention
 from sim.problem import Policy
@@ -53,6 +53,7 @@ class RunContext:
             raise InputError(f"kv_on_device: {policy.kv_on_device:g}: the engine keeps all of it on the device or none")
         if policy.weight_bits is not None or policy.kv_bits is not None:
             raise InputError("weight_bits, kv_bits: the engine runs a model at its own widths: leave both out")
+        _check_in_host_memory(model)
         anatomy = Anatomy.of(model)
         streamed = streamed_layers(model, anatomy, policy.experts_on_device, schedule.system.streams_non_experts)
         return cls(model, schedule, policy, device, options, anatomy, streamed)
@@ -77,6 +78,15 @@ class RunContext:
         return layout_of(self.schedule, self.shape(num_micro_batches))
 
 
+def _check_in_host_memory(model: PreTrainedModel) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "cpu":
+            raise InputError(
+                f"model: {name} is on {parameter.device}, but the engine places a model itself: load it into host "
+                f"memory, without a device map"
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """A run whose model is on its device."""
@@ -86,6 +96,8 @@ class Session:
     kernel: HostAttention
     host_blocks: HostBlocks
     """Host memory beside the weights, which stays from batch to batch."""
+    host_copy: HostCopy
+    """For what the lane to the host puts in its place there."""
 
     @property
     def host_memory(self) -> dict[str, dict[str, int]]:

@@ -81,7 +81,7 @@ class Transfers:
             named = zip(KeysValues._fields, new, strict=True)
             landed = KeysValues(*(self._land(lane, name, tensor, micro_batch) for name, tensor in named))
             lane.mark().wait()
-            store.append(landed)
+            store.append(landed, self._batch.session.host_copy)
         return new.num_bytes
 
     def load_kv(self, lane: LaneContext, task: Task, micro_batch: InFlight, new_tokens: int = 1) -> int:

@@ -254,6 +254,13 @@ def test_a_weight_is_in_one_place_at_a_time():
             assert len(blocks) == 3
 
 
+def test_a_model_that_is_not_in_host_memory_is_refused():
+    model = make.__wrapped__("mixtral")
+    model.model.layers[1].mlp.to("meta")
+    with pytest.raises(InputError, match=r"model: model.layers.1.mlp.* is on meta, .* load it into host memory"):
+        engine.run(model, PROMPTS, max_new_tokens=2, device=WatchedDevice())
+
+
 def test_weights_that_lie_in_place_stay_there():
     model = make.__wrapped__("mixtral")
     places = []
@@ -338,12 +345,24 @@ def test_several_threads_copy_every_byte_and_no_other(threads, size):
     assert bool((room[64 + size :] == 255).all())
 
 
-def test_copies_are_of_whole_pieces():
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.int64, torch.bool])
+def test_several_threads_copy_what_lies_in_another_order(threads, dtype):
+    source = torch.rand(5, 700, 3, 128).mul(100).to(dtype).permute(0, 2, 1, 3)
+    room = torch.zeros(5, 3, 800, 128, dtype=dtype)
+    with HostCopy(threads) as copy:
+        copy(room[:, :, 50:750], source)
+    assert torch.equal(room[:, :, 50:750], source)
+    assert not room[:, :, :50].any()
+    assert not room[:, :, 750:].any()
+
+
+def test_copies_are_of_one_shape_and_type():
     with HostCopy(1) as copy:
-        with pytest.raises(ValueError, match="host copy of 4 to 8 bytes"):
+        with pytest.raises(ValueError, match=r"float32 \[1\] cannot be copied to torch.float32 \[2\]: one shape"):
             copy(torch.zeros(2), torch.zeros(1))
-        with pytest.raises(ValueError, match="each in one piece"):
-            copy(torch.zeros(4, 4)[:, :2], torch.zeros(4, 2))
+        with pytest.raises(ValueError, match="one shape and dtype needed"):
+            copy(torch.zeros(2), torch.zeros(2, dtype=torch.int32))
     with pytest.raises(InputError, match="threads of copies = 0"):
         HostCopy(0)
 
