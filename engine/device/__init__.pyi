@@ -14,4 +14,9 @@ from .open import (
     make_device as make_device,
     open_device as open_device,
 )
-from .threads import check_thread_count as check_thread_count, for_now as for_now, intra_op_threads as intra_op_threads
+from .threads import (
+    check_thread_count as check_thread_count,
+    for_now as for_now,
+    intra_op_threads as intra_op_threads,
+    usable_count as usable_count,
+)

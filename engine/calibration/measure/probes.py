@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,8 @@ from functools import partial
 import torch
 
 from engine.calibration.measure.measured import Measured, lane_seconds, repeated
-from engine.device import Device, LaneContext, aligned_bytes, check_thread_count, intra_op_threads
+from engine.device import Device, LaneContext, aligned_bytes, check_thread_count, intra_op_threads, usable_count
+from engine.memory import HostCopy
 from sim.schedule import LaneKind
 from traces.errors import InputError
 
@@ -67,8 +67,8 @@ def probe(device: Device, dtype: torch.dtype, repeats: int = REPEATS) -> Probes:
         host_peak = apart.submit(_gemm, device, LaneKind.CPU, torch.float32, torch.device("cpu"), repeats).result()
     return Probes(
         link=_link(device, repeats),
-        host_copy=_host_copy(repeats),
-        host_read=_host_read(os.cpu_count() or 1, repeats),
+        host_copy=_host_copy(device.pin_threads, repeats),
+        host_read=_host_read(usable_count(), repeats),
         device_read=_device_read(device, repeats),
         device_peak=_gemm(device, LaneKind.GPU, dtype, device.torch_device, repeats),
         host_peak=host_peak,
@@ -146,18 +146,18 @@ def _both_ways(device: Device) -> Measured:
     return Measured.of(sums, f"copies of {size / MIB:.3g} MiB in both directions at once")
 
 
-def _host_copy(repeats: int) -> Measured:
-    """One core copies host memory to host memory, as the thread does that fills pinned staging."""
+def _host_copy(threads: int, repeats: int) -> Measured:
+    """Host memory is copied to host memory as by the threads that fill pinned staging."""
     size = LARGER_THAN_CACHES_BYTES
     source, target = (torch.zeros(size, dtype=torch.uint8) for _ in range(2))
 
     def rate() -> float:
         start_s = time.perf_counter()
-        target.copy_(source)
+        copy(target, source)
         return size / (time.perf_counter() - start_s)
 
-    with intra_op_threads(1, torch.get_num_threads()):
-        return repeated(rate, f"one thread copies {size // MIB} MiB in host memory", repeats)
+    with HostCopy(threads) as copy:
+        return repeated(rate, f"{threads} threads copy {size // MIB} MiB in host memory", repeats)
 
 
 class MemoryReader(contextlib.AbstractContextManager["MemoryReader"]):
