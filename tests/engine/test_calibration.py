@@ -285,7 +285,7 @@ def test_matrix_products_leave_room_on_a_small_device(products, monkeypatch):
 
 
 def test_what_the_host_copies_does_not_fit_its_caches(probes):
-    assert "copies 256 MiB in host memory" in probes.host_copy.what
+    assert "copies of 256 MiB in host memory" in probes.host_copy.what
 
 
 def test_runs_grow_and_stay_within_the_model_s_positions():

@@ -157,7 +157,7 @@ def _host_copy(threads: int, repeats: int) -> Measured:
         return size / (time.perf_counter() - start_s)
 
     with HostCopy(threads) as copy:
-        return repeated(rate, f"{threads} threads copy {size // MIB} MiB in host memory", repeats)
+        return repeated(rate, f"copies of {size // MIB} MiB in host memory by {threads} threads", repeats)
 
 
 class MemoryReader(contextlib.AbstractContextManager["MemoryReader"]):

@@ -28,6 +28,7 @@ def _backend() -> None:
             return True
 
     private("setup_backend")(NAME, hook=Hooks())
+    torch.get_device_module(NAME).is_available = lambda: False
     register()
 
 
