@@ -27,9 +27,7 @@ SLOW = (
     "::test_a_program_is_the_tasks_of_the_schedule",
     "::test_ctrl_c_keeps_rows_and_resume_goes_on",
     "::test_equals_float64_for_any_shape_and_any_padding",
-    "::test_every_family_in_every_order",
     "::test_every_row_is_predicted",
-    "::test_every_schedule_in_every_order",
     "::test_half_precision_is_summed_in_float32",
     "::test_lanes_are_busy_for_no_longer_than_the_makespan",
     "::test_memory_does_not_grow_with_steps",
@@ -48,10 +46,20 @@ NOT_SLOW = ("[roofline-", "[compare-one-micro-batch]", "[compare-nothing-fits]",
 """… but for these of them."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+EXHAUSTIVE = ("::test_every_family_in_every_order", "::test_every_schedule_in_every_order")
+"""Parts of the names of tests that take minutes: only `pytest -m exhaustive` runs them."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if any(part in item.nodeid for part in SLOW) and not any(part in item.nodeid for part in NOT_SLOW):
+        if any(part in item.nodeid for part in EXHAUSTIVE):
+            item.add_marker(pytest.mark.exhaustive)
+        elif any(part in item.nodeid for part in SLOW) and not any(part in item.nodeid for part in NOT_SLOW):
             item.add_marker(pytest.mark.slow)
+    if "exhaustive" not in config.getoption("markexpr"):
+        left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture

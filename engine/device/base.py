@@ -20,6 +20,9 @@ from engine.device.threads import HostCores, intra_op_threads, on_cores
 from sim.schedule import LaneKind
 from traces.errors import InputError
 
+CLOCK_ERROR_NS = 100_000
+"""By how much a device may err when it says when a mark was reached: two of one lane may come out in wrong order."""
+
 
 class Mark(ABC):
     """A point in a lane's work, reached when all that the lane was given before it is done."""

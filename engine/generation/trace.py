@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from engine.device import CLOCK_ERROR_NS
 from engine.lanes import Ran
 from engine.model import host_waits
 from engine.tasks import HostTime, RunContext
@@ -112,7 +113,7 @@ def make_trace(ran: Sequence[Ran], metadata: dict[str, Any], memory: Mapping[str
 
     `memory` has the histories of the tiers `device`, `pinned` and `host`, the last without what is pinned.
     """
-    times = {one.task.id: (one.start.time_ns, one.end.time_ns) for one in ran}
+    times = _times_ns(ran)
     ends_ns = {id_: end_ns for id_, (_, end_ns) in times.items()}
     start_ns = min((start for start, _ in times.values()), default=0)
     before: dict[Lane, int] = {}
@@ -126,6 +127,19 @@ def make_trace(ran: Sequence[Ran], metadata: dict[str, Any], memory: Mapping[str
         what = (one.num_bytes, 0, "", "" if cause in (previous, NONE) else DEPENDENCY, cause)
         spans.append(Span(task.id, task.op.value, task.lane.kind.value, *task.key[1:], first, last, *what))
     return Trace(metadata, spans, _memory(memory, start_ns))
+
+
+def _times_ns(ran: Sequence[Ran]) -> dict[int, tuple[int, int]]:
+    """When each task began and ended. What a device's clock is unsure of does not make a lane do two things at once."""
+    times: dict[int, tuple[int, int]] = {}
+    before: dict[Lane, int] = {}
+    for one in sorted(ran, key=lambda one: one.task.id):
+        start_ns, end_ns, last_ns = one.start.time_ns, one.end.time_ns, before.get(one.task.lane, 0)
+        if 0 < last_ns - start_ns <= CLOCK_ERROR_NS:
+            start_ns, end_ns = last_ns, max(last_ns, end_ns)
+        times[one.task.id] = start_ns, end_ns
+        before[one.task.lane] = end_ns
+    return times
 
 
 def _memory(histories: Mapping[str, History], start_ns: int) -> list[Counter]:

@@ -356,16 +356,16 @@ class TestPieces:
     def test_a_peer_takes_fewer_requests_at_a_time_until_they_fit(self, bench, monkeypatch):
         tried = []
 
-        def seconds(bench, model, prompts, size):
-            tried.append(size)
-            if size > 1:
+        def seconds(bench, model, prompts):
+            tried.append(len(prompts))
+            if len(prompts) > 1:
                 raise torch.OutOfMemoryError("full")
             return 2.0
 
-        monkeypatch.setattr(peers, "seconds_in_batches", seconds)
+        monkeypatch.setattr(peers, "seconds_of_a_batch", seconds)
         found = peers.generate_in_batches(bench, tiny_model("mixtral"))
         assert tried == [4, 2, 1]
-        assert (found["batch_size"], found["tokens_per_s"]) == (1, 4 * 4 / 2.0)
+        assert (found["batch_size"], found["tokens_per_s"]) == (1, 4 / 2.0)
 
     def test_times_are_compared_task_by_task(self):
         trace = two_devices()

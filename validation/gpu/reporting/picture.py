@@ -35,7 +35,7 @@ def _draw_copies(ax: Axes, facts: Mapping[str, Any]) -> None:
             ax.plot(list(rates), list(rates.values()), dashed, marker="o", ms=3, label=name.removeprefix("copies "))
     ax.set(xscale="log", xlabel="MiB a copy", ylabel="GB/s", ylim=(0, None), title="copies over the link")
     if ax.lines:
-        ax.legend(fontsize=7, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+        ax.legend(fontsize=7, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.28))
     open_frame(ax)
 
 
@@ -63,9 +63,10 @@ def _draw_rates(ax: Axes, runs: Mapping[str, Any], said: Mapping[str, float], pe
     expected = [said[name] for name in runs]
     ax.plot(expected, range(len(runs)), "D", color="C1", ms=5, label="predicted before the run (simulated)")
     ax.plot([], [], "s", color="C0", label="measured")
-    ax.plot([], [], "s", color="0.6", label="others, measured")
+    if others:
+        ax.plot([], [], "s", color="0.6", label="others, measured")
     ax.set_yticks(rows, list(bars), fontsize=7)
     ax.set(xlabel="tokens/s", title="throughput")
     ax.invert_yaxis()
-    ax.legend(fontsize=7, frameon=False, loc="lower right")
+    ax.legend(fontsize=7, frameon=False, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.08))
     open_frame(ax)
