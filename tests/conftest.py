@@ -46,15 +46,9 @@ NOT_SLOW = ("[roofline-", "[compare-one-micro-batch]", "[compare-nothing-fits]",
 """… but for these of them."""
 
 
-EXHAUSTIVE = ("::test_every_family_in_every_order", "::test_every_schedule_in_every_order")
-"""Parts of the names of tests that take minutes: only `pytest -m exhaustive` runs them."""
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if any(part in item.nodeid for part in EXHAUSTIVE):
-            item.add_marker(pytest.mark.exhaustive)
-        elif any(part in item.nodeid for part in SLOW) and not any(part in item.nodeid for part in NOT_SLOW):
+        if any(part in item.nodeid for part in SLOW) and not any(part in item.nodeid for part in NOT_SLOW):
             item.add_marker(pytest.mark.slow)
     if "exhaustive" not in config.getoption("markexpr"):
         left_out = [item for item in items if item.get_closest_marker("exhaustive")]

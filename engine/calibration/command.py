@@ -41,7 +41,7 @@ def print_summary(found: "calibration.Calibration", path: Path) -> None:
     lines = [
         found.hardware.description,
         f"link: H2D {h2d:.2f} GB/s, D2H {d2h:.2f} GB/s, both at once {both:.2f} GB/s",
-        f"host memory: read at {read:.1f} GB/s, copied by one thread at {copy:.1f} GB/s",
+        f"host memory: read at {read:.1f} GB/s, copied into staging at {copy:.1f} GB/s",
         f"matrix products: device {device:.0f} GFLOP/s, host {host:.0f} GFLOP/s",
         "how well the roofs alone fit, by kind of task:",
         *(

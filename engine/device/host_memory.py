@@ -2,7 +2,6 @@
 
 import ctypes
 import mmap
-import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from engine.device.ledger import Ledger, PinnedOutOfMemory
+from engine.device.threads import usable_count
 
 ALIGNMENT_BYTES = 64
 """Tensors cut from one block start on multiples of this: a cache line, and enough for any dtype and vector load."""
@@ -61,7 +61,7 @@ def _fault_in(content: np.ndarray) -> None:
         content[start : start + FAULT_PIECE_BYTES : mmap.PAGESIZE] = 0
 
     starts = range(0, len(content), FAULT_PIECE_BYTES)
-    threads = min(FAULT_THREADS, len(starts), os.cpu_count() or 1)
+    threads = min(FAULT_THREADS, len(starts), usable_count())
     if threads == 1:
         for start in starts:
             touch(start)

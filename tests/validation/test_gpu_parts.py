@@ -247,7 +247,7 @@ class TestScales:
             assert len({piece.name for piece in pieces}) == len(pieces)
             assert all(piece.seconds > 0 for piece in pieces)
 
-    def test_the_models_are_those_that_the_review_asks_for(self, record):
+    def test_the_models_are_those_that_are_too_large_for_their_cap(self, record):
         bench = Workbench("emulated", scale_named("full"), record)
         mixtral, qwen = bench.described("m", 32), bench.described("q", 48)
         assert mixtral.total_params == pytest.approx(46.7e9, rel=0.01)

@@ -58,7 +58,7 @@ class Accelerator(Device):
         cores = HostCores.beside(self._runtime.pci_address(torch_device), cpu_threads)
         super().__init__(self._runtime.device_type, origin, torch_device, planned_bytes, cores)
         before = self._runtime.memory_state(torch_device)
-        self._foreign_bytes = before.allocated_bytes
+        self._foreign_bytes, self._foreign_retries = before.allocated_bytes, before.alloc_retries
         self._limit(self._cap_bytes + before.reserved_bytes)
         self._runtime.reset_peak(torch_device)
         # Made once: torch hands out streams from a small pool, so later ones would be these again.
@@ -75,7 +75,10 @@ class Accelerator(Device):
     def facts(self) -> dict[str, Any]:
         state = self._runtime.memory_state(self.torch_device)
         cap = {"vendor": self._runtime.vendor, "cap_bytes": self._cap_bytes}
-        took = {"peak_reserved_bytes": state.peak_reserved_bytes, "alloc_retries": state.alloc_retries}
+        took = {
+            "peak_reserved_bytes": state.peak_reserved_bytes,
+            "alloc_retries": state.alloc_retries - self._foreign_retries,
+        }
         return super().facts | cap | took
 
     @property
@@ -88,6 +91,7 @@ class Accelerator(Device):
     def reset_peak(self) -> None:
         super().reset_peak()
         self._runtime.reset_peak(self.torch_device)
+        self._foreign_retries = self._runtime.memory_state(self.torch_device).alloc_retries
 
     def open_lane(self, kind: LaneKind) -> LaneContext:
         if kind in STREAM_LANES:

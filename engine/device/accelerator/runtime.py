@@ -70,6 +70,10 @@ class Runtime(ABC):
 
     # streams ----------------------------------------------------------------------------------------------------------
 
+    def pci_address(self, device: torch.device) -> str | None:
+        """Where the device is on the host's PCI bus, as Linux writes it; None where that is not known."""
+        return None
+
     @abstractmethod
     def new_stream(self, device: torch.device) -> Stream:
         """A stream that nobody else uses, as far as the runtime has some left."""
@@ -77,10 +81,6 @@ class Runtime(ABC):
     @abstractmethod
     def default_stream(self, device: torch.device) -> Stream:
         """The stream of threads that never chose one."""
-
-    def pci_address(self, device: torch.device) -> str | None:
-        """Where the device is on the host's PCI bus, as Linux writes it; None where that is not known."""
-        return None
 
     @abstractmethod
     def on(self, stream: Stream) -> contextlib.AbstractContextManager[Any]:

@@ -14,7 +14,13 @@ _NEEDS = {
     "Stream": "streams",
     "Event": "events",
     "default_stream": "a default stream",
+    "stream": "a choice of stream for a thread",
+    "synchronize": "a wait for all streams",
     "memory_stats": "accounts of its memory",
+    "mem_get_info": "the memory that is free",
+    "empty_cache": "a way to give memory back",
+    "reset_peak_memory_stats": "a peak of its memory that starts anew",
+    "get_device_properties": "properties",
     "set_per_process_memory_fraction": "a limit of its memory",
     "cudart": "page-locking of host memory that is there",
 }

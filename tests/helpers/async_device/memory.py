@@ -46,6 +46,8 @@ class Memory:
     peak_bytes: int = 0
     reserved_bytes: int = 0
     peak_reserved_bytes: int = 0
+    alloc_retries: int = 0
+    """Never by itself: nothing is kept back here."""
     pools: defaultdict[tuple[int, int], list[Block]] = field(default_factory=lambda: defaultdict(list))
 
     def storage(self, num_bytes: int) -> Any:

@@ -77,7 +77,7 @@ class AsyncRuntime(Runtime):
     def memory_state(self, device: torch.device) -> MemoryState:
         memory = self.machine.memory
         held = memory.allocated_bytes, memory.peak_bytes, memory.reserved_bytes, memory.peak_reserved_bytes
-        return MemoryState(*held, alloc_retries=0)
+        return MemoryState(*held, memory.alloc_retries)
 
     def reset_peak(self, device: torch.device) -> None:
         self.machine.memory.reset_peak()

@@ -1,6 +1,5 @@
 """Stage 0: what the machine is; how fast its links, its host and its launches are, by the engine's own lanes."""
 
-import os
 import platform
 import shutil
 import statistics
@@ -16,7 +15,8 @@ from typing import Any
 import torch
 import transformers
 
-from engine.device import Device, LaneContext, host_memory_bytes
+from engine.device import Device, LaneContext, host_memory_bytes, usable_count
+from engine.memory import HostCopy
 from sim.schedule import LaneKind
 from validation.gpu.piece import Piece
 from validation.gpu.workbench import Workbench, available_host_bytes
@@ -54,11 +54,10 @@ def fact_pieces(bench: Workbench) -> Iterator[Piece]:
 
 def machine_facts(bench: Workbench) -> dict[str, Any]:
     """System, cores, memory and versions; what nvidia-smi says of a CUDA device."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "origin": bench.origin,
         "system": platform.platform(),
-        "cores": cores,
+        "cores": usable_count(),
         "host_bytes": host_memory_bytes(),
         "available_host_bytes": available_host_bytes(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda}
@@ -120,26 +119,17 @@ def _both_ways(bench: Workbench) -> dict[str, Any]:
 
 
 def _host_copies(bench: Workbench) -> dict[str, Any]:
-    """Bytes per second of 1 to MOST_COPIERS threads that copy host memory, each a share of one block."""
-    num_bytes, found, threads = bench.scale.largest_copy_bytes, {}, 1
-    with _roomy_device(bench) as device:
-        source, target = (device.host_block(num_bytes) for _ in range(2))
+    """Bytes per second of 1 to MOST_COPIERS threads that copy host memory as the engine's staging does."""
+    num_bytes = bench.scale.largest_copy_bytes
+    source, target = (torch.zeros(num_bytes, dtype=torch.uint8) for _ in range(2))
+    found, threads = {}, 1
     while threads <= MOST_COPIERS:
-        with ThreadPoolExecutor(threads) as pool:
-            parts = list(zip(target.chunk(threads), source.chunk(threads), strict=True))
-
-            def copy(pool: ThreadPoolExecutor = pool, parts: list[Any] = parts) -> None:
-                list(pool.map(_copy_alone, parts))
-
-            copy()
-            found[str(threads)] = num_bytes / statistics.median(_host_seconds(copy) for _ in range(REPEATS))
+        with HostCopy(threads) as copy:
+            copy(target, source)
+            taken = [_host_seconds(partial(copy, target, source)) for _ in range(REPEATS)]
+        found[str(threads)] = num_bytes / statistics.median(taken)
         threads *= 2
     return {"bytes": num_bytes, "bytes_per_s": found}
-
-
-def _copy_alone(part: tuple[torch.Tensor, torch.Tensor]) -> None:
-    """Numpy copies in the calling thread, where torch would take helpers."""
-    part[0].numpy()[:] = part[1].numpy()
 
 
 def _latencies(bench: Workbench) -> dict[str, Any]:

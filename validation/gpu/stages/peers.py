@@ -94,10 +94,7 @@ def generate_in_batches(bench: Workbench, model: PreTrainedModel) -> dict[str, A
 
 
 def seconds_of_a_batch(bench: Workbench, model: PreTrainedModel, prompts: torch.Tensor) -> float:
-    """All requests of one batch, after a token of one of them that warms up.
-
-    One batch is enough: on a card, accelerate had not ended all requests of six layers after two minutes.
-    """
+    """All requests of one batch, after a token of one of them that warms up."""
     start_s = 0.0
     for ids, new_tokens in ((prompts[:1], 1), (prompts, bench.scale.gen_len)):
         start_s = time.perf_counter()
