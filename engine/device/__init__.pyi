@@ -1,5 +1,5 @@
 from .accelerator import Accelerator as Accelerator
-from .base import CLOCK_ERROR_NS as CLOCK_ERROR_NS, Device as Device, LaneContext as LaneContext, Mark as Mark
+from .base import Device as Device, LaneContext as LaneContext, Mark as Mark
 from .emulated import EmulatedDevice as EmulatedDevice
 from .host_memory import (
     ALIGNMENT_BYTES as ALIGNMENT_BYTES,

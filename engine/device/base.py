@@ -20,12 +20,15 @@ from engine.device.threads import HostCores, intra_op_threads, on_cores
 from sim.schedule import LaneKind
 from traces.errors import InputError
 
-CLOCK_ERROR_NS = 100_000
-"""By how much a device may err when it says when a mark was reached: two of one lane may come out in wrong order."""
-
 
 class Mark(ABC):
-    """A point in a lane's work, reached when all that the lane was given before it is done."""
+    """A point in a lane's work, reached when all that the lane was given before it is done.
+
+    `of_device`: the time is from a clock of the device, which errs by a fraction of a millisecond: two marks of one
+    lane may come out in the wrong order.
+    """
+
+    of_device = False
 
     @abstractmethod
     def wait(self) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from engine.device.ledger import Ledger, PinnedOutOfMemory
+from engine.device.ledger import Ledger, OutOfMemory, PinnedOutOfMemory
 from engine.device.threads import usable_count
 
 ALIGNMENT_BYTES = 64
@@ -41,7 +41,13 @@ def fresh_block(num_bytes: int) -> torch.Tensor:
         return torch.empty(0, dtype=torch.uint8)
     if not hasattr(mmap, "MAP_PRIVATE"):
         return torch.zeros(num_bytes, dtype=torch.uint8)
-    mapping = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        mapping = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise OutOfMemory(
+            f"{num_bytes} bytes of host memory cannot be had ({error}): use a smaller batch or model, or allow this "
+            f"process more memory"
+        ) from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them
             mapping.madvise(mmap.MADV_HUGEPAGE)

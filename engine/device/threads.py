@@ -79,7 +79,9 @@ class HostCores:
         count = min(len(near), usable_count())
         attention = max(1, count - LAUNCHING) if cpu_threads is None else cpu_threads
         device_lanes = frozenset({LaneKind.GPU, LaneKind.H2D, LaneKind.D2H, LaneKind.NET})
-        return cls(None, attention, _staging(count), device_lanes, cores_apart(LAUNCHING, attention, near), node)
+        granted_all = usable_count() == len(cores)  # else everybody in the container would take the same first cores
+        apart = cores_apart(LAUNCHING, attention, near) if granted_all else None
+        return cls(None, attention, _staging(count), device_lanes, apart, node)
 
     def torch_threads(self, kind: LaneKind) -> int:
         """Threads of torch in a lane: one, because attention has threads of its own; more where the lane is the GPU."""

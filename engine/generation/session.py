@@ -41,7 +41,8 @@ def open_session(run: RunContext) -> Iterator[Session]:
         stack.enter_context(for_now(sys.setswitchinterval, SWITCH_INTERVAL_S, sys.getswitchinterval()))
         # cuDNN makes a plan for every new length of a cache, which takes it 60 ms on an H200: longer than a layer.
         stack.enter_context(for_now(cuda.enable_cudnn_sdp, False, cuda.cudnn_sdp_enabled()))  # type: ignore[no-untyped-call]
-        yield Session(run, stream, kernel, blocks, stack.enter_context(HostCopy(device.pin_threads)))
+        copy = stack.enter_context(HostCopy(device.pin_threads, device.cores.cores_of(LaneKind.PIN)))
+        yield Session(run, stream, kernel, blocks, copy)
 
 
 def _prepare_kernel(run: RunContext, kernel: HostAttention) -> None:

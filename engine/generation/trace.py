@@ -11,7 +11,6 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from engine.device import CLOCK_ERROR_NS
 from engine.lanes import Ran
 from engine.model import host_waits
 from engine.tasks import HostTime, RunContext
@@ -111,9 +110,11 @@ def as_cut(prompt_tokens: Sequence[int], micro_batch_size: int, gen_len: int) ->
 def make_trace(ran: Sequence[Ran], metadata: dict[str, Any], memory: Mapping[str, History]) -> Trace:
     """The trace of one batch: the tasks' own keys, in order of time, from 0 ns, and what each tier held.
 
-    `memory` has the histories of the tiers `device`, `pinned` and `host`, the last without what is pinned.
+    `memory` has the histories of the tiers `device`, `pinned` and `host`, the last without what is pinned. The metadata
+    says by how much the device's clock was corrected (`clock_shift_ns`), if it was.
     """
-    times = _times_ns(ran)
+    times, moved_ns = _times_ns(ran)
+    metadata = {**metadata, "clock_shift_ns": moved_ns} if moved_ns else metadata
     ends_ns = {id_: end_ns for id_, (_, end_ns) in times.items()}
     start_ns = min((start for start, _ in times.values()), default=0)
     before: dict[Lane, int] = {}
@@ -129,17 +130,23 @@ def make_trace(ran: Sequence[Ran], metadata: dict[str, Any], memory: Mapping[str
     return Trace(metadata, spans, _memory(memory, start_ns))
 
 
-def _times_ns(ran: Sequence[Ran]) -> dict[int, tuple[int, int]]:
-    """When each task began and ended. What a device's clock is unsure of does not make a lane do two things at once."""
+def _times_ns(ran: Sequence[Ran]) -> tuple[dict[int, tuple[int, int]], int]:
+    """When each task began and ended, and by how much one was moved at most.
+
+    What the clock of a device is unsure of must not make a lane do two things at once.
+    """
     times: dict[int, tuple[int, int]] = {}
     before: dict[Lane, int] = {}
+    moved_ns = 0
     for one in sorted(ran, key=lambda one: one.task.id):
-        start_ns, end_ns, last_ns = one.start.time_ns, one.end.time_ns, before.get(one.task.lane, 0)
-        if 0 < last_ns - start_ns <= CLOCK_ERROR_NS:
-            start_ns, end_ns = last_ns, max(last_ns, end_ns)
+        start_ns, end_ns = one.start.time_ns, one.end.time_ns
+        if one.start.of_device and one.end.of_device:
+            told_ns, start_ns = (start_ns, end_ns), max(start_ns, before.get(one.task.lane, start_ns))
+            end_ns = max(start_ns, end_ns)
+            moved_ns = max(moved_ns, start_ns - told_ns[0], end_ns - told_ns[1])
         times[one.task.id] = start_ns, end_ns
         before[one.task.lane] = end_ns
-    return times
+    return times, moved_ns
 
 
 def _memory(histories: Mapping[str, History], start_ns: int) -> list[Counter]:

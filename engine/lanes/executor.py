@@ -137,7 +137,8 @@ class Executor:
                     if self._finished():
                         self._queue.stop()
         except BaseException as error:  # a lane must not die unnoticed, whatever killed it
-            self._failure = self._failure or error
+            told = isinstance(error, InputError) and not isinstance(self._failure, InputError)  # by the lane, in words
+            self._failure = error if told else self._failure or error
             self._queue.stop()
         finally:
             self._lanes_left.release()

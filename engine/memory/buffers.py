@@ -24,6 +24,8 @@ class Buffers:
         if buffer is None or buffer.numel() < num_bytes:
             if buffer is not None:
                 self._device.synchronize()
+                with self._lock:
+                    del self._on_device[name]
                 self._device.free(buffer)
             buffer = self._device.allocate(name, (max(1, num_bytes, room_bytes),), torch.uint8)
             with self._lock:

@@ -2,6 +2,8 @@
 
 import contextlib
 import ctypes
+import functools
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -21,12 +23,14 @@ SMALL_BYTES = 512 * 1024
 class HostCopy(contextlib.AbstractContextManager["HostCopy"]):
     """Copies with `threads` threads, the caller's included, which is always the same.
 
-    The helpers start with the first copy, and so inherit what the caller asks of its thread: its cores, its niceness.
+    The helpers start with the first copy, and so inherit what the caller asks of its thread: its cores, unless `cores`
+    are given, and its niceness.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, cores: frozenset[int] | None = None) -> None:
         self.threads = check_thread_count("threads of copies", threads)
-        self._helpers = ThreadPoolExecutor(threads - 1, "host copy") if threads > 1 else None
+        settle = None if cores is None else functools.partial(os.sched_setaffinity, 0, cores)
+        self._helpers = ThreadPoolExecutor(threads - 1, "host copy", settle) if threads > 1 else None
 
     def __call__(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Copies `source` to `target`: in host memory, of one shape and dtype, and not overlapping."""

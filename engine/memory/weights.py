@@ -34,10 +34,14 @@ class WeightStream:
         self._in_staging: list[list[int | None]] = []
         self._copy = HostCopy(device.pin_threads)
         largest = max((layer.num_bytes for layer in host.streamed if layer), default=0)
-        for slot in range(layout.buffers["weights"].turns if largest else 0):
-            self._slots.append(device.allocate(f"weight slot {slot}", (largest,), uint8))
-        for turn in range(_staging_slots(layout) if largest else 0):
-            self._staging.append(device.pinned_empty(f"{STAGING} {turn}", (host.staging_bytes,), uint8, STAGING))
+        try:
+            for slot in range(layout.buffers["weights"].turns if largest else 0):
+                self._slots.append(device.allocate(f"weight slot {slot}", (largest,), uint8))
+            for turn in range(_staging_slots(layout) if largest else 0):
+                self._staging.append(device.pinned_empty(f"{STAGING} {turn}", (host.staging_bytes,), uint8, STAGING))
+        except BaseException:
+            self.close()
+            raise
 
     @staticmethod
     def planned_staging_bytes(host: HostWeights, layout: SlotLayout) -> int:

@@ -1,6 +1,7 @@
 """The engine's stream code on a device whose streams run late: what must be waited for, and what must be kept."""
 
 import argparse
+import contextlib
 import gc
 import threading
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from async_device import MISSING
 from engine.device import LaneContext, PinnedOutOfMemory, add_device, device_of, make_device
 from engine.device.ledger import DeviceOutOfMemory
 from engine.lanes import Executor
+from engine.memory import Buffers, HostBlock
 from sim.schedule import Lane, LaneKind, Op, Task
 from traces.errors import InputError
 
@@ -196,6 +198,27 @@ def test_what_a_copy_reads_stays_until_it_was_copied(late, copies):
     make = lambda lane: made.append(torch.full((500,), 3.0, device=device.torch_device))  # noqa: E731
     run(device, Work(GPU, make), Work(D2H, copy, [0]), Work(GPU, reuse))
     assert all((one == 3).all() for one in here)
+    assert machine.races.found == []
+
+
+def test_what_a_lane_reorders_before_its_copy_stays_until_then(late):
+    """A tensor with gaps is made dense by the copy lane, which reads it late; nobody else holds it by then."""
+    device, machine = late
+    buffers, here = Buffers(device), HostBlock(locked(device, "here", 500).view(torch.uint8), locked=True)
+    made, copied, seen = [], threading.Event(), []
+
+    def copy(lane):
+        seen.append(buffers.to_host(lane, here, made.pop()))
+        copied.set()
+
+    def reuse(lane):
+        copied.wait(10)
+        gc.collect()
+        made.append(torch.full((1000,), 9.0, device=device.torch_device))
+
+    make = lambda lane: made.append(torch.full((1000,), 3.0, device=device.torch_device)[::2])  # noqa: E731
+    run(device, Work(GPU, make), Work(D2H, copy, [0]), Work(GPU, reuse))
+    assert (seen[0] == 3).all()
     assert machine.races.found == []
 
 
@@ -419,3 +442,12 @@ def test_a_real_device_cannot_be_told_what_only_an_emulated_one_can(with_acceler
         device_of(parser.parse_args(["--device", name, *told.split()]))
     assert all(flag in str(caught.value) for flag in told.split() if flag.startswith("--"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_buffer_that_cannot_grow_says_so_and_nothing_is_given_back_twice():
+    device, _ = late_device(memory_bytes=10**6)
+    with device, contextlib.closing(Buffers(device)) as buffers:
+        buffers.on_device("cache", (1000,), torch.uint8)
+        with pytest.raises(DeviceOutOfMemory, match="cache"):
+            buffers.on_device("cache", (10**7,), torch.uint8)
+    assert device.memory.usage.current_bytes == 0

@@ -216,3 +216,28 @@ def test_no_task_starts_before_its_dependencies_have_ended(device, name):
     ends = {one.task.id: one.end.time_ns for one in ran}
     for one in ran:
         assert one.start.time_ns >= max((ends[dep] for dep in one.task.deps), default=0)
+
+
+class TellingDevice(EmulatedDevice):
+    """A device whose lanes say in words what an error of the work on them means."""
+
+    def open_lane(self, kind):
+        lane = super().open_lane(kind)
+        close = lane.__exit__
+
+        class Telling(type(lane)):
+            def __exit__(self, kind=None, error=None, *trace):
+                close()
+                if isinstance(error, MemoryError):
+                    raise InputError("the device is full") from error
+
+        lane.__class__ = Telling
+        return lane
+
+
+def test_what_a_lane_says_of_an_error_is_what_the_caller_hears():
+    def perform(lane, task):
+        raise MemoryError("out of memory")
+
+    with TellingDevice(None, None, 1 << 20) as device, pytest.raises(InputError, match="the device is full"):
+        Executor(device, [[Task(0, Op.PRE_ATTN, GPU, 0, 0, 0)]], [GPU], perform).run()

@@ -208,6 +208,15 @@ class TestTime:
         assert "result" in bench.record.outcome("a", "x")
         assert "left_out" in bench.record.outcome("b", "x")
 
+    def test_a_failure_is_not_forgotten_for_want_of_time(self, bench):
+        def fails():
+            raise InputError("broken")
+
+        stage = staged("a", [Piece("x", 100.0, fails)])
+        proved(bench, [stage])
+        proved(bench, [stage], TimeBudget(0.1, Clock()))
+        assert failures(bench.record.stages) == ["a: x: broken"]
+
     def test_what_was_left_out_is_done_by_a_later_call(self, bench):
         stage = staged("a", [Piece("x", 100.0, dict)])
         proved(bench, [stage], TimeBudget(0.1, Clock()))

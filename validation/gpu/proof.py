@@ -78,7 +78,8 @@ class Proof:
                 left = (
                     f"no time: about {expected_s:.1f} s needed, {max(0.0, until_s - self.budget.passed_s):.1f} s left"
                 )
-                self.bench.record.note(stage.name, piece.name, {"left_out": left})
+                if "error" not in self.bench.record.outcome(stage.name, piece.name):  # that is worth more
+                    self.bench.record.note(stage.name, piece.name, {"left_out": left})
                 continue
             first = False
             self.tell(f"{number} {stage.name}: {piece.name} …")

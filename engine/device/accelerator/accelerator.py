@@ -52,6 +52,7 @@ class Accelerator(Device):
     ) -> None:
         self._runtime = runtime or TorchRuntime("cuda")
         torch_device = _device(self._runtime, index)
+        self._runtime.empty_cache()  # what torch keeps of freed memory would come on top of the cap
         self._total_bytes, self._cap_bytes = _usable_bytes(self._runtime, torch_device, memory_bytes)
         origin = f"real GPU ({self._runtime.device_name(torch_device)})"
         planned_bytes = self._cap_bytes - overhead_bytes(self._cap_bytes)
@@ -61,10 +62,9 @@ class Accelerator(Device):
         self._foreign_bytes, self._foreign_retries = before.allocated_bytes, before.alloc_retries
         self._limit(self._cap_bytes + before.reserved_bytes)
         self._runtime.reset_peak(torch_device)
-        # Made once: torch hands out streams from a small pool, so later ones would be these again.
-        self.streams = {kind: self._runtime.new_stream(torch_device) for kind in STREAM_LANES}
+        self.streams = {kind: self._runtime.stream_of(torch_device, kind) for kind in STREAM_LANES}
         """The stream of each lane on the device."""
-        self._idle_stream = self._runtime.new_stream(torch_device)
+        self._idle_stream = self._runtime.stream_of(torch_device, "idle")
         self.clock = DeviceClock(self._record_idle)
         self._closed = False
 
@@ -116,9 +116,11 @@ class Accelerator(Device):
         try:
             self._runtime.synchronize(self.torch_device)  # raises if a kernel failed
         finally:
-            super().close()
-            self._limit(self._total_bytes)
-            self._runtime.empty_cache()
+            try:
+                super().close()
+            finally:
+                self._limit(self._total_bytes)
+                self._runtime.empty_cache()
 
     def _full(self, error: torch.OutOfMemoryError) -> DeviceOutOfMemory:
         """What torch's error means for the run."""

@@ -75,8 +75,8 @@ class Runtime(ABC):
         return None
 
     @abstractmethod
-    def new_stream(self, device: torch.device) -> Stream:
-        """A stream that nobody else uses, as far as the runtime has some left."""
+    def stream_of(self, device: torch.device, name: str) -> Stream:
+        """The stream of that name, the same each time: libraries keep memory for each that they ever worked on."""
 
     @abstractmethod
     def default_stream(self, device: torch.device) -> Stream:

@@ -24,6 +24,8 @@ class StreamMark(Mark):
 
     __slots__ = ("_anchor", "_clock", "_event", "_time_ns")
 
+    of_device = True
+
     def __init__(self, event: Event, stream: Stream, clock: DeviceClock) -> None:
         self._clock = clock
         self._anchor = clock.tick()

@@ -1,6 +1,7 @@
 """Runtimes that come with torch: `torch.cuda`, which is CUDA and ROCm, and any module that offers the same names."""
 
 import contextlib
+import functools
 from typing import Any
 
 import torch
@@ -71,9 +72,8 @@ class TorchRuntime(Runtime):
             return None
         return f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
 
-    def new_stream(self, device: torch.device) -> Stream:
-        stream: Stream = self._torch.Stream(device)
-        return stream
+    def stream_of(self, device: torch.device, name: str) -> Stream:
+        return _stream_of(self.device_type, device, name)
 
     def default_stream(self, device: torch.device) -> Stream:
         stream: Stream = self._torch.default_stream(device)
@@ -117,6 +117,12 @@ class TorchRuntime(Runtime):
 
     def unregister(self, address: int) -> int:
         return int(self._torch.cudart().cudaHostUnregister(address))
+
+
+@functools.cache
+def _stream_of(device_type: str, device: torch.device, name: str) -> Stream:
+    stream: Stream = getattr(torch, device_type).Stream(device)
+    return stream
 
 
 def runtime_of(name: str) -> Runtime | None:

@@ -48,7 +48,7 @@ class AsyncRuntime(Runtime):
     def device_name(self, device: torch.device) -> str:
         return "asynchronous device of the tests"
 
-    def new_stream(self, device: torch.device) -> Stream:
+    def stream_of(self, device: torch.device, name: str) -> Stream:
         return self.machine.new_stream()
 
     def default_stream(self, device: torch.device) -> Stream:

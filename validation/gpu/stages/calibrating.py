@@ -7,6 +7,8 @@ from typing import Any
 from engine.calibration import Round, fitted, measure_machine, planned_for
 from traces.files import appearing
 from validation.gpu.piece import Piece
+from validation.gpu.record import NotReadyError
+from validation.gpu.stages.running import PREDICTIONS
 from validation.gpu.workbench import Workbench
 
 
@@ -19,6 +21,8 @@ def calibration_pieces(bench: Workbench) -> Iterator[Piece]:
 
 
 def _measure(bench: Workbench, name: str, number: int) -> dict[str, Any]:
+    if number and f"{PREDICTIONS}, {name}" in bench.record.results("runs"):
+        raise NotReadyError("runs are predicted by the machine as it is")
     quick, model = bench.scale.quick_calibration, bench.model(name)
     planned = planned_for(model, quick=quick)
     with bench.device(bench.spec(name).device_bytes) as device:

@@ -39,6 +39,7 @@ def _accelerate(bench: Workbench, name: str) -> dict[str, Any]:
         return {SAID: f"accelerate streams to a real device only; this is: {bench.origin}"}
     accelerate = import_module("accelerate")
 
+    model: Any
     cap_bytes, model = bench.spec(name).device_bytes, bench.model(name)
     memory = {bench.torch_device.index or 0: int(WEIGHTS_SHARE * cap_bytes), "cpu": 1 << 50}
     whole = list(getattr(model, "_no_split_modules", None) or ())
@@ -49,6 +50,7 @@ def _accelerate(bench: Workbench, name: str) -> dict[str, Any]:
         with _capped(bench, cap_bytes):
             return {**generate_in_batches(bench, dispatched), "modules_on_device": on_device, "modules": len(places)}
     finally:
+        model = dispatched = None
         bench.drop_models()  # its parameters are accelerate's now
 
 
@@ -66,8 +68,11 @@ def all_resident(
             if bench.is_real:
                 model.to(bench.torch_device)  # type: ignore[arg-type]
             return {**generate_in_batches(bench, model), "weight_bytes": needed_bytes}
+    except torch.OutOfMemoryError:
+        return {SAID: f"does not fit: {needed_bytes / 1e9:.1f} GB of weights leave no room"}
     finally:
         if bench.is_real:
+            del model
             bench.drop_models()  # faster to make anew than to copy back
 
 
@@ -109,6 +114,7 @@ def seconds_of_a_batch(bench: Workbench, model: PreTrainedModel, prompts: torch.
 def _free_bytes(bench: Workbench) -> int:
     """Device memory without a cap; an emulated device's is the host's."""
     if bench.is_real:
+        bench.empty_caches()
         return int(bench.torch_module.mem_get_info()[0])
     return available_host_bytes()
 
