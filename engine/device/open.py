@@ -5,6 +5,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from engine.device.control_groups import memory_limit
 from traces.cli import positive_int
 from traces.errors import InputError
 
@@ -25,8 +26,9 @@ EMULATED_ONLY = {
 
 
 def host_memory_bytes() -> int:
-    """Physical memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Physical memory of this machine, as far as a container grants it."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(min(physical, memory_limit()))
 
 
 def make_device(name: str, **options: Any) -> "Device":

@@ -20,6 +20,7 @@ from typing import Any, Final, Self
 
 import torch
 
+from engine.device.control_groups import core_limit
 from sim.schedule import LaneKind
 from traces.errors import InputError
 
@@ -114,40 +115,6 @@ def usable_cores() -> list[int]:
 def usable_count() -> int:
     """How many cores this process may keep busy: a container's limit counts too."""
     return max(1, min(len(usable_cores()), math.floor(min(core_limit(), 1e6))))
-
-
-def core_limit(root: Path = Path("/")) -> float:
-    """How many cores' time this process's control groups grant it; infinite where they do not say.
-
-    `root` is where /proc and /sys are found.
-    """
-    try:
-        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return math.inf
-    groups = [line.split(":", 2)[1:] for line in lines if line.count(":") >= 2]
-    limits = [_limit_of(root / "sys/fs/cgroup", controllers.split(","), path) for controllers, path in groups]
-    return min(limits, default=math.inf)
-
-
-def _limit_of(cgroups: Path, controllers: Sequence[str], path: str) -> float:
-    """The smallest limit of a group and those that hold it; a container sees its own group as the root."""
-    if controllers != [""] and "cpu" not in controllers:
-        return math.inf
-    first = controllers != [""]  # control groups in their first version
-    top = cgroups / "cpu" if first else cgroups
-    names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if first else ("cpu.max",)
-    inner = top / path.lstrip("/")
-    limits = [math.inf]
-    for folder in (inner, *inner.parents):
-        with contextlib.suppress(OSError, ValueError):
-            texts = [(folder / name).read_text(encoding="utf-8") for name in names]
-            quota, period = (int(number) for number in " ".join(texts).split())  # "max" is no number
-            if quota > 0:
-                limits.append(quota / period)
-        if folder == top:
-            break
-    return min(limits)
 
 
 def numa_of(pci_address: str | None, sysfs: Path = Path("/sys")) -> tuple[int | None, Cores]:

@@ -1,5 +1,7 @@
 """Memory: peaks against the policy's plan, pages of weights, the cache as the model sees it."""
 
+import contextlib
+
 import pytest
 import torch
 from engine_models import PROMPTS, make, make_prompts
@@ -295,3 +297,12 @@ def test_which_parameters_are_routed_experts(family, names):
 
 def test_dense_layers_hold_none():
     assert [bool(experts) for experts in Anatomy.of(make("deepseek_v3")).experts] == [False, True, True]
+
+
+@pytest.mark.parametrize("memory_bytes", range(20_000, 200_000, 15_000))
+def test_a_run_that_does_not_fit_leaves_nothing_on_the_device(memory_bytes):
+    """Wherever it ends: at resident weights, at one of the slots, at a buffer, in the model's own code."""
+    with EmulatedDevice(None, None, memory_bytes) as device:
+        with contextlib.suppress(InputError):
+            engine.run(make("mixtral"), PROMPTS, "flexgen", None, 2, 2, device)
+        assert device.memory.usage.current_bytes == 0

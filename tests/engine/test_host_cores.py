@@ -5,8 +5,9 @@ import os
 
 import pytest
 
-from engine.device import EmulatedDevice
-from engine.device.threads import LAUNCHING, MOST_STAGING, HostCores, core_limit, numa_of, usable_count
+from engine.device import EmulatedDevice, host_memory_bytes
+from engine.device.control_groups import core_limit, memory_limit
+from engine.device.threads import LAUNCHING, MOST_STAGING, HostCores, numa_of, usable_count
 from sim.schedule import LaneKind
 from traces.errors import InputError
 
@@ -88,6 +89,31 @@ def test_a_device_that_the_system_does_not_know_is_near_nothing(tmp_path, addres
 )
 def test_the_limit_of_a_container_is_the_smallest_of_its_groups(tmp_path, files, limit):
     assert core_limit(write(tmp_path, files)) == limit
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({}, math.inf),
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/memory.max": "max"}, math.inf),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b",
+                "sys/fs/cgroup/a/memory.max": "4000",
+                "sys/fs/cgroup/a/b/memory.max": "9000",
+            },
+            4000,
+        ),
+        ({"proc/self/cgroup": "5:memory:/x", "sys/fs/cgroup/memory/x/memory.limit_in_bytes": "700"}, 700),
+    ],
+)
+def test_memory_is_limited_likewise(tmp_path, files, limit):
+    assert memory_limit(write(tmp_path, files)) == limit
+
+
+def test_the_hosts_memory_is_what_a_container_grants(monkeypatch):
+    monkeypatch.setattr("engine.device.open.memory_limit", lambda: 12345.0)
+    assert host_memory_bytes() == 12345
 
 
 @pytest.mark.parametrize(("limit", "count"), [(math.inf, 8), (2.9, 2), (0.5, 1), (100.0, 8)])

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from engine.device import Device, make_device
+from engine.device import Device, host_memory_bytes, make_device
 from engine.generation import as_cut
 from sim.cost import Setup
 from sim.problem import Hardware, Model, Policy, Problem, Workload
@@ -147,5 +147,5 @@ def available_host_bytes() -> int:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
             name, _, value = line.partition(":")
             if name == "MemAvailable":
-                return int(value.split()[0]) * 1024
+                return min(int(value.split()[0]) * 1024, host_memory_bytes())
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

@@ -60,7 +60,12 @@ def unfitted(name: str, device: Device, probes: Probes, split_cost: Measured | N
         ),
         host=_host(probes.host_peak.quantity("GFLOPS", 1e9)),
         host_memory=Memory(
-            Quantity(float(host_memory_bytes()), "B", Basis.MEASURED, "physical memory of the host"),
+            Quantity(
+                float(host_memory_bytes()),
+                "B",
+                Basis.MEASURED,
+                "physical memory of the host, or what a container grants of it",
+            ),
             probes.host_read.quantity("GB/s", 1e9),
         ),
         link=Link(
