@@ -4,6 +4,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from traces.errors import InputError
 from validation.gpu.piece import MET, Piece, Stage
@@ -118,7 +119,7 @@ def _outcome(piece: Piece, clock: Callable[[], float]) -> Outcome:
     except NotReadyError as error:
         outcome = {"left_out": str(error)}
     except Exception as error:  # whatever it is: the next piece may work
-        lines = traceback.format_exc().strip().splitlines()
+        lines = traceback.format_exc().replace(f"{Path.cwd()}/", "").strip().splitlines()  # a folder to show to others
         outcome = {"error": _one_line(error), "traceback": lines[-TRACEBACK_LINES:]}
     return {**outcome, "took_s": clock() - start_s}
 
