@@ -141,9 +141,9 @@ def _times_ns(ran: Sequence[Ran]) -> tuple[dict[int, tuple[int, int]], int]:
     for one in sorted(ran, key=lambda one: one.task.id):
         start_ns, end_ns = one.start.time_ns, one.end.time_ns
         if one.start.of_device and one.end.of_device:
-            told_ns, start_ns = (start_ns, end_ns), max(start_ns, before.get(one.task.lane, start_ns))
+            start_ns = max(start_ns, before.get(one.task.lane, start_ns))
             end_ns = max(start_ns, end_ns)
-            moved_ns = max(moved_ns, start_ns - told_ns[0], end_ns - told_ns[1])
+            moved_ns = max(moved_ns, start_ns - one.start.time_ns, end_ns - one.end.time_ns)
         times[one.task.id] = start_ns, end_ns
         before[one.task.lane] = end_ns
     return times, moved_ns

@@ -137,7 +137,7 @@ class Executor:
                     if self._finished():
                         self._queue.stop()
         except BaseException as error:  # a lane must not die unnoticed, whatever killed it
-            told = isinstance(error, InputError) and not isinstance(self._failure, InputError)  # by the lane, in words
+            told = isinstance(error, InputError) and _same_cause(error, self._failure)  # by the lane itself, in words
             self._failure = error if told else self._failure or error
             self._queue.stop()
         finally:
@@ -167,6 +167,10 @@ class Executor:
 def _profiling() -> bool:
     """Whether a profiler runs, in any thread; what is public tells of the calling thread alone."""
     return profiler._is_profiler_enabled
+
+
+def _same_cause(one: BaseException, other: BaseException | None) -> bool:
+    return other is not None and one.__cause__ is not None and one.__cause__ is other.__cause__
 
 
 def _named(task: Task, error: BaseException) -> BaseException:

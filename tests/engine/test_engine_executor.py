@@ -241,3 +241,19 @@ def test_what_a_lane_says_of_an_error_is_what_the_caller_hears():
 
     with TellingDevice(None, None, 1 << 20) as device, pytest.raises(InputError, match="the device is full"):
         Executor(device, [[Task(0, Op.PRE_ATTN, GPU, 0, 0, 0)]], [GPU], perform).run()
+
+
+def test_another_lanes_error_does_not_hide_the_first(device):
+    failed = threading.Event()
+
+    def perform(lane, task):
+        if task.lane == GPU:
+            failed.set()
+            raise RuntimeError("the first")
+        failed.wait(10)
+        time.sleep(0.05)
+        raise InputError("the second")
+
+    tasks = [Task(0, Op.PRE_ATTN, GPU, 0, 0, 0), Task(1, Op.LOAD_HIDDEN, H2D, 0, 0, 0)]
+    with pytest.raises(TaskError, match="the first"):
+        Executor(device, [tasks], [GPU, H2D], perform).run()
