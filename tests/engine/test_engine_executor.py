@@ -244,14 +244,16 @@ def test_what_a_lane_says_of_an_error_is_what_the_caller_hears():
 
 
 def test_another_lanes_error_does_not_hide_the_first(device):
-    failed = threading.Event()
+    begun, failed = threading.Event(), threading.Event()
 
     def perform(lane, task):
         if task.lane == GPU:
+            begun.wait(10)
             failed.set()
             raise RuntimeError("the first")
+        begun.set()
         failed.wait(10)
-        time.sleep(0.05)
+        time.sleep(0.05)  # until the first is noted
         raise InputError("the second")
 
     tasks = [Task(0, Op.PRE_ATTN, GPU, 0, 0, 0), Task(1, Op.LOAD_HIDDEN, H2D, 0, 0, 0)]
