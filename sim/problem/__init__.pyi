@@ -1,6 +1,7 @@
 from .arguments import (
     add_policy as add_policy,
     add_problem as add_problem,
+    add_routing as add_routing,
     fixed_policy as fixed_policy,
     problem_of as problem_of,
     schedules_of as schedules_of,
@@ -21,4 +22,15 @@ from .machine import (
 )
 from .model import Layer as Layer, Model as Model, find_config as find_config, packed_bytes as packed_bytes
 from .policy import LOCK_UNIT_BYTES as LOCK_UNIT_BYTES, Policy as Policy, read_policy_file as read_policy_file
+from .routing import (
+    UNIFORM as UNIFORM,
+    Histogram as Histogram,
+    LayerHistogram as LayerHistogram,
+    Routing as Routing,
+    TokenCounts as TokenCounts,
+    Use as Use,
+    drawn_uses as drawn_uses,
+    expected_use as expected_use,
+    lru_hit_rate as lru_hit_rate,
+)
 from .workload import DEFAULT_GEN_LEN as DEFAULT_GEN_LEN, Problem as Problem, Workload as Workload
