@@ -29,3 +29,4 @@ from .kvcache import (
     cache_for as cache_for,
     layer_of as layer_of,
 )
+from .recording import recorded_routing as recorded_routing

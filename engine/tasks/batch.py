@@ -10,7 +10,7 @@ import torch
 from engine.device import LaneContext
 from engine.lanes import Executor, Ran
 from engine.memory import Activations, Buffers
-from engine.model import Finished, InFlight, cache_for, end_tokens
+from engine.model import Finished, InFlight, cache_for
 from engine.tasks.attend import DecodeAttention
 from engine.tasks.compute import Compute
 from engine.tasks.context import BatchContext, RunContext, Session
@@ -149,13 +149,11 @@ class TaskPerformer:
 
 
 def _generated(run: RunContext, micro_batch: InFlight) -> list[list[int]]:
-    at, kwargs = micro_batch.at, run.options.kwargs
+    at = micro_batch.at
     if not isinstance(at, Finished):
         raise RuntimeError(f"the schedule {run.schedule.name} ended before generation did: it is at {at!r}")
     output = at.output if isinstance(at.output, torch.Tensor) else at.output.sequences
-    ends = end_tokens(run.model, kwargs.get("eos_token_id"))
-    stops_early = any(kwargs.get(name) for name in ("stop_strings", "stopping_criteria"))
-    padding = {run.options.pad_token_id} if stops_early else set()
+    ends, padding = run.ends, run.options.pads_ended
     return [_until_end(row, ends, padding) for row in output[:, micro_batch.width :].tolist()]
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from engine.attention import HostAttention
 from engine.device import Device, Ledger
 from engine.memory import Activations, Buffers, HostBlocks, HostCopy, StreamedLayer, WeightStream, streamed_layers
-from engine.model import Anatomy, InFlight
+from engine.model import Anatomy, InFlight, end_tokens
 from engine.tasks.attend import DecodeAttention
 from sim.problem import Policy
 from sim.schedule import MemoryPart, PipelineShape, Schedule, SlotLayout, layout_of
@@ -27,6 +27,12 @@ class GenerationOptions:
     pad_token_id: int
     kwargs: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
+
+    @property
+    def pads_ended(self) -> set[int]:
+        """Tokens that fill up a request which something else than an end token has ended."""
+        stops_early = any(self.kwargs.get(name) for name in ("stop_strings", "stopping_criteria"))
+        return {self.pad_token_id} if stops_early else set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,11 @@ class RunContext:
         anatomy = Anatomy.of(model)
         streamed = streamed_layers(model, anatomy, policy.experts_on_device, schedule.system.streams_non_experts)
         return cls(model, schedule, policy, device, options, anatomy, streamed)
+
+    @property
+    def ends(self) -> set[int]:
+        """Tokens that end a sequence."""
+        return end_tokens(self.model, self.options.kwargs.get("eos_token_id"))
 
     @property
     def locked_bytes(self) -> list[int]:
