@@ -75,7 +75,7 @@ def _from_float32(b: Any, element: Any, number: Any) -> Any:
 class Rows:
     """An array [rows, width], in code that is being made."""
 
-    step: Final = LANES
+    step: int = LANES
     """Columns that are read at once."""
 
     def __init__(self, context: Any, b: Any, kind: Any, array: Any) -> None:

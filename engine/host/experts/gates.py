@@ -63,12 +63,13 @@ def activation_of(module: Any) -> Activation:
     By what the class of the module says: a module may have a gate of its own for as long as a run lasts.
     """
     own: Any = type(module)
-    return partial(own._apply_gate, module) if module.has_gate else module.act_fn  # type: ignore[no-any-return]
+    return partial(own._apply_gate, module) if module.has_gate else module.act_fn
 
 
 def _known(module: nn.Module, is_interleaved: bool) -> list[Gate]:
-    own = tuple(getattr(module, name, None) for name in ("alpha", "limit"))
-    ours = [Gate(GPT_OSS, is_interleaved, *own)] if None not in own else []
+    own: Any = module
+    has_limit = hasattr(module, "alpha") and hasattr(module, "limit")
+    ours = [Gate(GPT_OSS, is_interleaved, own.alpha, own.limit)] if has_limit else []
     return [*(Gate(kind, is_interleaved) for kind in PLAIN), *ours]
 
 

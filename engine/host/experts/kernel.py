@@ -65,7 +65,7 @@ def _multiply(
 
 
 @_compiled
-def _gated(gate: np.float32, up: np.float32, kind: int, alpha: np.float32, limit: np.float32) -> np.float32:
+def _gated(gate: np.float32, up: np.float32, kind: int, alpha: np.float32, limit: np.float32) -> Any:
     """What is between the matrices. `alpha` is what SiLU counts the gate's exponent by."""
     if kind == GELU:
         return gate * _HALF * (_ONE + _FLOAT32(math.erf(gate * _ROOT_HALF))) * up

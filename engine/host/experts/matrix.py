@@ -93,6 +93,6 @@ class Matrix:
             numbers, scales = (outer, inner // GROUP * bytes_of_group), (outer, inner // GROUP)
         bytes_of_numbers = numbers[0] * numbers[1]
         kind = torch.uint8 if packing.bits == 4 else torch.int8
-        found = self.weights[:, :bytes_of_numbers].unflatten(1, numbers).view(kind)
-        factors = self.weights[:, bytes_of_numbers:].view(torch.float16).unflatten(1, scales)
+        found = self.weights[:, :bytes_of_numbers].view(kind).view(-1, *numbers)
+        factors = self.weights[:, bytes_of_numbers:].view(torch.float16).view(-1, *scales)
         return found.numpy(), bits_of(factors)

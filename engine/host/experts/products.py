@@ -45,7 +45,7 @@ class _Lines(Rows):
 
     def __init__(self, context: Any, b: Any, kind: Any, array: Any) -> None:
         super().__init__(context, b, kind, array)
-        self.step = max(LANES, LINE_BYTES * 8 // self.element.bitwidth)  # type: ignore[misc]
+        self.step = max(LANES, LINE_BYTES * 8 // self.element.bitwidth)
 
     def read(self, row: Any, column: Any) -> list[Any]:
         places = (self.at(row, self.b.add(column, index_of(v))) for v in range(0, self.step, LANES))
@@ -86,7 +86,7 @@ class _Numbers(Rows):
 class _PackedRows(_Numbers):
     """Packed numbers of rows whose groups lie along them; columns count numbers."""
 
-    step: Final = GROUP
+    step = GROUP
 
     def read(self, row: Any, column: Any) -> list[Any]:
         b = self.b
