@@ -30,7 +30,8 @@ class Policy:
     """The paper's (N, μ, A_g, F_g, r_w, r_c) with pages and widths (MoE-Lightning section 4.2).
 
     `experts_on_device` is r_w: of a layer with E routed experts, int(E · r_w) whole ones stay on the device.
-    `kv_on_device` is r_c. `pages` a layer's streamed weights travel in: None for one per micro-batch.
+    `kv_on_device` is r_c: of each micro-batch's n requests, int(n · r_c) whole ones keep their KV cache on the device.
+    `pages` a layer's streamed weights travel in: None for one per micro-batch.
     `pin_weights`: the share of each layer's streamed bytes, from the first on, that lies in page-locked memory; what
     lies behind it is copied through staging. True and False stand for all and nothing.
     `weight_bits` and `kv_bits` are the widths of stored numbers; None keeps the model's own width.
@@ -79,6 +80,10 @@ class Policy:
     def resident_experts(self, layer: Layer) -> int:
         """Whole routed experts of a layer that stay on the device; m / E as a float is meant to be m of them."""
         return int(layer.num_experts * self.experts_on_device + 1e-9)
+
+    def resident_requests(self, num_requests: int) -> int:
+        """Whole requests of a micro-batch whose KV cache stays on the device, its first ones: as FlexGen rounds."""
+        return int(num_requests * self.kv_on_device + 1e-9)
 
     def expert_bits(self, model: Model) -> float:
         """Width of the routed experts' weights."""
