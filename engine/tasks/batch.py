@@ -46,8 +46,7 @@ def run_batch(
     session.weights.begin_batch(layout)
     with contextlib.ExitStack() as at_end:
         buffers = at_end.enter_context(contextlib.closing(Buffers(run.device)))
-        if not layout.shape.streams_kv:
-            at_end.callback(_free_stores, run, micro_batches)
+        at_end.callback(_free_resident, run, micro_batches)
         largest = max(micro_batches, key=lambda one: len(one.padding) * one.width)
         activations = at_end.enter_context(contextlib.closing(Activations(run.device, largest, run.anatomy.kinds)))
         work = TaskPerformer(BatchContext(session, layout, micro_batches, attention, buffers, activations, on_head))
@@ -75,11 +74,12 @@ def _micro_batch(run: RunContext, j: int, prompts: Prompts, number: int) -> InFl
 
     seed = None if options.seed is None else options.seed + number
     capacity = width + options.max_new_tokens - 1  # the last token is not attended to
-    return InFlight(j, padding, generate, seed, cache=cache, width=width, capacity=capacity)
+    resident = run.policy.resident_requests(len(prompts))
+    return InFlight(j, padding, generate, seed, cache=cache, width=width, capacity=capacity, resident_requests=resident)
 
 
-def _free_stores(run: RunContext, micro_batches: Sequence[InFlight]) -> None:
-    for store in (store for one in micro_batches for store in one.stores.values()):
+def _free_resident(run: RunContext, micro_batches: Sequence[InFlight]) -> None:
+    for store in (store for one in micro_batches for store in one.resident.values()):
         store.close(run.device.free)
 
 

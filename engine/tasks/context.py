@@ -55,8 +55,6 @@ class RunContext:
     ) -> Self:
         """Opens the model. Raises InputError if the engine cannot run it, or cannot run it by this policy."""
         policy.check_places(schedule)
-        if 0 < policy.kv_on_device < 1:
-            raise InputError(f"kv_on_device: {policy.kv_on_device:g}: the engine keeps all of it on the device or none")
         if policy.weight_bits is not None or policy.kv_bits is not None:
             raise InputError("weight_bits, kv_bits: the engine runs a model at its own widths: leave both out")
         _check_in_host_memory(model)
@@ -140,7 +138,9 @@ class BatchContext:
         """Tokens of the prompts of the largest micro-batch, padding included."""
         return max(len(one.padding) * one.width for one in self.micro_batches)
 
-    @property
-    def most_cached_tokens(self) -> int:
-        """Tokens that the cache of a micro-batch may come to hold in a layer, of the one that needs most."""
-        return max(len(one.padding) * one.capacity for one in self.micro_batches)
+    def most_cached_tokens(self, *, on_host: bool = False) -> int:
+        """Tokens that the cache of a micro-batch may come to hold in a layer, of the one that needs most.
+
+        `on_host`: those of the requests whose cache does not stay on the device.
+        """
+        return max((len(one.padding) - on_host * one.resident_requests) * one.capacity for one in self.micro_batches)

@@ -1,7 +1,7 @@
 """Where every byte of a policy lives: the memory plan, which decides feasibility before anything is simulated."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from sim.problem import Batch, Hardware, Layer, MicroBatch, Model, Placement, Policy, packed_bytes
@@ -11,7 +11,7 @@ LOGIT_BYTES = 4
 INDEX_BYTES, WEIGHT_BYTES = 8, 4
 """Of each expert of a token: its number, and what its output counts for."""
 
-KEPT = frozenset({Holds.CACHE, Holds.PROMPT_CACHE})
+KEPT = frozenset({Holds.CACHE, Holds.PROMPT_CACHE, Holds.JOINED_CACHE})
 """What a sliding window bounds."""
 
 
@@ -72,12 +72,29 @@ def kept_tokens(layer: Layer, micro_batch: MicroBatch, step: int) -> int:
     return context if window is None else min(context, window * micro_batch.num_requests)
 
 
+def tokens_on_device(policy: Policy, micro_batch: MicroBatch, tokens: int) -> int:
+    """Of so many KV entries of a micro-batch, those of the requests whose cache stays on the device."""
+    return tokens * policy.resident_requests(micro_batch.num_requests) // micro_batch.num_requests
+
+
 def kv_bytes(model: Model, policy: Policy, batch: Batch, step: int) -> int:
     """The whole KV cache after `step`, wherever it lives."""
+    return _cache_bytes(model, policy, batch, lambda layer, one: kept_tokens(layer, one, step))
 
+
+def kv_bytes_on_device(model: Model, policy: Policy, batch: Batch, step: int) -> int:
+    """Of it, after `step`, what stays on the device."""
+    if not policy.kv_on_device:
+        return 0
+    return _cache_bytes(
+        model, policy, batch, lambda layer, one: tokens_on_device(policy, one, kept_tokens(layer, one, step))
+    )
+
+
+def _cache_bytes(model: Model, policy: Policy, batch: Batch, tokens: Callable[[Layer, MicroBatch], int]) -> int:
     def of_layer(layer: Layer) -> int:
-        tokens = sum(count * kept_tokens(layer, one, step) for one, count in batch.alike.items())
-        return batch.copies * tokens * layer.kv_bytes_per_token(policy.cache_bits(model))
+        kept = sum(count * tokens(layer, one) for one, count in batch.alike.items())
+        return batch.copies * kept * layer.kv_bytes_per_token(policy.cache_bits(model))
 
     return model.over_layers(of_layer)
 
@@ -88,7 +105,7 @@ def plan_memory(
     """Plan the memory of a whole generation: weights, KV cache at its longest, activations, buffers, staging."""
     cache = kv_bytes(model, policy, batch, batch.gen_len - 1)
     placement, place = Placement.of(policy, schedule, model), ExpertPlace
-    cache_on_device = round(cache * policy.kv_on_device)
+    cache_on_device = kv_bytes_on_device(model, policy, batch, batch.gen_len - 1)
     others = _non_experts(model)
     buffers = _Buffers(schedule, shape, policy, model, batch)
     ranks = num_devices // batch.copies
@@ -175,10 +192,7 @@ class _Buffers:
 
     def _slot(self, holds: Holds, layer: Layer, one: MicroBatch) -> int:
         if holds in KEPT:
-            step = self._batch.gen_len - 1 if holds is Holds.CACHE else 0
-            kept = kept_tokens(layer, one, step)
-            moved = round(kept * (1 - self._policy.kv_on_device)) if holds is Holds.CACHE else kept
-            return moved * layer.kv_bytes_per_token(self._cache_bits)
+            return self._kept(holds, layer, one) * layer.kv_bytes_per_token(self._cache_bits)
         bits = self._model.activation_bits
         if holds is Holds.ROUTED or holds is Holds.EXPERT_OUTPUT:
             tokens = one.prompt_tokens if self._shape.splits_experts(0) else one.num_requests
@@ -186,6 +200,16 @@ class _Buffers:
             return tokens * each if layer.num_experts else 0
         tokens = one.prompt_tokens if holds is Holds.PROMPT_HIDDEN else one.num_requests
         return packed_bytes(tokens * self._width(holds, layer), bits)
+
+    def _kept(self, holds: Holds, layer: Layer, one: MicroBatch) -> int:
+        """Tokens of a layer's KV cache in one slot."""
+        if holds is Holds.PROMPT_CACHE:
+            return kept_tokens(layer, one, 0)
+        kept = kept_tokens(layer, one, self._batch.gen_len - 1)
+        stays = tokens_on_device(self._policy, one, kept)
+        if holds is Holds.JOINED_CACHE:
+            return kept if layer.attention.latent and stays else 0
+        return kept - stays
 
     def _width(self, holds: Holds, layer: Layer) -> int:
         if holds is Holds.HIDDEN or holds is Holds.PROMPT_HIDDEN:

@@ -37,6 +37,8 @@ class Holds(StrEnum):
     WEIGHTS = "a layer's streamed weights"
     STAGED = "what of a layer's streamed weights is not page-locked where it lives"
     CACHE = "the KV cache of a layer at its longest, but for the share that stays on the device"
+    RESIDENT_CACHE = "that share"
+    JOINED_CACHE = "both in one piece, where a model expands its KV cache before attention"
     PROMPT_CACHE = "the KV entries of a layer for the prompts"
     PROMPT_HIDDEN = "hidden states of the prompts"
     HIDDEN = "hidden states of one token a request"

@@ -32,6 +32,7 @@ PLACES = (
     {"pin_weights": True},
     {"experts_on_device": 0.5},
     {"attention": "gpu"},
+    {"attention": "gpu", "kv_on_device": 0.5},
     {"attention": "gpu", "kv_on_device": 1.0},
 )
 

@@ -159,7 +159,6 @@ def test_only_copies_carry_data_over_the_link(schedule, dead):
         ({"device": "tpu"}, "device: 'tpu' is not known"),
         ({"micro_batch_size": 0}, "micro-batch-size"),
         ({"policy": Policy(4, 2, kv_on_device=1.0)}, "kv_on_device"),
-        ({"policy": Policy(4, 2, attention="gpu", kv_on_device=0.5)}, "all of it on the device or none"),
         ({"policy": Policy(4, 2, attention="gpu"), "schedule": "flexgen-c"}, "attention: gpu is not what flexgen-c"),
     ],
 )
