@@ -4,7 +4,18 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from sim.problem import Batch, Hardware, Layer, MicroBatch, Model, Policy, packed_bytes
+from sim.problem import (
+    UNPACKED_AT_ONCE,
+    Batch,
+    Hardware,
+    Layer,
+    MicroBatch,
+    Model,
+    Policy,
+    packed_bytes,
+    unpacked_experts,
+    unpacks_experts,
+)
 from sim.schedule import Buffer, By, Holds, MemoryPart, PipelineShape, Schedule, Tier, layout_of
 
 LOGIT_BYTES = 4
@@ -95,6 +106,7 @@ def plan_memory(
         MemoryPart.EMBEDDING_AND_HEAD: model.resident_bytes() - _non_experts(model),
         MemoryPart.NON_EXPERTS: 0 if schedule.system.streams_non_experts else _non_experts(model),
         MemoryPart.RESIDENT_EXPERTS: resident,
+        MemoryPart.UNPACKED_EXPERTS: _unpacked_bytes(policy, model, len(batch.micro_batches)),
         MemoryPart.KV_CACHE: cache_on_device,
     }
     device = Counter[str]({part: -(-size // num_devices) for part, size in shared.items()})
@@ -114,6 +126,21 @@ def plan_memory(
         if tier is Tier.PINNED:
             pinned[part] += batch.copies * size
     return MemoryPlan(*(dict(+parts) for parts in (device, host, pinned)))
+
+
+def _unpacked_bytes(policy: Policy, model: Model, num_micro_batches: int) -> int:
+    """Experts as wide as the model computes, where a policy stores them otherwise, and those that are being unpacked.
+
+    Of the layer that needs most.
+    """
+    if not unpacks_experts(policy, model):
+        return 0
+    needed = 0
+    for layer in model.distinct_layers:
+        unpacked = unpacked_experts(layer.num_experts, num_micro_batches) * layer.expert_bytes(model.activation_bits)
+        packed = min(layer.num_experts, UNPACKED_AT_ONCE) * layer.expert_bytes(policy.expert_bits(model))
+        needed = max(needed, unpacked + packed)
+    return needed
 
 
 class _Buffers:
@@ -177,7 +204,7 @@ def _activations(policy: Policy, model: Model, batch: Batch, num_devices: int) -
         # with sinks no kernel spares the matrices of scores: before and after the softmax, and shifted
         scores = 3 * layer.attention.num_query_heads * scored / num_devices if layer.attention.sinks else 0.0
         attention = prompt_tokens * (2 * layer.hidden_size + _attention_held(layer, num_devices)) + scores
-        split = 0 < policy.resident_experts(layer) < layer.num_experts
+        split = 0 < policy.resident_experts(layer) < layer.num_experts and not unpacks_experts(policy, model)
         feed_forward = prompt_tokens * (2 * layer.hidden_size + _feed_forward_held(layer, num_devices, split))
         numbers = packed_bytes(round(max(attention, feed_forward)), model.activation_bits)
         # a token's scores of all experts, and of each that it uses the weight, the number, and the place in the order

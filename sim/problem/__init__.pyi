@@ -21,4 +21,9 @@ from .machine import (
 )
 from .model import Layer as Layer, Model as Model, find_config as find_config, packed_bytes as packed_bytes
 from .policy import LOCK_UNIT_BYTES as LOCK_UNIT_BYTES, Policy as Policy, read_policy_file as read_policy_file
+from .unpacking import (
+    UNPACKED_AT_ONCE as UNPACKED_AT_ONCE,
+    unpacked_experts as unpacked_experts,
+    unpacks_experts as unpacks_experts,
+)
 from .workload import DEFAULT_GEN_LEN as DEFAULT_GEN_LEN, Problem as Problem, Workload as Workload
