@@ -8,7 +8,17 @@ from transformers import PreTrainedModel
 
 from engine.device import Device, Ledger
 from engine.host import HostAttention
-from engine.memory import Activations, Buffers, HostBlocks, HostCopy, StreamedLayer, WeightStream, streamed_layers
+from engine.memory import (
+    Activations,
+    Buffers,
+    HostBlocks,
+    HostCopy,
+    PackedLayer,
+    StreamedLayer,
+    WeightStream,
+    packed_layers,
+    streamed_layers,
+)
 from engine.model import Anatomy, InFlight, end_tokens
 from engine.tasks.attend import DecodeAttention
 from sim.problem import Policy
@@ -47,6 +57,8 @@ class RunContext:
     anatomy: Anatomy
     streamed: list[StreamedLayer | None]
     """Per layer, the weights that come over the link each time the layer runs."""
+    packed: list[PackedLayer | None]
+    """Per layer, its routed experts where they are stored in fewer bits than the model has."""
     host: Ledger = field(default_factory=lambda: Ledger("host memory", None))
 
     @classmethod
@@ -55,12 +67,14 @@ class RunContext:
     ) -> Self:
         """Opens the model. Raises InputError if the engine cannot run it, or cannot run it by this policy."""
         policy.check_places(schedule)
-        if policy.weight_bits is not None or policy.kv_bits is not None:
-            raise InputError("weight_bits, kv_bits: the engine runs a model at its own widths: leave both out")
+        if policy.kv_bits is not None:
+            raise InputError("kv_bits: the engine keeps the KV cache at the model's own width: leave it out")
         _check_in_host_memory(model)
         anatomy = Anatomy.of(model)
-        streamed = streamed_layers(model, anatomy, policy.experts_on_device, schedule.system.streams_non_experts)
-        return cls(model, schedule, policy, device, options, anatomy, streamed)
+        share, streams_non_experts = policy.experts_on_device, schedule.system.streams_non_experts
+        packed = packed_layers(model, anatomy, policy.weight_bits, share)
+        streamed = streamed_layers(model, anatomy, share, streams_non_experts, packed)
+        return cls(model, schedule, policy, device, options, anatomy, streamed, packed)
 
     @property
     def ends(self) -> set[int]:

@@ -4,7 +4,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from sim.problem import Batch, Hardware, Layer, MicroBatch, Model, Placement, Policy, packed_bytes
+from sim.problem import (
+    UNPACKED_AT_ONCE,
+    Batch,
+    Hardware,
+    Layer,
+    MicroBatch,
+    Model,
+    Placement,
+    Policy,
+    packed_bytes,
+    unpacked_experts,
+    unpacks_experts,
+)
 from sim.schedule import Buffer, By, ExpertPlace, Holds, MemoryPart, PipelineShape, Schedule, Tier, layout_of
 
 LOGIT_BYTES = 4
@@ -113,6 +125,7 @@ def plan_memory(
         MemoryPart.EMBEDDING_AND_HEAD: model.resident_bytes() - others,
         MemoryPart.NON_EXPERTS: 0 if shape.streams_non_experts else others,
         MemoryPart.RESIDENT_EXPERTS: placement.experts_bytes(place.DEVICE),
+        MemoryPart.UNPACKED_EXPERTS: _unpacked_bytes(policy, model, len(batch.micro_batches)),
         MemoryPart.KV_CACHE: cache_on_device,
     }
     device = Counter[str]({part: -(-size // num_devices) for part, size in shared.items()})
@@ -149,6 +162,21 @@ def _locked_weights(policy: Policy, placement: Placement) -> Counter[str]:
         found[MemoryPart.STREAMED_WEIGHTS] += count * streamed
         found[MemoryPart.HOST_EXPERTS] += count * (locked - streamed)
     return found
+
+
+def _unpacked_bytes(policy: Policy, model: Model, num_micro_batches: int) -> int:
+    """Experts as wide as the model computes, where a policy stores them otherwise, and those that are being unpacked.
+
+    Of the layer that needs most.
+    """
+    if not unpacks_experts(policy, model):
+        return 0
+    needed = 0
+    for layer in model.distinct_layers:
+        unpacked = unpacked_experts(layer.num_experts, num_micro_batches) * layer.expert_bytes(model.activation_bits)
+        packed = min(layer.num_experts, UNPACKED_AT_ONCE) * layer.expert_bytes(policy.expert_bits(model))
+        needed = max(needed, unpacked + packed)
+    return needed
 
 
 class _Buffers:
@@ -250,7 +278,7 @@ def _activations(shape: PipelineShape, placement: Placement, batch: Batch, num_d
         # with sinks no kernel spares the matrices of scores: before and after the softmax, and shifted
         scores = 3 * layer.attention.num_query_heads * scored / num_devices if layer.attention.sinks else 0.0
         attention = prompt_tokens * (2 * layer.hidden_size + _attention_held(layer, num_devices)) + scores
-        in_parts = 0 < split.resident < layer.num_experts
+        in_parts = 0 < split.resident < layer.num_experts and placement.expert_bits == model.expert_bits
         feed_forward = together * (2 * layer.hidden_size + _feed_forward_held(layer, num_devices, in_parts))
         numbers = packed_bytes(round(max(attention, feed_forward)), model.activation_bits)
         # a token's scores of all experts, and of each that it uses the weight, the number, and the place in the order

@@ -18,6 +18,7 @@ class MemoryPart(StrEnum):
     EMBEDDING_AND_HEAD = "embedding and head"
     NON_EXPERTS = "non-expert weights"
     RESIDENT_EXPERTS = "resident experts"
+    UNPACKED_EXPERTS = "unpacked experts"
     STREAMED_WEIGHTS = "streamed weights"
     WEIGHT_SLOTS = "weight slots"
     KV_CACHE = "kv cache"
