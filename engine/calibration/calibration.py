@@ -45,7 +45,7 @@ def calibrate(
     Raises InputError for a model that cannot be run, DeviceOutOfMemory if its experts do not fit the device at all.
     """
     planned, rounds = planned_for(model, quick=quick), 1 if quick else ROUNDS
-    ended, total = itertools.count(), rounds * (2 + len(planned))
+    ended, total = itertools.count(), rounds * (3 + len(planned))
 
     def begin(doing: str) -> None:
         progress(next(ended), total, doing)
@@ -77,8 +77,11 @@ def measure_machine(
     with measure.keep_first_layers(model, measure.layers_to_measure(model, device.memory_bytes)):
         on_begin("experts in two parts")
         cost = attempt(lambda: measure.split_cost(model, described(model), device, repeats))
+        on_begin("experts on the host")
+        tokens = measure.QUICK_TOKENS if quick else measure.TOKENS
+        on_host = attempt(lambda: measure.host_experts(model, described(model), device, repeats, tokens))
         spans = measure.run_all(model, device, planned, lambda condition: on_begin(str(condition)), attempt)
-        return measure.Round(probes, spans, cost)
+        return measure.Round(probes, spans, cost, on_host)
 
 
 def fitted(
@@ -92,9 +95,11 @@ def fitted(
     probes = measure.median_probes(rounds)
     runs = [measure.MeasuredRun(*pair) for one in rounds for pair in zip(planned, one.spans, strict=True)]
     samples = measure.samples_of(runs)
+    on_host = measure.median_host_experts(rounds)
     start = fit.unfitted(name, device, probes, measure.median_split_cost(rounds))
-    hardware, fits = fit.fit_all(start, described(model), samples)
+    known = described(model)
+    hardware, fits = fit.fit_all(start, known, [*samples, *measure.host_samples(on_host, known)])
     with measure.keep_first_layers(model, measure.layers_to_measure(model, device.memory_bytes)):
         hardware = fit.with_hand_over(fit.settled(hardware), described(model), runs)
         hardware = fit.with_interference(hardware, described(model), runs)
-    return Calibration(hardware, probes, fits, fit.contended(samples), samples)
+    return Calibration(hardware, probes, fits, [*fit.contended(samples), *fit.contended_on_host(on_host)], samples)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from sim.cost.pools import ALL_CORES, CPU_CORES, DRAM, hbm
 from sim.cost.sizes import Sizes
 from sim.cost.work import Work
-from sim.problem import Efficiency, Layer, Use, packed_bytes
+from sim.problem import Efficiency, Layer, packed_bytes
 from sim.schedule import EXPERTS_SUM, ON_DEVICE, ExpertPlace, LaneKind, Op, Task
 
 WORKSPACE_BITS = 32
@@ -132,18 +132,18 @@ class Kernels:
             launches = 0 if split.places & ON_DEVICE else 1
             parts.append(KernelWork(share(2.0 * tokens * always), moved, self._hardware.device.gemm, launches, tokens))
         if split.places & ON_DEVICE:
-            flops, moved, _ = self._routed(task, ON_DEVICE)
+            flops, moved = self._routed(task, ON_DEVICE)
             count = (split.places & places).bit_count()
             parts.append(KernelWork(share(flops), share(moved), self._hardware.device.experts, count, tokens))
         return self._on_gpu(task, *parts)
 
-    def _routed(self, task: Task, places: ExpertPlace) -> tuple[float, float, Use]:
-        """FLOPs and bytes of the routed experts in these places for the tokens of a group, and what those use."""
+    def _routed(self, task: Task, places: ExpertPlace) -> tuple[float, float]:
+        """FLOPs and bytes of the routed experts in these places for the tokens of a group."""
         layer, used = self._sizes.layer(task), self._sizes.used(task, places)
         assert layer.expert is not None, "a layer with experts in some place has experts"
         weights = used.touched * layer.expert_bytes(self._sizes.placement.expert_bits)
         moved = weights + used.pairs * 2 * layer.hidden_size * (self._bits / 8)
-        return 2.0 * used.pairs * layer.expert.weights, moved, used
+        return 2.0 * used.pairs * layer.expert.weights, moved
 
     def _host_experts(self, task: Task) -> Work:
         """Experts beside their weights in host memory, on all cores: arithmetic or memory, whichever takes longer.
@@ -151,9 +151,9 @@ class Kernels:
         Devices that share each tensor share them, too.
         """
         host, memory = self._hardware.host, self._hardware.host_memory
-        flops, moved, used = self._routed(task, ExpertPlace.HOST)
+        flops, moved = self._routed(task, ExpertPlace.HOST)
         kernel = host.experts
-        ratio = kernel.time_ratio(max(1.0, used.pairs / max(used.touched, 1e-9)))
+        ratio = kernel.time_ratio(self._sizes.tokens_an_expert(task, ExpertPlace.HOST))
         flops, moved = self._sizes.share(flops), self._sizes.share(moved)
         compute = flops / (host.peak_flops_per_s * kernel.compute)
         traffic = moved / (memory.bandwidth_bytes_per_s * kernel.memory)

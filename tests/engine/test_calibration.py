@@ -1,6 +1,7 @@
 """Calibration: what is measured, what is fitted to it, and the machine's file that comes out."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,17 +11,33 @@ from hypothesis import given, settings, strategies as st
 
 import engine
 from engine.calibration import Round, calibrate, described, fitted, measure_machine
-from engine.calibration.fit.interference import contended, hand_overs_s, measured_slowdowns, with_interference
+from engine.calibration.fit.interference import (
+    contended,
+    contended_on_host,
+    hand_overs_s,
+    measured_slowdowns,
+    with_interference,
+)
 from engine.calibration.fit.machine import ROOM, settled, unfitted
 from engine.calibration.fit.roofs import GROUPS, fit_all, predicted_s, with_ratios
 from engine.calibration.measure.first_layers import keep_first_layers, layers_to_measure
+from engine.calibration.measure.host_experts import (
+    CALLS,
+    TOKENS,
+    Beside,
+    HostExpertsTime,
+    _beside,
+    host_experts,
+    host_samples,
+)
 from engine.calibration.measure.measured import Measured, repeated
 from engine.calibration.measure.probes import FEW_REPEATS, LinkProbe, Probes, probe
-from engine.calibration.measure.rounds import median_probes, median_split_cost
+from engine.calibration.measure.rounds import median_host_experts, median_probes, median_split_cost
 from engine.calibration.measure.runs import MAX_TOKENS, MeasuredRun, Sample, conditions, run_all, samples_of
 from engine.calibration.measure.split_experts import differences, split_cost
 from engine.cli import main
 from engine.device import EmulatedDevice
+from engine.host import HostExperts
 from engine.running.demo import make_model
 from sim.cost import GROWS_WITH_CONTEXT
 from sim.problem import AtTokens, Basis, Hardware, Quantity
@@ -49,6 +66,9 @@ TRUE = {
     "host.launch_latency": 2e-4,
     "host.request_overhead": 4e-6,
     "host.decode_attention.memory": 0.3,
+    "host.experts.latency": 1e-4,
+    "host.experts.compute": 0.4,
+    "host.experts.memory": 0.7,
     "link.latency": 1e-4,
 }
 """What a made-up machine has; the fit is to find it again."""
@@ -92,6 +112,17 @@ def made_up_samples(hardware, model, planned, spoil=lambda seconds, at: seconds)
     return found
 
 
+def made_up_on_host(hardware, model):
+    """What its experts on the host would take."""
+    samples = host_samples([time_on_host(tokens) for tokens in TOKENS], model)
+    seconds = predicted_s(hardware, model, samples)
+    return [one._replace(median_s=s) for one, s in zip(samples, seconds, strict=True)]
+
+
+def time_on_host(tokens, beside=Beside.NOTHING, seconds=1.0):
+    return HostExpertsTime(tokens, beside, Measured.of([seconds], "made up"))
+
+
 def durations(hardware, model, samples):
     return 1e9 * np.array(predicted_s(hardware, model, samples))
 
@@ -109,6 +140,7 @@ def test_the_fit_finds_a_machine_again(start, model, spoilt):
         truth = truth.with_value(path, value)
     planned, known = conditions(4096), described(model)
     samples = made_up_samples(truth, known, planned, lambda s, at: s * (4 if spoilt and at % 12 == 0 else 1))
+    samples += made_up_on_host(truth, known)
     found, fits = fit_all(start, known, samples)
     for machine in (found, by_roofs_alone(found)):
         ratios = durations(machine, known, samples) / durations(truth, known, samples)
@@ -166,11 +198,82 @@ def test_what_tasks_take_at_their_number_of_tokens_is_found_again(start, model):
     assert np.abs(ratios - 1).max() > 0.05
 
 
+def test_experts_on_the_host_are_told_apart_by_the_tokens_of_an_expert(start, model):
+    """Of 4 experts, of which each token uses 2, 16 tokens give each one 8."""
+    known = described(model)
+    truth = start
+    for path, value in TRUE.items():
+        truth = truth.with_value(path, value)
+    given = ((1, 1.0), (2, 0.9), (8, 1.2), (32, 1.5), (128, 0.7))
+    tiled = tuple(AtTokens(tokens, Quantity(ratio, "1")) for tokens, ratio in given)
+    tiled_host = replace(truth.host, experts=replace(truth.host.experts, at_tokens=tiled))
+    samples = made_up_on_host(replace(truth, host=tiled_host), known)
+    found = with_ratios(truth, "host.experts", known, samples).host.experts
+    assert [(one.tokens, float(one.time_ratio)) for one in found.at_tokens] == [
+        (tokens, pytest.approx(ratio, rel=0.02)) for tokens, ratio in given
+    ]
+
+
+def test_experts_run_on_the_host_as_often_as_asked_and_by_all_layers_in_turn(model, device, monkeypatch):
+    called = []
+    compute = HostExperts.__call__
+    monkeypatch.setattr(
+        HostExperts, "__call__", lambda self, *call: called.append((self.down, len(call[0]))) or compute(self, *call)
+    )
+    held = device.memory.usage.current_bytes
+    found = host_experts(model, described(model), device, 1, (1, 4))
+    assert {(one.tokens, one.beside) for one in found if one.beside is Beside.NOTHING} == {
+        (1, "nothing"),
+        (4, "nothing"),
+    }
+    assert {one.beside for one in found} == set(Beside)
+    assert all(one.seconds.median > 0 and one.seconds.count == CALLS for one in found)
+    assert len(called) == len(found) * (1 + CALLS)
+    assert all(before[0] is not after[0] for before, after in pairwise(called))
+    assert device.memory.usage.current_bytes == held
+
+
+def test_experts_that_the_host_cannot_compute_are_not_measured(device):
+    model = make("jetmoe")
+    assert host_experts(model, described(model), device, 1) == []
+
+
+def test_what_goes_on_beside_experts_on_the_host_has_begun_and_ends(device, monkeypatch):
+    """And what fails there is heard of."""
+    copied = []
+    transfer = type(device.h2d).transfer
+    monkeypatch.setattr(type(device.h2d), "transfer", lambda *call: copied.append(call) or transfer(*call))
+    with _beside(Beside.STREAM, device):
+        assert copied
+    count = len(copied)
+    with _beside(Beside.NOTHING, device):
+        assert len(copied) == count
+
+    def broken(*_):
+        raise RuntimeError("no link")
+
+    monkeypatch.setattr(type(device.h2d), "transfer", broken)
+    with pytest.raises(RuntimeError, match="no link"), _beside(Beside.STREAM, device):
+        pass
+
+
+def test_experts_on_the_host_beside_other_work_are_compared_with_themselves_alone():
+    times = [time_on_host(1, seconds=2.0), time_on_host(1, Beside.STREAM, 3.0), time_on_host(16, Beside.COMPUTE, 9.0)]
+    (pair,) = contended_on_host(times)
+    assert (pair.alone_s, pair.beside_s, pair.slowdown) == (2.0, 3.0, 1.5)
+    assert "1 tokens, beside streaming weights" in pair.op
+
+
+def test_times_on_the_host_are_those_of_the_middle_round(probes):
+    rounds = [Round(probes, [], None, [time_on_host(4, seconds=value)]) for value in (5.0, 1.0, 2.0)]
+    assert [one.seconds.median for one in median_host_experts(rounds)] == [2.0]
+
+
 def test_a_ratio_that_is_far_off_is_cut_and_says_so(start, model):
     planned, known = conditions(4096), described(model)
     samples = [one for one in made_up_samples(start, known, planned) if one.task.op is Op.HEAD and one.task.step]
     spoilt = [one._replace(median_s=one.median_s * (5 if one.condition.size[0] == 16 else 1)) for one in samples]
-    found = with_ratios(start, "head", known, spoilt).device.head.at_tokens
+    found = with_ratios(start, "device.head", known, spoilt).device.head.at_tokens
     assert [(one.tokens, float(one.time_ratio)) for one in found] == [
         (1, pytest.approx(1, abs=1e-3)),
         (4, pytest.approx(1, abs=1e-3)),
@@ -364,8 +467,11 @@ def test_the_command_writes_a_machine_that_the_simulator_reads(tmp_path, capsys)
     assert hardware.emulation is not None
     assert hardware.device_memory.capacity_bytes == 200 * MB
     assert "emulated device" in hardware.description
-    bases = [value.basis for name, value in hardware.quantities() if not name.startswith(("host.gemm", "host.exp"))]
+    bases = [value.basis for name, value in hardware.quantities() if not name.startswith("host.")]
     assert bases.count(Basis.MEASURED) > 25
+    on_host = [value.basis for name, value in hardware.quantities() if name.startswith("host.experts")]
+    assert set(on_host) == {Basis.MEASURED}
+    assert len(on_host) >= 5
     assert "written:" in capsys.readouterr().out
 
 
@@ -395,18 +501,19 @@ def test_every_part_of_a_round_may_be_made_again(model, device, probes, monkeypa
 
     monkeypatch.setattr("engine.calibration.measure.probe", lambda *_: probes)
     found = measure_machine(model, device, planned, quick=True, attempt=twice)
-    assert len(made) == 2 + len(planned)
+    assert len(made) == 3 + len(planned)
     assert made[0] == probes
     assert found.split_cost is not made[1]
-    assert all(kept is not dropped for kept, dropped in zip(found.spans, made[2:], strict=True))
+    assert all(kept is not dropped for kept, dropped in zip(found.spans, made[3:], strict=True))
 
 
 def test_a_round_survives_its_file(model, device, probes, tmp_path):
     planned = conditions(8, quick=True)
-    made = Round(probes, run_all(model, device, planned[:2]), Measured.of([1e-4, 2e-4, 4e-4], "a test"))
+    spans = run_all(model, device, planned[:2])
+    made = Round(probes, spans, Measured.of([1e-4, 2e-4, 4e-4], "a test"), [time_on_host(4, Beside.STREAM)])
     made.write(tmp_path / "round.json")
     read = Round.read(tmp_path / "round.json")
-    assert (read.probes, read.split_cost) == (probes, made.split_cost)
+    assert (read.probes, read.split_cost, read.host_experts) == (probes, made.split_cost, made.host_experts)
     assert samples_of(map(MeasuredRun, planned, read.spans)) == samples_of(map(MeasuredRun, planned, made.spans))
 
 

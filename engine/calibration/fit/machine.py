@@ -17,7 +17,7 @@ ROOM = 4.0
 PINNED_SHARE = 0.5
 MORE_STARVES = "half of the host's memory: more page-locked memory starves the system"
 NO_COST = "no cost of its own was found"
-NOT_MEASURED = "not measured: only attention runs on the host, bound by memory"
+NOT_MEASURED = "not measured: only decode attention and routed experts run on the host"
 GUESSED = "no task showed it: a guess"
 NO_RUN = "no run showed tasks both alone and beside others"
 
@@ -100,10 +100,11 @@ def _device(peak: Quantity, split_cost: Measured | None) -> Processor:
 
 
 def _host(peak: Quantity) -> Processor:
-    """Only attention runs on the host: its memory share is fitted, the rest is there because files need it."""
+    """Decode attention and routed experts run on the host: they are fitted, the rest is there because files need it."""
     whole, nothing = _assumed(1.0, "1", NOT_MEASURED), _assumed(0.0, "us", NO_COST)
     every = Efficiency(whole, whole)
-    return Processor(peak, nothing, nothing, every, every, every, decode_attention=every)
+    experts = Efficiency(whole, whole, nothing)
+    return Processor(peak, nothing, nothing, every, experts, every, decode_attention=every)
 
 
 def settled(hardware: Hardware) -> Hardware:

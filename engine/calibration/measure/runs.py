@@ -79,9 +79,13 @@ class Condition:
     def shape(self, model: Model) -> PipelineShape:
         return self.policy.shape(self.schedule, model)
 
+    def sizes(self, model: Model, hardware: Hardware) -> Sizes:
+        """How much its tasks work on."""
+        return Sizes(self.schedule, self.shape(model), self.policy, model, self.batch, hardware)
+
     def costs(self, model: Model, hardware: Hardware) -> CostModel:
         """The cost model of this run on a machine."""
-        return CostModel(Sizes(self.schedule, self.shape(model), self.policy, model, self.batch, hardware))
+        return CostModel(self.sizes(model, hardware))
 
     def steps(self, model: Model) -> Iterator[list[Task]]:
         """The tasks of this run."""

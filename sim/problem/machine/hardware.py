@@ -24,7 +24,10 @@ class Memory(Part):
 
 @dataclass(frozen=True, slots=True)
 class AtTokens(Part):
-    """What work on so many tokens takes over what roofs and fixed times say: kernels cut matrices into tiles."""
+    """What work on so many tokens takes over what roofs and fixed times say: kernels cut matrices into tiles.
+
+    Of experts on the host, `tokens` are those of an expert, on average.
+    """
 
     tokens: int
     time_ratio: Quantity
