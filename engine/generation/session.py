@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from torch.backends import cuda
 
-from engine.attention import BITS, HostAttention
 from engine.device import aligned_bytes, for_now
+from engine.host import BITS, HostAttention
 from engine.memory import STAGING, HostBlocks, HostCopy, HostWeights, WeightStream, placed
 from engine.model import Anatomy, kept_experts, lean_gates, split
 from engine.tasks import RunContext, Session

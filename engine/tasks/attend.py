@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from engine.attention import HostAttention, unsupported
 from engine.device import intra_op_threads
+from engine.host import HostAttention, unsupported
 from engine.model import AttentionCall, InFlight, KeysValues, is_causal, own_attention
 
 Room = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]

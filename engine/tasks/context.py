@@ -6,8 +6,8 @@ from typing import Any, Self
 
 from transformers import PreTrainedModel
 
-from engine.attention import HostAttention
 from engine.device import Device, Ledger
+from engine.host import HostAttention
 from engine.memory import Activations, Buffers, HostBlocks, HostCopy, StreamedLayer, WeightStream, streamed_layers
 from engine.model import Anatomy, InFlight
 from engine.tasks.attend import DecodeAttention
