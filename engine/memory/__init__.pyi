@@ -3,6 +3,6 @@ from .buffers import Buffers as Buffers
 from .copying import HostCopy as HostCopy
 from .host_blocks import HostBlock as HostBlock, HostBlocks as HostBlocks
 from .host_weights import HostWeights as HostWeights
-from .layers import StreamedLayer as StreamedLayer
+from .layers import HostPiece as HostPiece, StreamedLayer as StreamedLayer
 from .placement import placed as placed, streamed_layers as streamed_layers
 from .weights import STAGING as STAGING, WeightStream as WeightStream

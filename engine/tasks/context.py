@@ -40,7 +40,7 @@ class RunContext:
     options: GenerationOptions
     anatomy: Anatomy
     streamed: list[StreamedLayer | None]
-    """Per layer, the weights that come over the link each time the layer runs."""
+    """Per layer, what of it lives on the host."""
     host: Ledger = field(default_factory=lambda: Ledger("host memory", None))
 
     @classmethod
@@ -55,13 +55,13 @@ class RunContext:
             raise InputError("weight_bits, kv_bits: the engine runs a model at its own widths: leave both out")
         _check_in_host_memory(model)
         anatomy = Anatomy.of(model)
-        streamed = streamed_layers(model, anatomy, policy.experts_on_device, schedule.system.streams_non_experts)
+        streamed = streamed_layers(model, anatomy, policy, schedule)
         return cls(model, schedule, policy, device, options, anatomy, streamed)
 
     @property
     def locked_bytes(self) -> list[int]:
-        """Per layer, the first of its streamed bytes, which are page-locked in host memory."""
-        return [0 if layer is None else self.policy.locked_bytes(layer.num_bytes) for layer in self.streamed]
+        """Per layer, the first of its bytes on the host, which are page-locked there."""
+        return [0 if layer is None else self.policy.locked_bytes(layer.moved_bytes) for layer in self.streamed]
 
     @property
     def memories(self) -> dict[str, Ledger]:
@@ -70,8 +70,8 @@ class RunContext:
 
     def shape(self, num_micro_batches: int) -> PipelineShape:
         """The pipeline that a batch of so many micro-batches makes."""
-        counts = tuple(self.anatomy.num_experts if experts else 0 for experts in self.anatomy.experts)
-        return self.policy.pipeline(self.schedule, counts, num_micro_batches)
+        counts, shared = self.anatomy.expert_counts, self.anatomy.shared
+        return self.policy.pipeline(self.schedule, counts, num_micro_batches, shared=shared)
 
     def layout(self, num_micro_batches: int) -> SlotLayout:
         """Which slots the tasks of such a batch read and write."""
@@ -102,10 +102,12 @@ class Session:
     @property
     def host_memory(self) -> dict[str, dict[str, int]]:
         """Bytes of host memory by what they hold, and of these what is page-locked and what is pageable."""
-        streamed = sum(layer.num_bytes for layer in self.run.streamed if layer)
+        layers = [layer for layer in self.run.streamed if layer]
         locked, staging = sum(self.run.locked_bytes), self.weights.staging_bytes
+        held, on_host = sum(one.num_bytes for one in layers), sum(one.host_bytes for one in layers)
         weights = {
-            MemoryPart.STREAMED_WEIGHTS: {"locked": locked, "pageable": streamed - locked},
+            MemoryPart.STREAMED_WEIGHTS: {"locked": locked, "pageable": held - locked - on_host},
+            MemoryPart.HOST_EXPERTS: {"locked": 0, "pageable": on_host},
             MemoryPart.STAGING: {"locked": staging, "pageable": 0},
         }
         return {part.value: held for part, held in weights.items()} | self.host_blocks.bytes_by_part()
