@@ -32,7 +32,7 @@ def open_session(run: RunContext) -> Iterator[Session]:
         stack.callback(device.reserve_pinned, {})
         device.reserve_pinned(_reserved_bytes(run, weights, layout))
         blocks = stack.enter_context(contextlib.closing(HostBlocks(device, run.host)))
-        stream = stack.enter_context(placed(model, run.anatomy, device, weights, layout))
+        stream = stack.enter_context(placed(model, run.anatomy, device, weights, layout, run.packed))
         stack.enter_context(kept_experts(model))
         stack.enter_context(lean_gates(model.modules()))
         owners = [parameter.owner for layer in run.streamed if layer for parameter in layer.parameters.values()]

@@ -75,7 +75,7 @@ def _from_float32(b: Any, element: Any, number: Any) -> Any:
 class Rows:
     """An array [rows, width], in code that is being made."""
 
-    step: Final = LANES
+    step: int = LANES
     """Columns that are read at once."""
 
     def __init__(self, context: Any, b: Any, kind: Any, array: Any) -> None:
@@ -168,12 +168,10 @@ def score_tile(b: Any, heads: list[Any], query: Rows, key: Any, rows: list[Any],
         for row in fetched:
             key.fetch(row, d)
         columns = [b.add(d, index_of(column)) for column in range(0, key.step, LANES)]
-        keys = [key.read(row, d) for row in rows]
-        for q, head in enumerate(heads):
-            for v, column in enumerate(columns):
-                x = query.load(query.at(head, column))
-                for k, vectors in enumerate(keys):
-                    add_product(b, totals[q * len(rows) + k], x, vectors[v])
+        for k, row in enumerate(rows):
+            for y, column in zip(key.read(row, d), columns, strict=True):
+                for q, head in enumerate(heads):
+                    add_product(b, totals[q * len(rows) + k], query.load(query.at(head, column)), y)
     found = [b.load(total) for total in totals]
     return [sums_of(b, found[i : i + LANES]) for i in range(0, SUMS, LANES)]
 

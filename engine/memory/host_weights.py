@@ -1,7 +1,8 @@
 """Weights in host memory: the model's own parameters, of each layer in one piece, the first bytes page-locked.
 
 There is one copy of the weights: a parameter is moved into its layer's block, and its old memory is free before the
-next one moves. At the end whole parameters stay where they are, in what is ordinary memory then.
+next one moves. At the end whole parameters stay where they are, in what is ordinary memory then. Experts that are
+packed have nothing but their packed bytes here.
 """
 
 import math
@@ -14,6 +15,7 @@ import torch
 from engine.device import Device, Ledger, return_freed_memory
 from engine.memory.copying import HostCopy
 from engine.memory.layers import StreamedLayer
+from engine.model import OwnedParameter
 from sim.schedule import ExpertPlace, MemoryPart
 
 NAME = MemoryPart.STREAMED_WEIGHTS
@@ -70,7 +72,8 @@ class HostWeights:
                 if layer is not None:
                     content = _in_one_piece(layer)
                     if content is None or content.data_ptr() in taken:
-                        content = _moved(layer, self._device, copy)
+                        content = self._device.host_block(layer.num_bytes)
+                        _move(layer, content, copy)
                     taken.add(content.data_ptr())
                     self._contents[index] = content
                     self._layers[index] = self._locked(content, self._locked_bytes(layer.moved_bytes))
@@ -102,13 +105,24 @@ class HostWeights:
                     whole[number].copy_(row)
             tensor.data = whole
 
-    def close(self) -> None:
-        """Leaves the parameters where they are, no longer page-locked and no longer counted."""
-        for content, locked_bytes in self._layers.values():
+    def packed(self, index: int) -> dict[str, torch.Tensor]:
+        """The packed experts of a layer that stream, by the name of their parameter; none before they are taken."""
+        layer, content = self.streamed[index], self._contents.get(index)
+        pieces = layer.pieces if layer and content is not None else ()
+        return {piece.parameter.name: piece.view(content) for piece in pieces if piece.form and content is not None}
+
+    def give_back(self, index: int) -> None:
+        """Leaves a layer's bytes to whoever uses them, no longer page-locked and no longer counted."""
+        self._contents.pop(index, None)
+        if index in self._layers:
+            content, locked_bytes = self._layers.pop(index)
             self._device.unlock(NAME, content[:locked_bytes])
             self._host.refund(NAME, content.numel() - locked_bytes)
-        self._layers.clear()
-        self._contents.clear()
+
+    def close(self) -> None:
+        """Leaves the parameters where they are."""
+        for index in list(self._contents):
+            self.give_back(index)
 
     def _locked(self, content: torch.Tensor, locked_bytes: int) -> HostLayer:
         layer = HostLayer(content, locked_bytes)
@@ -125,24 +139,37 @@ def _in_one_piece(layer: StreamedLayer) -> torch.Tensor | None:
         return None
     for piece in layer.pieces:
         tensor = piece.parameter.tensor
-        if piece.experts is not None or tensor.data_ptr() != first + piece.start or not tensor.is_contiguous():
+        if piece.form is not None or piece.experts is not None or tensor.data_ptr() != first + piece.start:
+            return None
+        if not tensor.is_contiguous():
             return None
     return torch.empty(0, dtype=torch.uint8).set_(storage)[: layer.num_bytes]
 
 
-def _moved(layer: StreamedLayer, device: Device, copy: HostCopy) -> torch.Tensor:
-    """The bytes of a layer, to which its parameters have moved; of split ones, they keep the first piece."""
-    content = device.host_block(layer.num_bytes)
+def _move(layer: StreamedLayer, content: torch.Tensor, copy: HostCopy) -> None:
+    """Moves a layer's parameters into these bytes. Of one in pieces the model keeps the first, of a packed one none."""
     for parameter in layer.parameters.values():
         source = parameter.tensor.detach()
         mine = [(piece, piece.view(content)) for piece in layer.pieces if piece.parameter.tensor is parameter.tensor]
         for piece, place in mine:
-            for rows, start, stop in _runs(piece.experts, len(source)):
-                copy(place[rows : rows + stop - start], source[start:stop])
-        parameter.tensor.data = mine[0][1]
+            for row, start, stop in _runs(piece.experts, len(source)):
+                target = place[row : row + stop - start]
+                if piece.form is None:
+                    copy(target, source[start:stop])
+                else:
+                    piece.form.pack(source[start:stop], target)
+        first, place = mine[0]
+        if first.form is None:
+            parameter.tensor.data = place
+        else:
+            let_go(parameter)
         del source
     return_freed_memory()
-    return content
+
+
+def let_go(parameter: OwnedParameter) -> None:
+    """Leaves a parameter without content."""
+    parameter.tensor.data = torch.empty(0, dtype=parameter.tensor.dtype)
 
 
 def _runs(experts: Sequence[int] | None, count: int) -> Iterator[tuple[int, int, int]]:

@@ -1,13 +1,13 @@
 """The parameters of a layer that live on the host, as one piece of memory: there, and in a slot what streams."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
 from engine.device import aligned_bytes
-from engine.model import OwnedParameter
+from engine.model import OwnedParameter, PackedFormat
 from sim.schedule import WHOLE, ExpertPlace
 
 
@@ -19,21 +19,37 @@ class HostPiece(NamedTuple):
     """Where decode finds these experts; None: it is no parameter of routed experts."""
     experts: tuple[int, ...] | None
     """Which they are, in the order in which they lie; None: the whole parameter, as the model has it."""
+    shape: torch.Size
+    """Of what lies here."""
+    form: PackedFormat | None = None
+    """How the experts are packed, if they are, so that they lie here as [experts, bytes]."""
     start: int = 0
 
-    @property
-    def shape(self) -> torch.Size:
-        """Of what lies here."""
-        shape = self.parameter.tensor.shape
-        return shape if self.experts is None else torch.Size((len(self.experts), *shape[1:]))
+    @staticmethod
+    def of(
+        parameter: OwnedParameter,
+        place: ExpertPlace | None = None,
+        experts: Sequence[int] | None = None,
+        form: PackedFormat | None = None,
+    ) -> "HostPiece":
+        """The parameter, or these experts of it."""
+        whole = parameter.tensor.shape
+        count, each = whole[0] if experts is None else len(experts), whole[1:] if form is None else (form.num_bytes,)
+        own = None if experts is None else tuple(experts)
+        return HostPiece(parameter, place, own, torch.Size((count, *each)), form)
 
     @property
     def num_bytes(self) -> int:
-        return self.shape.numel() * self.parameter.tensor.itemsize
+        return self.shape.numel() * self.dtype.itemsize
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what lies here."""
+        return self.parameter.tensor.dtype if self.form is None else torch.uint8
 
     def view(self, memory: torch.Tensor) -> torch.Tensor:
         """It in the bytes that hold the layer."""
-        return memory[self.start : self.start + self.num_bytes].view(self.parameter.tensor.dtype).view(self.shape)
+        return memory[self.start : self.start + self.num_bytes].view(self.dtype).view(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +81,11 @@ class StreamedLayer:
         ends = [_lay(placed, pieces) for pieces in (streamed, fetched, on_host, kept)]
         prefill, moved = (ends[0], ends[1]) if prefill_on_host else (ends[2], ends[2])
         return StreamedLayer(tuple(placed), ends[3], ends[0], prefill, moved, ends[2] - ends[1])
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether its experts are."""
+        return any(piece.form is not None for piece in self.pieces)
 
     @property
     def parameters(self) -> dict[int, OwnedParameter]:

@@ -1,7 +1,7 @@
 """Puts a model on a device: what stays there is moved, what streams gets its blocks and slots. Undone on exit."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from engine.device import Device
 from engine.host import can_run_on_host
 from engine.memory.host_weights import KEPT, HostWeights
 from engine.memory.layers import HostPiece, StreamedLayer
+from engine.memory.packed import PackedLayer, packed_on_device
 from engine.memory.weights import WeightStream
 from engine.model import Anatomy, ExpertPart, OwnedParameter, PlacedExperts, can_split, expert_rows
 from sim.problem import Policy, Split, splits_of
@@ -19,7 +20,11 @@ from traces.errors import InputError
 
 
 def streamed_layers(
-    model: PreTrainedModel, anatomy: Anatomy, policy: Policy, schedule: Schedule
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    policy: Policy,
+    schedule: Schedule,
+    packed: Sequence[PackedLayer | None],
 ) -> list[StreamedLayer | None]:
     """What of each layer lives on the host, by the policy's placement of experts."""
     system = schedule.system
@@ -30,26 +35,29 @@ def streamed_layers(
         rest = anatomy.parameters(i) if system.streams_non_experts or policy.stream_non_experts else ()
         rest = tuple(p for p in rest if not any(p.tensor is e.tensor for e in experts))
         places = (ExpertPlace.STREAMED, ExpertPlace.FETCHED, ExpertPlace.HOST)
-        streamed, fetched, on_host = ([*_pieces(experts, split, place)] for place in places)
+        streamed, fetched, on_host = ([*_pieces(experts, split, place, packed[i])] for place in places)
         layer = StreamedLayer.of(
-            (*streamed, *(HostPiece(parameter, None, None) for parameter in rest)),
+            (*streamed, *map(HostPiece.of, rest)),
             fetched,
             on_host,
-            [*_pieces(experts, split, KEPT)] if system.caches_experts else (),
+            [*_pieces(experts, split, KEPT, packed[i])] if system.caches_experts else (),
             prefill_on_host=policy.prefill_experts is Place.CPU,
         )
         layers.append(layer if layer.pieces else None)
     return layers
 
 
-def _pieces(experts: Sequence[OwnedParameter], split: Split, place: ExpertPlace) -> Iterator[HostPiece]:
+def _pieces(
+    experts: Sequence[OwnedParameter], split: Split, place: ExpertPlace, packed: PackedLayer | None
+) -> Iterator[HostPiece]:
     """Of a layer's experts those in one place, a piece of each parameter."""
     first, stop = split.ranks(place)
     if first == stop:
         return
     every = place is not KEPT and split.places == place
-    for parameter in experts:
-        yield HostPiece(parameter, place, None if every else tuple(range(first, stop)))
+    formats = packed.formats if packed else [None] * len(experts)
+    for parameter, form in zip(experts, formats, strict=True):
+        yield HostPiece.of(parameter, place, None if every else range(first, stop), form)
 
 
 def _check_split(
@@ -69,13 +77,23 @@ def _check_split(
             f"experts_on_device: {policy.experts_on_device:g}: the experts of {kind} cannot be split "
             f"between device and host; give 0 or 1"
         )
+    if apart and policy.weight_bits is not None:
+        raise InputError(
+            f"weight_bits: {policy.weight_bits:g}: the engine packs no experts that are computed apart from their "
+            f"layers, as {schedule.name} has them: leave it out"
+        )
     if split.on_host and not can_run_on_host(experts[0].owner):
         raise InputError(f"schedule {schedule.name}: the host cannot compute the experts of {kind}; place none there")
 
 
 @contextlib.contextmanager
 def placed(
-    model: PreTrainedModel, anatomy: Anatomy, device: Device, host: HostWeights, layout: SlotLayout
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    device: Device,
+    host: HostWeights,
+    layout: SlotLayout,
+    packed: Sequence[PackedLayer | None] = (),
 ) -> Iterator[WeightStream]:
     """While entered, resident weights are on the device and streamed ones come through the slots of what it yields.
 
@@ -83,8 +101,13 @@ def placed(
     """
     with contextlib.ExitStack() as at_end:
         weights = at_end.enter_context(contextlib.closing(WeightStream(device, host, layout)))
-        _place_resident(model, device, host.streamed, at_end)
+        packed_parameters = {id(one.tensor) for layer in packed if layer for one in layer.parameters}
+        on_host = {identity for layer in host.streamed if layer for identity in layer.parameters}
+        _place_resident(model, device, packed_parameters | on_host, at_end)
         at_end.callback(host.close)
+        if any(packed):
+            num_micro_batches = layout.shape.num_micro_batches
+            at_end.enter_context(packed_on_device(packed, device, host, weights, num_micro_batches))
         for i, experts in enumerate(anatomy.experts):
             if experts and (layout.shape.experts or _in_parts(host.streamed[i])):
                 weights.experts[i] = _placed_experts(i, experts, anatomy.num_experts, device, host, at_end)
@@ -97,7 +120,7 @@ def placed(
 
 def _in_parts(layer: StreamedLayer | None) -> bool:
     """Whether the experts of a layer are in several places."""
-    return layer is not None and any(piece.experts is not None for piece in layer.pieces)
+    return layer is not None and any(piece.experts is not None and piece.form is None for piece in layer.pieces)
 
 
 def _placed_experts(
@@ -132,10 +155,9 @@ def _placed_experts(
 
 
 def _place_resident(
-    model: PreTrainedModel, device: Device, streamed: Sequence[StreamedLayer | None], at_end: contextlib.ExitStack
+    model: PreTrainedModel, device: Device, moved: Collection[int], at_end: contextlib.ExitStack
 ) -> None:
-    """Has the device take over what does not stream."""
-    streams = {identity for layer in streamed if layer for identity in layer.parameters}
+    """Has the device take over what does not go there otherwise, as the parameters with these identities do."""
     held: dict[int, torch.Tensor] = {}  # tied parameters are one object
 
     def free() -> None:
@@ -162,7 +184,7 @@ def _place_resident(
     for path, module in model.named_modules():
         for table in (module._parameters, module._buffers):
             for name, tensor in table.items():
-                if tensor is not None and id(tensor) not in streams and (tensor.numel() or id(tensor) in held):
+                if tensor is not None and id(tensor) not in moved and (tensor.numel() or id(tensor) in held):
                     place(path, table, name, tensor)
 
 

@@ -5,7 +5,7 @@ is a view of the slot that holds its layer's current run (`bind`). Only what is 
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn, uint8
 
@@ -16,8 +16,14 @@ from engine.memory.layers import StreamedLayer
 from engine.model import ExpertPart, OwnedParameter, PlacedExperts, expert_rows
 from sim.schedule import WHOLE, ExpertPlace, MemoryPart, SlotLayout, Task
 
-_Bound = tuple[list[tuple[OwnedParameter, nn.Parameter]], tuple[ExpertPart, ...]]
-"""Of a layer in a slot: whole parameters as views of it, and the experts that lie there."""
+
+class _Views(NamedTuple):
+    """Of a layer in a slot."""
+
+    whole: list[tuple[OwnedParameter, nn.Parameter]]
+    parts: tuple[ExpertPart, ...]
+    packed: dict[str, Tensor]
+
 
 STAGING = MemoryPart.STAGING
 """The part of page-locked memory that staging is cut from."""
@@ -39,7 +45,8 @@ class WeightStream:
         self._bound: dict[int, tuple[int, int]] = {}
         self._slots: list[Tensor] = []
         self._staging: list[Tensor] = []
-        self._views: dict[tuple[int, int, int], _Bound] = {}
+        self._views: dict[tuple[int, int, int], _Views] = {}
+        self._packed: dict[int, dict[str, Tensor]] = {}
         self._in_slot: list[list[int | None]] = []
         self._in_staging: list[list[int | None]] = []
         self._copy = HostCopy(device.pin_threads)
@@ -116,12 +123,17 @@ class WeightStream:
             return
         if (index, *bound) not in self._views:
             self._views[index, *bound] = self._views_of(layer, index, *bound)
-        parameters, came = self._views[index, *bound]
-        for parameter, view in parameters:
+        views = self._views[index, *bound]
+        for parameter, view in views.whole:
             parameter.owner._parameters[parameter.name] = view
         if index in self.experts:
-            self.experts[index].came = came
+            self.experts[index].came = views.parts
+        self._packed[index] = views.packed
         self._bound[index] = bound
+
+    def packed(self, index: int) -> dict[str, Tensor]:
+        """The packed experts of a layer in the slot that is bound, by the name of their parameter."""
+        return self._packed.get(index, {})
 
     def on_host(self, index: int, place: ExpertPlace) -> tuple[Sequence[int], dict[str, Tensor]]:
         """A layer's experts of one place on the host: their numbers, and rows for these by the name of a parameter."""
@@ -133,11 +145,15 @@ class WeightStream:
             self.experts[index].came = ()
         self._bound.pop(index, None)
 
-    def _views_of(self, layer: StreamedLayer, index: int, slot: int, num_bytes: int) -> "_Bound":
+    def _views_of(self, layer: StreamedLayer, index: int, slot: int, num_bytes: int) -> _Views:
         whole: list[tuple[OwnedParameter, nn.Parameter]] = []
+        packed: dict[str, Tensor] = {}
         places: dict[ExpertPlace, tuple[Sequence[int] | None, dict[str, Tensor]]] = {}
         for piece in layer.within(num_bytes):
             view = piece.view(self._slots[slot])
+            if piece.form is not None:
+                packed[piece.parameter.name] = view
+                continue
             if piece.experts is None:
                 whole.append((piece.parameter, nn.Parameter(view, requires_grad=False)))
             if piece.place is not None:
@@ -147,7 +163,7 @@ class WeightStream:
             every: Any = self.experts[index].module
             rows = expert_rows(range(every.num_experts) if experts is None else experts, every.num_experts)
             came.append(ExpertPart.of(tensors, rows.to(self._device.torch_device)))
-        return whole, tuple(came)
+        return _Views(whole, tuple(came), packed)
 
     def close(self) -> None:
         """Gives the model its own parameters back, and the slots to the device."""
@@ -155,6 +171,7 @@ class WeightStream:
             for parameter in layer.parameters.values():
                 parameter.owner._parameters[parameter.name] = parameter.tensor  # type: ignore[assignment]
         self.experts.clear()
+        self._packed.clear()
         self._bound.clear()
         self._views.clear()
         for slot in self._slots:

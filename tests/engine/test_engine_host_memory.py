@@ -278,7 +278,7 @@ def test_weights_that_lie_in_place_stay_there():
 def test_parameters_of_two_layers_may_be_one():
     shared = nn.Bilinear(5, 7, 3, bias=False)
     value = shared.weight.detach().clone()
-    layer = StreamedLayer.of([HostPiece(OwnedParameter(shared, "weight", shared.weight), None, None)])
+    layer = StreamedLayer.of([HostPiece.of(OwnedParameter(shared, "weight", shared.weight))])
     with WatchedDevice() as device:
         host = HostWeights(device, Ledger("host memory", None), [layer, layer], lambda num_bytes: num_bytes)
         host.take()

@@ -36,6 +36,7 @@ PLACES = [
     {"experts_on_device": 0.5},
     {"experts_on_device": 1.0},
     {"attention": "gpu"},
+    {"attention": "gpu", "kv_on_device": 0.5},
     {"attention": "gpu", "kv_on_device": 1.0},
 ]
 UNEQUAL = ([60, 5, 9, 30, 7, 12, 4], 2, 3)  # and the last micro-batch is smaller
@@ -131,6 +132,17 @@ def test_the_plan_holds_the_peak_of_every_kind_of_experts(family, width, tmp_pat
         assert peak - late <= plan <= 1.15 * peak
 
 
+@pytest.mark.parametrize("new", [3, 40])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_plan_holds_a_cache_in_two_places_whatever_the_model_does_with_it(family, new, tmp_path):
+    """Latent attention expands it and jetmoe repeats it, for which both need it in one piece."""
+    model, places = wide(family), {"attention": "gpu", "kv_on_device": 0.5}
+    for schedule in ("cgopipe", "flexgen"):
+        shape = ([20, 14, 20, 20, 9, 20, 20], 4, new)
+        plan, peak, late = planned_and_peak(model, by_name(schedule), places, shape, tmp_path)
+        assert peak - late <= plan <= 1.15 * peak
+
+
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "deepseek_v3", "gpt_oss"])
 def test_gates_in_place_give_the_same_bits(family, implementation):
@@ -176,9 +188,7 @@ def stream():
         torch.manual_seed(0)
         modules = [nn.Bilinear(5, 7, 3, bias=False) for _ in range(3)]
         layers = [
-            StreamedLayer.of([HostPiece(OwnedParameter(module, "weight", module.weight), None, None)])
-            if i != 1
-            else None
+            StreamedLayer.of([HostPiece.of(OwnedParameter(module, "weight", module.weight))]) if i != 1 else None
             for i, module in enumerate(modules)
         ]
         host = HostWeights(device, Ledger("host memory", None), layers, lambda num_bytes: 0)

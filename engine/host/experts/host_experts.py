@@ -3,9 +3,8 @@
 No module is run and none is changed, because the device may be using the same one.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -14,7 +13,9 @@ from torch import nn
 
 from engine.device import intra_op_threads
 from engine.host.bits import Array
-from engine.host.experts.matrix import Matrix
+from engine.host.experts.few_tokens import FewTokens
+from engine.host.experts.gates import Activation, activation_of
+from engine.host.experts.matrix import Matrix, Packing
 from engine.host.experts.pairs import Pairs
 from engine.host.threads import HostThreads
 
@@ -31,11 +32,13 @@ class HostExperts:
 
     up: Matrix
     down: Matrix
-    activation: Callable[[torch.Tensor], torch.Tensor]
+    activation: Activation
     """From what `up` gives to what `down` takes."""
     on_host: Array
     """For each expert, whether it is on the host."""
     threads: HostThreads
+    few_tokens: FewTokens | None
+    """What computes where an expert has few tokens; None if the kernel lacks something."""
 
     @classmethod
     def of(
@@ -44,25 +47,25 @@ class HostExperts:
         parameters: Mapping[str, torch.Tensor],
         experts: Iterable[int],
         threads: HostThreads | None = None,
+        packings: Mapping[str, Packing] | None = None,
     ) -> Self:
         """The experts with these numbers of a module that `can_run_on_host`.
 
         `parameters`: the module's, as they are on the host, by name: number n is row n of each, and what an index calls
-        n. The module only says how they are laid out and what lies between them.
+        n. The module only says how they are laid out and what lies between them. `packings`: of those that are packed.
         """
         if not can_run_on_host(module):
             raise ValueError(f"{type(module).__name__} does not say what its experts compute")
         described: Any = module
-        up = "gate_up_proj" if described.has_gate else "up_proj"
-        up_matrix, down_matrix = (
-            Matrix(parameters[name], parameters.get(f"{name}_bias"), described.is_transposed)
-            for name in (up, "down_proj")
+        packed = packings or {}
+        up, down = (
+            Matrix(parameters[name], parameters.get(f"{name}_bias"), described.is_transposed, packed.get(name))
+            for name in ("gate_up_proj" if described.has_gate else "up_proj", "down_proj")
         )
-        own_gate: Any = type(module)
-        activation = partial(own_gate._apply_gate, module) if described.has_gate else described.act_fn
-        on_host = np.zeros(len(parameters["down_proj"]), np.bool_)
+        on_host = np.zeros(len(down.weights), np.bool_)
         on_host[list(experts)] = True
-        return cls(up_matrix, down_matrix, activation, on_host, threads or HostThreads())
+        threads = threads or HostThreads()
+        return cls(up, down, activation_of(module), on_host, threads, FewTokens.of(module, up, down, threads))
 
     @torch.inference_mode()
     def __call__(
@@ -75,7 +78,9 @@ class HostExperts:
         """
         found = torch.empty_like(hidden) if out is None else out
         pairs = Pairs.of(index, weights, self.on_host)
-        found.copy_(self._by_products(hidden, pairs))
+        by_kernel = self.few_tokens is not None and self.few_tokens.takes(hidden, pairs)
+        compute = self.few_tokens if by_kernel and self.few_tokens else self._by_products
+        found.copy_(compute(hidden, pairs))
         return found
 
     def _by_products(self, hidden: torch.Tensor, pairs: Pairs) -> torch.Tensor:
