@@ -10,6 +10,7 @@ from engine.calibration import fit, measure
 from engine.device import Device
 from engine.generation import describe_model
 from sim.problem import Hardware, Model
+from sim.schedule import Op
 
 ROUNDS = 3
 """How often each run of a full calibration is made."""
@@ -58,7 +59,8 @@ def calibrate(
 def planned_for(model: PreTrainedModel, *, quick: bool = False) -> list[measure.Condition]:
     """The runs of a calibration for a model."""
     positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return measure.conditions(max(1, (positions or 1 << 20) - measure.STEPS), quick=quick)
+    most = max(1, (positions or 1 << 20) - measure.STEPS)
+    return measure.conditions(most, quick=quick, apart=measure.can_be_apart(model))
 
 
 def measure_machine(
@@ -98,7 +100,8 @@ def fitted(
     on_host = measure.median_host_experts(rounds)
     start = fit.unfitted(name, device, probes, measure.median_split_cost(rounds))
     known = described(model)
-    hardware, fits = fit.fit_all(start, known, [*samples, *measure.host_samples(on_host, known)])
+    shown = {one.tokens for one in samples if one.task.op is Op.HOST_EXPERTS and one.task.step}
+    hardware, fits = fit.fit_all(start, known, [*samples, *measure.host_samples(on_host, known, shown)])
     with measure.keep_first_layers(model, measure.layers_to_measure(model, device.memory_bytes)):
         hardware = fit.with_hand_over(fit.settled(hardware), described(model), runs)
         hardware = fit.with_interference(hardware, described(model), runs)

@@ -45,7 +45,7 @@ class Kernels:
             Op.EXPERTS: lambda task: self._on_gpu(task, *self._feed_forward(task)),
             Op.HEAD: self._head,
             Op.ALL_REDUCE: self._all_reduce,
-            Op.ROUTE: lambda task: self._on_gpu(task, self._out_proj(task)._replace(launches=0), self._router(task)),
+            Op.ROUTE: self._route,
             Op.DEVICE_EXPERTS: self._device_experts,
             Op.HOST_EXPERTS: self._host_experts,
         }
@@ -112,6 +112,12 @@ class Kernels:
         experts = KernelWork(share(routed_flops), moved, self._hardware.device.experts, count, tokens)
         return [plain._replace(launches=0), experts]
 
+    def _route(self, task: Task) -> Work:
+        """What stands between attention and experts that are computed apart."""
+        kernel = self._hardware.device.route or self._hardware.device.gemm
+        parts = (self._out_proj(task)._replace(launches=0), self._router(task))
+        return self._on_gpu(task, *(part._replace(efficiency=kernel) for part in parts))
+
     def _router(self, task: Task) -> KernelWork:
         layer, tokens = self._sizes.layer(task), self._sizes.tokens(task)
         weights = self._sizes.share(packed_bytes(layer.router_params, self._model.other_bits))
@@ -134,7 +140,8 @@ class Kernels:
         if split.places & ON_DEVICE:
             flops, moved = self._routed(task, ON_DEVICE)
             count = (split.places & places).bit_count()
-            parts.append(KernelWork(share(flops), share(moved), self._hardware.device.experts, count, tokens))
+            kernel = self._hardware.device.experts_apart or self._hardware.device.experts
+            parts.append(KernelWork(share(flops), share(moved), kernel, count, tokens))
         return self._on_gpu(task, *parts)
 
     def _routed(self, task: Task, places: ExpertPlace) -> tuple[float, float]:

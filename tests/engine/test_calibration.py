@@ -10,7 +10,7 @@ from engine_models import make, make_prompts
 from hypothesis import given, settings, strategies as st
 
 import engine
-from engine.calibration import Round, calibrate, described, fitted, measure_machine
+from engine.calibration import Round, calibrate, described, fitted, measure_machine, planned_for
 from engine.calibration.fit.interference import (
     contended,
     contended_on_host,
@@ -38,6 +38,7 @@ from engine.calibration.measure.split_experts import differences, split_cost
 from engine.cli import main
 from engine.device import EmulatedDevice
 from engine.host import HostExperts
+from engine.model import with_experts
 from engine.running.demo import make_model
 from sim.cost import GROWS_WITH_CONTEXT
 from sim.problem import AtTokens, Basis, Hardware, Quantity
@@ -63,6 +64,14 @@ TRUE = {
     "device.head.compute": 0.1,
     "device.head.memory": 0.1,
     "device.head.overlap": 0.3,
+    "device.route.latency": 2e-4,
+    "device.route.compute": 0.1,
+    "device.route.memory": 0.2,
+    "device.route.overlap": 0.4,
+    "device.experts_apart.latency": 3e-4,
+    "device.experts_apart.compute": 0.2,
+    "device.experts_apart.memory": 0.15,
+    "device.experts_apart.overlap": 0.1,
     "host.launch_latency": 2e-4,
     "host.request_overhead": 4e-6,
     "host.decode_attention.memory": 0.3,
@@ -236,6 +245,40 @@ def test_experts_run_on_the_host_as_often_as_asked_and_by_all_layers_in_turn(mod
 def test_experts_that_the_host_cannot_compute_are_not_measured(device):
     model = make("jetmoe")
     assert host_experts(model, described(model), device, 1) == []
+    assert not any(one.schedule.system.splits_experts for one in planned_for(model))
+
+
+def test_runs_show_experts_apart_from_their_layers_each_place_alone(model, device):
+    """What takes part of a layer's time is a class of its own; where nothing shows it, others stand for it."""
+    planned = [one for one in planned_for(model, quick=True) if one.schedule.system.splits_experts]
+    spans = run_all(model, device, planned)
+    found = samples_of(map(MeasuredRun, planned, spans))
+    ops = {one.task.op for one in found if one.task.step}
+    assert {Op.ROUTE, Op.DEVICE_EXPERTS, Op.HOST_EXPERTS, Op.OFFLOAD_TOKENS, Op.LOAD_OUTPUT} <= ops
+    assert all(one.alone for one in planned)
+
+
+def test_classes_that_no_run_shows_are_left_to_others(start, model):
+    planned, known = conditions(64, quick=True, apart=False), described(model)
+    found, _ = fit_all(start, known, made_up_samples(start, known, planned))
+    assert found.device.route is found.device.experts_apart is None
+    assert settled(found).device.experts is not None
+
+
+def test_the_device_s_shared_experts_are_not_taken_for_routed_ones():
+    """Of a layer whose routed experts are on the host the device computes only the shared ones."""
+
+    def span(op, layer, took, lane="GPU"):
+        return Span(layer, op, lane, 0, 1, layer, 0, -1, 0, took)
+
+    spans = [span("DeviceExperts", 0, 10), span("HostExperts", 0, 900, "CPU"), span("DeviceExperts", 1, 500)]
+    found = [one for one in samples_of([MeasuredRun(None, spans)]) if one.task.op is Op.DEVICE_EXPERTS]
+    assert [one.median_s for one in found] == pytest.approx([10e-9, 500e-9])
+
+
+def test_what_runs_show_of_experts_on_the_host_is_not_taken_from_elsewhere(model):
+    times = [time_on_host(tokens) for tokens in (1, 4, 16)]
+    assert [one.condition.size[0] for one in host_samples(times, described(model), {1, 16})] == [4]
 
 
 def test_what_goes_on_beside_experts_on_the_host_has_begun_and_ends(device, monkeypatch):
@@ -295,23 +338,32 @@ def test_splitting_experts_costs_what_it_adds():
     assert order == ["usual", "split", "split", "usual", "usual", "split"]
 
 
-def test_the_cost_of_splitting_experts_is_measured_without_a_trace(model, device):
+def test_the_cost_of_splitting_experts_is_measured_without_a_trace(model, device, monkeypatch):
     experts = model.model.layers[0].mlp.experts
     before, held = dict(experts._parameters), device.memory.usage.current_bytes
-    told = []
-
-    def seen(module, args, result):
-        told.append((module._parameters["down_proj"].shape[0], result))
-
-    hook = experts.register_forward_hook(seen)
+    told, computed = [], []
+    monkeypatch.setattr("engine.model.experts.with_experts", spied(with_experts, computed))
+    monkeypatch.setattr("engine.calibration.measure.split_experts.with_experts", spied(with_experts, computed))
+    hook = experts.register_forward_hook(lambda module, args, result: told.append(result))
     found = split_cost(model, described(model), device, 1)
     hook.remove()
     assert found.count == 5
-    assert {count for count, _ in told} == {4, 2}
-    assert all(torch.allclose(one, told[0][1], atol=1e-6) for _, one in told)
+    assert set(computed) == {4, 2}
+    assert computed.count(2) == 2 * computed.count(4)
+    assert all(torch.allclose(one, told[0], atol=1e-6) for one in told)
     assert dict(experts._parameters) == before
     assert "forward" not in vars(experts)
     assert device.memory.usage.current_bytes == held
+
+
+def spied(place, computed):
+    """Tells how many experts are computed together."""
+
+    def place_and_tell(module, parameters, num_experts):
+        computed.append(len(parameters["down_proj"]))
+        return place(module, parameters, num_experts)
+
+    return place_and_tell
 
 
 @pytest.mark.parametrize("family", ["mixtral", "jetmoe"])

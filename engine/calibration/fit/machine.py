@@ -21,7 +21,7 @@ NOT_MEASURED = "not measured: only decode attention and routed experts run on th
 GUESSED = "no task showed it: a guess"
 NO_RUN = "no run showed tasks both alone and beside others"
 
-FITTED = ("gemm", "experts", "attention", "head", "decode_attention")
+FITTED = ("gemm", "experts", "attention", "head", "decode_attention", "route", "experts_apart")
 """The classes of work on the device."""
 
 
@@ -110,7 +110,7 @@ def _host(peak: Quantity) -> Processor:
 def settled(hardware: Hardware) -> Hardware:
     """The machine after its fit: the device's peaks come down to what was measured or, if that is more, reached."""
     for share, peak in (("compute", "device.peak"), ("memory", "device_memory.bandwidth")):
-        paths = [f"device.{name}.{share}" for name in FITTED]
+        paths = [f"device.{name}.{share}" for name in FITTED if getattr(hardware.device, name)]
         most = max(1 / ROOM, *(hardware.value(path) for path in paths))
         for path in paths:
             old = hardware.value(path)

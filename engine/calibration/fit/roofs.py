@@ -34,6 +34,8 @@ MANY_REQUESTS = 16
 MOST = 2.0
 """A ratio is at most this, and at least its inverse: what is further off has another reason."""
 
+OPTIONAL = ("device.route", "device.experts_apart")
+
 Bounds = tuple[float, float, float]
 """Where a fitted number begins, and the least and the most that it may be."""
 
@@ -89,6 +91,14 @@ GROUPS = (
     Group("attention in prefill", _class("device.attention"), (Op.ATTN,), in_decode=False),
     Group("attention on the device", _class("device.decode_attention"), (Op.ATTN,), prefill_from=None),
     Group("Head", _class("device.head"), (Op.HEAD,), prefill_from=None, with_ratios_of="device.head"),
+    Group("Route", _class("device.route"), (Op.ROUTE,), prefill_from=None, with_ratios_of="device.route"),
+    Group(
+        "experts on the device",
+        _class("device.experts_apart"),
+        (Op.DEVICE_EXPERTS,),
+        prefill_from=None,
+        with_ratios_of="device.experts_apart",
+    ),
     Group(
         "attention on the host",
         {
@@ -104,12 +114,21 @@ GROUPS = (
         _class("host.experts", overlaps=False),
         (Op.HOST_EXPERTS,),
         (LaneKind.CPU,),
+        prefill_from=None,
         with_ratios_of="host.experts",
     ),
     Group(
         "small copies",
         {"link.latency": (1e-4, 1e-7, 1e-1)},
-        (Op.OFFLOAD_QKV, Op.LOAD_HIDDEN, Op.STORE_KV, Op.LOAD_KV, Op.STORE_HIDDEN),
+        (
+            Op.OFFLOAD_QKV,
+            Op.LOAD_HIDDEN,
+            Op.STORE_KV,
+            Op.LOAD_KV,
+            Op.STORE_HIDDEN,
+            Op.OFFLOAD_TOKENS,
+            Op.LOAD_OUTPUT,
+        ),
         (LaneKind.H2D, LaneKind.D2H),
         alone=False,
     ),
@@ -128,7 +147,10 @@ class Fit:
 
 
 def fit_all(hardware: Hardware, model: Model, samples: Sequence[Sample]) -> tuple[Hardware, list[Fit]]:
-    """Fit every group that has samples, one after the other. A fixed time of the experts that was measured stays."""
+    """Fit every group that has samples, one after the other. A fixed time of the experts that was measured stays.
+
+    Of classes that others can stand for only those are left that samples show.
+    """
     fits = []
     known = {EXPERTS_LATENCY} if hardware.value(EXPERTS_LATENCY).basis is Basis.MEASURED else set()
     for group in GROUPS:
@@ -139,6 +161,9 @@ def fit_all(hardware: Hardware, model: Model, samples: Sequence[Sample]) -> tupl
             fits.append(found)
             if group.with_ratios_of:
                 hardware = with_ratios(hardware, group.with_ratios_of, model, chosen)
+        elif group.with_ratios_of in OPTIONAL:
+            device = replace(hardware.device, **{group.with_ratios_of.removeprefix("device."): None})  # type: ignore[arg-type]
+            hardware = replace(hardware, device=device)
     return hardware, fits
 
 
@@ -185,8 +210,9 @@ def with_ratios(hardware: Hardware, path: str, model: Model, samples: Sequence[S
     ratios: dict[int, list[float]] = {}
     for sample, whole, more in zip(samples, usual, doubled, strict=True):
         own = more - whole  # what the class takes of the task
-        ratio = (sample.median_s - (whole - own)) / own if own > 0 else 1.0
-        ratios.setdefault(_tokens(hardware, model, sample), []).append(ratio)
+        if own > 0:
+            ratio = (sample.median_s - (whole - own)) / own
+            ratios.setdefault(_tokens(hardware, model, sample), []).append(ratio)
     return _with(hardware, path, tuple(_measured(tokens, found) for tokens, found in sorted(ratios.items())))
 
 

@@ -4,6 +4,7 @@ from .host_experts import (
     TOKENS as TOKENS,
     Beside as Beside,
     HostExpertsTime as HostExpertsTime,
+    can_be_apart as can_be_apart,
     host_experts as host_experts,
     host_samples as host_samples,
 )

@@ -6,7 +6,7 @@ where a layer's turn comes again after all the others.
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,7 +21,7 @@ from engine.calibration.measure.probes import large_copies
 from engine.calibration.measure.runs import Condition, Sample
 from engine.device import Device, LaneContext
 from engine.host import HostExperts, HostThreads, can_run_on_host
-from engine.model import Anatomy
+from engine.model import Anatomy, can_split
 from sim.problem import Layer, Model, Policy
 from sim.schedule import Lane, LaneKind, Op, Task, by_name
 
@@ -52,6 +52,13 @@ class HostExpertsTime:
     tokens: int
     beside: Beside
     seconds: Measured
+
+
+def can_be_apart(model: PreTrainedModel) -> bool:
+    """Whether routed experts of the model can be computed apart from their layers, each where it is."""
+    anatomy = Anatomy.of(model)
+    experts = [one for one in anatomy.experts if one]
+    return all(can_split(one, anatomy.num_experts) and can_run_on_host(one[0].owner) for one in experts)
 
 
 def host_experts(
@@ -141,11 +148,15 @@ def _compute(device: Device, begin: Callable[[], object], is_ended: Callable[[],
             begin()
 
 
-def host_samples(times: Sequence[HostExpertsTime], described: Model) -> list[Sample]:
-    """What ran beside nothing, as tasks of runs in which the host has all experts of a layer with such."""
+def host_samples(times: Sequence[HostExpertsTime], described: Model, shown: Iterable[int] = ()) -> list[Sample]:
+    """What ran beside nothing, as tasks of runs in which the host has all experts of a layer with such.
+
+    What real runs have `shown`, by their tokens, is left to them: there a task does a little more.
+    """
     layer = next((i for i, one in enumerate(described.layers) if one.num_experts), 0)
     task = Task(0, Op.HOST_EXPERTS, Lane(LaneKind.CPU, 0), 1, layer, 0)
-    alone = [one for one in times if one.beside is Beside.NOTHING]
+    known = {*shown}
+    alone = [one for one in times if one.beside is Beside.NOTHING and one.tokens not in known]
     return [Sample(_all_on_host(one.tokens), task, one.seconds.median, one.seconds.count) for one in alone]
 
 

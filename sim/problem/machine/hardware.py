@@ -3,7 +3,7 @@
 import bisect
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -75,6 +75,8 @@ class Processor(Part):
     `head` is the class of LM head, sampling and the next embedding; without it they count as `gemm`.
     `decode_attention` is that of one new token a request; without it it counts as `attention`. On the host it is that
     of a kernel which reads the KV cache where it lies, also for schedules whose own systems copy it first.
+    Where experts are computed apart from their layers, `route` is the class of what stands before them, output
+    projection, norm and router (without it `gemm`), and `experts_apart` theirs (without it `experts`).
     """
 
     peak_flops_per_s: Quantity
@@ -85,6 +87,14 @@ class Processor(Part):
     attention: Efficiency
     head: Efficiency | None = None
     decode_attention: Efficiency | None = None
+    route: Efficiency | None = None
+    experts_apart: Efficiency | None = None
+
+    @property
+    def classes(self) -> tuple[Efficiency, ...]:
+        """All that are given."""
+        values = (getattr(self, one.name) for one in fields(self))
+        return tuple(value for value in values if isinstance(value, Efficiency))
 
 
 @dataclass(frozen=True, slots=True)
