@@ -14,7 +14,7 @@ import torch
 
 from engine.device import Device, Ledger, return_freed_memory
 from engine.memory.copying import HostCopy
-from engine.memory.layers import StreamedLayer
+from engine.memory.layers import HostPiece, StreamedLayer
 from engine.model import OwnedParameter
 from sim.schedule import ExpertPlace, MemoryPart
 
@@ -80,10 +80,17 @@ class HostWeights:
 
     def experts(self, index: int, place: ExpertPlace) -> tuple[Sequence[int], dict[str, torch.Tensor]]:
         """A layer's experts of one place on the host: their numbers, and rows for these by the name of a parameter."""
+        mine = self._pieces(index, place)
+        return self.numbers(index, place), {one.parameter.name: one.view(self._contents[index]) for one in mine}
+
+    def numbers(self, index: int, place: ExpertPlace) -> Sequence[int]:
+        """Which experts of a layer the host has for one place."""
+        mine = self._pieces(index, place)
+        return mine[0].experts or range(mine[0].shape[0]) if mine else ()
+
+    def _pieces(self, index: int, place: ExpertPlace) -> list[HostPiece]:
         layer = self.streamed[index]
-        mine = [piece for piece in layer.pieces if piece.place is place] if layer else []
-        numbers = mine[0].experts or range(mine[0].shape[0]) if mine else ()
-        return numbers, {piece.parameter.name: piece.view(self._contents[index]) for piece in mine}
+        return [piece for piece in layer.pieces if piece.place is place] if layer else []
 
     def put_together(self, index: int, resident: Mapping[str, torch.Tensor], first: Sequence[int]) -> None:
         """Makes the experts of a layer whole again on the host; `resident` are those of the numbers `first`."""
@@ -91,12 +98,13 @@ class HostWeights:
         if layer is None or content is None:
             return  # never moved
         pieces = [piece for piece in layer.pieces if piece.experts is not None]
+        kept = any(piece.place is KEPT for piece in pieces)  # what is on the device may be others by now
         for name in dict.fromkeys(piece.parameter.name for piece in pieces):
             mine = [piece for piece in pieces if piece.parameter.name == name]
             parts: list[tuple[Sequence[int], torch.Tensor]] = [
-                (piece.experts or (), piece.view(content)) for piece in mine if piece.place is not KEPT
+                (piece.experts or (), piece.view(content)) for piece in mine
             ]
-            parts += [(first, resident[name])] if name in resident else []
+            parts += [(first, resident[name])] if name in resident and not kept else []
             count, tensor = sum(len(numbers) for numbers, _ in parts), mine[0].parameter.tensor
             shape = (count, *mine[0].shape[1:])
             whole = self._device.host_block(math.prod(shape) * tensor.itemsize).view(tensor.dtype).view(shape)

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from engine.device import Device
 from engine.host import can_run_on_host
+from engine.memory.expert_cache import ExpertCache
 from engine.memory.host_weights import KEPT, HostWeights
 from engine.memory.layers import HostPiece, StreamedLayer
 from engine.memory.packed import PackedLayer, packed_on_device
@@ -40,7 +41,7 @@ def streamed_layers(
             (*streamed, *map(HostPiece.of, rest)),
             fetched,
             on_host,
-            [*_pieces(experts, split, KEPT, packed[i])] if system.caches_experts else (),
+            [*_pieces(experts, split, KEPT, packed[i])] if system.caches_experts and split.fetched else (),
             prefill_on_host=policy.prefill_experts is Place.CPU,
         )
         layers.append(layer if layer.pieces else None)
@@ -109,8 +110,15 @@ def placed(
             num_micro_batches = layout.shape.num_micro_batches
             at_end.enter_context(packed_on_device(packed, device, host, weights, num_micro_batches))
         for i, experts in enumerate(anatomy.experts):
-            if experts and (layout.shape.experts or _in_parts(host.streamed[i])):
-                weights.experts[i] = _placed_experts(i, experts, anatomy.num_experts, device, host, at_end)
+            if experts and not any(packed) and (layout.shape.experts or _in_parts(host.streamed[i])):
+                placed = _placed_experts(i, experts, anatomy.num_experts, device, host, at_end)
+                weights.experts[i] = placed
+                kept = host.numbers(i, KEPT)
+                if kept and placed.resident:
+                    tensors = {
+                        name: tensor for name, tensor in placed.resident.parameters.items() if tensor is not None
+                    }
+                    weights.caches[i] = ExpertCache(tensors, kept)
         host.take()
         for i, layer in enumerate(host.streamed):
             if _in_parts(layer):
@@ -139,7 +147,7 @@ def _placed_experts(
     rows = expert_rows(numbers, num_experts).to(device.torch_device)
     if not elsewhere:
         tensors = {one.name: module._parameters[one.name] for one in experts}
-        return PlacedExperts(module, ExpertPart(tensors, rows))
+        return PlacedExperts(module, num_experts, ExpertPart(tensors, rows))
     on_device: dict[str, torch.Tensor] = {}
     if _in_parts(layer):
         at_end.callback(host.put_together, index, on_device, numbers)
@@ -151,7 +159,7 @@ def _placed_experts(
         at_end.callback(device.free, there)
         together = numbers[-1] - numbers[0] == len(numbers) - 1
         there.copy_(source[numbers[0] : numbers[-1] + 1] if together else source[numbers])
-    return PlacedExperts(module, ExpertPart.of(on_device, rows) if numbers else None)
+    return PlacedExperts(module, num_experts, ExpertPart.of(on_device, rows) if numbers else None)
 
 
 def _place_resident(

@@ -5,13 +5,14 @@ is a view of the slot that holds its layer's current run (`bind`). Only what is 
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn, uint8
 
 from engine.device import Device, LaneContext, aligned_bytes
 from engine.memory.copying import HostCopy
-from engine.memory.host_weights import HostLayer, HostWeights
+from engine.memory.expert_cache import ExpertCache
+from engine.memory.host_weights import KEPT, HostLayer, HostWeights
 from engine.memory.layers import StreamedLayer
 from engine.model import ExpertPart, OwnedParameter, PlacedExperts, expert_rows
 from sim.schedule import WHOLE, ExpertPlace, MemoryPart, SlotLayout, Task
@@ -42,6 +43,8 @@ class WeightStream:
         self._host = host
         self.experts: dict[int, PlacedExperts] = {}
         """By layer, experts in several parts, or computed apart from their layer."""
+        self.caches: dict[int, ExpertCache] = {}
+        """By layer, experts on the device that change places with those that are fetched."""
         self._bound: dict[int, tuple[int, int]] = {}
         self._slots: list[Tensor] = []
         self._staging: list[Tensor] = []
@@ -73,6 +76,8 @@ class WeightStream:
     def begin_batch(self, layout: SlotLayout) -> None:
         """Forgets what the slots hold. Slots are now given, and layers cut into pages, as this layout says."""
         self._layout = layout
+        for index, cache in self.caches.items():
+            cache.restore(self._host.experts(index, KEPT)[1])
         self._in_slot = [[None] * layout.shape.num_pages for _ in self._slots]
         self._in_staging = [[None] * layout.shape.num_pages for _ in self._staging]
 
@@ -139,6 +144,15 @@ class WeightStream:
         """A layer's experts of one place on the host: their numbers, and rows for these by the name of a parameter."""
         return self._host.experts(index, place)
 
+    def to_fetch(self, index: int) -> list[tuple[Sequence[int], dict[str, Tensor]]]:
+        """A layer's experts that may be fetched, those that are on the device at the start in the end."""
+        return [self._host.experts(index, place) for place in (ExpertPlace.FETCHED, KEPT)]
+
+    def is_locked(self, index: int, part: Tensor) -> bool:
+        """Whether these bytes of a layer on the host are page-locked."""
+        layer = self._host[index]
+        return part.data_ptr() + part.nbytes <= layer.content.data_ptr() + layer.locked_bytes
+
     def let_go(self, index: int) -> None:
         """The experts of a layer that came through a slot are of no more use: it runs without them."""
         if index in self.experts:
@@ -160,8 +174,8 @@ class WeightStream:
                 places.setdefault(piece.place, (piece.experts, {}))[1][piece.parameter.name] = view
         came = []
         for experts, tensors in places.values() if index in self.experts else ():
-            every: Any = self.experts[index].module
-            rows = expert_rows(range(every.num_experts) if experts is None else experts, every.num_experts)
+            count = self.experts[index].num_experts
+            rows = expert_rows(range(count) if experts is None else experts, count)
             came.append(ExpertPart.of(tensors, rows.to(self._device.torch_device)))
         return _Views(whole, tuple(came), packed)
 
@@ -171,6 +185,7 @@ class WeightStream:
             for parameter in layer.parameters.values():
                 parameter.owner._parameters[parameter.name] = parameter.tensor  # type: ignore[assignment]
         self.experts.clear()
+        self.caches.clear()
         self._packed.clear()
         self._bound.clear()
         self._views.clear()

@@ -130,6 +130,8 @@ class PlacedExperts:
     """The experts of a layer in the parts that they lie in; computes what all parts on the device make of tokens."""
 
     module: nn.Module
+    num_experts: int
+    """The module says so too, but not while it computes some of them."""
     resident: ExpertPart | None = None
     """Those that stay on the device."""
     came: tuple[ExpertPart, ...] = ()
@@ -139,14 +141,20 @@ class PlacedExperts:
     def parts(self) -> tuple[ExpertPart, ...]:
         return self.came if self.resident is None else (self.resident, *self.came)
 
-    def __call__(
-        self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, *more: ExpertPart, in_prefill: bool
+    def compute(
+        self,
+        parts: Iterable[ExpertPart],
+        hidden: torch.Tensor,
+        index: torch.Tensor,
+        weights: torch.Tensor,
+        *,
+        in_prefill: bool,
     ) -> torch.Tensor:
-        """What the experts of all parts, and of `more` of them, make of tokens."""
+        """What the experts of some parts make of tokens."""
         pairs = own_pairs if rows_are_known(hidden, in_prefill=in_prefill) else all_pairs
         result: torch.Tensor | None = None
-        for one in (*self.parts, *more):
-            compute = _every_pair if one.count == self.module.num_experts else pairs
+        for one in parts:
+            compute = _every_pair if one.count == self.num_experts else pairs
             made = compute(self.module, one.parameters, one.count, hidden, one.rows[index], weights)
             result = made if result is None else result.add_(made)
         return torch.zeros_like(hidden) if result is None else result
@@ -157,7 +165,9 @@ class PlacedExperts:
 
         def forward(hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, *_: Any) -> torch.Tensor:
             micro_batch = current()
-            return self(hidden, index, weights, in_prefill=micro_batch is not None and micro_batch.step == 0)
+            return self.compute(
+                self.parts, hidden, index, weights, in_prefill=micro_batch is not None and micro_batch.step == 0
+            )
 
         self.module.forward = forward
         try:

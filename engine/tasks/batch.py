@@ -114,6 +114,7 @@ class TaskPerformer:
         self._experts = experts = Experts(batch)
         self._for_group: dict[Op, Callable[[LaneContext, Task, Sequence[InFlight]], int]] = {
             Op.OFFLOAD_TOKENS: experts.offload_tokens,
+            Op.FETCH_EXPERTS: experts.fetch,
             Op.HOST_EXPERTS: lambda _, task, group: experts.on_host(task, group),
             Op.LOAD_OUTPUT: experts.load_output,
             Op.DEVICE_EXPERTS: lambda _, task, group: experts.on_device(task, group),

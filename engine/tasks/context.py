@@ -150,6 +150,13 @@ class BatchContext:
     """Told of each micro-batch whenever it has new tokens."""
 
     @property
+    def most_routed_tokens(self) -> int:
+        """The most tokens of a group whose experts are computed together, apart from their layer."""
+        shape = self.layout.shape
+        tokens = [len(one.padding) * (one.width if shape.splits_experts(0) else 1) for one in self.micro_batches]
+        return max(sum(tokens[j] for j in shape.group(group)) for group in range(shape.num_groups))
+
+    @property
     def most_prompt_tokens(self) -> int:
         """Tokens of the prompts of the largest micro-batch, padding included."""
         return max(len(one.padding) * one.width for one in self.micro_batches)

@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from engine.device import LaneContext, Mark
 from engine.host import HostExperts, HostThreads
 from engine.memory import HostBlock
-from engine.model import ExpertsCall, InFlight, expert_rows
+from engine.model import ExpertsCall, InFlight, PlacedExperts, expert_rows
 from engine.tasks.context import BatchContext
+from engine.tasks.fetched import FetchedExperts
 from sim.schedule import ExpertPlace, MemoryPart, Task, Tier
 
 
@@ -30,11 +30,11 @@ class _LayerOnHost:
     """The experts of one layer that the host computes."""
 
     def __init__(
-        self, module: Any, numbers: Sequence[int], tensors: dict[str, torch.Tensor], threads: HostThreads
+        self, placed: PlacedExperts, numbers: Sequence[int], tensors: dict[str, torch.Tensor], threads: HostThreads
     ) -> None:
-        self._rows = expert_rows(numbers, module.num_experts)
+        self._rows = expert_rows(numbers, placed.num_experts)
         self._count = len(numbers)
-        self._experts = HostExperts.of(module, tensors, range(self._count), threads)
+        self._experts = HostExperts.of(placed.module, tensors, range(self._count), threads)
         self._expert_bytes = sum(tensor[0].nbytes for tensor in tensors.values())
 
     def __call__(self, sent: _OnHost, out: torch.Tensor) -> int:
@@ -54,6 +54,7 @@ class Experts:
         self._weights = batch.session.weights
         self._activations = batch.activations
         self._on_host: dict[int, _OnHost] = {}  # by the first micro-batch of a group
+        self._fetched = FetchedExperts(batch)
         self._of_layers: dict[int, _LayerOnHost] = {}
 
     def members(self, task: Task) -> list[InFlight]:
@@ -72,6 +73,12 @@ class Experts:
             hidden = self._gather(lane, task, "hidden states", [call.hidden for call in calls])
         self._on_host[task.micro_batch] = _OnHost(index, weights, hidden, lane.mark())
         return index.nbytes + weights.nbytes + (0 if hidden is None else hidden.nbytes)
+
+    def fetch(self, lane: LaneContext, task: Task, group: Sequence[InFlight]) -> int:
+        """Of the experts that wait on the host to be asked for, those that the group uses, to the device."""
+        sent = self._on_host[task.micro_batch]
+        sent.arrived.wait()
+        return self._fetched.fetch(lane, task, sent.index)
 
     def on_host(self, task: Task, group: Sequence[InFlight]) -> int:
         """Experts whose weights are on the host, there. Returns the bytes of those that were used."""
@@ -98,14 +105,16 @@ class Experts:
             self._weights.bind(task)
         else:
             self._weights.let_go(task.layer)
-        if not places.parts:
+        parts = self._fetched.parts(task)
+        if not parts:
             return 0
         with self._activations.working_group(group, task):
             calls = [_call(one, task) for one in group]
             hidden = _together([call.hidden for call in calls])
             index = _together([call.index for call in calls])
             weights = _together([call.weights for call in calls])
-            output = places(hidden, index, weights, in_prefill=task.step == 0)
+            output = places.compute(parts, hidden, index, weights, in_prefill=task.step == 0)
+        self._fetched.computed(task)
         for one, rows in zip(group, output.split_with_sizes([len(call.hidden) for call in calls]), strict=True):
             one.output = rows
             self._activations.stopped(one)
@@ -113,8 +122,8 @@ class Experts:
 
     def _layer(self, layer: int) -> _LayerOnHost:
         if layer not in self._of_layers:
-            module, threads = self._weights.experts[layer].module, self._batch.session.kernel.host_threads
-            self._of_layers[layer] = _LayerOnHost(module, *self._weights.on_host(layer, ExpertPlace.HOST), threads)
+            placed, threads = self._weights.experts[layer], self._batch.session.kernel.host_threads
+            self._of_layers[layer] = _LayerOnHost(placed, *self._weights.on_host(layer, ExpertPlace.HOST), threads)
         return self._of_layers[layer]
 
     def _gather(self, lane: LaneContext, task: Task, what: str, tensors: Sequence[torch.Tensor]) -> torch.Tensor:

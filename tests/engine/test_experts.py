@@ -100,7 +100,7 @@ def parts_of(family, num_resident):
     weights, index = torch.rand(TOKENS, count, generator=generator).topk(2)
     return (
         module,
-        PlacedExperts(module, resident, (streamed,)),
+        PlacedExperts(module, count, resident, (streamed,)),
         (torch.randn(TOKENS, 32, generator=generator), index, weights),
     )
 

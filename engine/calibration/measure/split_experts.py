@@ -52,7 +52,7 @@ def split_cost(model: PreTrainedModel, described: Model, device: Device, repeats
                 return lane_seconds(lane, lambda: module(*call))
 
         def split_s() -> float:
-            with PlacedExperts(module, resident, (streamed,)).in_place():
+            with PlacedExperts(module, count, resident, (streamed,)).in_place():
                 return lane_seconds(lane, lambda: module(*call))
 
         extra_s = differences(whole_s, split_s, 1 + PAIRS * repeats)[1:]
