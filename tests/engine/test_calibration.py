@@ -457,7 +457,7 @@ def test_runs_grow_and_stay_within_the_model_s_positions():
 
 
 def test_a_sample_stands_for_all_tasks_that_are_alike(model, device):
-    planned = conditions(16, quick=True)
+    planned = conditions(16, quick=True, apart=False)
     runs = []
     once, again = (run_all(model, device, planned, runs.append) for _ in range(2))
     assert runs == 2 * planned

@@ -30,7 +30,7 @@ QUICK_TOKENS = (1, 16, 64)
 BESIDE_TOKENS = (1, 16)
 """So few tokens that reading the weights takes most of the time."""
 
-CALLS = 3
+CALLS = 2
 """So many calls for each repeat that other measurements get: tokens ask for more or fewer experts."""
 
 COMPUTE_ROWS, COMPUTE_SIZE, COMPUTE_WEIGHTS = 16, 1024, 16
