@@ -117,7 +117,8 @@ def turn(made, calls, number, reader, threads, options):
         found[name] = (
             read / seconds(lambda experts=experts, call=call: experts(*call), threads, options.cpu_time) / GIGA
         )
-        if module is not None and number < options.library_repeats:
+        spins = options.cpu_time and threads > 1  # torch's helpers do while they wait, and CPU time would count it
+        if module is not None and number < options.library_repeats and not spins:
             with intra_op_threads(threads, 1):
                 library_s = seconds(lambda module=module, call=call: module(*call), threads, options.cpu_time)
             found[f"{name} library"] = read / library_s / GIGA
