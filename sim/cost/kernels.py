@@ -38,11 +38,9 @@ class Kernels:
         self.formulas: dict[Op, Callable[[Task], Work]] = {
             Op.PRE_ATTN: self._pre_attn,
             Op.ATTN: self._attn,
-            Op.POST_ATTN: lambda task: self._on_gpu(
-                task, self._out_proj(task)._replace(launches=0), *self._feed_forward(task)
-            ),
+            Op.POST_ATTN: lambda task: self._with_experts(task, self._out_proj(task)._replace(launches=0)),
             Op.OUT_PROJ: lambda task: self._on_gpu(task, self._out_proj(task)),
-            Op.EXPERTS: lambda task: self._on_gpu(task, *self._feed_forward(task)),
+            Op.EXPERTS: self._with_experts,
             Op.HEAD: self._head,
             Op.ALL_REDUCE: self._all_reduce,
         }
@@ -88,6 +86,18 @@ class Kernels:
         moved = tokens * (layer.attention_output_bytes_per_token(self._bits) + weights / max(tokens, 1))
         return self._gemm(task, share(layer.out_proj_flops(tokens)), share(moved))
 
+    def _with_experts(self, task: Task, *before: KernelWork) -> Work:
+        """What a task does beside and in the experts, and to unpack them: packed bytes are read, wider ones written."""
+        work, layer = self._on_gpu(task, *before, *self._feed_forward(task)), self._sizes.layer(task)
+        rate = self._sizes.unpack_bytes_per_s
+        if rate is None or not layer.num_experts:
+            return work
+        experts, share = self._sizes.unpacked_in_turn(task), self._sizes.share
+        made = share(experts * layer.expert_bytes(self._bits))
+        moved = made + share(experts * layer.expert_bytes(self._sizes.policy.expert_bits(self._model)))
+        traffic = {pool: size + moved for pool, size in work.traffic.items()}
+        return work._replace(roofs={**work.roofs, "unpacking": made / rate}, traffic=traffic, moved=work.moved + moved)
+
     def _feed_forward(self, task: Task) -> list[KernelWork]:
         """Router, shared experts and dense network as plain GEMMs; routed experts as their own class.
 
@@ -101,9 +111,11 @@ class Kernels:
         plain = self._gemm(task, share(layer.ffn_flops(tokens) - routed_flops), always_bytes)
         if not layer.num_experts:
             return [plain]
-        routed_bytes = layer.experts_touched(tokens) * layer.expert_bytes(policy.expert_bits(self._model))
+        bits, places = policy.expert_bits(self._model), 2 if 0 < policy.experts_on_device < 1 else 1
+        if self._sizes.unpack_bytes_per_s is not None:
+            bits, places = self._bits, self._sizes.unpacked_parts(task)
+        routed_bytes = layer.experts_touched(tokens) * layer.expert_bytes(bits)
         moved = share(routed_bytes) + tokens * layer.top_k * 2 * hidden_bytes
-        places = 2 if 0 < policy.experts_on_device < 1 else 1
         experts = KernelWork(share(routed_flops), moved, self._hardware.device.experts, places, tokens)
         return [plain._replace(launches=0), experts]
 
