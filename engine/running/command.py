@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import calibration, device as devices, generation
+from engine import calibration, device as devices, generation, memory
 from engine.device import add_device, device_of
 from engine.generation import add_model, model_of
 from sim import problem, schedule as schedules, simulation
@@ -37,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     policy = parser.add_argument_group("policy (without one, this machine is measured and the best is planned)")
     policy.add_argument("--schedule", default="cgopipe", help="(default: %(default)s)")
     add_policy(policy)
+    policy.add_argument(
+        "--weight-bits",
+        type=float,
+        metavar="BITS",
+        help="of routed experts: 4.5 or 8.5 (default: the model's own width)",
+    )
     policy.add_argument("--plan-for", metavar="HARDWARE", help="plan the policy for this machine (a preset or a .toml)")
     add_device(parser.add_argument_group("device"))
     options = parser.add_argument_group("generation")
@@ -82,9 +88,12 @@ def given_policy(args: argparse.Namespace, schedule: "schedules.Schedule") -> "p
         raise InputError("--plan-for chooses policy and sizes: leave the other options for them out")
     if meant_for not in (None, schedule.name):
         raise InputError(f"policy {args.policy} is for schedule {meant_for}: give --schedule {meant_for}")
+    if args.policy and args.weight_bits is not None:
+        raise InputError("--policy holds the width of weights already: leave out --weight-bits")
     if not fields and args.policy is None:
         return None
-    return problem.Policy.from_dict(fields if args.policy else {**USUAL_SIZES, **fields}, schedule)
+    given = fields if args.policy else {**USUAL_SIZES, "weight_bits": args.weight_bits, **fields}
+    return problem.Policy.from_dict(given, schedule)
 
 
 def _run_file(
@@ -102,12 +111,15 @@ def _run_file(
         requests.run_nothing()
         return None
     planned = None
+    memory.check_packing(model, args.weight_bits)
     if policy is None:
         planned = _plan(args, schedule, device, model, [len(prompt) for prompt in requests.prompts])
         policy = planned.policy
     sys.stderr.write(f"policy: {planned or f'{policy} requests'}, schedule {schedule.name}\n")
     with progress("generating", len(requests.pending) * args.max_new_tokens, unit="tokens", lines=True) as shown:
-        result = requests.run(schedule, policy, device, shown.advance, seed=args.seed, **_generate_kwargs(args))
+        result = requests.run(
+            schedule, policy, device, shown.advance, seed=args.seed, keep_model=False, **_generate_kwargs(args)
+        )
     if planned is not None:
         expected, measured = planned.expected.throughput_tokens_per_s, result.stats.tokens_per_s
         sys.stderr.write(
@@ -130,7 +142,7 @@ def _plan(
             hardware = calibration.calibrate(model, device, "this machine", quick=True, progress=shown.at).hardware
     simulation.compile_once()
     with progress("planning"):
-        return plan(model, hardware, schedule, prompts, args.max_new_tokens)
+        return plan(model, hardware, schedule, prompts, args.max_new_tokens, args.weight_bits)
 
 
 def _generate_kwargs(args: argparse.Namespace) -> dict[str, Any]:
