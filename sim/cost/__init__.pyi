@@ -1,6 +1,7 @@
 from .durations import GROWS_WITH_CONTEXT as GROWS_WITH_CONTEXT, SUMS as SUMS, CostModel as CostModel
 from .memory import (
     Shortage as Shortage,
+    activation_bytes as activation_bytes,
     capacity_bytes as capacity_bytes,
     kept_tokens as kept_tokens,
     tokens_on_device as tokens_on_device,

@@ -99,9 +99,8 @@ class Kernels:
 
     def _with_experts(self, task: Task, *before: KernelWork) -> Work:
         """What a task does beside and in the experts, and to unpack them: packed bytes are read, wider ones written."""
-        return self._unpacking(
-            task, self._on_gpu(task, *before, *self._feed_forward(task)), self._sizes.unpacked_in_turn
-        )
+        experts = self._sizes.unpacked_in_turn(task) if self._sizes.layer(task).num_experts else 0.0
+        return self._unpacking(task, self._on_gpu(task, *before, *self._feed_forward(task)), experts)
 
     def _unpacking(self, task: Task, work: Work, experts: float) -> Work:
         """The same, behind the unpacking of so many experts, if this machine is known to unpack."""
