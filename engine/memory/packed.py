@@ -25,7 +25,7 @@ from engine.model import (
     UnpackedRoom,
     can_split,
 )
-from sim.problem import UNPACKED_AT_ONCE, unpacked_experts
+from sim.problem import UNPACKED_AT_ONCE, Split, unpacked_experts
 from sim.schedule import MemoryPart
 from traces.errors import InputError
 
@@ -60,25 +60,25 @@ def _check_width(weight_bits: float | None, model: PreTrainedModel) -> None:
 
 def check_packing(model: PreTrainedModel, weight_bits: float | None) -> None:
     """Raises InputError for a width that the engine does not run, and for experts that it cannot pack."""
-    packed_layers(model, Anatomy.of(model), weight_bits, experts_on_device=0.0)
+    anatomy = Anatomy.of(model)
+    packed_layers(model, anatomy, weight_bits, [Split()] * len(anatomy.layers))
 
 
 def packed_layers(
-    model: PreTrainedModel, anatomy: Anatomy, weight_bits: float | None, experts_on_device: float
+    model: PreTrainedModel, anatomy: Anatomy, weight_bits: float | None, splits: Sequence[Split]
 ) -> list[PackedLayer | None]:
     """Per layer, what is packed. Raises InputError for experts that cannot be."""
     _check_width(weight_bits, model)
     bits = NUMBER_BITS.get(weight_bits or 0.0)
     if bits is None:
         return [None] * len(anatomy.layers)
-    resident = int(anatomy.num_experts * experts_on_device + 1e-9)
     found = list[PackedLayer | None]()
-    for i, experts in enumerate(anatomy.experts):
+    for i, (experts, split) in enumerate(zip(anatomy.experts, splits, strict=True)):
         if experts and not can_split(experts, anatomy.num_experts):
             kind = type(model).__name__
             raise InputError(f"weight_bits: {weight_bits:g}: the experts of {kind} cannot be packed: leave it out")
         formats = tuple(_format(one, bits) for one in experts)
-        found.append(PackedLayer(i, experts, formats, resident, anatomy.num_experts) if experts else None)
+        found.append(PackedLayer(i, experts, formats, split.resident, anatomy.num_experts) if experts else None)
     tensors = [one.tensor for layer in found if layer for one in layer.parameters]
     if len({id(tensor) for tensor in tensors}) < len(tensors):
         kind = type(model).__name__

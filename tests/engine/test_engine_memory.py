@@ -9,7 +9,7 @@ from torch import nn
 
 import engine
 from engine.device import EmulatedDevice, Ledger
-from engine.memory import STAGING, HostWeights, StreamedLayer, WeightStream
+from engine.memory import STAGING, HostPiece, HostWeights, StreamedLayer, WeightStream
 from engine.model import Anatomy, KeysValues, LayerCache, OwnedParameter, Store, cache_for, lean_gates
 from sim.cost.memory import plan_memory
 from sim.problem import Batch, MicroBatch, Model, Policy
@@ -201,7 +201,7 @@ def stream():
         torch.manual_seed(0)
         modules = [nn.Bilinear(5, 7, 3, bias=False) for _ in range(3)]
         layers = [
-            StreamedLayer.of([OwnedParameter(module, "weight", module.weight)]) if i != 1 else None
+            StreamedLayer.of([HostPiece.of(OwnedParameter(module, "weight", module.weight))]) if i != 1 else None
             for i, module in enumerate(modules)
         ]
         host = HostWeights(device, Ledger("host memory", None), layers, lambda num_bytes: 0)

@@ -16,7 +16,7 @@ import engine
 from engine.calibration import described
 from engine.device import EmulatedDevice
 from engine.model import PackedFormat, packed_experts
-from sim.problem import Policy, unpacked_experts
+from sim.problem import Placement, Policy, unpacked_experts
 from sim.schedule import by_name
 from traces.errors import InputError
 
@@ -67,7 +67,7 @@ def test_one_micro_batch_unpacks_a_few_experts_at_a_time(family, share):
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
 def test_the_host_is_not_told_who_uses_which(family, share, size, monkeypatch):
     """In decode on a device with a memory of its own: by pairs where they are few, by experts where they are many."""
-    monkeypatch.setattr(packed_experts, "rows_are_known", lambda hidden: False)
+    monkeypatch.setattr(packed_experts, "rows_are_known", lambda hidden, in_prefill: False)
     prompts, model, left = PROMPTS[:size], packable(family, MANY), unpacked(family, 4.5, MANY)
     given = Policy(size, size, experts_on_device=share, weight_bits=4.5)
     result = engine.run(model, prompts, policy=given, max_new_tokens=NEW)
@@ -125,7 +125,8 @@ def test_packed_bytes_are_what_comes_over_the_link(family, share, bits):
     model = packable(family)
     given = policy(bits=bits, experts_on_device=share)
     metadata = engine.run(model, PROMPTS, policy=given, max_new_tokens=2).trace.metadata
-    planned = [given.streamed_bytes(by_name("cgopipe"), described(model), one) for one in described(model).layers]
+    placement = Placement.of(given, by_name("cgopipe"), described(model))
+    planned = [placement.streamed_bytes(kind) for kind in placement.kinds]
     assert all(0 <= told - size < 64 * 4 for told, size in zip(metadata["streamed_bytes"], planned, strict=True))
     assert metadata["policy"]["weight_bits"] == bits
 
