@@ -89,7 +89,7 @@ def _conservation() -> Iterator[Check]:
 def _recurrences() -> Iterator[Check]:
     """Without sharing, every task of every schedule ends when end = max(lane free, ends of deps) + duration says."""
     for name, schedule in registered().items():
-        shape = Policy.usual(schedule, MICRO_BATCHES, 1).pipeline(schedule, (True,) * LAYERS)
+        shape = Policy.usual(schedule, MICRO_BATCHES, 1).pipeline(schedule, (1,) * LAYERS)
         tasks = list(schedule.tasks(shape, STEPS))
         yield Check(f"{name}: tasks that end as the recurrence says", len(tasks), _agreeing(tasks))
 

@@ -70,8 +70,8 @@ class RunContext:
 
     def shape(self, num_micro_batches: int) -> PipelineShape:
         """The pipeline that a batch of so many micro-batches makes."""
-        streamed = tuple(layer is not None for layer in self.streamed)
-        return self.policy.pipeline(self.schedule, streamed, num_micro_batches)
+        counts = tuple(self.anatomy.num_experts if experts else 0 for experts in self.anatomy.experts)
+        return self.policy.pipeline(self.schedule, counts, num_micro_batches)
 
     def layout(self, num_micro_batches: int) -> SlotLayout:
         """Which slots the tasks of such a batch read and write."""

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
+from sim.cost.memory import routed_bytes
 from sim.cost.pools import DRAM, PAGEABLE_TRAFFIC, PIN_TRAFFIC, hbm, link
 from sim.cost.sizes import Sizes
 from sim.cost.work import Cost, Work
-from sim.schedule import WHOLE, LaneKind, Op, Task, Tier, layout_of
+from sim.schedule import WHOLE, ExpertPlace, LaneKind, Op, Task, Tier, layout_of
 
 
 class Copies:
@@ -16,7 +17,6 @@ class Copies:
         self._bits = sizes.model.activation_bits
         buffers = layout_of(sizes.schedule, sizes.shape).buffers
         self._locked = {name for name, buffer in buffers.items() if buffer.tier is Tier.PINNED}
-        self._streamed = [sizes.streamed_bytes(layer) for layer in sizes.model.layers]
         self._gatherers = sizes.parts if sizes.schedule.system.gathers_weights else 1
         self.formulas: dict[Op, Callable[[Task], Work]] = {
             Op.OFFLOAD_QKV: self._offload_qkv,
@@ -27,6 +27,9 @@ class Copies:
             Op.PIN_WEIGHTS: self._pin_weights,
             Op.LOAD_KV: self._load_kv,
             Op.STORE_KV: self._store_kv,
+            Op.OFFLOAD_TOKENS: self._offload_tokens,
+            Op.LOAD_OUTPUT: self._load_output,
+            Op.FETCH_EXPERTS: self._fetch_experts,
         }
 
     def _offload_qkv(self, task: Task) -> Work:
@@ -71,14 +74,37 @@ class Copies:
         """Weights from where they live: what is page-locked as such, the rest pageable."""
         return self._copy(task, self._own_bytes(task), self._staged_bytes(task) / self._gatherers)
 
+    def _offload_tokens(self, task: Task) -> Work:
+        """Of all tokens of a group the experts and their weights, and what goes into experts if the host has some."""
+        layer, tokens = self._sizes.layer(task), self._sizes.group_tokens(task)
+        hidden = self._sizes.shape.has_experts(task.layer, ExpertPlace.HOST)
+        size = tokens * routed_bytes(layer, self._bits if hidden else 0.0)
+        return self._copy_between("routed on host", task, size, copies=2 + hidden)
+
+    def _load_output(self, task: Task) -> Work:
+        tokens = self._sizes.group_tokens(task)
+        return self._copy_between(
+            "output on host", task, tokens * self._sizes.layer(task).hidden_bytes_per_token(self._bits)
+        )
+
+    def _fetch_experts(self, task: Task) -> Work:
+        """Each expert that is asked for, one after the other, from where it lives."""
+        layer, placement = self._sizes.layer(task), self._sizes.placement
+        count = self._sizes.used(task, ExpertPlace.FETCHED).touched
+        size = self._sizes.share(count * layer.expert_bytes(placement.expert_bits))
+        moved = placement.moved_bytes(placement.kinds[task.layer])
+        pageable = 1.0 - self._sizes.policy.locked_bytes(moved) / max(1, moved)
+        return self._copy(task, size, size * pageable, copies=max(1, round(count)))
+
     def _page_bytes(self, task: Task) -> float:
         """One rank's part of a page."""
-        whole = self._streamed[task.layer]
+        whole = self._sizes.streamed_bytes(task)
         return self._sizes.share(whole if task.page == WHOLE else self._sizes.page_bytes(whole)[task.page])
 
     def _staged_bytes(self, task: Task) -> float:
         """Of it what is not page-locked."""
-        staged = self._sizes.staged_page_bytes(self._streamed[task.layer])
+        kind = self._sizes.placement.kinds[task.layer]
+        staged = self._sizes.staged_page_bytes(self._sizes.streamed_bytes(task), kind)
         return self._sizes.share(sum(staged) if task.page == WHOLE else staged[task.page])
 
     def _own_bytes(self, task: Task) -> float:

@@ -27,18 +27,25 @@ class CostModel:
     """
 
     def __init__(self, sizes: Sizes, *, only_contended: bool = False) -> None:
-        self._sizes, model, hardware = sizes, sizes.model, sizes.hardware
+        self._sizes, hardware = sizes, sizes.hardware
         self._copies = Copies(sizes)
         self._formulas = {**Kernels(sizes).formulas, **self._copies.formulas}
         self._emulated = EmulatedCosts(hardware.emulation, sizes) if hardware.emulation else None
         self._left_out = never_exceeded(hardware) if only_contended else frozenset[int]()
-        self.layer_kinds = (*model.layer_kinds, -1)
-        self.batch_kinds = (*_kinds(sizes.batch.micro_batches), -1)
-        streamed = map(sizes.streamed_bytes, model.distinct_layers)
-        pages = [zip(sizes.page_bytes(whole), sizes.staged_page_bytes(whole), strict=True) for whole in streamed]
-        self.page_kinds = (*((*_kinds(sizes_of), -1) for sizes_of in pages), (-1,) * (sizes.shape.num_pages + 1))
+        self.layer_kinds = (*sizes.expert_use.layer_kinds, -1)
+        self.batch_kinds = (*_kinds(sizes.of_groups), -1)
+        kinds = sizes.expert_use.layer_kinds
+        firsts = (kinds.index(kind) for kind in range(max(kinds) + 1))
+        self.page_kinds = (*(self._pages_of(layer) for layer in firsts), (-1,) * (sizes.shape.num_pages + 1))
         """Per kind of layer, of pages with as many bytes, as many of them page-locked; the last entry is no layer's."""
         self._known: dict[tuple[Op, int, int, int, int, int], Cost] = {}
+
+    def _pages_of(self, layer: int) -> tuple[int, ...]:
+        """The kinds of a layer's pages, by their bytes and what of these is staged."""
+        kind = self._sizes.placement.kinds[layer]
+        whole = self._sizes.placement.streamed_bytes(kind)
+        pages = zip(self._sizes.page_bytes(whole), self._sizes.staged_page_bytes(whole, kind), strict=True)
+        return (*_kinds(pages), -1)
 
     def __call__(self, task: Task) -> Cost:
         """Solo time, demands and the physics of one task."""

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from sim.cost.pools import ALL_CORES, CPU_CORES, DRAM, hbm
 from sim.cost.sizes import Sizes
 from sim.cost.work import Work
-from sim.problem import Efficiency, Layer, packed_bytes
-from sim.schedule import LaneKind, Op, Task
+from sim.problem import Efficiency, Layer, Use, packed_bytes
+from sim.schedule import ON_DEVICE, ExpertPlace, LaneKind, Op, Task
 
 WORKSPACE_BITS = 32
 """Width of the numbers that attention works with where it copies the KV cache first."""
@@ -45,6 +45,9 @@ class Kernels:
             Op.EXPERTS: lambda task: self._on_gpu(task, *self._feed_forward(task)),
             Op.HEAD: self._head,
             Op.ALL_REDUCE: self._all_reduce,
+            Op.ROUTE: lambda task: self._on_gpu(task, self._out_proj(task)._replace(launches=0), self._router(task)),
+            Op.DEVICE_EXPERTS: self._device_experts,
+            Op.HOST_EXPERTS: self._host_experts,
         }
 
     def _gemm(self, task: Task, flops: float, moved: float) -> KernelWork:
@@ -101,11 +104,60 @@ class Kernels:
         plain = self._gemm(task, share(layer.ffn_flops(tokens) - routed_flops), always_bytes)
         if not layer.num_experts:
             return [plain]
-        routed_bytes = layer.experts_touched(tokens) * layer.expert_bytes(policy.expert_bits(self._model))
+        touched = self._sizes.expert_use.touched(task.layer, tokens)
+        routed_bytes = touched * layer.expert_bytes(policy.expert_bits(self._model))
         moved = share(routed_bytes) + tokens * layer.top_k * 2 * hidden_bytes
-        places = 2 if 0 < policy.experts_on_device < 1 else 1
-        experts = KernelWork(share(routed_flops), moved, self._hardware.device.experts, places, tokens)
+        places = self._sizes.placement.splits[task.layer]
+        count = 2 if 0 < places.resident < layer.num_experts else 1
+        experts = KernelWork(share(routed_flops), moved, self._hardware.device.experts, count, tokens)
         return [plain._replace(launches=0), experts]
+
+    def _router(self, task: Task) -> KernelWork:
+        layer, tokens = self._sizes.layer(task), self._sizes.tokens(task)
+        weights = self._sizes.share(packed_bytes(layer.router_params, self._model.other_bits))
+        moved = weights + tokens * layer.hidden_size * (self._bits / 8)
+        return self._gemm(task, self._sizes.share(2.0 * tokens * layer.router_params), moved)
+
+    def _device_experts(self, task: Task) -> Work:
+        """Shared experts of a group, and the routed ones that are on the device or came there."""
+        layer, tokens, share = self._sizes.layer(task), self._sizes.group_tokens(task), self._sizes.share
+        places = self._sizes.shape.experts[task.layer] & ON_DEVICE
+        split = self._sizes.placement.splits[task.layer]
+        parts = []
+        always = layer.shared_expert_params + layer.dense_ffn_params
+        if always:
+            moved = share(packed_bytes(always, self._model.other_bits)) + 2 * tokens * layer.hidden_size * (
+                self._bits / 8
+            )
+            launches = 0 if split.places & ON_DEVICE else 1
+            parts.append(KernelWork(share(2.0 * tokens * always), moved, self._hardware.device.gemm, launches, tokens))
+        if split.places & ON_DEVICE:
+            flops, moved, _ = self._routed(task, ON_DEVICE)
+            count = (split.places & places).bit_count()
+            parts.append(KernelWork(share(flops), share(moved), self._hardware.device.experts, count, tokens))
+        return self._on_gpu(task, *parts)
+
+    def _routed(self, task: Task, places: ExpertPlace) -> tuple[float, float, Use]:
+        """FLOPs and bytes of the routed experts in these places for the tokens of a group, and what those use."""
+        layer, used = self._sizes.layer(task), self._sizes.used(task, places)
+        assert layer.expert is not None, "a layer with experts in some place has experts"
+        weights = used.touched * layer.expert_bytes(self._sizes.placement.expert_bits)
+        moved = weights + used.pairs * 2 * layer.hidden_size * (self._bits / 8)
+        return 2.0 * used.pairs * layer.expert.weights, moved, used
+
+    def _host_experts(self, task: Task) -> Work:
+        """Experts beside their weights in host memory, on all cores: arithmetic or memory, whichever takes longer."""
+        host, memory = self._hardware.host, self._hardware.host_memory
+        flops, moved, used = self._routed(task, ExpertPlace.HOST)
+        kernel = host.experts
+        ratio = kernel.time_ratio(max(1.0, used.pairs / max(used.touched, 1e-9)))
+        compute = flops / (host.peak_flops_per_s * kernel.compute)
+        traffic = moved / (memory.bandwidth_bytes_per_s * kernel.memory)
+        roofs = {
+            "launch latency": host.launch_latency_s + (kernel.latency_s or 0.0),
+            ("host compute" if compute >= traffic else "host memory"): ratio * max(compute, traffic),
+        }
+        return Work(roofs, {DRAM: moved}, moved, flops, held=((CPU_CORES, ALL_CORES),))
 
     def _head(self, task: Task) -> Work:
         requests, share = self._sizes.micro_batch(task).num_requests, self._sizes.share

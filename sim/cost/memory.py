@@ -4,10 +4,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from sim.problem import Batch, Hardware, Layer, MicroBatch, Model, Policy, packed_bytes
-from sim.schedule import Buffer, By, Holds, MemoryPart, PipelineShape, Schedule, Tier, layout_of
+from sim.problem import Batch, Hardware, Layer, MicroBatch, Model, Placement, Policy, packed_bytes
+from sim.schedule import Buffer, By, ExpertPlace, Holds, MemoryPart, PipelineShape, Schedule, Tier, layout_of
 
 LOGIT_BYTES = 4
+INDEX_BYTES, WEIGHT_BYTES = 8, 4
+"""Of each expert of a token: its number, and what its output counts for."""
 
 KEPT = frozenset({Holds.CACHE, Holds.PROMPT_CACHE})
 """What a sliding window bounds."""
@@ -85,25 +87,31 @@ def plan_memory(
 ) -> MemoryPlan:
     """Plan the memory of a whole generation: weights, KV cache at its longest, activations, buffers, staging."""
     cache = kv_bytes(model, policy, batch, batch.gen_len - 1)
-    bits = policy.expert_bits(model)
-    resident = model.over_layers(lambda layer: policy.resident_experts(layer) * layer.expert_bytes(bits))
+    placement, place = Placement.of(policy, schedule, model), ExpertPlace
     cache_on_device = round(cache * policy.kv_on_device)
-    streamed = model.over_layers(lambda layer: policy.streamed_bytes(schedule, model, layer))
+    others = _non_experts(model)
     buffers = _Buffers(schedule, shape, policy, model, batch)
     ranks = num_devices // batch.copies
     shared = {
-        MemoryPart.EMBEDDING_AND_HEAD: model.resident_bytes() - _non_experts(model),
-        MemoryPart.NON_EXPERTS: 0 if schedule.system.streams_non_experts else _non_experts(model),
-        MemoryPart.RESIDENT_EXPERTS: resident,
+        MemoryPart.EMBEDDING_AND_HEAD: model.resident_bytes() - others,
+        MemoryPart.NON_EXPERTS: 0 if shape.streams_non_experts else others,
+        MemoryPart.RESIDENT_EXPERTS: placement.experts_bytes(place.DEVICE),
         MemoryPart.KV_CACHE: cache_on_device,
     }
     device = Counter[str]({part: -(-size // num_devices) for part, size in shared.items()})
-    device[MemoryPart.ACTIVATIONS] = _activations(policy, model, batch, ranks)
-    host = Counter[str]({MemoryPart.STREAMED_WEIGHTS: streamed, MemoryPart.KV_CACHE: cache - cache_on_device})
+    device[MemoryPart.ACTIVATIONS] = _activations(shape, placement, batch, ranks)
+    host = Counter[str](
+        {
+            MemoryPart.STREAMED_WEIGHTS: placement.experts_bytes(place.STREAMED | place.FETCHED)
+            + (others if shape.streams_non_experts else 0),
+            MemoryPart.HOST_EXPERTS: placement.experts_bytes(place.HOST),
+            MemoryPart.KV_CACHE: cache - cache_on_device,
+        }
+    )
     pinned = Counter[str]()
     if policy.pin_weights:
-        locked = model.over_layers(lambda layer: policy.locked_bytes(policy.streamed_bytes(schedule, model, layer)))
-        pinned[MemoryPart.STREAMED_WEIGHTS] = locked
+        moved = zip(map(placement.moved_bytes, range(len(placement.counts))), placement.counts, strict=True)
+        pinned[MemoryPart.STREAMED_WEIGHTS] = sum(policy.locked_bytes(size) * count for size, count in moved)
     if layout_of(schedule, shape).buffers["kv"].tier is Tier.PINNED:
         pinned[MemoryPart.KV_CACHE] = cache - cache_on_device
     for tier, part, whole, size in buffers.bytes():
@@ -121,7 +129,8 @@ class _Buffers:
 
     def __init__(self, schedule: Schedule, shape: PipelineShape, policy: Policy, model: Model, batch: Batch) -> None:
         self._parts = layout_of(schedule, shape).parts
-        self._schedule, self._policy, self._model, self._batch = schedule, policy, model, batch
+        self._shape, self._policy, self._model, self._batch = shape, policy, model, batch
+        self._placement = Placement.of(policy, schedule, model)
         self._cache_bits = policy.cache_bits(model)
         requests, tokens = batch.num_requests // batch.copies, batch.prompt_tokens // batch.copies
         self._all = {MicroBatch(requests, tokens, 0, 0): 1}  # what grows with tokens adds up
@@ -129,20 +138,30 @@ class _Buffers:
     def bytes(self) -> Iterator[tuple[Tier, str, bool, int]]:
         """Tier, part, whether each of several devices holds all of it, and bytes: of the layer that needs most."""
         for (tier, part, whole), buffers in self._parts.items():
-            of_layers = [sum(self._of_layer(one, layer) for one in buffers) for layer in self._model.distinct_layers]
+            kinds = range(len(self._placement.distinct))
+            of_layers = [sum(self._of_layer(one, kind) for one in buffers) for kind in kinds]
             yield tier, part, whole, max(of_layers)
 
-    def _of_layer(self, buffer: Buffer, layer: Layer) -> int:
+    def _of_layer(self, buffer: Buffer, kind: int) -> int:
         """All slots of a buffer, if each were filled by this layer."""
-        holds = buffer.holds
+        holds, (layer, split) = buffer.holds, self._placement.distinct[kind]
         if holds is Holds.WEIGHTS or holds is Holds.STAGED:
-            streamed = self._policy.streamed_bytes(self._schedule, self._model, layer)
-            locked = self._policy.locked_bytes(streamed) if holds is Holds.STAGED else 0
-            return buffer.turns * (streamed - locked)
+            streamed = self._placement.streamed_bytes(kind, in_prefill=True)
+            locked = self._policy.locked_bytes(self._placement.moved_bytes(kind)) if holds is Holds.STAGED else 0
+            return buffer.turns * max(0, streamed - locked)
+        if holds is Holds.FETCHED:
+            asked = max(self._routed_tokens(self._shape.group(group)) for group in range(self._shape.num_groups))
+            count = min(split.fetched, asked * layer.top_k)
+            return buffer.turns * count * layer.expert_bytes(self._placement.expert_bits)
         if buffer.by is By.TURN:
             return buffer.turns * max(self._slot(holds, layer, one) for one in self._batch.alike)
         many = self._batch.alike if holds in KEPT else self._all
         return sum(count * self._slot(holds, layer, one) for one, count in many.items())
+
+    def _routed_tokens(self, group: range) -> int:
+        """The most tokens whose experts a group computes at once, apart from the rest of their layer."""
+        mine = self._batch.micro_batches[group.start : group.stop]
+        return sum(one.prompt_tokens if self._shape.splits_experts(0) else one.num_requests for one in mine)
 
     def _slot(self, holds: Holds, layer: Layer, one: MicroBatch) -> int:
         if holds in KEPT:
@@ -150,8 +169,13 @@ class _Buffers:
             kept = kept_tokens(layer, one, step)
             moved = round(kept * (1 - self._policy.kv_on_device)) if holds is Holds.CACHE else kept
             return moved * layer.kv_bytes_per_token(self._cache_bits)
+        bits = self._model.activation_bits
+        if holds is Holds.ROUTED or holds is Holds.EXPERT_OUTPUT:
+            tokens = one.prompt_tokens if self._shape.splits_experts(0) else one.num_requests
+            each = routed_bytes(layer, bits) if holds is Holds.ROUTED else layer.hidden_bytes_per_token(bits)
+            return tokens * each if layer.num_experts else 0
         tokens = one.prompt_tokens if holds is Holds.PROMPT_HIDDEN else one.num_requests
-        return packed_bytes(tokens * self._width(holds, layer), self._model.activation_bits)
+        return packed_bytes(tokens * self._width(holds, layer), bits)
 
     def _width(self, holds: Holds, layer: Layer) -> int:
         if holds is Holds.HIDDEN or holds is Holds.PROMPT_HIDDEN:
@@ -163,26 +187,41 @@ class _Buffers:
         return sent if holds is Holds.QKV else attention.returned_width
 
 
+def routed_bytes(layer: Layer, bits: float) -> int:
+    """What goes with one token to its experts: its hidden state in so many bits, which they are, and their weights."""
+    return layer.hidden_bytes_per_token(bits) + layer.top_k * (INDEX_BYTES + WEIGHT_BYTES)
+
+
 def _non_experts(model: Model) -> int:
     return model.over_layers(lambda layer: layer.non_expert_bytes(model.other_bits))
 
 
-def _activations(policy: Policy, model: Model, batch: Batch, num_devices: int) -> int:
-    """Working set of the largest micro-batch in prefill, on one device: the layer that needs most, or the logits."""
+def _activations(shape: PipelineShape, placement: Placement, batch: Batch, num_devices: int) -> int:
+    """Working set of the largest micro-batch in prefill, on one device: the layer that needs most, or the logits.
+
+    Or that of the largest group in decode.
+    """
+    model = placement.model
     prompt_tokens = max(one.prompt_tokens for one in batch.alike)
     scored = max(one.num_requests * one.max_prompt_tokens**2 for one in batch.alike)
     requests = max(one.num_requests for one in batch.alike)
     needed = requests * model.vocab_size * LOGIT_BYTES // num_devices
-    for layer in model.distinct_layers:
+    together = prompt_tokens
+    if shape.experts:
+        groups = [batch.micro_batches[one.start : one.stop] for one in map(shape.group, range(shape.num_groups))]
+        together = max(together, *(sum(one.num_requests for one in mine) for mine in groups))
+        if shape.splits_experts(0):
+            together = max(sum(one.prompt_tokens for one in mine) for mine in groups)
+    for layer, split in placement.distinct:
         # with sinks no kernel spares the matrices of scores: before and after the softmax, and shifted
         scores = 3 * layer.attention.num_query_heads * scored / num_devices if layer.attention.sinks else 0.0
         attention = prompt_tokens * (2 * layer.hidden_size + _attention_held(layer, num_devices)) + scores
-        split = 0 < policy.resident_experts(layer) < layer.num_experts
-        feed_forward = prompt_tokens * (2 * layer.hidden_size + _feed_forward_held(layer, num_devices, split))
+        in_parts = 0 < split.resident < layer.num_experts
+        feed_forward = together * (2 * layer.hidden_size + _feed_forward_held(layer, num_devices, in_parts))
         numbers = packed_bytes(round(max(attention, feed_forward)), model.activation_bits)
         # a token's scores of all experts, and of each that it uses the weight, the number, and the place in the order
         routing_bytes = 8 * layer.num_experts + 48 * layer.top_k
-        needed = max(needed, numbers + prompt_tokens * routing_bytes)
+        needed = max(needed, numbers + together * routing_bytes)
     return needed
 
 

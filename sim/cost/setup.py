@@ -80,5 +80,6 @@ class Setup:
     def costs(self, *, only_contended: bool = False) -> CostModel:
         """A cost model for this run, with all demands or only those that can slow a task down."""
         model, hardware = self.problem.model, self.problem.hardware
-        sizes = Sizes(self.schedule, self.shape, self.policy, model, self.batch, hardware)
+        routing = self.problem.routing
+        sizes = Sizes(self.schedule, self.shape, self.policy, model, self.batch, hardware, routing)
         return CostModel(sizes, only_contended=only_contended)

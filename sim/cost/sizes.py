@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+from sim.cost.expert_use import UNIFORM, ExpertUse
 from sim.cost.memory import kept_tokens
-from sim.problem import Batch, Hardware, Layer, MicroBatch, Model, Policy
-from sim.schedule import PipelineShape, Schedule, Task
+from sim.problem import Batch, Hardware, Layer, MicroBatch, Model, Placement, Policy, Routing, Use
+from sim.schedule import ExpertPlace, PipelineShape, Schedule, Task
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Sizes:
     model: Model
     batch: Batch
     hardware: Hardware
+    routing: Routing = UNIFORM
 
     @cached_property
     def parts(self) -> int:
@@ -33,6 +35,16 @@ class Sizes:
     def kv_bits(self) -> float:
         """Width of the KV cache's numbers."""
         return self.policy.cache_bits(self.model)
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Where the experts of each layer are."""
+        return Placement.of(self.policy, self.schedule, self.model)
+
+    @cached_property
+    def expert_use(self) -> ExpertUse:
+        """What tokens use of them."""
+        return ExpertUse(self.placement, self.routing, self.schedule.system)
 
     def layer(self, task: Task) -> Layer:
         return self.model.layers[task.layer]
@@ -57,16 +69,35 @@ class Sizes:
         """One rank's part of what tensor parallelism splits: heads, expert columns, vocabulary."""
         return whole / self.ranks
 
-    def streamed_bytes(self, layer: Layer) -> int:
-        """Bytes of a layer that come over the link each time it runs, on all ranks together."""
-        return self.policy.streamed_bytes(self.schedule, self.model, layer)
+    @cached_property
+    def of_groups(self) -> list[tuple[MicroBatch, int, int]]:
+        """Per micro-batch, itself with the prompts and the requests of the group that it is the first of."""
+        shape, alone = self.shape, [(one, 0, 0) for one in self.batch.micro_batches]
+        for mine in map(shape.group, range(shape.num_groups if shape.experts else 0)):
+            some = [self.batch.micro_batches[j] for j in mine]
+            together = sum(one.prompt_tokens for one in some), sum(one.num_requests for one in some)
+            alone[mine.start] = (some[0], *together)
+        return alone
+
+    def group_tokens(self, task: Task) -> int:
+        """Tokens of the group of which the task's micro-batch is the first."""
+        _, prompts, requests = self.of_groups[task.micro_batch]
+        return prompts if task.step == 0 else requests
+
+    def used(self, task: Task, places: ExpertPlace) -> Use:
+        """What a group's tokens use of a layer's experts in these places."""
+        return self.expert_use.of_group(task.layer, self.group_tokens(task), places)
+
+    def streamed_bytes(self, task: Task) -> int:
+        """Bytes of a layer that come over the link when it runs, on all ranks together."""
+        return self.placement.streamed_bytes(self.placement.kinds[task.layer], in_prefill=task.step == 0)
 
     def page_bytes(self, whole: int) -> list[int]:
         """Bytes of each page of a layer; they differ by a byte at most."""
         pages = self.shape.num_pages
         return [whole * (page + 1) // pages - whole * page // pages for page in range(pages)]
 
-    def staged_page_bytes(self, whole: int) -> list[int]:
-        """Bytes of each page of a layer that lie behind what is page-locked, so that they go through staging."""
-        pages, locked = self.shape.num_pages, self.policy.locked_bytes(whole)
+    def staged_page_bytes(self, whole: int, kind: int) -> list[int]:
+        """Bytes of each page of a layer of this kind that lie behind what is page-locked, so that they are staged."""
+        pages, locked = self.shape.num_pages, self.policy.locked_bytes(self.placement.moved_bytes(kind))
         return [max(0, whole * (page + 1) // pages - max(locked, whole * page // pages)) for page in range(pages)]

@@ -7,7 +7,7 @@ T = max(link, GPU, CPU) per layer and decode step, N · n / (T · (n − 1)) sum
 from sim.cost import Setup
 from sim.hrm.estimate import PolicyNumbers, busy_time, tokens_per_s
 from sim.hrm.search import constants_of
-from sim.problem import Layer, OptimizerConstants
+from sim.problem import Layer, OptimizerConstants, Placement
 from sim.schedule import Place
 
 
@@ -35,7 +35,7 @@ def _layer_s(setup: Setup, layer: Layer, constants: OptimizerConstants) -> float
     attn_flops = 2.0 * mu * context * (attention.sent_query_width + attention.num_query_heads)
     kv_bytes = mu * context * layer.kv_bytes_per_token(policy.cache_bits(model))
     attn_bytes = kv_bytes + 2 * mu * activation_bytes * attention.sent_query_width
-    link_bytes, on_gpu = float(policy.streamed_bytes(setup.schedule, model, layer)), policy.attention is Place.GPU
+    link_bytes, on_gpu = float(_streamed_bytes(setup, layer)), policy.attention is Place.GPU
     if on_gpu:
         link_bytes += policy.num_micro_batches * kv_bytes * (1 - policy.kv_on_device)
     lengths, num_devices = (workload.mean_prompt_tokens, workload.gen_len), setup.problem.hardware.num_devices
@@ -43,3 +43,9 @@ def _layer_s(setup: Setup, layer: Layer, constants: OptimizerConstants) -> float
     numbers = PolicyNumbers(batch_size, mu, 0.0, *lengths, num_devices, attention_on_gpu=on_gpu)
     times = busy_time(numbers, constants, (attn_flops, attn_bytes), (ffn_flops, ffn_bytes), link_bytes)
     return float(times.total_s)
+
+
+def _streamed_bytes(setup: Setup, layer: Layer) -> int:
+    model = setup.problem.model
+    placement = Placement.of(setup.policy, setup.schedule, model)
+    return placement.streamed_bytes(placement.kinds[model.layers.index(layer)])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sim.cost import Setup, capacity_bytes
 from sim.planning.grid import Floats, Ints, PolicyGrid, locks_weights
-from sim.planning.locking import largest_share, locked_bytes, staging_turns
+from sim.planning.locking import largest_share, locked_bytes, staging_turns, streamed_bytes
 from sim.problem import Policy, Problem
 from sim.schedule import MemoryPart, Schedule, Tier
 from traces.errors import InputError
@@ -186,8 +186,7 @@ def _residency(setup: Setup) -> Residency:
             continue
         found.append(count)
         needs.append([_peaks(one) for one in several])
-        policy = several[0].policy
-        layers.append([policy.streamed_bytes(setup.schedule, model, layer) for layer in model.distinct_layers])
+        layers.append(streamed_bytes(several[0]))
     experts = np.array(found, dtype=np.int64)
     held = (experts > 0).astype(np.int64) + (experts == total)
     needed = np.array(needs, dtype=np.int64).transpose(1, 0, 2)  # [none or all, expert value, tier]

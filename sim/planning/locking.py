@@ -10,7 +10,7 @@ import numpy as np
 
 from sim.cost import Setup, capacity_bytes
 from sim.planning.grid import Floats, Ints
-from sim.problem import LOCK_UNIT_BYTES
+from sim.problem import LOCK_UNIT_BYTES, Placement
 from sim.schedule import Holds, MemoryPart, Tier, layout_of
 
 STEPS = 1000
@@ -40,10 +40,16 @@ def largest_share(room_bytes: Ints, layer_bytes: Ints, counts: Ints, turns: int)
     return np.asarray(np.clip(np.floor(STEPS * room / gained), -1, STEPS - 1) / STEPS)
 
 
+def streamed_bytes(setup: Setup) -> list[int]:
+    """Of each kind of layer, the bytes that stream."""
+    placement = Placement.of(setup.policy, setup.schedule, setup.problem.model)
+    return [placement.streamed_bytes(kind) for kind in range(len(placement.distinct))]
+
+
 def most_locked(setup: Setup) -> Setup:
     """The setup with all its weights page-locked, else with the largest share that fits, else as it is."""
     model, policy = setup.problem.model, setup.policy
-    layers = [policy.streamed_bytes(setup.schedule, model, layer) for layer in model.distinct_layers]
+    layers = streamed_bytes(setup)
     bare = replace(setup, policy=replace(policy, pin_weights=0.0))
     staged = bare.memory.pinned.get(MemoryPart.STAGING, 0)
     room = capacity_bytes(setup.problem.hardware)[Tier.PINNED] - bare.memory.peak_bytes()[Tier.PINNED] + staged

@@ -7,7 +7,7 @@ from sim.cost import Setup
 from sim.planning.explanation import FACTORS, RESOURCES, Explanation, Replanned, sentences
 from sim.planning.planner import Choice
 from sim.planning.search import TOLERANCE, Candidate
-from sim.problem import Policy, Problem
+from sim.problem import Placement, Policy, Problem
 from sim.simulation import Prediction
 from traces.cli import PROSE, TEXT, Report
 
@@ -110,7 +110,7 @@ def _effort(choice: Choice, wall_s: float) -> str:
 
 def _in_words(one: Candidate) -> str:
     policy = one.setup.policy
-    experts = policy.resident_experts(max(one.setup.problem.model.layers, key=lambda layer: layer.num_experts))
+    experts = max(split.resident for split in Placement.of(policy, one.setup.schedule, one.setup.problem.model).splits)
     words = {
         f"{policy} requests": True,
         f"attention on the {policy.attention}": True,

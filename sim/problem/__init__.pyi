@@ -20,5 +20,13 @@ from .machine import (
     Quantity as Quantity,
 )
 from .model import Layer as Layer, Model as Model, find_config as find_config, packed_bytes as packed_bytes
+from .placement import Placement as Placement, Split as Split, splits_of as splits_of
 from .policy import LOCK_UNIT_BYTES as LOCK_UNIT_BYTES, Policy as Policy, read_policy_file as read_policy_file
+from .routing import (
+    Routing as Routing,
+    Use as Use,
+    drawn_uses as drawn_uses,
+    expected_use as expected_use,
+    lru_hit_rate as lru_hit_rate,
+)
 from .workload import DEFAULT_GEN_LEN as DEFAULT_GEN_LEN, Problem as Problem, Workload as Workload

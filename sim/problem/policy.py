@@ -1,17 +1,19 @@
 """The policy: how a batch is cut up and what lives where. The schedule says in which order; the policy, how much."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from sim.problem.model import Layer, Model
-from sim.schedule import PipelineShape, Place, Schedule
+from sim.problem.model import Model
+from sim.problem.placement import ROUNDING, Split, splits_of
+from sim.schedule import ExpertPlace, PipelineShape, Place, Schedule
 from traces.cli import SCHEMA
 from traces.errors import (
     InputError,
     check_choice,
     check_count,
+    check_flag,
     check_keys,
     check_range,
     check_share,
@@ -21,6 +23,18 @@ from traces.files import read_object
 
 MIN_BITS, MAX_BITS = 1.0, 32.0
 
+_OF_PLACES = frozenset(
+    {
+        "experts_on_host",
+        "experts_fetched",
+        "deal_experts",
+        "host_layers",
+        "groups",
+        "prefill_experts",
+        "stream_non_experts",
+    }
+)
+
 LOCK_UNIT_BYTES = 4096
 """Memory is page-locked in whole pages of the system."""
 
@@ -29,7 +43,12 @@ LOCK_UNIT_BYTES = 4096
 class Policy:
     """The paper's (N, μ, A_g, F_g, r_w, r_c) with pages and widths (MoE-Lightning section 4.2).
 
-    `experts_on_device` is r_w: of a layer with E routed experts, int(E · r_w) whole ones stay on the device.
+    `experts_on_device` is r_w: of a layer with E routed experts, int(E · r_w) whole ones stay on the device. Where the
+    schedule has such places, `experts_on_host` is the share that the host computes in decode, and `experts_fetched` the
+    share that comes when it is asked for; `deal_experts` counts the shares over all layers together, so that layers
+    differ by one expert at most. In `host_layers`, from the first number to before the second, the host computes all.
+    Experts are computed for `groups` of micro-batches at once (default: for each alone); `prefill_experts` says where
+    prefill computes those of the host. `stream_non_experts`: the rest of each layer streams, too.
     `kv_on_device` is r_c. `pages` a layer's streamed weights travel in: None for one per micro-batch.
     `pin_weights`: the share of each layer's streamed bytes, from the first on, that lies in page-locked memory; what
     lies behind it is copied through staging. True and False stand for all and nothing.
@@ -46,26 +65,58 @@ class Policy:
     pin_weights: float = 0.0
     weight_bits: float | None = None
     kv_bits: float | None = None
+    experts_on_host: float = 0.0
+    experts_fetched: float = 0.0
+    deal_experts: bool = False
+    host_layers: tuple[int, int] | None = None
+    groups: int | None = None
+    prefill_experts: Place = Place.GPU
+    stream_non_experts: bool = False
 
     def __post_init__(self) -> None:
         check_count("batch-size", self.batch_size)
         check_count("micro-batch-size", self.micro_batch_size)
         if self.pages is not None:
             check_count("pages", self.pages)
-        for name in ("experts_on_device", "kv_on_device"):
+        for name in ("experts_on_device", "kv_on_device", "experts_on_host", "experts_fetched"):
             check_share(name, getattr(self, name))
+        self._check_experts()
         for name in ("weight_bits", "kv_bits"):
             if getattr(self, name) is not None:
                 check_range(name, getattr(self, name), MIN_BITS, MAX_BITS, "a width in bits")
         object.__setattr__(self, "pin_weights", _share_of_flag("pin_weights", self.pin_weights))
-        object.__setattr__(self, "attention", Place(check_choice("attention", self.attention, Place)))
+        for name in ("attention", "prefill_experts"):
+            object.__setattr__(self, name, Place(check_choice(name, getattr(self, name), Place)))
         if self.micro_batch_size > self.batch_size:
             object.__setattr__(self, "micro_batch_size", self.batch_size)
+
+    def _check_experts(self) -> None:
+        given = (self.experts_on_device, self.experts_on_host, self.experts_fetched)
+        if sum(given) > 1 + ROUNDING:
+            shares = " + ".join(f"{share:g}" for share in given)
+            raise InputError(
+                f"experts_on_device + experts_on_host + experts_fetched: {shares} is more than all: give less"
+            )
+        for name in ("deal_experts", "stream_non_experts"):
+            check_flag(name, getattr(self, name))
+        if self.groups is not None:
+            check_count("groups", self.groups)
+        if self.host_layers is not None:
+            layers = self.host_layers
+            numbers = isinstance(layers, list | tuple) and [type(one) for one in layers] == [int, int]
+            if not numbers or not 0 <= layers[0] <= layers[1]:
+                raise InputError(f"host_layers: {layers!r} is not allowed; give two numbers of layers, [first, stop]")
+            object.__setattr__(self, "host_layers", tuple(layers))
 
     @classmethod
     def usual(cls, schedule: Schedule, batch_size: int, micro_batch_size: int, **given: Any) -> Self:
         """A policy with the places that the schedule usually works with, and `given` fields on top."""
-        usual = {"attention": schedule.system.attention[0], "kv_on_device": float(schedule.system.kv_on_device)}
+        system = schedule.system
+        usual = {
+            "attention": system.attention[0],
+            "kv_on_device": float(system.kv_on_device),
+            "prefill_experts": system.prefill_experts[0],
+        }
         return cls(batch_size, micro_batch_size, **{**usual, **given})
 
     @property
@@ -76,10 +127,6 @@ class Policy:
     def __str__(self) -> str:
         return f"{self.micro_batch_size}×{self.num_micro_batches}"
 
-    def resident_experts(self, layer: Layer) -> int:
-        """Whole routed experts of a layer that stay on the device; m / E as a float is meant to be m of them."""
-        return int(layer.num_experts * self.experts_on_device + 1e-9)
-
     def expert_bits(self, model: Model) -> float:
         """Width of the routed experts' weights."""
         return model.expert_bits if self.weight_bits is None else self.weight_bits
@@ -87,11 +134,6 @@ class Policy:
     def cache_bits(self, model: Model) -> float:
         """Width of the KV cache's numbers."""
         return model.activation_bits if self.kv_bits is None else self.kv_bits
-
-    def streamed_bytes(self, schedule: Schedule, model: Model, layer: Layer) -> int:
-        """Bytes of one layer that come over the link each time the layer runs, on all devices together."""
-        experts = (layer.num_experts - self.resident_experts(layer)) * layer.expert_bytes(self.expert_bits(model))
-        return experts + (layer.non_expert_bytes(model.other_bits) if schedule.system.streams_non_experts else 0)
 
     def locked_bytes(self, layer_bytes: int) -> int:
         """How many of a layer's streamed bytes, from the first on, are page-locked: all of them, or whole pages."""
@@ -101,26 +143,51 @@ class Policy:
 
     def shape(self, schedule: Schedule, model: Model, num_micro_batches: int | None = None) -> PipelineShape:
         """The pipeline this policy makes of the model. Raises InputError where the schedule cannot work so."""
-        streamed = [self.streamed_bytes(schedule, model, layer) > 0 for layer in model.distinct_layers]
-        return self.pipeline(schedule, tuple(streamed[kind] for kind in model.layer_kinds), num_micro_batches)
+        counts = tuple(layer.num_experts for layer in model.layers)
+        shared = tuple(layer.shared is not None for layer in model.layers)
+        return self.pipeline(schedule, counts, num_micro_batches, shared=shared)
 
     def pipeline(
-        self, schedule: Schedule, streamed: tuple[bool, ...], num_micro_batches: int | None = None
+        self,
+        schedule: Schedule,
+        expert_counts: tuple[int, ...],
+        num_micro_batches: int | None = None,
+        *,
+        shared: tuple[bool, ...] = (),
     ) -> PipelineShape:
-        """The pipeline of layers of which those `streamed` have weights that stream. Raises InputError as `shape`."""
+        """The pipeline of layers with so many routed experts, some with `shared` ones. Raises InputError as `shape`."""
         self.check_places(schedule)
+        system, layers = schedule.system, len(expert_counts)
+        if self.host_layers is not None and self.host_layers[1] > layers:
+            raise InputError(f"host_layers: {list(self.host_layers)} goes beyond the model's {layers} layers")
         n = self.num_micro_batches if num_micro_batches is None else num_micro_batches
+        splits = splits_of(self, system, expert_counts)
+        others = system.streams_non_experts or self.stream_non_experts
+        on_gpu = self.prefill_experts is Place.GPU
         return PipelineShape(
-            num_layers=len(streamed),
+            num_layers=layers,
             num_micro_batches=n,
-            num_pages=(self.pages or n) if schedule.system.paged else 1,
+            num_pages=(self.pages or n) if system.paged else 1,
             attention=self.attention,
-            streamed=streamed,
-            streams_non_experts=schedule.system.streams_non_experts,
+            streamed=tuple(others or split.streamed > 0 for split in splits),
+            streams_non_experts=others,
             streams_kv=self.kv_on_device < 1,
-            offloads_hidden=schedule.system.offloads_hidden and n > 1,
+            offloads_hidden=system.offloads_hidden and n > 1 and on_gpu,
             weights_pinned=self.pin_weights == 1,
+            **(self._split_shape(splits, n, others, shared) if system.splits_experts else {}),
         )
+
+    def _split_shape(self, splits: Sequence[Split], n: int, others: bool, shared: Sequence[bool]) -> dict[str, Any]:
+        """What the shape of a pipeline says of experts that are computed where they are."""
+        with_shared = [ExpertPlace.DEVICE if one else ExpertPlace(0) for one in shared or [False] * len(splits)]
+        places = [split.places and split.places | more for split, more in zip(splits, with_shared, strict=True)]
+        moves = tuple(others or bool(split.streamed + split.fetched + split.on_host) for split in splits)
+        return {
+            "experts": tuple(places),
+            "num_groups": min(n, self.groups or n),
+            "prefill_experts": self.prefill_experts,
+            "streamed_in_prefill": moves if self.prefill_experts is Place.GPU else (),
+        }
 
     def check_places(self, schedule: Schedule) -> None:
         """Raise InputError where the schedule attends, or keeps its KV cache or its experts, elsewhere."""
@@ -132,13 +199,36 @@ class Policy:
             raise InputError(f"{kv} {elsewhere}; it keeps it all there: give 1")
         if self.attention is Place.CPU and self.kv_on_device > 0:
             raise InputError(f"{kv} with attention on the cpu, which reads it on the host: give 0")
-        if schedule.system.streams_non_experts and 0 < self.experts_on_device < 1:
-            given = f"experts_on_device: {self.experts_on_device:g} {elsewhere}"
-            raise InputError(f"{given}; all experts of a layer stream with it, or stay: give 0 or 1")
+        streams = schedule.system.streams_non_experts or self.stream_non_experts
+        if streams and 0 < self.experts_on_device < 1:
+            given = f"experts_on_device: {self.experts_on_device:g} {elsewhere if not self.stream_non_experts else ''}"
+            raise InputError(f"{given.strip()}; all experts of a layer stream with it, or stay: give 0 or 1")
+        self._check_expert_places(schedule)
+
+    def _check_expert_places(self, schedule: Schedule) -> None:
+        system, place = schedule.system, ExpertPlace
+        needs = {
+            "experts_on_host": (self.experts_on_host, system.experts & place.HOST and not system.whole_layers),
+            "experts_fetched": (self.experts_fetched, system.experts & place.FETCHED),
+            "host_layers": (self.host_layers, system.experts & place.HOST),
+            "groups": (self.groups, system.splits_experts),
+            "deal_experts": (self.deal_experts, not (system.streams_non_experts or system.whole_layers)),
+        }
+        for name, (given, allowed) in needs.items():
+            if given and not allowed:
+                raise InputError(f"{name}: {given} is not what {schedule.name} does: leave it out")
+        if self.prefill_experts not in system.prefill_experts:
+            places = " or ".join(system.prefill_experts)
+            raise InputError(
+                f"prefill_experts: {self.prefill_experts} is not what {schedule.name} does; it has them on {places}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON values, `num_micro_batches` with them."""
-        return {**asdict(self), "attention": self.attention.value, "num_micro_batches": self.num_micro_batches}
+        """The fields as JSON values, `num_micro_batches` with them; of places of experts only what is not usual."""
+        values = {**asdict(self), "attention": self.attention.value, "prefill_experts": self.prefill_experts.value}
+        unsaid = {one.name for one in fields(self) if one.name in _OF_PLACES and getattr(self, one.name) == one.default}
+        told = {name: value for name, value in values.items() if name not in unsaid}
+        return {**told, "num_micro_batches": self.num_micro_batches}
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any], schedule: Schedule) -> Self:

@@ -1,13 +1,14 @@
 """What is asked: how long each prompt is, how many tokens each request generates, of which model on which machine."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 from sim.problem.machine import Basis, Hardware
 from sim.problem.model import Model
 from sim.problem.presets import WORKLOADS
+from sim.problem.routing import Routing
 from traces.errors import InputError, check_choice, check_count, check_flag, check_keys, check_text, error_prefix
 from traces.files import read_objects, read_toml
 
@@ -138,6 +139,7 @@ class Problem:
     model: Model
     hardware: Hardware
     workload: Workload
+    routing: Routing = field(default_factory=Routing)
 
     @classmethod
     def of(

@@ -16,9 +16,16 @@ from .dependencies import (
     DependencyTracker as DependencyTracker,
     Issue as Issue,
 )
+from .expert_slots import ASKED_FOR as ASKED_FOR, ON_DEVICE as ON_DEVICE, ExpertSlots as ExpertSlots
+from .experts import SplitExperts as SplitExperts
 from .ranks import over_ranks as over_ranks
 from .registry import BUILT_IN as BUILT_IN, by_name as by_name, registered as registered
-from .shape import PipelineShape as PipelineShape, Place as Place, System as System
+from .shape import (
+    ExpertPlace as ExpertPlace,
+    PipelineShape as PipelineShape,
+    Place as Place,
+    System as System,
+)
 from .slots import Access as Access, Accesses as Accesses, SlotLayout as SlotLayout
 from .systems import CGOPipe as CGOPipe
 from .task import (

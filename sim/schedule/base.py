@@ -31,6 +31,12 @@ LANE_OF: dict[Op, Lane] = {
     Op.LOAD_WEIGHTS: H2D,
     Op.LOAD_WEIGHTS_PAGEABLE: H2D,
     Op.PIN_WEIGHTS: PIN,
+    Op.ROUTE: GPU,
+    Op.OFFLOAD_TOKENS: D2H,
+    Op.HOST_EXPERTS: CPU,
+    Op.LOAD_OUTPUT: H2D,
+    Op.FETCH_EXPERTS: H2D,
+    Op.DEVICE_EXPERTS: GPU,
 }
 
 
@@ -98,7 +104,7 @@ class Schedule(ABC):
 
     def load_layer(self, shape: PipelineShape, step: int, layer: int) -> Issues:
         """All streamed weights of a layer as one piece from where they live (nothing beyond the last step)."""
-        if step >= 0 and shape.streamed[layer]:
+        if step >= 0 and shape.streams(step, layer):
             op = Op.LOAD_WEIGHTS if shape.weights_pinned else Op.LOAD_WEIGHTS_PAGEABLE
             yield issue(op, step, layer, page=WHOLE)
 

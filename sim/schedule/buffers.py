@@ -26,6 +26,9 @@ class MemoryPart(StrEnum):
     ACTIVATIONS = "activations"
     HIDDEN_STATES = "hidden states"
     STAGING = "staging"
+    HOST_EXPERTS = "experts on the host"
+    FETCHED_EXPERTS = "fetched experts"
+    EXPERT_EXCHANGE = "expert exchange"
 
 
 class Holds(StrEnum):
@@ -39,6 +42,9 @@ class Holds(StrEnum):
     HIDDEN = "hidden states of one token a request"
     QKV = "query, new key and value of one token a request"
     ATTENTION = "attention's output of one token a request"
+    ROUTED = "what goes into experts, with the experts of each token and their weights"
+    EXPERT_OUTPUT = "what experts of one place make of it"
+    FETCHED = "as many experts as a group may ask for"
 
 
 class By(StrEnum):
@@ -48,6 +54,7 @@ class By(StrEnum):
     TURN = "turn"  # the micro-batches of each layer that runs take turns
     MICRO_BATCH = "micro-batch"  # each micro-batch has its own
     CACHE = "layer and micro-batch"  # and in each layer another
+    GROUP = "group"  # the groups of each layer that runs take turns
 
 
 @dataclass(frozen=True, slots=True)

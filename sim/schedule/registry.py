@@ -4,11 +4,33 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 
 from sim.schedule.base import Schedule
-from sim.schedule.systems import Accelerate, CGOPipe, FastDecode, FlexGen, FlexGenC, Zero
+from sim.schedule.systems import (
+    Accelerate,
+    CGOPipe,
+    CpuExperts,
+    ExpertCache,
+    FastDecode,
+    FlexGen,
+    FlexGenC,
+    Hybrid,
+    NCpuMoe,
+    Zero,
+)
 from traces.errors import InputError, nearest
 
 ENTRY_POINTS = "cgopipe.schedules"
-BUILT_IN: tuple[type[Schedule], ...] = (CGOPipe, FastDecode, FlexGenC, FlexGen, Zero, Accelerate)
+BUILT_IN: tuple[type[Schedule], ...] = (
+    CGOPipe,
+    FastDecode,
+    FlexGenC,
+    FlexGen,
+    Zero,
+    Accelerate,
+    NCpuMoe,
+    CpuExperts,
+    ExpertCache,
+    Hybrid,
+)
 
 
 @lru_cache(maxsize=1)

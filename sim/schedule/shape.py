@@ -1,7 +1,8 @@
 """The shape of a pipeline, all that a schedule may know about the run it orders, and the traits of its system."""
 
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import IntFlag, StrEnum
 
 from traces.errors import InputError, check_count
 
@@ -11,6 +12,15 @@ class Place(StrEnum):
 
     CPU = "cpu"  # next to the KV cache in host memory
     GPU = "gpu"  # the KV cache comes over the link, or stays on the device
+
+
+class ExpertPlace(IntFlag):
+    """Where routed experts of a layer are when tokens come to them."""
+
+    DEVICE = 1  # resident there
+    STREAMED = 2  # come through the weight slots each time the layer runs, asked for or not
+    FETCHED = 4  # come when the router has asked for them
+    HOST = 8  # stay in host memory, and are computed there
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,21 @@ class System:
     """
     gathers_weights: bool = False
     """On several devices: each fetches an equal part of the weights from the host and the others from its peers."""
+    experts: ExpertPlace = ExpertPlace.DEVICE | ExpertPlace.STREAMED
+    """Where it can have routed experts."""
+    others: ExpertPlace = ExpertPlace.STREAMED
+    """Which of these the experts are in that the policy gives no place."""
+    whole_layers: bool = False
+    """Whether it places the routed experts of a layer together."""
+    prefill_experts: tuple[Place, ...] = (Place.GPU,)
+    """Where it can compute, in prefill, the experts of the host; the first is its usual place."""
+    caches_experts: bool = False
+    """Whether the experts on the device are those used last, instead of always the same."""
+
+    @property
+    def splits_experts(self) -> bool:
+        """Whether it computes experts apart from the rest of a layer, where each of them is."""
+        return self.experts != ExpertPlace.DEVICE | ExpertPlace.STREAMED
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +81,10 @@ class PipelineShape:
     `streams_non_experts` these include what PreAttn needs. `streams_kv`: the KV cache lives on the host.
     `offloads_hidden`: in prefill, hidden states of waiting micro-batches live on the host. `weights_pinned`: all
     streamed weights live in page-locked host memory, so that they need no staging.
+
+    `experts`, of a system that splits them: per layer, all places where decode finds some of its routed experts; none
+    in a layer that has none. Those of `num_groups` micro-batches each are computed together; `prefill_experts` says
+    where prefill computes the experts of the host, to which end on the GPU `streamed_in_prefill` stream.
     """
 
     num_layers: int
@@ -67,14 +96,20 @@ class PipelineShape:
     streams_kv: bool = True
     offloads_hidden: bool = True
     weights_pinned: bool = False
+    experts: tuple[ExpertPlace, ...] = ()
+    num_groups: int = 1
+    prefill_experts: Place = Place.GPU
+    streamed_in_prefill: tuple[bool, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "num_micro_batches", "num_pages"):
+        for name in ("num_layers", "num_micro_batches", "num_pages", "num_groups"):
             check_count(name, getattr(self, name))
-        if len(self.streamed) != self.num_layers:
-            raise InputError(
-                f"streamed has {len(self.streamed)} entries for {self.num_layers} layers: give one a layer"
-            )
+        for name in ("streamed", "experts", "streamed_in_prefill"):
+            given = len(getattr(self, name))
+            if given != self.num_layers and (given or name == "streamed"):
+                raise InputError(f"{name} has {given} entries for {self.num_layers} layers: give one a layer")
+        if self.num_groups > self.num_micro_batches:
+            raise InputError(f"num_groups: {self.num_groups} of {self.num_micro_batches} micro-batches: give fewer")
         if self.offloads_hidden and self.num_micro_batches == 1:
             raise InputError("offloads_hidden with one micro-batch: none waits while another computes, give False")
         if self.attention is Place.CPU and not self.streams_kv:
@@ -84,3 +119,27 @@ class PipelineShape:
         """Pages that travel beside one micro-batch: all pages are spread evenly over the micro-batches."""
         pages, parts = self.num_pages, self.num_micro_batches
         return range(micro_batch * pages // parts, (micro_batch + 1) * pages // parts)
+
+    def streams(self, step: int, layer: int) -> bool:
+        """Whether weights of a layer stream in a step."""
+        return self.streamed_in_prefill[layer] if step == 0 and self.streamed_in_prefill else self.streamed[layer]
+
+    def splits_experts(self, step: int) -> bool:
+        """Whether a step computes experts where they are, apart from the rest of their layers."""
+        return bool(self.experts) and (step > 0 or self.prefill_experts is Place.CPU)
+
+    def has_experts(self, layer: int, places: ExpertPlace) -> bool:
+        """Whether a layer has routed experts in any of these places."""
+        return bool(self.experts[layer] & places)
+
+    def group(self, number: int) -> range:
+        """The micro-batches of a group: all are spread evenly over the groups."""
+        n, groups = self.num_micro_batches, self.num_groups
+        return range(number * n // groups, (number + 1) * n // groups)
+
+    def some_layers(self, kept: Sequence[int]) -> "PipelineShape":
+        """The same pipeline with these layers only."""
+        streamed = tuple(self.streamed[layer] for layer in kept)
+        experts = tuple(self.experts[layer] for layer in kept if self.experts)
+        in_prefill = tuple(self.streamed_in_prefill[layer] for layer in kept if self.streamed_in_prefill)
+        return replace(self, num_layers=len(kept), streamed=streamed, experts=experts, streamed_in_prefill=in_prefill)

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sim.schedule.buffers import Buffer, By, Holds, MemoryPart, Tier
 from sim.schedule.shape import PipelineShape, Place, System
@@ -94,7 +95,7 @@ class SlotLayout:
             "new kv": Buffer(Holds.PROMPT_CACHE, By.TURN, 2, new, MemoryPart.KV_BUFFERS),
             "new kv on host": Buffer(Holds.PROMPT_CACHE, By.TURN, 2, landing, MemoryPart.KV_BUFFERS),
         }
-        self._streamed = np.array(shape.streamed)
+        self._streamed = np.array([shape.streamed_in_prefill or shape.streamed, shape.streamed])
         self._by_op: dict[Op, Rule] = {
             Op.PIN_WEIGHTS: lambda task: Accesses(writes=(self.access("pinned", task),)),
             Op.LOAD_WEIGHTS: self._load_pinned,
@@ -112,6 +113,12 @@ class SlotLayout:
             Op.STORE_HIDDEN: self._store_hidden,
         }
 
+    @cached_property
+    def group_of(self) -> NDArray[np.int64]:
+        """Of each micro-batch, its group."""
+        groups = [len(self.shape.group(group)) for group in range(self.shape.num_groups)]
+        return np.repeat(np.arange(len(groups)), groups)
+
     @property
     def reach_steps(self) -> int:
         """How many steps back a slot's last use can lie.
@@ -119,7 +126,7 @@ class SlotLayout:
         Buffers that take turns are all used within as many layers if each layer streams, else within as many steps.
         """
         turns = max(buffer.turns for buffer in self.buffers.values())
-        return -(-turns // self.shape.num_layers) if all(self.shape.streamed) else turns
+        return -(-turns // self.shape.num_layers) if all(self.shape.streamed) and not self.shape.experts else turns
 
     @cached_property
     def parts(self) -> dict[tuple[Tier, str, bool], list[Buffer]]:
@@ -137,7 +144,7 @@ class SlotLayout:
     def num_slots(self, name: str) -> int:
         """How many slots a buffer has, a slot for each page."""
         buffer, shape = self.buffers[name], self.shape
-        own = {By.RUN: shape.num_pages, By.TURN: 1}.get(buffer.by, shape.num_micro_batches)
+        own = {By.RUN: shape.num_pages, By.TURN: 1, By.GROUP: 1}.get(buffer.by, shape.num_micro_batches)
         return own * (shape.num_layers if buffer.by is By.CACHE else max(1, buffer.turns))
 
     def accesses(self, task: Task) -> Accesses:
@@ -159,6 +166,8 @@ class SlotLayout:
             return self.run_of_layer(task) % buffer.turns
         if buffer.by is By.TURN:
             return (self.run_of_layer(task) * n + task.micro_batch) % buffer.turns
+        if buffer.by is By.GROUP:
+            return (self.run_of_layer(task) * self.shape.num_groups + self.group_of[task.micro_batch]) % buffer.turns
         return task.micro_batch if buffer.by is By.MICRO_BATCH else task.layer * n + task.micro_batch
 
     def access(self, name: str, task: Task, content: tuple[Column, ...] | None = None, when: Column = True) -> Access:
@@ -181,7 +190,7 @@ class SlotLayout:
 
     def _weights_read(self, task: Task) -> Access:
         """All pages, of a task that has none."""
-        return self.access("weights", task, when=self._streamed[task.layer])
+        return self.access("weights", task, when=self._streamed[int(task.step > 0)][task.layer])
 
     def _hidden(self, task: Task, layer: Column, when: Column = True) -> Access:
         """Hidden states that enter `layer`. In prefill two device buffers take turns if hidden states are offloaded."""

@@ -32,6 +32,12 @@ class Op(StrEnum):
     OUT_PROJ = "OutProj"  # PostAttn up to its first all-reduce, under tensor parallelism
     EXPERTS = "Experts"  # PostAttn from there to its second all-reduce
     ALL_REDUCE = "AllReduce"  # the sum over ranks
+    ROUTE = "Route"  # output projection, norm, router: PostAttn without its experts
+    OFFLOAD_TOKENS = "OffloadTokens"  # what goes into the experts of a group of micro-batches, to the host
+    HOST_EXPERTS = "HostExperts"  # routed experts of a group beside their weights in host memory
+    LOAD_OUTPUT = "LoadOutput"  # what comes out of them, to the device
+    FETCH_EXPERTS = "FetchExperts"  # of the experts that wait on the host to be asked for, those that a group uses
+    DEVICE_EXPERTS = "DeviceExperts"  # experts of a group on the device: resident, streamed, fetched and shared ones
 
     __hash__ = str.__hash__  # Enum's own is a Python call, and ops are keys in the simulator's inner loop
 

@@ -10,7 +10,7 @@ import numpy as np
 from sim.cost import CPU_CORES, DRAM, GROWS_WITH_CONTEXT, CostModel, Demands, Setup, Sizes
 from sim.planning.candidates import Candidates
 from sim.planning.grid import Floats, Ints
-from sim.planning.locking import locked_bytes
+from sim.planning.locking import locked_bytes, streamed_bytes
 from sim.problem import MicroBatch, Model, Policy
 from sim.schedule import CPU, GPU, LANE_OF, NET, WHOLE, Op, Place, Task
 from sim.simulation import fair_rates
@@ -102,7 +102,7 @@ class Times:
         one_each = replace(self.model, layers=kinds)
         costs = [_costs(one, one_each, one.batch.micro_batches) for one in few]
         seconds = [[_seconds(*of, op, 1, kind, 0) for kind in range(len(kinds))] for of in zip(few, costs, strict=True)]
-        sizes = [[one.policy.streamed_bytes(one.schedule, self.model, kind) for kind in kinds] for one in few]
+        sizes = [streamed_bytes(one) for one in few]
         (slow, quick), (large, small) = np.array(seconds), np.array(sizes, dtype=float)
         two = large > small
         size, took = np.where(two, (large - small, slow - quick), (large, slow))
@@ -218,10 +218,9 @@ def _stands_for(space: Candidates, first: int, last: int) -> int:
 
 def _streamed(space: Candidates) -> Ints:
     """Bytes of each layer kind that come over the link. [row, layer kind]."""
-    model = space.problem.model
     values, where = np.unique(space.experts, return_inverse=True)
-    policies = [_with_experts(space, value) for value in values.tolist()]
-    table = [[one.streamed_bytes(space.schedule, model, kind) for kind in model.distinct_layers] for one in policies]
+    base = space.batch_setups[0]
+    table = [streamed_bytes(replace(base, policy=_with_experts(space, value))) for value in values.tolist()]
     return np.array(table, dtype=np.int64)[where]
 
 

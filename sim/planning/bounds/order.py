@@ -40,8 +40,10 @@ def _issued(schedule: Schedule, n: int) -> tuple[PipelineShape, list[Issue], boo
     """A small pipeline, what one decode step of it issues, and whether there are barriers between."""
     system = schedule.system
     pages, place = n + 1 if system.paged else 1, Place.CPU if Place.CPU in system.attention else Place.GPU
-    moves = {"streams_kv": not system.kv_on_device, "offloads_hidden": system.offloads_hidden}
-    shape = PipelineShape(LAYERS, n, pages, place, (True,) * LAYERS, system.streams_non_experts, **moves)
+    streams_kv, offloads = not system.kv_on_device, system.offloads_hidden
+    shape = PipelineShape(
+        LAYERS, n, pages, place, (True,) * LAYERS, system.streams_non_experts, streams_kv, offloads_hidden=offloads
+    )
     found = list(schedule.decode(shape, 1, True))
     issues = [one for one in found if not isinstance(one, Barrier)]
     return shape, issues, len(issues) < len(found)

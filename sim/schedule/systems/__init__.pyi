@@ -1,6 +1,10 @@
 from .accelerate import Accelerate as Accelerate
 from .cgopipe import CGOPipe as CGOPipe
+from .cpu_experts import CpuExperts as CpuExperts
+from .expert_cache import ExpertCache as ExpertCache
 from .fastdecode import FastDecode as FastDecode
 from .flexgen import FlexGen as FlexGen
 from .flexgen_c import FlexGenC as FlexGenC
+from .hybrid import Hybrid as Hybrid
+from .n_cpu_moe import NCpuMoe as NCpuMoe
 from .zero import Zero as Zero

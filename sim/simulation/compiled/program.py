@@ -6,7 +6,7 @@ finds them, in compiled code.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -128,7 +128,8 @@ def _arranged(
 
 def _few(shape: PipelineShape) -> PipelineShape:
     """The same layers with few micro-batches, of which the order of issue is soon seen."""
-    return replace(shape, num_micro_batches=min(FEW, shape.num_micro_batches), num_pages=min(FEW, shape.num_pages))
+    fewer = {name: min(FEW, getattr(shape, name)) for name in ("num_micro_batches", "num_pages", "num_groups")}
+    return replace(shape, **fewer)
 
 
 @lru_cache(maxsize=PROGRAMS_KEPT)
@@ -160,10 +161,9 @@ def _rows(
     schedule: Schedule, shape: PipelineShape, step: int, more: bool, lanes: dict[Lane, int], *, alike: bool
 ) -> tuple[Array, bool]:
     """One step as issued, and whether all lanes meet at its end."""
-    at, period, times = repeated_layers(shape.streamed)
+    at, period, times = repeated_layers(alike_layers(shape))
     if times and alike:
-        streamed = shape.streamed[:at] + shape.streamed[at + period * times :]
-        fewer = replace(shape, num_layers=len(streamed), streamed=streamed)
+        fewer = shape.some_layers([*range(at), *range(at + period * times, shape.num_layers)])
         few, meets = _issue(schedule, fewer, step, more, lanes)
         rows = _with_layers(few, step, at + 2 * period, period, times)
         if rows is not None:
@@ -187,13 +187,19 @@ def _issue(
     return np.array(rows, np.int64).reshape(-1, NUM_COLUMNS), meets
 
 
-def repeated_layers(streamed: Sequence[bool]) -> tuple[int, int, int]:
+def alike_layers(shape: PipelineShape) -> list[Hashable]:
+    """Of each layer, all that a schedule may know of it."""
+    nothing = (None,) * shape.num_layers
+    return list(zip(shape.streamed, shape.experts or nothing, shape.streamed_in_prefill or nothing, strict=True))
+
+
+def repeated_layers(layers: Sequence[Hashable]) -> tuple[int, int, int]:
     """(first, period, times): layers from `first` on whose pattern repeats, and how many periods can be left out."""
     best = (0, 1, 0)
     for period in range(1, LONGEST_PERIOD + 1):
         begin = 0
-        for at in range(len(streamed) - period + 1):
-            if at < len(streamed) - period and streamed[at] == streamed[at + period]:
+        for at in range(len(layers) - period + 1):
+            if at < len(layers) - period and layers[at] == layers[at + period]:
                 continue
             times = (at + period - begin) // period - PERIODS_KEPT
             if times * period > best[1] * best[2]:

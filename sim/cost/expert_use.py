@@ -1,0 +1,92 @@
+"""What the tokens of a group use of a layer's experts, by the place that these are in.
+
+With experts on the host beside others the slower place of *each* layer counts, so that layers differ in what their
+tokens ask for. Elsewhere every layer counts with the mean.
+"""
+
+from collections import Counter
+from functools import cached_property
+from itertools import pairwise
+
+from sim.problem import Placement, Routing, Use, drawn_uses, expected_use, lru_hit_rate
+from sim.schedule import ASKED_FOR, ExpertPlace, System
+
+MOST_DRAWS = 8
+"""Different draws for the layers of one kind; more take longer, and change a mean by less than a percent."""
+
+
+UNIFORM = Routing()
+
+
+class ExpertUse:
+    """Of each layer and place, how many experts so many tokens use, and how often."""
+
+    def __init__(self, placement: Placement, routing: Routing, system: System) -> None:
+        self._placement, self._routing, self._system = placement, routing, system
+        self._known: dict[tuple[int, int, ExpertPlace], Use] = {}
+
+    @cached_property
+    def layer_kinds(self) -> tuple[int, ...]:
+        """Per layer a number that it shares with those of the same kind whose tokens use the same."""
+        found: dict[tuple[int, bytes, int], int] = {}
+        kinds, draws = self._alike, self._draws
+        return tuple(found.setdefault((*one, draw), len(found)) for one, draw in zip(kinds, draws, strict=True))
+
+    @cached_property
+    def _alike(self) -> list[tuple[int, bytes]]:
+        """Per layer, its kind of placement and the popularity of its experts."""
+        layers = enumerate(zip(self._placement.kinds, self._placement.model.layers, strict=True))
+        if self._routing.histogram is None:
+            return [(kind, b"") for _, (kind, _) in layers]
+        return [(kind, self._routing.popularity(at, layer).tobytes()) for at, (kind, layer) in layers]
+
+    @cached_property
+    def _draws(self) -> list[int]:
+        """Per layer, which of the draws of layers like it is its own."""
+        before: Counter[tuple[int, bytes]] = Counter()
+        found = []
+        for kind in self._alike:
+            split = self._placement.distinct[kind[0]][1]
+            several = bool(split.places & ASKED_FOR) and not self._system.whole_layers
+            found.append(before[kind] % MOST_DRAWS if several else 0)
+            before[kind] += 1
+        return found
+
+    @cached_property
+    def _num_draws(self) -> Counter[tuple[int, bytes]]:
+        """Of each kind, how many draws its layers have."""
+        most: Counter[tuple[int, bytes]] = Counter()
+        for kind, draw in zip(self._alike, self._draws, strict=True):
+            most[kind] = max(most[kind], draw + 1)
+        return most
+
+    def touched(self, layer: int, tokens: float) -> float:
+        """How many of all of a layer's experts tokens are expected to use."""
+        one = self._placement.model.layers[layer]
+        if self._routing == UNIFORM:
+            return one.experts_touched(tokens)
+        return expected_use(self._routing.popularity(layer, one), one.top_k, tokens, 0, one.num_experts).touched
+
+    def of_group(self, layer: int, tokens: int, places: ExpertPlace) -> Use:
+        """What a group's tokens use of a layer's experts in these places, which lie side by side."""
+        key = (layer, tokens, places)
+        if key not in self._known:
+            self._known[key] = self._of_group(layer, tokens, places)
+        return self._known[key]
+
+    def _of_group(self, layer: int, tokens: int, places: ExpertPlace) -> Use:
+        one, split = self._placement.distinct[self._placement.kinds[layer]]
+        popularity = self._routing.popularity(layer, one)
+        if self._system.caches_experts and places & ExpertPlace.FETCHED and not places & ExpertPlace.DEVICE:
+            every = expected_use(popularity, one.top_k, tokens, 0, one.num_experts)
+            missed = 1.0 - lru_hit_rate(popularity, one.top_k, tokens, split.resident)
+            return Use(*(missed * number for number in every))
+        first, stop = split.ranks(places)
+        kind = self._alike[layer]
+        draws = self._num_draws[kind]
+        if draws == 1:
+            return expected_use(popularity, one.top_k, tokens, first, stop)
+        cuts = sorted({0, first, stop, split.ranks(ASKED_FOR)[0], one.num_experts})
+        drawn = drawn_uses(popularity, one.top_k, tokens, cuts, draws)[self._draws[layer]]
+        mine = [use for use, (begin, end) in zip(drawn, pairwise(cuts), strict=True) if first <= begin and end <= stop]
+        return Use(*(sum(numbers) for numbers in zip(*mine, strict=True)))

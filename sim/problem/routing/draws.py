@@ -1,0 +1,128 @@
+"""What few tokens use of the experts, drawn: where two places work side by side, the slower one of *each* layer counts.
+
+The mean of a maximum is not the maximum of the means. So each layer of a model gets a draw of what its tokens use in
+every place. A pool of many draws is made once for a number of tokens. For any cuts between the places it is sorted by
+what the last place gets and cut into as many parts as there are layers, of which each gives its middle draw: a few
+layers then have the spread of the whole pool, and one pool for all cuts compares neighbouring policies with little
+noise. (The mean of each part would lose the spread of all places but the last.)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.problem.routing.choice import Choice, Floats
+from sim.problem.routing.use import Use, expected_use
+
+SEED = 12
+BANK_TOKENS = 4096
+"""Tokens whose choices are drawn; a draw of the pool takes some of these."""
+POOL_DRAWS, FEWEST_DRAWS = 2048, 256
+"""Draws in a pool: fewer where tokens are many, as each varies less."""
+POOL_PAIRS = 1 << 20
+"""Pairs of a token and an expert in a pool, about."""
+MOST_PAIRS = 4096
+"""Pairs from which on a draw is its mean. An even split of so many varies by 1 / sqrt(4096) = 1.6 % of its mean, so that
+the larger half is 1.2 % above the mean: less than a rate can be measured to."""
+GOLDEN_RATIO = (5**0.5 - 1) / 2
+
+Counts = NDArray[np.int64]
+
+
+def drawn_uses(
+    popularity: Floats, top_k: int, tokens: float, cuts: Sequence[int], num_draws: int
+) -> list[tuple[Use, ...]]:
+    """Draws, one for each layer of a model, of what so many tokens use of the experts between the cuts.
+
+    `cuts` are ranks, from 0 to the number of experts: (0, 3, 8) are the experts 0 to 2 and 3 to 7. The mean of the
+    draws is `expected_use`, of each slice. The same arguments give the same draws.
+    """
+    return list(_drawn_uses(popularity.tobytes(), top_k, tokens, tuple(cuts), num_draws))
+
+
+@lru_cache(maxsize=4096)
+def _drawn_uses(
+    popularity: bytes, top_k: int, tokens: float, cuts: tuple[int, ...], num_draws: int
+) -> tuple[tuple[Use, ...], ...]:
+    every = np.frombuffer(popularity)
+    sizes = np.diff(cuts)
+    means = tuple(expected_use(every, top_k, tokens, *part) for part in zip(cuts, cuts[1:], strict=False))
+    pairs = round(tokens) * top_k
+    if not 0 < pairs <= MOST_PAIRS or len(means) == 1:
+        return (means,) * num_draws
+    pool = _pool(popularity, top_k, round(tokens), max(min(POOL_PAIRS // pairs, POOL_DRAWS), FEWEST_DRAWS, num_draws))
+    uses = pool.middle_draws(cuts, num_draws)
+    most = np.array([sizes, tokens * np.minimum(sizes, top_k), np.full(len(sizes), tokens)])
+    uses = _with_mean(uses, np.array(means).T[..., None], most[..., None])
+    neighbours_differ = np.argsort(np.arange(num_draws) * GOLDEN_RATIO % 1)
+    layers = uses[..., neighbours_differ].transpose(2, 1, 0).tolist()
+    return tuple(tuple(Use(*use) for use in layer) for layer in layers)
+
+
+def _with_mean(values: Floats, wanted: Floats, most: Floats) -> Floats:
+    """The values moved, each in proportion, towards 0 or towards the most they can be, until their mean is as wanted."""
+    values = np.minimum(values, most)
+    mean = values.mean(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        down = values * (wanted / mean)
+        up = most - (most - values) * ((most - wanted) / (most - mean))
+    return np.where(mean == wanted, values, np.where(mean > wanted, down, up))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pool:
+    """Many draws of what some tokens use. Both tables are [rank, draw] and count the ranks before that one."""
+
+    touched: NDArray[np.int16]
+    pairs: NDArray[np.int16]
+    tokens_of_pairs: Floats
+    """[pairs]: how many tokens are expected to have one or more of so many pairs, which are any of all that there are."""
+
+    def middle_draws(self, cuts: Sequence[int], num_draws: int) -> Floats:
+        """[number of a Use, slice, draw]: the draws in the middle of equal parts of the pool, sorted by the last slice.
+
+        By the experts touched there, then by its pairs; where these are the same, by the slice before, and so on.
+        """
+        cuts = list(cuts)
+        touched = np.diff(self.touched[cuts].astype(np.int64), axis=0)
+        pairs = np.diff(self.pairs[cuts].astype(np.int64), axis=0)
+        last_first = [touched[-1], pairs[-1], *touched[-2::-1]]
+        order = np.lexsort(last_first[::-1])
+        middles = order[((np.arange(num_draws) + 0.5) * len(order) / num_draws).astype(int)]
+        touched, pairs = touched[:, middles], pairs[:, middles]
+        return np.array([touched, pairs, self.tokens_of_pairs[pairs]])
+
+
+@lru_cache(maxsize=64)
+def _pool(popularity: bytes, top_k: int, tokens: int, num_draws: int) -> Pool:
+    bank, random = _bank(popularity, top_k), np.random.default_rng(SEED)
+    rounds = -(-num_draws * tokens // BANK_TOKENS)
+    picked = np.concatenate([random.permutation(BANK_TOKENS) for _ in range(rounds)])[: num_draws * tokens]
+    num_experts = len(popularity) // np.dtype(float).itemsize
+    draw = np.repeat(np.arange(num_draws), tokens * top_k)
+    places = bank[picked].ravel().astype(np.int64) * num_draws + draw
+    pairs = np.bincount(places, minlength=num_experts * num_draws).reshape(num_experts, num_draws)
+    return Pool(_before_each(pairs > 0), _before_each(pairs), _tokens_of_pairs(tokens, top_k))
+
+
+@lru_cache(maxsize=256)
+def _bank(popularity: bytes, top_k: int) -> NDArray[np.int16]:
+    return Choice.of(np.frombuffer(popularity), top_k).draw(BANK_TOKENS, np.random.default_rng(SEED))
+
+
+def _before_each(counts: NDArray[np.generic]) -> NDArray[np.int16]:
+    """Sums over all ranks before each one, and over all."""
+    sums = np.zeros((len(counts) + 1, counts.shape[1]), np.int16)
+    np.cumsum(counts, axis=0, out=sums[1:], dtype=np.int16)
+    return sums
+
+
+def _tokens_of_pairs(tokens: int, top_k: int) -> Floats:
+    total = tokens * top_k
+    others = total - np.arange(total + 1)
+    without = np.prod([np.maximum(others - at, 0) / (total - at) for at in range(top_k)], axis=0)
+    found: Floats = tokens * (1.0 - without)
+    return found

@@ -1,0 +1,104 @@
+"""What tasks read and write where experts are computed apart from the rest of their layers, each in its place.
+
+A micro-batch leaves Route with its hidden state and the experts of each token. Experts of a group of micro-batches are
+computed together; what each place makes of them waits until the next PreAttn or Head, which adds it up.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.schedule.buffers import Buffer, By, Holds, MemoryPart, Tier
+from sim.schedule.shape import ExpertPlace, PipelineShape, System
+from sim.schedule.slots import Access, Accesses, Column, SlotLayout
+from sim.schedule.task import Op, Task
+
+ON_DEVICE = ExpertPlace.DEVICE | ExpertPlace.STREAMED | ExpertPlace.FETCHED
+"""Places of the experts that DeviceExperts computes."""
+
+ASKED_FOR = ExpertPlace.HOST | ExpertPlace.FETCHED
+"""Places of experts of which the host must know whether they are used."""
+
+
+class ExpertSlots(SlotLayout):
+    """The usual slots, and those between a layer's experts and what stands around them."""
+
+    def __init__(self, shape: PipelineShape, system: System) -> None:
+        super().__init__(shape, system)
+        places = ExpertPlace(int(np.bitwise_or.reduce(shape.experts))) if shape.experts else ExpertPlace(0)
+        copied = Tier.PINNED if system.pins_activations else Tier.HOST
+        exchange = MemoryPart.EXPERT_EXCHANGE
+        on_device = Tier.DEVICE if places else None
+        asked = copied if places & ASKED_FOR else None
+        gives, comes_back = (copied, Tier.DEVICE) if places & ExpertPlace.HOST else (None, None)
+        fetched = Tier.DEVICE if places & ExpertPlace.FETCHED else None
+        turns = min(2, shape.num_groups)
+        self.buffers |= {
+            "routed": Buffer(Holds.ROUTED, By.MICRO_BATCH, 1, on_device, exchange),
+            "routed on host": Buffer(Holds.ROUTED, By.MICRO_BATCH, 1, asked, exchange),
+            "output": Buffer(Holds.EXPERT_OUTPUT, By.MICRO_BATCH, 1, on_device, exchange),
+            "output on host": Buffer(Holds.EXPERT_OUTPUT, By.MICRO_BATCH, 1, gives, exchange),
+            "output of host": Buffer(Holds.EXPERT_OUTPUT, By.MICRO_BATCH, 1, comes_back, exchange),
+            "fetched": Buffer(Holds.FETCHED, By.GROUP, turns, fetched, MemoryPart.FETCHED_EXPERTS),
+        }
+        self._by_op |= {
+            Op.ROUTE: self._route,
+            Op.OFFLOAD_TOKENS: lambda task: self._of_group("routed", "routed on host", task),
+            Op.HOST_EXPERTS: lambda task: self._of_group("routed on host", "output on host", task),
+            Op.LOAD_OUTPUT: lambda task: self._of_group("output on host", "output of host", task),
+            Op.FETCH_EXPERTS: self._fetch,
+            Op.DEVICE_EXPERTS: self._device_experts,
+        }
+        self._places = np.array(shape.experts or (0,) * shape.num_layers)
+
+    @property
+    def _group_sizes(self) -> NDArray[np.int64]:
+        """Of each micro-batch, how many are in its group."""
+        return np.bincount(self.group_of)[self.group_of]
+
+    def _are_in(self, places: ExpertPlace, layer: Column) -> Any:
+        """Whether layers have experts in any of these places."""
+        return (self._places[layer] & int(places)) != 0
+
+    def _group(self, name: str, task: Task) -> Access:
+        """The slots of a group of which the task's micro-batch is the first."""
+        one = self.access(name, task)
+        length = self._group_sizes[task.micro_batch]
+        return one._replace(length=int(length) if isinstance(task.micro_batch, int) else length)
+
+    def _of_group(self, source: str, target: str, task: Task) -> Accesses:
+        return Accesses((self._group(source, task),), (self._group(target, task),))
+
+    def _outputs(self, task: Task, layer: Column, when: Column = True) -> tuple[Access, ...]:
+        """What the places of a layer's experts made of the task's micro-batch."""
+        if not self.shape.splits_experts(task.step):
+            return ()
+        content = (task.step, layer)
+        return (
+            self.access("output", task, content, when & self._are_in(ON_DEVICE, layer)),
+            self.access("output of host", task, content, when & self._are_in(ExpertPlace.HOST, layer)),
+        )
+
+    def _pre_attn(self, task: Task) -> Accesses:
+        reads, writes = super()._pre_attn(task)
+        return Accesses((*reads, *self._outputs(task, task.layer - 1, task.layer > 0)), writes)
+
+    def _head(self, task: Task) -> Accesses:
+        reads, writes = super()._head(task)
+        return Accesses((*reads, *self._outputs(task, self.shape.num_layers - 1)), writes)
+
+    def _route(self, task: Task) -> Accesses:
+        reads, writes = self._post_attn(task)
+        attention, hidden, weights = reads
+        if not self.shape.streams_non_experts:
+            weights = weights._replace(when=False)
+        return Accesses((attention, hidden, weights), (*writes, self.access("routed", task)))
+
+    def _fetch(self, task: Task) -> Accesses:
+        return Accesses((self._group("routed on host", task),), (self.access("fetched", task),))
+
+    def _device_experts(self, task: Task) -> Accesses:
+        fetched = self.access("fetched", task, when=self._are_in(ExpertPlace.FETCHED, task.layer))
+        reads = (self._group("routed", task), self._weights_read(task), fetched)
+        return Accesses(reads, (self._group("output", task),))
