@@ -8,13 +8,12 @@ from typing import Any
 from traces.cli import PROSE, TEXT, Report
 from validation.published.latency.fit import EXPONENTS, FITTED_ROWS, RATE_FITS, FittedRates
 from validation.published.latency.predict import PredictedRate
-from validation.published.latency.rows import BadRow
 
 MEDIAN_BAR, WORST_BAR = 0.08, 0.25
 """Largest median and largest single error of rows that nothing is fitted to."""
 
 
-def print_rates(predictions: Sequence[PredictedRate], *, own_file: bool, bad: Sequence[BadRow] = ()) -> None:
+def print_rates(predictions: Sequence[PredictedRate], *, own_file: bool) -> None:
     """Print tables: rows, then what they amount to by system, and why some have no prediction."""
     out = Report()
     out.say("[bold]Published rates where experts stay on the host, predicted[/bold] (measured: published)")
@@ -24,9 +23,8 @@ def print_rates(predictions: Sequence[PredictedRate], *, own_file: bool, bad: Se
     columns = {"system": TEXT, "rows": "d", "median |error|": ".1%", "worst": "+.0%"}
     asked = f"asked: median {MEDIAN_BAR:.0%}, worst {WORST_BAR:.0%}"
     out.table(columns, _systems(predictions, own_file=own_file), f"errors of rows that nothing is fitted to ({asked})")
-    told = [(one.row.number, one.row.name, one.reason) for one in predictions if one.reason]
-    told += [(one.number, "", one.reason) for one in bad]
-    out.say(*(f"row {number}{f' ({name})' if name else ''}: no prediction: {why}" for number, name, why in sorted(told)))
+    if not own_file:
+        out.say(*(f"{one.row.name}: no prediction: {one.reason}" for one in predictions if one.reason))
 
 
 def _row(one: PredictedRate, *, own_file: bool) -> tuple[Any, ...]:
@@ -50,6 +48,11 @@ def _systems(predictions: Sequence[PredictedRate], *, own_file: bool) -> Iterato
 def not_fitted(predictions: Sequence[PredictedRate], *, own_file: bool = False) -> list[PredictedRate]:
     """Those of rows that nothing is fitted to: all of a file of one's own."""
     return [one for one in predictions if own_file or one.row.name not in FITTED_ROWS]
+
+
+def with_basis(one: PredictedRate) -> dict[str, Any]:
+    """A prediction of a published row as JSON values, with whether something is fitted to the row."""
+    return {**one.to_dict(), "fitted": one.row.name in FITTED_ROWS}
 
 
 def print_rate_fits(fitted: FittedRates) -> None:
