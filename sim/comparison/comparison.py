@@ -87,6 +87,7 @@ class Comparison(Tabular, Sequence[Outcome]):
             "model": asdict(self.problem.model),
             "hardware": self.problem.hardware.to_dict(),
             "workload": asdict(self.problem.workload),
+            "routing": asdict(self.problem.routing),
         }
         digest = hashlib.sha256(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
         return {"inputs": inputs, "input_hash": digest, "results": self.rows()}

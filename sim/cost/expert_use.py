@@ -15,7 +15,7 @@ MOST_DRAWS = 8
 """Different draws for the layers of one kind; more take longer, and change a mean by less than a percent."""
 
 
-UNIFORM = Routing()
+ALIKE = Routing()
 
 
 class ExpertUse:
@@ -63,7 +63,7 @@ class ExpertUse:
     def touched(self, layer: int, tokens: float) -> float:
         """How many of all of a layer's experts tokens are expected to use."""
         one = self._placement.model.layers[layer]
-        if self._routing == UNIFORM:
+        if self._routing == ALIKE:
             return one.experts_touched(tokens)
         return expected_use(self._routing.popularity(layer, one), one.top_k, tokens, 0, one.num_experts).touched
 
@@ -79,7 +79,7 @@ class ExpertUse:
         popularity = self._routing.popularity(layer, one)
         if self._system.caches_experts and places & ExpertPlace.FETCHED and not places & ExpertPlace.DEVICE:
             every = expected_use(popularity, one.top_k, tokens, 0, one.num_experts)
-            missed = 1.0 - lru_hit_rate(popularity, one.top_k, tokens, split.resident)
+            missed = 1.0 - lru_hit_rate(popularity, tokens, split.resident)
             return Use(*(missed * number for number in every))
         first, stop = split.ranks(places)
         kind = self._alike[layer]

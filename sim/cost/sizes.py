@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from sim.cost.expert_use import UNIFORM, ExpertUse
+from sim.cost.expert_use import ALIKE, ExpertUse
 from sim.cost.memory import kept_tokens
 from sim.problem import Batch, Hardware, Layer, MicroBatch, Model, Placement, Policy, Routing, Use
 from sim.schedule import ExpertPlace, PipelineShape, Schedule, Task
@@ -19,7 +19,7 @@ class Sizes:
     model: Model
     batch: Batch
     hardware: Hardware
-    routing: Routing = UNIFORM
+    routing: Routing = ALIKE
 
     @cached_property
     def parts(self) -> int:

@@ -1,6 +1,7 @@
 from .arguments import (
     add_policy as add_policy,
     add_problem as add_problem,
+    add_routing as add_routing,
     fixed_policy as fixed_policy,
     problem_of as problem_of,
     schedules_of as schedules_of,
@@ -23,7 +24,11 @@ from .model import Layer as Layer, Model as Model, find_config as find_config, p
 from .placement import Placement as Placement, Split as Split, splits_of as splits_of
 from .policy import LOCK_UNIT_BYTES as LOCK_UNIT_BYTES, Policy as Policy, read_policy_file as read_policy_file
 from .routing import (
+    UNIFORM as UNIFORM,
+    Histogram as Histogram,
+    LayerHistogram as LayerHistogram,
     Routing as Routing,
+    TokenCounts as TokenCounts,
     Use as Use,
     drawn_uses as drawn_uses,
     expected_use as expected_use,

@@ -20,9 +20,16 @@ def add_problem(group: Any) -> None:
     tokens: dict[str, Any] = {"type": positive_int, "metavar": "TOKENS"}
     group.add_argument("--prompt-len", **tokens, help="every prompt this long, instead of a workload")
     group.add_argument("--gen-len", **tokens, help="generated per request (default: the workload's)")
+    add_routing(group)
     padding = group.add_mutually_exclusive_group()
     padding.add_argument("--padded", dest="padded", action="store_true", default=True, help="to the longest (default)")
     padding.add_argument("--unpadded", dest="padded", action="store_false", help="balanced micro-batches (Algorithm 2)")
+
+
+def add_routing(group: Any) -> None:
+    """Add the one that says how popular experts are."""
+    which = "how popular experts are: uniform (default), zipf:1.1, or a file that run --record-routing wrote"
+    group.add_argument("--routing", metavar="WHICH", default="uniform", help=which)
 
 
 def add_policy(group: Any) -> None:
@@ -52,7 +59,7 @@ def problem_of(args: argparse.Namespace) -> "Problem":
     from sim.problem.workload import Problem
 
     length = {"prompt_len": args.prompt_len, "gen_len": args.gen_len}
-    return Problem.of(args.model, args.hardware, args.workload, **length, padded=args.padded)
+    return Problem.of(args.model, args.hardware, args.workload, **length, padded=args.padded, routing=args.routing)
 
 
 def schedules_of(args: argparse.Namespace) -> list[str]:

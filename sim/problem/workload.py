@@ -8,7 +8,7 @@ from typing import Any, Self
 from sim.problem.machine import Basis, Hardware
 from sim.problem.model import Model
 from sim.problem.presets import WORKLOADS
-from sim.problem.routing import Routing
+from sim.problem.routing import UNIFORM, Routing
 from traces.errors import InputError, check_choice, check_count, check_flag, check_keys, check_text, error_prefix
 from traces.files import read_objects, read_toml
 
@@ -134,12 +134,18 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is asked: a model, on a machine, for a workload."""
+    """What is asked: a model, on a machine, for a workload whose tokens choose experts as `routing` says.
+
+    Raises InputError for a routing that was measured on a model of another form.
+    """
 
     model: Model
     hardware: Hardware
     workload: Workload
     routing: Routing = field(default_factory=Routing)
+
+    def __post_init__(self) -> None:
+        self.routing.check_fits(self.model)
 
     @classmethod
     def of(
@@ -151,11 +157,13 @@ class Problem:
         prompt_len: int | None = None,
         gen_len: int | None = None,
         padded: bool | None = None,
+        routing: str | Routing = UNIFORM,
     ) -> Self:
         """A problem of nouns, names or paths: `Problem.of("mixtral-8x7b", "gcp-t4", gen_len=64)`. Raises InputError.
 
         With `prompt_len` every prompt is so long, instead of a workload. Prompts are padded to the longest as `padded`
-        says, or else as a Workload given does; those of a workload that is named are.
+        says, or else as a Workload given does; those of a workload that is named are. `routing` is what
+        `Routing.parse` reads.
         """
         if not isinstance(model, Model):
             model = Model.load(model)
@@ -165,7 +173,9 @@ class Problem:
             workload = Workload.fixed(prompt_len, DEFAULT_GEN_LEN)
         if not isinstance(workload, Workload):
             workload, padded = Workload.load(workload), padded is not False
-        return cls(model, hardware, workload.with_(gen_len=gen_len, padded=padded))
+        if not isinstance(routing, Routing):
+            routing = Routing.parse(routing)
+        return cls(model, hardware, workload.with_(gen_len=gen_len, padded=padded), routing)
 
 
 def _prompt_tokens(request: Mapping[str, Any], where: str) -> tuple[int, str]:

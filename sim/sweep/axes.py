@@ -195,7 +195,7 @@ def _or_none(read: Callable[[str], Value]) -> Callable[[str], Value]:
 
 
 _READERS: dict[str, Callable[[str], Value]] = {
-    **dict.fromkeys(("model", "hardware", "workload", "schedule"), str),
+    **dict.fromkeys(("model", "hardware", "workload", "schedule", "routing"), str),
     **dict.fromkeys(("gen_len", "prompt_len"), _as_count),
     "padded": _as_flag,
 }

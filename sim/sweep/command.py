@@ -13,7 +13,7 @@ from traces.errors import InputError
 AXIS_HELP = (
     "what varies: NAME=V1,V2 or NAME=FROM..TOxCOUNT; NAME*= multiplies a number of the machine, NAME+NAME sets several "
     "together, LABEL:NAME names the column. Names: model, hardware, workload, schedule, gen_len, prompt_len, padded, "
-    "policy.FIELD, hardware.NUMBER[UNIT]; may be given several times"
+    "routing, policy.FIELD, hardware.NUMBER[UNIT]; may be given several times"
 )
 
 
@@ -85,7 +85,7 @@ def _base(args: argparse.Namespace) -> "sweeps.Base":
     else:
         names = [schedule or hrm.SCHEDULE]
     what = (args.model, args.hardware, args.workload, args.prompt_len, args.gen_len, args.padded)
-    return sweeps.Base(*what, tuple(names), policy, args.exact, args.by)
+    return sweeps.Base(*what, tuple(names), policy, args.exact, args.by, args.routing)
 
 
 def _axes(args: argparse.Namespace) -> "tuple[sweeps.Axis, ...]":

@@ -15,7 +15,7 @@ from typing import Any
 from sim.comparison import SIZES, Asked, Outcome, compare
 from sim.hrm import SCHEDULE, search_policies
 from sim.planning import best_policy
-from sim.problem import Hardware, Model, Policy, Problem, Workload
+from sim.problem import UNIFORM, Hardware, Model, Policy, Problem, Routing, Workload
 from sim.schedule import Place, by_name
 from sim.simulation import predict
 from sim.sweep.axes import HARDWARE, POLICY, Axis, Value, points
@@ -56,6 +56,7 @@ class Base:
     policy: Mapping[str, Value] = field(default_factory=dict)
     exact: bool = False
     by: str = SIMULATOR
+    routing: str = UNIFORM
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +77,13 @@ class Sweep:
         self._models = {name: Model.load(name) for name in self._values("model", base.model)}
         self._machines = {name: Hardware.load(name) for name in self._values("hardware", base.hardware)}
         self._workloads = {name: Workload.load(name) for name in self._values("workload", base.workload)}
+        self._routings = {name: Routing.parse(name) for name in self._values("routing", base.routing)}
         self._schedules = tuple(by_name(str(name)).name for name in self._values("schedule", *base.schedules))
         self._check_numbers_of_machines()
         self._check_policy()
         self._check_labels()
+        for routing, model in product(self._routings.values(), self._models.values()):
+            routing.check_fits(model)
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -99,6 +103,7 @@ class Sweep:
             "models": {name: asdict(model) for name, model in self._models.items()},
             "hardware": {name: machine.to_dict() for name, machine in self._machines.items()},
             "workloads": {name: asdict(workload) for name, workload in self._workloads.items()},
+            "routings": {name: asdict(routing) for name, routing in self._routings.items()},
         }
         return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -132,7 +137,9 @@ class Sweep:
         prompt_len = settings.get("prompt_len", self._base.prompt_len if "workload" not in settings else None)
         length = {"prompt_len": prompt_len, "gen_len": settings.get("gen_len", self._base.gen_len)}
         workload = self._workloads[settings.get("workload", self._base.workload)]
-        problem = Problem.of(model, machine, workload, **length, padded=settings.get("padded", self._base.padded))
+        padded = settings.get("padded", self._base.padded)
+        routing = self._routings[settings.get("routing", self._base.routing)]
+        problem = Problem.of(model, machine, workload, **length, padded=padded, routing=routing)
         start = {
             "sweep": self.digest,
             "by": self._base.by,

@@ -15,6 +15,7 @@ from jsonschema import Draft202012Validator
 from schemas import FOLDER, faults
 
 from engine.generation.requests import Request, error_line, output_line
+from sim.problem import Histogram, LayerHistogram, TokenCounts
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = "common.json"
@@ -83,7 +84,7 @@ def test_a_schema_is_one_of_draft_2020_12_and_says_what_it_is_for(file):
 
 def test_there_is_one_for_everything_that_is_written():
     described = {file.stem for file in FOLDER.glob("*.json")} - {Path(SHARED).stem}
-    assert {name_of(case) for case in COMMANDS} | {"campaign", "gpu", "run-line"} == described
+    assert {name_of(case) for case in COMMANDS} | {"campaign", "gpu", "routing", "run-line"} == described
 
 
 @pytest.mark.parametrize("case", COMMANDS)
@@ -123,6 +124,18 @@ def test_the_report_of_the_campaign_that_is_kept():
     """It was made before versions were written."""
     file = ROOT / "benchmarks" / "results" / "campaign-emulated" / "report.json"
     assert faults("campaign", {"schema": 1, **json.loads(file.read_text(encoding="utf-8"))}) == []
+
+
+def test_a_routing_histogram(tmp_path):
+    measured = LayerHistogram(2, TokenCounts(3, (3, 2, 1)), TokenCounts(0, (0, 0, 0)))
+    Histogram("m", (None, measured)).write(tmp_path / "routing.json")
+    value = json.loads((tmp_path / "routing.json").read_text(encoding="utf-8"))
+    assert faults("routing", value) == []
+    for field in ("model", "layers"):
+        assert faults("routing", {key: one for key, one in value.items() if key != field})
+    for field in ("top_k", "prefill", "decode"):
+        layer = {key: one for key, one in value["layers"][1].items() if key != field}
+        assert faults("routing", {**value, "layers": [layer]})
 
 
 OPENAI = {"custom_id": "a", "body": {"messages": []}}

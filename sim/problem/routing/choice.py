@@ -1,4 +1,4 @@
-"""The choice of one token: k different experts, each as often as its popularity says, and otherwise as random as can be.
+"""The choice of one token: k different experts, each as often as its popularity says, and all else left to chance.
 
 Of all distributions over sets of k experts that have the given popularities, this is the one of largest entropy. It is
 that of experts that are chosen independently, each with a chance of its own, on condition that k are (Chen, Dempster
@@ -20,7 +20,7 @@ MOST_ROUNDS = 200
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Choice:
+class ExpertChoice:
     """The independent chances, and the counts that they make of the ranks before and from each one on."""
 
     top_k: int
@@ -31,7 +31,7 @@ class Choice:
     """[i, j]: the same of the experts from i on."""
 
     @staticmethod
-    def of(popularity: Floats, top_k: int) -> "Choice":
+    def of(popularity: Floats, top_k: int) -> "ExpertChoice":
         """The choice in which the experts have these popularities, which add up to `top_k`."""
         return _choice(popularity.tobytes(), top_k)
 
@@ -39,7 +39,7 @@ class Choice:
         """The probability that a token uses at least one of the experts of ranks `first` to `stop` - 1."""
         others = float(self.before[first] @ self.behind[stop][::-1])  # k of them, and so none between
         none = others * float(np.prod(1.0 - self.chances[first:stop])) / self.before[-1, self.top_k]
-        return min(max(1.0 - none, 0.0), 1.0)
+        return float(min(max(1.0 - none, 0.0), 1.0))
 
     def draw(self, num_tokens: int, random: np.random.Generator) -> NDArray[np.int16]:
         """[token, j]: the ranks that so many tokens choose, each in rising order."""
@@ -55,7 +55,7 @@ class Choice:
 
 
 @lru_cache(maxsize=256)
-def _choice(popularity: bytes, top_k: int) -> Choice:
+def _choice(popularity: bytes, top_k: int) -> ExpertChoice:
     """Chances are mended by what is wrong with the popularities that they make, until nothing is.
 
     Of the two usual steps, the ratio of popularities and that of their odds, the one is slow for experts that nearly
@@ -75,8 +75,8 @@ def _choice(popularity: bytes, top_k: int) -> Choice:
     return choice
 
 
-def _with_chances(chances: Floats, top_k: int) -> Choice:
-    return Choice(top_k, chances.copy(), _counts(chances, top_k), _counts(chances[::-1], top_k)[::-1])
+def _with_chances(chances: Floats, top_k: int) -> ExpertChoice:
+    return ExpertChoice(top_k, chances.copy(), _counts(chances, top_k), _counts(chances[::-1], top_k)[::-1])
 
 
 def _counts(chances: Floats, most: int) -> Floats:
@@ -89,7 +89,7 @@ def _counts(chances: Floats, most: int) -> Floats:
     return counts
 
 
-def _popularity_of(choice: Choice) -> Floats:
+def _popularity_of(choice: ExpertChoice) -> Floats:
     """How often each expert is among the k: it is, and k - 1 of the others."""
     k = choice.top_k
     others = np.einsum("ij,ij->i", choice.before[:-1, :k], choice.behind[1:, :k][:, ::-1])

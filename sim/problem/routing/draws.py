@@ -10,11 +10,12 @@ noise. (The mean of each part would lose the spread of all places but the last.)
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.problem.routing.choice import Choice, Floats
+from sim.problem.routing.choice import ExpertChoice, Floats
 from sim.problem.routing.use import Use, expected_use
 
 SEED = 12
@@ -25,8 +26,8 @@ POOL_DRAWS, FEWEST_DRAWS = 2048, 256
 POOL_PAIRS = 1 << 20
 """Pairs of a token and an expert in a pool, about."""
 MOST_PAIRS = 4096
-"""Pairs from which on a draw is its mean. An even split of so many varies by 1 / sqrt(4096) = 1.6 % of its mean, so that
-the larger half is 1.2 % above the mean: less than a rate can be measured to."""
+"""Pairs above which a draw is its mean. The halves of so many vary by 1 / sqrt(4096) = 1.6 % of their mean, so that the
+larger one is 1.2 % above the mean on average: less than a rate can be measured to."""
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 Counts = NDArray[np.int64]
@@ -49,7 +50,7 @@ def _drawn_uses(
 ) -> tuple[tuple[Use, ...], ...]:
     every = np.frombuffer(popularity)
     sizes = np.diff(cuts)
-    means = tuple(expected_use(every, top_k, tokens, *part) for part in zip(cuts, cuts[1:], strict=False))
+    means = tuple(expected_use(every, top_k, tokens, first, stop) for first, stop in pairwise(cuts))
     pairs = round(tokens) * top_k
     if not 0 < pairs <= MOST_PAIRS or len(means) == 1:
         return (means,) * num_draws
@@ -63,7 +64,7 @@ def _drawn_uses(
 
 
 def _with_mean(values: Floats, wanted: Floats, most: Floats) -> Floats:
-    """The values moved, each in proportion, towards 0 or towards the most they can be, until their mean is as wanted."""
+    """The values, moved in proportion towards 0 or towards the most they can be until their mean is as wanted."""
     values = np.minimum(values, most)
     mean = values.mean(axis=-1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -79,7 +80,7 @@ class Pool:
     touched: NDArray[np.int16]
     pairs: NDArray[np.int16]
     tokens_of_pairs: Floats
-    """[pairs]: how many tokens are expected to have one or more of so many pairs, which are any of all that there are."""
+    """[pairs]: how many tokens are expected to have one or more of so many pairs, which are any of all pairs."""
 
     def middle_draws(self, cuts: Sequence[int], num_draws: int) -> Floats:
         """[number of a Use, slice, draw]: the draws in the middle of equal parts of the pool, sorted by the last slice.
@@ -110,7 +111,7 @@ def _pool(popularity: bytes, top_k: int, tokens: int, num_draws: int) -> Pool:
 
 @lru_cache(maxsize=256)
 def _bank(popularity: bytes, top_k: int) -> NDArray[np.int16]:
-    return Choice.of(np.frombuffer(popularity), top_k).draw(BANK_TOKENS, np.random.default_rng(SEED))
+    return ExpertChoice.of(np.frombuffer(popularity), top_k).draw(BANK_TOKENS, np.random.default_rng(SEED))
 
 
 def _before_each(counts: NDArray[np.generic]) -> NDArray[np.int16]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sim.problem.routing.choice import Choice, Floats
+from sim.problem.routing.choice import ExpertChoice, Floats
 
 
 class Use(NamedTuple):
@@ -33,5 +33,5 @@ def _expected_use(popularity: bytes, top_k: int, tokens: float, first: int, stop
     part = every[first:stop]
     if not len(part) or tokens <= 0:
         return Use(0.0, 0.0, 0.0)
-    untouched = float(((1.0 - part) ** tokens).sum())
-    return Use(len(part) - untouched, tokens * float(part.sum()), tokens * Choice.of(every, top_k).uses_any(first, stop))
+    touched = len(part) - float(((1.0 - part) ** tokens).sum())
+    return Use(touched, tokens * float(part.sum()), tokens * ExpertChoice.of(every, top_k).uses_any(first, stop))
