@@ -146,15 +146,19 @@ class Kernels:
         return 2.0 * used.pairs * layer.expert.weights, moved, used
 
     def _host_experts(self, task: Task) -> Work:
-        """Experts beside their weights in host memory, on all cores: arithmetic or memory, whichever takes longer."""
-        host, memory = self._hardware.host, self._hardware.host_memory
+        """Experts beside their weights in host memory, on all cores: arithmetic or memory, whichever takes longer.
+
+        Of several devices each asks for its columns. Where no token asks for an expert of the host, there is no work.
+        """
+        host, memory, share = self._hardware.host, self._hardware.host_memory, self._sizes.share
         flops, moved, used = self._routed(task, ExpertPlace.HOST)
+        flops, moved = share(flops), share(moved)
         kernel = host.experts
         ratio = kernel.time_ratio(max(1.0, used.pairs / max(used.touched, 1e-9)))
         compute = flops / (host.peak_flops_per_s * kernel.compute)
         traffic = moved / (memory.bandwidth_bytes_per_s * kernel.memory)
         roofs = {
-            "launch latency": host.launch_latency_s + (kernel.latency_s or 0.0),
+            "launch latency": min(1.0, used.tokens) * (host.launch_latency_s + (kernel.latency_s or 0.0)),
             ("host compute" if compute >= traffic else "host memory"): ratio * max(compute, traffic),
         }
         return Work(roofs, {DRAM: moved}, moved, flops, held=((CPU_CORES, ALL_CORES),))

@@ -79,6 +79,10 @@ class Sizes:
             alone[mine.start] = (some[0], *together)
         return alone
 
+    def all_tokens(self, task: Task) -> int:
+        """Tokens of all micro-batches in a step."""
+        return sum(one.num_requests if task.step else one.prompt_tokens for one in self.batch.micro_batches)
+
     def group_tokens(self, task: Task) -> int:
         """Tokens of the group of which the task's micro-batch is the first."""
         _, prompts, requests = self.of_groups[task.micro_batch]
