@@ -113,7 +113,7 @@ class TestReading:
     @pytest.mark.parametrize(
         ("columns", "said"),
         [
-            ([name for name in COLUMNS if name != "model"], "no column model; give a CSV file with the columns id, sys"),
+            ([name for name in COLUMNS if name != "model"], "no column model; give a CSV file with the columns"),
             ([*COLUMNS, "placment"], "unknown column 'placment'; did you mean placement"),
         ],
     )

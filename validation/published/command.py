@@ -1,7 +1,7 @@
 """The published rows predicted, the machines fitted to them, or a file of one's own predicted.
 
-Rows are of two kinds, which their columns tell apart: throughput of large batches (`Row`), and rates of a request or few
-where experts stay on the host (`LatencyRow`).
+Rows are of two kinds, which their columns tell apart: throughput of large batches (`Row`), and rates of one request or
+few where experts stay on the host (`LatencyRow`).
 """
 
 import argparse
@@ -25,7 +25,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--predict",
         metavar="FILE",
-        help="predict the rows of this CSV file, with the presets as they are: columns as in throughput.csv or latency.csv",
+        help="predict the rows of this CSV file, which has the columns of throughput.csv or those of latency.csv",
     )
     what.add_argument("--fit", action="store_true", help="fit the machines first, and report held-out rows apart")
     parser.add_argument("--write-presets", action="store_true", help="with --fit: write the values into the presets")

@@ -1,6 +1,6 @@
 """Fits few rates of the machines that published rates were measured on, each to two rows at most.
 
-Like the fit of the paper's machines, with the simulator as the model; what is fitted to which row is in `data/fits.toml`.
+As in the fit of the paper's machines the simulator is the model; what is fitted to which row is in `data/fits.toml`.
 How popular a model's experts are is fitted after the machines, to one row.
 """
 
@@ -13,6 +13,7 @@ import msgspec
 
 from sim.problem import Hardware
 from traces.cli import write_text
+from traces.errors import InputError
 from traces.files import read_toml
 from validation.published.fit import ROUNDS, SOFTENS_AT, STEP, Parameter, Progress
 from validation.published.latency.known import DATA, POPULARITY_FILE
@@ -131,7 +132,8 @@ def _fit_exponent(case: Exponent, row: LatencyRow, machines: Mapping[str, Hardwa
 
 def _log_error(row: LatencyRow, values: Values) -> float:
     said = predict_rate(row, values)
-    assert said.value is not None and row.value is not None, f"{row.name}: {said.reason}"
+    if said.value is None or row.value is None:
+        raise InputError(f"{row.name}: cannot be fitted to: {said.reason or 'it has no value'}")
     return log(said.value / row.value)
 
 

@@ -1,4 +1,4 @@
-"""Where a published run had its experts, and how else it was set: read from a row's placement, or its source's words."""
+"""Where a published run had its experts, and how else it was set: from a row's placement, or its source's words."""
 
 import re
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from enum import StrEnum
 from traces.errors import InputError, nearest
 
 FORMS = (
-    "n-cpu-moe=25 (layers whose experts are on the CPU), gpu-experts=0.4 frequency (a share of each layer's on the GPU, "
-    "by frequency, random or uniform; or front-loading: all of the first layers), all-gpu, all-cpu, or nothing"
+    "n-cpu-moe=25 (layers with experts on the CPU), gpu-experts=0.4 frequency (a share of each layer's on the GPU, by "
+    "frequency, random or uniform; or front-loading: all of the first layers), all-gpu, all-cpu, or nothing"
 )
 
 
@@ -70,7 +70,9 @@ def options_in_words(policy: str) -> Options:
     """Tokens of a piece of a prompt (-ub), experts of a token, sockets."""
     piece, experts = re.search(r"-ub (\d+)", policy), re.search(r"\b(\d+) experts", policy)
     sockets = re.search(r"\b(single|dual) socket", policy)
-    return Options(*(int(one[1]) if one else None for one in (piece, experts)), sockets[1] if sockets else None)
+    return Options(
+        int(piece[1]) if piece else None, int(experts[1]) if experts else None, sockets[1] if sockets else None
+    )
 
 
 def _share(text: str) -> float:

@@ -98,9 +98,7 @@ def _setup(problem: Problem, system: ServingSystem, placing: Placing, num_reques
     return _placed(problem, schedule, system, num_requests, **_places(placing, model))
 
 
-def _placed(
-    problem: Problem, schedule: Schedule, system: ServingSystem, num_requests: int, **places: Any
-) -> Setup:
+def _placed(problem: Problem, schedule: Schedule, system: ServingSystem, num_requests: int, **places: Any) -> Setup:
     given = {"prefill_experts": system.prefill_experts, "pin_weights": system.pin_weights, **places}
     return Setup(problem, schedule, Policy.usual(schedule, num_requests, num_requests, **given))
 

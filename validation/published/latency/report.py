@@ -1,4 +1,4 @@
-"""What is told of published rates: each row with its error, fitted or predicted, and what the predicted ones amount to."""
+"""What is told of published rates: each row with its error, fitted or predicted, and what the latter amount to."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,8 @@ from statistics import median
 from typing import Any
 
 from traces.cli import PROSE, TEXT, Report
-from validation.published.latency.fit import EXPONENTS, FITTED_ROWS, RATE_FITS, FittedRates
+from validation.published.fit import Parameter
+from validation.published.latency.fit import EXPONENTS, FITTED_ROWS, RATE_FITS, Exponent, FittedRates
 from validation.published.latency.predict import PredictedRate
 
 MEDIAN_BAR, WORST_BAR = 0.08, 0.25
@@ -58,13 +59,16 @@ def with_basis(one: PredictedRate) -> dict[str, Any]:
 def print_rate_fits(fitted: FittedRates) -> None:
     """What was fitted to which rows."""
     columns = {"machine": TEXT, "rows": TEXT, "parameter": TEXT, "value": ".4g", "allowed": ">", "bounded by": PROSE}
-    rows: list[tuple[Any, ...]] = [
-        (case.machine, ", ".join(case.rows), one.name, fitted.values[case.machine][one.name])
-        + (f"{one.low:g} to {one.high:g}", one.bound_by)
-        for case in RATE_FITS
-        for one in case.parameters
-    ]
-    for one in EXPONENTS:
-        value = (fitted.exponents[one.model], f"{one.low:g} to {one.high:g}", "even use below")
-        rows.append((one.model, one.row, "exponent of experts' popularity", *value))
+    rows = list[tuple[Any, ...]]()
+    for case in RATE_FITS:
+        for one in case.parameters:
+            value = fitted.values[case.machine][one.name]
+            rows.append((case.machine, ", ".join(case.rows), one.name, value, _allowed(one), one.bound_by))
+    for law in EXPONENTS:
+        value = fitted.exponents[law.model]
+        rows.append((law.model, law.row, "exponent of experts' popularity", value, _allowed(law), "above 0"))
     Report().table(columns, rows, "fitted: published rates", keys=3)
+
+
+def _allowed(one: Parameter | Exponent) -> str:
+    return f"{one.low:g} to {one.high:g}"
