@@ -11,7 +11,7 @@ from sim.cost.pools import ALL_CORES, CPU_CORES, DRAM, hbm
 from sim.cost.sizes import Sizes
 from sim.cost.work import Work
 from sim.problem import Efficiency, Layer, Use, packed_bytes
-from sim.schedule import ON_DEVICE, ExpertPlace, LaneKind, Op, Task
+from sim.schedule import EXPERTS_SUM, ON_DEVICE, ExpertPlace, LaneKind, Op, Task
 
 WORKSPACE_BITS = 32
 """Width of the numbers that attention works with where it copies the KV cache first."""
@@ -148,13 +148,13 @@ class Kernels:
     def _host_experts(self, task: Task) -> Work:
         """Experts beside their weights in host memory, on all cores: arithmetic or memory, whichever takes longer.
 
-        Of several devices each asks for its columns. Where no token asks for an expert of the host, there is no work.
+        Devices that share each tensor share them, too. Where no token asks for an expert of the host, there is no work.
         """
-        host, memory, share = self._hardware.host, self._hardware.host_memory, self._sizes.share
+        host, memory = self._hardware.host, self._hardware.host_memory
         flops, moved, used = self._routed(task, ExpertPlace.HOST)
-        flops, moved = share(flops), share(moved)
         kernel = host.experts
         ratio = kernel.time_ratio(max(1.0, used.pairs / max(used.touched, 1e-9)))
+        flops, moved = self._sizes.share(flops), self._sizes.share(moved)
         compute = flops / (host.peak_flops_per_s * kernel.compute)
         traffic = moved / (memory.bandwidth_bytes_per_s * kernel.memory)
         roofs = {
@@ -210,6 +210,9 @@ class Kernels:
         """Ring all-reduce of the hidden states: each rank sends and receives 2 (r − 1) / r of them."""
         network, ranks = self._hardware.network, self._sizes.ranks
         assert network is not None, "several devices have a network"
-        moved = 2 * (ranks - 1) / ranks * self._sizes.hidden_bytes(task)
+        shape, hidden = self._sizes.shape, self._sizes.hidden_bytes(task)
+        if task.page == EXPERTS_SUM and shape.splits_experts(task.step) and shape.experts[task.layer]:
+            hidden = self._sizes.group_tokens(task) * self._sizes.layer(task).hidden_bytes_per_token(self._bits)
+        moved = 2 * (ranks - 1) / ranks * hidden
         roofs = {"network latency": float(network.latency_s), "network": moved / network.bandwidth_bytes_per_s}
         return Work(roofs, {}, moved)

@@ -108,10 +108,7 @@ def plan_memory(
             MemoryPart.KV_CACHE: cache - cache_on_device,
         }
     )
-    pinned = Counter[str]()
-    if policy.pin_weights:
-        moved = zip(map(placement.moved_bytes, range(len(placement.counts))), placement.counts, strict=True)
-        pinned[MemoryPart.STREAMED_WEIGHTS] = sum(policy.locked_bytes(size) * count for size, count in moved)
+    pinned = _locked_weights(policy, placement)
     if layout_of(schedule, shape).buffers["kv"].tier is Tier.PINNED:
         pinned[MemoryPart.KV_CACHE] = cache - cache_on_device
     for tier, part, whole, size in buffers.bytes():
@@ -122,6 +119,19 @@ def plan_memory(
         if tier is Tier.PINNED:
             pinned[part] += batch.copies * size
     return MemoryPlan(*(dict(+parts) for parts in (device, host, pinned)))
+
+
+def _locked_weights(policy: Policy, placement: Placement) -> Counter[str]:
+    """Page-locked weights: of each layer the first ones, those of the host's experts last."""
+    found = Counter[str]()
+    for kind, count in enumerate(placement.counts):
+        layer, split = placement.distinct[kind]
+        locked = policy.locked_bytes(placement.moved_bytes(kind))
+        others = 0 if placement.prefill_on_host else split.on_host * layer.expert_bytes(placement.expert_bits)
+        streamed = min(locked, placement.moved_bytes(kind) - others)
+        found[MemoryPart.STREAMED_WEIGHTS] += count * streamed
+        found[MemoryPart.HOST_EXPERTS] += count * (locked - streamed)
+    return found
 
 
 class _Buffers:

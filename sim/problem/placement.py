@@ -1,8 +1,9 @@
 """Where each routed expert is: one function of policy and layers, for the simulator and the engine alike."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
@@ -57,31 +58,43 @@ def splits_of(policy: "Policy", system: System, expert_counts: Sequence[int]) ->
             Split(on_host=count) if first <= layer < stop else Split(resident=count)
             for layer, count in enumerate(expert_counts)
         )
-    shares = (policy.experts_on_device, policy.experts_on_host, policy.experts_fetched)
-    dealt = zip(*(_dealt(share, expert_counts, finely=policy.deal_experts) for share in shares), strict=True)
-    inside = [first <= layer < stop for layer in range(layers)]
+    room = [0 if first <= layer < stop else count for layer, count in enumerate(expert_counts)]
+    deal = partial(_dealt, expert_counts, finely=policy.deal_experts)
+    resident = deal(room, policy.experts_on_device)
+    room = [count - taken for count, taken in zip(room, resident, strict=True)]
+    on_host = deal(room, policy.experts_on_host, last_first=True)
+    room = [count - taken for count, taken in zip(room, on_host, strict=True)]
+    fetched = deal(room, policy.experts_fetched)
     return tuple(
-        Split(on_host=count) if on_host else _split(system, count, *one)
-        for count, on_host, one in zip(expert_counts, inside, dealt, strict=True)
+        Split(on_host=count) if first <= layer < stop else _with_others(system, count, *given)
+        for layer, (count, *given) in enumerate(zip(expert_counts, resident, fetched, on_host, strict=True))
     )
 
 
-def _split(system: System, count: int, resident: int, on_host: int, fetched: int) -> Split:
-    """A layer's experts, those that no share names where the system has them."""
-    on_host = min(on_host, count - resident)
-    fetched = min(fetched, count - resident - on_host)
-    others = {system.others: count - resident - on_host - fetched}
-    places = (ExpertPlace.STREAMED, ExpertPlace.FETCHED, ExpertPlace.HOST)
-    named = zip((0, fetched, on_host), places, strict=True)
-    return Split(resident, *(some + others.get(place, 0) for some, place in named))
+def _with_others(system: System, count: int, resident: int, fetched: int, on_host: int) -> Split:
+    """A layer's experts, those that no share names where the system has such."""
+    others = {system.others: count - resident - fetched - on_host}
+    named = {ExpertPlace.STREAMED: 0, ExpertPlace.FETCHED: fetched, ExpertPlace.HOST: on_host}
+    return Split(resident, *(some + others.get(place, 0) for place, some in named.items()))
 
 
-def _dealt(share: float, counts: Sequence[int], *, finely: bool) -> list[int]:
-    """Whole experts of each layer: the share of its own, or its turn of the share of all layers' together."""
+def _dealt(
+    counts: Sequence[int], room: Sequence[int], share: float, *, finely: bool, last_first: bool = False
+) -> list[int]:
+    """Whole experts of each layer: the share of its own, or its turn of the share of all layers' together.
+
+    What a layer has no room for goes to the next one. Turns come late in a round, or early if the last comes first, so
+    that two shares that make up all of them never meet.
+    """
     if not finely:
-        return [int(count * share + ROUNDING) for count in counts]
-    edges = [int(before * share + ROUNDING) for before in accumulate(counts, initial=0)]
-    return [after - before for before, after in pairwise(edges)]
+        return [min(space, int(count * share + ROUNDING)) for count, space in zip(counts, room, strict=True)]
+    found, given, before = list[int](), 0, 0
+    for count, space in zip(counts, room, strict=True):
+        before += count
+        due = math.ceil(before * share - ROUNDING) if last_first else int(before * share + ROUNDING)
+        found.append(max(0, min(space, due - given)))
+        given += found[-1]
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,5 +162,5 @@ class Placement:
 def _placement(policy: "Policy", system: System, model: Model) -> Placement:
     counts = tuple(layer.num_experts for layer in model.layers)
     streams = system.streams_non_experts or policy.stream_non_experts
-    on_host = policy.prefill_experts is Place.CPU
+    on_host = policy.prefills_on(system) is Place.CPU
     return Placement(model, splits_of(policy, system, counts), policy.expert_bits(model), streams, on_host)

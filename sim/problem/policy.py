@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from sim.problem.model import Model
 from sim.problem.placement import ROUNDING, Split, splits_of
-from sim.schedule import ExpertPlace, PipelineShape, Place, Schedule
+from sim.schedule import ExpertPlace, PipelineShape, Place, Schedule, System
 from traces.cli import SCHEMA
 from traces.errors import (
     InputError,
@@ -48,7 +48,8 @@ class Policy:
     share that comes when it is asked for; `deal_experts` counts the shares over all layers together, so that layers
     differ by one expert at most. In `host_layers`, from the first number to before the second, the host computes all.
     Experts are computed for `groups` of micro-batches at once (default: for each alone); `prefill_experts` says where
-    prefill computes those of the host. `stream_non_experts`: the rest of each layer streams, too.
+    prefill computes those of the host (default: where the system does). With `stream_non_experts` the rest of a layer
+    streams, too.
     `kv_on_device` is r_c. `pages` a layer's streamed weights travel in: None for one per micro-batch.
     `pin_weights`: the share of each layer's streamed bytes, from the first on, that lies in page-locked memory; what
     lies behind it is copied through staging. True and False stand for all and nothing.
@@ -70,7 +71,7 @@ class Policy:
     deal_experts: bool = False
     host_layers: tuple[int, int] | None = None
     groups: int | None = None
-    prefill_experts: Place = Place.GPU
+    prefill_experts: Place | None = None
     stream_non_experts: bool = False
 
     def __post_init__(self) -> None:
@@ -86,7 +87,8 @@ class Policy:
                 check_range(name, getattr(self, name), MIN_BITS, MAX_BITS, "a width in bits")
         object.__setattr__(self, "pin_weights", _share_of_flag("pin_weights", self.pin_weights))
         for name in ("attention", "prefill_experts"):
-            object.__setattr__(self, name, Place(check_choice(name, getattr(self, name), Place)))
+            if getattr(self, name) is not None or name == "attention":
+                object.__setattr__(self, name, Place(check_choice(name, getattr(self, name), Place)))
         if self.micro_batch_size > self.batch_size:
             object.__setattr__(self, "micro_batch_size", self.batch_size)
 
@@ -111,12 +113,7 @@ class Policy:
     @classmethod
     def usual(cls, schedule: Schedule, batch_size: int, micro_batch_size: int, **given: Any) -> Self:
         """A policy with the places that the schedule usually works with, and `given` fields on top."""
-        system = schedule.system
-        usual = {
-            "attention": system.attention[0],
-            "kv_on_device": float(system.kv_on_device),
-            "prefill_experts": system.prefill_experts[0],
-        }
+        usual = {"attention": schedule.system.attention[0], "kv_on_device": float(schedule.system.kv_on_device)}
         return cls(batch_size, micro_batch_size, **{**usual, **given})
 
     @property
@@ -163,7 +160,7 @@ class Policy:
         n = self.num_micro_batches if num_micro_batches is None else num_micro_batches
         splits = splits_of(self, system, expert_counts)
         others = system.streams_non_experts or self.stream_non_experts
-        on_gpu = self.prefill_experts is Place.GPU
+        on_gpu = self.prefills_on(system) is Place.GPU
         return PipelineShape(
             num_layers=layers,
             num_micro_batches=n,
@@ -174,19 +171,24 @@ class Policy:
             streams_kv=self.kv_on_device < 1,
             offloads_hidden=system.offloads_hidden and n > 1 and on_gpu,
             weights_pinned=self.pin_weights == 1,
-            **(self._split_shape(splits, n, others, shared) if system.splits_experts else {}),
+            **(self._split_shape(system, splits, n, shared) if system.splits_experts else {}),
         )
 
-    def _split_shape(self, splits: Sequence[Split], n: int, others: bool, shared: Sequence[bool]) -> dict[str, Any]:
+    def prefills_on(self, system: System) -> Place:
+        """Where prefill computes the experts of the host."""
+        return self.prefill_experts or system.prefill_experts[0]
+
+    def _split_shape(self, system: System, splits: Sequence[Split], n: int, shared: Sequence[bool]) -> dict[str, Any]:
         """What the shape of a pipeline says of experts that are computed where they are."""
         with_shared = [ExpertPlace.DEVICE if one else ExpertPlace(0) for one in shared or [False] * len(splits)]
         places = [split.places and split.places | more for split, more in zip(splits, with_shared, strict=True)]
+        others, place = system.streams_non_experts or self.stream_non_experts, self.prefills_on(system)
         moves = tuple(others or bool(split.streamed + split.fetched + split.on_host) for split in splits)
         return {
             "experts": tuple(places),
             "num_groups": min(n, self.groups or n),
-            "prefill_experts": self.prefill_experts,
-            "streamed_in_prefill": moves if self.prefill_experts is Place.GPU else (),
+            "prefill_experts": place,
+            "streamed_in_prefill": moves if place is Place.GPU else (),
         }
 
     def check_places(self, schedule: Schedule) -> None:
@@ -217,7 +219,7 @@ class Policy:
         for name, (given, allowed) in needs.items():
             if given and not allowed:
                 raise InputError(f"{name}: {given} is not what {schedule.name} does: leave it out")
-        if self.prefill_experts not in system.prefill_experts:
+        if self.prefills_on(system) not in system.prefill_experts:
             places = " or ".join(system.prefill_experts)
             raise InputError(
                 f"prefill_experts: {self.prefill_experts} is not what {schedule.name} does; it has them on {places}"
@@ -225,7 +227,7 @@ class Policy:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values, `num_micro_batches` with them; of places of experts only what is not usual."""
-        values = {**asdict(self), "attention": self.attention.value, "prefill_experts": self.prefill_experts.value}
+        values = {**asdict(self), "attention": self.attention.value}
         unsaid = {one.name for one in fields(self) if one.name in _OF_PLACES and getattr(self, one.name) == one.default}
         told = {name: value for name, value in values.items() if name not in unsaid}
         return {**told, "num_micro_batches": self.num_micro_batches}

@@ -33,6 +33,7 @@ class SplitExperts(Schedule):
 
     def decode(self, shape: PipelineShape, step: int, more: bool) -> Issues:
         for layer in range(shape.num_layers):
+            yield from self.load_layer(shape, *next_layer(shape, step, layer, more))
             for group in range(shape.num_groups):
                 for j in shape.group(group):
                     yield from self.attend(shape, step, layer, j)
@@ -42,7 +43,7 @@ class SplitExperts(Schedule):
     def experts(self, shape: PipelineShape, step: int, layer: int, group: int) -> Issues:
         """From the attention of a group to its experts, in every place; the host is asked first."""
         mine = shape.group(group)
-        if not shape.experts[layer]:
+        if not shape.splits_experts(step) or not shape.experts[layer]:
             for j in mine:
                 yield issue(Op.POST_ATTN, step, layer, j)
             return

@@ -132,7 +132,7 @@ class PipelineShape:
 
     def has_experts(self, layer: int, places: ExpertPlace) -> bool:
         """Whether a layer has routed experts in any of these places."""
-        return bool(self.experts[layer] & places)
+        return bool(self.experts) and bool(self.experts[layer] & places)
 
     def group(self, number: int) -> range:
         """The micro-batches of a group: all are spread evenly over the groups."""

@@ -4,6 +4,7 @@ Order is found here anew, from lanes that work in order of issue and dependencie
 the code that derives the dependencies. The rules of data flow do not ask the code which slots there are, either.
 """
 
+import itertools
 from collections import Counter, defaultdict
 from itertools import pairwise
 from random import Random
@@ -17,6 +18,7 @@ from sim.schedule import (
     GPU,
     H2D,
     WHOLE,
+    ExpertPlace,
     Lane,
     LaneKind,
     Op,
@@ -33,7 +35,13 @@ from sim.schedule.task import PIN
 from sim.simulation import Simulation
 
 LOADS = {Op.LOAD_WEIGHTS, Op.LOAD_WEIGHTS_PAGEABLE}
-COMPUTE = {Op.PRE_ATTN, Op.ATTN, Op.POST_ATTN, Op.HEAD}
+COMPUTED_IN = {
+    Op.DEVICE_EXPERTS: ExpertPlace.DEVICE | ExpertPlace.STREAMED | ExpertPlace.FETCHED,
+    Op.FETCH_EXPERTS: ExpertPlace.FETCHED,
+    Op.HOST_EXPERTS: ExpertPlace.HOST,
+}
+ON_DEVICE = COMPUTED_IN[Op.DEVICE_EXPERTS]
+COMPUTE = {Op.PRE_ATTN, Op.ATTN, Op.POST_ATTN, Op.HEAD, Op.ROUTE, *COMPUTED_IN}
 LANES = {
     Op.PRE_ATTN: {LaneKind.GPU},
     Op.ATTN: {LaneKind.GPU, LaneKind.CPU},
@@ -47,6 +55,12 @@ LANES = {
     Op.LOAD_WEIGHTS: {LaneKind.H2D},
     Op.LOAD_WEIGHTS_PAGEABLE: {LaneKind.H2D},
     Op.PIN_WEIGHTS: {LaneKind.PIN},
+    Op.ROUTE: {LaneKind.GPU},
+    Op.OFFLOAD_TOKENS: {LaneKind.D2H},
+    Op.HOST_EXPERTS: {LaneKind.CPU},
+    Op.LOAD_OUTPUT: {LaneKind.H2D},
+    Op.FETCH_EXPERTS: {LaneKind.H2D},
+    Op.DEVICE_EXPERTS: {LaneKind.GPU},
 }
 
 
@@ -98,6 +112,8 @@ def shapes(draw, schedule, max_layers=6, max_micro_batches=8, max_pages=9):
     attention = draw(st.sampled_from(schedule.system.attention))
     on_device = schedule.system.kv_on_device or (attention is Place.GPU and draw(st.booleans()))
     some = st.lists(st.booleans(), min_size=num_layers, max_size=num_layers).map(tuple)
+    if schedule.system.splits_experts:
+        return draw(_split_shapes(schedule, num_layers, n, max_pages, attention, on_device=on_device))
     return PipelineShape(
         num_layers=num_layers,
         num_micro_batches=n,
@@ -108,6 +124,32 @@ def shapes(draw, schedule, max_layers=6, max_micro_batches=8, max_pages=9):
         streams_kv=not on_device,
         offloads_hidden=schedule.system.offloads_hidden and n > 1 and draw(st.sampled_from((True, True, False))),
         weights_pinned=draw(st.booleans()),
+    )
+
+
+@st.composite
+def _split_shapes(draw, schedule, num_layers, n, max_pages, attention, *, on_device):
+    """Experts in any places that the schedule knows, dense layers among the others, and any groups."""
+    system = schedule.system
+    single = [place for place in ExpertPlace if place & system.experts]
+    subsets = [ExpertPlace(sum(some)) for k in range(len(single) + 1) for some in itertools.combinations(single, k)]
+    layer = st.sampled_from([0, *single] if system.whole_layers else subsets).map(ExpertPlace)
+    experts = draw(layer.map(lambda one: (one,) * num_layers) | st.tuples(*[layer] * num_layers))
+    on_gpu = draw(st.sampled_from(system.prefill_experts)) is Place.GPU
+    moved = tuple(bool(one & ~ExpertPlace.DEVICE) for one in experts)
+    return PipelineShape(
+        num_layers=num_layers,
+        num_micro_batches=n,
+        num_pages=draw(st.integers(1, max_pages)) if system.paged else 1,
+        attention=attention,
+        streamed=tuple(bool(one & ExpertPlace.STREAMED) for one in experts),
+        streams_kv=not on_device,
+        offloads_hidden=on_gpu and system.offloads_hidden and n > 1 and draw(st.sampled_from((True, True, False))),
+        weights_pinned=draw(st.booleans()),
+        experts=experts,
+        num_groups=draw(st.integers(1, n)),
+        prefill_experts=Place.GPU if on_gpu else Place.CPU,
+        streamed_in_prefill=moved if on_gpu else (),
     )
 
 
@@ -181,10 +223,24 @@ def arithmetic(tasks):
 
 
 def all_arithmetic(shape, first, stop):
-    """PreAttn, Attn and PostAttn once per (step, layer, micro-batch), Head once per (step, micro-batch)."""
+    """PreAttn, Attn and PostAttn once per (step, layer, micro-batch), Head once per (step, micro-batch).
+
+    Where experts are split off: Route instead of PostAttn, and for each group once the experts of every place.
+    """
     turns = [(step, j) for step in range(first, stop) for j in range(shape.num_micro_batches)]
-    whole = [(op, s, layer, j) for op in COMPUTE - {Op.HEAD} for s, j in turns for layer in range(shape.num_layers)]
-    return Counter(whole + [(Op.HEAD, s, -1, j) for s, j in turns])
+    done = Counter((Op.HEAD, s, -1, j) for s, j in turns)
+    for (step, j), layer in itertools.product(turns, range(shape.num_layers)):
+        split = shape.splits_experts(step) and bool(shape.experts[layer])
+        done.update((op, step, layer, j) for op in (Op.PRE_ATTN, Op.ATTN, Op.ROUTE if split else Op.POST_ATTN))
+        if split and j == first_of_group(shape, j):
+            places = shape.experts[layer]
+            done.update((op, step, layer, j) for op, where in COMPUTED_IN.items() if places & where)
+    return done
+
+
+def first_of_group(shape, j):
+    """The micro-batch that names the tasks of j's group."""
+    return max(one.start for one in map(shape.group, range(shape.num_groups)) if one.start <= j)
 
 
 def assert_weights_arrive_once(tasks, shape, first, last):
@@ -197,9 +253,9 @@ def assert_weights_arrive_once(tasks, shape, first, last):
             arrived.update((task.step, task.layer, page) for page in pages)
         if task.op is Op.PIN_WEIGHTS:
             pinned[task.step, task.layer, task.page] += 1
-    steps = {task.step for task in tasks if task.op is Op.POST_ATTN}
-    streamed = [layer for layer in range(shape.num_layers) if shape.streamed[layer]]
-    expected = Counter((step, layer, page) for step in steps for layer in streamed for page in range(shape.num_pages))
+    steps = {task.step for task in tasks if task.op is Op.PRE_ATTN}
+    runs = [(step, layer) for step in steps for layer in range(shape.num_layers) if shape.streams(step, layer)]
+    expected = Counter((*run, page) for run in runs for page in range(shape.num_pages))
     early = Counter({(first, 0, page): 1 for page in range(shape.num_pages)}) if first > 0 else Counter()
     ahead = Counter({key: 1 for key in arrived if key[0] not in steps})
     assert set(ahead) in (set(), {(max(steps) + 1, 0, page) for page in range(shape.num_pages)})
@@ -212,21 +268,30 @@ def assert_weights_arrive_once(tasks, shape, first, last):
         assert not any(task.op is Op.LOAD_WEIGHTS_PAGEABLE for task in tasks), "pinned weights are not pageable"
 
 
-def path_of(shape, step, layer, j, first=0):
-    """The chain of tasks, as (op, step, layer, micro-batch), that one micro-batch takes through one layer."""
+def paths_of(shape, step, layer, j, first=0):
+    """The chains of tasks, as (op, step, layer, micro-batch), that one micro-batch takes through one layer."""
     last = layer == shape.num_layers - 1
+    inside = [Op.PRE_ATTN, Op.ATTN]
     if step > 0 and shape.attention is Place.CPU:
-        inside = [Op.PRE_ATTN, Op.OFFLOAD_QKV, Op.ATTN, Op.LOAD_HIDDEN, Op.POST_ATTN]
-    else:
-        inside = [Op.PRE_ATTN, Op.ATTN, Op.POST_ATTN]
+        inside = [Op.PRE_ATTN, Op.OFFLOAD_QKV, Op.ATTN, Op.LOAD_HIDDEN]
     path = [(op, step, layer, j) for op in inside]
     if layer == 0 and step > first:
         path.insert(0, (Op.HEAD, step - 1, -1, j))
     if step == 0 and shape.offloads_hidden and layer > 0:
         path.insert(0, (Op.LOAD_HIDDEN, step, layer, j))
+    after = [(Op.HEAD, step, -1, j) if last else (Op.PRE_ATTN, step, layer + 1, j)]
     if step == 0 and shape.offloads_hidden and not last:
-        return [*path, (Op.STORE_HIDDEN, step, layer, j), (Op.LOAD_HIDDEN, step, layer + 1, j)]
-    return [*path, (Op.HEAD, step, -1, j) if last else (Op.PRE_ATTN, step, layer + 1, j)]
+        after = [(Op.STORE_HIDDEN, step, layer, j), (Op.LOAD_HIDDEN, step, layer + 1, j)]
+    if not shape.splits_experts(step) or not shape.experts[layer]:
+        return [[*path, (Op.POST_ATTN, step, layer, j), *after]]
+    group, places = first_of_group(shape, j), shape.experts[layer]
+    ways = {
+        ExpertPlace.HOST: (Op.OFFLOAD_TOKENS, Op.HOST_EXPERTS, Op.LOAD_OUTPUT),
+        ExpertPlace.FETCHED: (Op.OFFLOAD_TOKENS, Op.FETCH_EXPERTS, Op.DEVICE_EXPERTS),
+        ON_DEVICE: (Op.DEVICE_EXPERTS,),
+    }
+    mine = [[(op, step, layer, group) for op in ops] for where, ops in ways.items() if places & where]
+    return [[*path, (Op.ROUTE, step, layer, j), *way, *after] for way in mine]
 
 
 def cache_path_of(shape, step, layer, j, first=0):
@@ -245,18 +310,18 @@ def assert_data_flows(tasks, shape, order, first, stop):
     named = {(task.op, task.step, task.layer, task.micro_batch): task for task in tasks}
     for step in range(first, stop):
         for turn in ((layer, j) for layer in range(shape.num_layers) for j in range(shape.num_micro_batches)):
-            paths = path_of(shape, step, *turn, first), cache_path_of(shape, step, *turn, first)
+            paths = *paths_of(shape, step, *turn, first), cache_path_of(shape, step, *turn, first)
             for earlier, later in (pair for path in paths for pair in pairwise(path)):
                 if earlier == (Op.LOAD_KV, first, *turn) and earlier not in named and first > 0:
                     continue  # loaded before the window begins
                 assert earlier in named, f"{earlier} is missing"
                 assert order.before(named[earlier], named[later]), f"{later} does not wait for {earlier}"
     loads, uses = defaultdict(list), defaultdict(list)
-    readers = {Op.POST_ATTN, Op.PRE_ATTN} if shape.streams_non_experts else {Op.POST_ATTN}
+    readers = {Op.POST_ATTN, Op.DEVICE_EXPERTS, *((Op.PRE_ATTN, Op.ROUTE) if shape.streams_non_experts else ())}
     for task in tasks:
         if task.op in LOADS:
             loads[task.step, task.layer].append(task)
-        elif task.op in readers and shape.streamed[task.layer]:
+        elif task.op in readers and shape.streams(task.step, task.layer):
             uses[task.step, task.layer].append(task)
     runs = sorted(uses.keys() | loads.keys())
     for run in runs:

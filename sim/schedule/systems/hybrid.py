@@ -3,14 +3,15 @@
 from sim.schedule.base import Issues, issue, next_layer
 from sim.schedule.experts import SplitExperts
 from sim.schedule.shape import ExpertPlace, PipelineShape, Place, System
+from sim.schedule.systems.cgopipe import LOOKAHEAD
 from sim.schedule.task import Op
 
 
 class Hybrid(SplitExperts):
     """Groups of micro-batches take turns: while one's experts compute, on device and host, others attend.
 
-    A group goes on to the next layer one turn after its own, so that the host has that long for its experts, and with
-    attention on the CPU each micro-batch attends beside the turns of the others. The next layer's pages travel between
+    Where the host has experts, a group leaves a layer one turn after its own, so that the host has that long for them.
+    PreAttn and attention run ahead, as far as groups have left the layer before. The next layer's pages travel between
     the hidden states.
     """
 
@@ -28,16 +29,19 @@ class Hybrid(SplitExperts):
 
     def decode(self, shape: PipelineShape, step: int, more: bool) -> Issues:
         groups = shape.num_groups
-        lag = int(groups > 1 and any(places & ExpertPlace.HOST for places in shape.experts))
+        lag = int(groups > 1 and any(shape.has_experts(layer, ExpertPlace.HOST) for layer in range(shape.num_layers)))
+        lookahead = min(LOOKAHEAD, groups - lag)
         turns = [(layer, group) for layer in range(shape.num_layers) for group in range(groups)]
-        for group in range(groups) if step == 1 else ():
-            yield from self._launch(shape, step, 0, group)
+        for layer, group in turns[:lookahead]:
+            yield from self._launch(shape, step, layer, group)
         for at, (layer, group) in enumerate(turns):
             yield from self._turn(shape, step, layer, group, more)
             if at >= lag:
-                yield from self._leave(shape, step, *turns[at - lag], more)
-        for layer, group in turns[len(turns) - lag :]:
-            yield from self._leave(shape, step, layer, group, more)
+                yield from self.leave_experts(shape, step, *turns[at - lag])
+            for turn in turns[at + lookahead : at + lookahead + 1]:
+                yield from self._launch(shape, step, *turn)
+        for turn in turns[len(turns) - lag :]:
+            yield from self.leave_experts(shape, step, *turn)
 
     def _launch(self, shape: PipelineShape, step: int, layer: int, group: int) -> Issues:
         for j in shape.group(group):
@@ -51,13 +55,6 @@ class Hybrid(SplitExperts):
                 yield issue(Op.LOAD_HIDDEN, step, layer, j)
             yield from self._load_pages(shape, *after, j)
         yield from self.experts(shape, step, layer, group)
-
-    def _leave(self, shape: PipelineShape, step: int, layer: int, group: int, more: bool) -> Issues:
-        """From a group's experts into the next layer, or through the head into the next step."""
-        yield from self.leave_experts(shape, step, layer, group)
-        after = next_layer(shape, step, layer, more)
-        if after[0] >= 0:
-            yield from self._launch(shape, *after, group)
 
     def _load_pages(self, shape: PipelineShape, step: int, layer: int, j: int) -> Issues:
         """The pages that go with a micro-batch, through staging; with all of them if PreAttn needs them too."""

@@ -1,6 +1,6 @@
 """llama.cpp with the routed experts of some layers on the host: `--n-cpu-moe`."""
 
-from sim.schedule.base import Issues
+from sim.schedule.base import Issues, next_layer
 from sim.schedule.dependencies import BARRIER
 from sim.schedule.experts import SplitExperts
 from sim.schedule.shape import ExpertPlace, PipelineShape, Place, System
@@ -37,3 +37,4 @@ class NCpuMoe(SplitExperts):
                 yield from self.attend_on_gpu(0, layer, j)
                 yield from self.finish_layer(shape, 0, layer, j)
             yield BARRIER
+        yield from self.load_layer(shape, *next_layer(shape, 0, shape.num_layers - 1, more))

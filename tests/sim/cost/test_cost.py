@@ -13,7 +13,7 @@ from sim_examples import cost_of, few_layers, made_setup, one_task, round_machin
 
 from sim.cost import CPU_CORES, DRAM
 from sim.cost.pools import ALL_CORES, hbm, link
-from sim.problem import Batch, MicroBatch, Workload
+from sim.problem import Batch, MicroBatch, Placement, Workload
 from sim.schedule import WHOLE, Op
 
 US = 1e3  # nanoseconds
@@ -116,9 +116,8 @@ class TestCopies:
         setup = made_setup(pages=pages, experts_on_device=share, weight_bits=bits)
         costs = setup.costs()
         sizes = [costs(one_task(op, page=page)).bytes for page in range(pages)]
-        layer = setup.problem.model.layers[0]
         assert sum(sizes) == costs(one_task(op, page=WHOLE)).bytes
-        assert sum(sizes) == setup.policy.streamed_bytes(setup.schedule, setup.problem.model, layer)
+        assert sum(sizes) == Placement.of(setup.policy, setup.schedule, setup.problem.model).streamed_bytes(0)
         assert max(sizes) - min(sizes) <= 1
 
 
@@ -162,7 +161,7 @@ class TestShares:
         setup = made_setup(pages=pages, pin_weights=share, weight_bits=bits)
         costs, whole = (
             setup.costs(),
-            setup.policy.streamed_bytes(setup.schedule, setup.problem.model, setup.problem.model.layers[0]),
+            Placement.of(setup.policy, setup.schedule, setup.problem.model).streamed_bytes(0),
         )
         staged = [costs(one_task(Op.PIN_WEIGHTS, page=page)).bytes for page in range(pages)]
         assert sum(staged) == whole - setup.policy.locked_bytes(whole) == costs(one_task(Op.PIN_WEIGHTS)).bytes

@@ -5,15 +5,15 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from sim_examples import few_layers, preset
+from sim_examples import preset
 
-from sim.problem import Model, Policy, read_policy_file
+from sim.problem import Model, Placement, Policy, Split, read_policy_file, splits_of
 from sim.schedule import Place, by_name, registered
 from traces.errors import InputError
 
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=100)
-CPU_SCHEDULES = ("cgopipe", "fastdecode", "flexgen-c")
-RESIDENT_CACHE = ("zero", "accelerate")
+CPU_SCHEDULES = ("cgopipe", "fastdecode", "flexgen-c", "hybrid")
+RESIDENT_CACHE = ("zero", "accelerate", "n-cpu-moe", "cpu-experts", "expert-cache")
 
 
 def refusal(call):
@@ -189,25 +189,24 @@ class TestExperts:
     @pytest.mark.parametrize(("share", "whole"), [(0, 0), (0.0559, 0), (0.124, 0), (0.125, 1), (0.3, 2), (1, 8)])
     def test_resident_experts_are_whole(self, share, whole):
         model = preset("mixtral-8x7b")
-        policy = Policy(8, 4, experts_on_device=share)
-        assert policy.resident_experts(model.layers[0]) == whole
-        streamed = policy.streamed_bytes(by_name("cgopipe"), model, model.layers[0])
-        assert streamed == (8 - whole) * 2 * 3 * 4096 * 14336
+        placement = Placement.of(Policy(8, 4, experts_on_device=share), by_name("cgopipe"), model)
+        assert placement.splits == (Split(whole, 8 - whole),) * 32
+        assert placement.streamed_bytes(0) == (8 - whole) * 2 * 3 * 4096 * 14336
 
     @given(total=st.integers(1, 512), data=st.data())
     @SETTINGS
     def test_a_share_of_n_experts_is_n_experts(self, total, data):
         """m / n is not exact in binary: no expert may be lost by it."""
         wanted = data.draw(st.integers(0, total))
-        layer = replace(few_layers("mixtral-8x7b", 1).layers[0], num_experts=total, top_k=1)
-        assert Policy(8, 4, experts_on_device=wanted / total).resident_experts(layer) == wanted
+        policy = Policy(8, 4, experts_on_device=wanted / total)
+        assert splits_of(policy, by_name("cgopipe").system, (total,)) == (Split(wanted, total - wanted),)
 
     def test_weights_keep_the_models_width_unless_the_policy_says_so(self):
         model = replace(preset("mixtral-8x7b"), expert_bits=4.25)
-        layer = model.layers[0]
-        native = Policy(8, 4).streamed_bytes(by_name("cgopipe"), model, layer)
-        assert native == 8 * (3 * 4096 * 14336 * 4.25 / 8)
-        assert Policy(8, 4, weight_bits=8).streamed_bytes(by_name("cgopipe"), model, layer) == 8 * 3 * 4096 * 14336
+        native = Placement.of(Policy(8, 4), by_name("cgopipe"), model)
+        assert native.streamed_bytes(0) == 8 * (3 * 4096 * 14336 * 4.25 / 8)
+        narrow = Placement.of(Policy(8, 4, weight_bits=8), by_name("cgopipe"), model)
+        assert narrow.streamed_bytes(0) == 8 * 3 * 4096 * 14336
 
 
 class TestShape:

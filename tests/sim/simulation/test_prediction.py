@@ -13,7 +13,7 @@ from sim_examples import few_layers, made_setup, preset, round_machine
 
 from sim.cost import Setup
 from sim.planning import best_policy
-from sim.problem import Hardware, Model, Policy, Problem, Workload
+from sim.problem import Hardware, Model, Placement, Policy, Problem, Workload
 from sim.schedule import LaneKind, Op, by_name, over_ranks, registered
 from sim.simulation import LaneSummary, Simulation, predict
 from sim.simulation.prediction import Phase
@@ -300,7 +300,8 @@ class TestOtherMachines:
         said = predict(setup)
         assert said.total_s == pytest.approx(predict(setup, exact=True).total_s, rel=2e-3)
         assert said.lower_bound_s <= said.total_s
-        weights = sum(setup.policy.streamed_bytes(schedule, problem.model, layer) for layer in problem.model.layers)
+        placement = Placement.of(setup.policy, schedule, problem.model)
+        weights = sum(map(placement.streamed_bytes, placement.kinds))
         streams_s = 24 * weights / problem.hardware.link.h2d_bytes_per_s
         assert said.total_s > streams_s, "every step brings all streamed weights over the link"
 

@@ -8,7 +8,7 @@ from sim_examples import few_layers, made_setup, round_machine, with_hand_over
 from trace_rules import assert_obeys_rules
 
 from sim.cost.memory import kv_bytes
-from sim.problem import Workload
+from sim.problem import Placement, Workload
 from sim.schedule import LaneKind, Op, over_ranks, registered
 from sim.simulation import record
 from traces.analysis import find_critical_path
@@ -171,7 +171,8 @@ class TestMemory:
         plan, ranks = setup.memory, setup.num_ranks
         stays = plan.peak_bytes()["device"] - plan.device.get("weight slots", 0) - plan.device.get("kv cache", 0)
         model = setup.problem.model
-        weights = [setup.policy.streamed_bytes(setup.schedule, model, layer) // ranks for layer in model.layers]
+        placement = Placement.of(setup.policy, setup.schedule, model)
+        weights = [placement.streamed_bytes(kind) // ranks for kind in placement.kinds]
         held = {rank: samples(trace, MEMORY)[rank, "device"] for rank in range(ranks)}
         for span in trace.spans:
             if span.op in (Op.POST_ATTN.value, Op.EXPERTS.value):
