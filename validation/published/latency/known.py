@@ -4,6 +4,7 @@ The names and what they stand for are in `data/known.toml`.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -58,9 +59,9 @@ def system_of(row: LatencyRow) -> ServingSystem:
 
 def model_of(row: LatencyRow, options: Options) -> Model:
     """The model with the widths and the experts a token that the row names. Raises InputError."""
-    presets = _KNOWN["models"]
-    named = next((presets[name] for name in presets if row.model.lower().startswith(name.lower())), None)
-    model = _model(named or row.model)
+    if refused := _of_beginning(_KNOWN["refused"], row.model):
+        raise InputError(f"model {row.model!r}: {refused}")
+    model = _model(_of_beginning(_KNOWN["models"], row.model) or row.model)
     if widths := _widths(row):
         model = replace(
             model, expert_bits=widths["experts"], other_bits=widths["others"], embedding_bits=widths["ends"]
@@ -69,6 +70,11 @@ def model_of(row: LatencyRow, options: Options) -> Model:
         return model
     layers = [replace(one, top_k=options.top_k) if one.num_experts else one for one in model.layers]
     return replace(model, layers=tuple(layers))
+
+
+def _of_beginning(table: Mapping[str, str], name: str) -> str | None:
+    """The entry of the first key that the name begins with."""
+    return next((value for key, value in table.items() if name.lower().startswith(key.lower())), None)
 
 
 def _widths(row: LatencyRow) -> dict[str, float] | None:
