@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from torch.backends import cuda
 
-from engine.attention import BITS, HostAttention
 from engine.device import aligned_bytes, for_now
+from engine.host import BITS, HostAttention
 from engine.memory import STAGING, HostBlocks, HostCopy, HostWeights, WeightStream, placed
 from engine.model import Anatomy, kept_experts, lean_gates, split
 from engine.tasks import RunContext, Session
@@ -29,7 +29,7 @@ def open_session(run: RunContext) -> Iterator[Session]:
         stack.callback(device.reserve_pinned, {})
         device.reserve_pinned(_reserved_bytes(run, weights, layout))
         blocks = stack.enter_context(contextlib.closing(HostBlocks(device, run.host)))
-        stream = stack.enter_context(placed(model, device, weights, layout))
+        stream = stack.enter_context(placed(model, device, weights, layout, run.packed))
         stack.enter_context(kept_experts(model))
         stack.enter_context(lean_gates(model.modules()))
         owners = [parameter.owner for layer in run.streamed if layer for parameter in layer.parameters]

@@ -4,5 +4,6 @@ from .copying import HostCopy as HostCopy
 from .host_blocks import HostBlock as HostBlock, HostBlocks as HostBlocks
 from .host_weights import HostWeights as HostWeights
 from .layers import StreamedLayer as StreamedLayer
+from .packed import PackedLayer as PackedLayer, packed_layers as packed_layers
 from .placement import placed as placed, streamed_layers as streamed_layers
 from .weights import STAGING as STAGING, WeightStream as WeightStream

@@ -1,7 +1,8 @@
 """Streamed weights in host memory: the model's own parameters, of each layer in one piece, the first bytes page-locked.
 
 There is one copy of the weights: a parameter is moved into its layer's block, and its old memory is free before the
-next one moves. At the end the parameters stay where they are, in what is ordinary memory then.
+next one moves. At the end the parameters stay where they are, in what is ordinary memory then. Experts that are packed
+have nothing but their packed bytes here.
 """
 
 import mmap
@@ -13,6 +14,7 @@ import torch
 from engine.device import Device, Ledger, return_freed_memory
 from engine.memory.copying import HostCopy
 from engine.memory.layers import StreamedLayer
+from engine.model import OwnedParameter
 from sim.schedule import MemoryPart
 
 NAME = MemoryPart.STREAMED_WEIGHTS
@@ -50,6 +52,7 @@ class HostWeights:
         self._host = host
         self._locked_bytes = locked_bytes
         self._layers: dict[int, HostLayer] = {}
+        self._packed: dict[int, torch.Tensor] = {}  # bytes of layers whose experts the model has no longer
         self.staging_bytes = max((one.num_bytes - locked_bytes(one.num_bytes) for one in layers if one), default=0)
         """What lies behind the page-locked bytes in the layer where that is most."""
 
@@ -64,16 +67,33 @@ class HostWeights:
                 if layer is not None:
                     content = _in_one_piece(layer)
                     if content is None or content.data_ptr() in taken:
-                        content = _moved(layer, self._device, copy)
+                        content = self._device.host_block(layer.num_bytes)
+                        if layer.is_packed:
+                            self._packed[index] = content
+                        _move(layer, content, copy)
                     taken.add(content.data_ptr())
                     self._layers[index] = self._locked(content)
 
-    def close(self) -> None:
-        """Leaves the parameters where they are, no longer page-locked and no longer counted."""
-        for content, locked_bytes in self._layers.values():
+    def packed(self, index: int) -> dict[str, torch.Tensor]:
+        """The packed experts of a layer that stream, by the name of their parameter; none before they are taken."""
+        layer, content = self.streamed[index], self._packed.get(index)
+        if layer is None or content is None:
+            return {}
+        parts = zip(layer.parameters, layer.formats, layer.views(content), strict=True)
+        return {parameter.name: view for parameter, form, view in parts if form is not None}
+
+    def give_back(self, index: int) -> None:
+        """Leaves a layer's bytes to whoever uses them, no longer page-locked and no longer counted."""
+        self._packed.pop(index, None)
+        if index in self._layers:
+            content, locked_bytes = self._layers.pop(index)
             self._device.unlock(NAME, content[:locked_bytes])
             self._host.refund(NAME, content.numel() - locked_bytes)
-        self._layers.clear()
+
+    def close(self) -> None:
+        """Leaves the parameters where they are."""
+        for index in list(self._layers):
+            self.give_back(index)
 
     def _locked(self, content: torch.Tensor) -> HostLayer:
         layer = HostLayer(content, self._locked_bytes(content.numel()))
@@ -86,7 +106,7 @@ def _in_one_piece(layer: StreamedLayer) -> torch.Tensor | None:
     """The bytes of a layer whose parameters lie as they should, since an earlier run; others may lie behind them."""
     storage = layer.parameters[0].tensor.untyped_storage()
     first = storage.data_ptr()
-    if layer.first_expert or storage.nbytes() < layer.num_bytes or first % mmap.PAGESIZE:
+    if layer.is_packed or layer.first_expert or storage.nbytes() < layer.num_bytes or first % mmap.PAGESIZE:
         return None
     for parameter, start in zip(layer.parameters, layer.starts, strict=True):
         if parameter.tensor.data_ptr() != first + start or not parameter.tensor.is_contiguous():
@@ -94,13 +114,21 @@ def _in_one_piece(layer: StreamedLayer) -> torch.Tensor | None:
     return torch.empty(0, dtype=torch.uint8).set_(storage)[: layer.num_bytes]
 
 
-def _moved(layer: StreamedLayer, device: Device, copy: HostCopy) -> torch.Tensor:
-    """The bytes of a layer, to which its parameters have moved; of split ones, what streams."""
-    content = device.host_block(layer.num_bytes)
-    for parameter, place in zip(layer.parameters, layer.views(content), strict=True):
+def _move(layer: StreamedLayer, content: torch.Tensor, copy: HostCopy) -> None:
+    """Moves a layer's parameters into these bytes; of split ones, what streams. What is packed, the model lets go."""
+    places = zip(layer.parameters, layer.formats, layer.views(content), strict=True)
+    for parameter, form, place in places:
         source = parameter.tensor.detach()[layer.first_expert :]
-        copy(place, source)
-        parameter.tensor.data = place
+        if form is None:
+            copy(place, source)
+            parameter.tensor.data = place
+        else:
+            form.pack(source, place)
+            let_go(parameter)
         del source
     return_freed_memory()
-    return content
+
+
+def let_go(parameter: OwnedParameter) -> None:
+    """Leaves a parameter without content."""
+    parameter.tensor.data = torch.empty(0, dtype=parameter.tensor.dtype)

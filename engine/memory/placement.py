@@ -1,7 +1,7 @@
 """Puts a model on a device: what stays there is moved, what streams gets its blocks and slots. Undone on exit."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from engine.device import Device
 from engine.memory.host_weights import HostWeights
 from engine.memory.layers import StreamedLayer
+from engine.memory.packed import PackedLayer, packed_on_device
 from engine.memory.weights import WeightStream
 from engine.model import Anatomy, OwnedParameter, can_split, split_experts
 from sim.schedule import MemoryPart, SlotLayout
@@ -17,7 +18,11 @@ from traces.errors import InputError
 
 
 def streamed_layers(
-    model: PreTrainedModel, anatomy: Anatomy, experts_on_device: float, streams_non_experts: bool
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    experts_on_device: float,
+    streams_non_experts: bool,
+    packed: Sequence[PackedLayer | None],
 ) -> list[StreamedLayer | None]:
     """What streams of each layer when int(E x experts_on_device) of its E routed experts stay on the device."""
     resident = int(anatomy.num_experts * experts_on_device + 1e-9)
@@ -32,21 +37,33 @@ def streamed_layers(
                 f"between device and host; give 0 or 1"
             )
         parameters = rest if stays else (*experts, *rest)
-        layers.append(StreamedLayer.of(parameters, 0 if rest else resident) if parameters else None)
+        layer = packed[i]
+        formats = layer.formats if layer and not stays else ()
+        layers.append(StreamedLayer.of(parameters, 0 if rest else resident, formats) if parameters else None)
     return layers
 
 
 @contextlib.contextmanager
-def placed(model: PreTrainedModel, device: Device, host: HostWeights, layout: SlotLayout) -> Iterator[WeightStream]:
+def placed(
+    model: PreTrainedModel,
+    device: Device,
+    host: HostWeights,
+    layout: SlotLayout,
+    packed: Sequence[PackedLayer | None] = (),
+) -> Iterator[WeightStream]:
     """While entered, resident weights are on the device and streamed ones come through the slots of what it yields.
 
     A weight is in one place at a time: a device with a memory of its own takes it over from the host.
     """
     with contextlib.ExitStack() as at_end:
         weights = at_end.enter_context(contextlib.closing(WeightStream(device, host, layout)))
-        _place_resident(model, device, host.streamed, at_end)
+        parameters = [layer.parameters for layer in (*host.streamed, *packed) if layer]
+        _place_resident(model, device, {id(one.tensor) for of_layer in parameters for one in of_layer}, at_end)
         split = [_resident_experts(layer, i, device, at_end) for layer, i in _split(host.streamed)]
         at_end.callback(host.close)
+        if any(packed):
+            num_micro_batches = layout.shape.num_micro_batches
+            at_end.enter_context(packed_on_device(packed, device, host, weights, num_micro_batches))
         host.take()
         for owner, resident in split:
             at_end.enter_context(split_experts(owner, resident))
@@ -54,10 +71,9 @@ def placed(model: PreTrainedModel, device: Device, host: HostWeights, layout: Sl
 
 
 def _place_resident(
-    model: PreTrainedModel, device: Device, streamed: Sequence[StreamedLayer | None], at_end: contextlib.ExitStack
+    model: PreTrainedModel, device: Device, moved: Collection[int], at_end: contextlib.ExitStack
 ) -> None:
-    """Has the device take over what does not stream."""
-    streams = {id(parameter.tensor) for layer in streamed if layer for parameter in layer.parameters}
+    """Has the device take over what does not go there otherwise, as the parameters with these identities do."""
     held: dict[int, torch.Tensor] = {}  # tied parameters are one object
 
     def free() -> None:
@@ -84,7 +100,7 @@ def _place_resident(
     for path, module in model.named_modules():
         for table in (module._parameters, module._buffers):
             for name, tensor in table.items():
-                if tensor is not None and id(tensor) not in streams and (tensor.numel() or id(tensor) in held):
+                if tensor is not None and id(tensor) not in moved and (tensor.numel() or id(tensor) in held):
                     place(path, table, name, tensor)
 
 
@@ -95,8 +111,9 @@ def _bring_back(device: Device, parameter: torch.Tensor, on_device: torch.Tensor
 
 
 def _split(streamed: Sequence[StreamedLayer | None]) -> Iterator[tuple[StreamedLayer, int]]:
-    """The layers of which some experts stay on the device."""
-    return ((layer, i) for i, layer in enumerate(streamed) if layer and layer.first_expert)
+    """The layers of which some experts stay on the device as the model has them."""
+    layers = ((layer, i) for i, layer in enumerate(streamed) if layer)
+    return ((layer, i) for layer, i in layers if layer.first_expert and not layer.is_packed)
 
 
 def _resident_experts(

@@ -30,6 +30,7 @@ class WeightStream:
         self._slots: list[Tensor] = []
         self._staging: list[Tensor] = []
         self._views: dict[tuple[int, int], list[nn.Parameter]] = {}
+        self._packed: dict[int, dict[str, Tensor]] = {}
         self._in_slot: list[list[int | None]] = []
         self._in_staging: list[list[int | None]] = []
         self._copy = HostCopy(device.pin_threads)
@@ -106,9 +107,18 @@ class WeightStream:
         if (index, slot) not in self._views:
             views = layer.views(self._slots[slot])
             self._views[index, slot] = [nn.Parameter(view, requires_grad=False) for view in views]
-        for parameter, view in zip(layer.parameters, self._views[index, slot], strict=True):
-            parameter.owner._parameters[parameter.name] = view
+        packed: dict[str, Tensor] = {}
+        for parameter, form, view in zip(layer.parameters, layer.formats, self._views[index, slot], strict=True):
+            if form is None:
+                parameter.owner._parameters[parameter.name] = view
+            else:
+                packed[parameter.name] = view.data
+        self._packed[index] = packed
         self._bound[index] = slot
+
+    def packed(self, index: int) -> dict[str, Tensor]:
+        """The packed experts of a layer in the slot that is bound, by the name of their parameter."""
+        return self._packed.get(index, {})
 
     def close(self) -> None:
         """Gives the model its own parameters back, and the slots to the device."""
@@ -116,6 +126,7 @@ class WeightStream:
             for parameter in layer.parameters:
                 parameter.owner._parameters[parameter.name] = parameter.tensor  # type: ignore[assignment]
         self._bound.clear()
+        self._packed.clear()
         self._views.clear()
         for slot in self._slots:
             self._device.free(slot)

@@ -29,3 +29,6 @@ from .kvcache import (
     cache_for as cache_for,
     layer_of as layer_of,
 )
+from .packed_experts import PackedExperts as PackedExperts, UnpackedRoom as UnpackedRoom
+from .packing import GROUP as GROUP, NUMBER_BITS as NUMBER_BITS, PackedFormat as PackedFormat
+from .recording import recorded_routing as recorded_routing

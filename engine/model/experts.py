@@ -115,7 +115,7 @@ def split_experts(module: nn.Module, resident: Mapping[str, nn.Parameter]) -> It
     num_experts: int = module.num_experts  # type: ignore[assignment]
 
     def forward(hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, *_: Any) -> torch.Tensor:
-        part = _own_pairs if rows_are_known(hidden) else _all_pairs
+        part = own_pairs if rows_are_known(hidden) else all_pairs
         streamed: Parameters = {name: module._parameters[name] for name in resident}
         of_streamed = (index - num_resident) % num_experts  # those of resident experts come behind the last
         result = part(module, resident, num_resident, hidden, index, weights)
@@ -138,7 +138,7 @@ def rows_are_known(hidden: torch.Tensor) -> bool:
     return hidden.device.type == "cpu" or (micro_batch is not None and micro_batch.step == 0)
 
 
-def _own_pairs(
+def own_pairs(
     module: Any, parameters: Parameters, count: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
     """What `count` experts make of the pairs that are their own; an index from `count` on is foreign."""
@@ -151,7 +151,7 @@ def _own_pairs(
     return result
 
 
-def _all_pairs(
+def all_pairs(
     module: Any, parameters: Parameters, count: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
     """The same without a word to the host: the library itself leaves foreign pairs out."""

@@ -9,7 +9,7 @@ from engine.calibration import described
 from engine.generation import as_cut
 from sim.cost import Setup
 from sim.planning import PolicyGrid, best_policy
-from sim.problem import Hardware, Policy, Problem, Workload
+from sim.problem import UNIFORM, Hardware, Policy, Problem, Routing, Workload
 from sim.schedule import Schedule
 from sim.simulation import Prediction, predict
 
@@ -35,14 +35,19 @@ class RunPlan:
 
 
 def plan(
-    model: PreTrainedModel, hardware: Hardware, schedule: Schedule, prompt_tokens: Sequence[int], max_new_tokens: int
+    model: PreTrainedModel,
+    hardware: Hardware,
+    schedule: Schedule,
+    prompt_tokens: Sequence[int],
+    max_new_tokens: int,
+    routing: str | Routing = UNIFORM,
 ) -> RunPlan:
     """The best policy for these requests: all in one batch, or the best batch that they fill.
 
     Raises NothingFitsError, an InputError, if no policy fits the machine's memories.
     """
     workload = Workload("requests", tuple(prompt_tokens), max_new_tokens)
-    problem = Problem(described(model), hardware, workload)
+    problem = Problem.of(described(model), hardware, workload, routing=routing)
     found = best_policy(problem, schedule, num_requests=len(prompt_tokens), grid=WHAT_THE_ENGINE_RUNS, refine=False)
     policy = found.best.setup.policy
     batch = as_cut(prompt_tokens[: policy.batch_size], policy.micro_batch_size, max_new_tokens)

@@ -10,7 +10,7 @@ import torch
 from engine.device import LaneContext
 from engine.lanes import Executor, Ran
 from engine.memory import Activations, Buffers
-from engine.model import Finished, InFlight, cache_for, end_tokens
+from engine.model import Finished, InFlight, cache_for
 from engine.tasks.attend import DecodeAttention
 from engine.tasks.compute import Compute
 from engine.tasks.context import BatchContext, RunContext, Session
@@ -46,8 +46,7 @@ def run_batch(
     session.weights.begin_batch(layout)
     with contextlib.ExitStack() as at_end:
         buffers = at_end.enter_context(contextlib.closing(Buffers(run.device)))
-        if not layout.shape.streams_kv:
-            at_end.callback(_free_stores, run, micro_batches)
+        at_end.callback(_free_resident, run, micro_batches)
         largest = max(micro_batches, key=lambda one: len(one.padding) * one.width)
         activations = at_end.enter_context(contextlib.closing(Activations(run.device, largest, run.anatomy.kinds)))
         work = TaskPerformer(BatchContext(session, layout, micro_batches, attention, buffers, activations, on_head))
@@ -75,11 +74,12 @@ def _micro_batch(run: RunContext, j: int, prompts: Prompts, number: int) -> InFl
 
     seed = None if options.seed is None else options.seed + number
     capacity = width + options.max_new_tokens - 1  # the last token is not attended to
-    return InFlight(j, padding, generate, seed, cache=cache, width=width, capacity=capacity)
+    resident = run.policy.resident_requests(len(prompts))
+    return InFlight(j, padding, generate, seed, cache=cache, width=width, capacity=capacity, resident_requests=resident)
 
 
-def _free_stores(run: RunContext, micro_batches: Sequence[InFlight]) -> None:
-    for store in (store for one in micro_batches for store in one.stores.values()):
+def _free_resident(run: RunContext, micro_batches: Sequence[InFlight]) -> None:
+    for store in (store for one in micro_batches for store in one.resident.values()):
         store.close(run.device.free)
 
 
@@ -149,13 +149,11 @@ class TaskPerformer:
 
 
 def _generated(run: RunContext, micro_batch: InFlight) -> list[list[int]]:
-    at, kwargs = micro_batch.at, run.options.kwargs
+    at = micro_batch.at
     if not isinstance(at, Finished):
         raise RuntimeError(f"the schedule {run.schedule.name} ended before generation did: it is at {at!r}")
     output = at.output if isinstance(at.output, torch.Tensor) else at.output.sequences
-    ends = end_tokens(run.model, kwargs.get("eos_token_id"))
-    stops_early = any(kwargs.get(name) for name in ("stop_strings", "stopping_criteria"))
-    padding = {run.options.pad_token_id} if stops_early else set()
+    ends, padding = run.ends, run.options.pads_ended
     return [_until_end(row, ends, padding) for row in output[:, micro_batch.width :].tolist()]
 
 

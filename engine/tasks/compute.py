@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from engine.model import Attended, AttentionCall, CacheNeeded, InFlight, KeysValues, LayerEntry, StackEnd, layer_of
+from engine.model import Attended, AttentionCall, CacheNeeded, InFlight, KeysValues, LayerEntry, StackEnd
 from engine.tasks.attend import attend_on_device
 from engine.tasks.context import BatchContext
 from engine.tasks.host_room import HostRoom
@@ -45,14 +45,12 @@ class Compute:
             if not isinstance(micro_batch.at, AttentionCall):
                 return 0  # the layer keeps no keys and values
             call = micro_batch.at
-            known = KeysValues(call.key, call.value)
-            if not self._shape.streams_kv and task.step == 0:
+            if task.step == 0:
                 self._keep_on_device(task, micro_batch)
-            if not call.whole_cache:
-                known = self._whole_cache(task, micro_batch)
+            known = [KeysValues(call.key, call.value)] if call.whole_cache else self._cache(task, micro_batch)
             micro_batch.attended = attend_on_device(call, known)
         self._activations.stopped(micro_batch)
-        return known.num_bytes
+        return sum(one.num_bytes for one in known)
 
     def post_attn(self, task: Task, micro_batch: InFlight) -> int:
         """From the attention's result to the end of the layer."""
@@ -101,30 +99,49 @@ class Compute:
         micro_batch.weights_ready = True
 
     def _keep_on_device(self, task: Task, micro_batch: InFlight) -> None:
-        new = micro_batch.take_new(task)
-        if new is not None:
-            device, name = self._batch.session.run.device, f"kv cache of micro-batch {micro_batch.index}"
-            micro_batch.keep(task.layer, new, device.allocate, name)
+        """What of the new keys and values stays; the rest is for StoreKV."""
+        micro_batch.keep_resident(task, self._batch.session.run.device.allocate)
+        if not self._shape.streams_kv:
+            micro_batch.take_new(task)
+
+    def _cache(self, task: Task, micro_batch: InFlight) -> list[KeysValues]:
+        """All of a layer's keys and values, the newest included: of requests whose cache stays, then of the others."""
+        new = micro_batch.new(task)
+        assert new is not None
+        self._keep_on_device(task, micro_batch)
+        found = [micro_batch.resident[task.layer].content] if micro_batch.resident_requests else []
+        if self._shape.streams_kv:
+            loaded = micro_batch.take_loaded_cache(task)
+            for whole, newest in zip(loaded, new.of_requests(micro_batch.resident_requests), strict=True):
+                whole[:, :, -new.num_tokens :].copy_(newest)
+            found.append(loaded)
+        return found
 
     def _whole_cache(self, task: Task, micro_batch: InFlight) -> KeysValues:
-        """All keys and values of a layer on the device, the newest ones included."""
-        if not self._shape.streams_kv:
-            self._keep_on_device(task, micro_batch)
-            return micro_batch.stores[task.layer].content
-        loaded = micro_batch.take_loaded_cache(task)
-        cache = layer_of(micro_batch.cache, task.layer)
-        assert cache is not None
-        new = cache.new[task.step]
-        for whole, newest in zip(loaded, new, strict=True):
-            whole[:, :, -new.num_tokens :].copy_(newest)
-        return loaded
+        """The same in one piece, for a model that computes with it before attention."""
+        parts = self._cache(task, micro_batch)
+        if len(parts) == 1:
+            return parts[0]
+        return KeysValues(
+            *(self._joined(name, *of_both) for name, *of_both in zip(KeysValues._fields, *parts, strict=True))
+        )
+
+    def _joined(self, name: str, resident: torch.Tensor, loaded: torch.Tensor) -> torch.Tensor:
+        """Both parts in one buffer, which the next task of this lane may use again."""
+        _, heads, tokens, dim = loaded.shape
+        shape = (len(resident) + len(loaded), heads, tokens, dim)
+        room_bytes = self._batch.most_cached_tokens() * heads * dim * loaded.itemsize
+        whole = self._batch.buffers.on_device(f"joined kv cache, {name}", shape, loaded.dtype, room_bytes)
+        whole[: len(resident)].copy_(resident)
+        whole[len(resident) :].copy_(loaded)
+        return whole
 
 
 def _take_attended(micro_batch: InFlight, call: AttentionCall) -> Attended:
     attended, micro_batch.attended = micro_batch.attended, None
     if attended is None and not call.whole_cache:
         raise RuntimeError("attention has no result")
-    return attended or attend_on_device(call, KeysValues(call.key, call.value))
+    return attended or attend_on_device(call, [KeysValues(call.key, call.value)])
 
 
 def _has_left(micro_batch: InFlight, layer: int) -> bool:

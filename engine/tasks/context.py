@@ -6,10 +6,20 @@ from typing import Any, Self
 
 from transformers import PreTrainedModel
 
-from engine.attention import HostAttention
 from engine.device import Device, Ledger
-from engine.memory import Activations, Buffers, HostBlocks, HostCopy, StreamedLayer, WeightStream, streamed_layers
-from engine.model import Anatomy, InFlight
+from engine.host import HostAttention
+from engine.memory import (
+    Activations,
+    Buffers,
+    HostBlocks,
+    HostCopy,
+    PackedLayer,
+    StreamedLayer,
+    WeightStream,
+    packed_layers,
+    streamed_layers,
+)
+from engine.model import Anatomy, InFlight, end_tokens
 from engine.tasks.attend import DecodeAttention
 from sim.problem import Policy
 from sim.schedule import MemoryPart, PipelineShape, Schedule, SlotLayout, layout_of
@@ -28,6 +38,12 @@ class GenerationOptions:
     kwargs: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
 
+    @property
+    def pads_ended(self) -> set[int]:
+        """Tokens that fill up a request which something else than an end token has ended."""
+        stops_early = any(self.kwargs.get(name) for name in ("stop_strings", "stopping_criteria"))
+        return {self.pad_token_id} if stops_early else set()
+
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
@@ -41,6 +57,8 @@ class RunContext:
     anatomy: Anatomy
     streamed: list[StreamedLayer | None]
     """Per layer, the weights that come over the link each time the layer runs."""
+    packed: list[PackedLayer | None]
+    """Per layer, its routed experts where they are stored in fewer bits than the model has."""
     host: Ledger = field(default_factory=lambda: Ledger("host memory", None))
 
     @classmethod
@@ -49,14 +67,19 @@ class RunContext:
     ) -> Self:
         """Opens the model. Raises InputError if the engine cannot run it, or cannot run it by this policy."""
         policy.check_places(schedule)
-        if 0 < policy.kv_on_device < 1:
-            raise InputError(f"kv_on_device: {policy.kv_on_device:g}: the engine keeps all of it on the device or none")
-        if policy.weight_bits is not None or policy.kv_bits is not None:
-            raise InputError("weight_bits, kv_bits: the engine runs a model at its own widths: leave both out")
+        if policy.kv_bits is not None:
+            raise InputError("kv_bits: the engine keeps the KV cache at the model's own width: leave it out")
         _check_in_host_memory(model)
         anatomy = Anatomy.of(model)
-        streamed = streamed_layers(model, anatomy, policy.experts_on_device, schedule.system.streams_non_experts)
-        return cls(model, schedule, policy, device, options, anatomy, streamed)
+        share, streams_non_experts = policy.experts_on_device, schedule.system.streams_non_experts
+        packed = packed_layers(model, anatomy, policy.weight_bits, share)
+        streamed = streamed_layers(model, anatomy, share, streams_non_experts, packed)
+        return cls(model, schedule, policy, device, options, anatomy, streamed, packed)
+
+    @property
+    def ends(self) -> set[int]:
+        """Tokens that end a sequence."""
+        return end_tokens(self.model, self.options.kwargs.get("eos_token_id"))
 
     @property
     def locked_bytes(self) -> list[int]:
@@ -129,7 +152,9 @@ class BatchContext:
         """Tokens of the prompts of the largest micro-batch, padding included."""
         return max(len(one.padding) * one.width for one in self.micro_batches)
 
-    @property
-    def most_cached_tokens(self) -> int:
-        """Tokens that the cache of a micro-batch may come to hold in a layer, of the one that needs most."""
-        return max(len(one.padding) * one.capacity for one in self.micro_batches)
+    def most_cached_tokens(self, *, on_host: bool = False) -> int:
+        """Tokens that the cache of a micro-batch may come to hold in a layer, of the one that needs most.
+
+        `on_host`: those of the requests whose cache does not stay on the device.
+        """
+        return max((len(one.padding) - on_host * one.resident_requests) * one.capacity for one in self.micro_batches)

@@ -85,7 +85,7 @@ class Transfers:
         return new.num_bytes
 
     def load_kv(self, lane: LaneContext, task: Task, micro_batch: InFlight, new_tokens: int = 1) -> int:
-        """The whole KV cache of a layer to the device, for attention there, with room behind it for new tokens."""
+        """The host's part of a layer's KV cache to the device, for attention there, with room behind for new tokens."""
         store = micro_batch.stores.get(task.layer)
         if store is None:
             return 0
@@ -93,7 +93,7 @@ class Transfers:
         for name, tensor in zip(KeysValues._fields, store.content, strict=True):
             batch, heads, tokens, dim = tensor.shape
             shape, row_bytes = (tokens + new_tokens, batch, heads, dim), heads * dim * tensor.itemsize
-            room_bytes = self._batch.most_cached_tokens * row_bytes
+            room_bytes = self._batch.most_cached_tokens(on_host=True) * row_bytes
             on_device = self._buffers.on_device(f"kv buffer {slot}, {name}", shape, tensor.dtype, room_bytes)
             lane.copy_h2d(on_device[:tokens], by_tokens(tensor), pinned=store.locked)
             loaded.append(on_device.permute(1, 2, 0, 3))

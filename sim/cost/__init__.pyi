@@ -1,5 +1,10 @@
 from .durations import GROWS_WITH_CONTEXT as GROWS_WITH_CONTEXT, SUMS as SUMS, CostModel as CostModel
-from .memory import Shortage as Shortage, capacity_bytes as capacity_bytes, kept_tokens as kept_tokens
+from .memory import (
+    Shortage as Shortage,
+    capacity_bytes as capacity_bytes,
+    kept_tokens as kept_tokens,
+    tokens_on_device as tokens_on_device,
+)
 from .pools import CPU_CORES as CPU_CORES, DRAM as DRAM
 from .setup import Setup as Setup
 from .sizes import Sizes as Sizes

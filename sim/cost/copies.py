@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from sim.cost.memory import routed_bytes
+from sim.cost.memory import routed_bytes, tokens_on_device
 from sim.cost.pools import DRAM, PAGEABLE_TRAFFIC, PIN_TRAFFIC, hbm, link
 from sim.cost.sizes import Sizes
 from sim.cost.work import Cost, Work
@@ -65,9 +65,10 @@ class Copies:
         return landed._replace(roofs=roofs, traffic={**landed.traffic, DRAM: (1 + PIN_TRAFFIC) * size})
 
     def _kv_bytes(self, task: Task, tokens: int) -> float:
-        """Keys and values of so many tokens, less what lives on the device."""
+        """Keys and values of so many tokens, less those that stay on the device."""
+        stays = tokens_on_device(self._sizes.policy, self._sizes.micro_batch(task), tokens)
         per_token = self._sizes.layer(task).kv_bytes_per_token(self._sizes.kv_bits)
-        return self._sizes.share(tokens * (1 - self._sizes.policy.kv_on_device) * per_token)
+        return self._sizes.share((tokens - stays) * per_token)
 
     def _pin_weights(self, task: Task) -> Work:
         """What of a page is not page-locked into staging: of some pages nothing, and then only the launch is left."""

@@ -34,4 +34,9 @@ from .routing import (
     expected_use as expected_use,
     lru_hit_rate as lru_hit_rate,
 )
+from .unpacking import (
+    UNPACKED_AT_ONCE as UNPACKED_AT_ONCE,
+    unpacked_experts as unpacked_experts,
+    unpacks_experts as unpacks_experts,
+)
 from .workload import DEFAULT_GEN_LEN as DEFAULT_GEN_LEN, Problem as Problem, Workload as Workload

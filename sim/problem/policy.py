@@ -50,7 +50,8 @@ class Policy:
     Experts are computed for `groups` of micro-batches at once (default: for each alone); `prefill_experts` says where
     prefill computes those of the host (default: where the system does). With `stream_non_experts` the rest of a layer
     streams, too.
-    `kv_on_device` is r_c. `pages` a layer's streamed weights travel in: None for one per micro-batch.
+    `kv_on_device` is r_c: of each micro-batch's n requests, int(n · r_c) whole ones keep their KV cache on the device.
+    `pages` a layer's streamed weights travel in: None for one per micro-batch.
     `pin_weights`: the share of each layer's streamed bytes, from the first on, that lies in page-locked memory; what
     lies behind it is copied through staging. True and False stand for all and nothing.
     `weight_bits` and `kv_bits` are the widths of stored numbers; None keeps the model's own width.
@@ -123,6 +124,10 @@ class Policy:
 
     def __str__(self) -> str:
         return f"{self.micro_batch_size}×{self.num_micro_batches}"
+
+    def resident_requests(self, num_requests: int) -> int:
+        """Whole requests of a micro-batch whose KV cache stays on the device, its first ones: as FlexGen rounds."""
+        return int(num_requests * self.kv_on_device + ROUNDING)
 
     def expert_bits(self, model: Model) -> float:
         """Width of the routed experts' weights."""

@@ -14,6 +14,7 @@ from engine.cli import main
 from engine.generation import find_tokenizer, load_model
 from engine.generation.requests import Results, read_requests
 from engine.running.demo import make_model
+from sim.problem import Histogram
 from traces.files import read_trace
 
 NEW = 4
@@ -317,3 +318,18 @@ def test_without_a_policy_it_plans_for_the_machine_at_hand(command, tmp_path, ca
     assert "expected " in told
     assert "tokens/s on this machine, measured" in told
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == len(TEXTS)
+
+
+def test_routing_is_recorded_and_planned_with(command, tmp_path, capsys):
+    lines, path = [{"prompt": text} for text in TEXTS], tmp_path / "routing.json"
+    assert main(command(lines, "--record-routing", str(path))) == 0
+    assert sum(Histogram.read(path).layers[1].decode.used) > 0
+    plain = ["--max-new-tokens", "2", "--device", "emulated", "--plan-for", "gcp-t4", "--routing", str(path)]
+    files = command(lines, output="planned.jsonl")[:7]
+    assert main([*files, *plain]) == 0
+    assert len((tmp_path / "planned.jsonl").read_text().splitlines()) == len(TEXTS)
+    capsys.readouterr()
+    assert main([*files, *plain[:-1], "none.json"]) == 2
+    assert "none.json: cannot be read" in capsys.readouterr().err
+    assert main(command(lines, "--routing", str(path), output="again.jsonl")) == 2
+    assert "--routing is what a policy is planned for: leave it out" in capsys.readouterr().err

@@ -36,6 +36,7 @@ PLACES = [
     {"experts_on_device": 0.5},
     {"experts_on_device": 1.0},
     {"attention": "gpu"},
+    {"attention": "gpu", "kv_on_device": 0.5},
     {"attention": "gpu", "kv_on_device": 1.0},
 ]
 UNEQUAL = ([60, 5, 9, 30, 7, 12, 4], 2, 3)  # and the last micro-batch is smaller
@@ -128,6 +129,17 @@ def test_the_plan_holds_the_peak_of_every_kind_of_experts(family, width, tmp_pat
     model, shape = wide(family, intermediate_size=width["intermediate_size"]), ([60, 40, 60, 9], 2, 3)
     for share in (0.0, 0.5) if family in ("mixtral", "gpt_oss", "qwen2_moe") else (0.0,):
         plan, peak, late = planned_and_peak(model, by_name("cgopipe"), {"experts_on_device": share}, shape, tmp_path)
+        assert peak - late <= plan <= 1.15 * peak
+
+
+@pytest.mark.parametrize("new", [3, 40])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_plan_holds_a_cache_in_two_places_whatever_the_model_does_with_it(family, new, tmp_path):
+    """Latent attention expands it and jetmoe repeats it, for which both need it in one piece."""
+    model, places = wide(family), {"attention": "gpu", "kv_on_device": 0.5}
+    for schedule in ("cgopipe", "flexgen"):
+        shape = ([20, 14, 20, 20, 9, 20, 20], 4, new)
+        plan, peak, late = planned_and_peak(model, by_name(schedule), places, shape, tmp_path)
         assert peak - late <= plan <= 1.15 * peak
 
 
