@@ -195,13 +195,11 @@ class TestFit:
 
     def test_a_fit_finds_the_values_that_made_the_rows(self, rows):
         """Of all machines and of popularity, from rows as machines with known values would have run them."""
-        true = {
-            case.machine: {
-                one.name: min(1.1 * Hardware.load(case.machine).value(one.paths[0]), one.high)
-                for one in case.parameters
-            }
-            for case in RATE_FITS
-        }
+
+        def other(machine, one):
+            return min(1.1 * Hardware.load(machine).value(one.paths[0]), one.high)
+
+        true = {case.machine: {one.name: other(case.machine, one) for one in case.parameters} for case in RATE_FITS}
         made = FittedRates(true, {one.model: 0.8 for one in EXPONENTS})
         values = made.as_values
         wanted = [replace(row, value=predict_rate(row, values).value or 1.0) for row in rows]

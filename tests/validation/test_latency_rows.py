@@ -4,6 +4,7 @@ import csv
 
 import pytest
 
+from sim import simulation
 from traces.errors import InputError
 from validation.cli import main
 from validation.published.latency.placement import (
@@ -181,6 +182,13 @@ class TestPlacement:
         assert options_in_words("GPU expert ratio 20%, placement random") == Options()
 
 
+@pytest.fixture
+def as_it_is(monkeypatch):
+    """Without compiling first, which a test with the compiler switched off cannot."""
+    monkeypatch.setattr(simulation, "compile_once", lambda: None)
+
+
+@pytest.mark.usefixtures("as_it_is")
 class TestCommand:
     def test_bad_rows_are_a_line_each_and_the_others_are_predicted(self, tmp_path, capsys):
         path = write(

@@ -48,7 +48,7 @@ class ServingSystem:
 SYSTEMS = msgspec.convert(_KNOWN["systems"], tuple[ServingSystem, ...])
 
 
-def system_of(row: LatencyRow) -> ServingSystem:
+def named_system(row: LatencyRow) -> ServingSystem:
     """The system, by the beginning of its name. Raises InputError."""
     for one in SYSTEMS:
         if row.system.lower().startswith(one.name.lower()):
@@ -57,7 +57,7 @@ def system_of(row: LatencyRow) -> ServingSystem:
     raise InputError(f"system {row.system!r} is unknown{nearest(row.system, names)}; known: {', '.join(names)}")
 
 
-def model_of(row: LatencyRow, options: Options) -> Model:
+def named_model(row: LatencyRow, options: Options) -> Model:
     """The model with the widths and the experts a token that the row names. Raises InputError."""
     if refused := _of_beginning(_KNOWN["refused"], row.model):
         raise InputError(f"model {row.model!r}: {refused}")
@@ -88,7 +88,7 @@ def _widths(row: LatencyRow) -> dict[str, float] | None:
     return found
 
 
-def machine_of(row: LatencyRow, options: Options) -> str:
+def name_of_machine(row: LatencyRow, options: Options) -> str:
     """The machine that the row gives, or the preset of these devices and this CPU. Raises InputError."""
     if row.machine:
         return row.machine

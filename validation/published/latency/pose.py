@@ -14,9 +14,9 @@ from validation.published.latency.known import (
     POPULARITY,
     ServingSystem,
     load_machine,
-    machine_of,
-    model_of,
-    system_of,
+    name_of_machine,
+    named_model,
+    named_system,
 )
 from validation.published.latency.placement import (
     Chosen,
@@ -49,12 +49,12 @@ def pose_rate(
     """
     options = options_in_words(row.policy)
     placing = read_placement(row.placement) if row.placement else placement_in_words(row.policy)
-    system, model = system_of(row), model_of(row, options)
+    system, model = named_system(row), named_model(row, options)
     metric = Metric.DECODE if row.metric is Metric.THROUGHPUT and system.throughput == "decode" else row.metric
     if metric is Metric.PREFILL and placing.device_slots and not system.slots_serve_prefill:
         placing = Placing(host_layers=model.num_layers)
     workload, assumed = _workload(row, metric, options.piece_tokens or system.piece)
-    hardware = machine or load_machine(machine_of(row, options))
+    hardware = machine or load_machine(name_of_machine(row, options))
     problem = Problem(model, hardware, workload, _routing(placing, model, exponents))
     setup = _setup(problem, system, placing, row.num_requests)
     if metric is not row.metric:

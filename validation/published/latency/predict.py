@@ -9,7 +9,7 @@ from sim.problem import Hardware
 from sim.simulation import Prediction, predict
 from traces.cli import in_processes
 from traces.errors import InputError
-from validation.published.latency.known import POPULARITY, machine_of
+from validation.published.latency.known import POPULARITY, name_of_machine
 from validation.published.latency.placement import options_in_words
 from validation.published.latency.pose import pose_rate
 from validation.published.latency.rows import LatencyRow, Metric
@@ -59,7 +59,7 @@ def predict_rate(row: LatencyRow, values: Values = AS_THEY_ARE) -> PredictedRate
     """Simulate one row. A row that asks for what is unknown or impossible gets a reason instead of a number."""
     machine = ""
     try:
-        machine = machine_of(row, options_in_words(row.policy))
+        machine = name_of_machine(row, options_in_words(row.policy))
         posed = pose_rate(row, values.machines.get(machine), values.exponents)
         said = predict(posed.setup, compiled=True, must_fit=False)
     except InputError as error:

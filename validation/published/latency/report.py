@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
-from traces.cli import PROSE, TEXT, Report
+from traces.cli import TEXT, Report
 from validation.published.fit import Parameter
 from validation.published.latency.fit import EXPONENTS, FITTED_ROWS, RATE_FITS, Exponent, FittedRates
 from validation.published.latency.predict import PredictedRate
@@ -58,15 +58,15 @@ def with_basis(one: PredictedRate) -> dict[str, Any]:
 
 def print_rate_fits(fitted: FittedRates) -> None:
     """What was fitted to which rows."""
-    columns = {"machine": TEXT, "rows": TEXT, "parameter": TEXT, "value": ".4g", "allowed": ">", "bounded by": PROSE}
+    columns = {"machine": TEXT, "rows": TEXT, "parameter": TEXT, "value": ".4g", "allowed": ">"}
     rows = list[tuple[Any, ...]]()
     for case in RATE_FITS:
         for one in case.parameters:
             value = fitted.values[case.machine][one.name]
-            rows.append((case.machine, ", ".join(case.rows), one.name, value, _allowed(one), one.bound_by))
+            rows.append((case.machine, ", ".join(case.rows), one.name, value, _allowed(one)))
     for law in EXPONENTS:
         value = fitted.exponents[law.model]
-        rows.append((law.model, law.row, "exponent of experts' popularity", value, _allowed(law), "above 0"))
+        rows.append((law.model, law.row, "exponent of experts' popularity", value, _allowed(law)))
     Report().table(columns, rows, "fitted: published rates", keys=3)
 
 
