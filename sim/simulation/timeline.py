@@ -45,8 +45,14 @@ def record(setup: Setup, metadata: dict[str, Any], num_steps: int = RECORDED_STE
 def structure(shape: PipelineShape, batch: Batch) -> dict[str, Any]:
     """What it takes to issue a run's tasks once more, and to know how much each has to do, as JSON values."""
     micro_batches = [asdict(one) for one in batch.micro_batches]
+    described = {
+        **asdict(shape),
+        "experts": [int(places) for places in shape.experts],
+        **{name: list(getattr(shape, name)) for name in ("streamed", "streamed_in_prefill")},
+        **{name: getattr(shape, name).value for name in ("attention", "prefill_experts")},
+    }
     return {
-        "shape": {**asdict(shape), "attention": shape.attention.value, "streamed": list(shape.streamed)},
+        "shape": described,
         "batch": {"gen_len": batch.gen_len, "copies": batch.copies, "micro_batches": micro_batches},
     }
 

@@ -18,6 +18,10 @@ ON_LANE = {
     Op.LOAD_WEIGHTS_PAGEABLE: LaneKind.H2D,
     Op.PIN_WEIGHTS: LaneKind.PIN,
     Op.ALL_REDUCE: LaneKind.NET,
+    Op.OFFLOAD_TOKENS: LaneKind.D2H,
+    Op.HOST_EXPERTS: LaneKind.CPU,
+    Op.LOAD_OUTPUT: LaneKind.H2D,
+    Op.FETCH_EXPERTS: LaneKind.H2D,
 }
 
 
