@@ -119,7 +119,9 @@ def _report(
     fitted_rates: "latency.FittedRates | None" = None,
 ) -> int:
     def content() -> dict[str, Any]:
-        found = {"rows": [one.to_dict() for one in predictions], "rates": [latency.with_basis(one) for one in rates]}
+        found: dict[str, Any] = {"rows": [one.to_dict() for one in predictions]}
+        if not args.predict:
+            found["rates"] = [latency.with_basis(one) for one in rates]
         if fitted_rates is None:
             return found
         fitted = {one.case.machine: one.values for one in fits} | dict(fitted_rates.values)

@@ -5,9 +5,8 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
-from traces.cli import TEXT, Report
-from validation.published.fit import Parameter
-from validation.published.latency.fit import EXPONENTS, FITTED_ROWS, RATE_FITS, Exponent, FittedRates
+from traces.cli import PROSE, TEXT, Report
+from validation.published.latency.fit import EXPONENTS, FITTED_ROWS, RATE_FITS, FittedRates
 from validation.published.latency.predict import PredictedRate
 
 MEDIAN_BAR, WORST_BAR = 0.08, 0.25
@@ -58,17 +57,13 @@ def with_basis(one: PredictedRate) -> dict[str, Any]:
 
 def print_rate_fits(fitted: FittedRates) -> None:
     """What was fitted to which rows."""
-    columns = {"machine": TEXT, "rows": TEXT, "parameter": TEXT, "value": ".4g", "allowed": ">"}
+    columns = {"machine": TEXT, "parameter": TEXT, "value": ".4g", "rows": PROSE}
     rows = list[tuple[Any, ...]]()
     for case in RATE_FITS:
         for one in case.parameters:
             value = fitted.values[case.machine][one.name]
-            rows.append((case.machine, ", ".join(case.rows), one.name, value, _allowed(one)))
+            rows.append((case.machine, one.name, value, ", ".join(case.rows)))
     for law in EXPONENTS:
         value = fitted.exponents[law.model]
-        rows.append((law.model, law.row, "exponent of experts' popularity", value, _allowed(law)))
-    Report().table(columns, rows, "fitted: published rates", keys=3)
-
-
-def _allowed(one: Parameter | Exponent) -> str:
-    return f"{one.low:g} to {one.high:g}"
+        rows.append((law.model, "exponent of experts' popularity", value, law.row))
+    Report().table(columns, rows, "fitted: published rates", keys=2)
