@@ -114,7 +114,8 @@ class TestPosed:
     def test_what_is_assumed_is_said(self):
         assert "prompts of 512 tokens; 128 tokens generated" in pose_rate(LLAMA).assumed
         assert "throughput read as decode throughput" in pose_rate(replace(LLAMA, metric=Metric.THROUGHPUT)).assumed
-        assert pose_rate(replace(LLAMA, prompt_len=10, gen_len=10)).assumed == ""
+        assert pose_rate(replace(LLAMA, prompt_len=10, gen_len=10)).assumed == "machine rtx3090-ddr5"
+        assert pose_rate(replace(LLAMA, prompt_len=10, gen_len=10, machine="rtx4090")).assumed == ""
 
     @pytest.mark.parametrize(
         ("changes", "said"),
@@ -124,6 +125,7 @@ class TestPosed:
             ({"model": "NLLB-MoE-54B"}, "model 'NLLB-MoE-54B': is an encoder-decoder"),
             ({"precision": "Q3_X"}, "precision 'Q3_X' is unknown"),
             ({"gpu": "RTX 9999"}, "machine: none is known with 1 x RTX 9999 and a cpu not named; give a preset"),
+            ({"cpu": "Ryzen 9 9950X"}, "machine: none is known with 1 x RTX 3090 and Ryzen 9 9950X"),
             ({"machine": "rtx4091"}, "did you mean rtx4090"),
             ({"dataset": "my prompts"}, "prompt_len: 'my prompts' is no known set of prompts; known: ShareGPT"),
             ({"system": "Accelerate"}, "placement: Accelerate places no experts; leave it empty"),

@@ -94,8 +94,9 @@ def name_of_machine(row: LatencyRow, options: Options) -> str:
         return row.machine
     gpu, cpu = row.gpu.lower().removeprefix("nvidia ").removeprefix("geforce "), row.cpu.lower()
     for one in _KNOWN["machines"]:
-        alike = gpu.startswith(one["gpu"].lower()) and row.num_gpus == one["n_gpu"] and one["cpu"].lower() in cpu
-        if alike and one.get("sockets", options.sockets) == options.sockets:
+        same_cpu = one["cpu"].lower() in cpu if one["cpu"] else not cpu
+        same_gpus = gpu.startswith(one["gpu"].lower()) and row.num_gpus == one["n_gpu"]
+        if same_gpus and same_cpu and one.get("sockets", options.sockets) == options.sockets:
             return str(one["machine"])
     which = f"{row.num_gpus} x {row.gpu or 'a gpu not named'} and {row.cpu or 'a cpu not named'}"
     raise InputError(f"machine: none is known with {which}; give a preset or the path of a .toml file")

@@ -57,6 +57,8 @@ def pose_rate(
     hardware = machine or load_machine(name_of_machine(row, options))
     problem = Problem(model, hardware, workload, _routing(placing, model, exponents))
     setup = _setup(problem, system, placing, row.num_requests)
+    if not row.machine and not row.cpu:
+        assumed.append(f"machine {hardware.name}")
     if metric is not row.metric:
         assumed.append(f"{row.metric} read as {metric}")
     return PosedRate(setup, metric, "; ".join(assumed))
