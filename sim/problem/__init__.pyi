@@ -21,8 +21,17 @@ from .machine import (
     Quantity as Quantity,
 )
 from .model import Layer as Layer, Model as Model, find_config as find_config, packed_bytes as packed_bytes
-from .placement import Placement as Placement, Split as Split, splits_of as splits_of
-from .policy import LOCK_UNIT_BYTES as LOCK_UNIT_BYTES, Policy as Policy, read_policy_file as read_policy_file
+from .policy import (
+    LOCK_UNIT_BYTES as LOCK_UNIT_BYTES,
+    UNPACKED_AT_ONCE as UNPACKED_AT_ONCE,
+    Placement as Placement,
+    Policy as Policy,
+    Split as Split,
+    read_policy_file as read_policy_file,
+    splits_of as splits_of,
+    unpacked_experts as unpacked_experts,
+    unpacks_experts as unpacks_experts,
+)
 from .routing import (
     UNIFORM as UNIFORM,
     Histogram as Histogram,
@@ -33,10 +42,5 @@ from .routing import (
     drawn_uses as drawn_uses,
     expected_use as expected_use,
     lru_hit_rate as lru_hit_rate,
-)
-from .unpacking import (
-    UNPACKED_AT_ONCE as UNPACKED_AT_ONCE,
-    unpacked_experts as unpacked_experts,
-    unpacks_experts as unpacks_experts,
 )
 from .workload import DEFAULT_GEN_LEN as DEFAULT_GEN_LEN, Problem as Problem, Workload as Workload

@@ -16,8 +16,12 @@ from .dependencies import (
     DependencyTracker as DependencyTracker,
     Issue as Issue,
 )
-from .expert_slots import ASKED_FOR as ASKED_FOR, ON_DEVICE as ON_DEVICE, ExpertSlots as ExpertSlots
-from .experts import SplitExperts as SplitExperts
+from .experts import (
+    ASKED_FOR as ASKED_FOR,
+    ON_DEVICE as ON_DEVICE,
+    ExpertSlots as ExpertSlots,
+    SplitExperts as SplitExperts,
+)
 from .ranks import EXPERTS_SUM as EXPERTS_SUM, SUMMED as SUMMED, over_ranks as over_ranks
 from .registry import BUILT_IN as BUILT_IN, by_name as by_name, registered as registered
 from .shape import (

@@ -1,7 +1,7 @@
 """Experts stored at another width than the model has: how many of a layer a device holds as wide as it computes."""
 
 from sim.problem.model import Model
-from sim.problem.policy import Policy
+from sim.problem.policy.policy import Policy
 
 UNPACKED_AT_ONCE = 4
 """Experts that one call unpacks: enough to be worth it, few enough to find room on any device."""

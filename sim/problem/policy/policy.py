@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from sim.problem.model import Model
-from sim.problem.placement import ROUNDING, Split, splits_of
+from sim.problem.policy.splits import ROUNDING, Split, splits_of
 from sim.schedule import ExpertPlace, PipelineShape, Place, Schedule, System
 from traces.cli import SCHEMA
 from traces.errors import (
