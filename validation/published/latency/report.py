@@ -18,7 +18,7 @@ def print_rates(predictions: Sequence[PredictedRate], *, own_file: bool) -> None
     out = Report()
     out.say("[bold]Published rates where experts stay on the host, predicted[/bold] (measured: published)")
     rates = {"measured": ",.4g", "predicted": ",.4g", "error": "+.1%", "": TEXT}
-    run = {"row": TEXT, "system": TEXT, "model": TEXT, "policy": TEXT, "metric": TEXT, **rates}
+    run = {"row": TEXT, "system": TEXT, "model": TEXT, "experts": TEXT, "metric": TEXT, **rates}
     out.table([run, {"machine": TEXT, "bound by": TEXT}], (_row(one, own_file=own_file) for one in predictions), keys=1)
     columns = {"system": TEXT, "rows": "d", "median |error|": ".1%", "worst": "+.0%"}
     asked = f"asked: median {MEDIAN_BAR:.0%}, worst {WORST_BAR:.0%}"
