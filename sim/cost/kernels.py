@@ -70,10 +70,18 @@ class Kernels:
         flops = share(layer.attention_flops(context))
         moved = share(context * layer.kv_bytes_per_token(self._sizes.kv_bits))
         if on_cpu:
-            return self._on_cpu(flops, moved * self._passes(layer), share(one.num_requests))
+            return self._attn_on_cpu(flops, moved * self._passes(layer), share(one.num_requests))
         device = self._hardware.device
         kernel = device.decode_attention or device.attention
         return self._on_gpu(task, KernelWork(flops, moved, kernel, tokens=one.num_requests))
+
+    def _attn_on_cpu(self, flops: float, moved: float, requests: float) -> Work:
+        """Attention beside the KV cache; each request also costs a fixed time."""
+        host = self._hardware.host
+        kernel = host.decode_attention or host.attention
+        each = kernel.time_ratio(requests) * requests * host.request_overhead_s
+        fixed = {"launch latency": float(host.launch_latency_s), "request overhead": each}
+        return self._on_cpu(kernel, flops, moved, requests, fixed)
 
     def _attn_of_prompts(self, task: Task) -> Work:
         layer, one, share = self._sizes.layer(task), self._sizes.micro_batch(task), self._sizes.share
@@ -150,18 +158,10 @@ class Kernels:
 
         Devices that share each tensor share them, too. Where no token asks for an expert of the host, there is no work.
         """
-        host, memory = self._hardware.host, self._hardware.host_memory
+        host, kernel, share = self._hardware.host, self._hardware.host.experts, self._sizes.share
         flops, moved, used = self._routed(task, ExpertPlace.HOST)
-        kernel = host.experts
-        ratio = kernel.time_ratio(max(1.0, used.pairs / max(used.touched, 1e-9)))
-        flops, moved = self._sizes.share(flops), self._sizes.share(moved)
-        compute = flops / (host.peak_flops_per_s * kernel.compute)
-        traffic = moved / (memory.bandwidth_bytes_per_s * kernel.memory)
-        roofs = {
-            "launch latency": min(1.0, used.tokens) * (host.launch_latency_s + (kernel.latency_s or 0.0)),
-            ("host compute" if compute >= traffic else "host memory"): ratio * max(compute, traffic),
-        }
-        return Work(roofs, {DRAM: moved}, moved, flops, held=((CPU_CORES, ALL_CORES),))
+        fixed = {"launch latency": min(1.0, used.tokens) * (host.launch_latency_s + (kernel.latency_s or 0.0))}
+        return self._on_cpu(kernel, share(flops), share(moved), used.pairs / max(used.touched, 1.0), fixed)
 
     def _head(self, task: Task) -> Work:
         requests, share = self._sizes.micro_batch(task).num_requests, self._sizes.share
@@ -185,18 +185,13 @@ class Kernels:
         moved = sum(work.bytes for work in parts)
         return Work(roofs, {hbm(task.lane.rank): moved}, moved, sum(work.flops for work in parts))
 
-    def _on_cpu(self, flops: float, moved: float, requests: float) -> Work:
-        """Attention beside the KV cache; each request also costs a fixed time. One task can use all cores."""
+    def _on_cpu(self, kernel: Efficiency, flops: float, moved: float, tokens: float, fixed: dict[str, float]) -> Work:
+        """What the host computes beside its memory, after some `fixed` times. One task can use all cores."""
         host, memory = self._hardware.host, self._hardware.host_memory
-        kernel = host.decode_attention or host.attention
         compute = flops / (host.peak_flops_per_s * kernel.compute)
         traffic = moved / (memory.bandwidth_bytes_per_s * kernel.memory)
-        ratio = kernel.time_ratio(requests)
-        roofs = {
-            "launch latency": float(host.launch_latency_s),
-            "request overhead": ratio * requests * host.request_overhead_s,
-            ("host compute" if compute >= traffic else "host memory"): ratio * max(compute, traffic),
-        }
+        roof = "host compute" if compute >= traffic else "host memory"
+        roofs = {**fixed, roof: kernel.time_ratio(tokens) * max(compute, traffic)}
         return Work(roofs, {DRAM: moved}, moved, flops, held=((CPU_CORES, ALL_CORES),))
 
     def _passes(self, layer: Layer) -> float:

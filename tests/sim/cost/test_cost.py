@@ -82,6 +82,10 @@ class TestCopies:
             part = cost_of(one_task(op, step), schedule="flexgen", kv_on_device=0.75)
             assert part.bytes * 4 == whole.bytes
 
+    def test_of_eight_requests_with_half_their_cache_but_one_on_the_device_five_move(self):
+        for op, step, tokens in ((Op.LOAD_KV, 1, 500), (Op.STORE_KV, 0, 500), (Op.STORE_KV, 2, 5)):
+            assert cost_of(one_task(op, step), schedule="flexgen", kv_on_device=0.49).bytes == tokens * KV_BYTES
+
     def test_weights_move_at_the_rate_of_the_memory_they_come_from(self):
         pinned, pageable = (cost_of(one_task(op)) for op in (Op.LOAD_WEIGHTS, Op.LOAD_WEIGHTS_PAGEABLE))
         assert pinned.bytes == pageable.bytes == EXPERTS_BYTES == 2_818_572_288

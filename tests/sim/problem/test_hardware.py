@@ -116,6 +116,19 @@ class TestUserFile:
         changed = {name for name, value in mine.quantities() if value != base.value(name)}
         assert changed == {"link.h2d"}
 
+    @pytest.mark.parametrize("gigabytes", [1152, 64])
+    def test_half_of_its_own_host_s_memory_may_be_page_locked(self, gigabytes, tmp_path):
+        capacity = f'capacity = {{ value = {gigabytes}, unit = "GB", basis = "datasheet", source = "its DIMMs" }}\n'
+        mine = Hardware.load(written(tmp_path, f'extends = "rtx4090"\n[host_memory]\n{capacity}'))
+        assert mine.pinned_bytes == gigabytes / 2 * 1e9
+        assert mine.pinned_bytes.basis is Basis.ASSUMED
+
+    def test_page_locked_memory_that_a_file_gives_stays_with_those_that_extend_it(self, tmp_path):
+        written(tmp_path, f'extends = "l4"\npinned = {GOOD.replace("GB/s", "GB")}\n', "base.toml")
+        other = 'capacity = { value = 64, unit = "GB", basis = "datasheet", source = "its DIMMs" }'
+        mine = Hardware.load(written(tmp_path, f'extends = "base.toml"\n[host_memory]\n{other}\n'))
+        assert mine.pinned_bytes == 20e9
+
     def test_extends_another_file_beside_it(self, tmp_path):
         written(tmp_path, f'extends = "l4"\n[link]\nh2d = {GOOD}\n', "base.toml")
         path = written(tmp_path, 'extends = "base.toml"\nname = "my box"\n')
