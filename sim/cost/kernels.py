@@ -172,11 +172,11 @@ class Kernels:
     def _host_experts(self, task: Task) -> Work:
         """Experts beside their weights in host memory, on all cores: arithmetic or memory, whichever takes longer.
 
-        Devices that share each tensor share them, too.
+        Devices that share each tensor share them, too. Where no token asks for an expert of the host, there is no work.
         """
         host, kernel, share = self._hardware.host, self._hardware.host.experts, self._sizes.share
         flops, moved, used = self._routed(task, ExpertPlace.HOST)
-        fixed = {"launch latency": host.launch_latency_s + (kernel.latency_s or 0.0)}
+        fixed = {"launch latency": min(1.0, used.tokens) * (host.launch_latency_s + (kernel.latency_s or 0.0))}
         return self._on_cpu(kernel, share(flops), share(moved), used.pairs / max(used.touched, 1.0), fixed)
 
     def _head(self, task: Task) -> Work:

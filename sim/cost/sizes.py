@@ -22,6 +22,14 @@ from sim.problem import (
 from sim.schedule import ExpertPlace, PipelineShape, Schedule, Task
 
 
+def fetches_modules(schedule: Schedule, hardware: Hardware) -> bool:
+    """Whether each module's weights come alone.
+
+    Not in our engine, of which an emulated device is part: transformers 5 has all experts of a layer in one parameter.
+    """
+    return schedule.system.fetches_modules and hardware.emulation is None
+
+
 @dataclass(frozen=True)
 class Sizes:
     """What all formulas of one run ask for."""
@@ -91,6 +99,10 @@ class Sizes:
             together = sum(one.prompt_tokens for one in some), sum(one.num_requests for one in some)
             alone[mine.start] = (some[0], *together)
         return alone
+
+    def all_tokens(self, task: Task) -> int:
+        """Tokens of all micro-batches in a step."""
+        return sum(one.num_requests if task.step else one.prompt_tokens for one in self.batch.micro_batches)
 
     def group_tokens(self, task: Task) -> int:
         """Tokens of the group of which the task's micro-batch is the first."""
