@@ -28,16 +28,6 @@ def message(call) -> str:
     return str(caught.value)
 
 
-    "rtx4090-6454s",
-    "rtx4090-2x6454s",
-    "4xrtx4090-6454s",
-    "rtx3090-ddr5",
-    "rtx3060-5600x",
-    "a5000",
-    "a5000-7453",
-]
-
-
 def written(folder: Path, text: str, name: str = "mine.toml") -> Path:
     path = folder / name
     path.write_text(text, encoding="utf-8")
