@@ -4,12 +4,27 @@ A layer's streamed parameters lie in a slot one behind the other, as they do in 
 is a view of the slot that holds its layer's current run (`bind`). Only what is not page-locked passes through staging.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from torch import Tensor, nn, uint8
 
 from engine.device import Device, LaneContext, aligned_bytes
 from engine.memory.copying import HostCopy
-from engine.memory.host_weights import HostLayer, HostWeights
-from sim.schedule import WHOLE, MemoryPart, SlotLayout, Task
+from engine.memory.expert_cache import ExpertCache
+from engine.memory.host_weights import KEPT, HostLayer, HostWeights
+from engine.memory.layers import StreamedLayer
+from engine.model import ExpertPart, OwnedParameter, PlacedExperts, expert_rows
+from sim.schedule import WHOLE, ExpertPlace, MemoryPart, SlotLayout, Task
+
+
+class _Views(NamedTuple):
+    """Of a layer in a slot."""
+
+    whole: list[tuple[OwnedParameter, nn.Parameter]]
+    parts: tuple[ExpertPart, ...]
+    packed: dict[str, Tensor]
+
 
 STAGING = MemoryPart.STAGING
 """The part of page-locked memory that staging is cut from."""
@@ -26,15 +41,19 @@ class WeightStream:
         self._device = device
         self._layout = layout
         self._host = host
-        self._bound: dict[int, int] = {}
+        self.experts: dict[int, PlacedExperts] = {}
+        """By layer, experts in several parts, or computed apart from their layer."""
+        self.caches: dict[int, ExpertCache] = {}
+        """By layer, experts on the device that change places with those that are fetched."""
+        self._bound: dict[int, tuple[int, int]] = {}
         self._slots: list[Tensor] = []
         self._staging: list[Tensor] = []
-        self._views: dict[tuple[int, int], list[nn.Parameter]] = {}
+        self._views: dict[tuple[int, int, int], _Views] = {}
         self._packed: dict[int, dict[str, Tensor]] = {}
         self._in_slot: list[list[int | None]] = []
         self._in_staging: list[list[int | None]] = []
         self._copy = HostCopy(device.pin_threads)
-        largest = max((layer.num_bytes for layer in host.streamed if layer), default=0)
+        largest = max((layer.prefill_bytes for layer in host.streamed if layer), default=0)
         try:
             for slot in range(layout.buffers["weights"].turns if largest else 0):
                 self._slots.append(device.allocate(f"weight slot {slot}", (largest,), uint8))
@@ -57,6 +76,8 @@ class WeightStream:
     def begin_batch(self, layout: SlotLayout) -> None:
         """Forgets what the slots hold. Slots are now given, and layers cut into pages, as this layout says."""
         self._layout = layout
+        for index, cache in self.caches.items():
+            cache.restore(self._host.experts(index, KEPT)[1])
         self._in_slot = [[None] * layout.shape.num_pages for _ in self._slots]
         self._in_staging = [[None] * layout.shape.num_pages for _ in self._staging]
 
@@ -100,33 +121,73 @@ class WeightStream:
         """Makes the model's parameters of the task's layer views of the slot that holds it, all pages of it."""
         index, slot = task.layer, self._layout.slot_of("weights", task)
         self._check(self._in_slot[slot], task._replace(page=WHOLE), "the device")
-        if self._bound.get(index) == slot:
-            return
         layer = self._host.streamed[index]
         assert layer is not None, "a schedule moves only layers that stream"
-        if (index, slot) not in self._views:
-            views = layer.views(self._slots[slot])
-            self._views[index, slot] = [nn.Parameter(view, requires_grad=False) for view in views]
-        packed: dict[str, Tensor] = {}
-        for parameter, form, view in zip(layer.parameters, layer.formats, self._views[index, slot], strict=True):
-            if form is None:
-                parameter.owner._parameters[parameter.name] = view
-            else:
-                packed[parameter.name] = view.data
-        self._packed[index] = packed
-        self._bound[index] = slot
+        bound = slot, layer.streams_bytes(task.step)
+        if self._bound.get(index) == bound:
+            return
+        if (index, *bound) not in self._views:
+            self._views[index, *bound] = self._views_of(layer, index, *bound)
+        views = self._views[index, *bound]
+        for parameter, view in views.whole:
+            parameter.owner._parameters[parameter.name] = view
+        if index in self.experts:
+            self.experts[index].came = views.parts
+        self._packed[index] = views.packed
+        self._bound[index] = bound
 
     def packed(self, index: int) -> dict[str, Tensor]:
         """The packed experts of a layer in the slot that is bound, by the name of their parameter."""
         return self._packed.get(index, {})
 
+    def on_host(self, index: int, place: ExpertPlace) -> tuple[Sequence[int], dict[str, Tensor]]:
+        """A layer's experts of one place on the host: their numbers, and rows for these by the name of a parameter."""
+        return self._host.experts(index, place)
+
+    def to_fetch(self, index: int) -> list[tuple[Sequence[int], dict[str, Tensor]]]:
+        """A layer's experts that may be fetched, those that are on the device at the start in the end."""
+        return [self._host.experts(index, place) for place in (ExpertPlace.FETCHED, KEPT)]
+
+    def is_locked(self, index: int, part: Tensor) -> bool:
+        """Whether these bytes of a layer on the host are page-locked."""
+        layer = self._host[index]
+        return part.data_ptr() + part.nbytes <= layer.content.data_ptr() + layer.locked_bytes
+
+    def let_go(self, index: int) -> None:
+        """The experts of a layer that came through a slot are of no more use: it runs without them."""
+        if index in self.experts:
+            self.experts[index].came = ()
+        self._bound.pop(index, None)
+
+    def _views_of(self, layer: StreamedLayer, index: int, slot: int, num_bytes: int) -> _Views:
+        whole: list[tuple[OwnedParameter, nn.Parameter]] = []
+        packed: dict[str, Tensor] = {}
+        places: dict[ExpertPlace, tuple[Sequence[int] | None, dict[str, Tensor]]] = {}
+        for piece in layer.within(num_bytes):
+            view = piece.view(self._slots[slot])
+            if piece.form is not None:
+                packed[piece.parameter.name] = view
+                continue
+            if piece.experts is None:
+                whole.append((piece.parameter, nn.Parameter(view, requires_grad=False)))
+            if piece.place is not None:
+                places.setdefault(piece.place, (piece.experts, {}))[1][piece.parameter.name] = view
+        came = []
+        for experts, tensors in places.values() if index in self.experts else ():
+            count = self.experts[index].num_experts
+            rows = expert_rows(range(count) if experts is None else experts, count)
+            came.append(ExpertPart.of(tensors, rows.to(self._device.torch_device)))
+        return _Views(whole, tuple(came), packed)
+
     def close(self) -> None:
         """Gives the model its own parameters back, and the slots to the device."""
         for layer in filter(None, self._host.streamed):
-            for parameter in layer.parameters:
+            for parameter in layer.parameters.values():
                 parameter.owner._parameters[parameter.name] = parameter.tensor  # type: ignore[assignment]
-        self._bound.clear()
+        self.experts.clear()
+        self.caches.clear()
         self._packed.clear()
+        self._bound.clear()
         self._views.clear()
         for slot in self._slots:
             self._device.free(slot)
@@ -138,7 +199,7 @@ class WeightStream:
         """The task's layer on the host, and the bytes [start, stop) of its page."""
         layer = self._host.streamed[task.layer]
         assert layer is not None, "a schedule moves only layers that stream"
-        return self._host[task.layer], *layer.page(task.page, self._layout.shape.num_pages)
+        return self._host[task.layer], *layer.page(task.step, task.page, self._layout.shape.num_pages)
 
     def _note(self, table: list[int | None], task: Task) -> None:
         for page in _pages(table, task):

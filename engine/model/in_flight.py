@@ -31,6 +31,8 @@ class InFlight(GenerateCoroutine):
     attended_on_host: torch.Tensor | None = None
     on_its_way: torch.Tensor | None = None  # kept alive while it is copied
     attended: Attended | None = None
+    output: torch.Tensor | None = None  # of the experts of its layer, what those on the device made
+    output_of_host: torch.Tensor | None = None  # and what those on the host made
     loaded_caches: dict[tuple[int, int], KeysValues] = field(default_factory=dict)  # by step and layer
 
     def new(self, task: Task) -> KeysValues | None:
@@ -54,6 +56,14 @@ class InFlight(GenerateCoroutine):
             name = f"kv cache of micro-batch {self.index}"
             self.resident[task.layer] = Store(kept, self.capacity, allocate, name)
         self.resident[task.layer].append(kept)
+
+    def take_output(self) -> torch.Tensor:
+        """What all places made of its tokens in a layer's experts, once."""
+        parts = [one for one in (self.output, self.output_of_host) if one is not None]
+        self.output = self.output_of_host = None
+        if not parts:
+            raise RuntimeError("experts have no result")
+        return parts[0] if len(parts) == 1 else parts[0].add_(parts[1])
 
     def take_loaded_cache(self, task: Task) -> KeysValues:
         """The cache that was loaded for the task's layer, once."""

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from engine.model.coroutine import current
 from engine.model.experts import IMPLEMENTATION, all_pairs, own_pairs, rows_are_known, with_experts
 from engine.model.packing import PackedFormat
 
@@ -60,7 +61,9 @@ class PackedExperts:
         original = self.module.forward
 
         def forward(hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, *_: Any) -> torch.Tensor:
-            streamed, known = self.streamed(), rows_are_known(hidden)
+            micro_batch = current()
+            in_prefill = micro_batch is not None and micro_batch.step == 0
+            streamed, known = self.streamed(), rows_are_known(hidden, in_prefill=in_prefill)
             if self.in_room == self.num_experts:
                 missing = self.room.missing(self.layer, _used(index) if known else range(self.num_experts))
                 self._unpack(streamed, missing, missing)

@@ -14,6 +14,7 @@ from engine.model import Finished, InFlight, cache_for
 from engine.tasks.attend import DecodeAttention
 from engine.tasks.compute import Compute
 from engine.tasks.context import BatchContext, RunContext, Session
+from engine.tasks.experts import Experts
 from engine.tasks.host_time import HostTime, clocks_ns
 from engine.tasks.transfers import Transfers
 from sim.schedule import Lane, LaneKind, Op, PipelineShape, Task
@@ -106,9 +107,18 @@ class TaskPerformer:
             Op.PRE_ATTN: compute.pre_attn,
             Op.ATTN: compute.attn,
             Op.POST_ATTN: compute.post_attn,
+            Op.ROUTE: compute.route,
             Op.HEAD: compute.head,
         }
         self._attn_on_host = compute.attn_on_host
+        self._experts = experts = Experts(batch)
+        self._for_group: dict[Op, Callable[[LaneContext, Task, Sequence[InFlight]], int]] = {
+            Op.OFFLOAD_TOKENS: experts.offload_tokens,
+            Op.FETCH_EXPERTS: experts.fetch,
+            Op.HOST_EXPERTS: lambda _, task, group: experts.on_host(task, group),
+            Op.LOAD_OUTPUT: experts.load_output,
+            Op.DEVICE_EXPERTS: lambda _, task, group: experts.on_device(task, group),
+        }
         self._copies: dict[Op, Callable[[LaneContext, Task, InFlight], int]] = {
             Op.OFFLOAD_QKV: transfers.offload_qkv,
             Op.LOAD_HIDDEN: transfers.load_hidden,
@@ -121,6 +131,8 @@ class TaskPerformer:
         """Do the task. Returns the bytes it moved; None if its micro-batch has finished."""
         if task.op in self._move_weights:
             return self._move_weights[task.op](lane, task)
+        if task.op in self._for_group:
+            return self._of_group(lane, task)
         micro_batch = self._batch.micro_batches[task.micro_batch]
         if micro_batch.finished and task.step >= micro_batch.step:
             return None
@@ -135,6 +147,16 @@ class TaskPerformer:
         before = clocks_ns()
         num_bytes = self._on_device[task.op](task, micro_batch)
         self.host.add(task, before)
+        return num_bytes
+
+    def _of_group(self, lane: LaneContext, task: Task) -> int | None:
+        group = self._experts.members(task)
+        if not group:
+            return None
+        before = clocks_ns()
+        num_bytes = self._for_group[task.op](lane, task, group)
+        if task.lane.kind is LaneKind.GPU:
+            self.host.add(task, before)
         return num_bytes
 
     def finished(self) -> bool:

@@ -2,10 +2,21 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 
-from engine.model import Attended, AttentionCall, CacheNeeded, InFlight, KeysValues, LayerEntry, StackEnd
+from engine.model import (
+    Attended,
+    AttentionCall,
+    CacheNeeded,
+    ExpertsCall,
+    Finished,
+    InFlight,
+    KeysValues,
+    LayerEntry,
+    StackEnd,
+)
 from engine.tasks.attend import attend_on_device
 from engine.tasks.context import BatchContext
 from engine.tasks.host_room import HostRoom
@@ -23,13 +34,14 @@ class Compute:
 
     def pre_attn(self, task: Task, micro_batch: InFlight) -> int:
         """From the entry of a layer to its attention call, or to whatever it needs before."""
-        if self._shape.streams_non_experts or not self._shape.streamed[task.layer]:
+        if self._shape.streams_non_experts or not self._shape.streams(task.step, task.layer):
             self._use_weights(task, micro_batch)
         else:
             micro_batch.weights_ready = False
         with self._activations.working(micro_batch, task):
             if micro_batch.at is None:
                 micro_batch.start()
+            _leave_experts(micro_batch)
             if not isinstance(micro_batch.at, LayerEntry) or micro_batch.at.layer != task.layer:
                 raise RuntimeError(f"micro-batch {micro_batch.index} is not at this layer but at {micro_batch.at!r}")
             loaded, micro_batch.loaded_hidden = micro_batch.loaded_hidden, None
@@ -55,21 +67,36 @@ class Compute:
     def post_attn(self, task: Task, micro_batch: InFlight) -> int:
         """From the attention's result to the end of the layer."""
         self._use_weights(task, micro_batch)
+        micro_batch.experts_apart = False
+        self._go_on(task, micro_batch, lambda: _has_left(micro_batch, task.layer))
+        return 0
+
+    def route(self, task: Task, micro_batch: InFlight) -> int:
+        """From the attention's result to the call of the layer's routed experts."""
+        micro_batch.weights_ready = micro_batch.experts_apart = True
+        self._go_on(task, micro_batch, lambda: isinstance(micro_batch.at, ExpertsCall))
+        return 0
+
+    def _go_on(self, task: Task, micro_batch: InFlight, arrived: Callable[[], bool]) -> None:
         with self._activations.working(micro_batch, task):
-            while not _has_left(micro_batch, task.layer):
+            while not arrived():
                 match micro_batch.at:
                     case AttentionCall():
                         micro_batch.resume(_take_attended(micro_batch, micro_batch.at))
                     case CacheNeeded():
                         micro_batch.resume(tuple(micro_batch.take_loaded_cache(task)))
+                    case LayerEntry() | StackEnd() | Finished():
+                        raise RuntimeError(
+                            f"micro-batch {micro_batch.index} has no such call but is {micro_batch.at!r}"
+                        )
                     case _:
                         micro_batch.resume()
         self._activations.stopped(micro_batch)
-        return 0
 
     def head(self, task: Task, micro_batch: InFlight) -> int:
         """From the end of the last layer to the entry of the first in the next step, or to the end of generation."""
         with self._activations.working(micro_batch, task):
+            _leave_experts(micro_batch)
             micro_batch.resume_and_draw()
         micro_batch.step += 1
         self._activations.stopped(micro_batch)
@@ -94,7 +121,7 @@ class Compute:
         return self._host.attended(micro_batch, math.prod(shape) * dtype.itemsize).view(shape, dtype)
 
     def _use_weights(self, task: Task, micro_batch: InFlight) -> None:
-        if self._shape.streamed[task.layer]:
+        if self._shape.streams(task.step, task.layer):
             self._batch.session.weights.bind(task)
         micro_batch.weights_ready = True
 
@@ -135,6 +162,12 @@ class Compute:
         whole[: len(resident)].copy_(resident)
         whole[len(resident) :].copy_(loaded)
         return whole
+
+
+def _leave_experts(micro_batch: InFlight) -> None:
+    """Goes on from the experts of a layer, which were computed apart, to the end of the layer."""
+    if isinstance(micro_batch.at, ExpertsCall):
+        micro_batch.resume(micro_batch.take_output())
 
 
 def _take_attended(micro_batch: InFlight, call: AttentionCall) -> Attended:

@@ -21,7 +21,7 @@ from engine.memory import (
 )
 from engine.model import Anatomy, InFlight, end_tokens
 from engine.tasks.attend import DecodeAttention
-from sim.problem import Policy
+from sim.problem import Policy, splits_of
 from sim.schedule import MemoryPart, PipelineShape, Schedule, SlotLayout, layout_of
 from traces.errors import InputError
 
@@ -56,7 +56,7 @@ class RunContext:
     options: GenerationOptions
     anatomy: Anatomy
     streamed: list[StreamedLayer | None]
-    """Per layer, the weights that come over the link each time the layer runs."""
+    """Per layer, what of it lives on the host."""
     packed: list[PackedLayer | None]
     """Per layer, its routed experts where they are stored in fewer bits than the model has."""
     host: Ledger = field(default_factory=lambda: Ledger("host memory", None))
@@ -71,9 +71,9 @@ class RunContext:
             raise InputError("kv_bits: the engine keeps the KV cache at the model's own width: leave it out")
         _check_in_host_memory(model)
         anatomy = Anatomy.of(model)
-        share, streams_non_experts = policy.experts_on_device, schedule.system.streams_non_experts
-        packed = packed_layers(model, anatomy, policy.weight_bits, share)
-        streamed = streamed_layers(model, anatomy, share, streams_non_experts, packed)
+        splits = splits_of(policy, schedule.system, anatomy.expert_counts)
+        packed = packed_layers(model, anatomy, policy.weight_bits, splits)
+        streamed = streamed_layers(model, anatomy, policy, schedule, packed)
         return cls(model, schedule, policy, device, options, anatomy, streamed, packed)
 
     @property
@@ -83,8 +83,8 @@ class RunContext:
 
     @property
     def locked_bytes(self) -> list[int]:
-        """Per layer, the first of its streamed bytes, which are page-locked in host memory."""
-        return [0 if layer is None else self.policy.locked_bytes(layer.num_bytes) for layer in self.streamed]
+        """Per layer, the first of its bytes on the host, which are page-locked there."""
+        return [0 if layer is None else self.policy.locked_bytes(layer.moved_bytes) for layer in self.streamed]
 
     @property
     def memories(self) -> dict[str, Ledger]:
@@ -93,8 +93,8 @@ class RunContext:
 
     def shape(self, num_micro_batches: int) -> PipelineShape:
         """The pipeline that a batch of so many micro-batches makes."""
-        counts = tuple(self.anatomy.num_experts if experts else 0 for experts in self.anatomy.experts)
-        return self.policy.pipeline(self.schedule, counts, num_micro_batches)
+        counts, shared = self.anatomy.expert_counts, self.anatomy.shared
+        return self.policy.pipeline(self.schedule, counts, num_micro_batches, shared=shared)
 
     def layout(self, num_micro_batches: int) -> SlotLayout:
         """Which slots the tasks of such a batch read and write."""
@@ -125,10 +125,12 @@ class Session:
     @property
     def host_memory(self) -> dict[str, dict[str, int]]:
         """Bytes of host memory by what they hold, and of these what is page-locked and what is pageable."""
-        streamed = sum(layer.num_bytes for layer in self.run.streamed if layer)
+        layers = [layer for layer in self.run.streamed if layer]
         locked, staging = sum(self.run.locked_bytes), self.weights.staging_bytes
+        held, on_host = sum(one.num_bytes for one in layers), sum(one.host_bytes for one in layers)
         weights = {
-            MemoryPart.STREAMED_WEIGHTS: {"locked": locked, "pageable": streamed - locked},
+            MemoryPart.STREAMED_WEIGHTS: {"locked": locked, "pageable": held - locked - on_host},
+            MemoryPart.HOST_EXPERTS: {"locked": 0, "pageable": on_host},
             MemoryPart.STAGING: {"locked": staging, "pageable": 0},
         }
         return {part.value: held for part, held in weights.items()} | self.host_blocks.bytes_by_part()
@@ -146,6 +148,13 @@ class BatchContext:
     activations: Activations
     on_head: Callable[[InFlight], None]
     """Told of each micro-batch whenever it has new tokens."""
+
+    @property
+    def most_routed_tokens(self) -> int:
+        """The most tokens of a group whose experts are computed together, apart from their layer."""
+        shape = self.layout.shape
+        tokens = [len(one.padding) * (one.width if shape.splits_experts(0) else 1) for one in self.micro_batches]
+        return max(sum(tokens[j] for j in shape.group(group)) for group in range(shape.num_groups))
 
     @property
     def most_prompt_tokens(self) -> int:

@@ -144,7 +144,7 @@ def _set_up(problem: Problem, asked: Asked, name: str) -> Setup:
     if given is not None:
         return Setup(problem, schedule, Policy.from_dict(given, schedule))
     size, count = asked.micro_batch_size, asked.num_micro_batches
-    if size is not None and count is not None:
+    if size is not None and count is not None and not schedule.system.splits_experts:
         return usual_setup(problem, schedule, size, count)
     return best_policy(problem, schedule, micro_batch_size=size, num_micro_batches=count).best.setup
 

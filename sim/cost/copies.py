@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from sim.cost.memory import routed_bytes, tokens_on_device
 from sim.cost.pools import DRAM, PAGEABLE_TRAFFIC, PIN_TRAFFIC, hbm, link
-from sim.cost.sizes import Sizes
+from sim.cost.sizes import Sizes, fetches_modules
 from sim.cost.work import Cost, Work
 from sim.schedule import WHOLE, ExpertPlace, LaneKind, Op, Task, Tier, layout_of
 
@@ -79,7 +79,7 @@ class Copies:
     def _load_in_place(self, task: Task) -> Work:
         """Weights from where they live: what is page-locked as such, the rest pageable."""
         own, staged = self._own_bytes(task), self._staged_bytes(task) / self._gatherers
-        if not self._sizes.schedule.system.fetches_modules:
+        if not fetches_modules(self._sizes.schedule, self._hardware):
             return self._copy(task, own, staged)
         used, modules = self._used_modules(task)
         return self._copy(task, used * own, used * staged, modules)

@@ -38,11 +38,9 @@ class Kernels:
         self.formulas: dict[Op, Callable[[Task], Work]] = {
             Op.PRE_ATTN: self._pre_attn,
             Op.ATTN: self._attn,
-            Op.POST_ATTN: lambda task: self._on_gpu(
-                task, self._out_proj(task)._replace(launches=0), *self._feed_forward(task)
-            ),
+            Op.POST_ATTN: lambda task: self._with_experts(task, self._out_proj(task)._replace(launches=0)),
             Op.OUT_PROJ: lambda task: self._on_gpu(task, self._out_proj(task)),
-            Op.EXPERTS: lambda task: self._on_gpu(task, *self._feed_forward(task)),
+            Op.EXPERTS: self._with_experts,
             Op.HEAD: self._head,
             Op.ALL_REDUCE: self._all_reduce,
             Op.ROUTE: lambda task: self._on_gpu(task, self._out_proj(task)._replace(launches=0), self._router(task)),
@@ -99,6 +97,21 @@ class Kernels:
         moved = tokens * (layer.attention_output_bytes_per_token(self._bits) + weights / max(tokens, 1))
         return self._gemm(task, share(layer.out_proj_flops(tokens)), share(moved))
 
+    def _with_experts(self, task: Task, *before: KernelWork) -> Work:
+        """What a task does beside and in the experts, and to unpack them: packed bytes are read, wider ones written."""
+        experts = self._sizes.unpacked_in_turn(task) if self._sizes.layer(task).num_experts else 0.0
+        return self._unpacking(task, self._on_gpu(task, *before, *self._feed_forward(task)), experts)
+
+    def _unpacking(self, task: Task, work: Work, experts: float) -> Work:
+        """The same, behind the unpacking of so many experts, if this machine is known to unpack."""
+        rate, layer, share = self._sizes.unpack_bytes_per_s, self._sizes.layer(task), self._sizes.share
+        if rate is None or not experts:
+            return work
+        made = share(experts * layer.expert_bytes(self._bits))
+        moved = made + share(experts * layer.expert_bytes(self._sizes.policy.expert_bits(self._model)))
+        traffic = {pool: size + moved for pool, size in work.traffic.items()}
+        return work._replace(roofs={**work.roofs, "unpacking": made / rate}, traffic=traffic, moved=work.moved + moved)
+
     def _feed_forward(self, task: Task) -> list[KernelWork]:
         """Router, shared experts and dense network as plain GEMMs; routed experts as their own class.
 
@@ -113,10 +126,12 @@ class Kernels:
         if not layer.num_experts:
             return [plain]
         touched = self._sizes.expert_use.touched(task.layer, tokens)
-        routed_bytes = touched * layer.expert_bytes(policy.expert_bits(self._model))
+        bits, split = policy.expert_bits(self._model), self._sizes.placement.splits[task.layer]
+        count = 2 if 0 < split.resident < layer.num_experts else 1
+        if self._sizes.unpack_bytes_per_s is not None:
+            bits, count = self._bits, self._sizes.unpacked_parts(task)
+        routed_bytes = touched * layer.expert_bytes(bits)
         moved = share(routed_bytes) + tokens * layer.top_k * 2 * hidden_bytes
-        places = self._sizes.placement.splits[task.layer]
-        count = 2 if 0 < places.resident < layer.num_experts else 1
         experts = KernelWork(share(routed_flops), moved, self._hardware.device.experts, count, tokens)
         return [plain._replace(launches=0), experts]
 
@@ -143,7 +158,8 @@ class Kernels:
             flops, moved, _ = self._routed(task, ON_DEVICE)
             count = (split.places & places).bit_count()
             parts.append(KernelWork(share(flops), share(moved), self._hardware.device.experts, count, tokens))
-        return self._on_gpu(task, *parts)
+        used = self._sizes.used(task, ON_DEVICE).touched if split.places & ON_DEVICE else 0.0
+        return self._unpacking(task, self._on_gpu(task, *parts), used)
 
     def _routed(self, task: Task, places: ExpertPlace) -> tuple[float, float, Use]:
         """FLOPs and bytes of the routed experts in these places for the tokens of a group, and what those use."""

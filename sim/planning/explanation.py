@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any
 
 from sim.cost import capacity_bytes
-from sim.planning.grid import PolicyGrid
 from sim.planning.planner import Choice, NothingFitsError, best_policy
+from sim.planning.policies import PolicyGrid
 from sim.planning.search import Candidate, Objective, in_essence, ranked
 from sim.problem import Hardware, Policy, Problem
 from sim.schedule import by_name

@@ -13,8 +13,7 @@ from typing import Any
 
 from sim.cost import Setup
 from sim.hrm import SCHEDULE, search_policies
-from sim.planning.candidates import Candidates, candidates_of
-from sim.planning.grid import PolicyGrid
+from sim.planning.policies import PolicyGrid, Space, candidates_of
 from sim.planning.search import TOLERANCE, Candidate, Objective, Plan, at_best, ranked
 from sim.problem import Problem
 from sim.schedule import Schedule, by_name, registered
@@ -24,6 +23,10 @@ from traces.errors import InputError
 
 NARROWER_BITS = (8.0, 4.0)
 """Widths of weights that are tried where nothing fits."""
+
+
+FINER = (1 / 32, 1 / 128)
+"""Steps in which places of experts are looked at near the best ones."""
 
 
 class NothingFitsError(InputError):
@@ -156,12 +159,18 @@ def best_policy(
         raise _nothing_fits(schedule.name, found)
     plan = Plan(objective, tolerance, most_simulations)
     plan.look_through(found, at_least)
+    splits = schedule.system.splits_experts
     if refine and num_requests is None:
-        plan.look_through(candidates_of(problem, schedule, grid.around(plan.best.policy)), 1)
+        near = grid.around(plan.best.policy)
+        near = near.with_places_near(plan.best.policy, FINER[0]) if splits else near
+        plan.look_through(candidates_of(problem, schedule, near), 1)
+    for step in FINER if refine and splits else ():
+        near = grid.with_sizes(plan.best.policy.micro_batch_size, plan.best.policy.num_micro_batches)
+        plan.look_through(candidates_of(problem, schedule, near.with_places_near(plan.best.policy, step)), 1)
     return plan
 
 
-def _nothing_fits(schedule: str, found: Candidates) -> NothingFitsError:
+def _nothing_fits(schedule: str, found: Space) -> NothingFitsError:
     nearest = found.nearest
     if nearest is None or not nearest.shortages:
         return NothingFitsError(f"{schedule}: the grid holds no policy: give other sizes")

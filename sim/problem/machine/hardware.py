@@ -72,6 +72,8 @@ class Processor(Part):
     `head` is the class of LM head, sampling and the next embedding; without it they count as `gemm`.
     `decode_attention` is that of one new token a request; without it it counts as `attention`. On the host it is that
     of a kernel which reads the KV cache where it lies, also for schedules whose own systems copy it first.
+    `unpack_bytes_per_s` counts weights as the model computes with them, made of experts that are stored in fewer bits;
+    without it that takes no time.
     """
 
     peak_flops_per_s: Quantity
@@ -82,6 +84,7 @@ class Processor(Part):
     attention: Efficiency
     head: Efficiency | None = None
     decode_attention: Efficiency | None = None
+    unpack_bytes_per_s: Quantity | None = None
 
 
 @dataclass(frozen=True, slots=True)

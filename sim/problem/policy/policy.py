@@ -232,7 +232,8 @@ class Policy:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values, `num_micro_batches` with them; of places of experts only what is not usual."""
-        values = {**asdict(self), "attention": self.attention.value}
+        layers = self.host_layers and list(self.host_layers)
+        values = {**asdict(self), "attention": self.attention.value, "host_layers": layers}
         unsaid = {one.name for one in fields(self) if one.name in _OF_PLACES and getattr(self, one.name) == one.default}
         told = {name: value for name, value in values.items() if name not in unsaid}
         return {**told, "num_micro_batches": self.num_micro_batches}

@@ -286,6 +286,20 @@ class TestParts:
         assert half.host["streamed weights"] * 2 == made.host["streamed weights"]
         assert half.device["activations"] == made.device["activations"]
 
+    @pytest.mark.parametrize(("count", "in_room"), [(14, 8), (2, 8), (1, 4)])
+    def test_narrow_experts_are_unpacked_beside_them(self, count, in_room):
+        """All of a layer where micro-batches share them, else a few; and four that are being unpacked."""
+        made, own = plan(count=count, weight_bits=4.5), plan(count=count)
+        assert made.device["unpacked experts"] == in_room * EXPERT + 4 * EXPERT * 4.5 / 16
+        assert "unpacked experts" not in own.device
+        assert "unpacked experts" not in plan(count=count, weight_bits=16).device
+        assert made.device["weight slots"] == own.device["weight slots"] * 4.5 / 16
+
+    def test_packed_experts_in_two_places_are_computed_in_one(self):
+        half = {"weight_bits": 4.5, "experts_on_device": 0.5}
+        assert plan(**half).device["activations"] == plan(weight_bits=4.5).device["activations"]
+        assert plan(experts_on_device=0.5).device["activations"] > plan().device["activations"]
+
     def test_a_sliding_window_keeps_no_more_than_itself(self):
         model, workload = few_layers("mixtral-8x7b", 4, window=64), Workload.fixed(100, 4)
         batch = make_batch(workload, 16, 8)

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.cost import Setup, capacity_bytes
-from sim.planning.grid import Floats, Ints, PolicyGrid, locks_weights
-from sim.planning.locking import largest_share, locked_bytes, staging_turns, streamed_bytes
+from sim.planning.policies.grid import Floats, Ints, PolicyGrid, locks_weights
+from sim.planning.policies.locking import largest_share, locked_bytes, staging_turns, streamed_bytes
 from sim.problem import Policy, Problem
 from sim.schedule import MemoryPart, Schedule, Tier
 from traces.errors import InputError
@@ -76,12 +76,17 @@ class Candidates:
         """The setup of one row."""
         return Setup(self.problem, self.schedule, self.policy(row))
 
+    @property
+    def generated_tokens(self) -> Floats:
+        """Of all requests. [row]."""
+        return self.of_batches([setup.batch.generated_tokens for setup in self.batch_setups])
+
     def of_batches(self, values: Sequence[float] | Floats) -> Floats:
         """One value per batch, spread over the rows."""
         return np.asarray(np.asarray(values)[self.batch], dtype=float)
 
 
-def candidates_of(problem: Problem, schedule: Schedule, grid: PolicyGrid) -> Candidates:
+def candidates_as_one(problem: Problem, schedule: Schedule, grid: PolicyGrid) -> Candidates:
     """Every policy on the grid that fits all memories. Empty, with the nearest lack, if none does."""
     setups, given_up = _setups(problem, schedule, grid)
     total, residency = problem.model.num_experts, _residency(setups[0])
