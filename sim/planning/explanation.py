@@ -204,11 +204,6 @@ def _replanned(choice: Choice, schedules: Sequence[str], policy: Policy, change:
         return None
     options: dict[str, Any] = {"objective": choice.objective, "num_requests": choice.num_requests}
     options |= {"refine": False, "tolerance": NO_GAIN}
-        "objective": choice.objective,
-        "num_requests": choice.num_requests,
-        "refine": False,
-        "tolerance": NO_GAIN,
-    }
     found: list[Candidate] = []
     for name in schedules:
         grid = near(policy) if not by_name(name).system.splits_experts else near_in_few(policy)

@@ -25,7 +25,7 @@ NARROWER_BITS = (8.0, 4.0)
 """Widths of weights that are tried where nothing fits."""
 
 
-MOST_SIMULATIONS = 100
+MOST_SIMULATIONS = 60
 """Policies of one schedule that are simulated at most; those of schedules with one place of experts need far fewer."""
 
 FINER = (1 / 32, 1 / 128)
