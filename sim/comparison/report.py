@@ -40,7 +40,7 @@ def print_comparison(problem: Problem, outcomes: Sequence[Outcome], baseline: st
 def _result(one: Prediction, against: Sequence[float]) -> tuple[Any, ...]:
     speed, hrm = one.throughput_tokens_per_s, one.hrm_tokens_per_s
     bound = ", ".join(dict.fromkeys(phase.bottleneck for phase in (one.prefill, one.decode) if phase.bottleneck))
-    rates = speed, *speeds(one.setup, one.prefill_s, one.decode_s), *(f"{speed / other:.2f}×" for other in against)
+    rates = speed, *speeds(one), *(f"{speed / other:.2f}×" for other in against)
     times = bound, one.over_busiest, one.gpu_idle, seconds(one.prefill_s), seconds(one.decode_s)
     expected = hrm and f"{hrm:,.1f} ({hrm / speed:.1f}×)"
     return one.schedule, in_short(one.policy), *rates, *times, *peaks_gb(one.setup), expected

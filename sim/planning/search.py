@@ -32,6 +32,14 @@ class Objective(StrEnum):
     MEMORY = "memory"  # bytes on the device, among policies that reach ENOUGH_THROUGHPUT of the best throughput
 
 
+MEANING = {
+    Objective.THROUGHPUT: "most generated tokens a second of all requests, over prefill and decode",
+    Objective.LATENCY: f"the shortest decode step, to {SAME_LATENCY:.0%}; among those, the most tokens a second",
+    Objective.MEMORY: f"the fewest bytes on the device that reach {ENOUGH_THROUGHPUT:.0%} of the best throughput",
+}
+"""What each objective asks for, in words."""
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate(Prediction):
     """One simulated policy, and what it could reach at best."""
@@ -56,7 +64,10 @@ class Candidate(Prediction):
             "num_requests": self.num_requests,
             "throughput_tokens_per_s": self.throughput_tokens_per_s,
             "bound_tokens_per_s": self.bound_tokens_per_s,
-            "seconds_per_token": self.token_s,
+            "prefill_tokens_per_s": self.prefill_tokens_per_s,
+            "decode_tokens_per_s": self.decode_tokens_per_s,
+            "time_to_first_token_s": self.time_to_first_token_s,
+            "seconds_per_token": self.seconds_per_token,
             "prefill_s": self.prefill_s,
             "decode_s": self.decode_s,
             "bottleneck": self.bottleneck,

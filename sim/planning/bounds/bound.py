@@ -77,7 +77,8 @@ class _Paths:
         gpu = n * t.over_layers(pre + attn + post) + heads
         if type(self.space.schedule).prefill is not Schedule.prefill:
             return np.asarray(np.maximum(gpu, t.over_layers(np.minimum(self.whole, self.loads))))[:, 0]
-        before = pre + attn if not self.space.schedule.system.streams_non_experts else np.zeros_like(pre)
+        streams = self.space.batch_setups[0].shape.streams_non_experts
+        before = np.zeros_like(pre) if streams else pre + attn
         first = gpu + t.of_layer(self.whole, 0) - t.of_layer(before, 0)
         first = np.where(t.of_layer(self.whole, 0) > 0, first, gpu)
         weights = t.over_layers(self.whole) + n * t.of_layer(post, last) + heads

@@ -243,7 +243,8 @@ def _two_values(space: Candidates) -> list[int]:
     """The fewest experts on the device, and the most that leave something to stream."""
     some = space.experts[space.experts < space.problem.model.num_experts]
     most = int(some.max()) if len(some) else 0
-    return [0, most or (0 if space.schedule.system.streams_non_experts else space.problem.model.num_experts // 2)]
+    streams = space.batch_setups[0].shape.streams_non_experts
+    return [0, most or (0 if streams else space.problem.model.num_experts // 2)]
 
 
 def _seconds(setup: Setup, costs: CostModel, op: Op, step: int, kind: int, j: int) -> float:

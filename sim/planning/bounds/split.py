@@ -124,6 +124,8 @@ class _Splits:
         self.streamed = table(lambda _, split: split.streamed)
         self.fetched = table(lambda _, split: split.fetched)
         self.host = table(lambda _, split: split.on_host)
+        sizes = [[one.streamed_bytes(kind) for kind in range(len(one.distinct))] for one in placements]
+        self.streamed_bytes = np.array([one + [0] * (width - len(one)) for one in sizes])
 
 
 class _Bound:
@@ -152,6 +154,7 @@ class _Bound:
         system = self.space.schedule.system
         self.stages = system.pinned_layers > 0
         setup = self.space.frames[0].setup
+        self.streams_all = setup.shape.streams_non_experts
         self.meets = any(isinstance(one, Barrier) for one in setup.schedule.prefill(setup.shape, False))
 
     @cached_property
@@ -183,7 +186,6 @@ class _Rows:
         self.moe = splits.total[self.mix] > 0
         held = (splits.resident, splits.streamed, splits.fetched)
         self.device_places = sum((one[self.mix] > 0).astype(np.int64) for one in held)
-        self.streamed = splits.streamed[self.mix]
         self.n = bound.batches.n[self.batch]
 
     def _of(self, phase: str, op: Op, which: int = MEAN) -> Floats:
@@ -245,6 +247,7 @@ class _Rows:
         out = (all_n * (kv + store))[:, 0] * inner
         gpu = (all_n * (pre + attn + post))[:, 0] + heads
         before = self.b.batches.first_layer("prefill", Op.PRE_ATTN, Op.ATTN)[self.batch, 0]
+        before = np.zeros_like(before) if self.b.streams_all else before
         first = gpu + np.where(whole[:, 0] > 0, whole[:, 0] - before, 0.0)
         hidden = (all_n * load)[:, 0] * inner
         usual = np.maximum.reduce([gpu, first, weights + heads, weights + hidden, out])
@@ -303,10 +306,7 @@ class _Rows:
         return np.asarray(np.maximum.reduce(lanes).sum(axis=1) - streamed.max(axis=1)).clip(min=0.0)
 
     def _streamed_bytes(self) -> Ints:
-        expert = self.b.space.problem.model
-        bits = self.b.space.frames[0].setup.policy.expert_bits(expert)
-        size = max(layer.expert_bytes(bits) for layer in expert.layers)
-        return np.asarray(self.streamed * size)
+        return np.asarray(self.b.splits.streamed_bytes[self.mix])
 
     def _step_chain(self, on_cpu: NDArray[np.bool_], streams: Floats) -> Floats:
         """One step of one group, attention one micro-batch after the other.

@@ -103,7 +103,7 @@ def candidates_as_one(problem: Problem, schedule: Schedule, grid: PolicyGrid) ->
     rows = np.repeat(np.arange(len(batch)), counts[batch])
     all_pages = np.array([page for at in batch for page in pages[at]], dtype=np.int64)
     streams = (residency.experts[value] < total)[rows]
-    kept = streams | (np.diff(rows, prepend=-1) > 0) | schedule.system.streams_non_experts
+    kept = streams | (np.diff(rows, prepend=-1) > 0) | setups[0].shape.streams_non_experts
     rows, all_pages = rows[kept], all_pages[kept]
     nearest = None if len(rows) else _nearest(setups, need - capacity, residency, locked)
     batch, pin, value = batch[rows], pin[rows], value[rows]

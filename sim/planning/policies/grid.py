@@ -42,7 +42,7 @@ class PolicyGrid:
     """Whether what is no expert streams too."""
     groups: tuple[int, ...] = (1, 2, 4, 0)
     """In how many groups of micro-batches experts are computed; 0: each micro-batch alone."""
-    levels: tuple[int, int, int] = (0, 64, 64)
+    levels: tuple[int, int, int] = (0, 32, 32)
     """Numbers of resident experts, as (first, last, parts of all): the most that fit of these, and `resident_parts`."""
     resident_parts: tuple[float, ...] = (0.0, 0.5, 1.0)
     host_parts: tuple[float, ...] = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
@@ -59,8 +59,8 @@ class PolicyGrid:
         return replace(self, micro_batch_sizes=sizes, num_micro_batches=counts, kv_shares=shares)
 
     def resident_levels(self, total: int) -> list[int]:
-        """Whole numbers of resident experts of so many."""
-        first, last, parts = self.levels
+        """Whole numbers of resident experts of so many: where a layer streams whole, all of them or none."""
+        first, last, parts = (0, 1, 1) if self.stream_non_experts else self.levels
         return sorted({round(total * at / parts) for at in range(first, last + 1)} | {0})
 
     def with_sizes(self, micro_batch_size: int | None, num_micro_batches: int | None) -> "PolicyGrid":
@@ -89,10 +89,10 @@ class PolicyGrid:
         return replace(
             self,
             groups=(policy.groups or 0,),
-            levels=(max(0, level - 12), min(fine, level + 12), fine),
+            levels=(max(0, level - 6), min(fine, level + 6), fine),
             resident_parts=(0.5, 0.75, 1.0),
             host_parts=_steps(host, step),
-            fetched_parts=_steps(fetched, 2 * step),
+            fetched_parts=_steps(fetched, 2 * step, 2),
             prefill_experts=policy.prefill_experts,
         )
 
@@ -123,9 +123,9 @@ def _some(values: tuple[int, ...], most: int) -> tuple[int, ...]:
     return values if last < most else tuple(values[round(last * at / (most - 1))] for at in range(most))
 
 
-def _steps(middle: float, step: float) -> tuple[float, ...]:
-    """Shares up to four steps away."""
-    return tuple(sorted({min(1.0, max(0.0, middle + step * at)) for at in range(-4, 5)}))
+def _steps(middle: float, step: float, reach: int = 4) -> tuple[float, ...]:
+    """Shares up to so many steps away."""
+    return tuple(sorted({min(1.0, max(0.0, middle + step * at)) for at in range(-reach, reach + 1)}))
 
 
 def _near(size: int) -> tuple[int, ...]:

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from sim.planning.policies.grid import Ints, PolicyGrid
-from sim.problem import Placement, Policy, Problem
+from sim.problem import Model, Placement, Policy, Problem
 from sim.schedule import ExpertPlace, Place, Schedule, System
 
 PREFILLS = (Place.GPU, Place.CPU)
@@ -37,9 +38,9 @@ class Mix:
         return {"experts_on_device": self.resident / total, "deal_experts": True, **shares}
 
 
-def total_of(problem: Problem, schedule: Schedule) -> int:
+def total_of(model: Model, schedule: Schedule) -> int:
     """What mixes deal out: experts of all layers together, or whole layers."""
-    layers = problem.model.layers
+    layers = model.layers
     return len(layers) if schedule.system.whole_layers else sum(layer.num_experts for layer in layers)
 
 
@@ -73,35 +74,43 @@ class Mixes:
     @staticmethod
     def of(problem: Problem, schedule: Schedule, base: Policy, grid: PolicyGrid) -> "Mixes":
         """All mixes of a grid. What prefill computes on the host is looked at both ways."""
-        total, system = total_of(problem, schedule), schedule.system
-        levels = grid.resident_levels(total)
-        parts = [
-            (host, fetched)
-            for host in _parts(system, ExpertPlace.HOST, grid.host_parts)
-            for fetched in _parts(system, ExpertPlace.FETCHED, grid.fetched_parts)
-        ]
-        found: dict[Mix, int] = {}
-        at = [[found.setdefault(_mix(level, total, *one), len(found)) for one in parts] for level in levels]
-        every = list(found)
-        placed = [_placements(problem, schedule, base, mix.fields(system, total)) for mix in every]
-        first = [both[0] for both in placed]
-        width = max(len(one.counts) for one in first)
-        place = ExpertPlace
-        return Mixes(
-            np.array(levels), every, np.array(at),
-            np.array([one.experts_bytes(place.DEVICE) for one in first]),
-            np.array([one.experts_bytes(place.STREAMED | place.FETCHED) for one in first]),
-            np.array([one.experts_bytes(place.HOST) for one in first]),
-            np.array([max(split.fetched for split in one.splits) for one in first]),
-            np.array([_in_parts(one) for one in first]),
-            np.array([_asked(one) for one in first]),
-            np.array([[_padded((one.streamed_bytes(kind, in_prefill=True) for kind in range(len(one.counts))), width)
-                       for one in both] for both in placed]),
-            np.array([[_padded(map(one.moved_bytes, range(len(one.counts))), width)
-                       for one in both] for both in placed]),
-            np.array([_padded(one.counts, width) for one in first]),
-            first,
-        )  # fmt: skip
+        usual = Policy.usual(schedule, 1, 1, weight_bits=base.weight_bits, stream_non_experts=base.stream_non_experts)
+        places = PolicyGrid(levels=grid.levels, host_parts=grid.host_parts, fetched_parts=grid.fetched_parts)
+        places = replace(places, stream_non_experts=grid.stream_non_experts)
+        return _mixes(problem.model, schedule, usual, places)
+
+
+@lru_cache(maxsize=4)
+def _mixes(model: Model, schedule: Schedule, base: Policy, grid: PolicyGrid) -> Mixes:
+    total, system = total_of(model, schedule), schedule.system
+    levels = grid.resident_levels(total)
+    parts = [
+        (host, fetched)
+        for host in _parts(system, ExpertPlace.HOST, grid.host_parts)
+        for fetched in _parts(system, ExpertPlace.FETCHED, grid.fetched_parts)
+    ]
+    found: dict[Mix, int] = {}
+    at = [[found.setdefault(_mix(level, total, *one), len(found)) for one in parts] for level in levels]
+    every = list(found)
+    placed = [_placements(model, schedule, base, mix.fields(system, total)) for mix in every]
+    first = [both[0] for both in placed]
+    width = max(len(one.counts) for one in first)
+    place = ExpertPlace
+    return Mixes(
+        np.array(levels), every, np.array(at),
+        np.array([one.experts_bytes(place.DEVICE) for one in first]),
+        np.array([one.experts_bytes(place.STREAMED | place.FETCHED) for one in first]),
+        np.array([one.experts_bytes(place.HOST) for one in first]),
+        np.array([max(split.fetched for split in one.splits) for one in first]),
+        np.array([_in_parts(one) for one in first]),
+        np.array([_asked(one) for one in first]),
+        np.array([[_padded((one.streamed_bytes(kind, in_prefill=True) for kind in range(len(one.counts))), width)
+                   for one in both] for both in placed]),
+        np.array([[_padded(map(one.moved_bytes, range(len(one.counts))), width)
+                   for one in both] for both in placed]),
+        np.array([_padded(one.counts, width) for one in first]),
+        first,
+    )  # fmt: skip
 
 
 def _parts(system: System, place: ExpertPlace, parts: Sequence[float]) -> Sequence[float]:
@@ -114,9 +123,9 @@ def _mix(resident: int, total: int, host: float, fetched: float) -> Mix:
     return Mix(resident, on_host, round(fetched * (total - resident - on_host)))
 
 
-def _placements(problem: Problem, schedule: Schedule, base: Policy, fields: dict[str, Any]) -> list[Placement]:
+def _placements(model: Model, schedule: Schedule, base: Policy, fields: dict[str, Any]) -> list[Placement]:
     """With prefill as in `PREFILLS`, where the schedule can."""
-    one = Placement.of(replace(base, **fields), schedule, problem.model)
+    one = Placement.of(replace(base, **fields), schedule, model)
     can = schedule.system.prefill_experts
     return [replace(one, prefill_on_host=(place if place in can else can[0]) is Place.CPU) for place in PREFILLS]
 

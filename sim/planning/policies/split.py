@@ -108,7 +108,9 @@ def split_candidates(problem: Problem, schedule: Schedule, grid: PolicyGrid) -> 
 
 def _policy(frame: Frame, mixes: Mixes, mix: int, locked: float) -> Policy:
     base = frame.setup.policy
-    fields = mixes.every[mix].fields(frame.setup.schedule.system, total_of(frame.setup.problem, frame.setup.schedule))
+    fields = mixes.every[mix].fields(
+        frame.setup.schedule.system, total_of(frame.setup.problem.model, frame.setup.schedule)
+    )
     groups = None if frame.groups == len(frame.setup.batch.micro_batches) else frame.groups
     return replace(base, groups=groups, pin_weights=locked, **fields)
 
@@ -200,7 +202,7 @@ class _Memory:
     def _exchanged(self) -> Ints:
         """Bytes of each tier that a token takes between attention and experts. [kind of mix, prefill, tier]."""
         found = np.zeros((4, 2, len(TIERS)), dtype=np.int64)
-        total = total_of(self.frames[0].setup.problem, self._schedule)
+        total = total_of(self.frames[0].setup.problem.model, self._schedule)
         for prefill in {one.prefill for one in self.frames}:
             frame = next(one for one in self.frames if one.prefill == prefill)
             for kind in set(self._mixes.asked.tolist()):
