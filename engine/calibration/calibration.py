@@ -77,13 +77,14 @@ def measure_machine(
     repeats = measure.FEW_REPEATS if quick else measure.REPEATS
     probes = attempt(lambda: measure.probe(device, model.dtype, repeats))
     with measure.keep_first_layers(model, measure.layers_to_measure(model, device.memory_bytes)):
-        on_begin("experts in two parts")
+        on_begin("experts in two parts, and unpacked")
         cost = attempt(lambda: measure.split_cost(model, described(model), device, repeats))
+        rate = attempt(lambda: measure.unpack_rate(model, device, repeats))
         on_begin("experts on the host")
         tokens = measure.QUICK_TOKENS if quick else measure.TOKENS
         on_host = attempt(lambda: measure.host_experts(model, described(model), device, repeats, tokens))
         spans = measure.run_all(model, device, planned, lambda condition: on_begin(str(condition)), attempt)
-        return measure.Round(probes, spans, cost, on_host)
+        return measure.Round(probes, spans, cost, rate, on_host)
 
 
 def fitted(
@@ -97,9 +98,9 @@ def fitted(
     probes = measure.median_probes(rounds)
     runs = [measure.MeasuredRun(*pair) for one in rounds for pair in zip(planned, one.spans, strict=True)]
     samples = measure.samples_of(runs)
+    alone = measure.median_split_cost(rounds), measure.median_unpack_rate(rounds)
     on_host = measure.median_host_experts(rounds)
-    start = fit.unfitted(name, device, probes, measure.median_split_cost(rounds))
-    known = described(model)
+    start, known = fit.unfitted(name, device, probes, *alone), described(model)
     shown = {one.tokens for one in samples if one.task.op is Op.HOST_EXPERTS and one.task.step}
     hardware, fits = fit.fit_all(start, known, [*samples, *measure.host_samples(on_host, known, shown)])
     with measure.keep_first_layers(model, measure.layers_to_measure(model, device.memory_bytes)):

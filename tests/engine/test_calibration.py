@@ -32,9 +32,15 @@ from engine.calibration.measure.host_experts import (
 )
 from engine.calibration.measure.measured import Measured, repeated
 from engine.calibration.measure.probes import FEW_REPEATS, LinkProbe, Probes, probe
-from engine.calibration.measure.rounds import median_host_experts, median_probes, median_split_cost
+from engine.calibration.measure.rounds import (
+    median_host_experts,
+    median_probes,
+    median_split_cost,
+    median_unpack_rate,
+)
 from engine.calibration.measure.runs import MAX_TOKENS, MeasuredRun, Sample, conditions, run_all, samples_of
 from engine.calibration.measure.split_experts import differences, split_cost
+from engine.calibration.measure.unpacking import unpack_rate
 from engine.cli import main
 from engine.device import EmulatedDevice
 from engine.host import HostExperts
@@ -308,7 +314,7 @@ def test_experts_on_the_host_beside_other_work_are_compared_with_themselves_alon
 
 
 def test_times_on_the_host_are_those_of_the_middle_round(probes):
-    rounds = [Round(probes, [], None, [time_on_host(4, seconds=value)]) for value in (5.0, 1.0, 2.0)]
+    rounds = [Round(probes, [], host_experts=[time_on_host(4, seconds=value)]) for value in (5.0, 1.0, 2.0)]
     assert [one.seconds.median for one in median_host_experts(rounds)] == [2.0]
 
 
@@ -372,6 +378,25 @@ def test_experts_that_cannot_be_split_cost_nothing_by_it(device, family):
     single = {"num_local_experts": 1, "num_experts_per_tok": 1} if family == "mixtral" else {}
     model = make(family, **single)
     assert split_cost(model, described(model), device, 1) is None
+
+
+def test_how_fast_experts_are_unpacked_is_measured(device, probes):
+    """And it stands in the machine's file as it was measured."""
+    model = make("mixtral", hidden_size=64, intermediate_size=128, num_hidden_layers=3)
+    held, before = device.memory.usage.current_bytes, model.model.layers[0].mlp.experts.down_proj.clone()
+    found = unpack_rate(model, device, 1)
+    assert (found.count, found.median > 0) == (1, True)
+    assert device.memory.usage.current_bytes == held
+    assert torch.equal(model.model.layers[0].mlp.experts.down_proj, before)
+    rate = unfitted("here", device, probes, None, found).value("device.unpack")
+    assert (float(rate), rate.basis) == (pytest.approx(found.median), Basis.MEASURED)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "jetmoe", "deepseek_v3"])
+def test_experts_that_cannot_be_packed_are_not_unpacked(device, probes, family):
+    """Their inputs are no whole groups, or their family computes them in its own way."""
+    assert unpack_rate(make(family), device, 1) is None
+    assert unfitted("here", device, probes).device.unpack_bytes_per_s is None
 
 
 def test_settling_changes_the_peaks_and_no_time(start, model):
@@ -553,26 +578,28 @@ def test_every_part_of_a_round_may_be_made_again(model, device, probes, monkeypa
 
     monkeypatch.setattr("engine.calibration.measure.probe", lambda *_: probes)
     found = measure_machine(model, device, planned, quick=True, attempt=twice)
-    assert len(made) == 3 + len(planned)
+    assert len(made) == 4 + len(planned)
     assert made[0] == probes
     assert found.split_cost is not made[1]
-    assert all(kept is not dropped for kept, dropped in zip(found.spans, made[3:], strict=True))
+    assert all(kept is not dropped for kept, dropped in zip(found.spans, made[4:], strict=True))
 
 
 def test_a_round_survives_its_file(model, device, probes, tmp_path):
     planned = conditions(8, quick=True)
-    spans = run_all(model, device, planned[:2])
-    made = Round(probes, spans, Measured.of([1e-4, 2e-4, 4e-4], "a test"), [time_on_host(4, Beside.STREAM)])
+    alone = Measured.of([1e-4, 2e-4, 4e-4], "a test"), Measured.of([1e9], "another"), [time_on_host(4, Beside.STREAM)]
+    made = Round(probes, run_all(model, device, planned[:2]), *alone)
     made.write(tmp_path / "round.json")
     read = Round.read(tmp_path / "round.json")
-    assert (read.probes, read.split_cost, read.host_experts) == (probes, made.split_cost, made.host_experts)
+    assert (read.probes, read.split_cost, read.unpack_rate, read.host_experts) == (probes, *alone)
     assert samples_of(map(MeasuredRun, planned, read.spans)) == samples_of(map(MeasuredRun, planned, made.spans))
 
 
-def test_the_split_cost_is_that_of_the_middle_round(probes):
-    rounds = [Round(probes, [], Measured.of([value], "a test")) for value in (5e-4, 1e-4, 2e-4)]
-    assert median_split_cost(rounds).median == 2e-4
+def test_what_is_known_of_the_experts_is_that_of_the_middle_round(probes):
+    values = (5e-4, 1e-4, 2e-4)
+    rounds = [Round(probes, [], *(Measured.of([one], "a test") for one in (value, 1e5 * value))) for value in values]
+    assert (median_split_cost(rounds).median, median_unpack_rate(rounds).median) == (2e-4, 20)
     assert median_split_cost([Round(probes, [])]) is None
+    assert median_unpack_rate([Round(probes, [])]) is None
 
 
 def test_the_first_two_layers_of_prefill_do_not_count():

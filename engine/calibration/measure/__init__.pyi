@@ -15,6 +15,7 @@ from .rounds import (
     median_host_experts as median_host_experts,
     median_probes as median_probes,
     median_split_cost as median_split_cost,
+    median_unpack_rate as median_unpack_rate,
 )
 from .runs import (
     STEPS as STEPS,
@@ -28,3 +29,4 @@ from .runs import (
     samples_of as samples_of,
 )
 from .split_experts import split_cost as split_cost
+from .unpacking import unpack_rate as unpack_rate

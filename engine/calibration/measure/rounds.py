@@ -16,21 +16,22 @@ _KEPT = ("id", "op", "lane", "rank", "step", "layer", "micro_batch", "page", "st
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round: the probes, per run of the calibration the spans of its tasks, and what experts cost by their place.
+    """One round: the probes, per run of the calibration the spans of its tasks, and what is known of the experts alone.
 
-    That is what splitting them on the device costs, and what they take on the host.
+    That is what it costs to split them, how fast they are unpacked, and what they take on the host.
     """
 
     probes: Probes
     spans: list[list[Span]]
     split_cost: Measured | None = None
+    unpack_rate: Measured | None = None
     host_experts: list[HostExpertsTime] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
         spans = [[[getattr(span, name) for name in _KEPT] for span in run] for run in self.spans]
-        experts = {"split_cost": self.split_cost, "host_experts": self.host_experts}
-        content = {"probes": asdict(self.probes), "spans": spans, **experts}
+        alone = {name: getattr(self, name) for name in ("split_cost", "unpack_rate", "host_experts")}
+        content = {"probes": asdict(self.probes), "spans": spans, **alone}
         path.write_text(json.dumps(content, default=asdict) + "\n", encoding="utf-8")
 
     @classmethod
@@ -39,8 +40,9 @@ class Round:
         content = json.loads(path.read_text(encoding="utf-8"))
         spans = [[Span(*span) for span in run] for run in content["spans"]]
         cost = content.get("split_cost", content.get("second_place"))  # its name in files of earlier versions
+        split_cost, unpack_rate = (Measured(**one) if one else None for one in (cost, content.get("unpack_rate")))
         on_host = [_host_experts(**one) for one in content.get("host_experts", ())]
-        return cls(_probes(content["probes"]), spans, Measured(**cost) if cost else None, on_host)
+        return cls(_probes(content["probes"]), spans, split_cost, unpack_rate, on_host)
 
 
 def _probes(table: dict[str, Any]) -> Probes:
@@ -59,7 +61,16 @@ def median_probes(rounds: Sequence[Round]) -> Probes:
 
 def median_split_cost(rounds: Sequence[Round]) -> Measured | None:
     """That of the middle round; None where it was not measured."""
-    found = [asdict(one.split_cost) for one in rounds if one.split_cost is not None]
+    return _middle_of([one.split_cost for one in rounds])
+
+
+def median_unpack_rate(rounds: Sequence[Round]) -> Measured | None:
+    """That of the middle round; None where it was not measured."""
+    return _middle_of([one.unpack_rate for one in rounds])
+
+
+def _middle_of(measured: Sequence[Measured | None]) -> Measured | None:
+    found = [asdict(one) for one in measured if one is not None]
     return Measured(**_middle(found)) if found else None
 
 
