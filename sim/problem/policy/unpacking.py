@@ -6,7 +6,7 @@ from sim.problem.policy.policy import Policy
 MOST_AT_ONCE = 4
 """Experts that one call unpacks at most: enough to be worth it where experts are small."""
 MOST_BYTES_AT_ONCE = 256 << 20
-"""What these may take as wide as they are computed: large experts are worth a call each, and find room on any device."""
+"""What these may take as wide as they are computed: large experts are worth a call each."""
 
 
 def unpacks_experts(policy: Policy, model: Model) -> bool:
