@@ -113,7 +113,8 @@ def test_the_plan_holds_the_peak_of_the_device_and_little_more(name, places, tmp
     except InputError:
         pytest.skip("not where this schedule works")
     plan, peak, late = planned_and_peak(wide("mixtral", **FINE), schedule, places, UNEQUAL, tmp_path)
-    assert peak - late <= plan <= 1.15 * peak
+    waiting = schedule.system.prefill_experts[0] is Place.CPU  # all prompts have room on their way to the host
+    assert peak - late <= plan <= (1.2 if waiting else 1.15) * peak
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])

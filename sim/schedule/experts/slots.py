@@ -29,7 +29,7 @@ class ExpertSlots(SlotLayout):
         places = ExpertPlace(int(np.bitwise_or.reduce(shape.experts))) if shape.experts else ExpertPlace(0)
         copied = Tier.PINNED if system.pins_activations else Tier.HOST
         exchange = MemoryPart.EXPERT_EXCHANGE
-        on_device = Tier.DEVICE if places else None
+        on_device, made_there = (Tier.DEVICE if places & some else None for some in (ON_DEVICE | ASKED_FOR, ON_DEVICE))
         asked = copied if places & ASKED_FOR else None
         gives, comes_back = (copied, Tier.DEVICE) if places & ExpertPlace.HOST else (None, None)
         fetched = Tier.DEVICE if places & ExpertPlace.FETCHED else None
@@ -37,7 +37,7 @@ class ExpertSlots(SlotLayout):
         self.buffers |= {
             "routed": Buffer(Holds.ROUTED, By.MICRO_BATCH, 1, on_device, exchange),
             "routed on host": Buffer(Holds.ROUTED, By.MICRO_BATCH, 1, asked, exchange),
-            "output": Buffer(Holds.EXPERT_OUTPUT, By.MICRO_BATCH, 1, on_device, exchange),
+            "output": Buffer(Holds.EXPERT_OUTPUT, By.MICRO_BATCH, 1, made_there, exchange),
             "output on host": Buffer(Holds.EXPERT_OUTPUT, By.MICRO_BATCH, 1, gives, exchange),
             "output of host": Buffer(Holds.EXPERT_OUTPUT, By.MICRO_BATCH, 1, comes_back, exchange),
             "fetched": Buffer(Holds.FETCHED, By.GROUP, turns, fetched, MemoryPart.FETCHED_EXPERTS),
