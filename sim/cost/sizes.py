@@ -113,6 +113,11 @@ class Sizes:
         """What a group's tokens use of a layer's experts in these places."""
         return self.expert_use.of_group(task.layer, self.group_tokens(task), places)
 
+    def tokens_an_expert(self, task: Task, places: ExpertPlace) -> float:
+        """How many tokens of a group each expert gets on average that they use in these places."""
+        used = self.used(task, places)
+        return max(1.0, used.pairs / max(used.touched, 1e-9))
+
     def streamed_bytes(self, task: Task) -> int:
         """Bytes of a layer that come over the link when it runs, on all ranks together."""
         return self.placement.streamed_bytes(self.placement.kinds[task.layer], in_prefill=task.step == 0)
