@@ -75,10 +75,11 @@ def measure_machine(
     repeats = measure.FEW_REPEATS if quick else measure.REPEATS
     probes = attempt(lambda: measure.probe(device, model.dtype, repeats))
     with measure.keep_first_layers(model, measure.layers_to_measure(model, device.memory_bytes)):
-        on_begin("experts in two parts")
+        on_begin("experts in two parts, and unpacked")
         cost = attempt(lambda: measure.split_cost(model, described(model), device, repeats))
+        rate = attempt(lambda: measure.unpack_rate(model, device, repeats))
         spans = measure.run_all(model, device, planned, lambda condition: on_begin(str(condition)), attempt)
-        return measure.Round(probes, spans, cost)
+        return measure.Round(probes, spans, cost, rate)
 
 
 def fitted(
@@ -92,7 +93,8 @@ def fitted(
     probes = measure.median_probes(rounds)
     runs = [measure.MeasuredRun(*pair) for one in rounds for pair in zip(planned, one.spans, strict=True)]
     samples = measure.samples_of(runs)
-    start = fit.unfitted(name, device, probes, measure.median_split_cost(rounds))
+    alone = measure.median_split_cost(rounds), measure.median_unpack_rate(rounds)
+    start = fit.unfitted(name, device, probes, *alone)
     hardware, fits = fit.fit_all(start, described(model), samples)
     with measure.keep_first_layers(model, measure.layers_to_measure(model, device.memory_bytes)):
         hardware = fit.with_hand_over(fit.settled(hardware), described(model), runs)

@@ -66,6 +66,7 @@ def run(
     progress: Callable[[int], None] | None = None,
     on_batch: Callable[[BatchDone], None] | None = None,
     record_routing: str | Path | None = None,
+    keep_model: bool = True,
     **generate_kwargs: Any,
 ) -> RunResult:
     """Generate text for `prompts` (strings or lists of token ids) with an offloaded Mixture-of-Experts model.
@@ -75,14 +76,18 @@ def run(
     `generate()` as they are; what needs beams or a second model is refused. With `seed`, micro-batch j draws as if it
     were generated alone after `torch.manual_seed(seed + j)`. `progress` is told of each micro-batch's new tokens,
     `on_batch` of each batch as it ends. `record_routing` names a file for how many tokens used each expert.
-    Raises InputError for anything the caller can mend.
+
+    The model is what it was when the run ends, with one exception: a policy's `weight_bits` of 4.5 or 8.5 packs routed
+    experts, whose own weights host memory has no room for meanwhile. Afterwards they are what the packed bits say, for
+    good; to run them so again changes nothing more. Without `keep_model` packed experts are left empty, which saves the
+    time and memory to unpack a model that nobody needs any more. Raises InputError for anything the caller can mend.
     """
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens: {max_new_tokens} is not allowed; generate at least 1 token")
     with open_device(device) as opened:
         if isinstance(model, str | Path):
             tokenizer = tokenizer or find_tokenizer(model)
-            model = load_model(model, device=opened)
+            model, keep_model = load_model(model, device=opened), False
         check_generate_kwargs(generate_kwargs, model)
         if "stop_strings" in generate_kwargs:
             generate_kwargs["tokenizer"] = tokenizer
@@ -97,7 +102,7 @@ def run(
         seed, padding = _seed(seed, generate_kwargs, model), pad_token(model, tokenizer)
         options = GenerationOptions(max_new_tokens, padding, generate_kwargs, seed)
         context = RunContext.of(model, chosen, policy, opened, options)
-        with _recording(context, record_routing), open_session(context) as session:
+        with _recording(context, record_routing), open_session(context, keep_model) as session:
             opened.reset_peak()
             done = []
             for batch in _batches(session, ids, progress):

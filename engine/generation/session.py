@@ -22,8 +22,8 @@ SWITCH_INTERVAL_S = 2e-4
 
 
 @contextlib.contextmanager
-def open_session(run: RunContext) -> Iterator[Session]:
-    """Puts the model on its device, ready for `run_batch`."""
+def open_session(run: RunContext, keep_model: bool = True) -> Iterator[Session]:
+    """Puts the model on its device, ready for `run_batch`; `keep_model` unpacks experts at the end."""
     model, device, policy = run.model, run.device, run.policy
     layout = run.layout(policy.num_micro_batches)
     weights = HostWeights(device, run.host, run.streamed, policy.locked_bytes)
@@ -32,7 +32,7 @@ def open_session(run: RunContext) -> Iterator[Session]:
         stack.callback(device.reserve_pinned, {})
         device.reserve_pinned(_reserved_bytes(run, weights, layout))
         blocks = stack.enter_context(contextlib.closing(HostBlocks(device, run.host)))
-        stream = stack.enter_context(placed(model, run.anatomy, device, weights, layout, run.packed))
+        stream = stack.enter_context(placed(model, run.anatomy, device, weights, layout, run.packed, keep_model))
         stack.enter_context(kept_experts(model))
         stack.enter_context(lean_gates(model.modules()))
         owners = [parameter.owner for layer in run.streamed if layer for parameter in layer.parameters.values()]

@@ -49,8 +49,7 @@ class PackedLayer:
         return self.parameters[0].owner
 
 
-def check_weight_bits(weight_bits: float | None, model: PreTrainedModel) -> None:
-    """Raises InputError for a width that the engine does not run."""
+def _check_width(weight_bits: float | None, model: PreTrainedModel) -> None:
     own = 8 * model.dtype.itemsize
     if weight_bits is not None and weight_bits not in (*NUMBER_BITS, own):
         packed = ", ".join(f"{bits:g}" for bits in NUMBER_BITS)
@@ -59,11 +58,17 @@ def check_weight_bits(weight_bits: float | None, model: PreTrainedModel) -> None
         )
 
 
+def check_packing(model: PreTrainedModel, weight_bits: float | None) -> None:
+    """Raises InputError for a width that the engine does not run, and for experts that it cannot pack."""
+    anatomy = Anatomy.of(model)
+    packed_layers(model, anatomy, weight_bits, [Split()] * len(anatomy.layers))
+
+
 def packed_layers(
     model: PreTrainedModel, anatomy: Anatomy, weight_bits: float | None, splits: Sequence[Split]
 ) -> list[PackedLayer | None]:
     """Per layer, what is packed. Raises InputError for experts that cannot be."""
-    check_weight_bits(weight_bits, model)
+    _check_width(weight_bits, model)
     bits = NUMBER_BITS.get(weight_bits or 0.0)
     if bits is None:
         return [None] * len(anatomy.layers)
@@ -111,11 +116,12 @@ def packed_on_device(
     host: HostWeights,
     weights: WeightStream,
     num_micro_batches: int,
+    keep_model: bool,
 ) -> Iterator[None]:
     """While entered, packed experts are where they belong, and are unpacked where they are computed.
 
-    Those that stay on the device are packed at once, the others when `host` takes them. At the end the model has what
-    the packed experts say, layer by layer as their packed bytes go.
+    Those that stay on the device are packed at once, the others when `host` takes them. At the end `keep_model` gives
+    the model what the packed experts say, layer by layer as their packed bytes go.
     """
     with contextlib.ExitStack() as at_end:
         memory = device.allocate(MemoryPart.UNPACKED_EXPERTS, (room_bytes(layers, num_micro_batches),), torch.uint8)
@@ -123,7 +129,8 @@ def packed_on_device(
         room = UnpackedRoom(memory)
         for layer in filter(None, layers):
             resident = _room_of_resident(layer, device, at_end) if layer.num_resident else {}
-            at_end.callback(_unpack_whole, layer, resident, host, device)
+            if keep_model:
+                at_end.callback(_unpack_whole, layer, resident, host, device)
             _pack_resident(layer, resident)
             experts = PackedExperts(
                 layer=layer.index,

@@ -95,10 +95,12 @@ def placed(
     host: HostWeights,
     layout: SlotLayout,
     packed: Sequence[PackedLayer | None] = (),
+    keep_model: bool = True,
 ) -> Iterator[WeightStream]:
     """While entered, resident weights are on the device and streamed ones come through the slots of what it yields.
 
-    A weight is in one place at a time: a device with a memory of its own takes it over from the host.
+    A weight is in one place at a time: a device with a memory of its own takes it over from the host. Without
+    `keep_model` packed experts are not unpacked at the end.
     """
     with contextlib.ExitStack() as at_end:
         weights = at_end.enter_context(contextlib.closing(WeightStream(device, host, layout)))
@@ -108,7 +110,7 @@ def placed(
         at_end.callback(host.close)
         if any(packed):
             num_micro_batches = layout.shape.num_micro_batches
-            at_end.enter_context(packed_on_device(packed, device, host, weights, num_micro_batches))
+            at_end.enter_context(packed_on_device(packed, device, host, weights, num_micro_batches, keep_model))
         for i, experts in enumerate(anatomy.experts):
             if experts and not any(packed) and (layout.shape.experts or _in_parts(host.streamed[i])):
                 placed = _placed_experts(i, experts, anatomy.num_experts, device, host, at_end)

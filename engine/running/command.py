@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import calibration, device as devices, generation
+from engine import calibration, device as devices, generation, memory
 from engine.device import add_device, device_of
 from engine.generation import add_model, model_of
 from sim import problem, schedule as schedules, simulation
@@ -40,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     policy.add_argument("--schedule", default="cgopipe", help="(default: %(default)s)")
     add_policy(policy)
     add_routing(policy)
+    policy.add_argument(
+        "--weight-bits",
+        type=float,
+        metavar="BITS",
+        help="of routed experts: 4.5 or 8.5 (default: the model's own width)",
+    )
     policy.add_argument("--plan-for", metavar="HARDWARE", help="plan the policy for this machine (a preset or a .toml)")
     add_device(parser.add_argument_group("device"))
     options = parser.add_argument_group("generation")
@@ -88,9 +94,12 @@ def given_policy(args: argparse.Namespace, schedule: "schedules.Schedule") -> "p
         raise InputError("--routing is what a policy is planned for: leave it out, or the policy and its sizes")
     if meant_for not in (None, schedule.name):
         raise InputError(f"policy {args.policy} is for schedule {meant_for}: give --schedule {meant_for}")
+    if args.policy and args.weight_bits is not None:
+        raise InputError("--policy holds the width of weights already: leave out --weight-bits")
     if not fields and args.policy is None:
         return None
-    return problem.Policy.from_dict(fields if args.policy else {**USUAL_SIZES, **fields}, schedule)
+    given = fields if args.policy else {**USUAL_SIZES, "weight_bits": args.weight_bits, **fields}
+    return problem.Policy.from_dict(given, schedule)
 
 
 def _run_file(
@@ -108,6 +117,7 @@ def _run_file(
         requests.run_nothing()
         return None
     planned = None
+    memory.check_packing(model, args.weight_bits)
     if policy is None:
         planned = _plan(args, schedule, device, model, [len(prompt) for prompt in requests.prompts])
         policy = planned.policy
@@ -136,11 +146,12 @@ def _plan(
             hardware = calibration.calibrate(model, device, "this machine", quick=True, progress=shown.at).hardware
     simulation.compile_once()
     with progress("planning"):
-        return plan(model, hardware, schedule, prompts, args.max_new_tokens, args.routing)
+        return plan(model, hardware, schedule, prompts, args.max_new_tokens, args.routing, args.weight_bits)
 
 
 def _run_options(args: argparse.Namespace) -> dict[str, Any]:
-    return {"seed": args.seed, "record_routing": args.record_routing, **_generate_kwargs(args)}
+    ours = {"seed": args.seed, "record_routing": args.record_routing, "keep_model": False}
+    return {**ours, **_generate_kwargs(args)}
 
 
 def _generate_kwargs(args: argparse.Namespace) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Self
 
@@ -30,6 +31,14 @@ class Asked:
     num_micro_batches: int | None = None
     exact: bool = False
 
+    def fields(self, schedule: str) -> Mapping[str, Any] | None:
+        """Of a schedule's whole policy, if one is given."""
+        return self.policies.get(schedule, self.policies.get(""))
+
+    def only_sizes(self, schedule: str) -> bool:
+        """Whether both sizes are given and where things are is not."""
+        return self.fields(schedule) is None and None not in (self.micro_batch_size, self.num_micro_batches)
+
     @classmethod
     def of(cls, policy: Mapping[str, Any], *, exact: bool = False) -> Self:
         """What a policy's fields ask of every schedule."""
@@ -44,6 +53,8 @@ class Outcome(Tabular):
     setup: Setup | None
     prediction: Prediction | None
     reason: str = ""
+    note: str = ""
+    """What of the policy was neither given nor usual."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values; an infeasible schedule has every field too, with nothing in it."""
@@ -116,22 +127,24 @@ def compare(
 
 
 def _outcome(problem: Problem, asked: Asked, name: str) -> Outcome:
+    note = ""
     try:
         setup = _set_up(problem, asked, name)
     except NothingFitsError as error:
         return Outcome(name, None, None, str(error))
+    if setup.shortages and asked.only_sizes(name):
+        setup, note = _with_experts_that_fit(setup)
     if setup.shortages:
         return Outcome(name, setup, None, "; ".join(map(str, setup.shortages)))
-    return Outcome(name, setup, predict(setup, exact=asked.exact))
+    return Outcome(name, setup, predict(setup, exact=asked.exact), note=note)
 
 
 def _set_up(problem: Problem, asked: Asked, name: str) -> Setup:
-    schedule = by_name(name)
-    given = asked.policies.get(name, asked.policies.get(""))
+    schedule, given = by_name(name), asked.fields(name)
     if given is not None:
         return Setup(problem, schedule, Policy.from_dict(given, schedule))
     size, count = asked.micro_batch_size, asked.num_micro_batches
-    if size is not None and count is not None:
+    if size is not None and count is not None and not schedule.system.splits_experts:
         return usual_setup(problem, schedule, size, count)
     return best_policy(problem, schedule, micro_batch_size=size, num_micro_batches=count).best.setup
 
@@ -140,3 +153,19 @@ def usual_setup(problem: Problem, schedule: Schedule, micro_batch_size: int, num
     """The system's usual policy of these sizes: where it page-locks weights, as large a share of them as fits."""
     setup = Setup(problem, schedule, Policy.usual(schedule, micro_batch_size * num_micro_batches, micro_batch_size))
     return most_locked(setup) if schedule.system.pins_weights else setup
+
+
+def _with_experts_that_fit(setup: Setup) -> tuple[Setup, str]:
+    """A setup that does not fit with as many experts on the device as do, and what to say of it; else as it is."""
+    total = setup.problem.model.num_experts
+    for count in range(total, 0, -1):
+        with suppress(InputError):  # a schedule that takes all of them or none
+            tried = replace(setup, policy=replace(setup.policy, experts_on_device=count / total))
+            fitting = most_locked(tried) if setup.schedule.system.pins_weights else tried
+            if not fitting.shortages:
+                usual = f"{setup.policy.experts_on_device:.0%}"
+                return (
+                    fitting,
+                    f"{count} of {total} experts on the device, as many as fit, as its usual {usual} does not",
+                )
+    return setup, ""

@@ -5,7 +5,7 @@ schedule in a line, or one machine in full.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import ItemsView, Iterator, Mapping, Sequence
 from typing import Any
 
 from sim.comparison.comparison import Outcome
@@ -33,14 +33,14 @@ def print_comparison(problem: Problem, outcomes: Sequence[Outcome], baseline: st
     alike = f" (device 0 of {hardware.num_devices}, which are alike)" if hardware.num_devices > 1 else ""
     busy = ((one.schedule, *(_lane(one.lanes.get(name)) for name in lanes)) for one in predictions)
     out.table({"schedule": TEXT} | dict.fromkeys(lanes, ">"), busy, f"busy · waited mostly for{alike}")
-    out.say(*_not_fitting(outcomes), _why(predictions))
+    out.say(*_notes(outcomes), *_not_fitting(outcomes), _why(predictions))
     out.say(f"Hardware numbers: {_basis(problem)}. Each with its source: python -m sim list {hardware.name}")
 
 
 def _result(one: Prediction, against: Sequence[float]) -> tuple[Any, ...]:
     speed, hrm = one.throughput_tokens_per_s, one.hrm_tokens_per_s
     bound = ", ".join(dict.fromkeys(phase.bottleneck for phase in (one.prefill, one.decode) if phase.bottleneck))
-    rates = speed, *speeds(one.setup, one.prefill_s, one.decode_s), *(f"{speed / other:.2f}×" for other in against)
+    rates = speed, *speeds(one), *(f"{speed / other:.2f}×" for other in against)
     times = bound, one.over_busiest, one.gpu_idle, seconds(one.prefill_s), seconds(one.decode_s)
     expected = hrm and f"{hrm:,.1f} ({hrm / speed:.1f}×)"
     return one.schedule, in_short(one.policy), *rates, *times, *peaks_gb(one.setup), expected
@@ -53,12 +53,21 @@ def _lane(lane: LaneSummary | None) -> str:
 
 def _not_fitting(outcomes: Sequence[Outcome]) -> Iterator[str]:
     """Why there is nothing to show, once for all schedules of which it is true."""
-    names = defaultdict(list)
-    for one in outcomes:
-        if one.prediction is None:
-            names[one.reason].append(one.schedule)
-    for reason, which in names.items():
+    for reason, which in _schedules_by({one.schedule: one.reason for one in outcomes if one.prediction is None}):
         yield f"{', '.join(which)}: {'do' if len(which) > 1 else 'does'} not fit: {reason}"
+
+
+def _notes(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """What was chosen for schedules, once for all that got the same."""
+    for note, which in _schedules_by({one.schedule: one.note for one in outcomes if one.note}):
+        yield f"{', '.join(which)}: {note}"
+
+
+def _schedules_by(texts: Mapping[str, str]) -> ItemsView[str, list[str]]:
+    names = defaultdict(list)
+    for schedule, text in texts.items():
+        names[text].append(schedule)
+    return names.items()
 
 
 def _why(predictions: Sequence[Prediction]) -> str:

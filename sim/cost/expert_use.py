@@ -60,6 +60,11 @@ class ExpertUse:
             most[kind] = max(most[kind], draw + 1)
         return most
 
+    @cached_property
+    def _num_layers(self) -> Counter[tuple[int, bytes]]:
+        """Of each kind, how many layers take turns with its draws."""
+        return Counter(self._alike)
+
     def touched(self, layer: int, tokens: float) -> float:
         """How many of all of a layer's experts tokens are expected to use."""
         one = self._placement.model.layers[layer]
@@ -87,6 +92,7 @@ class ExpertUse:
         if draws == 1:
             return expected_use(popularity, one.top_k, tokens, first, stop)
         cuts = sorted({0, first, stop, split.ranks(ASKED_FOR)[0], one.num_experts})
-        drawn = drawn_uses(popularity, one.top_k, tokens, cuts, draws)[self._draws[layer]]
+        layers = self._num_layers[kind]
+        drawn = drawn_uses(popularity, one.top_k, tokens, cuts, draws, layers)[self._draws[layer]]
         mine = [use for use, (begin, end) in zip(drawn, pairwise(cuts), strict=True) if first <= begin and end <= stop]
         return Use(*(sum(numbers) for numbers in zip(*mine, strict=True)))

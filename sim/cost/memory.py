@@ -129,7 +129,7 @@ def plan_memory(
         MemoryPart.KV_CACHE: cache_on_device,
     }
     device = Counter[str]({part: -(-size // num_devices) for part, size in shared.items()})
-    device[MemoryPart.ACTIVATIONS] = _activations(shape, placement, batch, ranks)
+    device[MemoryPart.ACTIVATIONS] = activation_bytes(shape, placement, batch, ranks)
     fetches = any(split.fetched for _, split in placement.distinct)
     kept = place.DEVICE if schedule.system.caches_experts and fetches else place(0)  # what a cache drops is not lost
     host = Counter[str](
@@ -260,7 +260,7 @@ def _non_experts(model: Model) -> int:
     return model.over_layers(lambda layer: layer.non_expert_bytes(model.other_bits))
 
 
-def _activations(shape: PipelineShape, placement: Placement, batch: Batch, num_devices: int) -> int:
+def activation_bytes(shape: PipelineShape, placement: Placement, batch: Batch, num_devices: int) -> int:
     """Working set of the largest micro-batch in prefill, on one device: the layer that needs most, or the logits.
 
     Or that of the largest group in decode.

@@ -7,7 +7,7 @@ from typing import Any, Self
 from sim.cost.durations import CostModel
 from sim.cost.memory import MemoryPlan, Shortage, plan_memory
 from sim.cost.sizes import Sizes
-from sim.problem import Batch, Policy, Problem, Workload, make_batch
+from sim.problem import Batch, Placement, Policy, Problem, Workload, make_batch
 from sim.schedule import PipelineShape, Schedule, by_name
 from traces.errors import InputError
 
@@ -58,6 +58,11 @@ class Setup:
     def num_ranks(self) -> int:
         """Devices that are simulated: all that share each tensor, or one of those that each do their own requests."""
         return self.problem.hardware.num_devices // self._num_parts
+
+    @property
+    def placement(self) -> Placement:
+        """Where the experts of each layer are."""
+        return Placement.of(self.policy, self.schedule, self.problem.model)
 
     @property
     def shortages(self) -> list[Shortage]:

@@ -1,6 +1,4 @@
 from .explanation import Explanation as Explanation, explain as explain
-from .grid import PolicyGrid as PolicyGrid
-from .locking import most_locked as most_locked
 from .picture import draw as draw
 from .planner import (
     Choice as Choice,
@@ -9,6 +7,7 @@ from .planner import (
     hrm_plan as hrm_plan,
     plan as plan,
 )
+from .policies import PolicyGrid as PolicyGrid, most_locked as most_locked
 from .report import (
     DURATIONS as DURATIONS,
     PEAKS as PEAKS,

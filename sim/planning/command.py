@@ -27,6 +27,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     which = "simulator (default), or hrm: the paper's"
     search.add_argument("--optimizer", metavar="WHICH", type=one_of(*OPTIMIZERS), default=OPTIMIZERS[0], help=which)
+    exactly = "exactly so many requests, 1 for a chat; the rest is searched (default: as many as is best)"
+    search.add_argument("--batch", metavar="REQUESTS", type=positive_int, help=exactly)
     search.add_argument(
         "--weight-bits", type=float, metavar="BITS", help="width of the experts' weights (default: the model's)"
     )
@@ -43,8 +45,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan, write what was asked for, and print. Raises InputError for what the user gave wrong or nothing fits."""
-    if args.optimizer == "hrm" and (args.objective != OBJECTIVES[0] or args.schedules not in (None, "cgopipe")):
-        raise InputError("--optimizer hrm: it knows throughput and cgopipe only: leave out --objective and --schedules")
+    others = args.objective != OBJECTIVES[0] or args.schedules not in (None, "cgopipe") or args.batch is not None
+    if args.optimizer == "hrm" and others:
+        options = "--objective, --schedules and --batch"
+        raise InputError(f"--optimizer hrm: it knows throughput and cgopipe only: leave out {options}")
     started = time.perf_counter()
     simulation.compile_once()
     with progress("planning") as shown:
@@ -71,7 +75,8 @@ def _choose(args: argparse.Namespace) -> "planning.Choice":
         return planning.hrm_plan(problem)
     grid = planning.PolicyGrid(weight_bits=args.weight_bits, kv_bits=args.kv_bits)
     objective = planning.Objective(args.objective)
-    return planning.plan(problem, schedules_of(args), objective=objective, jobs=args.jobs, grid=grid, at_least=AT_LEAST)
+    asked = {"objective": objective, "jobs": args.jobs, "grid": grid, "at_least": AT_LEAST}
+    return planning.plan(problem, schedules_of(args), num_requests=args.batch, **asked)
 
 
 COMMAND = Command(
@@ -80,6 +85,7 @@ COMMAND = Command(
     (
         "--model mixtral-8x7b --hardware gcp-t4 --gen-len 128 --out policy.json",
         "--model qwen3-30b-a3b --hardware rtx4090 --unpadded --objective latency",
+        "--model gpt-oss-120b --hardware rtx4090 --batch 1",
         "--optimizer hrm --plot plan.png",
     ),
     _add_arguments,

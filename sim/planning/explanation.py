@@ -6,15 +6,16 @@ schedule chosen and the runner-up. Gains are of the objective's own value.
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 from sim.cost import capacity_bytes
-from sim.planning.grid import PolicyGrid
+from sim.planning.placed import PlacedExperts, in_words, placed_experts
 from sim.planning.planner import Choice, NothingFitsError, best_policy
+from sim.planning.policies import PolicyGrid
 from sim.planning.search import Candidate, Objective, in_essence, ranked
-from sim.problem import Hardware, Policy, Problem
+from sim.problem import Hardware, Policy
 from sim.schedule import by_name
 from sim.simulation import Prediction, predict
 from traces.cli import in_processes
@@ -22,9 +23,10 @@ from traces.data_frame import Tabular
 from traces.errors import InputError
 
 FACTORS = (0.9, 1.1, 2.0)
+DEVICE_MEMORY = "device memory"
 RESOURCES: dict[str, tuple[str, ...]] = {
     "host memory": ("host_memory.capacity",),
-    "device memory": ("device_memory.capacity",),
+    DEVICE_MEMORY: ("device_memory.capacity",),
     "link": ("link.peak", "link.h2d", "link.d2h", "link.duplex"),
     "DRAM bandwidth": ("host_memory.bandwidth",),
     "CPU rate": ("host.peak", "1 / host.request_overhead"),
@@ -34,6 +36,9 @@ RESOURCES: dict[str, tuple[str, ...]] = {
 
 NEAR_SIZES = (0.25, 0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 1, 1.05, 1.1, 1.15, 1.4, 2, 4)
 """Multiples of the chosen μ that planning anew looks at."""
+
+MOST_AGAIN = 20
+"""Policies of one schedule that are simulated at most when planning anew."""
 
 FULL = 0.98
 """Share of a memory above which it is called full."""
@@ -101,6 +106,9 @@ class Explanation(Tabular):
     next_schedule: RunnerUp | None
     next_policy: RunnerUp | None
     replanned: tuple[Replanned, ...]
+    experts: tuple[PlacedExperts, ...]
+    one_more_gb: Replanned | None = None
+    """With so much more device memory, planned anew."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -114,6 +122,8 @@ class Explanation(Tabular):
             "next_schedule": self.next_schedule and self.next_schedule.to_dict(),
             "next_policy": self.next_policy and self.next_policy.to_dict(),
             "replanned": [one.to_dict() for one in self.replanned],
+            "experts": [asdict(one) for one in self.experts],
+            "one_more_gb_of_device_memory": self.one_more_gb and self.one_more_gb.to_dict(),
         }
 
     def rows(self) -> list[dict[str, Any]]:
@@ -138,8 +148,10 @@ def explain(
     rival = next((one for one in choice.plan.ranked if in_essence(one.policy) != in_essence(best.policy)), None)
     above, binding = best.bound_tokens_per_s / best.throughput_tokens_per_s - 1, tuple(_binding(prediction, tiers))
     next_schedule, next_policy = (_lost(best, one) if one else None for one in (runner_up, rival))
-    replanned = tuple(_replan(choice, jobs)) if replan else ()
-    return Explanation(tiers, above, binding, next_schedule, next_policy, replanned)
+    *replanned, one_more_gb = _replan(choice, jobs) if replan else [None]
+    experts = placed_experts(best.setup.placement)
+    rivals = next_schedule, next_policy
+    return Explanation(tiers, above, binding, *rivals, tuple(filter(None, replanned)), experts, one_more_gb)
 
 
 def _binding(prediction: Prediction, tiers: Sequence[MemoryUse]) -> Iterator[str]:
@@ -172,9 +184,10 @@ def _lost(best: Candidate, other: Candidate) -> RunnerUp:
 
 
 def _replan(choice: Choice, jobs: int | None) -> list[Replanned]:
-    """Changes are relative to the machine as it is, planned in the same way."""
+    """Changes are relative to the machine as it is, planned in the same way; the last is one more GB on the device."""
     changes = [(resource, factor) for resource in RESOURCES for factor in FACTORS]
-    work = partial(_replanned, choice.problem, list(choice.plans)[:2], choice.objective, choice.best.policy)
+    changes.append((DEVICE_MEMORY, 1 + 1e9 / choice.problem.hardware.device_memory.capacity_bytes))
+    work = partial(_replanned, replace(choice, plans={}), list(choice.plans)[:2], choice.best.policy)
     same, *others = in_processes(work, [(next(iter(RESOURCES)), 1.0), *changes], jobs)
     before = max(_worth(one, choice.objective) for one in (choice.best, same) if one is not None)
     return [
@@ -183,20 +196,20 @@ def _replan(choice: Choice, jobs: int | None) -> list[Replanned]:
     ]
 
 
-def _replanned(
-    problem: Problem, schedules: Sequence[str], objective: Objective, policy: Policy, change: tuple[str, float]
-) -> Candidate | None:
+def _replanned(choice: Choice, schedules: Sequence[str], policy: Policy, change: tuple[str, float]) -> Candidate | None:
     """The best candidate of the changed machine; None if nothing fits or it allows no such number."""
     try:
-        changed = replace(problem, hardware=scaled(problem.hardware, *change))
+        changed = replace(choice.problem, hardware=scaled(choice.problem.hardware, *change))
     except InputError:
         return None
-    found, grid = [], near(policy)
+    options: dict[str, Any] = {"objective": choice.objective, "num_requests": choice.num_requests}
+    options |= {"refine": False, "tolerance": NO_GAIN}
+    found: list[Candidate] = []
     for name in schedules:
+        grid = near(policy) if not by_name(name).system.splits_experts else near_in_few(policy)
         with suppress(NothingFitsError):
-            again = best_policy(changed, by_name(name), objective=objective, grid=grid, refine=False, tolerance=NO_GAIN)
-            found.append(again.best)
-    return ranked(found, objective)[0] if found else None
+            found.append(best_policy(changed, by_name(name), grid=grid, most_simulations=MOST_AGAIN, **options).best)
+    return ranked(found, choice.objective)[0] if found else None
 
 
 def scaled(hardware: Hardware, resource: str, factor: float) -> Hardware:
@@ -218,6 +231,15 @@ def near(policy: Policy) -> PolicyGrid:
     return replace(grid, weight_bits=policy.weight_bits, kv_bits=policy.kv_bits)
 
 
+def near_in_few(policy: Policy) -> PolicyGrid:
+    """Half, once and twice the policy's sizes in its own groups: experts may be anywhere."""
+    size, count = policy.micro_batch_size, policy.num_micro_batches
+    sizes, counts = ({max(1, round(one * factor)) for factor in (0.5, 1, 2)} for one in (size, count))
+    grid = PolicyGrid(tuple(sorted(sizes)), tuple(sorted(counts)), groups=(policy.groups or 0,))
+    grid = replace(grid, weight_bits=policy.weight_bits, kv_bits=policy.kv_bits)
+    return replace(grid, prefill_experts=policy.prefill_experts, stream_non_experts=policy.stream_non_experts)
+
+
 def _worth(one: Candidate, objective: Objective) -> float:
     """What the objective measures, larger is better."""
     others = {Objective.LATENCY: 1 / one.token_s, Objective.MEMORY: 1 / one.device_bytes}
@@ -232,9 +254,21 @@ def sentences(choice: Choice, why: Explanation) -> list[str]:
         f"It takes {why.above_bound:.1%} longer than the lower bound of this policy; {effort['simulated']:,} of "
         f"{effort['candidates']:,} policies that fit were worth simulating.",
     ]
+    found += [f"Experts: {text}." for text in in_words(why.experts)]
     rivals = {"schedule": why.next_schedule, "policy": why.next_policy}
     found += [f"Next best {what}: {one.reason}." for what, one in rivals.items() if one]
+    if why.one_more_gb is not None:
+        found.append(_one_more(choice, why.one_more_gb))
     return [*found, _gains(why.replanned)] if why.replanned else found
+
+
+def _one_more(choice: Choice, again: Replanned) -> str:
+    if again.change is None or again.change <= NO_GAIN:
+        return "One more GB of device memory would give nothing, planned anew."
+    gain = again.change * choice.best.throughput_tokens_per_s
+    of_all = f"{gain:,.2f} tokens/s more ({again.change:+.1%})"
+    what = of_all if choice.objective is Objective.THROUGHPUT else f"{again.change:+.1%} of the objective"
+    return f"One more GB of device memory would give {what}, planned anew."
 
 
 def _gains(replanned: Sequence[Replanned]) -> str:

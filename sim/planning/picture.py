@@ -15,9 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from sim.cost import Setup, capacity_bytes
-from sim.planning.candidates import candidates_of
-from sim.planning.grid import Floats, PolicyGrid, sizes_up_to
 from sim.planning.planner import Choice, hrm_setup
+from sim.planning.policies import Floats, PolicyGrid, candidates_of, sizes_up_to
 from sim.planning.report import title
 from sim.planning.search import at_best
 from sim.schedule import Tier
@@ -41,7 +40,7 @@ def throughput_map(choice: Choice, sizes: tuple[int, ...], counts: tuple[int, ..
     found = candidates_of(choice.problem, best.schedule, grid)
     rows: dict[tuple[int, int], int] = {}
     for row in np.argsort(at_best(found)[0], kind="stable"):
-        policy = found.batch_setups[found.batch[row]].policy
+        policy = found.policy(row)
         rows[policy.micro_batch_size, policy.num_micro_batches] = int(row)
     by_count = [[found.setup(rows[key]) for key in rows if key[1] == count] for count in counts]
     values = np.full((len(sizes), len(counts)), np.nan)

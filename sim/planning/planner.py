@@ -13,17 +13,23 @@ from typing import Any
 
 from sim.cost import Setup
 from sim.hrm import SCHEDULE, search_policies
-from sim.planning.candidates import Candidates, candidates_of
-from sim.planning.grid import PolicyGrid
+from sim.planning.policies import PolicyGrid, Space, candidates_of
 from sim.planning.search import TOLERANCE, Candidate, Objective, Plan, at_best, ranked
 from sim.problem import Problem
-from sim.schedule import Schedule, by_name, registered
+from sim.schedule import ExpertPlace, Schedule, by_name, registered
 from traces.cli import in_processes
 from traces.data_frame import Tabular
 from traces.errors import InputError
 
 NARROWER_BITS = (8.0, 4.0)
 """Widths of weights that are tried where nothing fits."""
+
+
+MOST_SIMULATIONS = 60
+"""Policies of one schedule that are simulated at most; those of schedules with one place of experts need far fewer."""
+
+FINER = (1 / 32, 1 / 128)
+"""Steps in which places of experts are looked at near the best ones."""
 
 
 class NothingFitsError(InputError):
@@ -44,6 +50,8 @@ class Choice(Tabular):
     """By schedule, the best first; those that fit the machine."""
     failed: dict[str, str]
     """Why nothing fits, by schedule."""
+    num_requests: int | None = None
+    """What was asked for exactly, if anything."""
 
     @property
     def plan(self) -> Plan:
@@ -102,7 +110,8 @@ def plan(
         raise NothingFitsError(f"{nearest}{_narrower(problem, schedules, options)}", nearest.short_bytes)
     best_first = [one.schedule for one in ranked([one.best for one in plans.values()], objective)]
     reasons = {name: str(one) for name, one in failed.items()}
-    return Choice(problem, objective, {name: plans[name] for name in best_first}, reasons)
+    best = {name: plans[name] for name in best_first}
+    return Choice(problem, objective, best, reasons, options.get("num_requests"))
 
 
 def _try(problem: Problem, objective: Objective, options: dict[str, Any], name: str) -> "Plan | NothingFitsError":
@@ -137,7 +146,7 @@ def best_policy(
     grid: PolicyGrid | None = None,
     refine: bool = True,
     tolerance: float = TOLERANCE,
-    most_simulations: int | None = None,
+    most_simulations: int | None = MOST_SIMULATIONS,
     at_least: int = 1,
 ) -> Plan:
     """The best policy of one schedule, sizes that are given kept.
@@ -149,19 +158,39 @@ def best_policy(
     grid = (grid or PolicyGrid()).with_sizes(micro_batch_size, num_micro_batches)
     if num_requests is not None:
         grid = replace(grid, num_requests=num_requests)
-    found = candidates_of(problem, schedule, grid)
-    if not len(found) and num_requests is not None:
-        found = candidates_of(problem, schedule, replace(grid, num_requests=None, most_requests=num_requests))
-    if not len(found):
-        raise _nothing_fits(schedule.name, found)
+    nothing: list[Space] = []
+    for tried in _grids(schedule, grid):
+        found = candidates_of(problem, schedule, tried)
+        if len(found):
+            break
+        nothing.append(found)
+    else:
+        raise _nothing_fits(schedule.name, nothing[0])
+    grid = tried
     plan = Plan(objective, tolerance, most_simulations)
     plan.look_through(found, at_least)
+    splits = schedule.system.splits_experts
     if refine and num_requests is None:
-        plan.look_through(candidates_of(problem, schedule, grid.around(plan.best.policy)), 1)
+        near = grid.around(plan.best.policy)
+        near = near.with_places_near(plan.best.policy, FINER[0]) if splits else near
+        plan.look_through(candidates_of(problem, schedule, near), 1)
+    for step in FINER if refine and splits else ():
+        near = grid.with_sizes(plan.best.policy.micro_batch_size, plan.best.policy.num_micro_batches)
+        plan.look_through(candidates_of(problem, schedule, near.with_places_near(plan.best.policy, step)), 1)
     return plan
 
 
-def _nothing_fits(schedule: str, found: Candidates) -> NothingFitsError:
+def _grids(schedule: Schedule, grid: PolicyGrid) -> list[PolicyGrid]:
+    """What is tried until something fits: the grid, with fewer requests, and with all weights streaming."""
+    found, system = [grid], schedule.system
+    if grid.num_requests is not None:
+        found.append(replace(grid, num_requests=None, most_requests=grid.num_requests))
+    if system.experts & ExpertPlace.STREAMED and not system.streams_non_experts:
+        found += [replace(one, stream_non_experts=True) for one in found]
+    return found
+
+
+def _nothing_fits(schedule: str, found: Space) -> NothingFitsError:
     nearest = found.nearest
     if nearest is None or not nearest.shortages:
         return NothingFitsError(f"{schedule}: the grid holds no policy: give other sizes")

@@ -5,13 +5,15 @@ from typing import Any
 
 from sim.cost import Setup
 from sim.planning.explanation import FACTORS, RESOURCES, Explanation, Replanned, sentences
+from sim.planning.placed import in_words, placed_experts
 from sim.planning.planner import Choice
-from sim.planning.search import TOLERANCE, Candidate
-from sim.problem import Placement, Policy, Problem
+from sim.planning.search import MEANING, TOLERANCE, Candidate
+from sim.problem import Policy, Problem
+from sim.schedule import Place
 from sim.simulation import Prediction
 from traces.cli import PROSE, TEXT, Report
 
-SPEEDS = {"prefill tokens/s": ",.1f", "decode tokens/s": ",.1f", "s/token": ".3g"}
+SPEEDS = {"prefill tokens/s": ",.1f", "first token": ">", "decode tokens/s": ",.1f", "a request": ",.3g"}
 """Columns of `speeds`."""
 
 DURATIONS = {"prefill": ">", "decode": ">"}
@@ -29,6 +31,7 @@ def print_plan(choice: Choice, why: Explanation, prediction: Prediction, top: in
         f"[bold]{best.throughput_tokens_per_s:,.2f} tokens/s[/bold], {best.token_s:.3g} s a token of a request "
         f"(confirmed by the simulator: {prediction.throughput_tokens_per_s:,.2f})"
     )
+    out.say(f"{choice.objective.capitalize()} means {MEANING[choice.objective]}.")
     out.say(_effort(choice, wall_s))
     core = {"schedule": TEXT, "policy": TEXT, "tokens/s": ",.2f", **SPEEDS}
     columns = [core, {"at most": ",.2f", "busiest": TEXT, **DURATIONS}, PEAKS]
@@ -67,20 +70,29 @@ def title(problem: Problem) -> str:
 
 def in_short(policy: Policy) -> str:
     """A policy in a cell, as `75×21 cpu 42 pages locked`."""
-    shares = {"r_w": policy.experts_on_device, "r_c": policy.kv_on_device}
+    shares = {"r_w": policy.experts_on_device, "r_h": policy.experts_on_host, "r_f": policy.experts_fetched}
+    shares["r_c"] = policy.kv_on_device
     words = [f"{policy} {policy.attention}", *(f"{name} {share:.3g}" for name, share in shares.items() if share)]
+    if policy.host_layers:
+        words.append(f"r_h {policy.host_layers[1] - policy.host_layers[0]} layers")
     if policy.pages:
         words.append(f"{policy.pages} pages")
+    if policy.groups:
+        words.append(f"{policy.groups} groups")
+    if policy.prefill_experts is Place.CPU:
+        words.append("prefill cpu")
+    if policy.stream_non_experts:
+        words.append("all stream")
     if policy.pin_weights:
         words.append("locked" if policy.pin_weights == 1 else f"locked {policy.pin_weights:.1%}")
     return " ".join(words)
 
 
-def speeds(setup: Setup, prefill_s: float, decode_s: float) -> tuple[float | None, ...]:
-    """Prompt tokens a second of prefill, later tokens a second of decode, and seconds of a decode step."""
-    batch, steps = setup.batch, setup.last_step
-    decode = (batch.num_requests * steps / decode_s, decode_s / steps) if steps else (None, None)
-    return batch.prompt_tokens / prefill_s, *decode
+def speeds(one: Prediction) -> tuple[Any, ...]:
+    """Prompt tokens a second, when the first token is there, later tokens a second of all requests, and of each."""
+    decode = one.decode_tokens_per_s
+    of_each = decode and decode / one.num_requests
+    return one.prefill_tokens_per_s, seconds(one.time_to_first_token_s), decode, of_each
 
 
 def peaks_gb(setup: Setup) -> tuple[float, ...]:
@@ -94,7 +106,7 @@ def seconds(value: float) -> str:
 
 
 def _candidate(one: Candidate) -> tuple[Any, ...]:
-    rates = (one.throughput_tokens_per_s, *speeds(one.setup, one.prefill_s, one.decode_s), one.bound_tokens_per_s)
+    rates = (one.throughput_tokens_per_s, *speeds(one), one.bound_tokens_per_s)
     times = (one.bottleneck, seconds(one.prefill_s), seconds(one.decode_s))
     return one.schedule, in_short(one.policy), *rates, *times, *peaks_gb(one.setup)
 
@@ -110,11 +122,14 @@ def _effort(choice: Choice, wall_s: float) -> str:
 
 def _in_words(one: Candidate) -> str:
     policy = one.setup.policy
-    experts = max(split.resident for split in Placement.of(policy, one.setup.schedule, one.setup.problem.model).splits)
+    experts = list(in_words(placed_experts(one.setup.placement)))
     words = {
         f"{policy} requests": True,
         f"attention on the {policy.attention}": True,
-        f"{experts} experts a layer on the device": experts,
+        f"experts {'; '.join(experts)}": policy.experts_on_device or one.setup.schedule.system.splits_experts,
+        f"computed for {policy.groups} groups of micro-batches": policy.groups,
+        "prefill of the host's on the host": policy.prefill_experts is Place.CPU,
+        "all weights streaming": policy.stream_non_experts,
         f"{policy.kv_on_device:.0%} of the KV cache there": policy.kv_on_device,
         f"{policy.pages} pages": policy.pages,
         "weights page-locked": policy.pin_weights == 1,

@@ -9,8 +9,7 @@ import numpy as np
 
 from sim.cost import Setup
 from sim.planning.bounds import least_seconds
-from sim.planning.candidates import TIERS, Candidates
-from sim.planning.grid import Floats
+from sim.planning.policies import TIERS, Floats, Space
 from sim.problem import Policy
 from sim.schedule import Tier
 from sim.simulation import Prediction, predict
@@ -31,6 +30,14 @@ class Objective(StrEnum):
     THROUGHPUT = "throughput"  # tokens per second of the whole generation
     LATENCY = "latency"  # seconds of a decode step, the time between two tokens of a request; then throughput
     MEMORY = "memory"  # bytes on the device, among policies that reach ENOUGH_THROUGHPUT of the best throughput
+
+
+MEANING = {
+    Objective.THROUGHPUT: "most generated tokens a second of all requests, over prefill and decode",
+    Objective.LATENCY: f"the shortest decode step, to {SAME_LATENCY:.0%}; among those, the most tokens a second",
+    Objective.MEMORY: f"the fewest bytes on the device that reach {ENOUGH_THROUGHPUT:.0%} of the best throughput",
+}
+"""What each objective asks for, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,10 @@ class Candidate(Prediction):
             "num_requests": self.num_requests,
             "throughput_tokens_per_s": self.throughput_tokens_per_s,
             "bound_tokens_per_s": self.bound_tokens_per_s,
-            "seconds_per_token": self.token_s,
+            "prefill_tokens_per_s": self.prefill_tokens_per_s,
+            "decode_tokens_per_s": self.decode_tokens_per_s,
+            "time_to_first_token_s": self.time_to_first_token_s,
+            "seconds_per_token": self.seconds_per_token,
             "prefill_s": self.prefill_s,
             "decode_s": self.decode_s,
             "bottleneck": self.bottleneck,
@@ -95,7 +105,7 @@ class Plan:
         """Candidates that were simulated."""
         return len(self.found)
 
-    def look_through(self, space: Candidates, at_least: int) -> None:
+    def look_through(self, space: Space, at_least: int) -> None:
         """Simulate what may be better than the best so far."""
         self.considered += space.considered
         self.feasible += len(space)
@@ -116,7 +126,7 @@ class Plan:
             )
 
     def _best_first(
-        self, space: Candidates, rates: Floats, bounds: Floats, value: Callable[[Candidate], float], at_least: int
+        self, space: Space, rates: Floats, bounds: Floats, value: Callable[[Candidate], float], at_least: int
     ) -> None:
         """Simulate rows in the order of their bounds until none beats the best value; bounds below 0 are out."""
         best = max(map(value, self.found.values()), default=0.0)
@@ -148,12 +158,11 @@ def ranked(found: Iterable[Candidate], objective: Objective) -> list[Candidate]:
     return by_throughput
 
 
-def at_best(space: Candidates) -> tuple[Floats, Floats]:
+def at_best(space: Space) -> tuple[Floats, Floats]:
     """What each policy of a space cannot beat: its tokens a second, and its seconds of a decode step. [row]."""
     total_s, decode_s = least_seconds(space)
     steps = space.problem.workload.gen_len - 1
-    tokens = space.of_batches([setup.batch.generated_tokens for setup in space.batch_setups])
-    return tokens / total_s, decode_s / steps if steps else total_s
+    return space.generated_tokens / total_s, decode_s / steps if steps else total_s
 
 
 def in_essence(policy: Policy) -> Policy:

@@ -21,6 +21,10 @@ NS = 1e-9
 MEASURES = (
     "num_requests",
     "throughput_tokens_per_s",
+    "prefill_tokens_per_s",
+    "decode_tokens_per_s",
+    "time_to_first_token_s",
+    "seconds_per_token",
     "prefill_s",
     "decode_s",
     "bottleneck",
@@ -112,6 +116,26 @@ class Prediction(Tabular):
         """Mean seconds of a decode step, which gives each request a token; of prefill if there is no decode."""
         steps = self.setup.last_step
         return self.decode_s / steps if steps else self.prefill_s
+
+    @property
+    def seconds_per_token(self) -> float:
+        """The same, as results name it."""
+        return self.token_s
+
+    @property
+    def time_to_first_token_s(self) -> float:
+        """Until each request has its first token: all of prefill."""
+        return self.prefill_s
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Prompt tokens of all requests over prefill."""
+        return self.setup.batch.prompt_tokens / self.prefill_s
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """Tokens of all requests but the first ones over decode; None without one."""
+        return self.num_requests * self.setup.last_step / self.decode_s if self.setup.last_step else None
 
     @property
     def throughput_tokens_per_s(self) -> float:

@@ -30,6 +30,10 @@ _FIELDS = [field.name for field in fields(Policy)]
 POLICY_COLUMNS = (*_FIELDS[:2], "num_micro_batches", *_FIELDS[2:])
 MEASURE_COLUMNS = (
     "throughput_tokens_per_s",
+    "prefill_tokens_per_s",
+    "decode_tokens_per_s",
+    "time_to_first_token_s",
+    "seconds_per_token",
     "prefill_s",
     "decode_s",
     "bottleneck",

@@ -16,9 +16,10 @@ from engine.calibration.fit.roofs import GROUPS, fit_all, predicted_s, with_rati
 from engine.calibration.measure.first_layers import keep_first_layers, layers_to_measure
 from engine.calibration.measure.measured import Measured, repeated
 from engine.calibration.measure.probes import FEW_REPEATS, LinkProbe, Probes, probe
-from engine.calibration.measure.rounds import median_probes, median_split_cost
+from engine.calibration.measure.rounds import median_probes, median_split_cost, median_unpack_rate
 from engine.calibration.measure.runs import MAX_TOKENS, MeasuredRun, Sample, conditions, run_all, samples_of
 from engine.calibration.measure.split_experts import differences, split_cost
+from engine.calibration.measure.unpacking import unpack_rate
 from engine.cli import main
 from engine.device import EmulatedDevice
 from engine.running.demo import make_model
@@ -219,6 +220,25 @@ def test_experts_that_cannot_be_split_cost_nothing_by_it(device, family):
     assert split_cost(model, described(model), device, 1) is None
 
 
+def test_how_fast_experts_are_unpacked_is_measured(device, probes):
+    """And it stands in the machine's file as it was measured."""
+    model = make("mixtral", hidden_size=64, intermediate_size=128, num_hidden_layers=3)
+    held, before = device.memory.usage.current_bytes, model.model.layers[0].mlp.experts.down_proj.clone()
+    found = unpack_rate(model, device, 1)
+    assert (found.count, found.median > 0) == (1, True)
+    assert device.memory.usage.current_bytes == held
+    assert torch.equal(model.model.layers[0].mlp.experts.down_proj, before)
+    rate = unfitted("here", device, probes, None, found).value("device.unpack")
+    assert (float(rate), rate.basis) == (pytest.approx(found.median), Basis.MEASURED)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "jetmoe", "deepseek_v3"])
+def test_experts_that_cannot_be_packed_are_not_unpacked(device, probes, family):
+    """Their inputs are no whole groups, or their family computes them in its own way."""
+    assert unpack_rate(make(family), device, 1) is None
+    assert unfitted("here", device, probes).device.unpack_bytes_per_s is None
+
+
 def test_settling_changes_the_peaks_and_no_time(start, model):
     truth = start
     for path, value in TRUE.items():
@@ -395,25 +415,28 @@ def test_every_part_of_a_round_may_be_made_again(model, device, probes, monkeypa
 
     monkeypatch.setattr("engine.calibration.measure.probe", lambda *_: probes)
     found = measure_machine(model, device, planned, quick=True, attempt=twice)
-    assert len(made) == 2 + len(planned)
+    assert len(made) == 3 + len(planned)
     assert made[0] == probes
     assert found.split_cost is not made[1]
-    assert all(kept is not dropped for kept, dropped in zip(found.spans, made[2:], strict=True))
+    assert all(kept is not dropped for kept, dropped in zip(found.spans, made[3:], strict=True))
 
 
 def test_a_round_survives_its_file(model, device, probes, tmp_path):
     planned = conditions(8, quick=True)
-    made = Round(probes, run_all(model, device, planned[:2]), Measured.of([1e-4, 2e-4, 4e-4], "a test"))
+    alone = Measured.of([1e-4, 2e-4, 4e-4], "a test"), Measured.of([1e9], "another")
+    made = Round(probes, run_all(model, device, planned[:2]), *alone)
     made.write(tmp_path / "round.json")
     read = Round.read(tmp_path / "round.json")
-    assert (read.probes, read.split_cost) == (probes, made.split_cost)
+    assert (read.probes, read.split_cost, read.unpack_rate) == (probes, *alone)
     assert samples_of(map(MeasuredRun, planned, read.spans)) == samples_of(map(MeasuredRun, planned, made.spans))
 
 
-def test_the_split_cost_is_that_of_the_middle_round(probes):
-    rounds = [Round(probes, [], Measured.of([value], "a test")) for value in (5e-4, 1e-4, 2e-4)]
-    assert median_split_cost(rounds).median == 2e-4
+def test_what_is_known_of_the_experts_is_that_of_the_middle_round(probes):
+    values = (5e-4, 1e-4, 2e-4)
+    rounds = [Round(probes, [], *(Measured.of([one], "a test") for one in (value, 1e5 * value))) for value in values]
+    assert (median_split_cost(rounds).median, median_unpack_rate(rounds).median) == (2e-4, 20)
     assert median_split_cost([Round(probes, [])]) is None
+    assert median_unpack_rate([Round(probes, [])]) is None
 
 
 def test_the_first_two_layers_of_prefill_do_not_count():

@@ -273,6 +273,14 @@ def test_out_of_device_memory_in_decode_names_the_task_too():
     assert small.usage.current_bytes == 0
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_cache_on_the_device_is_given_back(share):
+    policy = Policy(7, 2, attention="gpu", kv_on_device=share)
+    with EmulatedDevice(None, None, 1 << 30) as device:
+        engine.run(make("mixtral"), PROMPTS, policy=policy, max_new_tokens=NEW, device=device)
+        assert device.usage.current_bytes == 0
+
+
 class Racing(CGOPipe):
     """Forgets the weights of layer 1 in decode."""
 

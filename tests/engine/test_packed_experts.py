@@ -2,6 +2,10 @@
 
 import contextlib
 import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -125,6 +129,34 @@ def test_packed_bytes_are_what_comes_over_the_link(family, share, bits):
     planned = [placement.streamed_bytes(kind) for kind in placement.kinds]
     assert all(0 <= told - size < 64 * 4 for told, size in zip(metadata["streamed_bytes"], planned, strict=True))
     assert metadata["policy"]["weight_bits"] == bits
+
+
+ALLOWANCE_BYTES = 16 * 2**20
+"""For what a run takes beside what the plan counts: threads, code, its trace."""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what a process takes")
+def test_host_memory_holds_packed_experts_alone(tmp_path):
+    """Of a model of 96 MiB of experts, while it runs; and hardly more than it and a layer while they are packed."""
+    width = {"hidden_size": 256, "intermediate_size": 1024, "head_dim": 64}
+    model = make.__wrapped__("mixtral", num_hidden_layers=4, num_local_experts=8, **width)
+    whole_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    model.save_pretrained(tmp_path)
+    script = Path(__file__).parents[1] / "helpers" / "memory_of_a_run.py"
+    ran = subprocess.run([sys.executable, str(script), str(tmp_path), "0", "4.5"], check=True, capture_output=True)
+    found = json.loads(ran.stdout)
+    counted = found["accounts"]["host"] + found["accounts"]["device"]  # of an emulated device, host memory too
+    assert counted + ALLOWANCE_BYTES < whole_bytes
+    assert found["held"] < counted + ALLOWANCE_BYTES
+    assert found["peak"] < whole_bytes + counted + ALLOWANCE_BYTES
+    assert found["after"] < counted + ALLOWANCE_BYTES, "the model that nobody needs is not unpacked"
+
+
+def test_a_model_that_is_not_kept_is_not_unpacked():
+    model, before = packable("mixtral"), packable("mixtral").state_dict()
+    engine.run(model, PROMPTS, policy=policy(experts_on_device=0.5), max_new_tokens=2, keep_model=False)
+    for name, tensor in model.state_dict().items():
+        assert not tensor.numel() if "experts" in name else torch.equal(tensor, before[name])
 
 
 @pytest.mark.parametrize("family", NOT_PACKED)

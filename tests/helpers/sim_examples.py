@@ -89,6 +89,12 @@ def with_hand_over(machine, microseconds):
     return replace(machine, hand_over_s=Quantity(microseconds, "us"))
 
 
+def with_unpacking(machine, gigabytes_per_s):
+    """The machine, whose device unpacks narrow experts at this rate before it computes with them."""
+    rate = Quantity(gigabytes_per_s, "GB/s")
+    return replace(machine, device=replace(machine.device, unpack_bytes_per_s=rate))
+
+
 @cache
 def preset(name):
     return Model.load(name)

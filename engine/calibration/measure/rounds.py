@@ -15,16 +15,21 @@ _KEPT = ("id", "op", "lane", "rank", "step", "layer", "micro_batch", "page", "st
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round: the probes, per run of the calibration the spans of its tasks, and what splitting experts costs."""
+    """One round: the probes, per run of the calibration the spans of its tasks, and what is known of the experts alone.
+
+    That is what it costs to split them, and how fast they are unpacked.
+    """
 
     probes: Probes
     spans: list[list[Span]]
     split_cost: Measured | None = None
+    unpack_rate: Measured | None = None
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
         spans = [[[getattr(span, name) for name in _KEPT] for span in run] for run in self.spans]
-        content = {"probes": asdict(self.probes), "spans": spans, "split_cost": self.split_cost}
+        alone = {"split_cost": self.split_cost, "unpack_rate": self.unpack_rate}
+        content = {"probes": asdict(self.probes), "spans": spans, **alone}
         path.write_text(json.dumps(content, default=asdict) + "\n", encoding="utf-8")
 
     @classmethod
@@ -33,7 +38,8 @@ class Round:
         content = json.loads(path.read_text(encoding="utf-8"))
         spans = [[Span(*span) for span in run] for run in content["spans"]]
         cost = content.get("split_cost", content.get("second_place"))  # its name in files of earlier versions
-        return cls(_probes(content["probes"]), spans, Measured(**cost) if cost else None)
+        alone = [Measured(**one) if one else None for one in (cost, content.get("unpack_rate"))]
+        return cls(_probes(content["probes"]), spans, *alone)
 
 
 def _probes(table: dict[str, Any]) -> Probes:
@@ -48,7 +54,16 @@ def median_probes(rounds: Sequence[Round]) -> Probes:
 
 def median_split_cost(rounds: Sequence[Round]) -> Measured | None:
     """That of the middle round; None where it was not measured."""
-    found = [asdict(one.split_cost) for one in rounds if one.split_cost is not None]
+    return _middle_of([one.split_cost for one in rounds])
+
+
+def median_unpack_rate(rounds: Sequence[Round]) -> Measured | None:
+    """That of the middle round; None where it was not measured."""
+    return _middle_of([one.unpack_rate for one in rounds])
+
+
+def _middle_of(measured: Sequence[Measured | None]) -> Measured | None:
+    found = [asdict(one) for one in measured if one is not None]
     return Measured(**_middle(found)) if found else None
 
 

@@ -67,21 +67,26 @@ class HostExperts:
         threads = threads or HostThreads()
         return cls(up, down, activation_of(module), on_host, threads, FewTokens.of(module, up, down, threads))
 
-    @torch.inference_mode()
     def __call__(
         self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, out: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The sum over the (token, expert) pairs whose expert is on the host; others count nothing.
 
         hidden [tokens, hidden size]; index, weights [tokens, k]: the experts of each token and what each counts. What
-        is returned has the shape and type of `hidden`: `out`, if it is given, which shares no memory with the others.
+        is returned has the shape and type of `hidden`: `out`, if it is given, which shares no memory with the others
+        and may be of any type; sums are rounded to it once.
         """
         found = torch.empty_like(hidden) if out is None else out
-        pairs = Pairs.of(index, weights, self.on_host)
-        by_kernel = self.few_tokens is not None and self.few_tokens.takes(hidden, pairs)
-        compute = self.few_tokens if by_kernel and self.few_tokens else self._by_products
-        found.copy_(compute(hidden, pairs))
-        return found
+        with torch.inference_mode():
+            pairs = Pairs.of(index, weights, self.on_host)
+            few = self.few_tokens
+            compute = few if few is not None and few.takes(hidden, pairs) else self._by_products
+            return found.copy_(compute(hidden, pairs))
+
+    def prepare(self) -> None:
+        """Compiles the kernel for these weights, or loads what was compiled before: seconds that decode is spared."""
+        for expert in np.flatnonzero(self.on_host)[:1]:
+            self(torch.zeros(1, self.down.shape[0]), torch.tensor([[expert]]), torch.ones(1, 1))
 
     def _by_products(self, hidden: torch.Tensor, pairs: Pairs) -> torch.Tensor:
         """Expert by expert, in torch's products over all tokens that an expert has. In float32 or better."""

@@ -22,7 +22,7 @@ class Pairs:
     def of(cls, index: torch.Tensor, weights: torch.Tensor, on_host: Array) -> "Pairs":
         """Those whose expert is on the host. index, weights [tokens, k]; `on_host`: for each expert, whether it is."""
         top_k = index.shape[1]
-        chosen = index.numpy().reshape(-1)
+        chosen = index.numpy().astype(np.int64, copy=False).reshape(-1)
         known = (chosen >= 0) & (chosen < len(on_host))
         known[known] = on_host[chosen[known]]
         places = np.flatnonzero(known)

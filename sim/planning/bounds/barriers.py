@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.planning.bounds.durations import LEAST, MEAN, MOST, WEIGHT_OPS, Times
-from sim.planning.grid import Floats
+from sim.planning.policies import Floats
 from sim.schedule import NONE, Barrier, DependencyTracker, Op, PipelineShape, Task, layout_of
 from sim.simulation import in_turn
 

@@ -21,18 +21,21 @@ from numpy.typing import NDArray
 from sim.planning.bounds.barriers import sum_of_stretches
 from sim.planning.bounds.durations import DECODE_OPS, LEAST, MEAN, MOST, PREFILL_OPS, Times
 from sim.planning.bounds.order import DecodeOrder
-from sim.planning.candidates import Candidates
-from sim.planning.grid import Floats
+from sim.planning.bounds.split import least_seconds_of_split
+from sim.planning.policies import Candidates, Floats, Space, SplitCandidates
 from sim.schedule import Op, Schedule, layout_of
 
 LOOKAHEAD = 2
 """Micro-batches by which PreAttn runs ahead where the path around blocked hidden states is known."""
 
 
-def least_seconds(space: Candidates) -> tuple[Floats, Floats]:
+def least_seconds(space: Space) -> tuple[Floats, Floats]:
     """Lower bounds of the whole generation and of its decode, in seconds. [row]."""
     if not len(space):
         return np.zeros(0), np.zeros(0)
+    if isinstance(space, SplitCandidates):
+        return least_seconds_of_split(space)
+    assert isinstance(space, Candidates), "there are no other spaces"
     times = Times(space)
     order = DecodeOrder.of(space.schedule)
     stretches = sum_of_stretches(times) if order.meets else None
@@ -74,7 +77,8 @@ class _Paths:
         gpu = n * t.over_layers(pre + attn + post) + heads
         if type(self.space.schedule).prefill is not Schedule.prefill:
             return np.asarray(np.maximum(gpu, t.over_layers(np.minimum(self.whole, self.loads))))[:, 0]
-        before = pre + attn if not self.space.schedule.system.streams_non_experts else np.zeros_like(pre)
+        streams = self.space.batch_setups[0].shape.streams_non_experts
+        before = np.zeros_like(pre) if streams else pre + attn
         first = gpu + t.of_layer(self.whole, 0) - t.of_layer(before, 0)
         first = np.where(t.of_layer(self.whole, 0) > 0, first, gpu)
         weights = t.over_layers(self.whole) + n * t.of_layer(post, last) + heads

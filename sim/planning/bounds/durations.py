@@ -7,12 +7,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from sim.cost import CPU_CORES, DRAM, GROWS_WITH_CONTEXT, CostModel, Demands, Setup, Sizes
-from sim.planning.candidates import Candidates
-from sim.planning.grid import Floats, Ints
-from sim.planning.locking import locked_bytes, streamed_bytes
-from sim.problem import MicroBatch, Model, Policy
-from sim.schedule import CPU, GPU, LANE_OF, NET, WHOLE, Op, Place, Task
+from sim.cost import CPU_CORES, DRAM, GROWS_WITH_CONTEXT, CostModel, Demands, Setup, Sizes, fetches_modules
+from sim.planning.policies import Candidates, Floats, Ints, locked_bytes, streamed_bytes
+from sim.problem import MicroBatch, Model, Problem
+from sim.schedule import CPU, GPU, H2D, LANE_OF, NET, NONE, WHOLE, Op, Place, Task
 from sim.simulation import fair_rates
 
 SEGMENTS = 4
@@ -47,7 +45,7 @@ class Times:
         self.streams_kv = np.array([shape.streams_kv for shape in shapes])[space.batch]
         self.offloads = np.array([shape.offloads_hidden for shape in shapes])[space.batch]
         self.used, self._where = np.unique(space.batch, return_inverse=True)
-        self.segments = _segments(space)
+        self.segments = segments(space.problem)
         self.weights = np.array([steps for _, steps in self.segments], dtype=float)
         self._tables = self._fill()
         self._streamed = _streamed(space)
@@ -97,12 +95,13 @@ class Times:
     def _piece(self, op: Op) -> tuple[Floats, Floats]:
         """(seconds a piece, seconds a byte) of each layer kind, from two sizes. [layer kind]."""
         base = self.space.batch_setups[0]
-        few = [replace(base, policy=_with_experts(self.space, experts)) for experts in _two_values(self.space)]
+        values = _two_values(self.space)
+        few = [_with_experts(base, experts) for experts in values]
         kinds = self.model.distinct_layers
         one_each = replace(self.model, layers=kinds)
         costs = [_costs(one, one_each, one.batch.micro_batches) for one in few]
         seconds = [[_seconds(*of, op, 1, kind, 0) for kind in range(len(kinds))] for of in zip(few, costs, strict=True)]
-        sizes = [streamed_bytes(one) for one in few]
+        sizes = [_bytes_over_link(one) for one in few]
         (slow, quick), (large, small) = np.array(seconds), np.array(sizes, dtype=float)
         two = large > small
         size, took = np.where(two, (large - small, slow - quick), (large, slow))
@@ -117,7 +116,7 @@ class Times:
         known: dict[tuple[object, ...], list[float]] = {}
         one_each = replace(self.model, layers=self.model.distinct_layers)
         for at, batch in enumerate(self.used):
-            asked = _Asked(self.space.batch_setups[batch], one_each, known)
+            asked = MicroBatchTimes(self.space.batch_setups[batch], one_each, known)
             for phase, ops, steps in phases:
                 for op in ops:
                     if steps and asked.happens(op, in_prefill=phase == "prefill"):
@@ -125,7 +124,7 @@ class Times:
         return tables
 
 
-class _Asked:
+class MicroBatchTimes:
     """Durations of one batch's micro-batches; what is known from another batch is not asked again."""
 
     def __init__(self, setup: Setup, one_each: Model, known: dict[tuple[object, ...], list[float]]) -> None:
@@ -194,61 +193,74 @@ def _mean(some: Sequence[MicroBatch]) -> MicroBatch:
 def _costs(setup: Setup, one_each: Model, batches: tuple[MicroBatch, ...]) -> CostModel:
     """Costs of a model of one layer of each kind."""
     kinds = one_each.num_layers
-    shape = replace(setup.shape, num_layers=kinds, streamed=(True,) * kinds)
+    firsts = [setup.problem.model.layer_kinds.index(kind) for kind in range(kinds)]
+    shape = replace(setup.shape.some_layers(firsts), streamed=(True,) * kinds, experts=())  # no groups
     batch = replace(setup.batch, micro_batches=batches)
-    return CostModel(Sizes(setup.schedule, shape, setup.policy, one_each, batch, setup.problem.hardware))
+    problem = setup.problem
+    return CostModel(Sizes(setup.schedule, shape, setup.policy, one_each, batch, problem.hardware, problem.routing))
 
 
-def _segments(space: Candidates) -> list[tuple[int, int]]:
+def segments(problem: Problem) -> list[tuple[int, int]]:
     """(decode step, how many it stands for): the middle one, or the first where a sliding window fills up meanwhile."""
-    last = space.problem.workload.gen_len - 1
+    last = problem.workload.gen_len - 1
     if last < 1:
         return []
     parts = SEGMENTS if last >= LONG else 1
     edges = [1 + last * at // parts for at in range(parts + 1)]
-    return [(_stands_for(space, low, high - 1), high - low) for low, high in pairwise(edges)]
+    return [(_stands_for(problem, low, high - 1), high - low) for low, high in pairwise(edges)]
 
 
-def _stands_for(space: Candidates, first: int, last: int) -> int:
-    layers, lengths = space.problem.model.distinct_layers, space.problem.workload.prompt_tokens
+def _stands_for(problem: Problem, first: int, last: int) -> int:
+    layers, lengths = problem.model.distinct_layers, problem.workload.prompt_tokens
     shortest, longest = min(lengths) + first, max(lengths) + last
     crossed = any(shortest < (layer.attention.window or 0) < longest for layer in layers)
     return first if crossed else (first + last) // 2
 
 
 def _streamed(space: Candidates) -> Ints:
-    """Bytes of each layer kind that come over the link. [row, layer kind]."""
-    values, where = np.unique(space.experts, return_inverse=True)
-    base = space.batch_setups[0]
-    table = [streamed_bytes(replace(base, policy=_with_experts(space, value))) for value in values.tolist()]
-    return np.array(table, dtype=np.int64)[where]
+    """Bytes of each layer kind that come over the link, each time the layer runs. [row, layer kind]."""
+    batches = space.batch if fetches_modules(space.schedule, space.problem.hardware) else np.zeros_like(space.batch)
+    pairs, where = np.unique(np.stack([batches, space.experts], axis=1), axis=0, return_inverse=True)
+    table = [_bytes_over_link(_with_experts(space.batch_setups[at], experts)) for at, experts in pairs.tolist()]
+    return np.array(table, dtype=np.int64)[where.ravel()]
 
 
-def _with_experts(space: Candidates, experts: int) -> Policy:
-    return replace(space.batch_setups[0].policy, experts_on_device=experts / space.problem.model.num_experts)
+def _bytes_over_link(setup: Setup) -> list[int]:
+    """Of each layer kind. Where modules come alone, those that a decode step needs: prefill needs no fewer."""
+    if not fetches_modules(setup.schedule, setup.problem.hardware):
+        return streamed_bytes(setup)
+    kinds = setup.problem.model.distinct_layers
+    costs = _costs(setup, replace(setup.problem.model, layers=kinds), setup.batch.micro_batches)
+    return [costs(Task(0, Op.LOAD_WEIGHTS_PAGEABLE, H2D, 1, kind, NONE, WHOLE)).bytes for kind in range(len(kinds))]
+
+
+def _with_experts(setup: Setup, experts: int) -> Setup:
+    share = experts / setup.problem.model.num_experts
+    return replace(setup, policy=replace(setup.policy, experts_on_device=share))
 
 
 def _two_values(space: Candidates) -> list[int]:
     """The fewest experts on the device, and the most that leave something to stream."""
     some = space.experts[space.experts < space.problem.model.num_experts]
     most = int(some.max()) if len(some) else 0
-    return [0, most or (0 if space.schedule.system.streams_non_experts else space.problem.model.num_experts // 2)]
+    streams = space.batch_setups[0].shape.streams_non_experts
+    return [0, most or (0 if streams else space.problem.model.num_experts // 2)]
 
 
 def _seconds(setup: Setup, costs: CostModel, op: Op, step: int, kind: int, j: int) -> float:
-    """One rank's time, at the rate it has beside its twins on the other ranks: alike, they do the same at all times.
-
-    Over several ranks PostAttn is its two halves and the sums behind them.
-    """
+    """One task of a setup; over several ranks PostAttn is its two halves and the sums behind them."""
     on_cpu = op is Op.ATTN and step > 0 and setup.policy.attention is Place.CPU
     parts = [(op, CPU if on_cpu else LANE_OF[op])]
     if op is Op.POST_ATTN and setup.num_ranks > 1:
         parts = [(Op.OUT_PROJ, GPU), (Op.EXPERTS, GPU), (Op.ALL_REDUCE, NET), (Op.ALL_REDUCE, NET)]
-    seconds = 0.0
-    for one, lane in parts:
-        cost = costs(Task(0, one, lane, step, kind, j, WHOLE))
-        seconds += cost.duration_ns * 1e-9 / (1.0 if lane is NET else _rate(cost.demands, costs, setup.num_ranks))
-    return seconds
+    tasks = (Task(0, one, lane, step, kind, j, WHOLE) for one, lane in parts)
+    return sum(task_s(costs, task, setup.num_ranks) for task in tasks)
+
+
+def task_s(costs: CostModel, task: Task, num_ranks: int) -> float:
+    """One rank's time, at the rate it has beside its twins on the other ranks: alike, they do the same at all times."""
+    cost = costs(task)
+    return cost.duration_ns * 1e-9 / (1.0 if task.lane is NET else _rate(cost.demands, costs, num_ranks))
 
 
 def _rate(demands: Demands, costs: CostModel, num_ranks: int) -> float:

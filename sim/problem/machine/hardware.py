@@ -72,6 +72,8 @@ class Processor(Part):
     `head` is the class of LM head, sampling and the next embedding; without it they count as `gemm`.
     `decode_attention` is that of one new token a request; without it it counts as `attention`. On the host it is that
     of a kernel which reads the KV cache where it lies, also for schedules whose own systems copy it first.
+    `unpack_bytes_per_s` counts weights as the model computes with them, made of experts that are stored in fewer bits;
+    without it that takes no time.
     """
 
     peak_flops_per_s: Quantity
@@ -82,6 +84,7 @@ class Processor(Part):
     attention: Efficiency
     head: Efficiency | None = None
     decode_attention: Efficiency | None = None
+    unpack_bytes_per_s: Quantity | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,12 +188,13 @@ class Hardware(Part):
     def load(cls, name_or_path: str | Path) -> Self:
         """Return a preset by name, or the machine in a `.toml` file. Raises InputError, one line, for what is wrong.
 
-        A file may start from a preset or another file with `extends = "gcp-t4"` and give only what differs.
+        A file may start from a preset or another file with `extends = "gcp-t4"` and give only what differs. Without
+        `pinned`, half of the host's memory may be page-locked.
         """
         path = _locate(str(name_or_path), Path())
         table = _read(path)
         with error_prefix(f"{name_or_path}: "):
-            return cls.from_dict({"name": path.stem, **table})
+            return cls.from_dict({"name": path.stem, **_with_pinned(table)})
 
     def write(self, path: str | Path) -> None:
         """Write the machine's file; `load` gives the same machine back. Raises InputError if it cannot be written."""
@@ -249,6 +253,19 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         inherited = _read(_locate(base, path.parent), (*seen, path))
     inherited.pop("name", None)
     return _merged(inherited, table)
+
+
+def _with_pinned(table: dict[str, Any]) -> dict[str, Any]:
+    """The same machine with the share of its host's memory that may be page-locked where no file says how much."""
+    host = table.get("host_memory")
+    capacity = host.get("capacity") if isinstance(host, dict) else None
+    if "pinned" in table or not isinstance(capacity, dict) or not isinstance(capacity.get("value"), int | float):
+        return table
+    assumed = {
+        "basis": Basis.ASSUMED.value,
+        "source": "half of the host's memory: more page-locked memory starves the system",
+    }
+    return {**table, "pinned": {**capacity, "value": capacity["value"] / 2, **assumed}}
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

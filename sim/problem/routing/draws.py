@@ -34,19 +34,20 @@ Counts = NDArray[np.int64]
 
 
 def drawn_uses(
-    popularity: Floats, top_k: int, tokens: float, cuts: Sequence[int], num_draws: int
+    popularity: Floats, top_k: int, tokens: float, cuts: Sequence[int], num_draws: int, num_layers: int = 0
 ) -> list[tuple[Use, ...]]:
-    """Draws, one for each layer of a model, of what so many tokens use of the experts between the cuts.
+    """Draws for the layers of a model of what so many tokens use of the experts between the cuts.
 
-    `cuts` are ranks, from 0 to the number of experts: (0, 3, 8) are the experts 0 to 2 and 3 to 7. The mean of the
-    draws is `expected_use`, of each slice. The same arguments give the same draws.
+    `cuts` are ranks, from 0 to the number of experts: (0, 3, 8) are the experts 0 to 2 and 3 to 7. Of `num_layers`,
+    each takes the next draw, the first one again behind the last (default: as many as draws). The mean over the layers
+    is `expected_use`, of each slice. The same arguments give the same draws.
     """
-    return list(_drawn_uses(popularity.tobytes(), top_k, tokens, tuple(cuts), num_draws))
+    return list(_drawn_uses(popularity.tobytes(), top_k, tokens, tuple(cuts), num_draws, num_layers or num_draws))
 
 
 @lru_cache(maxsize=4096)
 def _drawn_uses(
-    popularity: bytes, top_k: int, tokens: float, cuts: tuple[int, ...], num_draws: int
+    popularity: bytes, top_k: int, tokens: float, cuts: tuple[int, ...], num_draws: int, num_layers: int
 ) -> tuple[tuple[Use, ...], ...]:
     every = np.frombuffer(popularity)
     sizes = np.diff(cuts)
@@ -57,16 +58,17 @@ def _drawn_uses(
     pool = _pool(popularity, top_k, round(tokens), max(min(POOL_PAIRS // pairs, POOL_DRAWS), FEWEST_DRAWS, num_draws))
     uses = pool.middle_draws(cuts, num_draws)
     most = np.array([sizes, tokens * np.minimum(sizes, top_k), np.full(len(sizes), tokens)])
-    uses = _with_mean(uses, np.array(means).T[..., None], most[..., None])
     neighbours_differ = np.argsort(np.arange(num_draws) * GOLDEN_RATIO % 1)
-    layers = uses[..., neighbours_differ].transpose(2, 1, 0).tolist()
+    layers_of_each = np.bincount(np.arange(num_layers) % num_draws, minlength=num_draws)
+    uses = _with_mean(uses[..., neighbours_differ], np.array(means).T[..., None], most[..., None], layers_of_each)
+    layers = uses.transpose(2, 1, 0).tolist()
     return tuple(tuple(map(Use._make, layer)) for layer in layers)
 
 
-def _with_mean(values: Floats, wanted: Floats, most: Floats) -> Floats:
+def _with_mean(values: Floats, wanted: Floats, most: Floats, weights: Counts) -> Floats:
     """The values, moved in proportion towards 0 or towards the most they can be until their mean is as wanted."""
     values, wanted = np.clip(values, 0, most), np.minimum(wanted, most)  # rounding may have taken it above
-    mean = values.mean(axis=-1, keepdims=True)
+    mean = np.average(values, axis=-1, weights=weights)[..., None]
     with np.errstate(invalid="ignore", divide="ignore"):
         down = values * (wanted / mean)
         up = most - (most - values) * ((most - wanted) / (most - mean))

@@ -13,7 +13,7 @@ from llvmlite import binding
 from numba import njit
 from packed_weights import PlainPacking
 from torch import nn
-from torch.nn.functional import gelu, silu
+from torch.nn.functional import silu
 from transformers.integrations.moe import _default_apply_gate
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
@@ -163,13 +163,16 @@ def test_a_module_in_use_is_neither_run_nor_asked_what_a_run_gave_it(way):
     def refused(*_):
         raise AssertionError("the device's")
 
-    own = {name: module._parameters.pop(name) for name in parameters}
+    own = {name: getattr(module, name) for name in parameters}
+    for name in own:
+        delattr(module, name)
     module.forward = module._apply_gate = refused
     try:
         assert torch.equal(HostExperts.of(module, parameters, range(4))(*call), expected)
     finally:
         del module.forward, module._apply_gate
-        module._parameters.update(own)
+        for name, parameter in own.items():
+            setattr(module, name, parameter)
 
 
 def test_weights_are_those_of_the_moment(way):
@@ -320,7 +323,6 @@ def test_gates_are_known_by_what_they_give(act_fn, kind, way):
     layer = Layer(torch.float32, 3, 64, 96, Experts(act_fn))
     gate = gates.Gate.of(layer.module)
     assert gate == (None if kind is None else gates.Gate(kind))
-    assert gelu is not act_fn
     check(layer, routed(3, 9, 2, 64), [0, 1, 2])
 
 
@@ -382,6 +384,23 @@ def test_few_tokens_an_expert_go_to_the_kernel(tokens, ways, monkeypatch):
     index = torch.arange(2).repeat(tokens)[:, None]
     layer.on_host([0, 1])(random(2 * tokens, 32), index, torch.ones(2 * tokens, 1))
     assert used == ways
+
+
+def test_what_is_prepared_is_not_compiled_in_a_call():
+    layer = Layer(torch.float16, 3, 64, 96)
+    experts = layer.on_host([2])
+    experts.prepare()
+    before = [list(phase.signatures) for phase in (kernel.up_phase, kernel.down_phase)]
+    for index_type in (torch.int64, torch.int32):
+        hidden, index, weights = routed(3, 9, 2, 64)
+        experts(hidden.half(), index.to(index_type), weights.half())
+    assert [list(phase.signatures) for phase in (kernel.up_phase, kernel.down_phase)] == before
+    layer.on_host([]).prepare()
+
+
+def test_what_is_returned_can_be_written_to():
+    found = Layer(torch.float32, 3, 64, 96).on_host([2])(*routed(3, 9, 2, 64))
+    assert not found.add_(1).is_inference()
 
 
 @pytest.mark.parametrize("features", [{"sse2": True, "avx": True}, {"neon": True}])

@@ -12,8 +12,9 @@ from trace_rules import assert_obeys_rules
 
 from sim.cli import main
 from sim.comparison import command as compare
+from sim.cost import Setup
 from sim.hrm import command as roofline
-from sim.problem import Hardware, Model, Workload
+from sim.problem import Hardware, Model, Problem, Workload
 from sim.schedule import registered
 from traces.files import read_trace
 
@@ -144,6 +145,64 @@ def test_what_fits_is_shown_and_what_does_not_says_what_it_lacks(capsys):
     assert re.search(r"device memory is [\d,]+ bytes short", by_name["zero"]["reason"])
     assert by_name["zero"]["throughput_tokens_per_s"] is None
     assert set(by_name["zero"]) == set(by_name["cgopipe"])
+
+
+UNIFIED = """
+extends = "rtx4090"
+[device]
+peak = { value = 59, unit = "TFLOPS", basis = "datasheet", source = "fp16" }
+[device_memory]
+capacity = { value = DEVICE, unit = "GB", basis = "datasheet", source = "given to the GPU of 128 GB" }
+bandwidth = { value = 256, unit = "GB/s", basis = "datasheet", source = "LPDDR5X-8000, 256 bit" }
+[host_memory]
+capacity = { value = 48, unit = "GB", basis = "datasheet", source = "the rest" }
+bandwidth = { value = 256, unit = "GB/s", basis = "datasheet", source = "the same memory" }
+"""
+
+
+@pytest.fixture
+def one_request(tmp_path):
+    """Qwen3-30B-A3B, 61 GB in 16 bits, for one request on a host of 48 GB and a device of so many."""
+
+    def options(device_gb):
+        (tmp_path / "unified.toml").write_text(UNIFIED.replace("DEVICE", str(device_gb)))
+        sizes = ["--prompt-len", "128", "--gen-len", "128", "--micro-batch-size", "1", "--num-micro-batches", "1"]
+        return ["--model", "qwen3-30b-a3b", "--hardware", str(tmp_path / "unified.toml"), *sizes, "--jobs", "1"]
+
+    return options
+
+
+def test_sizes_alone_get_the_most_experts_on_the_device_where_the_host_cannot_hold_them(capsys, one_request):
+    """As good as what `plan` finds; a tuned run of another engine measured 24.15 (ROCm/vllm, pull request 968)."""
+    shown = results(capsys, *one_request(80))["results"]
+    assert all(one["feasible"] and one["policy"]["experts_on_device"] == 1 for one in shown)
+    best = max(shown, key=lambda one: one["throughput_tokens_per_s"])
+    assert 127 / best["decode_s"] == pytest.approx(27.6, abs=0.1)
+
+
+def test_as_many_experts_as_fit_and_no_more(capsys, one_request):
+    (one,) = results(capsys, *one_request(24), "--schedules", "flexgen")["results"]
+    share = one["policy"]["experts_on_device"]
+    problem = Problem(Model.load("qwen3-30b-a3b"), Hardware.load(one_request(24)[3]), Workload.fixed(128, 128))
+    fits = [
+        not Setup.of(problem, "flexgen", micro_batch_size=1, num_micro_batches=1, experts_on_device=of).shortages
+        for of in (0.0, share, share + 1 / 128)
+    ]
+    assert fits == [False, True, False]
+    assert round(share * 128) == share * 128
+
+
+def test_what_was_placed_is_said(capsys, one_request):
+    _, out, _ = run(capsys, "compare", *one_request(80), "--schedules", "flexgen,zero")
+    assert "flexgen, zero: 128 of 128 experts on the device, as many as fit" in " ".join(out.split())
+
+
+def test_a_policy_that_says_where_experts_are_is_left_as_it_is(capsys, one_request, tmp_path):
+    policy = tmp_path / "policy.json"
+    policy.write_text(json.dumps({"batch_size": 1, "micro_batch_size": 1, "experts_on_device": 0.0}))
+    given = one_request(80)
+    given = [*given[:8], "--policy", str(policy), "--jobs", "1", "--schedules", "flexgen"]
+    assert "host memory is" in refusal(capsys, "compare", *given)
 
 
 def test_baseline_adds_a_column_of_speed_ups(capsys, monkeypatch):

@@ -41,6 +41,7 @@ CASES = [
     ("cgopipe", {"attention": "gpu", "kv_on_device": 1.0}),
     ("cgopipe", {"experts_on_device": 1.0, "kv_bits": 8}),
     ("cgopipe", {"pages": 7}),
+    ("flexgen", {"kv_on_device": 0.3}),
     ("flexgen", {"kv_on_device": 0.5, "ranks": 2}),
     ("flexgen", {"kv_on_device": 0.5, "window": 64, "gen_len": 3}),
     *((name, {"gen_len": 1}) for name in ALL),

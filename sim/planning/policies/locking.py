@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from sim.cost import Setup, capacity_bytes
-from sim.planning.grid import Floats, Ints
+from sim.planning.policies.grid import Floats, Ints
 from sim.problem import LOCK_UNIT_BYTES, Placement
 from sim.schedule import Holds, MemoryPart, Tier, layout_of
 

@@ -38,6 +38,30 @@ class PolicyGrid:
     num_requests: int | None = None
     """Batches of exactly so many requests; μ follows from the number of micro-batches."""
     most_requests: int | None = None
+    stream_non_experts: bool = False
+    """Whether what is no expert streams too."""
+    groups: tuple[int, ...] = (1, 2, 4, 0)
+    """In how many groups of micro-batches experts are computed; 0: each micro-batch alone."""
+    levels: tuple[int, int, int] = (0, 32, 32)
+    """Numbers of resident experts, as (first, last, parts of all): the most that fit of these, and `resident_parts`."""
+    resident_parts: tuple[float, ...] = (0.0, 0.5, 1.0)
+    host_parts: tuple[float, ...] = (0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
+    """Shares of the others that are on the host."""
+    fetched_parts: tuple[float, ...] = (0.0, 0.5, 1.0)
+    """Shares of what is left that is fetched; what is left then streams."""
+    prefill_experts: Place | None = None
+    """Where prefill computes the experts of the host, if that is given."""
+
+    def thinned(self, most: int) -> "PolicyGrid":
+        """At most so many sizes and numbers of micro-batches, and the KV cache on one side or the other."""
+        sizes, counts = (_some(values, most) for values in (self.micro_batch_sizes, self.num_micro_batches))
+        shares = tuple(sorted({min(self.kv_shares), max(self.kv_shares)}))
+        return replace(self, micro_batch_sizes=sizes, num_micro_batches=counts, kv_shares=shares)
+
+    def resident_levels(self, total: int) -> list[int]:
+        """Whole numbers of resident experts of so many: where a layer streams whole, all of them or none."""
+        first, last, parts = (0, 1, 1) if self.stream_non_experts else self.levels
+        return sorted({round(total * at / parts) for at in range(first, last + 1)} | {0})
 
     def with_sizes(self, micro_batch_size: int | None, num_micro_batches: int | None) -> "PolicyGrid":
         """The same grid with sizes that are given fixed."""
@@ -54,12 +78,32 @@ class PolicyGrid:
         fine = replace(self, micro_batch_sizes=sizes, num_micro_batches=counts, kv_shares=shares)
         return replace(fine, attention=policy.attention)
 
+    def with_places_near(self, policy: Policy, step: float) -> "PolicyGrid":
+        """The same grid with places of experts near a policy's, a few steps to each side."""
+        others = 1.0 - policy.experts_on_device
+        host = policy.experts_on_host / others if others else 0.0
+        behind = others - policy.experts_on_host
+        fetched = policy.experts_fetched / behind if behind > 0 else 0.0
+        fine = round(1 / step) * 4
+        level = round(policy.experts_on_device * fine)
+        return replace(
+            self,
+            groups=(policy.groups or 0,),
+            levels=(max(0, level - 6), min(fine, level + 6), fine),
+            resident_parts=(0.5, 0.75, 1.0),
+            host_parts=_steps(host, step),
+            fetched_parts=_steps(fetched, 2 * step, 2),
+            prefill_experts=policy.prefill_experts,
+        )
+
     def policies(self, schedule: Schedule) -> Iterator[list[Policy]]:
         """Those of one placement and micro-batch size in a list, growing: experts on the host, pageable, unpaged."""
         weights, kv = self.weight_bits, self.kv_bits
         for place, share in placements(schedule, self):
             for sizes in self.batches(schedule.system.one_batch):
-                yield [Policy(*both, place, kv_on_device=share, weight_bits=weights, kv_bits=kv) for both in sizes]
+                first = Policy(1, 1, place, kv_on_device=share, weight_bits=weights, kv_bits=kv)
+                first = replace(first, stream_non_experts=self.stream_non_experts)
+                yield [replace(first, batch_size=batch, micro_batch_size=size) for batch, size in sizes]
 
     def batches(self, one_batch: bool) -> Iterator[list[tuple[int, int]]]:
         """(batch size, micro-batch size), batches of one micro-batch size in a list that grows."""
@@ -72,6 +116,16 @@ class PolicyGrid:
         most = self.most_requests or max(counts) * max(self.micro_batch_sizes)
         for size in self.micro_batch_sizes:
             yield [(size * count, size) for count in counts if size * count <= most]
+
+
+def _some(values: tuple[int, ...], most: int) -> tuple[int, ...]:
+    last = len(values) - 1
+    return values if last < most else tuple(values[round(last * at / (most - 1))] for at in range(most))
+
+
+def _steps(middle: float, step: float, reach: int = 4) -> tuple[float, ...]:
+    """Shares up to so many steps away."""
+    return tuple(sorted({min(1.0, max(0.0, middle + step * at)) for at in range(-reach, reach + 1)}))
 
 
 def _near(size: int) -> tuple[int, ...]:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.cost import Setup, capacity_bytes
-from sim.planning.grid import Floats, Ints, PolicyGrid, locks_weights
-from sim.planning.locking import largest_share, locked_bytes, staging_turns, streamed_bytes
+from sim.planning.policies.grid import Floats, Ints, PolicyGrid, locks_weights
+from sim.planning.policies.locking import largest_share, locked_bytes, staging_turns, streamed_bytes
 from sim.problem import Policy, Problem
 from sim.schedule import MemoryPart, Schedule, Tier
 from traces.errors import InputError
@@ -76,12 +76,17 @@ class Candidates:
         """The setup of one row."""
         return Setup(self.problem, self.schedule, self.policy(row))
 
+    @property
+    def generated_tokens(self) -> Floats:
+        """Of all requests. [row]."""
+        return self.of_batches([setup.batch.generated_tokens for setup in self.batch_setups])
+
     def of_batches(self, values: Sequence[float] | Floats) -> Floats:
         """One value per batch, spread over the rows."""
         return np.asarray(np.asarray(values)[self.batch], dtype=float)
 
 
-def candidates_of(problem: Problem, schedule: Schedule, grid: PolicyGrid) -> Candidates:
+def candidates_as_one(problem: Problem, schedule: Schedule, grid: PolicyGrid) -> Candidates:
     """Every policy on the grid that fits all memories. Empty, with the nearest lack, if none does."""
     setups, given_up = _setups(problem, schedule, grid)
     total, residency = problem.model.num_experts, _residency(setups[0])
@@ -98,7 +103,7 @@ def candidates_of(problem: Problem, schedule: Schedule, grid: PolicyGrid) -> Can
     rows = np.repeat(np.arange(len(batch)), counts[batch])
     all_pages = np.array([page for at in batch for page in pages[at]], dtype=np.int64)
     streams = (residency.experts[value] < total)[rows]
-    kept = streams | (np.diff(rows, prepend=-1) > 0) | schedule.system.streams_non_experts
+    kept = streams | (np.diff(rows, prepend=-1) > 0) | setups[0].shape.streams_non_experts
     rows, all_pages = rows[kept], all_pages[kept]
     nearest = None if len(rows) else _nearest(setups, need - capacity, residency, locked)
     batch, pin, value = batch[rows], pin[rows], value[rows]

@@ -1,0 +1,6 @@
+from .candidates import TIERS as TIERS, Candidates as Candidates
+from .grid import Floats as Floats, Ints as Ints, PolicyGrid as PolicyGrid, sizes_up_to as sizes_up_to
+from .locking import locked_bytes as locked_bytes, most_locked as most_locked, streamed_bytes as streamed_bytes
+from .mixes import PREFILLS as PREFILLS, Mix as Mix, Mixes as Mixes
+from .space import Space as Space, candidates_of as candidates_of
+from .split import Frame as Frame, SplitCandidates as SplitCandidates, split_candidates as split_candidates
