@@ -59,10 +59,9 @@ class WeightStream:
         try:
             for slot in range(layout.buffers["weights"].turns if largest else 0):
                 self._slots.append(device.allocate(f"weight slot {slot}", (largest,), uint8))
+            staged = (_staging_bytes(host, layout),)
             for turn in range(_staging_slots(layout) if largest else 0):
-                self._staging.append(
-                    device.pinned_empty(f"{STAGING} {turn}", (_staging_bytes(host, layout),), uint8, STAGING)
-                )
+                self._staging.append(device.pinned_empty(f"{STAGING} {turn}", staged, uint8, STAGING))
         except BaseException:
             self.close()
             raise
