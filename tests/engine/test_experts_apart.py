@@ -76,6 +76,14 @@ def test_every_family_wherever_experts_are(family, name, places, size):
     check(family, name, places, size)
 
 
+@pytest.mark.parametrize("name", ["cgopipe", "fastdecode", "flexgen", "flexgen-c", *APART])
+@pytest.mark.parametrize("family", ["mixtral", "afmoe"])
+def test_all_of_a_layer_may_stream(family, name):
+    """In afmoe shared experts and a norm come behind the routed ones, and a dense layer leads."""
+    result = check(family, name, {"stream_non_experts": True})
+    assert any(span.op.startswith("LoadWeights") for span in result.trace.spans if span.step > 0)
+
+
 @pytest.mark.parametrize(
     ("name", "places"), [("hybrid", PLACES["hybrid"][1]), ("expert-cache", PLACES["expert-cache"][1])]
 )
