@@ -57,9 +57,12 @@ class HostWeights:
         self._locked_bytes = locked_bytes
         self._layers: dict[int, HostLayer] = {}
         self._contents: dict[int, torch.Tensor] = {}  # also of a layer that could not be locked
-        staged = (one.prefill_bytes - locked_bytes(one.moved_bytes) for one in layers if one)
-        self.staging_bytes = max(0, 0, *staged)
-        """What of what streams lies behind the page-locked bytes, in the layer where that is most."""
+
+    def staged_bytes(self, page: int, num_pages: int) -> Iterator[int]:
+        """Of a page, in each layer, what of it is not page-locked when it streams in decode."""
+        for layer in filter(None, self.streamed):
+            start, stop = layer.page(1, page, num_pages)
+            yield max(0, stop - max(start, self._locked_bytes(layer.moved_bytes)))
 
     def __getitem__(self, index: int) -> HostLayer:
         return self._layers[index]

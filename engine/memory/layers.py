@@ -64,8 +64,10 @@ class StreamedLayer:
     """And so many in prefill."""
     moved_bytes: int
     """And so many ever."""
+    host_start: int = 0
+    """From here on lie experts that the host computes."""
     host_bytes: int = 0
-    """So many are of experts that the host computes."""
+    """So many."""
 
     @staticmethod
     def of(
@@ -80,7 +82,7 @@ class StreamedLayer:
         placed: list[HostPiece] = []
         ends = [_lay(placed, pieces) for pieces in (streamed, fetched, on_host, kept)]
         prefill, moved = (ends[0], ends[1]) if prefill_on_host else (ends[2], ends[2])
-        return StreamedLayer(tuple(placed), ends[3], ends[0], prefill, moved, ends[2] - ends[1])
+        return StreamedLayer(tuple(placed), ends[3], ends[0], prefill, moved, ends[1], ends[2] - ends[1])
 
     @property
     def is_packed(self) -> bool:

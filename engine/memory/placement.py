@@ -42,7 +42,7 @@ def streamed_layers(
             fetched,
             on_host,
             [*_pieces(experts, split, KEPT, packed[i])] if system.caches_experts and split.fetched else (),
-            prefill_on_host=policy.prefill_experts is Place.CPU,
+            prefill_on_host=policy.prefills_on(system) is Place.CPU,
         )
         layers.append(layer if layer.pieces else None)
     return layers

@@ -4,7 +4,8 @@ A layer's streamed parameters lie in a slot one behind the other, as they do in 
 is a view of the slot that holds its layer's current run (`bind`). Only what is not page-locked passes through staging.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from torch import Tensor, nn, uint8
@@ -52,13 +53,15 @@ class WeightStream:
         self._packed: dict[int, dict[str, Tensor]] = {}
         self._in_slot: list[list[int | None]] = []
         self._in_staging: list[list[int | None]] = []
+        self._staged_at = [0]
         self._copy = HostCopy(device.pin_threads)
         largest = max((layer.prefill_bytes for layer in host.streamed if layer), default=0)
         try:
             for slot in range(layout.buffers["weights"].turns if largest else 0):
                 self._slots.append(device.allocate(f"weight slot {slot}", (largest,), uint8))
+            staged = (_staging_bytes(host, layout),)
             for turn in range(_staging_slots(layout) if largest else 0):
-                self._staging.append(device.pinned_empty(f"{STAGING} {turn}", (host.staging_bytes,), uint8, STAGING))
+                self._staging.append(device.pinned_empty(f"{STAGING} {turn}", staged, uint8, STAGING))
         except BaseException:
             self.close()
             raise
@@ -66,7 +69,7 @@ class WeightStream:
     @staticmethod
     def planned_staging_bytes(host: HostWeights, layout: SlotLayout) -> int:
         """Page-locked memory that staging will take."""
-        return _staging_slots(layout) * aligned_bytes(host.staging_bytes)
+        return _staging_slots(layout) * aligned_bytes(_staging_bytes(host, layout))
 
     @property
     def staging_bytes(self) -> int:
@@ -80,16 +83,18 @@ class WeightStream:
             cache.restore(self._host.experts(index, KEPT)[1])
         self._in_slot = [[None] * layout.shape.num_pages for _ in self._slots]
         self._in_staging = [[None] * layout.shape.num_pages for _ in self._staging]
+        self._staged_at = _staged_at(self._host, layout.shape.num_pages)
 
     def pin(self, task: Task) -> int:
         """Copies what of a page is not page-locked into staging. Returns its bytes."""
         at = self._layout.slot_of("pinned", task)
-        layer, start, stop = self._page(task)
-        start = max(start, layer.locked_bytes)
-        if start < stop:
-            self._copy(_staged(self._staging[at], layer, start, stop), layer.content[start:stop])
+        layer, *_ = self._page(task)
+        moved = 0
+        for staged, first, last in self._staged(task, at):
+            self._copy(staged, layer.content[first:last])
+            moved += last - first
         self._note(self._in_staging[at], task)
-        return max(0, stop - start)
+        return moved
 
     def load(self, lane: LaneContext, task: Task) -> int:
         """Copies a page from page-locked memory, in place or in staging, into the layer's slot. Returns its bytes."""
@@ -99,10 +104,10 @@ class WeightStream:
         if start < cut:
             lane.copy_h2d(self._slots[at][start:cut], layer.content[start:cut], pinned=True)
         if not self._layout.shape.weights_pinned:
-            staged = self._layout.slot_of("pinned", task)
-            self._check(self._in_staging[staged], task, "staging")
-            if cut < stop:
-                lane.copy_h2d(self._slots[at][cut:stop], _staged(self._staging[staged], layer, cut, stop), pinned=True)
+            turn = self._layout.slot_of("pinned", task)
+            self._check(self._in_staging[turn], task, "staging")
+            for staged, first, last in self._staged(task, turn):
+                lane.copy_h2d(self._slots[at][first:last], staged, pinned=True)
         self._note(self._in_slot[at], task)
         return stop - start
 
@@ -201,6 +206,15 @@ class WeightStream:
         assert layer is not None, "a schedule moves only layers that stream"
         return self._host[task.layer], *layer.page(task.step, task.page, self._layout.shape.num_pages)
 
+    def _staged(self, task: Task, turn: int) -> Iterator[tuple[Tensor, int, int]]:
+        """Of each page of a task what passes through staging: where it lies there, and its bytes [first, last)."""
+        for page in _pages(self._in_staging[turn], task):
+            layer, start, stop = self._page(task._replace(page=page))
+            first = layer.cut(start, stop)
+            if first < stop:
+                at = self._staged_at[page]
+                yield self._staging[turn][at : at + stop - first], first, stop
+
     def _note(self, table: list[int | None], task: Task) -> None:
         for page in _pages(table, task):
             table[page] = self._layout.run_of_layer(task)
@@ -215,13 +229,22 @@ class WeightStream:
                 )
 
 
-def _staged(staging: Tensor, layer: HostLayer, start: int, stop: int) -> Tensor:
-    """Where [start, stop) of a layer lies in staging, which holds what is behind the page-locked bytes."""
-    return staging[start - layer.locked_bytes : stop - layer.locked_bytes]
-
-
 def _pages(table: list[int | None], task: Task) -> range:
     return range(len(table)) if task.page == WHOLE else range(task.page, task.page + 1)
+
+
+def _staged_at(host: HostWeights, num_pages: int) -> list[int]:
+    """Where each page begins in staging, and where the last one ends.
+
+    Layers cut into as many pages have them in different places: those of one number share a room, and no others.
+    """
+    widths = [max(host.staged_bytes(page, num_pages), default=0) for page in range(num_pages)]
+    return list(accumulate(widths, initial=0))
+
+
+def _staging_bytes(host: HostWeights, layout: SlotLayout) -> int:
+    """What staging of a layer takes, for batches of as many micro-batches or fewer."""
+    return max(_staged_at(host, pages)[-1] for pages in range(1, layout.shape.num_pages + 1))
 
 
 def _staging_slots(layout: SlotLayout) -> int:

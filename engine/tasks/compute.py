@@ -42,6 +42,7 @@ class Compute:
             if micro_batch.at is None:
                 micro_batch.start()
             _leave_experts(micro_batch)
+            micro_batch.experts_apart = self._shape.splits_experts(task.step)
             if not isinstance(micro_batch.at, LayerEntry) or micro_batch.at.layer != task.layer:
                 raise RuntimeError(f"micro-batch {micro_batch.index} is not at this layer but at {micro_batch.at!r}")
             loaded, micro_batch.loaded_hidden = micro_batch.loaded_hidden, None
@@ -67,13 +68,12 @@ class Compute:
     def post_attn(self, task: Task, micro_batch: InFlight) -> int:
         """From the attention's result to the end of the layer."""
         self._use_weights(task, micro_batch)
-        micro_batch.experts_apart = False
         self._go_on(task, micro_batch, lambda: _has_left(micro_batch, task.layer))
         return 0
 
     def route(self, task: Task, micro_batch: InFlight) -> int:
         """From the attention's result to the call of the layer's routed experts."""
-        micro_batch.weights_ready = micro_batch.experts_apart = True
+        micro_batch.weights_ready = True
         self._go_on(task, micro_batch, lambda: isinstance(micro_batch.at, ExpertsCall))
         return 0
 
@@ -85,9 +85,9 @@ class Compute:
                         micro_batch.resume(_take_attended(micro_batch, micro_batch.at))
                     case CacheNeeded():
                         micro_batch.resume(tuple(micro_batch.take_loaded_cache(task)))
-                    case LayerEntry() | StackEnd() | Finished():
+                    case LayerEntry() | StackEnd() | Finished() as at:
                         raise RuntimeError(
-                            f"micro-batch {micro_batch.index} has no such call but is {micro_batch.at!r}"
+                            f"micro-batch {micro_batch.index} called no experts before {type(at).__name__}"
                         )
                     case _:
                         micro_batch.resume()

@@ -128,9 +128,10 @@ class Session:
         layers = [layer for layer in self.run.streamed if layer]
         locked, staging = sum(self.run.locked_bytes), self.weights.staging_bytes
         held, on_host = sum(one.num_bytes for one in layers), sum(one.host_bytes for one in layers)
+        of_host = sum(max(0, self.run.policy.locked_bytes(one.moved_bytes) - one.host_start) for one in layers)
         weights = {
-            MemoryPart.STREAMED_WEIGHTS: {"locked": locked, "pageable": held - locked - on_host},
-            MemoryPart.HOST_EXPERTS: {"locked": 0, "pageable": on_host},
+            MemoryPart.STREAMED_WEIGHTS: {"locked": locked - of_host, "pageable": held - on_host - locked + of_host},
+            MemoryPart.HOST_EXPERTS: {"locked": of_host, "pageable": on_host - of_host},
             MemoryPart.STAGING: {"locked": staging, "pageable": 0},
         }
         return {part.value: held for part, held in weights.items()} | self.host_blocks.bytes_by_part()

@@ -149,7 +149,9 @@ class Experts:
 def _call(micro_batch: InFlight, task: Task) -> ExpertsCall:
     call = micro_batch.at
     if not isinstance(call, ExpertsCall) or call.layer != task.layer:
-        raise RuntimeError(f"micro-batch {micro_batch.index} is not at the experts of this layer but at {call!r}")
+        raise RuntimeError(
+            f"micro-batch {micro_batch.index} is not at the experts of this layer but at {type(call).__name__}"
+        )
     return call
 
 

@@ -32,6 +32,12 @@ class FetchedExperts:
         self._weights = batch.session.weights
         self._came: dict[int, _Came] = {}  # by the first micro-batch of a group
         self._sources: dict[int, dict[int, dict[str, torch.Tensor]]] = {}  # by layer and expert
+        self._most = {i: len(self._weights.on_host(i, ExpertPlace.FETCHED)[0]) for i in self._weights.experts}
+        self._asked = batch.session.run.anatomy.top_k * batch.most_routed_tokens
+        buffer = batch.layout.buffers.get("fetched")
+        for layer in self._most if buffer else ():  # at once, so that what does not fit is known before the first task
+            for slot in range(buffer.turns if buffer else 0):
+                self._room(layer, slot)
 
     def fetch(self, lane: LaneContext, task: Task, index: torch.Tensor) -> int:
         """The experts that a group uses, one after the other. Returns their bytes."""
@@ -39,7 +45,7 @@ class FetchedExperts:
         used = sorted(set(index.flatten().tolist()))
         turn = cache.plan(used) if cache else None
         missing = turn.missing if turn else [number for number in used if number in sources]
-        room = self._room(task, index.shape[1])
+        room = self._room(task.layer, self._slot(task))
         moved = 0
         for place, number in enumerate(missing):
             for name, row in sources[number].items():
@@ -74,15 +80,15 @@ class FetchedExperts:
                     found[number] = {name: tensor[row] for name, tensor in tensors.items()}
         return self._sources[layer]
 
-    def _room(self, task: Task, top_k: int) -> Rows:
-        """Room on the device for as many as a group may ask for, of the layer that has most to fetch."""
-        slot, asked = int(self._batch.layout.slot_of("fetched", task)), top_k * self._batch.most_routed_tokens
-        counts = {layer: len(self._weights.on_host(layer, ExpertPlace.FETCHED)[0]) for layer in self._weights.experts}
-        most = min(asked, max(counts.values()))
+    def _slot(self, task: Task) -> int:
+        return int(self._batch.layout.slot_of("fetched", task))
+
+    def _room(self, layer: int, slot: int) -> Rows:
+        """Room on the device for as many as a group may ask for, which layers share."""
         room = {}
-        for name, tensor in self._weights.on_host(task.layer, ExpertPlace.FETCHED)[1].items():
-            shape = (min(asked, counts[task.layer]), *tensor.shape[1:])
-            own = f"{MemoryPart.FETCHED_EXPERTS} {slot}, {name}"
+        for name, tensor in self._weights.on_host(layer, ExpertPlace.FETCHED)[1].items():
+            count, most = (min(self._asked, some) for some in (self._most[layer], max(self._most.values())))
+            own, shape = f"{MemoryPart.FETCHED_EXPERTS} {slot}, {name}", (count, *tensor.shape[1:])
             room[name] = self._batch.buffers.on_device(own, shape, tensor.dtype, most * tensor[0].nbytes)
         return room
 
@@ -97,8 +103,7 @@ class FetchedExperts:
             held = torch.full((num_experts,), turn.slots)
             held[list(turn.held)] = torch.tensor(list(turn.held.values()))
             rows = torch.stack((rows[0], held))
-        slot = int(self._batch.layout.slot_of("fetched", task))
-        name = f"rows of fetched experts {slot}"
+        name = f"rows of fetched experts {self._slot(task)}"
         block = self._batch.session.host_blocks.take(MemoryPart.EXPERT_EXCHANGE, name, rows.nbytes, locked=True)
         there = block.view(tuple(rows.shape), rows.dtype).copy_(rows)
         on_device = self._batch.buffers.on_device(name, tuple(rows.shape), rows.dtype)

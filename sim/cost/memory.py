@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from sim.problem import (
-    UNPACKED_AT_ONCE,
     Batch,
     Hardware,
     Layer,
@@ -14,6 +13,7 @@ from sim.problem import (
     Placement,
     Policy,
     packed_bytes,
+    unpacked_at_once,
     unpacked_experts,
     unpacks_experts,
 )
@@ -130,9 +130,11 @@ def plan_memory(
     }
     device = Counter[str]({part: -(-size // num_devices) for part, size in shared.items()})
     device[MemoryPart.ACTIVATIONS] = activation_bytes(shape, placement, batch, ranks)
+    fetches = any(split.fetched for _, split in placement.distinct)
+    kept = place.DEVICE if schedule.system.caches_experts and fetches else place(0)  # what a cache drops is not lost
     host = Counter[str](
         {
-            MemoryPart.STREAMED_WEIGHTS: placement.experts_bytes(place.STREAMED | place.FETCHED)
+            MemoryPart.STREAMED_WEIGHTS: placement.experts_bytes(place.STREAMED | place.FETCHED | kept)
             + (others if shape.streams_non_experts else 0),
             MemoryPart.HOST_EXPERTS: placement.experts_bytes(place.HOST),
             MemoryPart.KV_CACHE: cache - cache_on_device,
@@ -173,8 +175,11 @@ def _unpacked_bytes(policy: Policy, model: Model, num_micro_batches: int) -> int
         return 0
     needed = 0
     for layer in model.distinct_layers:
-        unpacked = unpacked_experts(layer.num_experts, num_micro_batches) * layer.expert_bytes(model.activation_bits)
-        packed = min(layer.num_experts, UNPACKED_AT_ONCE) * layer.expert_bytes(policy.expert_bits(model))
+        count, one = layer.num_experts, layer.expert_bytes(model.activation_bits)
+        if not count:
+            continue
+        unpacked = unpacked_experts(count, num_micro_batches, one) * one
+        packed = unpacked_at_once(count, one) * layer.expert_bytes(policy.expert_bits(model))
         needed = max(needed, unpacked + packed)
     return needed
 
@@ -278,8 +283,10 @@ def activation_bytes(shape: PipelineShape, placement: Placement, batch: Batch, n
         # with sinks no kernel spares the matrices of scores: before and after the softmax, and shifted
         scores = 3 * layer.attention.num_query_heads * scored / num_devices if layer.attention.sinks else 0.0
         attention = prompt_tokens * (2 * layer.hidden_size + _attention_held(layer, num_devices)) + scores
-        in_parts = 0 < split.resident < layer.num_experts and placement.expert_bits == model.expert_bits
-        feed_forward = together * (2 * layer.hidden_size + _feed_forward_held(layer, num_devices, in_parts))
+        there = split.resident + split.streamed + split.fetched if shape.splits_experts(0) else layer.num_experts
+        in_parts = 0 < split.resident < there and placement.expert_bits == model.expert_bits
+        held = _feed_forward_held(layer, num_devices, in_parts, routed=there > 0)
+        feed_forward = together * (2 * layer.hidden_size + held)
         numbers = packed_bytes(round(max(attention, feed_forward)), model.activation_bits)
         # a token's scores of all experts, and of each that it uses the weight, the number, and the place in the order
         routing_bytes = 8 * layer.num_experts + 48 * layer.top_k
@@ -300,14 +307,15 @@ def _attention_held(layer: Layer, num_devices: int) -> float:
     return (4 * attention.query_width + keys_values) / num_devices
 
 
-def _feed_forward_held(layer: Layer, num_devices: int, split: bool) -> float:
+def _feed_forward_held(layer: Layer, num_devices: int, split: bool, *, routed: bool) -> float:
     """Numbers a token holds in the experts: all of its routed experts are computed at once, in the order of experts.
 
     Mostly that is input, gate, up and their product (the optimizer of MoE-Lightning counts the same). With experts in
-    two places each part gathers its own tokens, which may be all of them, and adds to a common result.
+    two places each part gathers its own tokens, which may be all of them, and adds to a common result. Without any
+    `routed` ones on the device, tokens hold nothing there for them.
     """
     always = 3 * sum(one.intermediate_size for one in (layer.shared, layer.dense) if one) / num_devices
-    if layer.expert is None:
+    if layer.expert is None or not routed:
         return always
-    routed = layer.expert.held_numbers(num_devices) + split * layer.hidden_size
-    return max(layer.computed_experts * routed, always) + layer.hidden_size * (bool(layer.shared) + split)
+    each = layer.expert.held_numbers(num_devices) + split * layer.hidden_size
+    return max(layer.computed_experts * each, always) + layer.hidden_size * (bool(layer.shared) + split)

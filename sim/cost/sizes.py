@@ -153,5 +153,6 @@ class Sizes:
 
     def unpacked_parts(self, task: Task) -> int:
         """In how many parts a micro-batch's unpacked experts are computed: as many as find room at a time."""
-        room = unpacked_experts(self.layer(task).num_experts, self.shape.num_micro_batches)
+        layer, turns = self.layer(task), self.shape.num_micro_batches
+        room = unpacked_experts(layer.num_experts, turns, layer.expert_bytes(self.model.activation_bits))
         return max(1, math.ceil(self.unpacked_in_turn(task) / room))

@@ -113,7 +113,8 @@ def test_the_plan_holds_the_peak_of_the_device_and_little_more(name, places, tmp
     except InputError:
         pytest.skip("not where this schedule works")
     plan, peak, late = planned_and_peak(wide("mixtral", **FINE), schedule, places, UNEQUAL, tmp_path)
-    assert peak - late <= plan <= 1.15 * peak
+    waiting = schedule.system.prefill_experts[0] is Place.CPU  # all prompts have room on their way to the host
+    assert peak - late <= plan <= (1.2 if waiting else 1.15) * peak
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -223,6 +224,30 @@ def test_pages_together_are_the_layer(stream, num_pages):
     assert modules[2].weight.data_ptr() != original.data_ptr()
     assert torch.equal(modules[2].weight, original)
     assert original.nbytes <= moved < original.nbytes + 64
+
+
+def test_pages_of_unequal_layers_share_no_bytes_of_staging():
+    """A page is staged while others of the layer before it, which is larger or smaller, have not left."""
+    with EmulatedDevice(None, None, 1 << 24) as device, device.open_lane(LaneKind.H2D) as lane:
+        modules = [nn.Bilinear(16, 16, outputs, bias=False) for outputs in (9, 4, 7)]
+        pieces = [HostPiece.of(OwnedParameter(module, "weight", module.weight)) for module in modules]
+        host = HostWeights(device, Ledger("host memory", None), [StreamedLayer.of([p]) for p in pieces], lambda _: 0)
+        layout = SlotLayout(PipelineShape(3, 2, 4, Place.CPU, (True,) * 3))
+        device.reserve_pinned({STAGING: WeightStream.planned_staging_bytes(host, layout)})
+        host.take()
+        weights = WeightStream(device, host, layout)
+        weights.begin_batch(layout)
+        original = [module.weight.detach().clone() for module in modules]
+        for page in range(4):
+            weights.pin(of_run(0, page))
+        for layer in range(3):
+            for page in range(4):
+                weights.load(lane, of_run(layer, page))
+                if layer < 2:
+                    weights.pin(of_run(layer + 1, page))
+            weights.bind(of_run(layer))
+            assert torch.equal(modules[layer].weight, original[layer])
+        weights.close()
 
 
 def test_a_page_that_is_missing_or_old_is_noticed(stream):
