@@ -39,8 +39,8 @@ GIGA = 1e9
 VOCABULARY = 4096
 WHOLE_LAYERS = ("cgopipe", "fastdecode", "flexgen-c", "flexgen", "zero", "accelerate")
 SPLIT_EXPERTS = ("hybrid", "n-cpu-moe", "cpu-experts", "expert-cache")
-SHARES = tuple(eighth / 8 for eighth in range(8))
-"""Shares of the experts that the grids try."""
+SHARES = (0.0, 0.125, 0.25, 0.375)
+"""Shares of the experts on the device that the grids try: more do not fit."""
 
 
 def make_model(num_layers: int, num_experts: int) -> PreTrainedModel:
@@ -64,32 +64,47 @@ def make_model(num_layers: int, num_experts: int) -> PreTrainedModel:
     return model
 
 
-def policies(schedule: Schedule, requests: int) -> Iterator[Policy]:
+def policies(schedule: Schedule, requests: int, num_layers: int) -> Iterator[Policy]:
     """The small grid: shares of experts in each place that the schedule has, and micro-batches."""
     system = schedule.system
-    sizes = {requests, -(-requests // 2), -(-requests // 4)} if not system.one_batch else {requests}
-    for size, share, attention in itertools.product(sizes, SHARES, system.attention):
-        usual: dict[str, Any] = {"attention": attention, "experts_on_device": share}
-        if system.splits_experts and not system.whole_layers and not system.caches_experts:
-            usual["deal_experts"] = True
-        kv_shares = {float(system.kv_on_device), float(attention == "gpu")}
-        for kv_on_device, more in itertools.product(kv_shares, _places(schedule, share, size < requests)):
-            with suppress(InputError):
-                policy = Policy.usual(schedule, requests, size, **{**usual, "kv_on_device": kv_on_device, **more})
-                policy.check_places(schedule)
-                yield policy
+    sizes = {requests, -(-requests // 2)} if not system.one_batch else {requests}
+    for size, attention in itertools.product(sizes, system.attention):
+        for kv_on_device in {float(system.kv_on_device), float(attention == "gpu")}:
+            for more in _places(schedule, num_layers, size < requests):
+                with suppress(InputError):
+                    fields = {"attention": attention, "kv_on_device": kv_on_device, **more}
+                    policy = Policy.usual(schedule, requests, size, **fields)
+                    policy.check_places(schedule)
+                    yield policy
 
 
-def _places(schedule: Schedule, on_device: float, several: bool) -> Iterator[dict[str, Any]]:
-    """What becomes of the other experts."""
-    if schedule.name != "hybrid":
-        yield {"pin_weights": True} if schedule.system.pins_weights else {}
-        return
-    left = 1 - on_device
-    for part, groups in itertools.product((1.0, 0.75, 0.5), (1, 2) if several else (None,)):
-        yield {"experts_on_host": left * part, "groups": groups, "pin_weights": True}
+def _places(schedule: Schedule, num_layers: int, several: bool) -> Iterator[dict[str, Any]]:
+    """Where experts are, and where those of the host are computed in prefill."""
+    system = schedule.system
+    if schedule.name == "hybrid":
+        placed = [*_split(several), *_by_layers(num_layers)]
+    elif system.splits_experts and not (system.whole_layers or system.caches_experts):
+        placed = [{"experts_on_device": share, "deal_experts": True} for share in SHARES]
+    else:
+        placed = [{"experts_on_device": share, "pin_weights": system.pins_weights} for share in SHARES]
+    for one, place in itertools.product(placed, system.prefill_experts):
+        yield {**one, "prefill_experts": place if system.splits_experts else None}
+
+
+def _split(several: bool) -> Iterator[dict[str, Any]]:
+    """Each layer's experts in several places."""
+    for on_device, part, groups in itertools.product(SHARES, (1.0, 0.75), (1, 2) if several else (None,)):
+        left = 1 - on_device
+        usual = {"experts_on_device": on_device, "groups": groups, "deal_experts": True, "experts_on_host": left * part}
+        yield {**usual, "pin_weights": True}
         if part < 1:
-            yield {"experts_on_host": left * part, "experts_fetched": left * (1 - part), "groups": groups}
+            yield {**usual, "experts_fetched": left * (1 - part)}
+
+
+def _by_layers(num_layers: int) -> Iterator[dict[str, Any]]:
+    """All of some layers' on the host, the others' on the device."""
+    for share in SHARES[1:]:
+        yield {"experts_on_device": 1.0, "host_layers": (0, num_layers - int(num_layers * share)), "groups": 1}
 
 
 def best_policy(
@@ -100,7 +115,7 @@ def best_policy(
     workload = Workload("requests", (args.prompt_tokens,) * requests, args.steps)
     problem = Problem(described(model), hardware, workload)
     found = []
-    for policy in policies(schedule, requests):
+    for policy in policies(schedule, requests, args.layers):
         with suppress(InputError):
             setup = Setup(problem, schedule, policy, make_batch(workload, requests, policy.micro_batch_size))
             if not setup.shortages:
