@@ -225,7 +225,7 @@ def show(requests: int, runs: dict[str, list[float]]) -> None:
     six = next(rate for name, rate in middle.items() if name.startswith("best of the six"))
     rival = max(middle["n-cpu-moe"], middle["cpu-experts"])
     print(f"  hybrid is {middle['hybrid'] / six:.2f} x the best of the six, {middle['hybrid'] / rival:.2f} x ", end="")
-    print("the better of n-cpu-moe and cpu-experts")
+    print("the better of n-cpu-moe and cpu-experts", flush=True)
 
 
 def main() -> None:
@@ -251,6 +251,8 @@ def main() -> None:
             hardware = calibrate(model, device, "here", quick=True).hardware
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{parameters / 1e6:.0f}M parameters; load {os.getloadavg()[0]:.1f}; {hardware.description}")
+    setting = {name: value for name, value in vars(args).items() if name not in ("output", "machine")}
+    setting |= {"torch": torch.__version__, "machine": hardware.description, "python": platform.python_version()}
     results: dict[str, Any] = {}
     for requests in args.requests:
         kept, told = contestants(model, hardware, requests, args)
@@ -259,12 +261,11 @@ def main() -> None:
             for name, run in kept.items():
                 runs[name].append(run())
         show(requests, runs)
-        results[str(requests)] = {"decode_tokens_per_s": runs, "chosen": told}
-    if args.output:
-        setting = {name: value for name, value in vars(args).items() if name not in ("output", "machine")}
-        setting |= {"torch": torch.__version__, "machine": hardware.description, "python": platform.python_version()}
-        setting["load_average"] = os.getloadavg()[0]
-        args.output.write_text(json.dumps({"setting": setting, "results": results}, indent=1) + "\n", encoding="utf-8")
+        results[str(requests)] = {"decode_tokens_per_s": runs, "chosen": told, "load_average": os.getloadavg()[0]}
+        if args.output:
+            args.output.write_text(
+                json.dumps({"setting": setting, "results": results}, indent=1) + "\n", encoding="utf-8"
+            )
 
 
 if __name__ == "__main__":
