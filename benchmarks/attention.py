@@ -17,8 +17,8 @@ from pathlib import Path
 import numba
 import torch
 
-from engine.attention import HostAttention
 from engine.calibration.measure.probes import MemoryReader
+from engine.host import HostAttention
 
 SHAPES = {  # query heads, kv heads, head_dim
     "mixtral-8x7b": (32, 8, 128),

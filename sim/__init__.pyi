@@ -6,6 +6,7 @@ from .problem import (
     Model as Model,
     Policy as Policy,
     Problem as Problem,
+    Routing as Routing,
     Workload as Workload,
 )
 from .simulation import Prediction as Prediction, predict as predict

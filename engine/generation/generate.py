@@ -1,5 +1,6 @@
 """The public call: generate for a list of prompts, executing a schedule, and say what happened."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from engine.generation.checkpoint import find_tokenizer, load_model
 from engine.generation.prompts import Prompt, check_generate_kwargs, check_length, pad_token, prompt_ids
 from engine.generation.session import open_session
 from engine.generation.trace import Stats, describe_batch, describe_host, describe_run, make_trace, peak_bytes, phases_s
-from engine.model import InFlight
+from engine.model import InFlight, recorded_routing
 from engine.tasks import BatchResult, GenerationOptions, RunContext, Session, run_batch
 from sim.problem import Policy
 from sim.schedule import Schedule, by_name
@@ -64,6 +65,8 @@ def run(
     tokenizer: PreTrainedTokenizerBase | None = None,
     progress: Callable[[int], None] | None = None,
     on_batch: Callable[[BatchDone], None] | None = None,
+    record_routing: str | Path | None = None,
+    keep_model: bool = True,
     **generate_kwargs: Any,
 ) -> RunResult:
     """Generate text for `prompts` (strings or lists of token ids) with an offloaded Mixture-of-Experts model.
@@ -72,14 +75,19 @@ def run(
     Without a policy all prompts form one batch, cut into micro-batches of `micro_batch_size`. `generate_kwargs` go to
     `generate()` as they are; what needs beams or a second model is refused. With `seed`, micro-batch j draws as if it
     were generated alone after `torch.manual_seed(seed + j)`. `progress` is told of each micro-batch's new tokens,
-    `on_batch` of each batch as it ends. Raises InputError for anything the caller can mend.
+    `on_batch` of each batch as it ends. `record_routing` names a file for how many tokens used each expert.
+
+    The model is what it was when the run ends, with one exception: a policy's `weight_bits` of 4.5 or 8.5 packs routed
+    experts, whose own weights host memory has no room for meanwhile. Afterwards they are what the packed bits say, for
+    good; to run them so again changes nothing more. Without `keep_model` packed experts are left empty, which saves the
+    time and memory to unpack a model that nobody needs any more. Raises InputError for anything the caller can mend.
     """
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens: {max_new_tokens} is not allowed; generate at least 1 token")
     with open_device(device) as opened:
         if isinstance(model, str | Path):
             tokenizer = tokenizer or find_tokenizer(model)
-            model = load_model(model, device=opened)
+            model, keep_model = load_model(model, device=opened), False
         check_generate_kwargs(generate_kwargs, model)
         if "stop_strings" in generate_kwargs:
             generate_kwargs["tokenizer"] = tokenizer
@@ -93,7 +101,8 @@ def run(
         policy = policy or Policy.usual(chosen, len(ids), size)
         seed, padding = _seed(seed, generate_kwargs, model), pad_token(model, tokenizer)
         options = GenerationOptions(max_new_tokens, padding, generate_kwargs, seed)
-        with open_session(RunContext.of(model, chosen, policy, opened, options)) as session:
+        context = RunContext.of(model, chosen, policy, opened, options)
+        with _recording(context, record_routing), open_session(context, keep_model) as session:
             opened.reset_peak()
             done = []
             for batch in _batches(session, ids, progress):
@@ -104,6 +113,17 @@ def run(
     sequences = [sequence for batch in done for sequence in batch.result.sequences]
     texts = None if tokenizer is None else tokenizer.batch_decode(sequences, skip_special_tokens=True)
     return RunResult(sequences, texts, stats_of(done, peaks), [batch.trace for batch in done])
+
+
+@contextlib.contextmanager
+def _recording(run: RunContext, path: str | Path | None) -> Iterator[None]:
+    """While entered, counts the experts that tokens use; the file is written when the run has ended well."""
+    if path is None:
+        yield
+        return
+    with recorded_routing(run.model, run.anatomy, run.ends | run.options.pads_ended) as record:
+        yield
+    record.histogram(run.model.config.model_type).write(path)
 
 
 def _batches(session: Session, ids: list[list[int]], progress: Callable[[int], None] | None) -> Iterator[BatchDone]:

@@ -7,20 +7,23 @@ from concurrent.futures import ThreadPoolExecutor
 
 from torch.backends import cuda
 
-from engine.attention import BITS, HostAttention
 from engine.device import aligned_bytes, for_now
+from engine.host import BITS, HostAttention
 from engine.memory import STAGING, HostBlocks, HostCopy, HostWeights, WeightStream, placed
 from engine.model import Anatomy, kept_experts, lean_gates, split
 from engine.tasks import RunContext, Session
-from sim.schedule import LaneKind, MemoryPart, Place, SlotLayout, Tier
+from sim.schedule import ExpertPlace, LaneKind, MemoryPart, PipelineShape, Place, SlotLayout, Tier
+
+INDEX_BYTES, WEIGHT_BYTES = 8, 4
+"""Of each expert of a token: its number, and what its output counts for."""
 
 SWITCH_INTERVAL_S = 2e-4
 """How long a thread may hold Python's lock while others wait: the lanes hand over to each other often."""
 
 
 @contextlib.contextmanager
-def open_session(run: RunContext) -> Iterator[Session]:
-    """Puts the model on its device, ready for `run_batch`."""
+def open_session(run: RunContext, keep_model: bool = True) -> Iterator[Session]:
+    """Puts the model on its device, ready for `run_batch`; `keep_model` unpacks experts at the end."""
     model, device, policy = run.model, run.device, run.policy
     layout = run.layout(policy.num_micro_batches)
     weights = HostWeights(device, run.host, run.streamed, policy.locked_bytes)
@@ -29,11 +32,12 @@ def open_session(run: RunContext) -> Iterator[Session]:
         stack.callback(device.reserve_pinned, {})
         device.reserve_pinned(_reserved_bytes(run, weights, layout))
         blocks = stack.enter_context(contextlib.closing(HostBlocks(device, run.host)))
-        stream = stack.enter_context(placed(model, device, weights, layout))
+        stream = stack.enter_context(placed(model, run.anatomy, device, weights, layout, run.packed, keep_model))
         stack.enter_context(kept_experts(model))
         stack.enter_context(lean_gates(model.modules()))
-        owners = [parameter.owner for layer in run.streamed if layer for parameter in layer.parameters]
-        stack.enter_context(split(model, run.anatomy.layers, owners))
+        owners = [parameter.owner for layer in run.streamed if layer for parameter in layer.parameters.values()]
+        on_their_own = {i: one.module for i, one in stream.experts.items() if layout.shape.experts}
+        stack.enter_context(split(model, run.anatomy.layers, owners, on_their_own))
         kernel = stack.enter_context(HostAttention(device.cpu_threads))
         if policy.attention is Place.CPU and model.dtype in BITS:
             with ThreadPoolExecutor(1) as apart:  # the kernel's helpers inherit what the lane asks of its thread
@@ -55,7 +59,20 @@ def _reserved_bytes(run: RunContext, weights: HostWeights, layout: SlotLayout) -
     reserved: dict[str, int] = {STAGING: WeightStream.planned_staging_bytes(weights, layout)}
     if layout.buffers["qkv on host"].tier is Tier.PINNED:
         reserved[MemoryPart.ATTENTION_EXCHANGE] = _exchange_bytes(run)
+    asked = layout.buffers.get("routed on host")
+    if asked is not None and asked.tier is Tier.PINNED and not layout.shape.splits_experts(0):
+        reserved[MemoryPart.EXPERT_EXCHANGE] = _routed_bytes(run, layout.shape)
     return reserved
+
+
+def _routed_bytes(run: RunContext, shape: PipelineShape) -> int:
+    """For what goes into the experts of all groups, the experts of each token and their weights, and what comes out."""
+    hidden_size = run.model.config.get_text_config(decoder=True).hidden_size
+    row_bytes = [run.anatomy.top_k * number_bytes for number_bytes in (INDEX_BYTES, WEIGHT_BYTES)]
+    if any(places & ExpertPlace.HOST for places in shape.experts):
+        row_bytes += 2 * [hidden_size * run.model.dtype.itemsize]
+    rows = [len(shape.group(group)) * run.policy.micro_batch_size for group in range(shape.num_groups)]
+    return sum(aligned_bytes(count * row) for count in rows for row in row_bytes)
 
 
 def _exchange_bytes(run: RunContext) -> int:
@@ -74,7 +91,7 @@ def _attention_width(anatomy: Anatomy, layer: int) -> int:
 
 def _plan_in_words(run: RunContext, layout: SlotLayout) -> str:
     policy = run.policy
-    largest = max((layer.num_bytes for layer in run.streamed if layer), default=0)
+    largest = max((layer.prefill_bytes for layer in run.streamed if layer), default=0)
     slots = layout.buffers["weights"].turns
     return (
         f"schedule {run.schedule.name}, {policy.num_micro_batches} micro-batches of {policy.micro_batch_size}, "

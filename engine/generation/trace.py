@@ -76,8 +76,8 @@ def describe_run(run: RunContext, ids: list[list[int]]) -> dict[str, Any]:
 def describe_batch(run: RunContext, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
     """One batch: its pipeline, the length of each prompt, and the micro-batches as they are padded.
 
-    `streamed_bytes` of each layer come over the link each time it runs; the first `locked_bytes` of them lie in
-    page-locked memory.
+    `streamed_bytes` of each layer come over the link each time it runs in decode; the first `locked_bytes` of what ever
+    comes over it lie in page-locked memory.
 
     The device computes padding and the KV cache holds it; only attention on the host leaves it out.
     """
@@ -87,7 +87,7 @@ def describe_batch(run: RunContext, prompts: Sequence[Sequence[int]]) -> dict[st
         "device": run.device.facts,
         "steps": [0, gen_len],
         "prompt_tokens": lengths,
-        "streamed_bytes": [0 if layer is None else layer.num_bytes for layer in run.streamed],
+        "streamed_bytes": [0 if layer is None else layer.decode_bytes for layer in run.streamed],
         "locked_bytes": run.locked_bytes,
         **structure(run.shape(len(batch.micro_batches)), batch),
     }

@@ -1,8 +1,10 @@
 from .activations import Activations as Activations
 from .buffers import Buffers as Buffers
 from .copying import HostCopy as HostCopy
+from .expert_cache import CacheTurn as CacheTurn, ExpertCache as ExpertCache
 from .host_blocks import HostBlock as HostBlock, HostBlocks as HostBlocks
 from .host_weights import HostWeights as HostWeights
-from .layers import StreamedLayer as StreamedLayer
+from .layers import HostPiece as HostPiece, StreamedLayer as StreamedLayer
+from .packed import PackedLayer as PackedLayer, check_packing as check_packing, packed_layers as packed_layers
 from .placement import placed as placed, streamed_layers as streamed_layers
 from .weights import STAGING as STAGING, WeightStream as WeightStream

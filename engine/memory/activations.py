@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from engine.device import Device
-from engine.model import AttentionCall, InFlight, LayerCache, LayerEntry, StackEnd
+from engine.model import AttentionCall, ExpertsCall, InFlight, LayerCache, LayerEntry, StackEnd
 from sim.schedule import Op, Task
 
 _Passing = list[tuple[StorageWeakRef, int]]
@@ -46,6 +46,10 @@ class Activations:
             return _NOTHING
         return self._working(task)
 
+    def working_group(self, group: Sequence[InFlight], task: Task) -> contextlib.AbstractContextManager[None]:
+        """The same around a task for several micro-batches: that of the largest one is taken for the largest."""
+        return self.working(self._largest if self._largest in group else group[0], task)
+
     @contextlib.contextmanager
     def _working(self, task: Task) -> Iterator[None]:
         enters = task.op is Op.PRE_ATTN and task.layer == 0  # computes what comes before all layers too
@@ -66,7 +70,8 @@ class Activations:
             self._count(index, self._measured(micro_batch))
             return
         known = self._known_stops.setdefault(index, set())
-        kind = type(at), self._kinds[getattr(at, "layer", -1)], micro_batch.attended is None
+        made = micro_batch.attended is None, micro_batch.output is None
+        kind = type(at), self._kinds[getattr(at, "layer", -1)], *made
         if kind not in known:
             measured = self._measured(micro_batch)
             self._count(index, max(measured, self._held[index]) if known else measured)
@@ -84,6 +89,10 @@ class Activations:
             inside_layer = self._entered.get(index, 0)
         if isinstance(at, AttentionCall):
             tensors += [at.query, at.key, at.value]
+        if isinstance(at, ExpertsCall):
+            tensors += [at.hidden, at.index, at.weights]
+        if micro_batch.output is not None:
+            tensors.append(micro_batch.output)
         if micro_batch.attended is not None:
             tensors.append(micro_batch.attended[0])
         for layer in micro_batch.cache.layers:

@@ -1,63 +1,173 @@
 """Puts a model on a device: what stays there is moved, what streams gets its blocks and slots. Undone on exit."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from engine.device import Device
-from engine.memory.host_weights import HostWeights
-from engine.memory.layers import StreamedLayer
+from engine.host import can_run_on_host
+from engine.memory.expert_cache import ExpertCache
+from engine.memory.host_weights import KEPT, HostWeights
+from engine.memory.layers import HostPiece, StreamedLayer
+from engine.memory.packed import PackedLayer, packed_on_device
 from engine.memory.weights import WeightStream
-from engine.model import Anatomy, OwnedParameter, can_split, split_experts
-from sim.schedule import MemoryPart, SlotLayout
+from engine.model import Anatomy, ExpertPart, OwnedParameter, PlacedExperts, can_split, expert_rows
+from sim.problem import Policy, Split, splits_of
+from sim.schedule import ExpertPlace, MemoryPart, Place, Schedule, SlotLayout
 from traces.errors import InputError
 
 
 def streamed_layers(
-    model: PreTrainedModel, anatomy: Anatomy, experts_on_device: float, streams_non_experts: bool
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    policy: Policy,
+    schedule: Schedule,
+    packed: Sequence[PackedLayer | None],
 ) -> list[StreamedLayer | None]:
-    """What streams of each layer when int(E x experts_on_device) of its E routed experts stay on the device."""
-    resident = int(anatomy.num_experts * experts_on_device + 1e-9)
+    """What of each layer lives on the host, by the policy's placement of experts."""
+    system = schedule.system
+    splits = splits_of(policy, system, anatomy.expert_counts)
     layers: list[StreamedLayer | None] = []
-    for i, experts in enumerate(anatomy.experts):
-        rest = anatomy.parameters(i) if streams_non_experts else ()
+    for i, (experts, split) in enumerate(zip(anatomy.experts, splits, strict=True)):
+        _check_split(model, anatomy, i, split, policy, schedule)
+        rest = anatomy.parameters(i) if system.streams_non_experts or policy.stream_non_experts else ()
         rest = tuple(p for p in rest if not any(p.tensor is e.tensor for e in experts))
-        stays = bool(experts) and resident == anatomy.num_experts
-        if 0 < resident < anatomy.num_experts and experts and not can_split(experts, anatomy.num_experts):
-            raise InputError(
-                f"experts_on_device: {experts_on_device:g}: the experts of {type(model).__name__} cannot be split "
-                f"between device and host; give 0 or 1"
-            )
-        parameters = rest if stays else (*experts, *rest)
-        layers.append(StreamedLayer.of(parameters, 0 if rest else resident) if parameters else None)
+        places = (ExpertPlace.STREAMED, ExpertPlace.FETCHED, ExpertPlace.HOST)
+        streamed, fetched, on_host = ([*_pieces(experts, split, place, packed[i])] for place in places)
+        layer = StreamedLayer.of(
+            (*streamed, *map(HostPiece.of, rest)),
+            fetched,
+            on_host,
+            [*_pieces(experts, split, KEPT, packed[i])] if system.caches_experts and split.fetched else (),
+            prefill_on_host=policy.prefills_on(system) is Place.CPU,
+        )
+        layers.append(layer if layer.pieces else None)
     return layers
 
 
+def _pieces(
+    experts: Sequence[OwnedParameter], split: Split, place: ExpertPlace, packed: PackedLayer | None
+) -> Iterator[HostPiece]:
+    """Of a layer's experts those in one place, a piece of each parameter."""
+    first, stop = split.ranks(place)
+    if first == stop:
+        return
+    every = place is not KEPT and split.places == place
+    formats = packed.formats if packed else [None] * len(experts)
+    for parameter, form in zip(experts, formats, strict=True):
+        yield HostPiece.of(parameter, place, None if every else range(first, stop), form)
+
+
+def _check_split(
+    model: PreTrainedModel, anatomy: Anatomy, layer: int, split: Split, policy: Policy, schedule: Schedule
+) -> None:
+    experts, kind = anatomy.experts[layer], type(model).__name__
+    apart = schedule.system.splits_experts
+    if not experts or not (apart or split.places.bit_count() > 1):
+        return
+    if not can_split(experts, anatomy.num_experts):
+        if apart:
+            raise InputError(
+                f"schedule {schedule.name}: the experts of {kind} cannot be computed apart from their layers; give "
+                f"another schedule, such as cgopipe"
+            )
+        raise InputError(
+            f"experts_on_device: {policy.experts_on_device:g}: the experts of {kind} cannot be split "
+            f"between device and host; give 0 or 1"
+        )
+    if apart and policy.weight_bits is not None:
+        raise InputError(
+            f"weight_bits: {policy.weight_bits:g}: the engine packs no experts that are computed apart from their "
+            f"layers, as {schedule.name} has them: leave it out"
+        )
+    if split.on_host and not can_run_on_host(experts[0].owner):
+        raise InputError(f"schedule {schedule.name}: the host cannot compute the experts of {kind}; place none there")
+
+
 @contextlib.contextmanager
-def placed(model: PreTrainedModel, device: Device, host: HostWeights, layout: SlotLayout) -> Iterator[WeightStream]:
+def placed(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    device: Device,
+    host: HostWeights,
+    layout: SlotLayout,
+    packed: Sequence[PackedLayer | None] = (),
+    keep_model: bool = True,
+) -> Iterator[WeightStream]:
     """While entered, resident weights are on the device and streamed ones come through the slots of what it yields.
 
-    A weight is in one place at a time: a device with a memory of its own takes it over from the host.
+    A weight is in one place at a time: a device with a memory of its own takes it over from the host. Without
+    `keep_model` packed experts are not unpacked at the end.
     """
     with contextlib.ExitStack() as at_end:
         weights = at_end.enter_context(contextlib.closing(WeightStream(device, host, layout)))
-        _place_resident(model, device, host.streamed, at_end)
-        split = [_resident_experts(layer, i, device, at_end) for layer, i in _split(host.streamed)]
+        packed_parameters = {id(one.tensor) for layer in packed if layer for one in layer.parameters}
+        on_host = {identity for layer in host.streamed if layer for identity in layer.parameters}
+        _place_resident(model, device, packed_parameters | on_host, at_end)
         at_end.callback(host.close)
+        if any(packed):
+            num_micro_batches = layout.shape.num_micro_batches
+            at_end.enter_context(packed_on_device(packed, device, host, weights, num_micro_batches, keep_model))
+        for i, experts in enumerate(anatomy.experts):
+            if experts and not any(packed) and (layout.shape.experts or _in_parts(host.streamed[i])):
+                placed = _placed_experts(i, experts, anatomy.num_experts, device, host, at_end)
+                weights.experts[i] = placed
+                kept = host.numbers(i, KEPT)
+                if kept and placed.resident:
+                    tensors = {
+                        name: tensor for name, tensor in placed.resident.parameters.items() if tensor is not None
+                    }
+                    weights.caches[i] = ExpertCache(tensors, kept)
         host.take()
-        for owner, resident in split:
-            at_end.enter_context(split_experts(owner, resident))
+        for i, layer in enumerate(host.streamed):
+            if _in_parts(layer):
+                at_end.enter_context(weights.experts[i].in_place())
         yield weights
 
 
+def _in_parts(layer: StreamedLayer | None) -> bool:
+    """Whether the experts of a layer are in several places."""
+    return layer is not None and any(piece.experts is not None and piece.form is None for piece in layer.pieces)
+
+
+def _placed_experts(
+    index: int,
+    experts: Sequence[OwnedParameter],
+    num_experts: int,
+    device: Device,
+    host: HostWeights,
+    at_end: contextlib.ExitStack,
+) -> PlacedExperts:
+    """The experts of a layer, those that do not live on the host in the device's memory."""
+    module, layer = experts[0].owner, host.streamed[index]
+    pieces = [piece for piece in layer.pieces if piece.place not in (None, KEPT)] if layer else []
+    elsewhere = {number for piece in pieces for number in piece.experts or range(num_experts)}
+    numbers = [number for number in range(num_experts) if number not in elsewhere]
+    rows = expert_rows(numbers, num_experts).to(device.torch_device)
+    if not elsewhere:
+        tensors = {one.name: module._parameters[one.name] for one in experts}
+        return PlacedExperts(module, num_experts, ExpertPart(tensors, rows))
+    on_device: dict[str, torch.Tensor] = {}
+    if _in_parts(layer):
+        at_end.callback(host.put_together, index, on_device, numbers)
+    for parameter in experts if numbers else ():
+        source = parameter.tensor.detach()
+        shape = (len(numbers), *source.shape[1:])
+        there = device.allocate(f"{MemoryPart.RESIDENT_EXPERTS} of layer {index}", shape, source.dtype)
+        on_device[parameter.name] = there
+        at_end.callback(device.free, there)
+        together = numbers[-1] - numbers[0] == len(numbers) - 1
+        there.copy_(source[numbers[0] : numbers[-1] + 1] if together else source[numbers])
+    return PlacedExperts(module, num_experts, ExpertPart.of(on_device, rows) if numbers else None)
+
+
 def _place_resident(
-    model: PreTrainedModel, device: Device, streamed: Sequence[StreamedLayer | None], at_end: contextlib.ExitStack
+    model: PreTrainedModel, device: Device, moved: Collection[int], at_end: contextlib.ExitStack
 ) -> None:
-    """Has the device take over what does not stream."""
-    streams = {id(parameter.tensor) for layer in streamed if layer for parameter in layer.parameters}
+    """Has the device take over what does not go there otherwise, as the parameters with these identities do."""
     held: dict[int, torch.Tensor] = {}  # tied parameters are one object
 
     def free() -> None:
@@ -84,7 +194,7 @@ def _place_resident(
     for path, module in model.named_modules():
         for table in (module._parameters, module._buffers):
             for name, tensor in table.items():
-                if tensor is not None and id(tensor) not in streams and (tensor.numel() or id(tensor) in held):
+                if tensor is not None and id(tensor) not in moved and (tensor.numel() or id(tensor) in held):
                     place(path, table, name, tensor)
 
 
@@ -92,29 +202,3 @@ def _bring_back(device: Device, parameter: torch.Tensor, on_device: torch.Tensor
     """Gives a parameter its content on the host again, in pages that several threads fault in: one takes long."""
     content = device.host_block(on_device.nbytes).view(on_device.dtype).view(on_device.shape)
     parameter.data = content.copy_(on_device)
-
-
-def _split(streamed: Sequence[StreamedLayer | None]) -> Iterator[tuple[StreamedLayer, int]]:
-    """The layers of which some experts stay on the device."""
-    return ((layer, i) for i, layer in enumerate(streamed) if layer and layer.first_expert)
-
-
-def _resident_experts(
-    layer: StreamedLayer, index: int, device: Device, at_end: contextlib.ExitStack
-) -> tuple[nn.Module, dict[str, nn.Parameter]]:
-    """The module of a layer's experts, and its parameters cut down to those that stay on the device."""
-    resident = {}
-    for parameter in layer.parameters:
-        host = parameter.tensor.detach()[: layer.first_expert]
-        on_device = device.allocate(f"{MemoryPart.RESIDENT_EXPERTS} of layer {index}", host.shape, host.dtype)
-        at_end.callback(device.free, on_device)
-        at_end.callback(_make_whole, parameter, parameter.tensor.shape, on_device)
-        resident[parameter.name] = nn.Parameter(on_device.copy_(host), requires_grad=False)
-    return layer.parameters[0].owner, resident
-
-
-def _make_whole(parameter: OwnedParameter, shape: torch.Size, resident: torch.Tensor) -> None:
-    """Puts the experts of both places together again."""
-    streamed = parameter.tensor.detach()
-    if streamed.shape != shape:
-        parameter.tensor.data = torch.cat([resident.to("cpu"), streamed])

@@ -4,12 +4,28 @@ A layer's streamed parameters lie in a slot one behind the other, as they do in 
 is a view of the slot that holds its layer's current run (`bind`). Only what is not page-locked passes through staging.
 """
 
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
 from torch import Tensor, nn, uint8
 
 from engine.device import Device, LaneContext, aligned_bytes
 from engine.memory.copying import HostCopy
-from engine.memory.host_weights import HostLayer, HostWeights
-from sim.schedule import WHOLE, MemoryPart, SlotLayout, Task
+from engine.memory.expert_cache import ExpertCache
+from engine.memory.host_weights import KEPT, HostLayer, HostWeights
+from engine.memory.layers import StreamedLayer
+from engine.model import ExpertPart, OwnedParameter, PlacedExperts, expert_rows
+from sim.schedule import WHOLE, ExpertPlace, MemoryPart, SlotLayout, Task
+
+
+class _Views(NamedTuple):
+    """Of a layer in a slot."""
+
+    whole: list[tuple[OwnedParameter, nn.Parameter]]
+    parts: tuple[ExpertPart, ...]
+    packed: dict[str, Tensor]
+
 
 STAGING = MemoryPart.STAGING
 """The part of page-locked memory that staging is cut from."""
@@ -26,19 +42,26 @@ class WeightStream:
         self._device = device
         self._layout = layout
         self._host = host
-        self._bound: dict[int, int] = {}
+        self.experts: dict[int, PlacedExperts] = {}
+        """By layer, experts in several parts, or computed apart from their layer."""
+        self.caches: dict[int, ExpertCache] = {}
+        """By layer, experts on the device that change places with those that are fetched."""
+        self._bound: dict[int, tuple[int, int]] = {}
         self._slots: list[Tensor] = []
         self._staging: list[Tensor] = []
-        self._views: dict[tuple[int, int], list[nn.Parameter]] = {}
+        self._views: dict[tuple[int, int, int], _Views] = {}
+        self._packed: dict[int, dict[str, Tensor]] = {}
         self._in_slot: list[list[int | None]] = []
         self._in_staging: list[list[int | None]] = []
+        self._staged_at = [0]
         self._copy = HostCopy(device.pin_threads)
-        largest = max((layer.num_bytes for layer in host.streamed if layer), default=0)
+        largest = max((layer.prefill_bytes for layer in host.streamed if layer), default=0)
         try:
             for slot in range(layout.buffers["weights"].turns if largest else 0):
                 self._slots.append(device.allocate(f"weight slot {slot}", (largest,), uint8))
+            staged = (_staging_bytes(host, layout),)
             for turn in range(_staging_slots(layout) if largest else 0):
-                self._staging.append(device.pinned_empty(f"{STAGING} {turn}", (host.staging_bytes,), uint8, STAGING))
+                self._staging.append(device.pinned_empty(f"{STAGING} {turn}", staged, uint8, STAGING))
         except BaseException:
             self.close()
             raise
@@ -46,7 +69,7 @@ class WeightStream:
     @staticmethod
     def planned_staging_bytes(host: HostWeights, layout: SlotLayout) -> int:
         """Page-locked memory that staging will take."""
-        return _staging_slots(layout) * aligned_bytes(host.staging_bytes)
+        return _staging_slots(layout) * aligned_bytes(_staging_bytes(host, layout))
 
     @property
     def staging_bytes(self) -> int:
@@ -56,18 +79,22 @@ class WeightStream:
     def begin_batch(self, layout: SlotLayout) -> None:
         """Forgets what the slots hold. Slots are now given, and layers cut into pages, as this layout says."""
         self._layout = layout
+        for index, cache in self.caches.items():
+            cache.restore(self._host.experts(index, KEPT)[1])
         self._in_slot = [[None] * layout.shape.num_pages for _ in self._slots]
         self._in_staging = [[None] * layout.shape.num_pages for _ in self._staging]
+        self._staged_at = _staged_at(self._host, layout.shape.num_pages)
 
     def pin(self, task: Task) -> int:
         """Copies what of a page is not page-locked into staging. Returns its bytes."""
         at = self._layout.slot_of("pinned", task)
-        layer, start, stop = self._page(task)
-        start = max(start, layer.locked_bytes)
-        if start < stop:
-            self._copy(_staged(self._staging[at], layer, start, stop), layer.content[start:stop])
+        layer, *_ = self._page(task)
+        moved = 0
+        for staged, first, last in self._staged(task, at):
+            self._copy(staged, layer.content[first:last])
+            moved += last - first
         self._note(self._in_staging[at], task)
-        return max(0, stop - start)
+        return moved
 
     def load(self, lane: LaneContext, task: Task) -> int:
         """Copies a page from page-locked memory, in place or in staging, into the layer's slot. Returns its bytes."""
@@ -77,10 +104,10 @@ class WeightStream:
         if start < cut:
             lane.copy_h2d(self._slots[at][start:cut], layer.content[start:cut], pinned=True)
         if not self._layout.shape.weights_pinned:
-            staged = self._layout.slot_of("pinned", task)
-            self._check(self._in_staging[staged], task, "staging")
-            if cut < stop:
-                lane.copy_h2d(self._slots[at][cut:stop], _staged(self._staging[staged], layer, cut, stop), pinned=True)
+            turn = self._layout.slot_of("pinned", task)
+            self._check(self._in_staging[turn], task, "staging")
+            for staged, first, last in self._staged(task, turn):
+                lane.copy_h2d(self._slots[at][first:last], staged, pinned=True)
         self._note(self._in_slot[at], task)
         return stop - start
 
@@ -99,22 +126,72 @@ class WeightStream:
         """Makes the model's parameters of the task's layer views of the slot that holds it, all pages of it."""
         index, slot = task.layer, self._layout.slot_of("weights", task)
         self._check(self._in_slot[slot], task._replace(page=WHOLE), "the device")
-        if self._bound.get(index) == slot:
-            return
         layer = self._host.streamed[index]
         assert layer is not None, "a schedule moves only layers that stream"
-        if (index, slot) not in self._views:
-            views = layer.views(self._slots[slot])
-            self._views[index, slot] = [nn.Parameter(view, requires_grad=False) for view in views]
-        for parameter, view in zip(layer.parameters, self._views[index, slot], strict=True):
+        bound = slot, layer.streams_bytes(task.step)
+        if self._bound.get(index) == bound:
+            return
+        if (index, *bound) not in self._views:
+            self._views[index, *bound] = self._views_of(layer, index, *bound)
+        views = self._views[index, *bound]
+        for parameter, view in views.whole:
             parameter.owner._parameters[parameter.name] = view
-        self._bound[index] = slot
+        if index in self.experts:
+            self.experts[index].came = views.parts
+        self._packed[index] = views.packed
+        self._bound[index] = bound
+
+    def packed(self, index: int) -> dict[str, Tensor]:
+        """The packed experts of a layer in the slot that is bound, by the name of their parameter."""
+        return self._packed.get(index, {})
+
+    def on_host(self, index: int, place: ExpertPlace) -> tuple[Sequence[int], dict[str, Tensor]]:
+        """A layer's experts of one place on the host: their numbers, and rows for these by the name of a parameter."""
+        return self._host.experts(index, place)
+
+    def to_fetch(self, index: int) -> list[tuple[Sequence[int], dict[str, Tensor]]]:
+        """A layer's experts that may be fetched, those that are on the device at the start in the end."""
+        return [self._host.experts(index, place) for place in (ExpertPlace.FETCHED, KEPT)]
+
+    def is_locked(self, index: int, part: Tensor) -> bool:
+        """Whether these bytes of a layer on the host are page-locked."""
+        layer = self._host[index]
+        return part.data_ptr() + part.nbytes <= layer.content.data_ptr() + layer.locked_bytes
+
+    def let_go(self, index: int) -> None:
+        """The experts of a layer that came through a slot are of no more use: it runs without them."""
+        if index in self.experts:
+            self.experts[index].came = ()
+        self._bound.pop(index, None)
+
+    def _views_of(self, layer: StreamedLayer, index: int, slot: int, num_bytes: int) -> _Views:
+        whole: list[tuple[OwnedParameter, nn.Parameter]] = []
+        packed: dict[str, Tensor] = {}
+        places: dict[ExpertPlace, tuple[Sequence[int] | None, dict[str, Tensor]]] = {}
+        for piece in layer.within(num_bytes):
+            view = piece.view(self._slots[slot])
+            if piece.form is not None:
+                packed[piece.parameter.name] = view
+                continue
+            if piece.experts is None:
+                whole.append((piece.parameter, nn.Parameter(view, requires_grad=False)))
+            if piece.place is not None:
+                places.setdefault(piece.place, (piece.experts, {}))[1][piece.parameter.name] = view
+        came = []
+        for experts, tensors in places.values() if index in self.experts else ():
+            count = self.experts[index].num_experts
+            rows = expert_rows(range(count) if experts is None else experts, count)
+            came.append(ExpertPart.of(tensors, rows.to(self._device.torch_device)))
+        return _Views(whole, tuple(came), packed)
 
     def close(self) -> None:
         """Gives the model its own parameters back, and the slots to the device."""
         for layer in filter(None, self._host.streamed):
-            for parameter in layer.parameters:
+            for parameter in layer.parameters.values():
                 parameter.owner._parameters[parameter.name] = parameter.tensor  # type: ignore[assignment]
+        self.experts.clear()
+        self.caches.clear()
+        self._packed.clear()
         self._bound.clear()
         self._views.clear()
         for slot in self._slots:
@@ -127,7 +204,16 @@ class WeightStream:
         """The task's layer on the host, and the bytes [start, stop) of its page."""
         layer = self._host.streamed[task.layer]
         assert layer is not None, "a schedule moves only layers that stream"
-        return self._host[task.layer], *layer.page(task.page, self._layout.shape.num_pages)
+        return self._host[task.layer], *layer.page(task.step, task.page, self._layout.shape.num_pages)
+
+    def _staged(self, task: Task, turn: int) -> Iterator[tuple[Tensor, int, int]]:
+        """Of each page of a task what passes through staging: where it lies there, and its bytes [first, last)."""
+        for page in _pages(self._in_staging[turn], task):
+            layer, start, stop = self._page(task._replace(page=page))
+            first = layer.cut(start, stop)
+            if first < stop:
+                at = self._staged_at[page]
+                yield self._staging[turn][at : at + stop - first], first, stop
 
     def _note(self, table: list[int | None], task: Task) -> None:
         for page in _pages(table, task):
@@ -143,13 +229,22 @@ class WeightStream:
                 )
 
 
-def _staged(staging: Tensor, layer: HostLayer, start: int, stop: int) -> Tensor:
-    """Where [start, stop) of a layer lies in staging, which holds what is behind the page-locked bytes."""
-    return staging[start - layer.locked_bytes : stop - layer.locked_bytes]
-
-
 def _pages(table: list[int | None], task: Task) -> range:
     return range(len(table)) if task.page == WHOLE else range(task.page, task.page + 1)
+
+
+def _staged_at(host: HostWeights, num_pages: int) -> list[int]:
+    """Where each page begins in staging, and where the last one ends.
+
+    Layers cut into as many pages have them in different places: those of one number share a room, and no others.
+    """
+    widths = [max(host.staged_bytes(page, num_pages), default=0) for page in range(num_pages)]
+    return list(accumulate(widths, initial=0))
+
+
+def _staging_bytes(host: HostWeights, layout: SlotLayout) -> int:
+    """What staging of a layer takes, for batches of as many micro-batches or fewer."""
+    return max(_staged_at(host, pages)[-1] for pages in range(1, layout.shape.num_pages + 1))
 
 
 def _staging_slots(layout: SlotLayout) -> int:

@@ -2,16 +2,19 @@ from .anatomy import Anatomy as Anatomy, OwnedParameter as OwnedParameter, end_t
 from .coroutine import (
     AttentionCall as AttentionCall,
     CacheNeeded as CacheNeeded,
+    ExpertsCall as ExpertsCall,
     Finished as Finished,
     LayerEntry as LayerEntry,
     StackEnd as StackEnd,
 )
 from .experts import (
+    ExpertPart as ExpertPart,
+    PlacedExperts as PlacedExperts,
     can_split as can_split,
+    expert_rows as expert_rows,
     host_waits as host_waits,
     kept_experts as kept_experts,
     lean_gates as lean_gates,
-    split_experts as split_experts,
     with_experts as with_experts,
 )
 from .hooks import (
@@ -29,3 +32,6 @@ from .kvcache import (
     cache_for as cache_for,
     layer_of as layer_of,
 )
+from .packed_experts import PackedExperts as PackedExperts, UnpackedRoom as UnpackedRoom
+from .packing import GROUP as GROUP, NUMBER_BITS as NUMBER_BITS, PackedFormat as PackedFormat
+from .recording import recorded_routing as recorded_routing

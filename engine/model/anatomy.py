@@ -10,6 +10,10 @@ from transformers import PreTrainedModel
 
 from traces.errors import InputError
 
+NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k", "top_k_experts")
+"""What configurations call a layer's routed experts, and those of them that a token uses."""
+
 ATTENTION_NAMES = ("attn", "attention", "temporal_block", "mixer")
 
 
@@ -30,7 +34,11 @@ class Anatomy:
     layers: tuple[nn.Module, ...]
     experts: tuple[tuple[OwnedParameter, ...], ...]
     """Per layer, the parameters of its routed experts."""
+    shared: tuple[bool, ...]
+    """Per layer, whether it has shared experts beside them."""
     num_experts: int
+    top_k: int
+    """Experts that a token uses in a layer, or an upper bound of that."""
     kinds: tuple[int, ...]
     """Per layer, a number that it shares with the layers that compute alike."""
 
@@ -40,11 +48,18 @@ class Anatomy:
         if model.config.is_encoder_decoder or not model.can_generate():
             raise InputError(f"{type(model).__name__}: only decoder-only language models can be run")
         path, layers = _decoder_layers(model)
-        num_experts = _num_experts(model)
+        num_experts = _number(model, NUM_EXPERTS)
         experts = tuple(tuple(_routed(layer, num_experts)) for layer in layers)
         if not any(experts):
             raise InputError(f"{type(model).__name__} holds no routed experts: it must be a Mixture of Experts")
-        return Anatomy(path, layers, experts, num_experts, tuple(_kinds(model, layers)))
+        shared = tuple(bool(some) and _has_shared(layer) for layer, some in zip(layers, experts, strict=True))
+        top_k = min(num_experts, _number(model, TOP_K) or num_experts)
+        return Anatomy(path, layers, experts, shared, num_experts, top_k, tuple(_kinds(model, layers)))
+
+    @property
+    def expert_counts(self) -> tuple[int, ...]:
+        """Per layer, how many routed experts it has."""
+        return tuple(self.num_experts if some else 0 for some in self.experts)
 
     def parameters(self, layer: int) -> tuple[OwnedParameter, ...]:
         """All parameters of a layer."""
@@ -74,10 +89,10 @@ def _kinds(model: PreTrainedModel, layers: Sequence[nn.Module]) -> Iterator[int]
         yield known.setdefault((kind, types, shapes), len(known))
 
 
-def _num_experts(model: PreTrainedModel) -> int:
+def _number(model: PreTrainedModel, names: Sequence[str]) -> int:
+    """The largest number that the configuration has under one of these names; 0 without any."""
     config = model.config.get_text_config(decoder=True)
     holders = [config, *(getattr(config, name, None) for name in ("ffn_config", "moe"))]
-    names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
     counts = [getattr(holder, name, None) for holder in holders if holder is not None for name in names]
     found = [count if isinstance(count, int) else max(count) for count in counts if count]
     return max(found, default=0)
@@ -92,6 +107,10 @@ def _routed(layer: nn.Module, num_experts: int) -> Iterator[OwnedParameter]:
             fused = tensor.dim() == 3 and tensor.shape[0] == num_experts
             if "experts" in parts or fused or isinstance(module, nn.Embedding):
                 yield OwnedParameter(module, name, tensor)
+
+
+def _has_shared(layer: nn.Module) -> bool:
+    return any("shared" in part for path, _ in layer.named_parameters() for part in path.split("."))
 
 
 def end_tokens(model: PreTrainedModel, given: int | Sequence[int] | None = None) -> set[int]:

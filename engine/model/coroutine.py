@@ -57,6 +57,16 @@ class AttentionCall:
 
 
 @dataclass(slots=True)
+class ExpertsCall:
+    """Wants the routed experts of `layer`, which are computed apart. Resume with what they make of the tokens."""
+
+    layer: int
+    hidden: torch.Tensor  # [tokens, hidden size]
+    index: torch.Tensor  # [tokens, k]: the experts of each token
+    weights: torch.Tensor  # [tokens, k]: what the output of each counts
+
+
+@dataclass(slots=True)
 class StackEnd:
     """Has run the last decoder layer; what follows is the head."""
 
@@ -70,7 +80,7 @@ class Finished:
     output: Any
 
 
-Event = LayerEntry | WeightsNeeded | CacheNeeded | AttentionCall | StackEnd | Finished
+Event = LayerEntry | WeightsNeeded | CacheNeeded | AttentionCall | ExpertsCall | StackEnd | Finished
 
 
 class _Coroutine(greenlet):  # type: ignore[misc]
@@ -92,6 +102,7 @@ class GenerateCoroutine:
     at: Event | None = None
     step: int = 0
     weights_ready: bool = True  # whether the streamed weights of the layer it is in may be used
+    experts_apart: bool = False  # whether it stops where the layer it is in calls its routed experts
     cache_in_use: object = None  # in decode, the layer's cache from its update until attention
     _coroutine: _Coroutine | None = None
     _random: list[torch.Tensor] = field(default_factory=list)

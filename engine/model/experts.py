@@ -1,12 +1,13 @@
 """The routed experts of a layer: by what code they are computed, and how where some are resident and others stream.
 
-`experts_on_device` keeps the first experts of each layer on the device while the others stream. Each part computes the
+Experts of a layer lie in several places on the device: some are resident, others come there. Each part computes the
 (token, expert) pairs that are its own by the library's own expert code, and the results add up.
 """
 
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -104,41 +105,102 @@ def with_experts(module: Any, parameters: Parameters, num_experts: int) -> Itera
         module.num_experts = before[1]
 
 
-@contextlib.contextmanager
-def split_experts(module: nn.Module, resident: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """While entered, takes the place of an experts module's `forward`.
+@dataclass(frozen=True, slots=True)
+class ExpertPart:
+    """Experts of a layer that lie together, as rows of these parameters."""
 
-    `resident` are the module's parameters cut down to the experts on the device. The module's parameters themselves
-    must be those of the streamed experts whenever it is called.
-    """
-    num_resident = next(iter(resident.values())).shape[0]
-    num_experts: int = module.num_experts  # type: ignore[assignment]
+    parameters: Parameters
+    rows: torch.Tensor
+    """For each expert of the layer its row, or a number behind the last row; where tokens choose."""
 
-    def forward(hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, *_: Any) -> torch.Tensor:
-        part = _own_pairs if rows_are_known(hidden) else _all_pairs
-        streamed: Parameters = {name: module._parameters[name] for name in resident}
-        of_streamed = (index - num_resident) % num_experts  # those of resident experts come behind the last
-        result = part(module, resident, num_resident, hidden, index, weights)
-        return result.add_(part(module, streamed, num_experts - num_resident, hidden, of_streamed, weights))
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return next(len(tensor) for tensor in self.parameters.values() if tensor is not None)
 
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
+    @staticmethod
+    def of(tensors: Mapping[str, torch.Tensor], rows: torch.Tensor) -> "ExpertPart":
+        """Of plain tensors by the names of the parameters."""
+        parameters = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()}
+        return ExpertPart(parameters, rows)
 
 
-def rows_are_known(hidden: torch.Tensor) -> bool:
+@dataclass(slots=True, eq=False)
+class PlacedExperts:
+    """The experts of a layer in the parts that they lie in; computes what all parts on the device make of tokens."""
+
+    module: nn.Module
+    num_experts: int
+    """The module says so too, but not while it computes some of them."""
+    resident: ExpertPart | None = None
+    """Those that stay on the device."""
+    came: tuple[ExpertPart, ...] = ()
+    """Those that came there for this run of the layer."""
+
+    @property
+    def parts(self) -> tuple[ExpertPart, ...]:
+        return self.came if self.resident is None else (self.resident, *self.came)
+
+    def compute(
+        self,
+        parts: Iterable[ExpertPart],
+        hidden: torch.Tensor,
+        index: torch.Tensor,
+        weights: torch.Tensor,
+        *,
+        in_prefill: bool,
+    ) -> torch.Tensor:
+        """What the experts of some parts make of tokens."""
+        pairs = own_pairs if rows_are_known(hidden, in_prefill=in_prefill) else all_pairs
+        result: torch.Tensor | None = None
+        for one in parts:
+            compute = _every_pair if one.count == self.num_experts else pairs
+            made = compute(self.module, one.parameters, one.count, hidden, one.rows[index], weights)
+            result = made if result is None else result.add_(made)
+        return torch.zeros_like(hidden) if result is None else result
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """While entered, takes the place of the module's `forward`."""
+
+        def forward(hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, *_: Any) -> torch.Tensor:
+            micro_batch = current()
+            return self.compute(
+                self.parts, hidden, index, weights, in_prefill=micro_batch is not None and micro_batch.step == 0
+            )
+
+        self.module.forward = forward
+        try:
+            yield
+        finally:
+            del self.module.forward
+
+
+def expert_rows(experts: Iterable[int], num_experts: int) -> torch.Tensor:
+    """For each of a layer's experts its row where these lie in this order, or the number of rows if it is not there."""
+    order = torch.tensor(list(experts), dtype=torch.int64)
+    return torch.full((num_experts,), len(order)).index_copy_(0, order, torch.arange(len(order)))
+
+
+def rows_are_known(hidden: torch.Tensor, *, in_prefill: bool) -> bool:
     """Whether the host should learn which tokens use the experts of a part.
 
     Then nothing is computed for the others; but to learn it, the host waits for a device. That is little beside a
     prompt, and much beside a token of each request.
     """
-    micro_batch = current()
-    return hidden.device.type == "cpu" or (micro_batch is not None and micro_batch.step == 0)
+    return in_prefill or hidden.device.type == "cpu"
 
 
-def _own_pairs(
+def _every_pair(
+    module: Any, parameters: Parameters, count: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """What `count` experts make of tokens that use no others."""
+    with with_experts(module, parameters, count):
+        result: torch.Tensor = ALL_EXPERTS_FUNCTIONS[IMPLEMENTATION](module, hidden, index, weights)
+    return result
+
+
+def own_pairs(
     module: Any, parameters: Parameters, count: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
     """What `count` experts make of the pairs that are their own; an index from `count` on is foreign."""
@@ -151,7 +213,7 @@ def _own_pairs(
     return result
 
 
-def _all_pairs(
+def all_pairs(
     module: Any, parameters: Parameters, count: int, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
     """The same without a word to the host: the library itself leaves foreign pairs out."""

@@ -3,7 +3,8 @@
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+import types
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from engine.model.coroutine import (
     AttentionCall,
+    ExpertsCall,
     GenerateCoroutine,
     LayerEntry,
     StackEnd,
@@ -30,14 +32,22 @@ Attention = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 
 
 @contextlib.contextmanager
-def split(model: PreTrainedModel, layers: Sequence[nn.Module], streamed: Collection[nn.Module]) -> Iterator[None]:
+def split(
+    model: PreTrainedModel,
+    layers: Sequence[nn.Module],
+    streamed: Collection[nn.Module],
+    experts: Mapping[int, nn.Module] = types.MappingProxyType({}),
+) -> Iterator[None]:
     """While entered, every micro-batch stops at layer entries, attention calls and modules of streamed weights.
 
-    Calls from outside a micro-batch's coroutine go through as if nothing had been changed.
+    Where experts are computed apart, also at the modules that have them, `experts` by layer. Calls from outside a
+    micro-batch's coroutine go through as if nothing had been changed.
     """
     original = model.config._attn_implementation
     wrapped = original if original in SUPPORTED else "sdpa" if model._supports_sdpa else "eager"
     with contextlib.ExitStack() as stack:
+        for i, module in experts.items():
+            stack.enter_context(_wrapped(module, functools.partial(_call_experts, i)))
         stack.callback(model.set_attn_implementation, original)
         model.set_attn_implementation(_register(wrapped))
         for i, layer in enumerate(layers):
@@ -98,6 +108,15 @@ def _need_weights(layer: int, forward: Callable[..., Any], *args: Any, **kwargs:
     if micro_batch is not None and not micro_batch.weights_ready:
         suspend(WeightsNeeded(layer))
     return forward(*args, **kwargs)
+
+
+def _call_experts(
+    layer: int, forward: Callable[..., Any], hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+) -> Any:
+    micro_batch = current()
+    if micro_batch is None or not micro_batch.experts_apart:
+        return forward(hidden, index, weights)
+    return suspend(ExpertsCall(layer, hidden, index, weights))
 
 
 def _leave_stack(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -20,7 +20,9 @@ class InFlight(GenerateCoroutine):
     cache: Cache
     width: int  # tokens of each prompt, padding included
     capacity: int  # tokens that the cache may come to hold, prompt included
-    stores: dict[int, Store] = field(default_factory=dict)  # by layer
+    resident_requests: int = 0  # so many of its requests, the first ones, keep their KV cache on the device
+    resident: dict[int, Store] = field(default_factory=dict)  # theirs, by layer
+    stores: dict[int, Store] = field(default_factory=dict)  # on the host, by layer
     hidden_on_host: torch.Tensor | None = None
     loaded_hidden: torch.Tensor | None = None
     query_on_host: torch.Tensor | None = None
@@ -29,18 +31,39 @@ class InFlight(GenerateCoroutine):
     attended_on_host: torch.Tensor | None = None
     on_its_way: torch.Tensor | None = None  # kept alive while it is copied
     attended: Attended | None = None
+    output: torch.Tensor | None = None  # of the experts of its layer, what those on the device made
+    output_of_host: torch.Tensor | None = None  # and what those on the host made
     loaded_caches: dict[tuple[int, int], KeysValues] = field(default_factory=dict)  # by step and layer
 
-    def take_new(self, task: Task) -> KeysValues | None:
-        """The keys and values that the task's layer made in the task's step, once."""
+    def new(self, task: Task) -> KeysValues | None:
+        """The keys and values that the task's layer made in the task's step."""
         cache = layer_of(self.cache, task.layer)
-        return None if cache is None else cache.take(task.step)
+        return None if cache is None else cache.new.get(task.step)
 
-    def keep(self, layer: int, new: KeysValues, allocate: Allocate, name: str) -> None:
-        """Adds keys and values to the layer's store, which gets its room from `allocate` when it is first needed."""
-        if layer not in self.stores:
-            self.stores[layer] = Store(new, self.capacity, allocate, name)
-        self.stores[layer].append(new)
+    def take_new(self, task: Task) -> KeysValues | None:
+        """The same, once, without what the first requests keep on the device."""
+        cache = layer_of(self.cache, task.layer)
+        new = None if cache is None else cache.take(task.step)
+        return None if new is None else new.of_requests(self.resident_requests)
+
+    def keep_resident(self, task: Task, allocate: Allocate) -> None:
+        """Adds what the first requests keep to the layer's store on the device, which `allocate` gives its room."""
+        new = self.new(task)
+        if new is None or not self.resident_requests:
+            return
+        kept = new.of_requests(0, self.resident_requests)
+        if task.layer not in self.resident:
+            name = f"kv cache of micro-batch {self.index}"
+            self.resident[task.layer] = Store(kept, self.capacity, allocate, name)
+        self.resident[task.layer].append(kept)
+
+    def take_output(self) -> torch.Tensor:
+        """What all places made of its tokens in a layer's experts, once."""
+        parts = [one for one in (self.output, self.output_of_host) if one is not None]
+        self.output = self.output_of_host = None
+        if not parts:
+            raise RuntimeError("experts have no result")
+        return parts[0] if len(parts) == 1 else parts[0].add_(parts[1])
 
     def take_loaded_cache(self, task: Task) -> KeysValues:
         """The cache that was loaded for the task's layer, once."""

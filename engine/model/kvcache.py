@@ -33,6 +33,10 @@ class KeysValues(NamedTuple):
     def num_tokens(self) -> int:
         return self.keys.shape[-2]
 
+    def of_requests(self, first: int, stop: int | None = None) -> "KeysValues":
+        """Views of what belongs to some of the requests."""
+        return KeysValues(self.keys[first:stop], self.values[first:stop])
+
 
 Copy = Callable[[torch.Tensor, torch.Tensor], object]
 

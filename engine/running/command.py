@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import calibration, device as devices, generation
+from engine import calibration, device as devices, generation, memory
 from engine.device import add_device, device_of
 from engine.generation import add_model, model_of
 from sim import problem, schedule as schedules, simulation
-from sim.problem import add_policy, fixed_policy
+from sim.problem import add_policy, add_routing, fixed_policy
 from traces import files
 from traces.cli import Command, positive_int, progress
 from traces.errors import InputError
@@ -34,9 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     paths.add_argument("--resume", action="store_true", help="go on with an output file that an earlier run began")
     paths.add_argument("--trace", type=Path, metavar="FILE", help="write the first batch's trace (.json or .json.gz)")
+    counts = "write how many tokens used each expert, for --routing"
+    paths.add_argument("--record-routing", type=Path, metavar="FILE", help=counts)
     policy = parser.add_argument_group("policy (without one, this machine is measured and the best is planned)")
     policy.add_argument("--schedule", default="cgopipe", help="(default: %(default)s)")
     add_policy(policy)
+    add_routing(policy)
+    policy.add_argument(
+        "--weight-bits",
+        type=float,
+        metavar="BITS",
+        help="of routed experts: 4.5 or 8.5 (default: the model's own width)",
+    )
     policy.add_argument("--plan-for", metavar="HARDWARE", help="plan the policy for this machine (a preset or a .toml)")
     add_device(parser.add_argument_group("device"))
     options = parser.add_argument_group("generation")
@@ -52,9 +61,10 @@ def run(args: argparse.Namespace) -> int:
     """Generate for every request of a file; results are appended as each batch ends."""
     schedule = schedules.by_name(args.schedule)
     policy = given_policy(args, schedule)
+    problem.Routing.parse(args.routing)  # a mistake in it is told before a model is loaded
     if args.trace and not str(args.trace).endswith((".json", ".json.gz")):
         raise InputError(f"--trace {args.trace}: give a name that ends in .json or .json.gz")
-    for path in filter(None, (args.output, args.trace)):
+    for path in filter(None, (args.output, args.trace, args.record_routing)):
         if not path.resolve().parent.is_dir():
             raise InputError(f"{path}: there is no folder {path.resolve().parent}; make it first")
     with devices.open_device(device_of(args)) as device:
@@ -80,11 +90,16 @@ def given_policy(args: argparse.Namespace, schedule: "schedules.Schedule") -> "p
     meant_for, fields = fixed_policy(args)
     if args.plan_for and fields:
         raise InputError("--plan-for chooses policy and sizes: leave the other options for them out")
+    if args.routing != problem.UNIFORM and (fields or args.policy):
+        raise InputError("--routing is what a policy is planned for: leave it out, or the policy and its sizes")
     if meant_for not in (None, schedule.name):
         raise InputError(f"policy {args.policy} is for schedule {meant_for}: give --schedule {meant_for}")
+    if args.policy and args.weight_bits is not None:
+        raise InputError("--policy holds the width of weights already: leave out --weight-bits")
     if not fields and args.policy is None:
         return None
-    return problem.Policy.from_dict(fields if args.policy else {**USUAL_SIZES, **fields}, schedule)
+    given = fields if args.policy else {**USUAL_SIZES, "weight_bits": args.weight_bits, **fields}
+    return problem.Policy.from_dict(given, schedule)
 
 
 def _run_file(
@@ -102,12 +117,13 @@ def _run_file(
         requests.run_nothing()
         return None
     planned = None
+    memory.check_packing(model, args.weight_bits)
     if policy is None:
         planned = _plan(args, schedule, device, model, [len(prompt) for prompt in requests.prompts])
         policy = planned.policy
     sys.stderr.write(f"policy: {planned or f'{policy} requests'}, schedule {schedule.name}\n")
     with progress("generating", len(requests.pending) * args.max_new_tokens, unit="tokens", lines=True) as shown:
-        result = requests.run(schedule, policy, device, shown.advance, seed=args.seed, **_generate_kwargs(args))
+        result = requests.run(schedule, policy, device, shown.advance, **_run_options(args))
     if planned is not None:
         expected, measured = planned.expected.throughput_tokens_per_s, result.stats.tokens_per_s
         sys.stderr.write(
@@ -130,7 +146,12 @@ def _plan(
             hardware = calibration.calibrate(model, device, "this machine", quick=True, progress=shown.at).hardware
     simulation.compile_once()
     with progress("planning"):
-        return plan(model, hardware, schedule, prompts, args.max_new_tokens)
+        return plan(model, hardware, schedule, prompts, args.max_new_tokens, args.routing, args.weight_bits)
+
+
+def _run_options(args: argparse.Namespace) -> dict[str, Any]:
+    ours = {"seed": args.seed, "record_routing": args.record_routing, "keep_model": False}
+    return {**ours, **_generate_kwargs(args)}
 
 
 def _generate_kwargs(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Chooses a policy with the simulator, for a described machine and the requests at hand, and says what it expects."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
@@ -9,7 +9,7 @@ from engine.calibration import described
 from engine.generation import as_cut
 from sim.cost import Setup
 from sim.planning import PolicyGrid, best_policy
-from sim.problem import Hardware, Policy, Problem, Workload
+from sim.problem import UNIFORM, Hardware, Policy, Problem, Routing, Workload
 from sim.schedule import Schedule
 from sim.simulation import Prediction, predict
 
@@ -27,23 +27,31 @@ class RunPlan:
 
     def __str__(self) -> str:
         policy, expected = self.policy, self.expected
+        width = "" if policy.weight_bits is None else f", weight_bits {policy.weight_bits:g}"
         return (
             f"{policy} requests, attention {policy.attention}, experts_on_device {policy.experts_on_device:g}, "
-            f"kv_on_device {policy.kv_on_device:g}; expected {expected.throughput_tokens_per_s:.1f} tokens/s, "
+            f"kv_on_device {policy.kv_on_device:g}{width}; expected {expected.throughput_tokens_per_s:.1f} tokens/s, "
             f"bottleneck {expected.bottleneck}"
         )
 
 
 def plan(
-    model: PreTrainedModel, hardware: Hardware, schedule: Schedule, prompt_tokens: Sequence[int], max_new_tokens: int
+    model: PreTrainedModel,
+    hardware: Hardware,
+    schedule: Schedule,
+    prompt_tokens: Sequence[int],
+    max_new_tokens: int,
+    routing: str | Routing = UNIFORM,
+    weight_bits: float | None = None,
 ) -> RunPlan:
     """The best policy for these requests: all in one batch, or the best batch that they fill.
 
     Raises NothingFitsError, an InputError, if no policy fits the machine's memories.
     """
     workload = Workload("requests", tuple(prompt_tokens), max_new_tokens)
-    problem = Problem(described(model), hardware, workload)
-    found = best_policy(problem, schedule, num_requests=len(prompt_tokens), grid=WHAT_THE_ENGINE_RUNS, refine=False)
+    problem = Problem.of(described(model), hardware, workload, routing=routing)
+    grid = replace(WHAT_THE_ENGINE_RUNS, weight_bits=weight_bits)
+    found = best_policy(problem, schedule, num_requests=len(prompt_tokens), grid=grid, refine=False)
     policy = found.best.setup.policy
     batch = as_cut(prompt_tokens[: policy.batch_size], policy.micro_batch_size, max_new_tokens)
     as_run = Setup(problem, schedule, policy, batch)

@@ -1,13 +1,13 @@
 """Where a micro-batch's attention is computed, and by what: our kernel on the host, or the model's own code."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
-from engine.attention import HostAttention, unsupported
 from engine.device import intra_op_threads
-from engine.model import AttentionCall, InFlight, KeysValues, is_causal, own_attention
+from engine.host import HostAttention, unsupported
+from engine.model import Attended, AttentionCall, InFlight, KeysValues, is_causal, own_attention
 
 Room = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 """Memory for a tensor that goes to the device."""
@@ -16,9 +16,21 @@ POSITIONS = ("position_ids", "cache_position")
 """Tensors on the device that models hand to every attention, and that on the host only flash attention would read."""
 
 
-def attend_on_device(call: AttentionCall, known: KeysValues) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The attention that the model would have used itself, on all that is known."""
-    return own_attention(call)(call.query, known.keys, known.values, call.mask, **call.kwargs)
+def attend_on_device(call: AttentionCall, known: Sequence[KeysValues]) -> Attended:
+    """The attention that the model would have used itself, on all that is known.
+
+    The requests may lie in several places, one behind the other: what each of them attends to is its own alone.
+    """
+    attention, parts, first = own_attention(call), list[Attended](), 0
+    for keys, values in known:
+        rows = slice(first, first + len(keys))
+        mask = call.mask if call.mask is None or len(call.mask) == 1 else call.mask[rows]
+        parts.append(attention(call.query[rows], keys, values, mask, **call.kwargs))
+        first = rows.stop
+    if len(parts) == 1:
+        return parts[0]
+    outputs, weights = zip(*parts, strict=True)
+    return torch.cat(outputs), None if weights[0] is None else torch.cat(weights)
 
 
 class DecodeAttention:

@@ -10,10 +10,11 @@ import torch
 from engine.device import LaneContext
 from engine.lanes import Executor, Ran
 from engine.memory import Activations, Buffers
-from engine.model import Finished, InFlight, cache_for, end_tokens
+from engine.model import Finished, InFlight, cache_for
 from engine.tasks.attend import DecodeAttention
 from engine.tasks.compute import Compute
 from engine.tasks.context import BatchContext, RunContext, Session
+from engine.tasks.experts import Experts
 from engine.tasks.host_time import HostTime, clocks_ns
 from engine.tasks.transfers import Transfers
 from sim.schedule import Lane, LaneKind, Op, PipelineShape, Task
@@ -46,8 +47,7 @@ def run_batch(
     session.weights.begin_batch(layout)
     with contextlib.ExitStack() as at_end:
         buffers = at_end.enter_context(contextlib.closing(Buffers(run.device)))
-        if not layout.shape.streams_kv:
-            at_end.callback(_free_stores, run, micro_batches)
+        at_end.callback(_free_resident, run, micro_batches)
         largest = max(micro_batches, key=lambda one: len(one.padding) * one.width)
         activations = at_end.enter_context(contextlib.closing(Activations(run.device, largest, run.anatomy.kinds)))
         work = TaskPerformer(BatchContext(session, layout, micro_batches, attention, buffers, activations, on_head))
@@ -75,11 +75,12 @@ def _micro_batch(run: RunContext, j: int, prompts: Prompts, number: int) -> InFl
 
     seed = None if options.seed is None else options.seed + number
     capacity = width + options.max_new_tokens - 1  # the last token is not attended to
-    return InFlight(j, padding, generate, seed, cache=cache, width=width, capacity=capacity)
+    resident = run.policy.resident_requests(len(prompts))
+    return InFlight(j, padding, generate, seed, cache=cache, width=width, capacity=capacity, resident_requests=resident)
 
 
-def _free_stores(run: RunContext, micro_batches: Sequence[InFlight]) -> None:
-    for store in (store for one in micro_batches for store in one.stores.values()):
+def _free_resident(run: RunContext, micro_batches: Sequence[InFlight]) -> None:
+    for store in (store for one in micro_batches for store in one.resident.values()):
         store.close(run.device.free)
 
 
@@ -106,9 +107,18 @@ class TaskPerformer:
             Op.PRE_ATTN: compute.pre_attn,
             Op.ATTN: compute.attn,
             Op.POST_ATTN: compute.post_attn,
+            Op.ROUTE: compute.route,
             Op.HEAD: compute.head,
         }
         self._attn_on_host = compute.attn_on_host
+        self._experts = experts = Experts(batch)
+        self._for_group: dict[Op, Callable[[LaneContext, Task, Sequence[InFlight]], int]] = {
+            Op.OFFLOAD_TOKENS: experts.offload_tokens,
+            Op.FETCH_EXPERTS: experts.fetch,
+            Op.HOST_EXPERTS: lambda _, task, group: experts.on_host(task, group),
+            Op.LOAD_OUTPUT: experts.load_output,
+            Op.DEVICE_EXPERTS: lambda _, task, group: experts.on_device(task, group),
+        }
         self._copies: dict[Op, Callable[[LaneContext, Task, InFlight], int]] = {
             Op.OFFLOAD_QKV: transfers.offload_qkv,
             Op.LOAD_HIDDEN: transfers.load_hidden,
@@ -121,6 +131,8 @@ class TaskPerformer:
         """Do the task. Returns the bytes it moved; None if its micro-batch has finished."""
         if task.op in self._move_weights:
             return self._move_weights[task.op](lane, task)
+        if task.op in self._for_group:
+            return self._of_group(lane, task)
         micro_batch = self._batch.micro_batches[task.micro_batch]
         if micro_batch.finished and task.step >= micro_batch.step:
             return None
@@ -137,6 +149,16 @@ class TaskPerformer:
         self.host.add(task, before)
         return num_bytes
 
+    def _of_group(self, lane: LaneContext, task: Task) -> int | None:
+        group = self._experts.members(task)
+        if not group:
+            return None
+        before = clocks_ns()
+        num_bytes = self._for_group[task.op](lane, task, group)
+        if task.lane.kind is LaneKind.GPU:
+            self.host.add(task, before)
+        return num_bytes
+
     def finished(self) -> bool:
         """Whether every micro-batch has ended before its last step, so that what is issued further has no use."""
         micro_batches, num_steps = self._batch.micro_batches, self._batch.session.run.options.max_new_tokens
@@ -149,13 +171,11 @@ class TaskPerformer:
 
 
 def _generated(run: RunContext, micro_batch: InFlight) -> list[list[int]]:
-    at, kwargs = micro_batch.at, run.options.kwargs
+    at = micro_batch.at
     if not isinstance(at, Finished):
         raise RuntimeError(f"the schedule {run.schedule.name} ended before generation did: it is at {at!r}")
     output = at.output if isinstance(at.output, torch.Tensor) else at.output.sequences
-    ends = end_tokens(run.model, kwargs.get("eos_token_id"))
-    stops_early = any(kwargs.get(name) for name in ("stop_strings", "stopping_criteria"))
-    padding = {run.options.pad_token_id} if stops_early else set()
+    ends, padding = run.ends, run.options.pads_ended
     return [_until_end(row, ends, padding) for row in output[:, micro_batch.width :].tolist()]
 
 

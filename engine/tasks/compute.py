@@ -2,10 +2,21 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 
-from engine.model import Attended, AttentionCall, CacheNeeded, InFlight, KeysValues, LayerEntry, StackEnd, layer_of
+from engine.model import (
+    Attended,
+    AttentionCall,
+    CacheNeeded,
+    ExpertsCall,
+    Finished,
+    InFlight,
+    KeysValues,
+    LayerEntry,
+    StackEnd,
+)
 from engine.tasks.attend import attend_on_device
 from engine.tasks.context import BatchContext
 from engine.tasks.host_room import HostRoom
@@ -23,13 +34,15 @@ class Compute:
 
     def pre_attn(self, task: Task, micro_batch: InFlight) -> int:
         """From the entry of a layer to its attention call, or to whatever it needs before."""
-        if self._shape.streams_non_experts or not self._shape.streamed[task.layer]:
+        if self._shape.streams_non_experts or not self._shape.streams(task.step, task.layer):
             self._use_weights(task, micro_batch)
         else:
             micro_batch.weights_ready = False
         with self._activations.working(micro_batch, task):
             if micro_batch.at is None:
                 micro_batch.start()
+            _leave_experts(micro_batch)
+            micro_batch.experts_apart = self._shape.splits_experts(task.step)
             if not isinstance(micro_batch.at, LayerEntry) or micro_batch.at.layer != task.layer:
                 raise RuntimeError(f"micro-batch {micro_batch.index} is not at this layer but at {micro_batch.at!r}")
             loaded, micro_batch.loaded_hidden = micro_batch.loaded_hidden, None
@@ -45,33 +58,45 @@ class Compute:
             if not isinstance(micro_batch.at, AttentionCall):
                 return 0  # the layer keeps no keys and values
             call = micro_batch.at
-            known = KeysValues(call.key, call.value)
-            if not self._shape.streams_kv and task.step == 0:
+            if task.step == 0:
                 self._keep_on_device(task, micro_batch)
-            if not call.whole_cache:
-                known = self._whole_cache(task, micro_batch)
+            known = [KeysValues(call.key, call.value)] if call.whole_cache else self._cache(task, micro_batch)
             micro_batch.attended = attend_on_device(call, known)
         self._activations.stopped(micro_batch)
-        return known.num_bytes
+        return sum(one.num_bytes for one in known)
 
     def post_attn(self, task: Task, micro_batch: InFlight) -> int:
         """From the attention's result to the end of the layer."""
         self._use_weights(task, micro_batch)
+        self._go_on(task, micro_batch, lambda: _has_left(micro_batch, task.layer))
+        return 0
+
+    def route(self, task: Task, micro_batch: InFlight) -> int:
+        """From the attention's result to the call of the layer's routed experts."""
+        micro_batch.weights_ready = True
+        self._go_on(task, micro_batch, lambda: isinstance(micro_batch.at, ExpertsCall))
+        return 0
+
+    def _go_on(self, task: Task, micro_batch: InFlight, arrived: Callable[[], bool]) -> None:
         with self._activations.working(micro_batch, task):
-            while not _has_left(micro_batch, task.layer):
+            while not arrived():
                 match micro_batch.at:
                     case AttentionCall():
                         micro_batch.resume(_take_attended(micro_batch, micro_batch.at))
                     case CacheNeeded():
                         micro_batch.resume(tuple(micro_batch.take_loaded_cache(task)))
+                    case LayerEntry() | StackEnd() | Finished() as at:
+                        raise RuntimeError(
+                            f"micro-batch {micro_batch.index} called no experts before {type(at).__name__}"
+                        )
                     case _:
                         micro_batch.resume()
         self._activations.stopped(micro_batch)
-        return 0
 
     def head(self, task: Task, micro_batch: InFlight) -> int:
         """From the end of the last layer to the entry of the first in the next step, or to the end of generation."""
         with self._activations.working(micro_batch, task):
+            _leave_experts(micro_batch)
             micro_batch.resume_and_draw()
         micro_batch.step += 1
         self._activations.stopped(micro_batch)
@@ -96,35 +121,60 @@ class Compute:
         return self._host.attended(micro_batch, math.prod(shape) * dtype.itemsize).view(shape, dtype)
 
     def _use_weights(self, task: Task, micro_batch: InFlight) -> None:
-        if self._shape.streamed[task.layer]:
+        if self._shape.streams(task.step, task.layer):
             self._batch.session.weights.bind(task)
         micro_batch.weights_ready = True
 
     def _keep_on_device(self, task: Task, micro_batch: InFlight) -> None:
-        new = micro_batch.take_new(task)
-        if new is not None:
-            device, name = self._batch.session.run.device, f"kv cache of micro-batch {micro_batch.index}"
-            micro_batch.keep(task.layer, new, device.allocate, name)
+        """What of the new keys and values stays; the rest is for StoreKV."""
+        micro_batch.keep_resident(task, self._batch.session.run.device.allocate)
+        if not self._shape.streams_kv:
+            micro_batch.take_new(task)
+
+    def _cache(self, task: Task, micro_batch: InFlight) -> list[KeysValues]:
+        """All of a layer's keys and values, the newest included: of requests whose cache stays, then of the others."""
+        new = micro_batch.new(task)
+        assert new is not None
+        self._keep_on_device(task, micro_batch)
+        found = [micro_batch.resident[task.layer].content] if micro_batch.resident_requests else []
+        if self._shape.streams_kv:
+            loaded = micro_batch.take_loaded_cache(task)
+            for whole, newest in zip(loaded, new.of_requests(micro_batch.resident_requests), strict=True):
+                whole[:, :, -new.num_tokens :].copy_(newest)
+            found.append(loaded)
+        return found
 
     def _whole_cache(self, task: Task, micro_batch: InFlight) -> KeysValues:
-        """All keys and values of a layer on the device, the newest ones included."""
-        if not self._shape.streams_kv:
-            self._keep_on_device(task, micro_batch)
-            return micro_batch.stores[task.layer].content
-        loaded = micro_batch.take_loaded_cache(task)
-        cache = layer_of(micro_batch.cache, task.layer)
-        assert cache is not None
-        new = cache.new[task.step]
-        for whole, newest in zip(loaded, new, strict=True):
-            whole[:, :, -new.num_tokens :].copy_(newest)
-        return loaded
+        """The same in one piece, for a model that computes with it before attention."""
+        parts = self._cache(task, micro_batch)
+        if len(parts) == 1:
+            return parts[0]
+        return KeysValues(
+            *(self._joined(name, *of_both) for name, *of_both in zip(KeysValues._fields, *parts, strict=True))
+        )
+
+    def _joined(self, name: str, resident: torch.Tensor, loaded: torch.Tensor) -> torch.Tensor:
+        """Both parts in one buffer, which the next task of this lane may use again."""
+        _, heads, tokens, dim = loaded.shape
+        shape = (len(resident) + len(loaded), heads, tokens, dim)
+        room_bytes = self._batch.most_cached_tokens() * heads * dim * loaded.itemsize
+        whole = self._batch.buffers.on_device(f"joined kv cache, {name}", shape, loaded.dtype, room_bytes)
+        whole[: len(resident)].copy_(resident)
+        whole[len(resident) :].copy_(loaded)
+        return whole
+
+
+def _leave_experts(micro_batch: InFlight) -> None:
+    """Goes on from the experts of a layer, which were computed apart, to the end of the layer."""
+    if isinstance(micro_batch.at, ExpertsCall):
+        micro_batch.resume(micro_batch.take_output())
 
 
 def _take_attended(micro_batch: InFlight, call: AttentionCall) -> Attended:
     attended, micro_batch.attended = micro_batch.attended, None
     if attended is None and not call.whole_cache:
         raise RuntimeError("attention has no result")
-    return attended or attend_on_device(call, KeysValues(call.key, call.value))
+    return attended or attend_on_device(call, [KeysValues(call.key, call.value)])
 
 
 def _has_left(micro_batch: InFlight, layer: int) -> bool:

@@ -6,12 +6,22 @@ from typing import Any, Self
 
 from transformers import PreTrainedModel
 
-from engine.attention import HostAttention
 from engine.device import Device, Ledger
-from engine.memory import Activations, Buffers, HostBlocks, HostCopy, StreamedLayer, WeightStream, streamed_layers
-from engine.model import Anatomy, InFlight
+from engine.host import HostAttention
+from engine.memory import (
+    Activations,
+    Buffers,
+    HostBlocks,
+    HostCopy,
+    PackedLayer,
+    StreamedLayer,
+    WeightStream,
+    packed_layers,
+    streamed_layers,
+)
+from engine.model import Anatomy, InFlight, end_tokens
 from engine.tasks.attend import DecodeAttention
-from sim.problem import Policy
+from sim.problem import Policy, splits_of
 from sim.schedule import MemoryPart, PipelineShape, Schedule, SlotLayout, layout_of
 from traces.errors import InputError
 
@@ -28,6 +38,12 @@ class GenerationOptions:
     kwargs: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
 
+    @property
+    def pads_ended(self) -> set[int]:
+        """Tokens that fill up a request which something else than an end token has ended."""
+        stops_early = any(self.kwargs.get(name) for name in ("stop_strings", "stopping_criteria"))
+        return {self.pad_token_id} if stops_early else set()
+
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
@@ -40,7 +56,9 @@ class RunContext:
     options: GenerationOptions
     anatomy: Anatomy
     streamed: list[StreamedLayer | None]
-    """Per layer, the weights that come over the link each time the layer runs."""
+    """Per layer, what of it lives on the host."""
+    packed: list[PackedLayer | None]
+    """Per layer, its routed experts where they are stored in fewer bits than the model has."""
     host: Ledger = field(default_factory=lambda: Ledger("host memory", None))
 
     @classmethod
@@ -49,19 +67,24 @@ class RunContext:
     ) -> Self:
         """Opens the model. Raises InputError if the engine cannot run it, or cannot run it by this policy."""
         policy.check_places(schedule)
-        if 0 < policy.kv_on_device < 1:
-            raise InputError(f"kv_on_device: {policy.kv_on_device:g}: the engine keeps all of it on the device or none")
-        if policy.weight_bits is not None or policy.kv_bits is not None:
-            raise InputError("weight_bits, kv_bits: the engine runs a model at its own widths: leave both out")
+        if policy.kv_bits is not None:
+            raise InputError("kv_bits: the engine keeps the KV cache at the model's own width: leave it out")
         _check_in_host_memory(model)
         anatomy = Anatomy.of(model)
-        streamed = streamed_layers(model, anatomy, policy.experts_on_device, schedule.system.streams_non_experts)
-        return cls(model, schedule, policy, device, options, anatomy, streamed)
+        splits = splits_of(policy, schedule.system, anatomy.expert_counts)
+        packed = packed_layers(model, anatomy, policy.weight_bits, splits)
+        streamed = streamed_layers(model, anatomy, policy, schedule, packed)
+        return cls(model, schedule, policy, device, options, anatomy, streamed, packed)
+
+    @property
+    def ends(self) -> set[int]:
+        """Tokens that end a sequence."""
+        return end_tokens(self.model, self.options.kwargs.get("eos_token_id"))
 
     @property
     def locked_bytes(self) -> list[int]:
-        """Per layer, the first of its streamed bytes, which are page-locked in host memory."""
-        return [0 if layer is None else self.policy.locked_bytes(layer.num_bytes) for layer in self.streamed]
+        """Per layer, the first of its bytes on the host, which are page-locked there."""
+        return [0 if layer is None else self.policy.locked_bytes(layer.moved_bytes) for layer in self.streamed]
 
     @property
     def memories(self) -> dict[str, Ledger]:
@@ -70,8 +93,8 @@ class RunContext:
 
     def shape(self, num_micro_batches: int) -> PipelineShape:
         """The pipeline that a batch of so many micro-batches makes."""
-        counts = tuple(self.anatomy.num_experts if experts else 0 for experts in self.anatomy.experts)
-        return self.policy.pipeline(self.schedule, counts, num_micro_batches)
+        counts, shared = self.anatomy.expert_counts, self.anatomy.shared
+        return self.policy.pipeline(self.schedule, counts, num_micro_batches, shared=shared)
 
     def layout(self, num_micro_batches: int) -> SlotLayout:
         """Which slots the tasks of such a batch read and write."""
@@ -102,10 +125,13 @@ class Session:
     @property
     def host_memory(self) -> dict[str, dict[str, int]]:
         """Bytes of host memory by what they hold, and of these what is page-locked and what is pageable."""
-        streamed = sum(layer.num_bytes for layer in self.run.streamed if layer)
+        layers = [layer for layer in self.run.streamed if layer]
         locked, staging = sum(self.run.locked_bytes), self.weights.staging_bytes
+        held, on_host = sum(one.num_bytes for one in layers), sum(one.host_bytes for one in layers)
+        of_host = sum(max(0, self.run.policy.locked_bytes(one.moved_bytes) - one.host_start) for one in layers)
         weights = {
-            MemoryPart.STREAMED_WEIGHTS: {"locked": locked, "pageable": streamed - locked},
+            MemoryPart.STREAMED_WEIGHTS: {"locked": locked - of_host, "pageable": held - on_host - locked + of_host},
+            MemoryPart.HOST_EXPERTS: {"locked": of_host, "pageable": on_host - of_host},
             MemoryPart.STAGING: {"locked": staging, "pageable": 0},
         }
         return {part.value: held for part, held in weights.items()} | self.host_blocks.bytes_by_part()
@@ -125,11 +151,20 @@ class BatchContext:
     """Told of each micro-batch whenever it has new tokens."""
 
     @property
+    def most_routed_tokens(self) -> int:
+        """The most tokens of a group whose experts are computed together, apart from their layer."""
+        shape = self.layout.shape
+        tokens = [len(one.padding) * (one.width if shape.splits_experts(0) else 1) for one in self.micro_batches]
+        return max(sum(tokens[j] for j in shape.group(group)) for group in range(shape.num_groups))
+
+    @property
     def most_prompt_tokens(self) -> int:
         """Tokens of the prompts of the largest micro-batch, padding included."""
         return max(len(one.padding) * one.width for one in self.micro_batches)
 
-    @property
-    def most_cached_tokens(self) -> int:
-        """Tokens that the cache of a micro-batch may come to hold in a layer, of the one that needs most."""
-        return max(len(one.padding) * one.capacity for one in self.micro_batches)
+    def most_cached_tokens(self, *, on_host: bool = False) -> int:
+        """Tokens that the cache of a micro-batch may come to hold in a layer, of the one that needs most.
+
+        `on_host`: those of the requests whose cache does not stay on the device.
+        """
+        return max((len(one.padding) - on_host * one.resident_requests) * one.capacity for one in self.micro_batches)

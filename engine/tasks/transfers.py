@@ -43,7 +43,7 @@ class Transfers:
         if task.step == 0:
             return self._load_prefill_hidden(lane, task, micro_batch)
         if isinstance(micro_batch.at, CacheNeeded):
-            return self.load_kv(lane, task, micro_batch, new_tokens=0)
+            return self._load_kv(lane, task, micro_batch, new_tokens=0, room=self._room_of_cache(task))
         attended, micro_batch.attended_on_host = micro_batch.attended_on_host, None
         if attended is None:
             return 0
@@ -84,17 +84,27 @@ class Transfers:
             store.append(landed, self._batch.session.host_copy)
         return new.num_bytes
 
-    def load_kv(self, lane: LaneContext, task: Task, micro_batch: InFlight, new_tokens: int = 1) -> int:
-        """The whole KV cache of a layer to the device, for attention there, with room behind it for new tokens."""
+    def load_kv(self, lane: LaneContext, task: Task, micro_batch: InFlight) -> int:
+        """The host's part of a layer's KV cache to the device, for attention there, with room behind for new tokens."""
+        slot = self._batch.layout.slot_of("kv on device", task)
+        return self._load_kv(lane, task, micro_batch, new_tokens=1, room=f"kv buffer {slot}")
+
+    def _room_of_cache(self, task: Task) -> str:
+        """Where a cache goes that the model reads itself: two take turns, if no group of micro-batches has to wait."""
+        if self._batch.layout.shape.experts:
+            return f"kv buffer of micro-batch {task.micro_batch}"
+        return f"kv buffer {self._batch.layout.slot_of('kv on device', task)}"
+
+    def _load_kv(self, lane: LaneContext, task: Task, micro_batch: InFlight, *, new_tokens: int, room: str) -> int:
         store = micro_batch.stores.get(task.layer)
         if store is None:
             return 0
-        slot, loaded = self._batch.layout.slot_of("kv on device", task), []
+        loaded = []
         for name, tensor in zip(KeysValues._fields, store.content, strict=True):
             batch, heads, tokens, dim = tensor.shape
             shape, row_bytes = (tokens + new_tokens, batch, heads, dim), heads * dim * tensor.itemsize
-            room_bytes = self._batch.most_cached_tokens * row_bytes
-            on_device = self._buffers.on_device(f"kv buffer {slot}, {name}", shape, tensor.dtype, room_bytes)
+            room_bytes = self._batch.most_cached_tokens(on_host=True) * row_bytes
+            on_device = self._buffers.on_device(f"{room}, {name}", shape, tensor.dtype, room_bytes)
             lane.copy_h2d(on_device[:tokens], by_tokens(tensor), pinned=store.locked)
             loaded.append(on_device.permute(1, 2, 0, 3))
         micro_batch.loaded_caches[task.step, task.layer] = KeysValues(*loaded)

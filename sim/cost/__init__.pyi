@@ -1,11 +1,12 @@
-from .durations import GROWS_WITH_CONTEXT as GROWS_WITH_CONTEXT, CostModel as CostModel
+from .durations import GROWS_WITH_CONTEXT as GROWS_WITH_CONTEXT, SUMS as SUMS, CostModel as CostModel
 from .memory import (
     Shortage as Shortage,
     activation_bytes as activation_bytes,
     capacity_bytes as capacity_bytes,
     kept_tokens as kept_tokens,
+    tokens_on_device as tokens_on_device,
 )
 from .pools import CPU_CORES as CPU_CORES, DRAM as DRAM
 from .setup import Setup as Setup
-from .sizes import Sizes as Sizes
+from .sizes import Sizes as Sizes, fetches_modules as fetches_modules
 from .work import Cost as Cost, Demands as Demands

@@ -2,11 +2,16 @@
 
 from collections.abc import Callable
 
-from sim.cost.memory import routed_bytes
+from sim.cost.memory import routed_bytes, tokens_on_device
 from sim.cost.pools import DRAM, PAGEABLE_TRAFFIC, PIN_TRAFFIC, hbm, link
-from sim.cost.sizes import Sizes
+from sim.cost.sizes import Sizes, fetches_modules
 from sim.cost.work import Cost, Work
 from sim.schedule import WHOLE, ExpertPlace, LaneKind, Op, Task, Tier, layout_of
+
+MODULES_OF_NETWORK = 3
+"""Gate, up and down projection of an expert, or of another feed-forward network."""
+MODULES_OF_REST = 7
+"""Four projections of attention, the router, two norms."""
 
 
 class Copies:
@@ -60,9 +65,10 @@ class Copies:
         return landed._replace(roofs=roofs, traffic={**landed.traffic, DRAM: (1 + PIN_TRAFFIC) * size})
 
     def _kv_bytes(self, task: Task, tokens: int) -> float:
-        """Keys and values of so many tokens, less what lives on the device."""
+        """Keys and values of so many tokens, less those that stay on the device."""
+        stays = tokens_on_device(self._sizes.policy, self._sizes.micro_batch(task), tokens)
         per_token = self._sizes.layer(task).kv_bytes_per_token(self._sizes.kv_bits)
-        return self._sizes.share(tokens * (1 - self._sizes.policy.kv_on_device) * per_token)
+        return self._sizes.share((tokens - stays) * per_token)
 
     def _pin_weights(self, task: Task) -> Work:
         """What of a page is not page-locked into staging: of some pages nothing, and then only the launch is left."""
@@ -72,7 +78,21 @@ class Copies:
 
     def _load_in_place(self, task: Task) -> Work:
         """Weights from where they live: what is page-locked as such, the rest pageable."""
-        return self._copy(task, self._own_bytes(task), self._staged_bytes(task) / self._gatherers)
+        own, staged = self._own_bytes(task), self._staged_bytes(task) / self._gatherers
+        if not fetches_modules(self._sizes.schedule, self._hardware):
+            return self._copy(task, own, staged)
+        used, modules = self._used_modules(task)
+        return self._copy(task, used * own, used * staged, modules)
+
+    def _used_modules(self, task: Task) -> tuple[float, int]:
+        """The share of a layer's streamed bytes that its tokens need, and in how many modules that lies."""
+        layer, placement = self._sizes.layer(task), self._sizes.placement
+        split = placement.splits[task.layer]
+        touched = self._sizes.expert_use.touched(task.layer, self._sizes.all_tokens(task)) if split.streamed else 0.0
+        whole = placement.streamed_bytes(placement.kinds[task.layer], in_prefill=task.step == 0)
+        idle = (split.streamed - touched) * layer.expert_bytes(placement.expert_bits) if split.streamed else 0.0
+        networks = touched + (layer.shared is not None) + (layer.dense is not None)
+        return 1.0 - idle / whole, MODULES_OF_REST + round(MODULES_OF_NETWORK * networks)
 
     def _offload_tokens(self, task: Task) -> Work:
         """Of all tokens of a group the experts and their weights, and what goes into experts if the host has some."""

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from sim.cost.pools import ALL_CORES, CPU_CORES, DRAM, hbm
 from sim.cost.sizes import Sizes
 from sim.cost.work import Work
-from sim.problem import Efficiency, Layer, Use, packed_bytes
-from sim.schedule import ON_DEVICE, ExpertPlace, LaneKind, Op, Task
+from sim.problem import Efficiency, Layer, packed_bytes
+from sim.schedule import EXPERTS_SUM, ON_DEVICE, ExpertPlace, LaneKind, Op, Task
 
 WORKSPACE_BITS = 32
 """Width of the numbers that attention works with where it copies the KV cache first."""
@@ -38,14 +38,12 @@ class Kernels:
         self.formulas: dict[Op, Callable[[Task], Work]] = {
             Op.PRE_ATTN: self._pre_attn,
             Op.ATTN: self._attn,
-            Op.POST_ATTN: lambda task: self._on_gpu(
-                task, self._out_proj(task)._replace(launches=0), *self._feed_forward(task)
-            ),
+            Op.POST_ATTN: lambda task: self._with_experts(task, self._out_proj(task)._replace(launches=0)),
             Op.OUT_PROJ: lambda task: self._on_gpu(task, self._out_proj(task)),
-            Op.EXPERTS: lambda task: self._on_gpu(task, *self._feed_forward(task)),
+            Op.EXPERTS: self._with_experts,
             Op.HEAD: self._head,
             Op.ALL_REDUCE: self._all_reduce,
-            Op.ROUTE: lambda task: self._on_gpu(task, self._out_proj(task)._replace(launches=0), self._router(task)),
+            Op.ROUTE: self._route,
             Op.DEVICE_EXPERTS: self._device_experts,
             Op.HOST_EXPERTS: self._host_experts,
         }
@@ -70,10 +68,18 @@ class Kernels:
         flops = share(layer.attention_flops(context))
         moved = share(context * layer.kv_bytes_per_token(self._sizes.kv_bits))
         if on_cpu:
-            return self._on_cpu(flops, moved * self._passes(layer), share(one.num_requests))
+            return self._attn_on_cpu(flops, moved * self._passes(layer), share(one.num_requests))
         device = self._hardware.device
         kernel = device.decode_attention or device.attention
         return self._on_gpu(task, KernelWork(flops, moved, kernel, tokens=one.num_requests))
+
+    def _attn_on_cpu(self, flops: float, moved: float, requests: float) -> Work:
+        """Attention beside the KV cache; each request also costs a fixed time."""
+        host = self._hardware.host
+        kernel = host.decode_attention or host.attention
+        each = kernel.time_ratio(requests) * requests * host.request_overhead_s
+        fixed = {"launch latency": float(host.launch_latency_s), "request overhead": each}
+        return self._on_cpu(kernel, flops, moved, requests, fixed)
 
     def _attn_of_prompts(self, task: Task) -> Work:
         layer, one, share = self._sizes.layer(task), self._sizes.micro_batch(task), self._sizes.share
@@ -91,6 +97,21 @@ class Kernels:
         moved = tokens * (layer.attention_output_bytes_per_token(self._bits) + weights / max(tokens, 1))
         return self._gemm(task, share(layer.out_proj_flops(tokens)), share(moved))
 
+    def _with_experts(self, task: Task, *before: KernelWork) -> Work:
+        """What a task does beside and in the experts, and to unpack them: packed bytes are read, wider ones written."""
+        experts = self._sizes.unpacked_in_turn(task) if self._sizes.layer(task).num_experts else 0.0
+        return self._unpacking(task, self._on_gpu(task, *before, *self._feed_forward(task)), experts)
+
+    def _unpacking(self, task: Task, work: Work, experts: float) -> Work:
+        """The same, behind the unpacking of so many experts, if this machine is known to unpack."""
+        rate, layer, share = self._sizes.unpack_bytes_per_s, self._sizes.layer(task), self._sizes.share
+        if rate is None or not experts:
+            return work
+        made = share(experts * layer.expert_bytes(self._bits))
+        moved = made + share(experts * layer.expert_bytes(self._sizes.policy.expert_bits(self._model)))
+        traffic = {pool: size + moved for pool, size in work.traffic.items()}
+        return work._replace(roofs={**work.roofs, "unpacking": made / rate}, traffic=traffic, moved=work.moved + moved)
+
     def _feed_forward(self, task: Task) -> list[KernelWork]:
         """Router, shared experts and dense network as plain GEMMs; routed experts as their own class.
 
@@ -105,12 +126,20 @@ class Kernels:
         if not layer.num_experts:
             return [plain]
         touched = self._sizes.expert_use.touched(task.layer, tokens)
-        routed_bytes = touched * layer.expert_bytes(policy.expert_bits(self._model))
+        bits, split = policy.expert_bits(self._model), self._sizes.placement.splits[task.layer]
+        count = 2 if 0 < split.resident < layer.num_experts else 1
+        if self._sizes.unpack_bytes_per_s is not None:
+            bits, count = self._bits, self._sizes.unpacked_parts(task)
+        routed_bytes = touched * layer.expert_bytes(bits)
         moved = share(routed_bytes) + tokens * layer.top_k * 2 * hidden_bytes
-        places = self._sizes.placement.splits[task.layer]
-        count = 2 if 0 < places.resident < layer.num_experts else 1
         experts = KernelWork(share(routed_flops), moved, self._hardware.device.experts, count, tokens)
         return [plain._replace(launches=0), experts]
+
+    def _route(self, task: Task) -> Work:
+        """What stands between attention and experts that are computed apart."""
+        kernel = self._hardware.device.route or self._hardware.device.gemm
+        parts = (self._out_proj(task)._replace(launches=0), self._router(task))
+        return self._on_gpu(task, *(part._replace(efficiency=kernel) for part in parts))
 
     def _router(self, task: Task) -> KernelWork:
         layer, tokens = self._sizes.layer(task), self._sizes.tokens(task)
@@ -132,32 +161,32 @@ class Kernels:
             launches = 0 if split.places & ON_DEVICE else 1
             parts.append(KernelWork(share(2.0 * tokens * always), moved, self._hardware.device.gemm, launches, tokens))
         if split.places & ON_DEVICE:
-            flops, moved, _ = self._routed(task, ON_DEVICE)
+            flops, moved = self._routed(task, ON_DEVICE)
             count = (split.places & places).bit_count()
-            parts.append(KernelWork(share(flops), share(moved), self._hardware.device.experts, count, tokens))
-        return self._on_gpu(task, *parts)
+            kernel = self._hardware.device.experts_apart or self._hardware.device.experts
+            parts.append(KernelWork(share(flops), share(moved), kernel, count, tokens))
+        used = self._sizes.used(task, ON_DEVICE).touched if split.places & ON_DEVICE else 0.0
+        return self._unpacking(task, self._on_gpu(task, *parts), used)
 
-    def _routed(self, task: Task, places: ExpertPlace) -> tuple[float, float, Use]:
-        """FLOPs and bytes of the routed experts in these places for the tokens of a group, and what those use."""
+    def _routed(self, task: Task, places: ExpertPlace) -> tuple[float, float]:
+        """FLOPs and bytes of the routed experts in these places for the tokens of a group."""
         layer, used = self._sizes.layer(task), self._sizes.used(task, places)
         assert layer.expert is not None, "a layer with experts in some place has experts"
         weights = used.touched * layer.expert_bytes(self._sizes.placement.expert_bits)
         moved = weights + used.pairs * 2 * layer.hidden_size * (self._bits / 8)
-        return 2.0 * used.pairs * layer.expert.weights, moved, used
+        return 2.0 * used.pairs * layer.expert.weights, moved
 
     def _host_experts(self, task: Task) -> Work:
-        """Experts beside their weights in host memory, on all cores: arithmetic or memory, whichever takes longer."""
-        host, memory = self._hardware.host, self._hardware.host_memory
-        flops, moved, used = self._routed(task, ExpertPlace.HOST)
-        kernel = host.experts
-        ratio = kernel.time_ratio(max(1.0, used.pairs / max(used.touched, 1e-9)))
-        compute = flops / (host.peak_flops_per_s * kernel.compute)
-        traffic = moved / (memory.bandwidth_bytes_per_s * kernel.memory)
-        roofs = {
-            "launch latency": host.launch_latency_s + (kernel.latency_s or 0.0),
-            ("host compute" if compute >= traffic else "host memory"): ratio * max(compute, traffic),
-        }
-        return Work(roofs, {DRAM: moved}, moved, flops, held=((CPU_CORES, ALL_CORES),))
+        """Experts beside their weights in host memory, on all cores: arithmetic or memory, whichever takes longer.
+
+        Devices that share each tensor share them, too. Where no token asks for an expert of the host, there is no work.
+        """
+        host, kernel, share = self._hardware.host, self._hardware.host.experts, self._sizes.share
+        flops, moved = self._routed(task, ExpertPlace.HOST)
+        busy = min(1.0, self._sizes.used(task, ExpertPlace.HOST).tokens)
+        fixed = {"launch latency": busy * (host.launch_latency_s + (kernel.latency_s or 0.0))}
+        tokens = self._sizes.tokens_an_expert(task, ExpertPlace.HOST)
+        return self._on_cpu(kernel, share(flops), share(moved), tokens, fixed)
 
     def _head(self, task: Task) -> Work:
         requests, share = self._sizes.micro_batch(task).num_requests, self._sizes.share
@@ -181,18 +210,13 @@ class Kernels:
         moved = sum(work.bytes for work in parts)
         return Work(roofs, {hbm(task.lane.rank): moved}, moved, sum(work.flops for work in parts))
 
-    def _on_cpu(self, flops: float, moved: float, requests: float) -> Work:
-        """Attention beside the KV cache; each request also costs a fixed time. One task can use all cores."""
+    def _on_cpu(self, kernel: Efficiency, flops: float, moved: float, tokens: float, fixed: dict[str, float]) -> Work:
+        """What the host computes beside its memory, after some `fixed` times. One task can use all cores."""
         host, memory = self._hardware.host, self._hardware.host_memory
-        kernel = host.decode_attention or host.attention
         compute = flops / (host.peak_flops_per_s * kernel.compute)
         traffic = moved / (memory.bandwidth_bytes_per_s * kernel.memory)
-        ratio = kernel.time_ratio(requests)
-        roofs = {
-            "launch latency": float(host.launch_latency_s),
-            "request overhead": ratio * requests * host.request_overhead_s,
-            ("host compute" if compute >= traffic else "host memory"): ratio * max(compute, traffic),
-        }
+        roof = "host compute" if compute >= traffic else "host memory"
+        roofs = {**fixed, roof: kernel.time_ratio(tokens) * max(compute, traffic)}
         return Work(roofs, {DRAM: moved}, moved, flops, held=((CPU_CORES, ALL_CORES),))
 
     def _passes(self, layer: Layer) -> float:
@@ -206,6 +230,9 @@ class Kernels:
         """Ring all-reduce of the hidden states: each rank sends and receives 2 (r − 1) / r of them."""
         network, ranks = self._hardware.network, self._sizes.ranks
         assert network is not None, "several devices have a network"
-        moved = 2 * (ranks - 1) / ranks * self._sizes.hidden_bytes(task)
+        shape, hidden = self._sizes.shape, self._sizes.hidden_bytes(task)
+        if task.page == EXPERTS_SUM and shape.splits_experts(task.step) and shape.experts[task.layer]:
+            hidden = self._sizes.group_tokens(task) * self._sizes.layer(task).hidden_bytes_per_token(self._bits)
+        moved = 2 * (ranks - 1) / ranks * hidden
         roofs = {"network latency": float(network.latency_s), "network": moved / network.bandwidth_bytes_per_s}
         return Work(roofs, {}, moved)

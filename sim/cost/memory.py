@@ -1,17 +1,29 @@
 """Where every byte of a policy lives: the memory plan, which decides feasibility before anything is simulated."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from sim.problem import Batch, Hardware, Layer, MicroBatch, Model, Placement, Policy, packed_bytes
+from sim.problem import (
+    Batch,
+    Hardware,
+    Layer,
+    MicroBatch,
+    Model,
+    Placement,
+    Policy,
+    packed_bytes,
+    unpacked_at_once,
+    unpacked_experts,
+    unpacks_experts,
+)
 from sim.schedule import Buffer, By, ExpertPlace, Holds, MemoryPart, PipelineShape, Schedule, Tier, layout_of
 
 LOGIT_BYTES = 4
 INDEX_BYTES, WEIGHT_BYTES = 8, 4
 """Of each expert of a token: its number, and what its output counts for."""
 
-KEPT = frozenset({Holds.CACHE, Holds.PROMPT_CACHE})
+KEPT = frozenset({Holds.CACHE, Holds.PROMPT_CACHE, Holds.JOINED_CACHE})
 """What a sliding window bounds."""
 
 
@@ -72,12 +84,29 @@ def kept_tokens(layer: Layer, micro_batch: MicroBatch, step: int) -> int:
     return context if window is None else min(context, window * micro_batch.num_requests)
 
 
+def tokens_on_device(policy: Policy, micro_batch: MicroBatch, tokens: int) -> int:
+    """Of so many KV entries of a micro-batch, those of the requests whose cache stays on the device."""
+    return tokens * policy.resident_requests(micro_batch.num_requests) // micro_batch.num_requests
+
+
 def kv_bytes(model: Model, policy: Policy, batch: Batch, step: int) -> int:
     """The whole KV cache after `step`, wherever it lives."""
+    return _cache_bytes(model, policy, batch, lambda layer, one: kept_tokens(layer, one, step))
 
+
+def kv_bytes_on_device(model: Model, policy: Policy, batch: Batch, step: int) -> int:
+    """Of it, after `step`, what stays on the device."""
+    if not policy.kv_on_device:
+        return 0
+    return _cache_bytes(
+        model, policy, batch, lambda layer, one: tokens_on_device(policy, one, kept_tokens(layer, one, step))
+    )
+
+
+def _cache_bytes(model: Model, policy: Policy, batch: Batch, tokens: Callable[[Layer, MicroBatch], int]) -> int:
     def of_layer(layer: Layer) -> int:
-        tokens = sum(count * kept_tokens(layer, one, step) for one, count in batch.alike.items())
-        return batch.copies * tokens * layer.kv_bytes_per_token(policy.cache_bits(model))
+        kept = sum(count * tokens(layer, one) for one, count in batch.alike.items())
+        return batch.copies * kept * layer.kv_bytes_per_token(policy.cache_bits(model))
 
     return model.over_layers(of_layer)
 
@@ -88,7 +117,7 @@ def plan_memory(
     """Plan the memory of a whole generation: weights, KV cache at its longest, activations, buffers, staging."""
     cache = kv_bytes(model, policy, batch, batch.gen_len - 1)
     placement, place = Placement.of(policy, schedule, model), ExpertPlace
-    cache_on_device = round(cache * policy.kv_on_device)
+    cache_on_device = kv_bytes_on_device(model, policy, batch, batch.gen_len - 1)
     others = _non_experts(model)
     buffers = _Buffers(schedule, shape, policy, model, batch)
     ranks = num_devices // batch.copies
@@ -96,22 +125,22 @@ def plan_memory(
         MemoryPart.EMBEDDING_AND_HEAD: model.resident_bytes() - others,
         MemoryPart.NON_EXPERTS: 0 if shape.streams_non_experts else others,
         MemoryPart.RESIDENT_EXPERTS: placement.experts_bytes(place.DEVICE),
+        MemoryPart.UNPACKED_EXPERTS: _unpacked_bytes(policy, model, len(batch.micro_batches)),
         MemoryPart.KV_CACHE: cache_on_device,
     }
     device = Counter[str]({part: -(-size // num_devices) for part, size in shared.items()})
     device[MemoryPart.ACTIVATIONS] = activation_bytes(shape, placement, batch, ranks)
+    fetches = any(split.fetched for _, split in placement.distinct)
+    kept = place.DEVICE if schedule.system.caches_experts and fetches else place(0)  # what a cache drops is not lost
     host = Counter[str](
         {
-            MemoryPart.STREAMED_WEIGHTS: placement.experts_bytes(place.STREAMED | place.FETCHED)
+            MemoryPart.STREAMED_WEIGHTS: placement.experts_bytes(place.STREAMED | place.FETCHED | kept)
             + (others if shape.streams_non_experts else 0),
             MemoryPart.HOST_EXPERTS: placement.experts_bytes(place.HOST),
             MemoryPart.KV_CACHE: cache - cache_on_device,
         }
     )
-    pinned = Counter[str]()
-    if policy.pin_weights:
-        moved = zip(map(placement.moved_bytes, range(len(placement.counts))), placement.counts, strict=True)
-        pinned[MemoryPart.STREAMED_WEIGHTS] = sum(policy.locked_bytes(size) * count for size, count in moved)
+    pinned = _locked_weights(policy, placement)
     if layout_of(schedule, shape).buffers["kv"].tier is Tier.PINNED:
         pinned[MemoryPart.KV_CACHE] = cache - cache_on_device
     for tier, part, whole, size in buffers.bytes():
@@ -122,6 +151,37 @@ def plan_memory(
         if tier is Tier.PINNED:
             pinned[part] += batch.copies * size
     return MemoryPlan(*(dict(+parts) for parts in (device, host, pinned)))
+
+
+def _locked_weights(policy: Policy, placement: Placement) -> Counter[str]:
+    """Page-locked weights: of each layer the first ones, those of the host's experts last."""
+    found = Counter[str]()
+    for kind, count in enumerate(placement.counts):
+        layer, split = placement.distinct[kind]
+        locked = policy.locked_bytes(placement.moved_bytes(kind))
+        others = 0 if placement.prefill_on_host else split.on_host * layer.expert_bytes(placement.expert_bits)
+        streamed = min(locked, placement.moved_bytes(kind) - others)
+        found[MemoryPart.STREAMED_WEIGHTS] += count * streamed
+        found[MemoryPart.HOST_EXPERTS] += count * (locked - streamed)
+    return found
+
+
+def _unpacked_bytes(policy: Policy, model: Model, num_micro_batches: int) -> int:
+    """Experts as wide as the model computes, where a policy stores them otherwise, and those that are being unpacked.
+
+    Of the layer that needs most.
+    """
+    if not unpacks_experts(policy, model):
+        return 0
+    needed = 0
+    for layer in model.distinct_layers:
+        count, one = layer.num_experts, layer.expert_bytes(model.activation_bits)
+        if not count:
+            continue
+        unpacked = unpacked_experts(count, num_micro_batches, one) * one
+        packed = unpacked_at_once(count, one) * layer.expert_bytes(policy.expert_bits(model))
+        needed = max(needed, unpacked + packed)
+    return needed
 
 
 class _Buffers:
@@ -165,10 +225,7 @@ class _Buffers:
 
     def _slot(self, holds: Holds, layer: Layer, one: MicroBatch) -> int:
         if holds in KEPT:
-            step = self._batch.gen_len - 1 if holds is Holds.CACHE else 0
-            kept = kept_tokens(layer, one, step)
-            moved = round(kept * (1 - self._policy.kv_on_device)) if holds is Holds.CACHE else kept
-            return moved * layer.kv_bytes_per_token(self._cache_bits)
+            return self._kept(holds, layer, one) * layer.kv_bytes_per_token(self._cache_bits)
         bits = self._model.activation_bits
         if holds is Holds.ROUTED or holds is Holds.EXPERT_OUTPUT:
             tokens = one.prompt_tokens if self._shape.splits_experts(0) else one.num_requests
@@ -176,6 +233,16 @@ class _Buffers:
             return tokens * each if layer.num_experts else 0
         tokens = one.prompt_tokens if holds is Holds.PROMPT_HIDDEN else one.num_requests
         return packed_bytes(tokens * self._width(holds, layer), bits)
+
+    def _kept(self, holds: Holds, layer: Layer, one: MicroBatch) -> int:
+        """Tokens of a layer's KV cache in one slot."""
+        if holds is Holds.PROMPT_CACHE:
+            return kept_tokens(layer, one, 0)
+        kept = kept_tokens(layer, one, self._batch.gen_len - 1)
+        stays = tokens_on_device(self._policy, one, kept)
+        if holds is Holds.JOINED_CACHE:
+            return kept if layer.attention.latent and stays else 0
+        return kept - stays
 
     def _width(self, holds: Holds, layer: Layer) -> int:
         if holds is Holds.HIDDEN or holds is Holds.PROMPT_HIDDEN:
@@ -216,8 +283,10 @@ def activation_bytes(shape: PipelineShape, placement: Placement, batch: Batch, n
         # with sinks no kernel spares the matrices of scores: before and after the softmax, and shifted
         scores = 3 * layer.attention.num_query_heads * scored / num_devices if layer.attention.sinks else 0.0
         attention = prompt_tokens * (2 * layer.hidden_size + _attention_held(layer, num_devices)) + scores
-        in_parts = 0 < split.resident < layer.num_experts
-        feed_forward = together * (2 * layer.hidden_size + _feed_forward_held(layer, num_devices, in_parts))
+        there = split.resident + split.streamed + split.fetched if shape.splits_experts(0) else layer.num_experts
+        in_parts = 0 < split.resident < there and placement.expert_bits == model.expert_bits
+        held = _feed_forward_held(layer, num_devices, in_parts, routed=there > 0)
+        feed_forward = together * (2 * layer.hidden_size + held)
         numbers = packed_bytes(round(max(attention, feed_forward)), model.activation_bits)
         # a token's scores of all experts, and of each that it uses the weight, the number, and the place in the order
         routing_bytes = 8 * layer.num_experts + 48 * layer.top_k
@@ -238,14 +307,15 @@ def _attention_held(layer: Layer, num_devices: int) -> float:
     return (4 * attention.query_width + keys_values) / num_devices
 
 
-def _feed_forward_held(layer: Layer, num_devices: int, split: bool) -> float:
+def _feed_forward_held(layer: Layer, num_devices: int, split: bool, *, routed: bool) -> float:
     """Numbers a token holds in the experts: all of its routed experts are computed at once, in the order of experts.
 
     Mostly that is input, gate, up and their product (the optimizer of MoE-Lightning counts the same). With experts in
-    two places each part gathers its own tokens, which may be all of them, and adds to a common result.
+    two places each part gathers its own tokens, which may be all of them, and adds to a common result. Without any
+    `routed` ones on the device, tokens hold nothing there for them.
     """
     always = 3 * sum(one.intermediate_size for one in (layer.shared, layer.dense) if one) / num_devices
-    if layer.expert is None:
+    if layer.expert is None or not routed:
         return always
-    routed = layer.expert.held_numbers(num_devices) + split * layer.hidden_size
-    return max(layer.computed_experts * routed, always) + layer.hidden_size * (bool(layer.shared) + split)
+    each = layer.expert.held_numbers(num_devices) + split * layer.hidden_size
+    return max(layer.computed_experts * each, always) + layer.hidden_size * (bool(layer.shared) + split)

@@ -1,12 +1,33 @@
 """How much a task works on: its layer, micro-batch and tokens, the widths of numbers, and one device's share."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
 from sim.cost.expert_use import ALIKE, ExpertUse
 from sim.cost.memory import kept_tokens
-from sim.problem import Batch, Hardware, Layer, MicroBatch, Model, Placement, Policy, Routing, Use
+from sim.problem import (
+    Batch,
+    Hardware,
+    Layer,
+    MicroBatch,
+    Model,
+    Placement,
+    Policy,
+    Routing,
+    Use,
+    unpacked_experts,
+    unpacks_experts,
+)
 from sim.schedule import ExpertPlace, PipelineShape, Schedule, Task
+
+
+def fetches_modules(schedule: Schedule, hardware: Hardware) -> bool:
+    """Whether each module's weights come alone.
+
+    Not in our engine, of which an emulated device is part: transformers 5 has all experts of a layer in one parameter.
+    """
+    return schedule.system.fetches_modules and hardware.emulation is None
 
 
 @dataclass(frozen=True)
@@ -79,6 +100,10 @@ class Sizes:
             alone[mine.start] = (some[0], *together)
         return alone
 
+    def all_tokens(self, task: Task) -> int:
+        """Tokens of all micro-batches in a step."""
+        return sum(one.num_requests if task.step else one.prompt_tokens for one in self.batch.micro_batches)
+
     def group_tokens(self, task: Task) -> int:
         """Tokens of the group of which the task's micro-batch is the first."""
         _, prompts, requests = self.of_groups[task.micro_batch]
@@ -87,6 +112,11 @@ class Sizes:
     def used(self, task: Task, places: ExpertPlace) -> Use:
         """What a group's tokens use of a layer's experts in these places."""
         return self.expert_use.of_group(task.layer, self.group_tokens(task), places)
+
+    def tokens_an_expert(self, task: Task, places: ExpertPlace) -> float:
+        """How many tokens of a group each expert gets on average that they use in these places."""
+        used = self.used(task, places)
+        return max(1.0, used.pairs / max(used.touched, 1e-9))
 
     def streamed_bytes(self, task: Task) -> int:
         """Bytes of a layer that come over the link when it runs, on all ranks together."""
@@ -101,3 +131,28 @@ class Sizes:
         """Bytes of each page of a layer of this kind that lie behind what is page-locked, so that they are staged."""
         pages, locked = self.shape.num_pages, self.policy.locked_bytes(self.placement.moved_bytes(kind))
         return [max(0, whole * (page + 1) // pages - max(locked, whole * page // pages)) for page in range(pages)]
+
+    @cached_property
+    def unpack_bytes_per_s(self) -> float | None:
+        """How fast the device unpacks experts before it computes with them; None where it does not, or nobody knows."""
+        rate = self.hardware.device.unpack_bytes_per_s
+        return rate if unpacks_experts(self.policy, self.model) else None
+
+    def unpacked_in_turn(self, task: Task) -> float:
+        """Experts unpacked for a micro-batch in a layer; of those that micro-batches share, an even part.
+
+        In decode a device with a memory of its own is not asked which ones tokens use: it unpacks one for each (token,
+        expert) pair, or all of them.
+        """
+        layer, tokens, turns = self.layer(task), self.tokens(task), self.shape.num_micro_batches
+        if turns > 1:
+            tokens = sum(one.num_requests if task.step else one.prompt_tokens for one in self.batch.micro_batches)
+        if task.step == 0 or self.hardware.emulation is not None:
+            return self.expert_use.touched(task.layer, tokens) / turns
+        return min(layer.num_experts, layer.num_experts if turns > 1 else tokens * layer.top_k) / turns
+
+    def unpacked_parts(self, task: Task) -> int:
+        """In how many parts a micro-batch's unpacked experts are computed: as many as find room at a time."""
+        layer, turns = self.layer(task), self.shape.num_micro_batches
+        room = unpacked_experts(layer.num_experts, turns, layer.expert_bytes(self.model.activation_bits))
+        return max(1, math.ceil(self.unpacked_in_turn(task) / room))

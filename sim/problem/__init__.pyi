@@ -21,8 +21,17 @@ from .machine import (
     Quantity as Quantity,
 )
 from .model import Layer as Layer, Model as Model, find_config as find_config, packed_bytes as packed_bytes
-from .placement import Placement as Placement, Split as Split, splits_of as splits_of
-from .policy import LOCK_UNIT_BYTES as LOCK_UNIT_BYTES, Policy as Policy, read_policy_file as read_policy_file
+from .policy import (
+    LOCK_UNIT_BYTES as LOCK_UNIT_BYTES,
+    Placement as Placement,
+    Policy as Policy,
+    Split as Split,
+    read_policy_file as read_policy_file,
+    splits_of as splits_of,
+    unpacked_at_once as unpacked_at_once,
+    unpacked_experts as unpacked_experts,
+    unpacks_experts as unpacks_experts,
+)
 from .routing import (
     UNIFORM as UNIFORM,
     Histogram as Histogram,

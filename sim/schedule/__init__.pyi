@@ -16,9 +16,13 @@ from .dependencies import (
     DependencyTracker as DependencyTracker,
     Issue as Issue,
 )
-from .expert_slots import ASKED_FOR as ASKED_FOR, ON_DEVICE as ON_DEVICE, ExpertSlots as ExpertSlots
-from .experts import SplitExperts as SplitExperts
-from .ranks import over_ranks as over_ranks
+from .experts import (
+    ASKED_FOR as ASKED_FOR,
+    ON_DEVICE as ON_DEVICE,
+    ExpertSlots as ExpertSlots,
+    SplitExperts as SplitExperts,
+)
+from .ranks import EXPERTS_SUM as EXPERTS_SUM, SUMMED as SUMMED, over_ranks as over_ranks
 from .registry import BUILT_IN as BUILT_IN, by_name as by_name, registered as registered
 from .shape import (
     ExpertPlace as ExpertPlace,
@@ -31,10 +35,12 @@ from .systems import CGOPipe as CGOPipe
 from .task import (
     CPU as CPU,
     D2H as D2H,
+    ENDS_LAYER as ENDS_LAYER,
     GPU as GPU,
     H2D as H2D,
     NET as NET,
     NONE as NONE,
+    USES_EXPERTS as USES_EXPERTS,
     WHOLE as WHOLE,
     Lane as Lane,
     LaneKind as LaneKind,

@@ -1,7 +1,8 @@
 """Any schedule over several devices of one host: heads and expert columns split, one set of lanes per rank.
 
 Each task becomes one per rank. PostAttn splits where its results must be summed over ranks: after the output
-projection and after the experts an all-reduce runs on `NET`, and the compute streams go on when it has ended.
+projection and after the experts an all-reduce runs on `NET`, and the compute streams go on when it has ended. Where
+experts are apart already, the sums follow Route and DeviceExperts.
 """
 
 from collections import deque
@@ -11,6 +12,9 @@ from sim.schedule.task import NET, Lane, LaneKind, Op, Task
 
 OUT_PROJ_SUM, EXPERTS_SUM = 0, 1
 """Pages of the two all-reduces of one (layer, micro-batch): they tell their keys apart."""
+
+SUMMED = {Op.ROUTE: OUT_PROJ_SUM, Op.DEVICE_EXPERTS: EXPERTS_SUM}
+"""Ops whose results are summed over ranks as they are."""
 
 REACH = 4
 """Steps whose PostAttn tasks are remembered; dependencies reach back two."""
@@ -33,13 +37,18 @@ class _Ranks:
     def expand(self, steps: Iterable[list[Task]]) -> Iterator[list[Task]]:
         """Each step's tasks on all ranks."""
         for step in steps:
-            self._summed.append({task.id for task in step if task.op is Op.POST_ATTN})
+            self._summed.append({task.id for task in step if task.op is Op.POST_ATTN or task.op in SUMMED})
             yield [ranked for task in step for ranked in self._on_all_ranks(task)]
 
     def _on_all_ranks(self, task: Task) -> Iterator[Task]:
         if task.op is not Op.POST_ATTN:
+            first = task.id * self._stride
             for rank in range(self._num):
-                yield self._copy(task, rank, task.op, task.id * self._stride + rank)
+                yield self._copy(task, rank, task.op, first + rank)
+            if task.op in SUMMED:
+                last = first + self._stride - 1
+                yield self._all_reduce(task, SUMMED[task.op], last, range(first, first + self._num))
+                self._last_sum = [last] * self._num
             return
         first = task.id * self._stride
         for rank in range(self._num):
@@ -61,7 +70,7 @@ class _Ranks:
         return task._replace(id=id_, op=op, lane=Lane(task.lane.kind, rank), deps=tuple(sorted(deps)))
 
     def _id_of(self, dep: int, rank: int) -> int:
-        """What a rank waits for: its own copy of the task, or of a PostAttn the last sum."""
+        """What a rank waits for: its own copy of the task, or the last sum of what is summed."""
         last = any(dep in step for step in self._summed)
         return dep * self._stride + (self._stride - 1 if last else rank)
 

@@ -64,6 +64,8 @@ class System:
     """Whether it places the routed experts of a layer together."""
     prefill_experts: tuple[Place, ...] = (Place.GPU,)
     """Where it can compute, in prefill, the experts of the host; the first is its usual place."""
+    fetches_modules: bool = False
+    """Whether each module's weights are copied alone, when tokens come to it: so no expert that none of them uses."""
     caches_experts: bool = False
     """Whether the experts on the device are those used last, instead of always the same."""
 

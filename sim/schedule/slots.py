@@ -91,6 +91,8 @@ class SlotLayout:
             "attention": Buffer(Holds.ATTENTION, By.MICRO_BATCH, 1, *exchanged),
             "attention on host": Buffer(Holds.ATTENTION, By.MICRO_BATCH, 1, *exchanged_on_host),
             "kv": Buffer(Holds.CACHE, By.CACHE, 1, cache, MemoryPart.KV_CACHE),
+            "resident kv": Buffer(Holds.RESIDENT_CACHE, By.CACHE, 1, loaded, MemoryPart.KV_CACHE),
+            "joined kv": Buffer(Holds.JOINED_CACHE, By.TURN, 1, loaded, MemoryPart.KV_BUFFERS),
             "kv on device": Buffer(Holds.CACHE, By.TURN, 2, loaded, MemoryPart.KV_BUFFERS),
             "new kv": Buffer(Holds.PROMPT_CACHE, By.TURN, 2, new, MemoryPart.KV_BUFFERS),
             "new kv on host": Buffer(Holds.PROMPT_CACHE, By.TURN, 2, landing, MemoryPart.KV_BUFFERS),
@@ -225,9 +227,9 @@ class SlotLayout:
         stored = self.access("hidden on host", task, (task.layer + 1,))
         return Accesses((self._hidden(task, task.layer + 1),), (stored,))
 
-    def _cache(self, task: Task, step: int) -> Access:
+    def _cache(self, task: Task, step: int, name: str = "kv") -> Access:
         """The KV cache of one micro-batch in one layer, up to and including the tokens of `step`."""
-        return self.access("kv", task, (step,))
+        return self.access(name, task, (step,))
 
     def _attn(self, task: Task) -> Accesses:
         cached = (self._cache(task, task.step - 1),) if task.step > 0 else ()
@@ -237,5 +239,11 @@ class SlotLayout:
         qkv, out = self.access("qkv", task), self.access("attention", task)
         if not self.shape.streams_kv:
             return Accesses((qkv, *cached), (out, self._cache(task, task.step)))
-        loaded = (self.access("kv on device", task),) if cached else ()
-        return Accesses((qkv, *loaded), (out, self.access("new kv", task)))
+        new = self.access("new kv", task)
+        if self.shape.attention is Place.CPU:
+            return Accesses((qkv,), (out, new))
+        kept = self._cache(task, task.step, "resident kv")
+        if not cached:
+            return Accesses((qkv,), (out, new, kept))
+        read = (self.access("kv on device", task), self._cache(task, task.step - 1, "resident kv"))
+        return Accesses((qkv, *read), (out, new, kept, self.access("joined kv", task)))

@@ -6,9 +6,9 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from sim.cost import Setup, kept_tokens
+from sim.cost import Setup, kept_tokens, tokens_on_device
 from sim.problem import Batch
-from sim.schedule import LaneKind, MemoryPart, Op, PipelineShape, Task, Tier, layout_of
+from sim.schedule import USES_EXPERTS, LaneKind, MemoryPart, Op, PipelineShape, Task, Tier, layout_of
 from sim.simulation.simulator import Executed, simulate_steps
 from traces.trace import LINK_RATE, MEMORY, NONE, Counter, Span, Trace
 
@@ -45,8 +45,14 @@ def record(setup: Setup, metadata: dict[str, Any], num_steps: int = RECORDED_STE
 def structure(shape: PipelineShape, batch: Batch) -> dict[str, Any]:
     """What it takes to issue a run's tasks once more, and to know how much each has to do, as JSON values."""
     micro_batches = [asdict(one) for one in batch.micro_batches]
+    described = {
+        **asdict(shape),
+        "experts": [int(places) for places in shape.experts],
+        **{name: list(getattr(shape, name)) for name in ("streamed", "streamed_in_prefill")},
+        **{name: getattr(shape, name).value for name in ("attention", "prefill_experts")},
+    }
     return {
-        "shape": {**asdict(shape), "attention": shape.attention.value, "streamed": list(shape.streamed)},
+        "shape": described,
         "batch": {"gen_len": batch.gen_len, "copies": batch.copies, "micro_batches": micro_batches},
     }
 
@@ -114,8 +120,7 @@ def _changes(setup: Setup, executed: list[Executed]) -> Iterator[_Change]:
         elif op is Op.LOAD_HIDDEN and one.task.step == 0 and rank == 0:
             yield from _on_host(one.end_ns, -size, pinned=pinned_hidden)
         elif op is Op.STORE_KV:
-            stored = _kv_growth(setup, one.task) * (1 - setup.policy.kv_on_device)
-            yield from _on_host(one.start_ns, round(stored), pinned=pinned_kv)
+            yield from _on_host(one.start_ns, _kv_growth(setup, one.task).on_host, pinned=pinned_kv)
         elif op is Op.ATTN:
             yield from _grown(setup, one)
 
@@ -135,25 +140,39 @@ def _grown(setup: Setup, one: Executed) -> Iterator[_Change]:
     """New KV entries that attention itself keeps: on the host beside CPU attention, or of a cache on the device."""
     task, grown = one.task, _kv_growth(setup, one.task)
     if task.lane.kind is LaneKind.CPU:
-        yield from _on_host(one.end_ns, round(grown), pinned=False)
-    elif setup.policy.kv_on_device:
-        yield _Change(one.end_ns, task.lane.rank, Tier.DEVICE, round(grown * setup.policy.kv_on_device))
+        yield from _on_host(one.end_ns, grown.on_host, pinned=False)
+    elif grown.on_device:
+        yield _Change(one.end_ns, task.lane.rank, Tier.DEVICE, grown.on_device)
 
 
-def _kv_growth(setup: Setup, task: Task) -> float:
-    """Bytes by which a task's step lengthens one rank's KV cache; a full sliding window drops as many as come."""
-    problem, step = setup.problem, task.step
-    layer, micro_batch = problem.model.layers[task.layer], setup.batch.micro_batches[task.micro_batch]
-    before = kept_tokens(layer, micro_batch, step - 1) if step > 0 else 0
-    grown = kept_tokens(layer, micro_batch, step) - before
-    return grown * layer.kv_bytes_per_token(setup.policy.cache_bits(problem.model)) / setup.num_ranks
+class _Growth(NamedTuple):
+    """Bytes by which one rank's KV cache grows in each place."""
+
+    on_device: int
+    on_host: int
+
+
+def _kv_growth(setup: Setup, task: Task) -> _Growth:
+    """What a task's step adds; a full sliding window drops as many as come."""
+    before, after = (_kv_tokens(setup, task, step) for step in (task.step - 1, task.step))
+    model = setup.problem.model
+    token_bytes = model.layers[task.layer].kv_bytes_per_token(setup.policy.cache_bits(model)) / setup.num_ranks
+    return _Growth(*(round((more - less) * token_bytes) for less, more in zip(before, after, strict=True)))
+
+
+def _kv_tokens(setup: Setup, task: Task, step: int) -> tuple[int, int]:
+    """Tokens of a task's layer and micro-batch after `step`, on the device and on the host."""
+    layer, micro_batch = setup.problem.model.layers[task.layer], setup.batch.micro_batches[task.micro_batch]
+    kept = kept_tokens(layer, micro_batch, step) if step >= 0 else 0
+    stays = tokens_on_device(setup.policy, micro_batch, kept)
+    return stays, kept - stays
 
 
 def _last_uses(executed: list[Executed]) -> dict[tuple[int, int, int], int]:
     """Per (rank, step, layer), when its weights were read for the last time."""
     last: dict[tuple[int, int, int], int] = {}
     for one in executed:
-        if one.task.op in (Op.POST_ATTN, Op.EXPERTS):
+        if one.task.op in USES_EXPERTS:
             key = (one.task.lane.rank, one.task.step, one.task.layer)
             last[key] = max(last.get(key, 0), one.end_ns)
     return last

@@ -99,15 +99,18 @@ class Sweep:
     @cached_property
     def digest(self) -> str:
         """Twelve digits of the SHA-256 of everything that the rows follow from; each row carries it."""
+        base = asdict(self._base)
+        del base["routing"]
+        routings = {name: asdict(routing) for name, routing in self._routings.items() if routing != Routing()}
         everything = {
             "version": project_version(),
             "axes": [asdict(axis) for axis in self._axes],
-            "base": asdict(self._base),
+            "base": base,
             "schedules": self._schedules,
             "models": {name: asdict(model) for name, model in self._models.items()},
             "hardware": {name: machine.to_dict() for name, machine in self._machines.items()},
             "workloads": {name: asdict(workload) for name, workload in self._workloads.items()},
-            "routings": {name: asdict(routing) for name, routing in self._routings.items()},
+            **({"routings": routings} if routings else {}),  # rows from before there were any keep their digest
         }
         return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from async_device import MISSING
 from engine_models import FAMILIES, PROMPTS, make, make_prompts, reference
+from packed_models import packable, unpacked
 
 import engine
 from engine.device.accelerator.accelerator import OVERHEAD_SHARE
@@ -32,6 +33,7 @@ PLACES = (
     {"pin_weights": True},
     {"experts_on_device": 0.5},
     {"attention": "gpu"},
+    {"attention": "gpu", "kv_on_device": 0.5},
     {"attention": "gpu", "kv_on_device": 1.0},
 )
 
@@ -74,6 +76,18 @@ def test_so_it_is_wherever_things_lie(places):
     check_tokens_and_order("mixtral", "cgopipe", "stores late", policy)
 
 
+@pytest.mark.parametrize("order", FEW)
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:SIZE]], ids=["micro-batches", "one micro-batch"])
+def test_so_it_is_with_packed_experts(prompts, share, order):
+    given = Policy(len(prompts), SIZE, experts_on_device=share, weight_bits=4.5)
+    result, machine = run(packable("mixtral", 8), "cgopipe", order, policy=given, prompts=prompts)
+    assert result.sequences == reference(unpacked("mixtral", 4.5, 8), prompts, SIZE, NEW)
+    assert Counter(machine.races.found) == {}
+    gc.collect()
+    assert machine.memory.allocated_bytes == 0
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("order", FEW)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -92,9 +106,9 @@ def test_every_schedule_in_every_order(family, schedule, order):
 # who waits ------------------------------------------------------------------------------------------------------------
 
 
-def in_decode(schedule):
+def in_decode(schedule, family="mixtral", **given):
     """What lanes of the device waited for in three steps of decode."""
-    fewer, more = (Counter(run("mixtral", schedule, "all late", new)[1].waits) for new in (NEW, NEW + 3))
+    fewer, more = (Counter(run(family, schedule, "all late", new, **given)[1].waits) for new in (NEW, NEW + 3))
     return Counter({wait: count for wait, count in (more - fewer).items() if wait.lane in LANES})
 
 
@@ -124,6 +138,15 @@ def test_no_layer_of_decode_makes_the_host_wait_for_the_device(schedule):
     system = by_name(schedule).system
     known = [one for one in waits if is_of_generate(one) or is_pace(one) or is_pageable_by_design(one, system)]
     assert waits.keys() - known == set()
+
+
+@pytest.mark.parametrize("size", [1, 5, len(PROMPTS)])
+@pytest.mark.parametrize("requests", [5, len(PROMPTS)])
+def test_nor_do_packed_experts(requests, size):
+    """Shared by micro-batches, or with one micro-batch taken by pairs, which are 10, or by experts, which are 12."""
+    given = Policy(requests, min(size, requests), experts_on_device=0.25, weight_bits=4.5)
+    waits = in_decode("cgopipe", packable("mixtral", 12), policy=given, prompts=PROMPTS[:requests])
+    assert {wait for wait in waits if not is_of_generate(wait) and not is_pace(wait)} == set()
 
 
 # memory ---------------------------------------------------------------------------------------------------------------

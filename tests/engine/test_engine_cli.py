@@ -8,13 +8,16 @@ import sys
 
 import pytest
 from engine_models import reference
+from packed_models import what_is_left
 
 import engine
 from engine.cli import main
 from engine.generation import find_tokenizer, load_model
 from engine.generation.requests import Results, read_requests
 from engine.running.demo import make_model
+from sim.problem import Hardware, Histogram
 from traces.files import read_trace
+from validation.replay import replay_trace
 
 NEW = 4
 
@@ -240,6 +243,7 @@ def test_pickled_weights_are_not_loaded(folder, command, tmp_path, capsys):
         (["--h2d-gbs", "0"], "h2d bandwidth"),
         (["--policy", "none.json"], "leave out --micro-batch-size"),
         (["--plan-for", "t4"], "--plan-for chooses policy and sizes"),
+        (["--weight-bits", "4"], "the engine runs 4.5, 8.5 or the model's own 32"),
         (["--trace", "trace.txt"], "ends in .json or .json.gz"),
         (["--output", "/nowhere/out.jsonl"], "there is no folder /nowhere"),
         (["--input", "/nowhere/in.jsonl"], "cannot be read"),
@@ -267,6 +271,40 @@ def test_a_policy_file(command, tmp_path):
     del arguments[at : at + 4]
     assert main(arguments) == 0
     assert len(results(tmp_path)) == len(TEXTS)
+
+
+@pytest.mark.parametrize("bits", [4.5, 8.5])
+def test_packed_experts(folder, command, tmp_path, bits):
+    trace = tmp_path / "run.json.gz"
+    arguments = command([{"prompt": text} for text in TEXTS], "--weight-bits", str(bits), "--trace", str(trace))
+    assert main(arguments) == 0
+    tokenizer, left = find_tokenizer(folder), what_is_left(load_model(folder), bits)
+    expected = reference(left, [tokenizer(text)["input_ids"] for text in TEXTS], 2, NEW)
+    assert [line["token_ids"] for line in results(tmp_path)] == expected
+    replay = replay_trace(read_trace(trace), Hardware.load("gcp-t4"))
+    assert replay.order_check.tasks == len(replay.predicted.spans)
+    assert {span.bytes for span in replay.predicted.spans if span.op == "LoadWeights"}.isdisjoint({0})
+
+
+@pytest.mark.parametrize("bits", ["4.5", "16"])
+def test_a_policy_is_planned_for_the_width_that_is_asked_for(command, tmp_path, capsys, bits):
+    arguments = command([{"prompt": text} for text in TEXTS], "--plan-for", "t4", "--weight-bits", bits)
+    at = arguments.index("--micro-batch-size")
+    del arguments[at : at + 4]
+    assert main(arguments) == (0 if bits == "4.5" else 2)
+    told = capsys.readouterr().err
+    assert ("weight_bits 4.5; expected" in told) == (bits == "4.5")
+    assert ("weight_bits: 16: the engine runs" in told) == (bits == "16")
+
+
+def test_a_policy_file_has_the_width_of_weights(command, tmp_path, capsys):
+    policy = tmp_path / "policy.json"
+    policy.write_text('{"micro_batch_size": 2, "num_micro_batches": 2}', encoding="utf-8")
+    arguments = command([{"prompt": "one"}], "--policy", str(policy), "--weight-bits", "4.5")
+    at = arguments.index("--micro-batch-size")
+    del arguments[at : at + 4]
+    assert main(arguments) == 2
+    assert "--policy holds the width of weights already" in capsys.readouterr().err
 
 
 def test_unwritten_results_are_told_apart_from_written_ones(tmp_path):
@@ -317,3 +355,18 @@ def test_without_a_policy_it_plans_for_the_machine_at_hand(command, tmp_path, ca
     assert "expected " in told
     assert "tokens/s on this machine, measured" in told
     assert len((tmp_path / "results.jsonl").read_text().splitlines()) == len(TEXTS)
+
+
+def test_routing_is_recorded_and_planned_with(command, tmp_path, capsys):
+    lines, path = [{"prompt": text} for text in TEXTS], tmp_path / "routing.json"
+    assert main(command(lines, "--record-routing", str(path))) == 0
+    assert sum(Histogram.read(path).layers[1].decode.used) > 0
+    plain = ["--max-new-tokens", "2", "--device", "emulated", "--plan-for", "gcp-t4", "--routing", str(path)]
+    files = command(lines, output="planned.jsonl")[:7]
+    assert main([*files, *plain]) == 0
+    assert len((tmp_path / "planned.jsonl").read_text().splitlines()) == len(TEXTS)
+    capsys.readouterr()
+    assert main([*files, *plain[:-1], "none.json"]) == 2
+    assert "none.json: cannot be read" in capsys.readouterr().err
+    assert main(command(lines, "--routing", str(path), output="again.jsonl")) == 2
+    assert "--routing is what a policy is planned for: leave it out" in capsys.readouterr().err

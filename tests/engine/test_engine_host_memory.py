@@ -18,7 +18,7 @@ import engine
 from engine.device import EmulatedDevice, LaneContext, Ledger, PinnedOutOfMemory
 from engine.device.accelerator.torch_runtime import TorchRuntime
 from engine.generation import load_model
-from engine.memory import STAGING, HostCopy, HostWeights, StreamedLayer, WeightStream, placed
+from engine.memory import STAGING, HostCopy, HostPiece, HostWeights, StreamedLayer, WeightStream, placed
 from engine.model import OwnedParameter
 from engine.tasks import RunContext
 from engine.tasks.batch import TaskPerformer
@@ -119,6 +119,8 @@ def may_be_pageable(task, run):
         Op.OFFLOAD_QKV: "qkv on host",
         Op.STORE_HIDDEN: "hidden on host",
         Op.LOAD_HIDDEN: "attention on host" if task.step else "hidden on host",
+        Op.OFFLOAD_TOKENS: "routed on host",
+        Op.LOAD_OUTPUT: "output on host",
     }
     return buffers[on_host[task.op]].tier is not Tier.PINNED
 
@@ -246,7 +248,7 @@ def test_a_weight_is_in_one_place_at_a_time():
         experts = [parameter for parameter in model.parameters() if parameter.dim() == 3]
         host = HostWeights(device, run.host, run.streamed, policy.locked_bytes)
         device.reserve_pinned({STAGING: WeightStream.planned_staging_bytes(host, run.layout(4))})
-        with placed(model, device, host, run.layout(4)):
+        with placed(model, run.anatomy, device, host, run.layout(4)):
             assert all(parameter.numel() == 0 for parameter in on_host)
             assert all(parameter.shape[0] == 2 for parameter in experts)
             assert run.host.usage.current_bytes == sum(parameter.nbytes for parameter in experts)
@@ -276,11 +278,11 @@ def test_weights_that_lie_in_place_stay_there():
 def test_parameters_of_two_layers_may_be_one():
     shared = nn.Bilinear(5, 7, 3, bias=False)
     value = shared.weight.detach().clone()
-    layer = StreamedLayer.of([OwnedParameter(shared, "weight", shared.weight)])
+    layer = StreamedLayer.of([HostPiece.of(OwnedParameter(shared, "weight", shared.weight))])
     with WatchedDevice() as device:
         host = HostWeights(device, Ledger("host memory", None), [layer, layer], lambda num_bytes: num_bytes)
         host.take()
-        assert all(torch.equal(layer.views(host[i].content)[0], value) for i in range(2))
+        assert all(torch.equal(layer.pieces[0].view(host[i].content), value) for i in range(2))
         host.close()
     assert torch.equal(shared.weight, value)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import engine
 from engine.device import EmulatedDevice, Ledger
-from engine.memory import STAGING, HostWeights, StreamedLayer, WeightStream
+from engine.memory import STAGING, HostPiece, HostWeights, StreamedLayer, WeightStream
 from engine.model import Anatomy, KeysValues, LayerCache, OwnedParameter, Store, cache_for, lean_gates
 from sim.cost.memory import plan_memory
 from sim.problem import Batch, MicroBatch, Model, Policy
@@ -36,6 +36,7 @@ PLACES = [
     {"experts_on_device": 0.5},
     {"experts_on_device": 1.0},
     {"attention": "gpu"},
+    {"attention": "gpu", "kv_on_device": 0.5},
     {"attention": "gpu", "kv_on_device": 1.0},
 ]
 UNEQUAL = ([60, 5, 9, 30, 7, 12, 4], 2, 3)  # and the last micro-batch is smaller
@@ -112,7 +113,21 @@ def test_the_plan_holds_the_peak_of_the_device_and_little_more(name, places, tmp
     except InputError:
         pytest.skip("not where this schedule works")
     plan, peak, late = planned_and_peak(wide("mixtral", **FINE), schedule, places, UNEQUAL, tmp_path)
-    assert peak - late <= plan <= 1.15 * peak
+    waiting = schedule.system.prefill_experts[0] is Place.CPU  # all prompts have room on their way to the host
+    assert peak - late <= plan <= (1.2 if waiting else 1.15) * peak
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("bits", [4.5, 8.5])
+@pytest.mark.parametrize("name", ["cgopipe", "flexgen", "zero"])
+def test_the_plan_holds_the_peak_with_packed_experts(name, bits, share, tmp_path):
+    """In micro-batches, which share what is unpacked, and in one, which unpacks a few at a time."""
+    if name == "zero" and share == 0.5:
+        pytest.skip("not where this schedule works")
+    places, model = {"weight_bits": bits, "experts_on_device": share}, wide("mixtral", intermediate_size=64)
+    for shape in (UNEQUAL, SHAPES["one micro-batch"]):
+        plan, peak, late = planned_and_peak(model, by_name(name), places, shape, tmp_path)
+        assert peak - late <= plan <= 1.15 * peak
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -128,6 +143,17 @@ def test_the_plan_holds_the_peak_of_every_kind_of_experts(family, width, tmp_pat
     model, shape = wide(family, intermediate_size=width["intermediate_size"]), ([60, 40, 60, 9], 2, 3)
     for share in (0.0, 0.5) if family in ("mixtral", "gpt_oss", "qwen2_moe") else (0.0,):
         plan, peak, late = planned_and_peak(model, by_name("cgopipe"), {"experts_on_device": share}, shape, tmp_path)
+        assert peak - late <= plan <= 1.15 * peak
+
+
+@pytest.mark.parametrize("new", [3, 40])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_plan_holds_a_cache_in_two_places_whatever_the_model_does_with_it(family, new, tmp_path):
+    """Latent attention expands it and jetmoe repeats it, for which both need it in one piece."""
+    model, places = wide(family), {"attention": "gpu", "kv_on_device": 0.5}
+    for schedule in ("cgopipe", "flexgen"):
+        shape = ([20, 14, 20, 20, 9, 20, 20], 4, new)
+        plan, peak, late = planned_and_peak(model, by_name(schedule), places, shape, tmp_path)
         assert peak - late <= plan <= 1.15 * peak
 
 
@@ -176,7 +202,7 @@ def stream():
         torch.manual_seed(0)
         modules = [nn.Bilinear(5, 7, 3, bias=False) for _ in range(3)]
         layers = [
-            StreamedLayer.of([OwnedParameter(module, "weight", module.weight)]) if i != 1 else None
+            StreamedLayer.of([HostPiece.of(OwnedParameter(module, "weight", module.weight))]) if i != 1 else None
             for i, module in enumerate(modules)
         ]
         host = HostWeights(device, Ledger("host memory", None), layers, lambda num_bytes: 0)
@@ -198,6 +224,30 @@ def test_pages_together_are_the_layer(stream, num_pages):
     assert modules[2].weight.data_ptr() != original.data_ptr()
     assert torch.equal(modules[2].weight, original)
     assert original.nbytes <= moved < original.nbytes + 64
+
+
+def test_pages_of_unequal_layers_share_no_bytes_of_staging():
+    """A page is staged while others of the layer before it, which is larger or smaller, have not left."""
+    with EmulatedDevice(None, None, 1 << 24) as device, device.open_lane(LaneKind.H2D) as lane:
+        modules = [nn.Bilinear(16, 16, outputs, bias=False) for outputs in (9, 4, 7)]
+        pieces = [HostPiece.of(OwnedParameter(module, "weight", module.weight)) for module in modules]
+        host = HostWeights(device, Ledger("host memory", None), [StreamedLayer.of([p]) for p in pieces], lambda _: 0)
+        layout = SlotLayout(PipelineShape(3, 2, 4, Place.CPU, (True,) * 3))
+        device.reserve_pinned({STAGING: WeightStream.planned_staging_bytes(host, layout)})
+        host.take()
+        weights = WeightStream(device, host, layout)
+        weights.begin_batch(layout)
+        original = [module.weight.detach().clone() for module in modules]
+        for page in range(4):
+            weights.pin(of_run(0, page))
+        for layer in range(3):
+            for page in range(4):
+                weights.load(lane, of_run(layer, page))
+                if layer < 2:
+                    weights.pin(of_run(layer + 1, page))
+            weights.bind(of_run(layer))
+            assert torch.equal(modules[layer].weight, original[layer])
+        weights.close()
 
 
 def test_a_page_that_is_missing_or_old_is_noticed(stream):

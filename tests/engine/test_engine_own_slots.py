@@ -12,7 +12,7 @@ from sim.schedule import by_name
 NEW = 8
 
 
-@pytest.mark.parametrize("policy", [{}, {"kv_on_device": 1.0}, {"pin_weights": True}], ids=str)
+@pytest.mark.parametrize("policy", [{}, {"kv_on_device": 0.5}, {"kv_on_device": 1.0}, {"pin_weights": True}], ids=str)
 @pytest.mark.parametrize("size", [2, 7])
 @pytest.mark.parametrize("layers", [2, 3, 5])
 def test_tokens_are_those_of_plain_generate(installed, layers, size, policy):  # noqa: F811

@@ -1,5 +1,6 @@
 """The engine's tokens equal plain generate()'s, whatever the family, the schedule and the shape of the batch."""
 
+import itertools
 import random
 import time
 
@@ -107,6 +108,17 @@ def test_cgopipe_with_attention_on_the_gpu(family, kv_on_device):
     model = make(family)
     policy = Policy(len(PROMPTS), 2, attention="gpu", kv_on_device=kv_on_device)
     assert engine.run(model, PROMPTS, policy=policy, max_new_tokens=NEW).sequences == reference(model, PROMPTS, 2, NEW)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_share_of_the_cache_on_the_device(family):
+    """Of four requests one, two or three stay; of the last three none, one or two."""
+    model = make(family)
+    expected = reference(model, PROMPTS, 4, NEW)
+    for schedule, share in itertools.product(("cgopipe", "flexgen"), (0.25, 0.5, 0.75)):
+        policy = Policy(len(PROMPTS), 4, attention="gpu", kv_on_device=share)
+        result = engine.run(model, PROMPTS, schedule, policy, max_new_tokens=NEW)
+        assert result.sequences == expected, (schedule, share)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 4])

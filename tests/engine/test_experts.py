@@ -5,14 +5,20 @@ import contextlib
 import pytest
 import torch
 from engine_models import FAMILIES, PROMPTS, make, reference
-from torch import nn
 from transformers import PreTrainedModel
 
 import engine
 from engine.device import EmulatedDevice
 from engine.generation.session import open_session
-from engine.model import Anatomy, experts as of_experts, host_waits, kept_experts, split_experts, with_experts
-from engine.model.coroutine import GenerateCoroutine
+from engine.model import (
+    Anatomy,
+    ExpertPart,
+    PlacedExperts,
+    expert_rows,
+    experts as of_experts,
+    host_waits,
+    kept_experts,
+)
 from engine.tasks import GenerationOptions, RunContext
 from sim.problem import Policy
 from sim.schedule import by_name
@@ -75,7 +81,7 @@ def asked(monkeypatch):
     def refused(*_, **__):
         raise AssertionError("the host waits for the device")
 
-    monkeypatch.setattr(of_experts, "rows_are_known", lambda hidden: False)
+    monkeypatch.setattr(of_experts, "rows_are_known", lambda hidden, in_prefill: False)
     monkeypatch.setattr(torch.Tensor, "nonzero", refused)
 
 
@@ -87,28 +93,32 @@ def parts_of(family, num_resident):
     module, count = experts[0].owner, anatomy.num_experts
     tensors = {one.name: one.tensor.detach() for one in experts}
     resident, streamed = (
-        {name: nn.Parameter(tensor[part], requires_grad=False) for name, tensor in tensors.items()}
-        for part in (slice(num_resident), slice(num_resident, None))
+        ExpertPart.of({name: tensor[list(numbers)] for name, tensor in tensors.items()}, expert_rows(numbers, count))
+        for numbers in (range(num_resident), range(num_resident, count))
     )
     generator = torch.Generator().manual_seed(3)
     weights, index = torch.rand(TOKENS, count, generator=generator).topk(2)
-    return module, count, resident, streamed, (torch.randn(TOKENS, 32, generator=generator), index, weights)
+    return (
+        module,
+        PlacedExperts(module, count, resident, (streamed,)),
+        (torch.randn(TOKENS, 32, generator=generator), index, weights),
+    )
 
 
 @pytest.mark.parametrize("num_resident", [1, 2, 3])
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "qwen3_moe"])
 def test_parts_add_up_to_the_whole_without_asking_the_device(family, num_resident, asked):
-    module, count, resident, streamed, call = parts_of(family, num_resident)
+    module, placed, call = parts_of(family, num_resident)
     with torch.inference_mode():
         whole = module(*call)
-        with with_experts(module, streamed, count), split_experts(module, resident):
+        with placed.in_place():
             torch.testing.assert_close(module(*call), whole, rtol=1e-5, atol=1e-5)
     assert not module._is_expert_parallel
 
 
 def test_no_part_computes_the_tokens_of_the_other(asked, monkeypatch):
     """With one resident expert the library's count of its tokens would hold those of all."""
-    module, count, resident, streamed, call = parts_of("mixtral", 1)
+    module, placed, call = parts_of("mixtral", 1)
     computed, product = [], torch.nn.functional.grouped_mm
 
     def counted(tokens, weight, *, offs):
@@ -116,7 +126,7 @@ def test_no_part_computes_the_tokens_of_the_other(asked, monkeypatch):
         return product(tokens, weight, offs=offs)
 
     monkeypatch.setattr(torch.nn.functional, "grouped_mm", counted)
-    with torch.inference_mode(), with_experts(module, streamed, count), split_experts(module, resident):
+    with torch.inference_mode(), placed.in_place():
         module(*call)
     own = int((call[1] == 0).sum())
     assert computed == [own, own, 2 * TOKENS - own, 2 * TOKENS - own]
@@ -130,12 +140,10 @@ def test_tokens_are_those_of_plain_generation(family, share, asked):
     assert result.sequences == reference(model, PROMPTS, 3, NEW)
 
 
-@pytest.mark.parametrize(("step", "known"), [(None, False), (0, True), (1, False)])
-def test_the_device_is_asked_for_prompts_only(step, known, monkeypatch):
-    micro_batch = None if step is None else GenerateCoroutine(0, (), lambda: None, step=step)
-    monkeypatch.setattr(of_experts, "current", lambda: micro_batch)
-    assert of_experts.rows_are_known(torch.empty(1, device="meta")) is known
-    assert of_experts.rows_are_known(torch.empty(1))
+@pytest.mark.parametrize("in_prefill", [True, False])
+def test_the_device_is_asked_for_prompts_only(in_prefill):
+    assert of_experts.rows_are_known(torch.empty(1, device="meta"), in_prefill=in_prefill) is in_prefill
+    assert of_experts.rows_are_known(torch.empty(1), in_prefill=in_prefill)
 
 
 @pytest.mark.parametrize(

@@ -44,17 +44,27 @@ class Watch:
         self._thread.join()
 
 
-def main(folder: str, share: float) -> None:
+def main(folder: str, share: float, weight_bits: float | None) -> None:
     with EmulatedDevice(None, None, 1 << 30) as device:
         engine.run(make("mixtral"), PROMPTS, max_new_tokens=3, device=device)  # what any run loads and compiles
         before = anonymous_bytes()
         model = load_model(folder)
         with Watch() as watch:
-            policy = Policy(len(PROMPTS), 4, pin_weights=share)
-            result = engine.run(model, PROMPTS, policy=policy, max_new_tokens=3, device=device)
+            policy = Policy(len(PROMPTS), 4, pin_weights=share, weight_bits=weight_bits)
+            held: list[int] = []
+            result = engine.run(
+                model,
+                PROMPTS,
+                policy=policy,
+                max_new_tokens=3,
+                device=device,
+                on_batch=lambda batch: held.append(anonymous_bytes() - before),
+                keep_model=weight_bits is None,
+            )
         after = anonymous_bytes()
-    found = {"peak": watch.peak_bytes - before, "after": after - before, "accounts": result.stats.peak_bytes}
+    found = {"peak": watch.peak_bytes - before, "held": held[0], "after": after - before}
+    found["accounts"] = result.stats.peak_bytes
     sys.stdout.write(json.dumps(found) + "\n")
 
 
-main(sys.argv[1], float(sys.argv[2]))
+main(sys.argv[1], float(sys.argv[2]), float(sys.argv[3]) if len(sys.argv) > 3 else None)

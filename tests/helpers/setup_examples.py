@@ -4,11 +4,14 @@ from hypothesis import settings, strategies as st
 from sim_examples import few_layers, round_machine
 
 from sim.cost import Setup
-from sim.problem import Policy, Problem, Workload
-from sim.schedule import by_name, registered
+from sim.problem import Policy, Problem, Routing, Workload
+from sim.schedule import ExpertPlace, Place, by_name, registered
 
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=60)
 ALL = sorted(registered())
+
+SHARES = [(0, 0, 0), (2, 3, 2), (1, 7, 0), (2.5, 5.5, 0), (0, 3, 5), (3, 0, 2), (8, 0, 0)]
+"""Eighths of a layer's experts on the device, on the host, and fetched; the rest is where the system has others."""
 
 RATES = (  # of everything that can bind a lane or a pool
     "pin",
@@ -37,6 +40,25 @@ def machines(draw, rates=RATES):
 
 
 @st.composite
+def split_policies(draw, system, num_micro_batches):
+    """Fields of a policy that puts experts wherever the system can have them."""
+    chosen = {"prefill_experts": draw(st.sampled_from(system.prefill_experts))}
+    if num_micro_batches > 1:
+        chosen["groups"] = draw(st.sampled_from([None, 1, 2]))
+    if system.whole_layers:
+        return chosen
+    device, host, fetched = (share / 8 for share in draw(st.sampled_from(SHARES)))
+    chosen |= {"experts_on_device": device, "deal_experts": draw(st.booleans())}
+    if system.experts & ExpertPlace.HOST:
+        chosen["experts_on_host"] = host
+    if system.experts & ExpertPlace.FETCHED:
+        chosen["experts_fetched"] = fetched
+    if Place.GPU in system.attention and system.attention[0] is Place.CPU and draw(st.booleans()):
+        chosen |= {"attention": "gpu", "kv_on_device": draw(st.sampled_from([0.0, 0.5, 1.0]))}
+    return chosen
+
+
+@st.composite
 def any_setup(draw, gen_lens, schedules=tuple(ALL)):
     """A small problem whose lanes and pools bind in any combination."""
     machine = draw(machines())
@@ -52,6 +74,8 @@ def any_setup(draw, gen_lens, schedules=tuple(ALL)):
     if schedule.name == "flexgen":
         policy["kv_on_device"] = draw(st.sampled_from([0.0, 0.5, 1.0]))
     count = 1 if schedule.system.one_batch else draw(st.integers(1, 5))
+    if schedule.system.splits_experts:
+        policy |= draw(split_policies(schedule.system, count))
     model = few_layers("mixtral-8x7b", draw(st.integers(1, 5)), draw(st.sampled_from([None, 50])))
-    problem = Problem(model, machine, workload)
+    problem = Problem(model, machine, workload, Routing.parse(draw(st.sampled_from(["uniform", "zipf:1"]))))
     return Setup(problem, schedule, Policy.usual(schedule, size * count, size, **policy))

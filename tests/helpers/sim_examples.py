@@ -18,6 +18,10 @@ ON_LANE = {
     Op.LOAD_WEIGHTS_PAGEABLE: LaneKind.H2D,
     Op.PIN_WEIGHTS: LaneKind.PIN,
     Op.ALL_REDUCE: LaneKind.NET,
+    Op.OFFLOAD_TOKENS: LaneKind.D2H,
+    Op.HOST_EXPERTS: LaneKind.CPU,
+    Op.LOAD_OUTPUT: LaneKind.H2D,
+    Op.FETCH_EXPERTS: LaneKind.H2D,
 }
 
 
@@ -83,6 +87,12 @@ def round_machine(num_devices=1, **changes):
 def with_hand_over(machine, microseconds):
     """The machine, whose lanes notice an end on another lane so much later."""
     return replace(machine, hand_over_s=Quantity(microseconds, "us"))
+
+
+def with_unpacking(machine, gigabytes_per_s):
+    """The machine, whose device unpacks narrow experts at this rate before it computes with them."""
+    rate = Quantity(gigabytes_per_s, "GB/s")
+    return replace(machine, device=replace(machine.device, unpack_bytes_per_s=rate))
 
 
 @cache

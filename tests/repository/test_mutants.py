@@ -185,7 +185,7 @@ class TestCatalogue:
     def test_every_part_of_the_prediction_is_there(self):
         files = {mutant.file for mutant in load()}
         parts = {
-            "problem": "batch policy model/layer",
+            "problem": "batch policy/policy policy/splits policy/placement model/layer",
             "cost": "durations memory",
             "hrm": "estimate",
             "simulation": "fair_sharing simulator recurrence sampling prediction",

@@ -14,7 +14,7 @@ ALLOWED = {"engine": 3, "sim": 2}
 
 OF_OTHERS = {
     *("_replace", "_asdict", "_forward_pre_hooks", "_attn_implementation", "_is_profiler_enabled"),
-    *("_is_expert_parallel", "_experts_implementation", "_optimize_model_for_decode"),
+    *("_is_expert_parallel", "_experts_implementation", "_optimize_model_for_decode", "_apply_gate"),
     *("_schema", "_ensure_stream_exists"),
     *(f"_handle_{what}" for what in ("kernel_launch", "event_record", "event_wait", "event_deletion")),
 }

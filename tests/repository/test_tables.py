@@ -29,6 +29,15 @@ from traces.files import read_trace
 from validation.published.fit import CASES, Fitted
 from validation.published.holdout import HeldOut
 from validation.published.kernels import predict_kernels
+from validation.published.latency import (
+    LATENCY,
+    FittedRates,
+    PredictedRate,
+    print_rate_fits,
+    print_rates,
+    read_latency_rows,
+)
+from validation.published.latency.fit import EXPONENTS, RATE_FITS
 from validation.published.predict import Predicted
 from validation.published.report import print_fits, print_kernels, print_report
 from validation.published.rows import THROUGHPUT, read_rows
@@ -93,6 +102,15 @@ def published():
     print_fits(fits, [HeldOut("fold 1", fits[0], found)])
 
 
+def rates():
+    """All published rates, with predictions of about the usual length, and a fit of all."""
+    rows = read_latency_rows(LATENCY)[0]
+    found = [PredictedRate(row, 123.4, "rtx4090-2x6454s", "cpu-experts", "CPU", "assumed") for row in rows[1:]]
+    print_rates([PredictedRate(rows[0], None, reason="no machine"), *found], own_file=False)
+    values = {case.machine: {one.name: one.start for one in case.parameters} for case in RATE_FITS}
+    print_rate_fits(FittedRates(values, {one.model: one.start for one in EXPONENTS}))
+
+
 SHOWN = {
     "compare": comparison,
     "compare on several devices": lambda: comparison("mixtral-8x22b", "gcp-2xt4", 8, None),
@@ -102,6 +120,7 @@ SHOWN = {
     "list of a machine": lambda: sim(["list", "gcp-t4"]),
     "replay": lambda: print_replay(replayed()),
     "published": published,
+    "published rates": rates,
     "trace summary": lambda: traces(["summary", RUN]),
     "trace critical-path": lambda: traces(["critical-path", RUN]),
     "trace diff": lambda: traces(["diff", RUN, SIMULATED]),

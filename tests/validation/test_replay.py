@@ -284,9 +284,9 @@ def test_a_generation_that_ended_early_has_no_later_steps(name):
 
 
 @cache
-def ran(name, **kwargs):
-    """A tiny run on the emulated device: seven prompts of different lengths in micro-batches of two."""
-    policy = Policy.usual(by_name(name), len(PROMPTS), 2)
+def ran(name, size=2, places=(), **kwargs):
+    """A tiny run on the emulated device: seven prompts of different lengths in micro-batches."""
+    policy = Policy.usual(by_name(name), len(PROMPTS), size, **dict(places))
     with EmulatedDevice(2e8, 2e8, 1 << 30) as device:
         return engine.run(make("mixtral"), PROMPTS, name, policy, max_new_tokens=NEW, device=device, **kwargs)
 
@@ -307,7 +307,19 @@ def test_a_real_run_replayed_loses_at_most_the_gaps_between_its_tasks(name):
 @every_schedule
 def test_the_cost_model_knows_the_bytes_of_every_copy_of_a_real_run(name):
     """Padding is copied and stored, as the rebuilt micro-batches say. A layer's pages end on multiples of 64 bytes."""
-    trace = ran(name).trace
+    check_bytes(ran(name).trace)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.75])
+@pytest.mark.parametrize("name", ["cgopipe", "flexgen"])
+def test_the_cost_model_knows_the_bytes_of_a_cache_in_two_places(name, share):
+    """Of four requests one, two or three keep theirs on the device; of the last three none, one or two."""
+    trace = ran(name, 4, (("attention", "gpu"), ("kv_on_device", share))).trace
+    assert any(span.op == "LoadKV" for span in trace.spans)
+    check_bytes(trace)
+
+
+def check_bytes(trace):
     predicted = {span.key: span for span in replay_trace(trace, round_machine()).predicted.spans}
     copies = [span for span in trace.spans if span.lane in ("H2D", "D2H", "PIN")]
     assert copies

@@ -1,10 +1,12 @@
 """Writes fitted values into machines' files, line by line, so that everything else in them stays as it is."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import sim
 from sim.problem import Quantity
+from traces.cli import writing
 from traces.errors import InputError
 from validation.published.fit import Fitted
 
@@ -19,16 +21,20 @@ def write_presets(fits: list[Fitted], folder: Path = PRESETS) -> list[Path]:
     written: dict[Path, None] = {}
     for one in fits:
         for parameter in one.case.parameters:
-            path = folder / f"{one.case.several if parameter.several_devices else one.case.machine}.toml"
-            try:
-                text = path.read_text(encoding="utf-8")
-                for number in parameter.paths:
-                    text = _with_number(text, number, one.values[parameter.name], one.source, path)
-                path.write_text(text, encoding="utf-8")
-            except OSError as error:
-                raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-            written[path] = None
+            machine = one.case.several if parameter.several_devices else one.case.machine
+            numbers = dict.fromkeys(parameter.paths, one.values[parameter.name])
+            written[set_numbers(machine, numbers, one.source, folder)] = None
     return list(written)
+
+
+def set_numbers(machine: str, numbers: Mapping[str, float], source: str, folder: Path = PRESETS) -> Path:
+    """Set numbers of a preset in its file, in SI units. Raises InputError where the file lacks the line of one."""
+    path = folder / f"{machine}.toml"
+    text = path.read_text(encoding="utf-8")
+    for number, value in numbers.items():
+        text = _with_number(text, number, value, source, path)
+    writing(path, lambda: path.write_text(text, encoding="utf-8"))
+    return path
 
 
 def _with_number(text: str, number: str, si_value: float, source: str, path: Path) -> str:

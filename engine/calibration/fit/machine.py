@@ -17,11 +17,11 @@ ROOM = 4.0
 PINNED_SHARE = 0.5
 MORE_STARVES = "half of the host's memory: more page-locked memory starves the system"
 NO_COST = "no cost of its own was found"
-NOT_MEASURED = "not measured: only attention runs on the host, bound by memory"
+NOT_MEASURED = "not measured: only decode attention and routed experts run on the host"
 GUESSED = "no task showed it: a guess"
 NO_RUN = "no run showed tasks both alone and beside others"
 
-FITTED = ("gemm", "experts", "attention", "head", "decode_attention")
+FITTED = ("gemm", "experts", "attention", "head", "decode_attention", "route", "experts_apart")
 """The classes of work on the device."""
 
 
@@ -40,10 +40,17 @@ def _cpu_name() -> str:
     return next(named, platform.machine())
 
 
-def unfitted(name: str, device: Device, probes: Probes, split_cost: Measured | None = None) -> Hardware:
+def unfitted(
+    name: str,
+    device: Device,
+    probes: Probes,
+    split_cost: Measured | None = None,
+    unpack_rate: Measured | None = None,
+) -> Hardware:
     """The machine as the probes see it, with every class of work at the start of its fit.
 
     `split_cost` is what experts take longer in two parts: the fixed time of their class, which is not fitted then.
+    `unpack_rate` is how fast they are unpacked, which is fitted to nothing either.
     """
     link, unshown = probes.link, Emulation(*(_assumed(share, "1", NO_RUN) for share in (0.2, 1.0)))
     peak = Quantity(max(link.h2d.high, link.d2h.high) / 1e9, "GB/s", Basis.MEASURED, "the faster direction of the link")
@@ -53,7 +60,7 @@ def unfitted(name: str, device: Device, probes: Probes, split_cost: Measured | N
         num_devices=1,
         pinned_bytes=_assumed(PINNED_SHARE * host_memory_bytes(), "B", MORE_STARVES),
         pin_bytes_per_s=probes.host_copy.quantity("GB/s", 1e9),
-        device=_device(_roomy(probes.device_peak.quantity("GFLOPS", 1e9)), split_cost),
+        device=_device(_roomy(probes.device_peak.quantity("GFLOPS", 1e9)), split_cost, unpack_rate),
         device_memory=Memory(
             Quantity(float(device.memory_bytes), "B", Basis.MEASURED, "memory that the device was given"),
             _roomy(probes.device_read.quantity("GB/s", 1e9)),
@@ -89,9 +96,12 @@ def _roomy(measured: Quantity) -> Quantity:
     return measured.replaced(measured * ROOM, measured.source, Basis.MEASURED)
 
 
-def _device(peak: Quantity, split_cost: Measured | None) -> Processor:
+def _device(peak: Quantity, split_cost: Measured | None, unpack_rate: Measured | None) -> Processor:
     share, latency, nothing = _assumed(0.1, "1", GUESSED), _assumed(100.0, "us", GUESSED), _assumed(0.0, "us", NO_COST)
-    made = Processor(peak, nothing, nothing, **dict.fromkeys(FITTED, Efficiency(share, share, latency, share)))
+    every = Efficiency(share, share, latency, share)
+    made = Processor(peak, nothing, nothing, every, every, every, head=every, decode_attention=every)
+    if unpack_rate is not None:
+        made = replace(made, unpack_bytes_per_s=unpack_rate.quantity("GB/s", 1e9))
     if split_cost is None:
         return made
     found = split_cost.quantity("us", 1e-6)
@@ -100,16 +110,17 @@ def _device(peak: Quantity, split_cost: Measured | None) -> Processor:
 
 
 def _host(peak: Quantity) -> Processor:
-    """Only attention runs on the host: its memory share is fitted, the rest is there because files need it."""
+    """Decode attention and routed experts run on the host: they are fitted, the rest is there because files need it."""
     whole, nothing = _assumed(1.0, "1", NOT_MEASURED), _assumed(0.0, "us", NO_COST)
     every = Efficiency(whole, whole)
-    return Processor(peak, nothing, nothing, every, every, every, decode_attention=every)
+    experts = Efficiency(whole, whole, nothing)
+    return Processor(peak, nothing, nothing, every, experts, every, decode_attention=every)
 
 
 def settled(hardware: Hardware) -> Hardware:
     """The machine after its fit: the device's peaks come down to what was measured or, if that is more, reached."""
     for share, peak in (("compute", "device.peak"), ("memory", "device_memory.bandwidth")):
-        paths = [f"device.{name}.{share}" for name in FITTED]
+        paths = [f"device.{name}.{share}" for name in FITTED if getattr(hardware.device, name)]
         most = max(1 / ROOM, *(hardware.value(path) for path in paths))
         for path in paths:
             old = hardware.value(path)

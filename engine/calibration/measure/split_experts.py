@@ -4,12 +4,11 @@ import contextlib
 from collections.abc import Callable
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from engine.calibration.measure.measured import Measured, lane_seconds
 from engine.device import Device
-from engine.model import Anatomy, can_split, lean_gates, split_experts, with_experts
+from engine.model import Anatomy, ExpertPart, PlacedExperts, can_split, expert_rows, lean_gates, with_experts
 from sim.problem import Layer, Model
 from sim.schedule import LaneKind
 
@@ -39,15 +38,21 @@ def split_cost(model: PreTrainedModel, described: Model, device: Device, repeats
         stack.enter_context(lean_gates([module]))
         lane = stack.enter_context(device.open_lane(LaneKind.GPU))
         halves = (slice(count // 2), slice(count // 2, None))
-        resident, streamed = (_parameters({name: t[half] for name, t in placed.items()}) for half in halves)
-        whole = _parameters(placed)
+        resident, streamed = (
+            ExpertPart.of(
+                {name: t[half] for name, t in placed.items()},
+                expert_rows(range(*half.indices(count)), count).to(device.torch_device),
+            )
+            for half in halves
+        )
+        whole = ExpertPart.of(placed, expert_rows(range(count), count)).parameters
 
         def whole_s() -> float:
             with with_experts(module, whole, count):
                 return lane_seconds(lane, lambda: module(*call))
 
         def split_s() -> float:
-            with with_experts(module, streamed, count), split_experts(module, resident):
+            with PlacedExperts(module, count, resident, (streamed,)).in_place():
                 return lane_seconds(lane, lambda: module(*call))
 
         extra_s = differences(whole_s, split_s, 1 + PAIRS * repeats)[1:]
@@ -61,10 +66,6 @@ def differences(usual: Callable[[], float], other: Callable[[], float], count: i
         first, second = (usual(), other()) if i % 2 == 0 else (other(), usual())
         found.append(second - first if i % 2 == 0 else first - second)
     return found
-
-
-def _parameters(tensors: dict[str, torch.Tensor]) -> dict[str, nn.Parameter]:
-    return {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()}
 
 
 def _call(layer: Layer, dtype: torch.dtype, device: Device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

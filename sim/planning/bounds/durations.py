@@ -7,10 +7,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from sim.cost import CPU_CORES, DRAM, GROWS_WITH_CONTEXT, CostModel, Demands, Setup, Sizes
+from sim.cost import CPU_CORES, DRAM, GROWS_WITH_CONTEXT, CostModel, Demands, Setup, Sizes, fetches_modules
 from sim.planning.policies import Candidates, Floats, Ints, locked_bytes, streamed_bytes
-from sim.problem import MicroBatch, Model, Policy, Problem
-from sim.schedule import CPU, GPU, LANE_OF, NET, WHOLE, Op, Place, Task
+from sim.problem import MicroBatch, Model, Problem
+from sim.schedule import CPU, GPU, H2D, LANE_OF, NET, NONE, WHOLE, Op, Place, Task
 from sim.simulation import fair_rates
 
 SEGMENTS = 4
@@ -95,12 +95,13 @@ class Times:
     def _piece(self, op: Op) -> tuple[Floats, Floats]:
         """(seconds a piece, seconds a byte) of each layer kind, from two sizes. [layer kind]."""
         base = self.space.batch_setups[0]
-        few = [replace(base, policy=_with_experts(self.space, experts)) for experts in _two_values(self.space)]
+        values = _two_values(self.space)
+        few = [_with_experts(base, experts) for experts in values]
         kinds = self.model.distinct_layers
         one_each = replace(self.model, layers=kinds)
         costs = [_costs(one, one_each, one.batch.micro_batches) for one in few]
         seconds = [[_seconds(*of, op, 1, kind, 0) for kind in range(len(kinds))] for of in zip(few, costs, strict=True)]
-        sizes = [streamed_bytes(one) for one in few]
+        sizes = [_bytes_over_link(one) for one in few]
         (slow, quick), (large, small) = np.array(seconds), np.array(sizes, dtype=float)
         two = large > small
         size, took = np.where(two, (large - small, slow - quick), (large, slow))
@@ -217,15 +218,25 @@ def _stands_for(problem: Problem, first: int, last: int) -> int:
 
 
 def _streamed(space: Candidates) -> Ints:
-    """Bytes of each layer kind that come over the link. [row, layer kind]."""
-    values, where = np.unique(space.experts, return_inverse=True)
-    base = space.batch_setups[0]
-    table = [streamed_bytes(replace(base, policy=_with_experts(space, value))) for value in values.tolist()]
-    return np.array(table, dtype=np.int64)[where]
+    """Bytes of each layer kind that come over the link, each time the layer runs. [row, layer kind]."""
+    batches = space.batch if fetches_modules(space.schedule, space.problem.hardware) else np.zeros_like(space.batch)
+    pairs, where = np.unique(np.stack([batches, space.experts], axis=1), axis=0, return_inverse=True)
+    table = [_bytes_over_link(_with_experts(space.batch_setups[at], experts)) for at, experts in pairs.tolist()]
+    return np.array(table, dtype=np.int64)[where.ravel()]
 
 
-def _with_experts(space: Candidates, experts: int) -> Policy:
-    return replace(space.batch_setups[0].policy, experts_on_device=experts / space.problem.model.num_experts)
+def _bytes_over_link(setup: Setup) -> list[int]:
+    """Of each layer kind. Where modules come alone, those that a decode step needs: prefill needs no fewer."""
+    if not fetches_modules(setup.schedule, setup.problem.hardware):
+        return streamed_bytes(setup)
+    kinds = setup.problem.model.distinct_layers
+    costs = _costs(setup, replace(setup.problem.model, layers=kinds), setup.batch.micro_batches)
+    return [costs(Task(0, Op.LOAD_WEIGHTS_PAGEABLE, H2D, 1, kind, NONE, WHOLE)).bytes for kind in range(len(kinds))]
+
+
+def _with_experts(setup: Setup, experts: int) -> Setup:
+    share = experts / setup.problem.model.num_experts
+    return replace(setup, policy=replace(setup.policy, experts_on_device=share))
 
 
 def _two_values(space: Candidates) -> list[int]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sim.problem.model.delta_net import delta_net, is_linear
 from sim.problem.model.families import FAMILIES, REFUSED_FIELDS, REFUSED_TYPES, Family
 from sim.problem.model.fields import Fields
 from sim.problem.model.layer import Attention, FeedForward, Latent, Layer
@@ -130,6 +131,8 @@ def _norm_params(fields: Fields, family: Family) -> int:
 
 
 def _attention(fields: Fields, family: Family, index: int) -> Attention:
+    if "linear_num_value_heads" in fields and is_linear(fields, index):
+        return delta_net(fields)
     hidden, heads = fields.count("hidden_size"), fields.count("num_attention_heads")
     latent = None
     if "kv_lora_rank" in fields:

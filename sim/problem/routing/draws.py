@@ -62,17 +62,25 @@ def _drawn_uses(
     layers_of_each = np.bincount(np.arange(num_layers) % num_draws, minlength=num_draws)
     uses = _with_mean(uses[..., neighbours_differ], np.array(means).T[..., None], most[..., None], layers_of_each)
     layers = uses.transpose(2, 1, 0).tolist()
-    return tuple(tuple(Use(*use) for use in layer) for layer in layers)
+    return tuple(tuple(map(Use._make, layer)) for layer in layers)
 
 
 def _with_mean(values: Floats, wanted: Floats, most: Floats, weights: Counts) -> Floats:
     """The values, moved in proportion towards 0 or towards the most they can be until their mean is as wanted."""
-    values = np.minimum(values, most)
+    values, wanted = np.clip(values, 0, most), np.minimum(wanted, most)  # rounding may have taken it above
     mean = np.average(values, axis=-1, weights=weights)[..., None]
     with np.errstate(invalid="ignore", divide="ignore"):
         down = values * (wanted / mean)
         up = most - (most - values) * ((most - wanted) / (most - mean))
     return np.where(mean == wanted, values, np.where(mean > wanted, down, up))
+
+
+def _with_spread(values: Floats, wanted: Floats) -> Floats:
+    """The values, nearer to their mean or further from it until their standard deviation is as wanted."""
+    mean, spread = values.mean(axis=-1, keepdims=True), values.std(axis=-1, keepdims=True)
+    ratio: Floats = np.divide(wanted, spread, where=spread > 0, out=np.ones_like(spread))
+    spread_out: Floats = mean + (values - mean) * ratio
+    return spread_out
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,15 +96,23 @@ class Pool:
         """[number of a Use, slice, draw]: the draws in the middle of equal parts of the pool, sorted by the last slice.
 
         By the experts touched there, then by its pairs; where these are the same, by the slice before, and so on.
+        They are spread as the pool is, so they need not be whole.
         """
         cuts = list(cuts)
         touched = np.diff(self.touched[cuts].astype(np.int64), axis=0)
         pairs = np.diff(self.pairs[cuts].astype(np.int64), axis=0)
-        last_first = [touched[-1], pairs[-1], *touched[-2::-1]]
-        order = np.lexsort(last_first[::-1])
+        order = _order_by(touched[-1], pairs[-1], *touched[-2::-1])
         middles = order[((np.arange(num_draws) + 0.5) * len(order) / num_draws).astype(int)]
-        touched, pairs = touched[:, middles], pairs[:, middles]
-        return np.array([touched, pairs, self.tokens_of_pairs[pairs]])
+        uses = np.array([touched, pairs, self.tokens_of_pairs[pairs]])
+        return _with_spread(uses[..., middles], uses.std(axis=-1, keepdims=True))
+
+
+def _order_by(*counts: Counts) -> NDArray[np.intp]:
+    """What sorts by the first counts, and where these are the same by the next: as one number, faster than lexsort."""
+    one = np.zeros_like(counts[0])
+    for each in counts:
+        one = one * (each.max() + 1) + each
+    return np.argsort(one, kind="stable")
 
 
 @lru_cache(maxsize=64)

@@ -6,11 +6,21 @@ from sim.schedule.shape import PipelineShape, Place, System
 
 
 class Accelerate(Schedule):
-    """Each layer's weights are copied, then the layer is computed; nothing overlaps."""
+    """Each layer's weights are copied, then the layer is computed; nothing overlaps.
+
+    A hook of each module copies what the module needs when it is called: an expert that no token uses is not.
+    """
 
     name = "accelerate"
     summary = "each layer's weights copied, then computed; nothing overlaps (Hugging Face Accelerate)"
-    system = System((Place.GPU,), streams_non_experts=True, kv_on_device=True, offloads_hidden=False, one_batch=True)
+    system = System(
+        (Place.GPU,),
+        streams_non_experts=True,
+        kv_on_device=True,
+        offloads_hidden=False,
+        one_batch=True,
+        fetches_modules=True,
+    )
 
     def prefill(self, shape: PipelineShape, more: bool) -> Issues:
         yield from self.decode(shape, 0, more)

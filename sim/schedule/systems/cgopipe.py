@@ -48,7 +48,9 @@ class CGOPipe(Schedule):
         yield from self.pin_pages(shape, *next_layer(shape, step, layer, more), j)
 
     def pages(self, shape: PipelineShape, j: int) -> Sequence[int]:
-        """The pages that go with micro-batch j."""
+        """The pages that go with micro-batch j; all with the first if PreAttn, which runs ahead, needs them too."""
+        if shape.streams_non_experts:
+            return range(shape.num_pages if j == 0 else 0)
         return shape.page_group(j)
 
     def pin_pages(self, shape: PipelineShape, step: int, layer: int, j: int) -> Issues:

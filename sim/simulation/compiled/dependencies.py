@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.schedule import WHOLE, Accesses, Lane, Op, SlotLayout, Task
+from sim.schedule import SUMMED, WHOLE, Accesses, Lane, Op, SlotLayout, Task
 from sim.simulation.compiled.jit import jitted
 
 Array = np.ndarray[Any, Any]
@@ -21,6 +21,7 @@ NUM_COLUMNS = 7
 OPS = tuple(Op)
 CODE_OF = {op: code for code, op in enumerate(OPS)}
 """An op as a number."""
+SUMMED_CODES = [CODE_OF[op] for op in SUMMED]
 
 
 def _asked(layout: SlotLayout, rows: Array, lanes: Sequence[Lane]) -> Iterator[tuple[Array, Accesses]]:
@@ -126,8 +127,8 @@ def rows_over_ranks(
     rows: Array, start: Array, deps: Array, gpu: int, net: int, ranks: int
 ) -> tuple[Array, Array, Array]:
     """The same on several devices: `sim.schedule.ranks` over arrays. Lane l of rank r is l · ranks + r."""
-    splits = rows[:, OP] == CODE_OF[Op.POST_ATTN]
-    first = np.concatenate([[0], np.cumsum(np.where(splits, 2 * ranks + 2, ranks))])
+    splits, summed = rows[:, OP] == CODE_OF[Op.POST_ATTN], np.isin(rows[:, OP], SUMMED_CODES)
+    first = np.concatenate([[0], np.cumsum(np.where(splits, 2 * ranks + 2, ranks + summed))])
     of = np.repeat(np.arange(len(rows)), np.diff(first))
     part = np.arange(len(of)) - first[of]
     out = rows[of]
@@ -138,27 +139,33 @@ def rows_over_ranks(
     for page, last in enumerate((ranks, 2 * ranks + 1)):
         sums = split & (part == last)
         out[sums, OP], out[sums, LANE], out[sums, PAGE] = CODE_OF[Op.ALL_REDUCE], net, page
-    pairs = np.concatenate(_ranked_pairs(rows, start, deps, first, splits, gpu, ranks))
+    for op, page in SUMMED.items():
+        sums = (rows[of, OP] == CODE_OF[op]) & (part == ranks)
+        out[sums, OP], out[sums, LANE], out[sums, PAGE] = CODE_OF[Op.ALL_REDUCE], net, page
+    pairs = np.concatenate(_ranked_pairs(rows, start, deps, first, (splits, summed), gpu, ranks))
     task, dep = np.divmod(np.unique(pairs[:, 0] * len(out) + pairs[:, 1]), len(out))
     return out, np.searchsorted(task, np.arange(len(out) + 1)), dep
 
 
 def _ranked_pairs(
-    rows: Array, start: Array, deps: Array, first: Array, splits: Array, gpu: int, ranks: int
+    rows: Array, start: Array, deps: Array, first: Array, kinds: tuple[Array, Array], gpu: int, ranks: int
 ) -> list[Array]:
-    """(task, dependency) on all ranks."""
-    summed = first[1:] - 1  # of a PostAttn: its second sum
+    """(task, dependency) on all ranks; `kinds` says which rows are split in two sums, and which have one."""
+    splits, summed = kinds
+    sums = splits | summed
+    last = first[1:] - 1  # of what is summed: its last sum
     task = np.repeat(np.arange(len(rows)), np.diff(start))
     compute = np.flatnonzero(rows[:, LANE] == gpu)
     before, after = compute[:-1], compute[1:]
-    before, after = before[splits[before]], after[splits[before]]
-    split = first[:-1][splits]
+    before, after = before[sums[before]], after[sums[before]]
+    split, one = first[:-1][splits], first[:-1][summed]
     pairs = []
     for rank in range(ranks):
         expert = split + ranks + 1 + rank
         pairs += [
-            (first[task] + rank, np.where(splits[deps], summed[deps], first[deps] + rank)),
-            (first[after] + rank, summed[before]),
+            (first[task] + rank, np.where(sums[deps], last[deps], first[deps] + rank)),
+            (first[after] + rank, last[before]),
+            (one + ranks, one + rank),
             (split + ranks, split + rank),
             (expert, split + ranks),
             (split + 2 * ranks + 1, expert),

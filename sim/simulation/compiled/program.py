@@ -21,6 +21,7 @@ from sim.simulation.compiled.dependencies import (
     NUM_COLUMNS,
     OP,
     STEP,
+    SUMMED_CODES,
     Array,
     dependencies,
     rows_over_ranks,
@@ -82,7 +83,9 @@ def _program(schedule: Schedule, shape: PipelineShape, num_ranks: int, last: int
     named = tuple(lanes)
     if num_ranks > 1:
         splits = [int((step[:, OP] == CODE_OF[Op.POST_ATTN]).sum()) for step in steps]
-        lengths = [num_ranks * (n + more) + 2 * more for n, more in zip(lengths, splits, strict=True)]
+        sums = [int(np.isin(step[:, OP], SUMMED_CODES).sum()) for step in steps]
+        counted = zip(lengths, splits, sums, strict=True)
+        lengths = [num_ranks * (n + more) + 2 * more + one for n, more, one in counted]
         named = (*(Lane(lane.kind, rank) for lane in lanes for rank in range(num_ranks)), NET)
         rows, start, deps = rows_over_ranks(rows, start, deps, 0, len(named) - 1, num_ranks)
     return _arranged(named, min(steady, final), last is None, rows, start, deps, lengths)

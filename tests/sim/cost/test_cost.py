@@ -9,11 +9,20 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings, strategies as st
 from mixtral_sizes import D1_BYTES, D2_BYTES, EXPERT_BYTES, EXPERTS_BYTES, KV_BYTES, QKV_WEIGHTS, ROUTER_WEIGHTS
-from sim_examples import cost_of, few_layers, made_setup, one_task, round_machine, with_hand_over
+from sim_examples import (
+    cost_of,
+    few_layers,
+    made_setup,
+    one_task,
+    preset,
+    round_machine,
+    with_hand_over,
+    with_unpacking,
+)
 
 from sim.cost import CPU_CORES, DRAM
 from sim.cost.pools import ALL_CORES, hbm, link
-from sim.problem import Batch, MicroBatch, Placement, Workload
+from sim.problem import Batch, Emulation, MicroBatch, Placement, Quantity, Workload
 from sim.schedule import WHOLE, Op
 
 US = 1e3  # nanoseconds
@@ -81,6 +90,10 @@ class TestCopies:
             whole = cost_of(one_task(op, step), schedule="flexgen")
             part = cost_of(one_task(op, step), schedule="flexgen", kv_on_device=0.75)
             assert part.bytes * 4 == whole.bytes
+
+    def test_of_eight_requests_with_half_their_cache_but_one_on_the_device_five_move(self):
+        for op, step, tokens in ((Op.LOAD_KV, 1, 500), (Op.STORE_KV, 0, 500), (Op.STORE_KV, 2, 5)):
+            assert cost_of(one_task(op, step), schedule="flexgen", kv_on_device=0.49).bytes == tokens * KV_BYTES
 
     def test_weights_move_at_the_rate_of_the_memory_they_come_from(self):
         pinned, pageable = (cost_of(one_task(op)) for op in (Op.LOAD_WEIGHTS, Op.LOAD_WEIGHTS_PAGEABLE))
@@ -327,3 +340,57 @@ class TestKernels:
         slow = cost_of(one_task(Op.ATTN, on_cpu=True), machine=slow_cores)
         assert slow.bound == "host compute"
         assert slow.duration_ns == pytest.approx(60 * US + 4 * 808 * 4096 / 0.5, abs=1)
+
+
+class TestUnpacking:
+    """Experts stored narrower than the model computes: 100 GB of wider ones a second, where the machine says so."""
+
+    ROUND = with_unpacking(round_machine(), 100)
+    EMULATED = replace(ROUND, emulation=Emulation(Quantity(0.5, "1"), Quantity(1.0, "1")))
+
+    def seconds(self, machine=ROUND, size=8, count=2, step=1, **policy):
+        """How much longer PostAttn takes, beyond what it takes at the model's own width."""
+        given = {"micro_batch_size": size, "num_micro_batches": count, "machine": machine}
+        narrow = cost_of(one_task(Op.POST_ATTN, step), weight_bits=4.5, **given, **policy)
+        return (narrow.duration_ns - cost_of(one_task(Op.POST_ATTN, step), **given, **policy).duration_ns) / 1e9
+
+    def test_micro_batches_share_all_experts(self):
+        for count in (2, 4):
+            assert self.seconds(count=count) == pytest.approx(8 / count * EXPERT_BYTES / 100e9, rel=1e-6)
+
+    def test_one_micro_batch_unpacks_those_of_its_tokens(self):
+        assert self.seconds(size=1, count=1) == pytest.approx(2 * EXPERT_BYTES / 100e9, rel=1e-6)
+        assert self.seconds(size=8, count=1) == pytest.approx(8 * EXPERT_BYTES / 100e9, rel=1e-6)
+
+    def test_prompts_and_an_emulated_device_use_what_is_touched(self):
+        used = 8 * (1 - (3 / 4) ** 3)
+        assert self.seconds(size=3, count=1, machine=self.EMULATED) == pytest.approx(used * EXPERT_BYTES / 100e9)
+        used = 8 * (1 - (3 / 4) ** 100)
+        assert self.seconds(size=1, count=1, step=0) == pytest.approx(used * EXPERT_BYTES / 100e9, rel=1e-6)
+
+    def test_a_few_at_a_time_are_so_many_places(self):
+        """Of 8 large experts one finds room, so there are seven more parts; all do where micro-batches share them."""
+        experts = replace(self.ROUND.device.experts, latency_s=Quantity(1, "ms"))
+        machine = replace(self.ROUND, device=replace(self.ROUND.device, experts=experts))
+        assert self.seconds(machine, size=8, count=1) == pytest.approx(8 * EXPERT_BYTES / 100e9 + 7e-3, rel=1e-6)
+        assert self.seconds(machine, size=8, count=2) == pytest.approx(4 * EXPERT_BYTES / 100e9, rel=1e-6)
+        split = self.seconds(machine, size=8, count=2, experts_on_device=0.5)
+        assert split == pytest.approx(4 * EXPERT_BYTES / 100e9 - 1e-3, rel=1e-6), "packed ones are computed together"
+
+    def test_bytes_are_read_packed_and_written_wide(self):
+        narrow, wide = (cost_of(one_task(Op.POST_ATTN), weight_bits=bits, machine=self.ROUND) for bits in (4.5, 16))
+        packed_bytes = EXPERT_BYTES * 4.5 / 16
+        assert narrow.bytes - wide.bytes == pytest.approx(4 * (EXPERT_BYTES + packed_bytes), abs=2)
+        assert carried(narrow, hbm(0)) == pytest.approx(narrow.bytes, rel=1e-6)
+
+    def test_nothing_where_nobody_knows_how_long_or_nothing_is_packed(self):
+        assert self.seconds(round_machine()) < 0, "fewer bytes are read"
+        own = cost_of(one_task(Op.POST_ATTN), machine=self.ROUND)
+        assert own == cost_of(one_task(Op.POST_ATTN), machine=round_machine())
+        assert own == cost_of(one_task(Op.POST_ATTN), machine=self.ROUND, weight_bits=16)
+
+    def test_copies_and_layers_without_experts_take_what_they_did(self):
+        model = preset("deepseek-v3")
+        narrow = {"model": model, "weight_bits": 4.5}
+        for task in (one_task(Op.POST_ATTN), one_task(Op.LOAD_WEIGHTS, layer=5), one_task(Op.PRE_ATTN)):
+            assert cost_of(task, machine=self.ROUND, **narrow) == cost_of(task, machine=round_machine(), **narrow)

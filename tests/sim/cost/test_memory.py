@@ -246,6 +246,21 @@ class TestParts:
         assert made.host["kv cache"] == (1 - share) * whole
         assert made.device["kv buffers"] == 2 * 36 * (418 + 545 * (1 - share)) * KV
 
+    def test_whole_requests_of_each_micro_batch_stay_on_the_device(self):
+        """14 micro-batches of 36 requests, of which 0.3 are 10.8."""
+        made = plan("flexgen", kv_on_device=0.3)
+        assert made.device["kv cache"] == 32 * 14 * 10 * 545 * KV
+        assert made.host["kv cache"] == 32 * 14 * 26 * 545 * KV
+        assert made.device["kv buffers"] == 2 * (36 * 418 + 26 * 545) * KV
+
+    @pytest.mark.parametrize(("share", "pieces"), [(0.0, 0), (0.5, 1), (0.01, 0)])
+    def test_latent_attention_needs_a_cache_in_two_places_in_one_piece(self, share, pieces):
+        changes = {"model": preset("deepseek-v2-lite"), "workload": Workload.fixed(100, 4)}
+        made = made_setup("flexgen", 8, 3, **changes, kv_on_device=share).memory
+        on_host = 8 - int(8 * share)
+        token_bytes = 2 * (512 + 64)
+        assert made.device["kv buffers"] == token_bytes * (2 * 8 * 100 + (2 * on_host + pieces * 8) * 103)
+
     def test_a_cache_that_is_all_on_the_device_needs_no_buffers(self):
         made = plan("flexgen", kv_on_device=1.0)
         assert made.device["kv cache"] == 32 * 504 * 545 * KV
@@ -270,6 +285,20 @@ class TestParts:
             assert half.tiers()[tier][part] * 2 == made.tiers()[tier][part]
         assert half.host["streamed weights"] * 2 == made.host["streamed weights"]
         assert half.device["activations"] == made.device["activations"]
+
+    @pytest.mark.parametrize(("count", "in_room"), [(14, 8), (2, 8), (1, 1)])
+    def test_narrow_experts_are_unpacked_beside_them(self, count, in_room):
+        """All of a layer where micro-batches share them, else a few: one so large. And one that is being unpacked."""
+        made, own = plan(count=count, weight_bits=4.5), plan(count=count)
+        assert made.device["unpacked experts"] == in_room * EXPERT + EXPERT * 4.5 / 16
+        assert "unpacked experts" not in own.device
+        assert "unpacked experts" not in plan(count=count, weight_bits=16).device
+        assert made.device["weight slots"] == own.device["weight slots"] * 4.5 / 16
+
+    def test_packed_experts_in_two_places_are_computed_in_one(self):
+        half = {"weight_bits": 4.5, "experts_on_device": 0.5}
+        assert plan(**half).device["activations"] == plan(weight_bits=4.5).device["activations"]
+        assert plan(experts_on_device=0.5).device["activations"] > plan().device["activations"]
 
     def test_a_sliding_window_keeps_no_more_than_itself(self):
         model, workload = few_layers("mixtral-8x7b", 4, window=64), Workload.fixed(100, 4)

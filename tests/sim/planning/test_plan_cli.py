@@ -133,7 +133,8 @@ class TestPolicyFile:
         path = tmp_path / "policy.json"
         run("--out", str(path))
         schedule, fields = read_policy_file(path)
-        given = argparse.Namespace(policy=path, plan_for=None, micro_batch_size=None, num_micro_batches=None)
+        sizes = {"micro_batch_size": None, "num_micro_batches": None}
+        given = argparse.Namespace(policy=path, plan_for=None, weight_bits=None, **sizes)
         read = given_policy(given, by_name(schedule))
         assert read == Policy.from_dict(fields, by_name(schedule))
         assert {"schema": 1, "schedule": schedule, **read.to_dict()} == json.loads(path.read_text())

@@ -15,6 +15,8 @@ from traces.errors import InputError
 
 GENERIC = ("t4", "l4", "a10", "a100-40gb", "a100-80gb", "l40s", "rtx3090", "rtx4090", "h100", "h200")
 PAPER = ("gcp-t4", "gcp-l4", "gcp-2xt4", "gcp-4xt4")
+XEONS = ("rtx4090-6454s", "rtx4090-2x6454s", "4xrtx4090-6454s")
+PUBLISHED = (*XEONS, "rtx3090-ddr5", "rtx3060-5600x", "a5000", "a5000-7453")
 GOOD = '{ value = 20, unit = "GB/s", basis = "measured", source = "my own run" }'
 
 
@@ -34,28 +36,28 @@ def written(folder: Path, text: str, name: str = "mine.toml") -> Path:
 
 class TestPresets:
     def test_all_promised_machines_are_there(self):
-        assert set(Hardware.presets()) == {*GENERIC, *PAPER}
+        assert set(Hardware.presets()) == {*GENERIC, *PAPER, *PUBLISHED}
 
-    @pytest.mark.parametrize("name", [*GENERIC, *PAPER])
+    @pytest.mark.parametrize("name", [*GENERIC, *PAPER, *PUBLISHED])
     def test_loads_under_its_own_name_and_describes_itself(self, name):
         machine = Hardware.load(name)
         assert machine.name == name
         assert machine.description
 
-    @pytest.mark.parametrize("name", [*GENERIC, *PAPER])
+    @pytest.mark.parametrize("name", [*GENERIC, *PAPER, *PUBLISHED])
     def test_every_number_has_a_basis_and_a_source(self, name):
         for path, quantity in Hardware.load(name).quantities():
             assert isinstance(quantity.basis, Basis), path
             assert len(quantity.source) > 5, path
 
-    @pytest.mark.parametrize("name", [*GENERIC, *PAPER])
+    @pytest.mark.parametrize("name", [*GENERIC, *PAPER, *PUBLISHED])
     def test_its_tables_build_the_same_machine_again(self, name):
         machine = Hardware.load(name)
         again = Hardware.from_dict(machine.to_dict())
         assert again == machine
         assert again.to_dict() == machine.to_dict()
 
-    @pytest.mark.parametrize("name", [*GENERIC, *PAPER])
+    @pytest.mark.parametrize("name", [*GENERIC, *PAPER, *PUBLISHED])
     def test_no_sustained_rate_exceeds_the_theory_it_stands_under(self, name):
         link = Hardware.load(name).link
         assert max(link.h2d_bytes_per_s, link.d2h_bytes_per_s) <= link.peak_bytes_per_s
@@ -64,7 +66,7 @@ class TestPresets:
         assert max(link.h2d_bytes_per_s, link.d2h_bytes_per_s) <= link.duplex_bytes_per_s
         assert link.duplex_bytes_per_s <= link.h2d_bytes_per_s + link.d2h_bytes_per_s
 
-    @pytest.mark.parametrize("name", [*GENERIC, *PAPER])
+    @pytest.mark.parametrize("name", [*GENERIC, *PAPER, *PUBLISHED])
     def test_peaks_come_from_datasheets(self, name):
         machine = Hardware.load(name)
         assert machine.device.peak_flops_per_s.basis is Basis.DATASHEET

@@ -46,6 +46,13 @@ TINY_MLA = {
     "qk_rope_head_dim": 8,
     "v_head_dim": 10,
 }
+TINY_LINEAR = {
+    "linear_num_key_heads": 3,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 10,
+    "linear_conv_kernel_dim": 4,
+}
 LOCAL = {**TINY_HEADS, "num_local_experts": 5, "num_experts_per_tok": 2}
 NUMBERED = {**TINY_HEADS, "num_experts": 5, "num_experts_per_tok": 2}
 
@@ -55,6 +62,8 @@ FAMILIES = [
     ("qwen2_moe", {**NUMBERED, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 56}),
     ("qwen3_moe", {**NUMBERED, "moe_intermediate_size": 24, "head_dim": 12, "mlp_only_layers": [1]}),
     ("qwen3_moe", {**NUMBERED, "moe_intermediate_size": 24, "decoder_sparse_step": 2, "attention_bias": True}),
+    ("qwen3_next", {**NUMBERED, **TINY_LINEAR, "moe_intermediate_size": 24, "head_dim": 12}),
+    ("qwen3_5_moe_text", {**NUMBERED, **TINY_LINEAR, "moe_intermediate_size": 24, "head_dim": 12}),
     ("olmoe", NUMBERED),
     ("flex_olmo", {**NUMBERED, "pad_token_id": None}),
     ("phimoe", LOCAL),
@@ -219,6 +228,24 @@ def test_windows_are_where_the_configuration_puts_them(fields, windows):
     assert [layer.attention.window for layer in read(**fields).layers] == windows
 
 
+@pytest.mark.parametrize(
+    "which",
+    [{"full_attention_interval": 2}, {"layer_types": ["linear_attention", "full_attention"] * 2}],
+)
+def test_the_cache_of_a_linear_layer_is_its_state_however_long_the_context(which):
+    linear, full = (layer.attention for layer in read(**TINY_LINEAR, **which).layers[:2])
+    state, convolution = 6 * 8 * 10 * 2, (2 * 3 * 8 + 6 * 10) * 3
+    held = linear.window * linear.cached_width
+    assert state + convolution <= held < state + convolution + linear.cached_width, "in numbers of 16 bits"
+    assert full.window is None
+    assert full.cached_width == 2 * 2 * 8
+
+
+def test_a_linear_layer_holds_what_qwen3_next_holds_of_a_request():
+    layer = Model.load("qwen3-next-80b-a3b").layers[0]
+    assert layer.attended(10**6) * layer.kv_bytes_per_token(16) == pytest.approx(32 * 128 * 128 * 4, rel=0.03)
+
+
 def test_a_value_may_be_a_list_with_an_entry_per_layer():
     model = read(num_local_experts=[5, 5, 6, 5], num_experts_per_tok=[1, 2, 2, 2], num_shared_expert=[0, 1, 1, 1])
     assert [(layer.num_experts, layer.top_k) for layer in model.layers] == [(5, 1), (5, 2), (6, 2), (5, 2)]
@@ -292,6 +319,10 @@ def test_native_widths_follow_dtype_and_quantisation(fields, bits):
         ({"model_type": 3}, "model_type: 3 is not a text"),
         ({"layer_types": ["sliding_attention"] * 4}, "sliding_window is missing"),
         ({"layer_types": ["linear_attention"] * 4}, "layer_types has 'linear_attention'"),
+        (
+            {**TINY_LINEAR, "linear_num_value_heads": 4, "layer_types": ["linear_attention"] * 4},
+            "linear_num_value_heads = 4 must be a multiple of linear_num_key_heads = 3",
+        ),
         ({"attn_layer_period": 8}, "model type mixtral is not modelled: it has Mamba layers"),
         ({"model_type": "longcat_flash"}, "model type longcat_flash is not modelled: it has two attentions a layer"),
         ({"is_encoder_decoder": True}, "is an encoder-decoder"),

@@ -45,6 +45,12 @@ class TestFields:
         assert message.startswith(f"{field}: {value!r}")
         assert "0 to 1" in message
 
+    @pytest.mark.parametrize(
+        ("share", "requests", "stay"), [(0.0, 8, 0), (0.5, 7, 3), (0.99, 8, 7), (0.3, 10, 3), (0.7, 1, 0), (1.0, 7, 7)]
+    )
+    def test_whole_requests_keep_their_cache_on_the_device(self, share, requests, stay):
+        assert Policy(8, 8, "gpu", kv_on_device=share).resident_requests(requests) == stay
+
     @pytest.mark.parametrize("value", [0, 0.99, 33, float("nan"), "16", True])
     @pytest.mark.parametrize("field", ["weight_bits", "kv_bits"])
     def test_widths_lie_between_1_and_32_bits(self, field, value):

@@ -58,7 +58,7 @@ def test_the_memory_plan_shows_its_buffers():
     assert same == {part: size for part, size in two.items() if part != "weight slots"}
 
 
-@pytest.mark.parametrize("policy", [{}, {"kv_on_device": 1.0}, {"pin_weights": True}], ids=str)
+@pytest.mark.parametrize("policy", [{}, {"kv_on_device": 0.5}, {"kv_on_device": 1.0}, {"pin_weights": True}], ids=str)
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_simpy_and_the_fast_path_say_the_same(policy, count):
     setup = made_setup("two-ahead", 8, count, **policy)

@@ -230,8 +230,13 @@ PINNED = PipelineShape(2, 2, 2, Place.CPU, (True, True), weights_pinned=True)
         (
             ON_GPU,
             (Op.ATTN, GPU, 1, 0, 1),
-            {("qkv", 1): (1, 0), ("kv on device", 1): (1, 0, 1)},
-            {("attention", 1): (1, 0), ("new kv", 1): (1, 0, 1)},
+            {("qkv", 1): (1, 0), ("kv on device", 1): (1, 0, 1), ("resident kv", 1): (0,)},
+            {
+                ("attention", 1): (1, 0),
+                ("new kv", 1): (1, 0, 1),
+                ("resident kv", 1): (1,),
+                ("joined kv", 0): (1, 0, 1),
+            },
         ),
         (
             ON_GPU,

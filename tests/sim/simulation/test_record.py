@@ -7,7 +7,7 @@ import pytest
 from sim_examples import few_layers, made_setup, round_machine, with_hand_over
 from trace_rules import assert_obeys_rules
 
-from sim.cost.memory import kv_bytes
+from sim.cost.memory import kv_bytes, kv_bytes_on_device
 from sim.problem import Placement, Workload
 from sim.schedule import LaneKind, Op, over_ranks, registered
 from sim.simulation import record
@@ -41,6 +41,7 @@ CASES = [
     ("cgopipe", {"attention": "gpu", "kv_on_device": 1.0}),
     ("cgopipe", {"experts_on_device": 1.0, "kv_bits": 8}),
     ("cgopipe", {"pages": 7}),
+    ("flexgen", {"kv_on_device": 0.3}),
     ("flexgen", {"kv_on_device": 0.5, "ranks": 2}),
     ("flexgen", {"kv_on_device": 0.5, "window": 64, "gen_len": 3}),
     *((name, {"gen_len": 1}) for name in ALL),
@@ -135,7 +136,7 @@ class TestMemory:
         """But for the tokens that later steps add to a cache there, and a second slot that Accelerate never fills."""
         setup, trace = recorded
         plan, policy = setup.memory, setup.policy
-        cache = kv_bytes(setup.problem.model, policy, setup.batch, num_steps(setup) - 1) * policy.kv_on_device
+        cache = kv_bytes_on_device(setup.problem.model, policy, setup.batch, num_steps(setup) - 1)
         later = plan.device.get("kv cache", 0) - cache / setup.num_ranks
         unused = plan.device.get("weight slots", 0) / 2 if setup.schedule.name == "accelerate" else 0
         for rank in range(setup.num_ranks):
@@ -145,8 +146,11 @@ class TestMemory:
 
     def test_in_the_end_the_host_holds_its_weights_and_the_cache_so_far(self, recorded):
         setup, trace = recorded
-        cache = kv_bytes(setup.problem.model, setup.policy, setup.batch, num_steps(setup) - 1)
-        on_host = cache - round(cache * setup.policy.kv_on_device)
+        whole, on_device = (
+            of(setup.problem.model, setup.policy, setup.batch, num_steps(setup) - 1)
+            for of in (kv_bytes, kv_bytes_on_device)
+        )
+        on_host = whole - on_device
         values = samples(trace, MEMORY)
         stays = ("streamed weights", "attention exchange", "kv buffers")
         in_host, pinned = (

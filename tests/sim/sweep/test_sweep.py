@@ -15,7 +15,7 @@ import pytest
 from sim.cli import main
 from sim.comparison import Asked, compare
 from sim.hrm import search_policies
-from sim.problem import Hardware, Model, Problem, Workload
+from sim.problem import Hardware, Model, Problem, Routing, Workload
 from sim.schedule import Place
 from sim.sweep.axes import parse_axes
 from sim.sweep.picture import draw_map
@@ -72,6 +72,7 @@ class TestPoints:
         assert only(["model=dbrx"]).model == Model.load("dbrx")
         assert only(["workload=helm-synthetic"], prompt_len=5).workload.name == "helm-synthetic"
         assert only(["gen_len=7"], prompt_len=5).workload.prompt_tokens == (5,)
+        assert only(["routing=zipf:1.1"]).routing == only(["gen_len=7"], routing="zipf:1.1").routing == Routing(1.1)
 
     def test_the_policy(self):
         (point,) = swept(["policy.attention=gpu", "policy.kv_on_device=1"]).points()
@@ -142,7 +143,8 @@ class TestPoints:
     def test_the_digest_tells_sweeps_apart_and_knows_the_same(self):
         ways = [["gen_len=4"], ["gen_len=5"], ["hardware.link.h2d=9"], ["hardware.link.h2d[GiB/s]=9"]]
         digests = [swept(way).digest for way in ways]
-        digests += [swept(["gen_len=4"], exact=True).digest, swept(["gen_len=4"], padded=False).digest]
+        digests += [swept(["gen_len=4"], **one).digest for one in ({"exact": True}, {"padded": False})]
+        digests += [swept(["gen_len=4"], routing="zipf:1").digest, swept(["routing=uniform,zipf:1"]).digest]
         assert len({*digests}) == len(digests)
         assert swept(["gen_len=4"]).digest == digests[0]
 
@@ -153,6 +155,7 @@ class TestPoints:
             (["model=mixtral-8x7"], "did you mean mixtral-8x7b"),
             (["hardware=gcp-t5"], "did you mean gcp-t4"),
             (["schedule=cgo"], "did you mean cgopipe"),
+            (["routing=unifrom"], "did you mean uniform"),
             (["hardware=gcp-2xt4,gcp-t4", "hardware.network.latency*=2"], "network.latency"),
             (["throughput_tokens_per_s:gen_len=3"], "a column of the results"),
         ],

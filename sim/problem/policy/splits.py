@@ -1,20 +1,31 @@
-"""Where each routed expert is: one function of policy and layers, for the simulator and the engine alike."""
+"""Where each routed expert is: one function of a policy's shares and the layers, for the simulator and the engine."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from sim.problem.model import Layer, Model
-from sim.schedule import ExpertPlace, Place, Schedule, System
-
-if TYPE_CHECKING:
-    from sim.problem.policy import Policy
+from sim.schedule import ExpertPlace, System
 
 ROUNDING = 1e-9
 """m / E as a float is meant to be m of E experts."""
+
+
+class ExpertShares(Protocol):
+    """What a policy says of places of experts."""
+
+    @property
+    def experts_on_device(self) -> float: ...
+    @property
+    def experts_on_host(self) -> float: ...
+    @property
+    def experts_fetched(self) -> float: ...
+    @property
+    def deal_experts(self) -> bool: ...
+    @property
+    def host_layers(self) -> tuple[int, int] | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +58,7 @@ class Split:
         return inside[0][0], inside[-1][1]
 
 
-def splits_of(policy: "Policy", system: System, expert_counts: Sequence[int]) -> tuple[Split, ...]:
+def splits_of(policy: ExpertShares, system: System, expert_counts: Sequence[int]) -> tuple[Split, ...]:
     """The split of each layer; `expert_counts` says how many routed experts it has, none in a dense layer."""
     layers = len(expert_counts)
     first, stop = policy.host_layers or (0, 0)
@@ -95,72 +106,3 @@ def _dealt(
         found.append(max(0, min(space, due - given)))
         given += found[-1]
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """The experts of a model with their bytes, placed by a policy.
-
-    Bytes are of all devices together.
-    """
-
-    model: Model
-    splits: tuple[Split, ...]
-    expert_bits: float
-    streams_non_experts: bool
-    prefill_on_host: bool
-    """Whether prefill leaves the host's experts on the host."""
-    kinds: tuple[int, ...] = field(init=False)
-    """Per layer a number that it shares with layers of the same kind whose experts are placed alike."""
-    distinct: tuple[tuple[Layer, Split], ...] = field(init=False)
-    """By that number."""
-    counts: tuple[int, ...] = field(init=False)
-    """How many layers have it."""
-
-    def __post_init__(self) -> None:
-        found: dict[tuple[int, Split], int] = {}
-        kinds = [found.setdefault(one, len(found)) for one in zip(self.model.layer_kinds, self.splits, strict=True)]
-        object.__setattr__(self, "kinds", tuple(kinds))
-        distinct = tuple((self.model.distinct_layers[kind], split) for kind, split in found)
-        object.__setattr__(self, "distinct", distinct)
-        object.__setattr__(self, "counts", tuple(kinds.count(kind) for kind in range(len(found))))
-
-    @staticmethod
-    def of(policy: "Policy", schedule: Schedule, model: Model) -> "Placement":
-        """Where a policy has a model's experts under a schedule."""
-        return _placement(policy, schedule.system, model)
-
-    def streamed_bytes(self, kind: int, *, in_prefill: bool = False) -> int:
-        """What of a layer comes over the link each time it runs, asked for or not."""
-        layer, split = self.distinct[kind]
-        experts = split.streamed
-        if in_prefill and not self.prefill_on_host:
-            experts += split.fetched + split.on_host
-        others = layer.non_expert_bytes(self.model.other_bits) if self.streams_non_experts else 0
-        return experts * layer.expert_bytes(self.expert_bits) + others
-
-    def moved_bytes(self, kind: int) -> int:
-        """What of a layer ever comes over the link: of these bytes a share may be page-locked, the first ones first.
-
-        The streamed ones come first, then those that are fetched, then those of the host.
-        """
-        layer, split = self.distinct[kind]
-        fetched = split.fetched * self.prefill_on_host * layer.expert_bytes(self.expert_bits)
-        return self.streamed_bytes(kind, in_prefill=True) + fetched
-
-    def experts_bytes(self, places: ExpertPlace) -> int:
-        """Routed experts of all layers that are in these places."""
-        total = 0
-        for (layer, split), count in zip(self.distinct, self.counts, strict=True):
-            held = zip(ExpertPlace, (split.resident, split.streamed, split.fetched, split.on_host), strict=True)
-            experts = sum(some for place, some in held if place & places)
-            total += count * experts * layer.expert_bytes(self.expert_bits)
-        return total
-
-
-@lru_cache(maxsize=4096)
-def _placement(policy: "Policy", system: System, model: Model) -> Placement:
-    counts = tuple(layer.num_experts for layer in model.layers)
-    streams = system.streams_non_experts or policy.stream_non_experts
-    on_host = policy.prefills_on(system) is Place.CPU
-    return Placement(model, splits_of(policy, system, counts), policy.expert_bits(model), streams, on_host)

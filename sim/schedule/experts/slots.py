@@ -4,6 +4,7 @@ A micro-batch leaves Route with its hidden state and the experts of each token. 
 computed together; what each place makes of them waits until the next PreAttn or Head, which adds it up.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ class ExpertSlots(SlotLayout):
         places = ExpertPlace(int(np.bitwise_or.reduce(shape.experts))) if shape.experts else ExpertPlace(0)
         copied = Tier.PINNED if system.pins_activations else Tier.HOST
         exchange = MemoryPart.EXPERT_EXCHANGE
-        on_device = Tier.DEVICE if places else None
+        on_device, made_there = (Tier.DEVICE if places & some else None for some in (ON_DEVICE | ASKED_FOR, ON_DEVICE))
         asked = copied if places & ASKED_FOR else None
         gives, comes_back = (copied, Tier.DEVICE) if places & ExpertPlace.HOST else (None, None)
         fetched = Tier.DEVICE if places & ExpertPlace.FETCHED else None
@@ -37,11 +38,13 @@ class ExpertSlots(SlotLayout):
         self.buffers |= {
             "routed": Buffer(Holds.ROUTED, By.MICRO_BATCH, 1, on_device, exchange),
             "routed on host": Buffer(Holds.ROUTED, By.MICRO_BATCH, 1, asked, exchange),
-            "output": Buffer(Holds.EXPERT_OUTPUT, By.MICRO_BATCH, 1, on_device, exchange),
+            "output": Buffer(Holds.EXPERT_OUTPUT, By.MICRO_BATCH, 1, made_there, exchange),
             "output on host": Buffer(Holds.EXPERT_OUTPUT, By.MICRO_BATCH, 1, gives, exchange),
             "output of host": Buffer(Holds.EXPERT_OUTPUT, By.MICRO_BATCH, 1, comes_back, exchange),
             "fetched": Buffer(Holds.FETCHED, By.GROUP, turns, fetched, MemoryPart.FETCHED_EXPERTS),
         }
+        if shape.streams_non_experts and places:  # the end of a layer runs when the next one has begun
+            self.buffers["weights"] = replace(self.buffers["weights"], turns=3)
         self._by_op |= {
             Op.ROUTE: self._route,
             Op.OFFLOAD_TOKENS: lambda task: self._of_group("routed", "routed on host", task),
@@ -80,13 +83,22 @@ class ExpertSlots(SlotLayout):
             self.access("output of host", task, content, when & self._are_in(ExpertPlace.HOST, layer)),
         )
 
+    def _left(self, task: Task, layer: Column, when: Column = True) -> tuple[Access, ...]:
+        """What the end of a layer needs, behind its experts, which the task goes through first."""
+        outputs = self._outputs(task, layer, when)
+        if not (outputs and self.shape.streams_non_experts):
+            return outputs
+        weights = self._weights_read(task._replace(layer=layer))
+        here = when & self._are_in(ON_DEVICE | ASKED_FOR, layer)
+        return (*outputs, weights._replace(when=weights.when & here))
+
     def _pre_attn(self, task: Task) -> Accesses:
         reads, writes = super()._pre_attn(task)
-        return Accesses((*reads, *self._outputs(task, task.layer - 1, task.layer > 0)), writes)
+        return Accesses((*reads, *self._left(task, task.layer - 1, task.layer > 0)), writes)
 
     def _head(self, task: Task) -> Accesses:
         reads, writes = super()._head(task)
-        return Accesses((*reads, *self._outputs(task, self.shape.num_layers - 1)), writes)
+        return Accesses((*reads, *self._left(task, self.shape.num_layers - 1)), writes)
 
     def _route(self, task: Task) -> Accesses:
         reads, writes = self._post_attn(task)

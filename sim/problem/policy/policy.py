@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from sim.problem.model import Model
-from sim.problem.placement import ROUNDING, Split, splits_of
+from sim.problem.policy.splits import ROUNDING, Split, splits_of
 from sim.schedule import ExpertPlace, PipelineShape, Place, Schedule, System
 from traces.cli import SCHEMA
 from traces.errors import (
@@ -50,7 +50,8 @@ class Policy:
     Experts are computed for `groups` of micro-batches at once (default: for each alone); `prefill_experts` says where
     prefill computes those of the host (default: where the system does). With `stream_non_experts` the rest of a layer
     streams, too.
-    `kv_on_device` is r_c. `pages` a layer's streamed weights travel in: None for one per micro-batch.
+    `kv_on_device` is r_c: of each micro-batch's n requests, int(n · r_c) whole ones keep their KV cache on the device.
+    `pages` a layer's streamed weights travel in: None for one per micro-batch.
     `pin_weights`: the share of each layer's streamed bytes, from the first on, that lies in page-locked memory; what
     lies behind it is copied through staging. True and False stand for all and nothing.
     `weight_bits` and `kv_bits` are the widths of stored numbers; None keeps the model's own width.
@@ -123,6 +124,10 @@ class Policy:
 
     def __str__(self) -> str:
         return f"{self.micro_batch_size}×{self.num_micro_batches}"
+
+    def resident_requests(self, num_requests: int) -> int:
+        """Whole requests of a micro-batch whose KV cache stays on the device, its first ones: as FlexGen rounds."""
+        return int(num_requests * self.kv_on_device + ROUNDING)
 
     def expert_bits(self, model: Model) -> float:
         """Width of the routed experts' weights."""
@@ -227,7 +232,8 @@ class Policy:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values, `num_micro_batches` with them; of places of experts only what is not usual."""
-        values = {**asdict(self), "attention": self.attention.value}
+        layers = self.host_layers and list(self.host_layers)
+        values = {**asdict(self), "attention": self.attention.value, "host_layers": layers}
         unsaid = {one.name for one in fields(self) if one.name in _OF_PLACES and getattr(self, one.name) == one.default}
         told = {name: value for name, value in values.items() if name not in unsaid}
         return {**told, "num_micro_batches": self.num_micro_batches}

@@ -18,7 +18,8 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
 from transformers.models.mixtral.modeling_mixtral import MixtralAttention, eager_attention_forward
 
 import sim.simulation
-from engine.attention import BITS, HostAttention, host, kernel, unsupported, vectors
+from engine.host import BITS, HostAttention, unsupported, vectors
+from engine.host.attention import decode, kernel, tiles
 
 GROUPS = (1, 2, 3, 4, 5, 7, 8, 9, 12, 16)
 DIMS = (1, 5, 8, 16, 24, 33, 48, 64, 80, 96, 128)
@@ -98,19 +99,20 @@ def test_a_tile_fits_the_registers_of_the_processor(features, registers):
 def test_with_the_registers_of_other_processors_it_is_the_same(features, monkeypatch):
     monkeypatch.setattr(binding, "get_host_cpu_features", lambda: features)
     monkeypatch.setattr(sim.simulation, "jitted", lambda function, **options: njit(nogil=True, **options)(function))
-    for module in (vectors, kernel):
+    for module in (vectors, tiles, kernel):
         made = importlib.util.module_from_spec(importlib.util.find_spec(module.__name__))
         monkeypatch.setitem(sys.modules, module.__name__, made)
         made.__spec__.loader.exec_module(made)
     assert vectors.registers(features)[0] == made.LANES
-    monkeypatch.setattr(host, "attend", made.attend)
-    monkeypatch.setattr(host, "scratch_for", made.scratch_for)
+    monkeypatch.setattr(decode, "attend", made.attend)
+    monkeypatch.setattr(decode, "scratch_for", made.scratch_for)
     check_groups_and_dims(torch.bfloat16, (1, 3, 8, 12), (8, 24, 80, 128))
 
 
 def test_what_is_kept_of_the_kernel_is_renewed_with_its_vectors():
     cells = [cell.cell_contents for cell in kernel.attend.py_func.__closure__]
-    assert hashlib.sha256(Path(vectors.__file__).read_bytes()).hexdigest() in cells
+    sources = b"".join(Path(module.__file__).read_bytes() for module in (vectors, tiles))
+    assert hashlib.sha256(sources).hexdigest() in cells
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

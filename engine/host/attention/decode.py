@@ -5,32 +5,25 @@ Keys and values are float32, float16 or bfloat16; all sums are in float32. What 
 the model's own attention.
 """
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import nn
 
-from engine.attention.kernel import Array, Strides, attend, scratch_for
-from engine.device import check_thread_count
+from engine.host.attention.kernel import Strides, attend, scratch_for
+from engine.host.bits import BITS, Array, bits_of
+from engine.host.threads import HostThreads
 from engine.model import eager_attention
-
-BITS = {torch.float32: torch.float32, torch.float16: torch.uint16, torch.bfloat16: torch.int16}
-"""Element types that the kernel takes, and as what NumPy, which has no bfloat16, sees their bits."""
-
-JOBS_PER_THREAD = 4
-"""Pieces of work that threads take turns at, so that one that is held up does not hold up the rest."""
 
 
 class HostAttention:
     """Decode attention with `threads` threads, the caller's included. A context manager, used from one thread."""
 
     def __init__(self, threads: int = 1) -> None:
-        self.threads = check_thread_count("attention threads", threads)
-        self._helpers = ThreadPoolExecutor(threads - 1, "attention") if threads > 1 else None
+        self.threads = threads
+        self.host_threads = HostThreads(threads)
 
     def __call__(
         self,
@@ -56,15 +49,15 @@ class HostAttention:
         starts = _starts(first_seen, requests, tokens)
         scale = np.float32(head_dim**-0.5 if scaling is None else scaling)
         found = torch.empty(query.shape, dtype=query.dtype) if out is None or not out.is_contiguous() else out
-        into = _bits(found).reshape(requests, kv_heads, group, head_dim)
-        problem = (_bits(query.contiguous()), scale, *_rows(keys), *_rows(values), starts, tokens, into)
+        into = bits_of(found).reshape(requests, kv_heads, group, head_dim)
+        problem = (bits_of(query.contiguous()), scale, *_rows(keys), *_rows(values), starts, tokens, into)
 
         def work(jobs: Iterator[tuple[int, int]]) -> None:
             scratch = scratch_for(group, head_dim, tokens - int(starts.min()), problem[2].dtype)
             for first, last in jobs:
                 attend(*problem, first, last, scratch)
 
-        self._share_out(work, requests * kv_heads)
+        self.host_threads.share_out(work, requests * kv_heads)
         return found if out is None or out is found else out.copy_(found)
 
     def prepare(self, dtype: torch.dtype) -> None:
@@ -76,20 +69,7 @@ class HostAttention:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._helpers is not None:
-            self._helpers.shutdown()
-
-    def _share_out(self, work: Callable[[Iterator[tuple[int, int]]], None], items: int) -> None:
-        """Has all threads work off `items`, in pieces of about one length that they take turns at."""
-        pieces = self.threads * JOBS_PER_THREAD if self._helpers else 1
-        cuts = sorted({items * piece // pieces for piece in range(pieces + 1)})
-        jobs = iter(list(itertools.pairwise(cuts)))  # list iterators hand out each entry once
-        helping = [self._helpers.submit(work, jobs) for _ in range(self.threads - 1)] if self._helpers else []
-        try:
-            work(jobs)
-        finally:
-            for helper in helping:
-                helper.result()
+        self.host_threads.close()
 
 
 def unsupported(
@@ -159,11 +139,6 @@ def _starts(first_seen: torch.Tensor | None, requests: int, tokens: int) -> Arra
     return starts
 
 
-def _bits(tensor: torch.Tensor) -> Array:
-    """The tensor as NumPy sees it: without a copy, and without torch's threads, which would spin beside ours."""
-    return tensor.detach().view(BITS[tensor.dtype]).numpy()
-
-
 def _rows(tensor: torch.Tensor) -> tuple[Array, Strides]:
     """The memory that [requests, heads, tokens, dim] lies in as rows of dim, and the rows from one to the next."""
     dim = tensor.shape[-1]
@@ -173,4 +148,4 @@ def _rows(tensor: torch.Tensor) -> tuple[Array, Strides]:
         *outer, inner = tensor.stride()
     strides = tuple(stride // dim for stride in outer)
     num_rows = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=False))
-    return _bits(tensor.as_strided((num_rows, dim), (dim, 1))), strides  # type: ignore[return-value]
+    return bits_of(tensor.as_strided((num_rows, dim), (dim, 1))), strides  # type: ignore[return-value]

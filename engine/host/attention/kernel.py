@@ -13,7 +13,9 @@ from typing import Any, Final
 import numpy as np
 from numba import njit
 
-from engine.attention.vectors import LANES, MADE_BY, TILES, add, float_of_bits, highest, narrow, score, widen
+from engine.host.attention.tiles import MADE_BY, add, highest, score
+from engine.host.bits import Array
+from engine.host.vectors import LANES, TILES, float_of_bits, narrow, widen
 from sim.simulation import jitted
 
 BLOCK: Final = 16
@@ -21,8 +23,6 @@ BLOCK: Final = 16
 
 AHEAD_BYTES: Final = 12 * 1024
 """From the row in use to the one that is fetched."""
-
-Array = np.ndarray[Any, Any]
 
 Strides = tuple[int, int, int]
 """Rows from one request, one head, one token to the next."""

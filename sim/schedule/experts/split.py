@@ -1,7 +1,7 @@
 """What schedules have in common that compute experts where their weights live: on the device, and on the host."""
 
 from sim.schedule.base import Issues, Schedule, issue, next_layer
-from sim.schedule.expert_slots import ASKED_FOR, ON_DEVICE, ExpertSlots
+from sim.schedule.experts.slots import ASKED_FOR, ON_DEVICE, ExpertSlots
 from sim.schedule.shape import ExpertPlace, PipelineShape, Place
 from sim.schedule.task import Op
 

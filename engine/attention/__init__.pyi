@@ -1,1 +1,0 @@
-from .host import BITS as BITS, HostAttention as HostAttention, unsupported as unsupported

@@ -1,0 +1,1 @@
+from .decode import HostAttention as HostAttention, unsupported as unsupported

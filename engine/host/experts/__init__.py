@@ -1,0 +1,5 @@
+"""Routed experts computed on the host, on the model's own weights there."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,163 @@
+"""The tasks of experts computed apart from their layers: a group's tokens to each place, and what comes back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from engine.device import LaneContext, Mark
+from engine.host import HostExperts, HostThreads
+from engine.memory import HostBlock
+from engine.model import ExpertsCall, InFlight, PlacedExperts, expert_rows
+from engine.tasks.context import BatchContext
+from engine.tasks.fetched import FetchedExperts
+from sim.schedule import ExpertPlace, MemoryPart, Task, Tier
+
+
+@dataclass(slots=True)
+class _OnHost:
+    """What of a group is on the host: what goes into its experts, row by row, and what comes out of them."""
+
+    index: torch.Tensor
+    weights: torch.Tensor
+    hidden: torch.Tensor | None
+    arrived: Mark
+    """When it is there, on the lane that copies it."""
+    output: torch.Tensor | None = None
+
+
+class _LayerOnHost:
+    """The experts of one layer that the host computes."""
+
+    def __init__(
+        self, placed: PlacedExperts, numbers: Sequence[int], tensors: dict[str, torch.Tensor], threads: HostThreads
+    ) -> None:
+        self._rows = expert_rows(numbers, placed.num_experts)
+        self._count = len(numbers)
+        self._experts = HostExperts.of(placed.module, tensors, range(self._count), threads)
+        self._expert_bytes = sum(tensor[0].nbytes for tensor in tensors.values())
+
+    def __call__(self, sent: _OnHost, out: torch.Tensor) -> int:
+        """Puts what they make of a group's tokens into `out`. Returns the bytes of the experts that were used."""
+        assert sent.hidden is not None, "experts on the host get hidden states"
+        rows = self._rows[sent.index]
+        sent.output = self._experts(sent.hidden, rows, sent.weights, out)
+        return len(set(rows.flatten().tolist()) - {self._count}) * self._expert_bytes
+
+
+class Experts:
+    """Experts of one batch. Methods return the bytes that a task moved, and take the group's micro-batches at work."""
+
+    def __init__(self, batch: BatchContext) -> None:
+        self._batch = batch
+        self._layout, self._shape = batch.layout, batch.layout.shape
+        self._weights = batch.session.weights
+        self._activations = batch.activations
+        self._on_host: dict[int, _OnHost] = {}  # by the first micro-batch of a group
+        self._fetched = FetchedExperts(batch)
+        self._of_layers: dict[int, _LayerOnHost] = {}
+
+    def members(self, task: Task) -> list[InFlight]:
+        """The micro-batches of a task's group that have not finished."""
+        group = self._shape.group(int(self._layout.group_of[task.micro_batch]))
+        mine = (self._batch.micro_batches[j] for j in group)
+        return [one for one in mine if not (one.finished and task.step >= one.step)]
+
+    def offload_tokens(self, lane: LaneContext, task: Task, group: Sequence[InFlight]) -> int:
+        """Experts of all tokens and their weights, and what goes into experts if the host has some."""
+        calls = [_call(one, task) for one in group]
+        index = self._gather(lane, task, "index", [call.index for call in calls])
+        weights = self._gather(lane, task, "weights", [call.weights for call in calls])
+        hidden = None
+        if self._shape.has_experts(task.layer, ExpertPlace.HOST):
+            hidden = self._gather(lane, task, "hidden states", [call.hidden for call in calls])
+        self._on_host[task.micro_batch] = _OnHost(index, weights, hidden, lane.mark())
+        return index.nbytes + weights.nbytes + (0 if hidden is None else hidden.nbytes)
+
+    def fetch(self, lane: LaneContext, task: Task, group: Sequence[InFlight]) -> int:
+        """Of the experts that wait on the host to be asked for, those that the group uses, to the device."""
+        sent = self._on_host[task.micro_batch]
+        sent.arrived.wait()
+        return self._fetched.fetch(lane, task, sent.index)
+
+    def on_host(self, task: Task, group: Sequence[InFlight]) -> int:
+        """Experts whose weights are on the host, there. Returns the bytes of those that were used."""
+        sent = self._on_host[task.micro_batch]
+        assert sent.hidden is not None, "experts on the host get hidden states"
+        block = self._room(task, "output", "output on host", sent.hidden.nbytes)
+        return self._layer(task.layer)(sent, block.view(tuple(sent.hidden.shape), sent.hidden.dtype))
+
+    def load_output(self, lane: LaneContext, task: Task, group: Sequence[InFlight]) -> int:
+        """What the host's experts made, to the device."""
+        made = self._on_host[task.micro_batch].output
+        assert made is not None, "the host has computed"
+        name = f"expert output of host {task.micro_batch}"
+        on_device = self._batch.buffers.on_device(name, tuple(made.shape), made.dtype)
+        lane.copy_h2d(on_device, made, pinned=self._room(task, "output", "output on host", made.nbytes).locked)
+        for one, rows in zip(group, on_device.split_with_sizes([_rows(one, task) for one in group]), strict=True):
+            one.output_of_host = rows
+        return made.nbytes
+
+    def on_device(self, task: Task, group: Sequence[InFlight]) -> int:
+        """Experts that are on the device or came there, once for all tokens of the group."""
+        places = self._weights.experts[task.layer]
+        if self._shape.streams(task.step, task.layer):
+            self._weights.bind(task)
+        else:
+            self._weights.let_go(task.layer)
+        parts = self._fetched.parts(task)
+        if not parts:
+            return 0
+        with self._activations.working_group(group, task):
+            calls = [_call(one, task) for one in group]
+            hidden = _together([call.hidden for call in calls])
+            index = _together([call.index for call in calls])
+            weights = _together([call.weights for call in calls])
+            output = places.compute(parts, hidden, index, weights, in_prefill=task.step == 0)
+        self._fetched.computed(task)
+        for one, rows in zip(group, output.split_with_sizes([len(call.hidden) for call in calls]), strict=True):
+            one.output = rows
+            self._activations.stopped(one)
+        return 0
+
+    def _layer(self, layer: int) -> _LayerOnHost:
+        if layer not in self._of_layers:
+            placed, threads = self._weights.experts[layer], self._batch.session.kernel.host_threads
+            self._of_layers[layer] = _LayerOnHost(placed, *self._weights.on_host(layer, ExpertPlace.HOST), threads)
+        return self._of_layers[layer]
+
+    def _gather(self, lane: LaneContext, task: Task, what: str, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The tensors of a group one behind the other on the host."""
+        rows = sum(map(len, tensors))
+        shape, dtype = (rows, *tensors[0].shape[1:]), tensors[0].dtype
+        block = self._room(task, what, "routed on host", sum(tensor.nbytes for tensor in tensors))
+        there = block.view(shape, dtype)
+        for rows_there, tensor in zip(
+            there.split_with_sizes([len(tensor) for tensor in tensors]), tensors, strict=True
+        ):
+            lane.copy_d2h(rows_there, tensor.contiguous(), pinned=block.locked)
+            lane.keep(tensor)
+        return there
+
+    def _room(self, task: Task, what: str, buffer: str, num_bytes: int) -> HostBlock:
+        """Host memory for what a group exchanges with the device."""
+        locked = self._layout.buffers[buffer].tier is Tier.PINNED
+        name = f"{what} of experts of micro-batch {task.micro_batch}"
+        return self._batch.session.host_blocks.take(MemoryPart.EXPERT_EXCHANGE, name, num_bytes, locked=locked)
+
+
+def _call(micro_batch: InFlight, task: Task) -> ExpertsCall:
+    call = micro_batch.at
+    if not isinstance(call, ExpertsCall) or call.layer != task.layer:
+        raise RuntimeError(
+            f"micro-batch {micro_batch.index} is not at the experts of this layer but at {type(call).__name__}"
+        )
+    return call
+
+
+def _rows(micro_batch: InFlight, task: Task) -> int:
+    return len(_call(micro_batch, task).hidden)
+
+
+def _together(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
