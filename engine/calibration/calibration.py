@@ -10,6 +10,7 @@ from engine.calibration import fit, measure
 from engine.device import Device
 from engine.generation import describe_model
 from sim.problem import Hardware, Model
+from sim.schedule import Op
 
 ROUNDS = 3
 """How often each run of a full calibration is made."""
@@ -45,7 +46,7 @@ def calibrate(
     Raises InputError for a model that cannot be run, DeviceOutOfMemory if its experts do not fit the device at all.
     """
     planned, rounds = planned_for(model, quick=quick), 1 if quick else ROUNDS
-    ended, total = itertools.count(), rounds * (2 + len(planned))
+    ended, total = itertools.count(), rounds * (3 + len(planned))
 
     def begin(doing: str) -> None:
         progress(next(ended), total, doing)
@@ -58,7 +59,8 @@ def calibrate(
 def planned_for(model: PreTrainedModel, *, quick: bool = False) -> list[measure.Condition]:
     """The runs of a calibration for a model."""
     positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return measure.conditions(max(1, (positions or 1 << 20) - measure.STEPS), quick=quick)
+    most = max(1, (positions or 1 << 20) - measure.STEPS)
+    return measure.conditions(most, quick=quick, apart=measure.can_be_apart(model))
 
 
 def measure_machine(
@@ -78,8 +80,11 @@ def measure_machine(
         on_begin("experts in two parts, and unpacked")
         cost = attempt(lambda: measure.split_cost(model, described(model), device, repeats))
         rate = attempt(lambda: measure.unpack_rate(model, device, repeats))
+        on_begin("experts on the host")
+        tokens = measure.QUICK_TOKENS if quick else measure.TOKENS
+        on_host = attempt(lambda: measure.host_experts(model, described(model), device, repeats, tokens))
         spans = measure.run_all(model, device, planned, lambda condition: on_begin(str(condition)), attempt)
-        return measure.Round(probes, spans, cost, rate)
+        return measure.Round(probes, spans, cost, rate, on_host)
 
 
 def fitted(
@@ -94,9 +99,11 @@ def fitted(
     runs = [measure.MeasuredRun(*pair) for one in rounds for pair in zip(planned, one.spans, strict=True)]
     samples = measure.samples_of(runs)
     alone = measure.median_split_cost(rounds), measure.median_unpack_rate(rounds)
-    start = fit.unfitted(name, device, probes, *alone)
-    hardware, fits = fit.fit_all(start, described(model), samples)
+    on_host = measure.median_host_experts(rounds)
+    start, known = fit.unfitted(name, device, probes, *alone), described(model)
+    shown = {one.tokens for one in samples if one.task.op is Op.HOST_EXPERTS and one.task.step}
+    hardware, fits = fit.fit_all(start, known, [*samples, *measure.host_samples(on_host, known, shown)])
     with measure.keep_first_layers(model, measure.layers_to_measure(model, device.memory_bytes)):
         hardware = fit.with_hand_over(fit.settled(hardware), described(model), runs)
         hardware = fit.with_interference(hardware, described(model), runs)
-    return Calibration(hardware, probes, fits, fit.contended(samples), samples)
+    return Calibration(hardware, probes, fits, [*fit.contended(samples), *fit.contended_on_host(on_host)], samples)

@@ -49,7 +49,7 @@ def print_summary(found: "calibration.Calibration", path: Path) -> None:
             f"{100 * one.worst_error:.0f} % (worst)"
             for one in found.fits
         ),
-        "beside streaming weights:",
+        "what work takes beside other work:",
         *(
             f"  {one.op}: {1e3 * one.beside_s:.2f} ms, alone {1e3 * one.alone_s:.2f} ms ({one.slowdown:.2f} x)"
             for one in found.contention

@@ -25,7 +25,7 @@ from engine.model import (
     UnpackedRoom,
     can_split,
 )
-from sim.problem import UNPACKED_AT_ONCE, Split, unpacked_experts
+from sim.problem import Split, unpacked_at_once, unpacked_experts
 from sim.schedule import MemoryPart
 from traces.errors import InputError
 
@@ -43,6 +43,11 @@ class PackedLayer:
     @property
     def formats_by_name(self) -> dict[str, PackedFormat]:
         return {parameter.name: form for parameter, form in zip(self.parameters, self.formats, strict=True)}
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """One expert, as wide as it is computed."""
+        return sum(form.unpacked_bytes for form in self.formats)
 
     @property
     def owner(self) -> nn.Module:
@@ -101,7 +106,7 @@ def room_bytes(layers: Sequence[PackedLayer | None], num_micro_batches: int) -> 
     """What unpacked experts take of the device: of the layer that needs most."""
     return max(
         (
-            unpacked_experts(one.num_experts, num_micro_batches) * sum(form.unpacked_bytes for form in one.formats)
+            unpacked_experts(one.num_experts, num_micro_batches, one.unpacked_bytes) * one.unpacked_bytes
             for one in layers
             if one
         ),
@@ -140,8 +145,8 @@ def packed_on_device(
                 resident=resident,
                 streamed=functools.partial(weights.packed, layer.index),
                 room=room,
-                in_room=unpacked_experts(layer.num_experts, num_micro_batches),
-                at_once=UNPACKED_AT_ONCE,
+                in_room=unpacked_experts(layer.num_experts, num_micro_batches, layer.unpacked_bytes),
+                at_once=unpacked_at_once(layer.num_experts, layer.unpacked_bytes),
             )
             at_end.enter_context(experts.computing())
         yield

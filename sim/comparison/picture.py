@@ -12,7 +12,7 @@ from sim.comparison.comparison import Outcome
 from sim.cost import Setup
 from sim.planning import title
 from sim.problem import Problem
-from sim.schedule import Op
+from sim.schedule import ENDS_LAYER
 from sim.simulation import Executed, Prediction, simulate_steps
 from traces.cli import ROW_ORDER, draw_lanes, name_ops, new_figure, open_frame, save
 
@@ -35,8 +35,10 @@ def layer_view(setup: Setup) -> LayerView:
     step = (setup.last_step + 1) // 2
     first = max(step - 1, min(step, 1))
     simulate_steps(setup, first, step + 1, on_task=executed.append)
-    last = [one for one in executed if one.task.op in (Op.POST_ATTN, Op.EXPERTS) and one.task.step == step]
-    layer_ends = {one.task.layer: one.end_ns for one in last}
+    layer_ends: dict[int, int] = {}
+    for one in executed:
+        if one.task.op in ENDS_LAYER and one.task.step == step:
+            layer_ends[one.task.layer] = max(one.end_ns, layer_ends.get(one.task.layer, 0))
     layer = setup.shape.num_layers // 2
     start, end = layer_ends.get(layer - 1, 0), layer_ends[layer]
     seen = [one for one in executed if one.task.lane.rank == 0 and one.end_ns > start and one.start_ns < end]

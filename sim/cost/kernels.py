@@ -10,7 +10,7 @@ from typing import NamedTuple
 from sim.cost.pools import ALL_CORES, CPU_CORES, DRAM, hbm
 from sim.cost.sizes import Sizes
 from sim.cost.work import Work
-from sim.problem import Efficiency, Layer, Use, packed_bytes
+from sim.problem import Efficiency, Layer, packed_bytes
 from sim.schedule import EXPERTS_SUM, ON_DEVICE, ExpertPlace, LaneKind, Op, Task
 
 WORKSPACE_BITS = 32
@@ -43,7 +43,7 @@ class Kernels:
             Op.EXPERTS: self._with_experts,
             Op.HEAD: self._head,
             Op.ALL_REDUCE: self._all_reduce,
-            Op.ROUTE: lambda task: self._on_gpu(task, self._out_proj(task)._replace(launches=0), self._router(task)),
+            Op.ROUTE: self._route,
             Op.DEVICE_EXPERTS: self._device_experts,
             Op.HOST_EXPERTS: self._host_experts,
         }
@@ -135,6 +135,12 @@ class Kernels:
         experts = KernelWork(share(routed_flops), moved, self._hardware.device.experts, count, tokens)
         return [plain._replace(launches=0), experts]
 
+    def _route(self, task: Task) -> Work:
+        """What stands between attention and experts that are computed apart."""
+        kernel = self._hardware.device.route or self._hardware.device.gemm
+        parts = (self._out_proj(task)._replace(launches=0), self._router(task))
+        return self._on_gpu(task, *(part._replace(efficiency=kernel) for part in parts))
+
     def _router(self, task: Task) -> KernelWork:
         layer, tokens = self._sizes.layer(task), self._sizes.tokens(task)
         weights = self._sizes.share(packed_bytes(layer.router_params, self._model.other_bits))
@@ -155,19 +161,20 @@ class Kernels:
             launches = 0 if split.places & ON_DEVICE else 1
             parts.append(KernelWork(share(2.0 * tokens * always), moved, self._hardware.device.gemm, launches, tokens))
         if split.places & ON_DEVICE:
-            flops, moved, _ = self._routed(task, ON_DEVICE)
+            flops, moved = self._routed(task, ON_DEVICE)
             count = (split.places & places).bit_count()
-            parts.append(KernelWork(share(flops), share(moved), self._hardware.device.experts, count, tokens))
+            kernel = self._hardware.device.experts_apart or self._hardware.device.experts
+            parts.append(KernelWork(share(flops), share(moved), kernel, count, tokens))
         used = self._sizes.used(task, ON_DEVICE).touched if split.places & ON_DEVICE else 0.0
         return self._unpacking(task, self._on_gpu(task, *parts), used)
 
-    def _routed(self, task: Task, places: ExpertPlace) -> tuple[float, float, Use]:
-        """FLOPs and bytes of the routed experts in these places for the tokens of a group, and what those use."""
+    def _routed(self, task: Task, places: ExpertPlace) -> tuple[float, float]:
+        """FLOPs and bytes of the routed experts in these places for the tokens of a group."""
         layer, used = self._sizes.layer(task), self._sizes.used(task, places)
         assert layer.expert is not None, "a layer with experts in some place has experts"
         weights = used.touched * layer.expert_bytes(self._sizes.placement.expert_bits)
         moved = weights + used.pairs * 2 * layer.hidden_size * (self._bits / 8)
-        return 2.0 * used.pairs * layer.expert.weights, moved, used
+        return 2.0 * used.pairs * layer.expert.weights, moved
 
     def _host_experts(self, task: Task) -> Work:
         """Experts beside their weights in host memory, on all cores: arithmetic or memory, whichever takes longer.
@@ -175,9 +182,11 @@ class Kernels:
         Devices that share each tensor share them, too. Where no token asks for an expert of the host, there is no work.
         """
         host, kernel, share = self._hardware.host, self._hardware.host.experts, self._sizes.share
-        flops, moved, used = self._routed(task, ExpertPlace.HOST)
-        fixed = {"launch latency": min(1.0, used.tokens) * (host.launch_latency_s + (kernel.latency_s or 0.0))}
-        return self._on_cpu(kernel, share(flops), share(moved), used.pairs / max(used.touched, 1.0), fixed)
+        flops, moved = self._routed(task, ExpertPlace.HOST)
+        busy = min(1.0, self._sizes.used(task, ExpertPlace.HOST).tokens)
+        fixed = {"launch latency": busy * (host.launch_latency_s + (kernel.latency_s or 0.0))}
+        tokens = self._sizes.tokens_an_expert(task, ExpertPlace.HOST)
+        return self._on_cpu(kernel, share(flops), share(moved), tokens, fixed)
 
     def _head(self, task: Task) -> Work:
         requests, share = self._sizes.micro_batch(task).num_requests, self._sizes.share

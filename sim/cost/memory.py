@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from sim.problem import (
-    UNPACKED_AT_ONCE,
     Batch,
     Hardware,
     Layer,
@@ -14,6 +13,7 @@ from sim.problem import (
     Placement,
     Policy,
     packed_bytes,
+    unpacked_at_once,
     unpacked_experts,
     unpacks_experts,
 )
@@ -175,8 +175,11 @@ def _unpacked_bytes(policy: Policy, model: Model, num_micro_batches: int) -> int
         return 0
     needed = 0
     for layer in model.distinct_layers:
-        unpacked = unpacked_experts(layer.num_experts, num_micro_batches) * layer.expert_bytes(model.activation_bits)
-        packed = min(layer.num_experts, UNPACKED_AT_ONCE) * layer.expert_bytes(policy.expert_bits(model))
+        count, one = layer.num_experts, layer.expert_bytes(model.activation_bits)
+        if not count:
+            continue
+        unpacked = unpacked_experts(count, num_micro_batches, one) * one
+        packed = unpacked_at_once(count, one) * layer.expert_bytes(policy.expert_bits(model))
         needed = max(needed, unpacked + packed)
     return needed
 

@@ -65,5 +65,4 @@ def never_exceeded(hardware: Hardware) -> frozenset[int]:
 
 
 def _highest_memory_share(processor: Processor) -> float:
-    classes = (processor.gemm, processor.experts, processor.attention, processor.head, processor.decode_attention)
-    return max(one.memory / min((at.time_ratio for at in one.at_tokens), default=1.0) for one in classes if one)
+    return max(one.memory / min((at.time_ratio for at in one.at_tokens), default=1.0) for one in processor.classes)

@@ -113,6 +113,11 @@ class Sizes:
         """What a group's tokens use of a layer's experts in these places."""
         return self.expert_use.of_group(task.layer, self.group_tokens(task), places)
 
+    def tokens_an_expert(self, task: Task, places: ExpertPlace) -> float:
+        """How many tokens of a group each expert gets on average that they use in these places."""
+        used = self.used(task, places)
+        return max(1.0, used.pairs / max(used.touched, 1e-9))
+
     def streamed_bytes(self, task: Task) -> int:
         """Bytes of a layer that come over the link when it runs, on all ranks together."""
         return self.placement.streamed_bytes(self.placement.kinds[task.layer], in_prefill=task.step == 0)
@@ -148,5 +153,6 @@ class Sizes:
 
     def unpacked_parts(self, task: Task) -> int:
         """In how many parts a micro-batch's unpacked experts are computed: as many as find room at a time."""
-        room = unpacked_experts(self.layer(task).num_experts, self.shape.num_micro_batches)
+        layer, turns = self.layer(task), self.shape.num_micro_batches
+        room = unpacked_experts(layer.num_experts, turns, layer.expert_bytes(self.model.activation_bits))
         return max(1, math.ceil(self.unpacked_in_turn(task) / room))

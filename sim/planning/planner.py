@@ -26,7 +26,8 @@ NARROWER_BITS = (8.0, 4.0)
 
 
 MOST_SIMULATIONS = 60
-"""Policies of one schedule that are simulated at most; those of schedules with one place of experts need far fewer."""
+"""Policies that are simulated at most of a schedule with experts in several places, if no other limit is given: what
+such places add to a step is known less exactly beforehand, and each policy is a pipeline of another shape."""
 
 FINER = (1 / 32, 1 / 128)
 """Steps in which places of experts are looked at near the best ones."""
@@ -146,7 +147,7 @@ def best_policy(
     grid: PolicyGrid | None = None,
     refine: bool = True,
     tolerance: float = TOLERANCE,
-    most_simulations: int | None = MOST_SIMULATIONS,
+    most_simulations: int | None = None,
     at_least: int = 1,
 ) -> Plan:
     """The best policy of one schedule, sizes that are given kept.
@@ -167,9 +168,9 @@ def best_policy(
     else:
         raise _nothing_fits(schedule.name, nothing[0])
     grid = tried
-    plan = Plan(objective, tolerance, most_simulations)
-    plan.look_through(found, at_least)
     splits = schedule.system.splits_experts
+    plan = Plan(objective, tolerance, MOST_SIMULATIONS if splits and most_simulations is None else most_simulations)
+    plan.look_through(found, at_least)
     if refine and num_requests is None:
         near = grid.around(plan.best.policy)
         near = near.with_places_near(plan.best.policy, FINER[0]) if splits else near

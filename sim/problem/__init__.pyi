@@ -23,12 +23,12 @@ from .machine import (
 from .model import Layer as Layer, Model as Model, find_config as find_config, packed_bytes as packed_bytes
 from .policy import (
     LOCK_UNIT_BYTES as LOCK_UNIT_BYTES,
-    UNPACKED_AT_ONCE as UNPACKED_AT_ONCE,
     Placement as Placement,
     Policy as Policy,
     Split as Split,
     read_policy_file as read_policy_file,
     splits_of as splits_of,
+    unpacked_at_once as unpacked_at_once,
     unpacked_experts as unpacked_experts,
     unpacks_experts as unpacks_experts,
 )

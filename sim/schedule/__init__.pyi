@@ -35,10 +35,12 @@ from .systems import CGOPipe as CGOPipe
 from .task import (
     CPU as CPU,
     D2H as D2H,
+    ENDS_LAYER as ENDS_LAYER,
     GPU as GPU,
     H2D as H2D,
     NET as NET,
     NONE as NONE,
+    USES_EXPERTS as USES_EXPERTS,
     WHOLE as WHOLE,
     Lane as Lane,
     LaneKind as LaneKind,

@@ -42,6 +42,13 @@ class Op(StrEnum):
     __hash__ = str.__hash__  # Enum's own is a Python call, and ops are keys in the simulator's inner loop
 
 
+USES_EXPERTS = frozenset({Op.POST_ATTN, Op.EXPERTS, Op.DEVICE_EXPERTS})
+"""Ops that compute with experts on the device."""
+
+ENDS_LAYER = USES_EXPERTS | {Op.LOAD_OUTPUT}
+"""Ops of which the last one ends a layer."""
+
+
 class LaneKind(StrEnum):
     """What executes a lane's tasks, one after the other."""
 

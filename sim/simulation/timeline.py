@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from sim.cost import Setup, kept_tokens, tokens_on_device
 from sim.problem import Batch
-from sim.schedule import LaneKind, MemoryPart, Op, PipelineShape, Task, Tier, layout_of
+from sim.schedule import USES_EXPERTS, LaneKind, MemoryPart, Op, PipelineShape, Task, Tier, layout_of
 from sim.simulation.simulator import Executed, simulate_steps
 from traces.trace import LINK_RATE, MEMORY, NONE, Counter, Span, Trace
 
@@ -172,7 +172,7 @@ def _last_uses(executed: list[Executed]) -> dict[tuple[int, int, int], int]:
     """Per (rank, step, layer), when its weights were read for the last time."""
     last: dict[tuple[int, int, int], int] = {}
     for one in executed:
-        if one.task.op in (Op.POST_ATTN, Op.EXPERTS):
+        if one.task.op in USES_EXPERTS:
             key = (one.task.lane.rank, one.task.step, one.task.layer)
             last[key] = max(last.get(key, 0), one.end_ns)
     return last

@@ -1,6 +1,7 @@
 """Calibration: what is measured, what is fitted to it, and the machine's file that comes out."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,19 +10,41 @@ from engine_models import make, make_prompts
 from hypothesis import given, settings, strategies as st
 
 import engine
-from engine.calibration import Round, calibrate, described, fitted, measure_machine
-from engine.calibration.fit.interference import contended, hand_overs_s, measured_slowdowns, with_interference
+from engine.calibration import Round, calibrate, described, fitted, measure_machine, planned_for
+from engine.calibration.fit.interference import (
+    contended,
+    contended_on_host,
+    hand_overs_s,
+    measured_slowdowns,
+    with_interference,
+)
 from engine.calibration.fit.machine import ROOM, settled, unfitted
 from engine.calibration.fit.roofs import GROUPS, fit_all, predicted_s, with_ratios
 from engine.calibration.measure.first_layers import keep_first_layers, layers_to_measure
+from engine.calibration.measure.host_experts import (
+    CALLS,
+    TOKENS,
+    Beside,
+    HostExpertsTime,
+    _beside,
+    host_experts,
+    host_samples,
+)
 from engine.calibration.measure.measured import Measured, repeated
 from engine.calibration.measure.probes import FEW_REPEATS, LinkProbe, Probes, probe
-from engine.calibration.measure.rounds import median_probes, median_split_cost, median_unpack_rate
+from engine.calibration.measure.rounds import (
+    median_host_experts,
+    median_probes,
+    median_split_cost,
+    median_unpack_rate,
+)
 from engine.calibration.measure.runs import MAX_TOKENS, MeasuredRun, Sample, conditions, run_all, samples_of
 from engine.calibration.measure.split_experts import differences, split_cost
 from engine.calibration.measure.unpacking import unpack_rate
 from engine.cli import main
 from engine.device import EmulatedDevice
+from engine.host import HostExperts
+from engine.model import with_experts
 from engine.running.demo import make_model
 from sim.cost import GROWS_WITH_CONTEXT
 from sim.problem import AtTokens, Basis, Hardware, Quantity
@@ -47,9 +70,20 @@ TRUE = {
     "device.head.compute": 0.1,
     "device.head.memory": 0.1,
     "device.head.overlap": 0.3,
+    "device.route.latency": 2e-4,
+    "device.route.compute": 0.1,
+    "device.route.memory": 0.2,
+    "device.route.overlap": 0.4,
+    "device.experts_apart.latency": 3e-4,
+    "device.experts_apart.compute": 0.2,
+    "device.experts_apart.memory": 0.15,
+    "device.experts_apart.overlap": 0.1,
     "host.launch_latency": 2e-4,
     "host.request_overhead": 4e-6,
     "host.decode_attention.memory": 0.3,
+    "host.experts.latency": 1e-4,
+    "host.experts.compute": 0.4,
+    "host.experts.memory": 0.7,
     "link.latency": 1e-4,
 }
 """What a made-up machine has; the fit is to find it again."""
@@ -93,6 +127,17 @@ def made_up_samples(hardware, model, planned, spoil=lambda seconds, at: seconds)
     return found
 
 
+def made_up_on_host(hardware, model):
+    """What its experts on the host would take."""
+    samples = host_samples([time_on_host(tokens) for tokens in TOKENS], model)
+    seconds = predicted_s(hardware, model, samples)
+    return [one._replace(median_s=s) for one, s in zip(samples, seconds, strict=True)]
+
+
+def time_on_host(tokens, beside=Beside.NOTHING, seconds=1.0):
+    return HostExpertsTime(tokens, beside, Measured.of([seconds], "made up"))
+
+
 def durations(hardware, model, samples):
     return 1e9 * np.array(predicted_s(hardware, model, samples))
 
@@ -110,6 +155,7 @@ def test_the_fit_finds_a_machine_again(start, model, spoilt):
         truth = truth.with_value(path, value)
     planned, known = conditions(4096), described(model)
     samples = made_up_samples(truth, known, planned, lambda s, at: s * (4 if spoilt and at % 12 == 0 else 1))
+    samples += made_up_on_host(truth, known)
     found, fits = fit_all(start, known, samples)
     for machine in (found, by_roofs_alone(found)):
         ratios = durations(machine, known, samples) / durations(truth, known, samples)
@@ -167,11 +213,116 @@ def test_what_tasks_take_at_their_number_of_tokens_is_found_again(start, model):
     assert np.abs(ratios - 1).max() > 0.05
 
 
+def test_experts_on_the_host_are_told_apart_by_the_tokens_of_an_expert(start, model):
+    """Of 4 experts, of which each token uses 2, 16 tokens give each one 8."""
+    known = described(model)
+    truth = start
+    for path, value in TRUE.items():
+        truth = truth.with_value(path, value)
+    given = ((1, 1.0), (2, 0.9), (8, 1.2), (32, 1.5), (128, 0.7))
+    tiled = tuple(AtTokens(tokens, Quantity(ratio, "1")) for tokens, ratio in given)
+    tiled_host = replace(truth.host, experts=replace(truth.host.experts, at_tokens=tiled))
+    samples = made_up_on_host(replace(truth, host=tiled_host), known)
+    found = with_ratios(truth, "host.experts", known, samples).host.experts
+    assert [(one.tokens, float(one.time_ratio)) for one in found.at_tokens] == [
+        (tokens, pytest.approx(ratio, rel=0.02)) for tokens, ratio in given
+    ]
+
+
+def test_experts_run_on_the_host_as_often_as_asked_and_by_all_layers_in_turn(model, device, monkeypatch):
+    called = []
+    compute = HostExperts.__call__
+    monkeypatch.setattr(
+        HostExperts, "__call__", lambda self, *call: called.append((self.down, len(call[0]))) or compute(self, *call)
+    )
+    held = device.memory.usage.current_bytes
+    found = host_experts(model, described(model), device, 1, (1, 4))
+    assert {(one.tokens, one.beside) for one in found if one.beside is Beside.NOTHING} == {
+        (1, "nothing"),
+        (4, "nothing"),
+    }
+    assert {one.beside for one in found} == set(Beside)
+    assert all(one.seconds.median > 0 and one.seconds.count == CALLS for one in found)
+    assert len(called) == len(found) * (1 + CALLS)
+    assert all(before[0] is not after[0] for before, after in pairwise(called))
+    assert device.memory.usage.current_bytes == held
+
+
+def test_experts_that_the_host_cannot_compute_are_not_measured(device):
+    model = make("jetmoe")
+    assert host_experts(model, described(model), device, 1) == []
+    assert not any(one.schedule.system.splits_experts for one in planned_for(model))
+
+
+def test_runs_show_experts_apart_from_their_layers_each_place_alone(model, device):
+    """What takes part of a layer's time is a class of its own; where nothing shows it, others stand for it."""
+    planned = [one for one in planned_for(model, quick=True) if one.schedule.system.splits_experts]
+    spans = run_all(model, device, planned)
+    found = samples_of(map(MeasuredRun, planned, spans))
+    ops = {one.task.op for one in found if one.task.step}
+    assert {Op.ROUTE, Op.DEVICE_EXPERTS, Op.HOST_EXPERTS, Op.OFFLOAD_TOKENS, Op.LOAD_OUTPUT} <= ops
+    assert all(one.alone for one in planned)
+
+
+def test_classes_that_no_run_shows_are_left_to_others(start, model):
+    planned, known = conditions(64, quick=True, apart=False), described(model)
+    found, _ = fit_all(start, known, made_up_samples(start, known, planned))
+    assert found.device.route is found.device.experts_apart is None
+    assert settled(found).device.experts is not None
+
+
+def test_the_device_s_shared_experts_are_not_taken_for_routed_ones():
+    """Of a layer whose routed experts are on the host the device computes only the shared ones."""
+
+    def span(op, layer, took, lane="GPU"):
+        return Span(layer, op, lane, 0, 1, layer, 0, -1, 0, took)
+
+    spans = [span("DeviceExperts", 0, 10), span("HostExperts", 0, 900, "CPU"), span("DeviceExperts", 1, 500)]
+    found = [one for one in samples_of([MeasuredRun(None, spans)]) if one.task.op is Op.DEVICE_EXPERTS]
+    assert [one.median_s for one in found] == pytest.approx([10e-9, 500e-9])
+
+
+def test_what_runs_show_of_experts_on_the_host_is_not_taken_from_elsewhere(model):
+    times = [time_on_host(tokens) for tokens in (1, 4, 16)]
+    assert [one.condition.size[0] for one in host_samples(times, described(model), {1, 16})] == [4]
+
+
+def test_what_goes_on_beside_experts_on_the_host_has_begun_and_ends(device, monkeypatch):
+    """And what fails there is heard of."""
+    copied = []
+    transfer = type(device.h2d).transfer
+    monkeypatch.setattr(type(device.h2d), "transfer", lambda *call: copied.append(call) or transfer(*call))
+    with _beside(Beside.STREAM, device):
+        assert copied
+    count = len(copied)
+    with _beside(Beside.NOTHING, device):
+        assert len(copied) == count
+
+    def broken(*_):
+        raise RuntimeError("no link")
+
+    monkeypatch.setattr(type(device.h2d), "transfer", broken)
+    with pytest.raises(RuntimeError, match="no link"), _beside(Beside.STREAM, device):
+        pass
+
+
+def test_experts_on_the_host_beside_other_work_are_compared_with_themselves_alone():
+    times = [time_on_host(1, seconds=2.0), time_on_host(1, Beside.STREAM, 3.0), time_on_host(16, Beside.COMPUTE, 9.0)]
+    (pair,) = contended_on_host(times)
+    assert (pair.alone_s, pair.beside_s, pair.slowdown) == (2.0, 3.0, 1.5)
+    assert "1 tokens, beside streaming weights" in pair.op
+
+
+def test_times_on_the_host_are_those_of_the_middle_round(probes):
+    rounds = [Round(probes, [], host_experts=[time_on_host(4, seconds=value)]) for value in (5.0, 1.0, 2.0)]
+    assert [one.seconds.median for one in median_host_experts(rounds)] == [2.0]
+
+
 def test_a_ratio_that_is_far_off_is_cut_and_says_so(start, model):
     planned, known = conditions(4096), described(model)
     samples = [one for one in made_up_samples(start, known, planned) if one.task.op is Op.HEAD and one.task.step]
     spoilt = [one._replace(median_s=one.median_s * (5 if one.condition.size[0] == 16 else 1)) for one in samples]
-    found = with_ratios(start, "head", known, spoilt).device.head.at_tokens
+    found = with_ratios(start, "device.head", known, spoilt).device.head.at_tokens
     assert [(one.tokens, float(one.time_ratio)) for one in found] == [
         (1, pytest.approx(1, abs=1e-3)),
         (4, pytest.approx(1, abs=1e-3)),
@@ -193,23 +344,32 @@ def test_splitting_experts_costs_what_it_adds():
     assert order == ["usual", "split", "split", "usual", "usual", "split"]
 
 
-def test_the_cost_of_splitting_experts_is_measured_without_a_trace(model, device):
+def test_the_cost_of_splitting_experts_is_measured_without_a_trace(model, device, monkeypatch):
     experts = model.model.layers[0].mlp.experts
     before, held = dict(experts._parameters), device.memory.usage.current_bytes
-    told = []
-
-    def seen(module, args, result):
-        told.append((module._parameters["down_proj"].shape[0], result))
-
-    hook = experts.register_forward_hook(seen)
+    told, computed = [], []
+    monkeypatch.setattr("engine.model.experts.with_experts", spied(with_experts, computed))
+    monkeypatch.setattr("engine.calibration.measure.split_experts.with_experts", spied(with_experts, computed))
+    hook = experts.register_forward_hook(lambda module, args, result: told.append(result))
     found = split_cost(model, described(model), device, 1)
     hook.remove()
     assert found.count == 5
-    assert {count for count, _ in told} == {4, 2}
-    assert all(torch.allclose(one, told[0][1], atol=1e-6) for _, one in told)
+    assert set(computed) == {4, 2}
+    assert computed.count(2) == 2 * computed.count(4)
+    assert all(torch.allclose(one, told[0], atol=1e-6) for one in told)
     assert dict(experts._parameters) == before
     assert "forward" not in vars(experts)
     assert device.memory.usage.current_bytes == held
+
+
+def spied(place, computed):
+    """Tells how many experts are computed together."""
+
+    def place_and_tell(module, parameters, num_experts):
+        computed.append(len(parameters["down_proj"]))
+        return place(module, parameters, num_experts)
+
+    return place_and_tell
 
 
 @pytest.mark.parametrize("family", ["mixtral", "jetmoe"])
@@ -322,7 +482,7 @@ def test_runs_grow_and_stay_within_the_model_s_positions():
 
 
 def test_a_sample_stands_for_all_tasks_that_are_alike(model, device):
-    planned = conditions(16, quick=True)
+    planned = conditions(16, quick=True, apart=False)
     runs = []
     once, again = (run_all(model, device, planned, runs.append) for _ in range(2))
     assert runs == 2 * planned
@@ -384,8 +544,11 @@ def test_the_command_writes_a_machine_that_the_simulator_reads(tmp_path, capsys)
     assert hardware.emulation is not None
     assert hardware.device_memory.capacity_bytes == 200 * MB
     assert "emulated device" in hardware.description
-    bases = [value.basis for name, value in hardware.quantities() if not name.startswith(("host.gemm", "host.exp"))]
+    bases = [value.basis for name, value in hardware.quantities() if not name.startswith("host.")]
     assert bases.count(Basis.MEASURED) > 25
+    on_host = [value.basis for name, value in hardware.quantities() if name.startswith("host.experts")]
+    assert set(on_host) == {Basis.MEASURED}
+    assert len(on_host) >= 5
     assert "written:" in capsys.readouterr().out
 
 
@@ -415,19 +578,19 @@ def test_every_part_of_a_round_may_be_made_again(model, device, probes, monkeypa
 
     monkeypatch.setattr("engine.calibration.measure.probe", lambda *_: probes)
     found = measure_machine(model, device, planned, quick=True, attempt=twice)
-    assert len(made) == 3 + len(planned)
+    assert len(made) == 4 + len(planned)
     assert made[0] == probes
     assert found.split_cost is not made[1]
-    assert all(kept is not dropped for kept, dropped in zip(found.spans, made[3:], strict=True))
+    assert all(kept is not dropped for kept, dropped in zip(found.spans, made[4:], strict=True))
 
 
 def test_a_round_survives_its_file(model, device, probes, tmp_path):
     planned = conditions(8, quick=True)
-    alone = Measured.of([1e-4, 2e-4, 4e-4], "a test"), Measured.of([1e9], "another")
+    alone = Measured.of([1e-4, 2e-4, 4e-4], "a test"), Measured.of([1e9], "another"), [time_on_host(4, Beside.STREAM)]
     made = Round(probes, run_all(model, device, planned[:2]), *alone)
     made.write(tmp_path / "round.json")
     read = Round.read(tmp_path / "round.json")
-    assert (read.probes, read.split_cost, read.unpack_rate) == (probes, *alone)
+    assert (read.probes, read.split_cost, read.unpack_rate, read.host_experts) == (probes, *alone)
     assert samples_of(map(MeasuredRun, planned, read.spans)) == samples_of(map(MeasuredRun, planned, made.spans))
 
 

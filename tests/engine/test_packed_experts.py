@@ -58,7 +58,8 @@ def test_wherever_experts_are(family, schedule, share, bits):
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("family", TELLING)
 def test_one_micro_batch_unpacks_a_few_experts_at_a_time(family, share):
-    assert unpacked_experts(MANY, 1) < unpacked_experts(MANY, 2) == MANY
+    assert unpacked_experts(MANY, 1, 1) < unpacked_experts(MANY, 2, 1) == MANY
+    assert unpacked_experts(MANY, 1, 300 << 20) == 1
     check(family, policy(size=len(PROMPTS), experts_on_device=share), num_experts=MANY)
 
 

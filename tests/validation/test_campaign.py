@@ -25,6 +25,7 @@ SHORT = CampaignGrid(
     gen_len=4,
     policies=({"batch_size": 4, "micro_batch_size": 2, "attention": "gpu"},),
     others=(),
+    placements=({"schedule": "hybrid", "batch_sizes": [1], "experts_on_device": 0.5, "experts_on_host": 0.25},),
 )
 REPEATS = 2
 
@@ -62,10 +63,21 @@ def test_every_schedule_and_the_planner_s_choice_are_run(campaign, findings):
     for model in SHORT.models:
         own = [run.case for run in findings.runs if run.case.model == model]
         assert {case.schedule for case in own} == set(registered())
-        assert sum(case.label == PLANNED for case in own) == 1
+        asked = sorted(case.label for case in own if case.label.startswith(PLANNED))
+        assert asked == [f"{PLANNED}-for-1", f"{PLANNED}-for-4"]
+        assert sum(case.schedule == "hybrid" and case.batch_size == 1 and not case.label for case in own) == 1
     assert findings.missing == ()
-    assert len(findings.regrets) == len(SHORT.models)
+    assert len(findings.regrets) == 2 * len(SHORT.models)
     assert findings.origin == "emulated device"
+
+
+def test_few_requests_are_ranked_among_themselves():
+    for model in STANDARD.models:
+        for requests in (1, 4, 16):
+            own = STANDARD.cases_of(model, requests)
+            assert {"n-cpu-moe", "cpu-experts", "expert-cache", "hybrid"} < {case.schedule for case in own}
+            assert {case.batch_size for case in own} == {requests}
+    assert any(case.policy.groups for case in STANDARD.cases())
 
 
 def test_nothing_is_run_twice(campaign):
@@ -151,7 +163,8 @@ def _durations(campaign, case):
 
 def test_regret_is_what_the_choice_loses_against_the_best_measured(findings):
     for lost in findings.regrets:
-        own = [run for run in findings.runs if run.case.model == lost.model and run.case.batch_size <= SHORT.requests]
+        requests = next(int(run.case.label.split("-")[-1]) for run in findings.runs if run.case.name == lost.chosen)
+        own = [run for run in findings.runs if run.case.model == lost.model and run.case.batch_size <= requests]
         best = max(run.measured.median for run in own)
         assert lost.regret == pytest.approx(1 - lost.chosen_tokens_per_s / best)
         assert lost.regret >= 0
@@ -170,9 +183,9 @@ def test_the_report_says_what_was_found_and_misses_no_bar_silently(campaign, fin
         findings.order_worst > 0.03
         or findings.handed_over_worst > 0.03
         or max(findings.duration_errors.values()) > 0.1
-        or findings.run_median > 0.05
+        or findings.run_median > 0.03
         or findings.run_worst > 0.12
-        or any(lost.regret > 0.03 for lost in findings.regrets)
+        or any(lost.regret > 0.01 for lost in findings.regrets)
         or any(one.ranking.tau not in (None, 1) for one in findings.decisions)
         or not all(check.exact for check in findings.mechanics)
     )

@@ -5,6 +5,7 @@ the outer loop, and each begins with a round of calibration, so that a machine t
 all cases and for the calibration alike. They share no run. Times when the machine is slow are kept out of both.
 """
 
+import itertools
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,10 +27,10 @@ from traces.trace import Trace
 from validation.campaign.grid import CampaignGrid, Case
 from validation.campaign.steady import Reference, Steady
 
-PLANNED_FIELDS = ("attention", "pages", "pin_weights", "experts_on_device", "kv_on_device")
+SIZES = ("batch_size", "micro_batch_size", "num_micro_batches")
 
 PLANNED = "planner"
-"""Label of the runs whose schedule and policy the planner chose."""
+"""What the labels of runs begin with whose schedule and policy the planner chose."""
 
 Progress = Callable[[int, int, str], None]
 
@@ -63,20 +64,29 @@ class Campaign:
     def speed_file(self) -> Path:
         return self.folder / "speed.json"
 
+    @property
+    def _asked(self) -> list[tuple[str, int]]:
+        """What the planner is asked: models and numbers of requests."""
+        return list(itertools.product(self.grid.models, (self.grid.requests, *self.grid.small_batches)))
+
+    def _plan_file(self, model: str, requests: int) -> Path:
+        end = "" if requests == self.grid.requests else f"-{requests}"
+        return self.folder / f"planned-{model}{end}.json"
+
     def machine(self, model: str) -> Hardware:
         """What all rounds of the calibration for a model found."""
         return Hardware.load(self.machine_file(model))
 
     def cases(self) -> list[Case]:
-        """The grid's cases, and for each model the planner's choice."""
-        return [*self.grid.cases(), *map(self._planned, self.grid.models)]
+        """The grid's cases, and for each model and number of requests the planner's choice."""
+        return [*self.grid.cases(), *itertools.starmap(self._planned, self._asked)]
 
     def run(self, progress: Progress = lambda done, total, doing: None) -> None:
         """Run what is missing."""
         for name in ("traces", "calibration"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         models = {name: make() for name, make in self.grid.models.items()}
-        total = self.repeats * (len(self.grid.cases()) + 2 * len(models))
+        total = self.repeats * (len(self.grid.cases()) + len(models) + len(self._asked))
         done = 0
         progress(done, total, "the machine's usual speed")
         attempt = self._attempt()
@@ -111,7 +121,9 @@ class Campaign:
             machine = fitted(model, device, planned, rounds, f"machine-{name}").hardware
         with appearing(self.machine_file(name)) as path:
             machine.write(path)
-        self._plan(name, model)
+        for asked, requests in self._asked:
+            if asked == name:
+                self._plan(name, model, requests)
 
     def _trace(self, case: Case, model: PreTrainedModel) -> Trace:
         vocabulary = model.config.get_text_config(decoder=True).vocab_size
@@ -119,12 +131,12 @@ class Campaign:
             run = (model, case.prompts(vocabulary), case.chosen_schedule, case.policy)
             return engine.run(*run, max_new_tokens=case.gen_len, device=device, do_sample=False).trace
 
-    def _plan(self, name: str, model: PreTrainedModel) -> None:
-        """Write down what the planner takes for the grid's requests, from the calibration alone."""
-        file = self.folder / f"planned-{name}.json"
+    def _plan(self, name: str, model: PreTrainedModel, requests: int) -> None:
+        """Write down what the planner takes for so many requests, from the calibration alone."""
+        file = self._plan_file(name, requests)
         if file.exists():
             return
-        lengths, machine = [self.grid.prompt_tokens] * self.grid.requests, self.machine(name)
+        lengths, machine = [self.grid.prompt_tokens] * requests, self.machine(name)
         plans: dict[str, RunPlan] = {}
         for schedule in registered().values():
             with suppress(InputError):  # nothing fits
@@ -134,10 +146,11 @@ class Campaign:
         with appearing(file) as path:
             path.write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
 
-    def _planned(self, name: str) -> Case:
+    def _planned(self, name: str, requests: int) -> Case:
         """The schedule and the policy that the planner chose."""
-        chosen = read_object(self.folder / f"planned-{name}.json")
+        chosen = read_object(self._plan_file(name, requests))
         policy = chosen["policy"]
-        fields = {key: policy[key] for key in PLANNED_FIELDS}
+        fields = {key: value for key, value in policy.items() if key not in SIZES and value is not None}
         sizes = (policy["batch_size"], policy["micro_batch_size"])
-        return Case(name, chosen["schedule"], *sizes, self.grid.prompt_tokens, self.grid.gen_len, fields, PLANNED)
+        label = f"{PLANNED}-for-{requests}"
+        return Case(name, chosen["schedule"], *sizes, self.grid.prompt_tokens, self.grid.gen_len, fields, label)

@@ -236,10 +236,16 @@ def _result(case: Case, replays: Sequence[Replay], ops: Sequence[OpAccuracy]) ->
 def _decisions(campaign: Recordings, results: Sequence[CaseResult]) -> Iterable[Decision]:
     for model in campaign.grid.models:
         usual = campaign.grid.usual_cases(model)
-        own = [one for one in results if one.case.model == model and one.case.label != PLANNED]
+        own = [one for one in results if one.case.model == model and not one.case.label]
         kinds = {
             "schedules, same requests": [one for one in own if one.case in usual],
             "policies of cgopipe": [one for one in own if one.case.schedule == "cgopipe"],
+            **{
+                f"placements, {requests} requests": [
+                    one for one in own if one.case in campaign.grid.cases_of(model, requests)
+                ]
+                for requests in campaign.grid.small_batches
+            },
             "all runs": own,
         }
         for what, chosen in kinds.items():
@@ -250,11 +256,11 @@ def _decisions(campaign: Recordings, results: Sequence[CaseResult]) -> Iterable[
 
 
 def _regrets(campaign: Recordings, results: Sequence[CaseResult]) -> Iterable[Regret]:
-    """Over what was measured with as many requests as the planner was asked for."""
-    for model in campaign.grid.models:
-        own = [one for one in results if one.case.model == model and one.case.batch_size <= campaign.grid.requests]
-        planned = next((one for one in own if one.case.label == PLANNED), None)
-        if planned is not None:
+    """Over what was measured with as many requests as the planner was asked for, or fewer."""
+    for planned in (one for one in results if one.case.label):
+        model, requests = planned.case.model, int(planned.case.label.removeprefix(f"{PLANNED}-for-"))
+        own = [one for one in results if one.case.model == model and one.case.batch_size <= requests]
+        if own:
             best = max(own, key=lambda one: one.measured.median)
             lost = regret([one is planned for one in own], [one.measured.median for one in own])
             yield Regret(model, planned.case.name, planned.measured.median, best.case.name, best.measured.median, lost)

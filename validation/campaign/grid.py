@@ -1,6 +1,6 @@
 """What a campaign runs: two random models, every schedule, several policies."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,8 @@ class CampaignGrid:
     """Policies of the paged schedule: each with `batch_size`, `micro_batch_size` and other fields."""
     others: Sequence[Mapping[str, int]]
     """`batch_size` and `micro_batch_size` of the schedules that cut their batch up, beside the usual one."""
+    placements: Sequence[Mapping[str, Any]] = ()
+    """Of few requests: each with `schedule`, `batch_sizes` and other fields; one micro-batch if they give no size."""
     shared: Mapping[str, Any] = field(default_factory=dict)
     """Fields that every policy has."""
 
@@ -77,11 +79,27 @@ class CampaignGrid:
             self._case(model, name, self.requests, sizes[one.system.one_batch]) for name, one in registered().items()
         ]
 
+    @property
+    def small_batches(self) -> list[int]:
+        """Few requests, with which schedules are ranked and planned for, too."""
+        return sorted({size for one in self.placements for size in one["batch_sizes"]})
+
+    def cases_of(self, model: str, requests: int) -> list[Case]:
+        """Those with so few requests."""
+        return [case for case in self._placed(model) if case.batch_size == requests]
+
+    def _placed(self, model: str) -> Iterator[Case]:
+        for one in self.placements:
+            fields = dict(one)
+            schedule, sizes, own = (fields.pop(name, None) for name in ("schedule", "batch_sizes", "micro_batch_size"))
+            for size in sizes:
+                yield self._case(model, schedule, size, own or size, **fields)
+
     def _of_model(self, model: str) -> list[Case]:
         cut_up = [name for name, one in registered().items() if not one.system.one_batch]
-        others = [self._case(model, name, **sizes) for sizes in self.others for name in cut_up]
+        others = [*self._placed(model), *(self._case(model, name, **sizes) for sizes in self.others for name in cut_up)]
         policies = [self._case(model, "cgopipe", **policy) for policy in self.policies]
-        return list({case.name: case for case in (*self.usual_cases(model), *others, *policies)}.values())
+        return list({case.name: case for case in (*self.usual_cases(model), *policies, *others)}.values())
 
     def _case(self, model: str, schedule: str, batch_size: int, micro_batch_size: int, **fields: Any) -> Case:
         whole = {**self.shared, **fields}
@@ -120,4 +138,4 @@ STANDARD = CampaignGrid(
     {"few-large-experts": few_large_experts, "many-small-experts": many_small_experts},
     **read_toml(Path(__file__).with_name("standard.toml")),
 )
-"""30 runs."""
+"""80 runs, more than half of them of 16 requests or fewer."""

@@ -7,7 +7,7 @@ from typing import Any
 from traces.cli import TEXT, legend, markdown_table, meanings
 from validation.campaign.findings import CaseResult, Findings
 
-BARS = {"layer 1": 0.03, "layer 2": 0.10, "layer 3 median": 0.05, "layer 3 worst": 0.12, "regret": 0.03}
+BARS = {"layer 1": 0.03, "layer 2": 0.10, "layer 3 median": 0.03, "layer 3 worst": 0.12, "regret": 0.01}
 WORST_SHOWN = 5
 
 IN_SHORT = {"layer": TEXT, "question": TEXT, "found": TEXT, "bar": TEXT, "": TEXT}
@@ -83,7 +83,7 @@ def layer_rows(findings: Findings) -> Iterator[tuple[str, ...]]:
         found = "no pair told apart" if tau is None else f"τ = {tau:.2f}"
         yield "4", f"order of {one.what}, {one.model}", found, "τ = 1", _met(tau is None or tau == 1)
     for lost in findings.regrets:
-        yield _line("4", f"regret of the planner's choice, {lost.model}", lost.regret, BARS["regret"])
+        yield _line("4", f"regret of {lost.chosen}", lost.regret, BARS["regret"])
 
 
 def _line(layer: str, question: str, found: float, bar: float) -> tuple[str, ...]:

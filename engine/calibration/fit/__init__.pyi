@@ -1,6 +1,7 @@
 from .interference import (
     Contention as Contention,
     contended as contended,
+    contended_on_host as contended_on_host,
     with_hand_over as with_hand_over,
     with_interference as with_interference,
 )

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from engine.calibration.measure import Condition, Measured, MeasuredRun, Sample
+from engine.calibration.measure import Beside, Condition, HostExpertsTime, Measured, MeasuredRun, Sample
 from sim.problem import Basis, Hardware, Model
-from sim.schedule import LaneKind
+from sim.schedule import LaneKind, Op
 from sim.simulation import Executed, Simulation, start_delays
 from traces.trace import Span
 
@@ -29,7 +29,7 @@ Kind = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Contention:
-    """What two kinds of work cost each other: seconds of a task alone, and beside what streams."""
+    """What two kinds of work cost each other: seconds of a task alone, and beside other work."""
 
     op: str
     alone_s: float
@@ -48,9 +48,24 @@ def contended(samples: Sequence[Sample]) -> list[Contention]:
         same = (other.op, other.step, other.lane) == (task.op, task.step, task.lane)
         if same and task.step and task.lane.kind in COMPUTES and _shows_alone(alone.condition, beside.condition):
             where = "CPU" if task.lane.kind is LaneKind.CPU else "device"
-            label = f"{task.op.value} on the {where}, {beside.condition.schedule.name}, step {task.step}"
+            copies = f"beside the copies of {beside.condition.schedule.name}"
+            label = f"{task.op.value} on the {where}, step {task.step}, {copies}"
             found.append(Contention(label, alone.median_s, beside.median_s))
     return found
+
+
+def contended_on_host(times: Sequence[HostExpertsTime]) -> list[Contention]:
+    """Experts on the host, alone and beside each other kind of work."""
+    alone = {one.tokens: one.seconds.median for one in times if one.beside is Beside.NOTHING}
+    return [
+        Contention(
+            f"{Op.HOST_EXPERTS.value}, {one.tokens} tokens, beside {one.beside.value}",
+            alone[one.tokens],
+            one.seconds.median,
+        )
+        for one in times
+        if one.beside is not Beside.NOTHING and one.tokens in alone
+    ]
 
 
 class Slowdown(NamedTuple):

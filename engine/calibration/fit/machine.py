@@ -17,11 +17,11 @@ ROOM = 4.0
 PINNED_SHARE = 0.5
 MORE_STARVES = "half of the host's memory: more page-locked memory starves the system"
 NO_COST = "no cost of its own was found"
-NOT_MEASURED = "not measured: only attention runs on the host, bound by memory"
+NOT_MEASURED = "not measured: only decode attention and routed experts run on the host"
 GUESSED = "no task showed it: a guess"
 NO_RUN = "no run showed tasks both alone and beside others"
 
-FITTED = ("gemm", "experts", "attention", "head", "decode_attention")
+FITTED = ("gemm", "experts", "attention", "head", "decode_attention", "route", "experts_apart")
 """The classes of work on the device."""
 
 
@@ -110,16 +110,17 @@ def _device(peak: Quantity, split_cost: Measured | None, unpack_rate: Measured |
 
 
 def _host(peak: Quantity) -> Processor:
-    """Only attention runs on the host: its memory share is fitted, the rest is there because files need it."""
+    """Decode attention and routed experts run on the host: they are fitted, the rest is there because files need it."""
     whole, nothing = _assumed(1.0, "1", NOT_MEASURED), _assumed(0.0, "us", NO_COST)
     every = Efficiency(whole, whole)
-    return Processor(peak, nothing, nothing, every, every, every, decode_attention=every)
+    experts = Efficiency(whole, whole, nothing)
+    return Processor(peak, nothing, nothing, every, experts, every, decode_attention=every)
 
 
 def settled(hardware: Hardware) -> Hardware:
     """The machine after its fit: the device's peaks come down to what was measured or, if that is more, reached."""
     for share, peak in (("compute", "device.peak"), ("memory", "device_memory.bandwidth")):
-        paths = [f"device.{name}.{share}" for name in FITTED]
+        paths = [f"device.{name}.{share}" for name in FITTED if getattr(hardware.device, name)]
         most = max(1 / ROOM, *(hardware.value(path) for path in paths))
         for path in paths:
             old = hardware.value(path)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from engine.calibration.measure import Sample
-from sim.problem import AtTokens, Basis, Efficiency, Hardware, Model, Quantity
-from sim.schedule import LaneKind, Op
+from sim.problem import AtTokens, Basis, Efficiency, Hardware, Model, Processor, Quantity
+from sim.schedule import ExpertPlace, LaneKind, Op
 
 OUTLIER = 0.1
 """Residuals in the logarithm above this count linearly."""
@@ -33,6 +33,8 @@ MANY_REQUESTS = 16
 
 MOST = 2.0
 """A ratio is at most this, and at least its inverse: what is further off has another reason."""
+
+OPTIONAL = ("device.route", "device.experts_apart")
 
 Bounds = tuple[float, float, float]
 """Where a fitted number begins, and the least and the most that it may be."""
@@ -52,7 +54,9 @@ class Group:
     """Prefill of so many requests or more counts; None: of none."""
     in_decode: bool = True
     with_ratios_of: str = ""
-    """The class of work whose times at the measured numbers of tokens are noted beside its roofs, if any."""
+    """The class of work, by its dotted path, whose times at the measured numbers of tokens are noted beside its roofs,
+    if any.
+    """
 
     def shows(self, sample: Sample) -> bool:
         """Whether a sample belongs to this group."""
@@ -66,21 +70,35 @@ class Group:
         )
 
 
-def _class(name: str) -> dict[str, Bounds]:
-    return {
-        f"device.{name}.latency": (1e-4, 1e-7, 1.0),
-        f"device.{name}.compute": (0.1, 1e-5, 1.0),
-        f"device.{name}.memory": (0.1, 1e-5, 1.0),
-        f"device.{name}.overlap": (0.3, 1e-3, 1.0),
+def _class(path: str, *, overlaps: bool = True) -> dict[str, Bounds]:
+    found = {
+        f"{path}.latency": (1e-4, 1e-7, 1.0),
+        f"{path}.compute": (0.1, 1e-5, 1.0),
+        f"{path}.memory": (0.1, 1e-5, 1.0),
     }
+    return {**found, f"{path}.overlap": (0.3, 1e-3, 1.0)} if overlaps else found
 
 
 GROUPS = (
-    Group("PreAttn", _class("gemm"), (Op.PRE_ATTN,), with_ratios_of="gemm"),
-    Group("PostAttn", _class("experts"), (Op.POST_ATTN,), prefill_from=MANY_REQUESTS, with_ratios_of="experts"),
-    Group("attention in prefill", _class("attention"), (Op.ATTN,), in_decode=False),
-    Group("attention on the device", _class("decode_attention"), (Op.ATTN,), prefill_from=None),
-    Group("Head", _class("head"), (Op.HEAD,), prefill_from=None, with_ratios_of="head"),
+    Group("PreAttn", _class("device.gemm"), (Op.PRE_ATTN,), with_ratios_of="device.gemm"),
+    Group(
+        "PostAttn",
+        _class("device.experts"),
+        (Op.POST_ATTN,),
+        prefill_from=MANY_REQUESTS,
+        with_ratios_of="device.experts",
+    ),
+    Group("attention in prefill", _class("device.attention"), (Op.ATTN,), in_decode=False),
+    Group("attention on the device", _class("device.decode_attention"), (Op.ATTN,), prefill_from=None),
+    Group("Head", _class("device.head"), (Op.HEAD,), prefill_from=None, with_ratios_of="device.head"),
+    Group("Route", _class("device.route"), (Op.ROUTE,), prefill_from=None, with_ratios_of="device.route"),
+    Group(
+        "experts on the device",
+        _class("device.experts_apart"),
+        (Op.DEVICE_EXPERTS,),
+        prefill_from=None,
+        with_ratios_of="device.experts_apart",
+    ),
     Group(
         "attention on the host",
         {
@@ -92,9 +110,25 @@ GROUPS = (
         (LaneKind.CPU,),
     ),
     Group(
+        "experts on the host",
+        _class("host.experts", overlaps=False),
+        (Op.HOST_EXPERTS,),
+        (LaneKind.CPU,),
+        prefill_from=None,
+        with_ratios_of="host.experts",
+    ),
+    Group(
         "small copies",
         {"link.latency": (1e-4, 1e-7, 1e-1)},
-        (Op.OFFLOAD_QKV, Op.LOAD_HIDDEN, Op.STORE_KV, Op.LOAD_KV, Op.STORE_HIDDEN),
+        (
+            Op.OFFLOAD_QKV,
+            Op.LOAD_HIDDEN,
+            Op.STORE_KV,
+            Op.LOAD_KV,
+            Op.STORE_HIDDEN,
+            Op.OFFLOAD_TOKENS,
+            Op.LOAD_OUTPUT,
+        ),
         (LaneKind.H2D, LaneKind.D2H),
         alone=False,
     ),
@@ -113,7 +147,10 @@ class Fit:
 
 
 def fit_all(hardware: Hardware, model: Model, samples: Sequence[Sample]) -> tuple[Hardware, list[Fit]]:
-    """Fit every group that has samples, one after the other. A fixed time of the experts that was measured stays."""
+    """Fit every group that has samples, one after the other. A fixed time of the experts that was measured stays.
+
+    Of classes that others can stand for only those are left that samples show.
+    """
     fits = []
     known = {EXPERTS_LATENCY} if hardware.value(EXPERTS_LATENCY).basis is Basis.MEASURED else set()
     for group in GROUPS:
@@ -124,6 +161,9 @@ def fit_all(hardware: Hardware, model: Model, samples: Sequence[Sample]) -> tupl
             fits.append(found)
             if group.with_ratios_of:
                 hardware = with_ratios(hardware, group.with_ratios_of, model, chosen)
+        elif group.with_ratios_of in OPTIONAL:
+            device = replace(hardware.device, **{group.with_ratios_of.removeprefix("device."): None})  # type: ignore[arg-type]
+            hardware = replace(hardware, device=device)
     return hardware, fits
 
 
@@ -158,26 +198,37 @@ def predicted_s(hardware: Hardware, model: Model, samples: Sequence[Sample]) -> 
     return [costs[one.condition](one.task).duration_ns / 1e9 for one in samples]
 
 
-def with_ratios(hardware: Hardware, name: str, model: Model, samples: Sequence[Sample]) -> Hardware:
-    """The machine whose class of work `name` takes as long as the samples at their numbers of tokens, in the median.
+def with_ratios(hardware: Hardware, path: str, model: Model, samples: Sequence[Sample]) -> Hardware:
+    """The machine whose class of work at `path` takes as long as the samples at their numbers of tokens, in the median.
 
     `samples` are of one op, in which that class has a part. Prefill counts only for more tokens than decode shows: a
     prompt of as many tokens is other work, with other fixed times.
     """
     in_decode = max((one.tokens for one in samples if one.task.step), default=0)
     samples = [one for one in samples if one.task.step or one.tokens > in_decode]
-    usual, doubled = (predicted_s(_with(hardware, name, (_at(1, ratio),)), model, samples) for ratio in (1.0, 2.0))
+    usual, doubled = (predicted_s(_with(hardware, path, (_at(1, ratio),)), model, samples) for ratio in (1.0, 2.0))
     ratios: dict[int, list[float]] = {}
     for sample, whole, more in zip(samples, usual, doubled, strict=True):
         own = more - whole  # what the class takes of the task
-        ratio = (sample.median_s - (whole - own)) / own if own > 0 else 1.0
-        ratios.setdefault(sample.tokens, []).append(ratio)
-    return _with(hardware, name, tuple(_measured(tokens, found) for tokens, found in sorted(ratios.items())))
+        if own > 0:
+            ratio = (sample.median_s - (whole - own)) / own
+            ratios.setdefault(_tokens(hardware, model, sample), []).append(ratio)
+    return _with(hardware, path, tuple(_measured(tokens, found) for tokens, found in sorted(ratios.items())))
 
 
-def _with(hardware: Hardware, name: str, at_tokens: tuple[AtTokens, ...]) -> Hardware:
-    changed: Efficiency = replace(getattr(hardware.device, name), at_tokens=at_tokens)
-    return replace(hardware, device=replace(hardware.device, **{name: changed}))  # type: ignore[arg-type]
+def _tokens(hardware: Hardware, model: Model, sample: Sample) -> int:
+    """By what times over the roofs are told apart: tokens; on the host those of an expert."""
+    if sample.task.op is not Op.HOST_EXPERTS:
+        return sample.tokens
+    sizes = sample.condition.sizes(model, hardware)
+    return round(sizes.tokens_an_expert(sample.task, ExpertPlace.HOST))
+
+
+def _with(hardware: Hardware, path: str, at_tokens: tuple[AtTokens, ...]) -> Hardware:
+    of, name = path.split(".")
+    processor: Processor = getattr(hardware, of)
+    changed: Efficiency = replace(getattr(processor, name), at_tokens=at_tokens)
+    return replace(hardware, **{of: replace(processor, **{name: changed})})  # type: ignore[arg-type]
 
 
 def _measured(tokens: int, ratios: Sequence[float]) -> AtTokens:

@@ -1,8 +1,18 @@
 from .first_layers import keep_first_layers as keep_first_layers, layers_to_measure as layers_to_measure
+from .host_experts import (
+    QUICK_TOKENS as QUICK_TOKENS,
+    TOKENS as TOKENS,
+    Beside as Beside,
+    HostExpertsTime as HostExpertsTime,
+    can_be_apart as can_be_apart,
+    host_experts as host_experts,
+    host_samples as host_samples,
+)
 from .measured import Measured as Measured
 from .probes import FEW_REPEATS as FEW_REPEATS, REPEATS as REPEATS, Probes as Probes, probe as probe
 from .rounds import (
     Round as Round,
+    median_host_experts as median_host_experts,
     median_probes as median_probes,
     median_split_cost as median_split_cost,
     median_unpack_rate as median_unpack_rate,

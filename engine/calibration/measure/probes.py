@@ -109,6 +109,18 @@ def _copy(
         device.free(on_device)
 
 
+@contextlib.contextmanager
+def large_copies(device: Device, kind: LaneKind) -> Iterator[Callable[[LaneContext], float]]:
+    """Yields what copies once, page-locked, as much as shows the rate of the link, and tells how long it took."""
+    size = _large(device)
+    device.reserve_pinned({CALIBRATION: size})
+    try:
+        with _copy(device, kind, size) as seconds:
+            yield seconds
+    finally:
+        device.reserve_pinned({})
+
+
 def _large(device: Device) -> int:
     """Where the host does not play the device, a copy is too large for its caches, faster than its memory."""
     most = LARGER_THAN_CACHES_BYTES if device.gpu_threads is None else LARGE_COPY_BYTES

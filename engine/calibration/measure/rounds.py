@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from engine.calibration.measure.host_experts import Beside, HostExpertsTime
 from engine.calibration.measure.measured import Measured
 from engine.calibration.measure.probes import LinkProbe, Probes
 from traces.trace import Span
@@ -17,18 +18,19 @@ _KEPT = ("id", "op", "lane", "rank", "step", "layer", "micro_batch", "page", "st
 class Round:
     """One round: the probes, per run of the calibration the spans of its tasks, and what is known of the experts alone.
 
-    That is what it costs to split them, and how fast they are unpacked.
+    That is what it costs to split them, how fast they are unpacked, and what they take on the host.
     """
 
     probes: Probes
     spans: list[list[Span]]
     split_cost: Measured | None = None
     unpack_rate: Measured | None = None
+    host_experts: list[HostExpertsTime] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
         spans = [[[getattr(span, name) for name in _KEPT] for span in run] for run in self.spans]
-        alone = {"split_cost": self.split_cost, "unpack_rate": self.unpack_rate}
+        alone = {name: getattr(self, name) for name in ("split_cost", "unpack_rate", "host_experts")}
         content = {"probes": asdict(self.probes), "spans": spans, **alone}
         path.write_text(json.dumps(content, default=asdict) + "\n", encoding="utf-8")
 
@@ -38,13 +40,18 @@ class Round:
         content = json.loads(path.read_text(encoding="utf-8"))
         spans = [[Span(*span) for span in run] for run in content["spans"]]
         cost = content.get("split_cost", content.get("second_place"))  # its name in files of earlier versions
-        alone = [Measured(**one) if one else None for one in (cost, content.get("unpack_rate"))]
-        return cls(_probes(content["probes"]), spans, *alone)
+        split_cost, unpack_rate = (Measured(**one) if one else None for one in (cost, content.get("unpack_rate")))
+        on_host = [_host_experts(**one) for one in content.get("host_experts", ())]
+        return cls(_probes(content["probes"]), spans, split_cost, unpack_rate, on_host)
 
 
 def _probes(table: dict[str, Any]) -> Probes:
     link = LinkProbe(**{name: Measured(**one) for name, one in table.pop("link").items()})
     return Probes(link=link, **{name: Measured(**one) for name, one in table.items()})
+
+
+def _host_experts(tokens: int, beside: str, seconds: dict[str, Any]) -> HostExpertsTime:
+    return HostExpertsTime(tokens, Beside(beside), Measured(**seconds))
 
 
 def median_probes(rounds: Sequence[Round]) -> Probes:
@@ -65,6 +72,14 @@ def median_unpack_rate(rounds: Sequence[Round]) -> Measured | None:
 def _middle_of(measured: Sequence[Measured | None]) -> Measured | None:
     found = [asdict(one) for one in measured if one is not None]
     return Measured(**_middle(found)) if found else None
+
+
+def median_host_experts(rounds: Sequence[Round]) -> list[HostExpertsTime]:
+    """Those of the middle round, each for itself."""
+    found: dict[tuple[int, Beside], list[dict[str, Any]]] = {}
+    for one in (time for measured in rounds for time in measured.host_experts):
+        found.setdefault((one.tokens, one.beside), []).append(asdict(one.seconds))
+    return [HostExpertsTime(*key, Measured(**_middle(seconds))) for key, seconds in found.items()]
 
 
 def _middle(found: Sequence[dict[str, Any]]) -> dict[str, Any]:

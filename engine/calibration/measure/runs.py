@@ -1,8 +1,9 @@
 """Short runs of the engine whose tasks are the measurements that rates are fitted to.
 
 Most runs have one micro-batch and all experts on the device, so that nothing runs beside the task that is measured:
-over several micro-batch sizes and prompt lengths they show how each op grows with tokens, requests and context. The
-others stream weights and KV cache, and show the copies, and what CPU attention and the weight stream cost each other.
+over several micro-batch sizes and prompt lengths they show how each op grows with tokens, requests and context. Some
+have experts computed apart from their layers, on the device and on the host in turn. The others stream weights and KV
+cache, and show the copies, and what CPU attention and the weight stream cost each other.
 """
 
 import statistics
@@ -79,9 +80,13 @@ class Condition:
     def shape(self, model: Model) -> PipelineShape:
         return self.policy.shape(self.schedule, model)
 
+    def sizes(self, model: Model, hardware: Hardware) -> Sizes:
+        """How much its tasks work on."""
+        return Sizes(self.schedule, self.shape(model), self.policy, model, self.batch, hardware)
+
     def costs(self, model: Model, hardware: Hardware) -> CostModel:
         """The cost model of this run on a machine."""
-        return CostModel(Sizes(self.schedule, self.shape(model), self.policy, model, self.batch, hardware))
+        return CostModel(self.sizes(model, hardware))
 
     def steps(self, model: Model) -> Iterator[list[Task]]:
         """The tasks of this run."""
@@ -110,12 +115,16 @@ class Sample(NamedTuple):
         return requests if self.task.step else requests * width
 
 
-def conditions(max_prompt_tokens: int, *, quick: bool = False) -> list[Condition]:
-    """The runs of a calibration, the small ones first; no prompt is longer than `max_prompt_tokens`."""
+def conditions(max_prompt_tokens: int, *, quick: bool = False, apart: bool = True) -> list[Condition]:
+    """The runs of a calibration, the small ones first; no prompt is longer than `max_prompt_tokens`.
+
+    `apart`: whether experts can be computed apart from their layers.
+    """
     sizes, prompts = (QUICK_SIZES, QUICK_PROMPTS) if quick else (SIZES, PROMPTS)
     widths = sorted({min(width, max_prompt_tokens) for width in prompts})
     cut = [(size, width) for width in widths for size in sizes if size * width <= MAX_TOKENS]
     found = [_alone(size, width, place) for size, width in cut for place in Place]
+    found += [_apart(size, widths[0]) for size in sizes if apart]
     found.sort(key=lambda one: one.batch.prompt_tokens)
     width = min(64, max_prompt_tokens)
     names = ("cgopipe",) if quick else ("cgopipe", "flexgen")
@@ -126,6 +135,13 @@ def conditions(max_prompt_tokens: int, *, quick: bool = False) -> list[Condition
 def _alone(size: int, width: int, place: Place) -> Condition:
     schedule, kv_on_device = by_name("cgopipe"), float(place is Place.GPU)
     policy = Policy.usual(schedule, size, size, attention=place, experts_on_device=1.0, kv_on_device=kv_on_device)
+    return Condition(schedule, policy, width, alone=True)
+
+
+def _apart(size: int, width: int) -> Condition:
+    """Experts computed apart from their layers, those of half of these on the host, while all else waits."""
+    schedule = by_name("n-cpu-moe")
+    policy = Policy.usual(schedule, size, size, experts_on_device=0.5, prefill_experts=Place.CPU)
     return Condition(schedule, policy, width, alone=True)
 
 
@@ -176,10 +192,13 @@ def _samples(condition: Condition, spans: Iterable[Span]) -> Iterator[Sample]:
     The first two layers of prefill are left out where there are others: the first pays for what is touched for the
     first time, and in both the memory that tasks work with is measured (`activations`), which slows them down.
     """
-    alike: dict[tuple[str, int, int, bool], list[Span]] = {}
+    spans = list(spans)
+    on_host = {span.layer for span in spans if span.op == Op.HOST_EXPERTS}
+    alike: dict[tuple[str, int, int, bool, bool], list[Span]] = {}
     for span in spans:
         when = span.step if Op(span.op) in GROWS_WITH_CONTEXT else min(span.step, 1)
-        alike.setdefault((span.op, when, span.page, span.lane == "CPU"), []).append(span)
+        only_shared = span.op == Op.DEVICE_EXPERTS and span.layer in on_host
+        alike.setdefault((span.op, when, span.page, span.lane == "CPU", only_shared), []).append(span)
     for group in alike.values():
         settled = [span for span in group if span.step or not 0 <= span.layer < UNSETTLED_LAYERS] or group
         median_s = statistics.median(span.duration_ns / 1e9 for span in settled)

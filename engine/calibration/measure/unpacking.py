@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from engine.calibration.measure.measured import Measured, lane_seconds, repeated
 from engine.device import Device
 from engine.model import GROUP, Anatomy, PackedFormat, can_split
-from sim.problem import UNPACKED_AT_ONCE
+from sim.problem import unpacked_at_once
 from sim.schedule import LaneKind
 
 BITS = 4
@@ -27,7 +27,7 @@ def unpack_rate(model: PreTrainedModel, device: Device, repeats: int) -> Measure
     ]
     if not made or any(form.input_size % GROUP for form in made):
         return None
-    count = min(anatomy.num_experts, UNPACKED_AT_ONCE)
+    count = unpacked_at_once(anatomy.num_experts, sum(form.unpacked_bytes for form in made))
     with contextlib.ExitStack() as stack:
         pairs = []
         for one, form in zip(experts, made, strict=True):

@@ -224,8 +224,11 @@ class _Rows:
     def _chain(self, groups: _Groups) -> Floats:
         """The experts of one group in all layers: there and back. [row]."""
         which = groups.largest[self.frame][:, None]
-        longest = np.maximum(self._host(which) + self._load(which), self._fetch(which) + self._device(which))
-        return np.asarray(((self._offload(which) + longest) * self.layers).sum(axis=1))
+        asked = self._offload(which)
+        on_host = np.where(self.host > 0, asked + self._host(which) + self._load(which), 0.0)
+        fetch = np.where(self.fetched > 0, asked + self._fetch(which), 0.0)
+        longest = np.maximum(on_host, fetch + self._device(which))
+        return np.asarray((longest * self.layers).sum(axis=1))
 
     def _weights(self, size: Ints, pieces: Floats, *, staged: bool) -> Floats:
         """Seconds of each kind of layer to copy so many bytes that stream. [row, kind]."""
@@ -319,6 +322,7 @@ class _Rows:
         link = off + load
         between = (m - 1) * load + (m - 1) / self.n[:, None] * streams[:, None]
         alone = np.maximum.reduce([pre + m * attn, pre + attn + between])
-        on_host = np.maximum(alone + route, m * (pre + route) + attn) + link
+        on_gpu = np.maximum(m * pre + route, pre + m * route)
+        on_host = np.maximum(alone + route, on_gpu + attn) + link
         attend = np.where(on_cpu, on_host, m * (pre + attn + route))
         return np.asarray(attend + m * head + self._chain(self.b.groups)[:, None])

@@ -184,7 +184,7 @@ class _Memory:
 
     def _in_parts(self, setup: Setup) -> Placement:
         """Some, but not all experts of each layer on the device, if the schedule can."""
-        share = 0.0 if self._schedule.system.whole_layers else 0.5
+        share = 0.0 if self._schedule.system.whole_layers or setup.policy.stream_non_experts else 0.5
         return replace(setup, policy=replace(setup.policy, experts_on_device=share)).placement
 
     def _base(self) -> Ints:
@@ -235,7 +235,7 @@ class _Memory:
         if locks_weights(self._schedule):
             some = largest_share(pinned - others[:, PINNED], moved, layers, self._turns)
             all_fit = others[:, PINNED] + (moved * layers).sum(axis=-1) <= pinned
-            share = np.where(all_fit & (moved.max(axis=-1) > 0), 1.0, np.maximum(some, 0.0))
+            share = np.where(all_fit, 1.0, np.maximum(some, 0.0)) * (moved.max(axis=-1) > 0)
         whole_pages = (moved * share[:, None]).astype(np.int64) // LOCK_UNIT_BYTES * LOCK_UNIT_BYTES
         locked = np.where(share[:, None] == 1, moved, whole_pages)
         staged = self._turns * np.where(share == 1, 0, np.maximum(slots - locked, 0).max(axis=-1))

@@ -3,7 +3,7 @@
 import bisect
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +24,10 @@ class Memory(Part):
 
 @dataclass(frozen=True, slots=True)
 class AtTokens(Part):
-    """What work on so many tokens takes over what roofs and fixed times say: kernels cut matrices into tiles."""
+    """What work on so many tokens takes over what roofs and fixed times say: kernels cut matrices into tiles.
+
+    Of experts on the host, `tokens` are those of an expert, on average.
+    """
 
     tokens: int
     time_ratio: Quantity
@@ -72,6 +75,8 @@ class Processor(Part):
     `head` is the class of LM head, sampling and the next embedding; without it they count as `gemm`.
     `decode_attention` is that of one new token a request; without it it counts as `attention`. On the host it is that
     of a kernel which reads the KV cache where it lies, also for schedules whose own systems copy it first.
+    Where experts are computed apart from their layers, `route` is the class of what stands before them, output
+    projection, norm and router (without it `gemm`), and `experts_apart` theirs (without it `experts`).
     `unpack_bytes_per_s` counts weights as the model computes with them, made of experts that are stored in fewer bits;
     without it that takes no time.
     """
@@ -84,7 +89,15 @@ class Processor(Part):
     attention: Efficiency
     head: Efficiency | None = None
     decode_attention: Efficiency | None = None
+    route: Efficiency | None = None
+    experts_apart: Efficiency | None = None
     unpack_bytes_per_s: Quantity | None = None
+
+    @property
+    def classes(self) -> tuple[Efficiency, ...]:
+        """All that are given."""
+        values = (getattr(self, one.name) for one in fields(self))
+        return tuple(value for value in values if isinstance(value, Efficiency))
 
 
 @dataclass(frozen=True, slots=True)

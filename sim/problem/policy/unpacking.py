@@ -3,8 +3,10 @@
 from sim.problem.model import Model
 from sim.problem.policy.policy import Policy
 
-UNPACKED_AT_ONCE = 4
-"""Experts that one call unpacks: enough to be worth it, few enough to find room on any device."""
+MOST_AT_ONCE = 4
+"""Experts that one call unpacks at most: enough to be worth it where experts are small."""
+MOST_BYTES_AT_ONCE = 256 << 20
+"""What these may take as wide as they are computed: large experts are worth a call each."""
 
 
 def unpacks_experts(policy: Policy, model: Model) -> bool:
@@ -12,6 +14,11 @@ def unpacks_experts(policy: Policy, model: Model) -> bool:
     return policy.expert_bits(model) != model.expert_bits
 
 
-def unpacked_experts(num_experts: int, num_micro_batches: int) -> int:
+def unpacked_at_once(num_experts: int, expert_bytes: int) -> int:
+    """Experts of a layer that one call unpacks; one takes `expert_bytes` as wide as it is computed."""
+    return max(1, min(num_experts, MOST_AT_ONCE, MOST_BYTES_AT_ONCE // max(1, expert_bytes)))
+
+
+def unpacked_experts(num_experts: int, num_micro_batches: int, expert_bytes: int) -> int:
     """Of a layer, the experts that are there unpacked at a time: all of them, which micro-batches share, or a few."""
-    return num_experts if num_micro_batches > 1 else min(num_experts, UNPACKED_AT_ONCE)
+    return num_experts if num_micro_batches > 1 else unpacked_at_once(num_experts, expert_bytes)

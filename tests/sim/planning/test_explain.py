@@ -155,6 +155,7 @@ class TestWords:
     def test_all_of_it_is_json(self):
         _, why = explained(TestReplanned.SLOW_LINK, replan=True)
         table = json.loads(json.dumps(why.to_dict()))
-        assert set(table) == {"binding", "memory", "above_lower_bound", "next_schedule", "next_policy", "replanned"}
+        reasons = {"binding", "memory", "above_lower_bound", "next_schedule", "next_policy", "replanned"}
+        assert set(table) == reasons | {"experts", "one_more_gb_of_device_memory"}
         assert table["replanned"][0]["resource"] == "host memory"
         assert Place(table["next_policy"]["policy"]["attention"])

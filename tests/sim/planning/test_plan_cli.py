@@ -81,6 +81,33 @@ class TestOutput:
         assert fast["seconds_per_token"] < most["seconds_per_token"]
         assert fast["objective"] == "latency"
 
+    def test_exactly_so_many_requests(self, capsys):
+        args = ["plan", *SMALL, "--schedules", "hybrid,cgopipe", "--quick", "--batch", "3", "--json", "-"]
+        assert main(args) == 0
+        table = json.loads(capsys.readouterr().out)
+        assert {one["num_requests"] for one in table["top"]} == {3}
+        for one in (table, *table["top"]):
+            assert one["decode_tokens_per_s"] == pytest.approx(3 / one["seconds_per_token"])
+            assert one["prefill_tokens_per_s"] == pytest.approx(3 * 60 / one["prefill_s"])
+            assert one["time_to_first_token_s"] == one["prefill_s"]
+        (experts,) = table["explanation"]["experts"]
+        places = ("resident", "streamed", "fetched", "on_host")
+        assert experts["experts"] == 64
+        assert sum(experts[place][0] for place in places) <= 64 <= sum(experts[place][1] for place in places)
+
+    def test_says_what_the_objective_means_and_where_experts_are(self, capsys):
+        run("--objective", "memory")
+        text = " ".join(capsys.readouterr().out.split())
+        assert "Memory means the fewest bytes on the device that reach 95% of the best throughput." in text
+        assert "Experts: " in text
+        assert "of 64 a layer" in text
+
+    def test_one_more_gb_of_device_memory(self, capsys):
+        assert main(["plan", *SMALL, "--schedules", "cgopipe", "--json", "-"]) == 0
+        more = json.loads(capsys.readouterr().out)["explanation"]["one_more_gb_of_device_memory"]
+        assert more["resource"] == "device memory"
+        assert more["factor"] == pytest.approx(1 + 1 / 16)
+
     def test_the_papers_search(self, capsys):
         assert main(["plan", "--optimizer", "hrm", "--gen-len", "8", "--quick", "--json", "-", "--top", "1"]) == 0
         table = json.loads(capsys.readouterr().out)
@@ -150,6 +177,8 @@ class TestMistakes:
             (["--schedules", "cgopip"], "unknown schedule 'cgopip'; did you mean cgopipe?"),
             (["--plot", "plan.bmp"], "--plot: 'plan.bmp' is not a picture"),
             (["--out", "/nowhere/policy.json"], "/nowhere/policy.json: cannot be written"),
+            (["--batch", "0"], "--batch: 0 is not allowed"),
+            (["--optimizer", "hrm", "--batch", "1"], "leave out --objective, --schedules and --batch"),
             (["--optimizer", "hrm", "--objective", "latency"], "--optimizer hrm: it knows throughput and cgopipe only"),
         ],
     )
