@@ -16,7 +16,7 @@ from engine.generation.session import open_session
 from engine.generation.trace import Stats, describe_batch, describe_host, describe_run, make_trace, peak_bytes, phases_s
 from engine.model import InFlight, recorded_routing
 from engine.tasks import BatchResult, GenerationOptions, RunContext, Session, run_batch
-from sim.problem import Policy
+from sim.problem import UNIFORM, Policy, Routing
 from sim.schedule import Schedule, by_name
 from traces.errors import InputError
 from traces.trace import Trace
@@ -66,6 +66,7 @@ def run(
     progress: Callable[[int], None] | None = None,
     on_batch: Callable[[BatchDone], None] | None = None,
     record_routing: str | Path | None = None,
+    routing: str | Routing = UNIFORM,
     keep_model: bool = True,
     **generate_kwargs: Any,
 ) -> RunResult:
@@ -75,7 +76,8 @@ def run(
     Without a policy all prompts form one batch, cut into micro-batches of `micro_batch_size`. `generate_kwargs` go to
     `generate()` as they are; what needs beams or a second model is refused. With `seed`, micro-batch j draws as if it
     were generated alone after `torch.manual_seed(seed + j)`. `progress` is told of each micro-batch's new tokens,
-    `on_batch` of each batch as it ends. `record_routing` names a file for how many tokens used each expert.
+    `on_batch` of each batch as it ends. `record_routing` names a file for how many tokens used each expert;
+    `routing`, such a file, places experts by their popularity.
 
     The model is what it was when the run ends, with one exception: a policy's `weight_bits` of 4.5 or 8.5 packs routed
     experts, whose own weights host memory has no room for meanwhile. Afterwards they are what the packed bits say, for
@@ -101,7 +103,8 @@ def run(
         policy = policy or Policy.usual(chosen, len(ids), size)
         seed, padding = _seed(seed, generate_kwargs, model), pad_token(model, tokenizer)
         options = GenerationOptions(max_new_tokens, padding, generate_kwargs, seed)
-        context = RunContext.of(model, chosen, policy, opened, options)
+        known = Routing.parse(routing) if isinstance(routing, str) else routing
+        context = RunContext.of(model, chosen, policy, opened, options, known)
         with _recording(context, record_routing), open_session(context, keep_model) as session:
             opened.reset_peak()
             done = []

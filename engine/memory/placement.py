@@ -26,8 +26,9 @@ def streamed_layers(
     policy: Policy,
     schedule: Schedule,
     packed: Sequence[PackedLayer | None],
+    orders: Sequence[Sequence[int]],
 ) -> list[StreamedLayer | None]:
-    """What of each layer lives on the host, by the policy's placement of experts."""
+    """What of each layer lives on the host, by the policy's placement of experts; `orders` has them by rank."""
     system = schedule.system
     splits = splits_of(policy, system, anatomy.expert_counts)
     layers: list[StreamedLayer | None] = []
@@ -36,12 +37,12 @@ def streamed_layers(
         rest = anatomy.parameters(i) if system.streams_non_experts or policy.stream_non_experts else ()
         rest = tuple(p for p in rest if not any(p.tensor is e.tensor for e in experts))
         places = (ExpertPlace.STREAMED, ExpertPlace.FETCHED, ExpertPlace.HOST)
-        streamed, fetched, on_host = ([*_pieces(experts, split, place, packed[i])] for place in places)
+        streamed, fetched, on_host = ([*_pieces(experts, split, place, packed[i], orders[i])] for place in places)
         layer = StreamedLayer.of(
             (*streamed, *map(HostPiece.of, rest)),
             fetched,
             on_host,
-            [*_pieces(experts, split, KEPT, packed[i])] if system.caches_experts and split.fetched else (),
+            [*_pieces(experts, split, KEPT, packed[i], orders[i])] if system.caches_experts and split.fetched else (),
             prefill_on_host=policy.prefills_on(system) is Place.CPU,
         )
         layers.append(layer if layer.pieces else None)
@@ -49,16 +50,21 @@ def streamed_layers(
 
 
 def _pieces(
-    experts: Sequence[OwnedParameter], split: Split, place: ExpertPlace, packed: PackedLayer | None
+    experts: Sequence[OwnedParameter],
+    split: Split,
+    place: ExpertPlace,
+    packed: PackedLayer | None,
+    order: Sequence[int],
 ) -> Iterator[HostPiece]:
     """Of a layer's experts those in one place, a piece of each parameter."""
     first, stop = split.ranks(place)
     if first == stop:
         return
     every = place is not KEPT and split.places == place
+    numbers = range(first, stop) if packed else sorted(order[first:stop])  # packed ones go by number
     formats = packed.formats if packed else [None] * len(experts)
     for parameter, form in zip(experts, formats, strict=True):
-        yield HostPiece.of(parameter, place, None if every else range(first, stop), form)
+        yield HostPiece.of(parameter, place, None if every else numbers, form)
 
 
 def _check_split(

@@ -150,7 +150,7 @@ def _plan(
 
 
 def _run_options(args: argparse.Namespace) -> dict[str, Any]:
-    ours = {"seed": args.seed, "record_routing": args.record_routing, "keep_model": False}
+    ours = {"seed": args.seed, "record_routing": args.record_routing, "routing": args.routing, "keep_model": False}
     return {**ours, **_generate_kwargs(args)}
 
 

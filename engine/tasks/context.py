@@ -21,7 +21,7 @@ from engine.memory import (
 )
 from engine.model import Anatomy, InFlight, end_tokens
 from engine.tasks.attend import DecodeAttention
-from sim.problem import Policy, splits_of
+from sim.problem import Policy, Routing, splits_of
 from sim.schedule import MemoryPart, PipelineShape, Schedule, SlotLayout, layout_of
 from traces.errors import InputError
 
@@ -63,9 +63,18 @@ class RunContext:
 
     @classmethod
     def of(
-        cls, model: PreTrainedModel, schedule: Schedule, policy: Policy, device: Device, options: GenerationOptions
+        cls,
+        model: PreTrainedModel,
+        schedule: Schedule,
+        policy: Policy,
+        device: Device,
+        options: GenerationOptions,
+        routing: Routing | None = None,
     ) -> Self:
-        """Opens the model. Raises InputError if the engine cannot run it, or cannot run it by this policy."""
+        """Opens the model; experts are placed by their popularity in `routing`.
+
+        Raises InputError if the engine cannot run it, or cannot run it by this policy.
+        """
         policy.check_places(schedule)
         if policy.kv_bits is not None:
             raise InputError("kv_bits: the engine keeps the KV cache at the model's own width: leave it out")
@@ -73,7 +82,8 @@ class RunContext:
         anatomy = Anatomy.of(model)
         splits = splits_of(policy, schedule.system, anatomy.expert_counts)
         packed = packed_layers(model, anatomy, policy.weight_bits, splits)
-        streamed = streamed_layers(model, anatomy, policy, schedule, packed)
+        orders = _orders(routing or Routing(), model, anatomy)
+        streamed = streamed_layers(model, anatomy, policy, schedule, packed, orders)
         return cls(model, schedule, policy, device, options, anatomy, streamed, packed)
 
     @property
@@ -99,6 +109,19 @@ class RunContext:
     def layout(self, num_micro_batches: int) -> SlotLayout:
         """Which slots the tasks of such a batch read and write."""
         return layout_of(self.schedule, self.shape(num_micro_batches))
+
+
+def _orders(routing: Routing, model: PreTrainedModel, anatomy: Anatomy) -> list[Sequence[int]]:
+    """Per layer its routed experts, the most popular first. Raises InputError for what was counted on other experts."""
+    measured = routing.histogram.layers if routing.histogram else [None] * len(anatomy.layers)
+    told = tuple(0 if layer is None else layer.num_experts for layer in measured)
+    if routing.histogram and told != anatomy.expert_counts:
+        raise InputError(
+            f"routing {routing}: counts {max(told, default=0)} experts in each of {sum(map(bool, told))} layers, and "
+            f"{type(model).__name__} has {anatomy.num_experts} in {sum(map(bool, anatomy.expert_counts))}: give one "
+            f"that was recorded with this model"
+        )
+    return [routing.order(i, count) for i, count in enumerate(anatomy.expert_counts)]
 
 
 def _check_in_host_memory(model: PreTrainedModel) -> None:

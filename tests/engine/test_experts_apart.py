@@ -14,7 +14,8 @@ from engine.host import HostExperts
 from engine.lanes.executor import TaskError
 from engine.memory import ExpertCache
 from engine.model import Anatomy, can_split
-from sim.problem import Policy
+from engine.tasks import RunContext
+from sim.problem import Histogram, LayerHistogram, Policy, Routing, TokenCounts
 from sim.schedule import by_name
 from traces.errors import InputError
 from traces.files import read_trace, write_trace
@@ -74,6 +75,38 @@ def test_every_family_wherever_experts_are(family, name, places, size):
     if places.get("groups", 1) > -(-len(PROMPTS) // size):
         places = {**places, "groups": 1}
     check(family, name, places, size)
+
+
+def routing_of(family, *layers):
+    """Experts in this order of popularity, layer by layer."""
+    counts = [None if one is None else TokenCounts(18, tuple(12 - 2 * one.index(e) for e in range(4))) for one in layers]
+    told = (None if one is None else LayerHistogram(2, TokenCounts(0, (0,) * 4), one) for one in counts)
+    return Routing(histogram=Histogram(family, tuple(told)))
+
+
+@pytest.mark.parametrize(("name", "places"), [*EVERY, ("cgopipe", {"experts_on_device": 0.5})], ids=str)
+def test_experts_placed_by_popularity(name, places):
+    """The popular ones stay on the device, the others wait elsewhere: no token is another."""
+    model, routing = make("mixtral"), routing_of("mixtral", [2, 0, 3, 1], [3, 2, 1, 0], [0, 1, 2, 3])
+    before = {path: tensor.clone() for path, tensor in model.state_dict().items()}
+    given = policy(name, 2, places)
+    result = engine.run(model, PROMPTS, name, given, max_new_tokens=NEW, routing=routing)
+    assert result.sequences == reference(model, PROMPTS, 2, NEW)
+    assert all(torch.equal(tensor, before[path]) for path, tensor in model.state_dict().items())
+
+
+def test_what_is_popular_stays_on_the_device():
+    model, routing = make("mixtral"), routing_of("mixtral", [2, 0, 3, 1], [3, 2, 1, 0], [0, 1, 2, 3])
+    with EmulatedDevice(None, None, 1 << 30) as device:
+        given = policy("cpu-experts", 2, {"experts_on_device": 0.5})
+        run = RunContext.of(model, by_name("cpu-experts"), given, device, None, routing)
+    assert [layer.pieces[0].experts for layer in run.streamed] == [(1, 3), (0, 1), (2, 3)]
+
+
+def test_popularity_of_other_experts_is_refused():
+    routing = routing_of("mixtral", [2, 0, 3, 1], [3, 2, 1, 0])
+    with pytest.raises(InputError, match="counts 4 experts in each of 2 layers, and MixtralForCausalLM has 4 in 3"):
+        engine.run(make("mixtral"), PROMPTS, "hybrid", policy("hybrid"), max_new_tokens=2, routing=routing)
 
 
 @pytest.mark.parametrize("name", ["cgopipe", "fastdecode", "flexgen", "flexgen-c", *APART])

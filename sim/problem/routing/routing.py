@@ -62,10 +62,10 @@ class Routing:
         measured = self._measured(layer_index)
         return _by_law(self.exponent, layer.num_experts, layer.top_k) if measured is None else _ranked(measured)[0]
 
-    def order(self, layer_index: int, layer: Layer) -> tuple[int, ...]:
+    def order(self, layer_index: int, num_experts: int) -> tuple[int, ...]:
         """[rank]: the index of the expert. A law does not know which expert is popular: by index."""
         measured = self._measured(layer_index)
-        return tuple(range(layer.num_experts)) if measured is None else _ranked(measured)[1]
+        return tuple(range(num_experts)) if measured is None else _ranked(measured)[1]
 
     def _measured(self, layer_index: int) -> LayerHistogram | None:
         return None if self.histogram is None else self.histogram.layers[layer_index]

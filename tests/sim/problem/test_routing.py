@@ -56,7 +56,7 @@ def cut_popularities(draw):
 class TestLaws:
     def test_uniform_makes_all_alike(self):
         assert popularity(8, 2).tolist() == [0.25] * 8
-        assert UNIFORM.order(0, layer_of(4, 2)) == (0, 1, 2, 3)
+        assert UNIFORM.order(0, 4) == (0, 1, 2, 3)
 
     def test_zipf_is_proportional_to_a_power_of_the_rank(self):
         one, two, three, four = popularity(4, 1, 1.0)
@@ -111,14 +111,14 @@ class TestHistogram:
     def test_the_most_popular_come_first_and_of_equals_the_first(self):
         measured = LayerHistogram(2, counted(10, 40, 10, 40), counted(0, 0, 0, 0))
         routing = Routing(histogram=Histogram("m", (None, measured)))
-        assert routing.order(1, layer_of(4, 2)) == (1, 3, 0, 2)
+        assert routing.order(1, 4) == (1, 3, 0, 2)
         half_a_use = (10 + 0.5) / (50 + 1)
         assert routing.popularity(1, layer_of(4, 2)) == pytest.approx([1 - half_a_use] * 2 + [half_a_use] * 2)
 
     def test_many_generated_tokens_outweigh_the_prompts_and_few_do_not(self):
         def first(decode):
             measured = LayerHistogram(1, counted(90, 10, top_k=1), decode)
-            return Routing(histogram=Histogram("m", (measured,))).order(0, layer_of(2, 1))[0]
+            return Routing(histogram=Histogram("m", (measured,))).order(0, 2)[0]
 
         assert first(counted(0, 4, top_k=1)) == 0
         assert first(counted(0, 400, top_k=1)) == 1
