@@ -39,8 +39,8 @@ GIGA = 1e9
 VOCABULARY = 4096
 WHOLE_LAYERS = ("cgopipe", "fastdecode", "flexgen-c", "flexgen", "zero", "accelerate")
 SPLIT_EXPERTS = ("hybrid", "n-cpu-moe", "cpu-experts", "expert-cache")
-SHARES = tuple(eighth / 8 for eighth in range(8))
-"""Shares of the experts that the grids try."""
+SHARES = (0.0, 0.125, 0.25, 0.375)
+"""Shares of the experts on the device that the grids try: more do not fit."""
 
 
 def make_model(num_layers: int, num_experts: int) -> PreTrainedModel:
@@ -64,32 +64,47 @@ def make_model(num_layers: int, num_experts: int) -> PreTrainedModel:
     return model
 
 
-def policies(schedule: Schedule, requests: int) -> Iterator[Policy]:
+def policies(schedule: Schedule, requests: int, num_layers: int) -> Iterator[Policy]:
     """The small grid: shares of experts in each place that the schedule has, and micro-batches."""
     system = schedule.system
-    sizes = {requests, -(-requests // 2), -(-requests // 4)} if not system.one_batch else {requests}
-    for size, share, attention in itertools.product(sizes, SHARES, system.attention):
-        usual: dict[str, Any] = {"attention": attention, "experts_on_device": share}
-        if system.splits_experts and not system.whole_layers and not system.caches_experts:
-            usual["deal_experts"] = True
-        kv_shares = {float(system.kv_on_device), float(attention == "gpu")}
-        for kv_on_device, more in itertools.product(kv_shares, _places(schedule, share, size < requests)):
-            with suppress(InputError):
-                policy = Policy.usual(schedule, requests, size, **{**usual, "kv_on_device": kv_on_device, **more})
-                policy.check_places(schedule)
-                yield policy
+    sizes = {requests, -(-requests // 2)} if not system.one_batch else {requests}
+    for size, attention in itertools.product(sizes, system.attention):
+        for kv_on_device in {float(system.kv_on_device), float(attention == "gpu")}:
+            for more in _places(schedule, num_layers, size < requests):
+                with suppress(InputError):
+                    fields = {"attention": attention, "kv_on_device": kv_on_device, **more}
+                    policy = Policy.usual(schedule, requests, size, **fields)
+                    policy.check_places(schedule)
+                    yield policy
 
 
-def _places(schedule: Schedule, on_device: float, several: bool) -> Iterator[dict[str, Any]]:
-    """What becomes of the other experts."""
-    if schedule.name != "hybrid":
-        yield {"pin_weights": True} if schedule.system.pins_weights else {}
-        return
-    left = 1 - on_device
-    for part, groups in itertools.product((1.0, 0.75, 0.5), (1, 2) if several else (None,)):
-        yield {"experts_on_host": left * part, "groups": groups, "pin_weights": True}
+def _places(schedule: Schedule, num_layers: int, several: bool) -> Iterator[dict[str, Any]]:
+    """Where experts are, and where those of the host are computed in prefill."""
+    system = schedule.system
+    if schedule.name == "hybrid":
+        placed = [*_split(several), *_by_layers(num_layers)]
+    elif system.splits_experts and not (system.whole_layers or system.caches_experts):
+        placed = [{"experts_on_device": share, "deal_experts": True} for share in SHARES]
+    else:
+        placed = [{"experts_on_device": share, "pin_weights": system.pins_weights} for share in SHARES]
+    for one, place in itertools.product(placed, system.prefill_experts):
+        yield {**one, "prefill_experts": place if system.splits_experts else None}
+
+
+def _split(several: bool) -> Iterator[dict[str, Any]]:
+    """Each layer's experts in several places."""
+    for on_device, part, groups in itertools.product(SHARES, (1.0, 0.75), (1, 2) if several else (None,)):
+        left = 1 - on_device
+        usual = {"experts_on_device": on_device, "groups": groups, "deal_experts": True, "experts_on_host": left * part}
+        yield {**usual, "pin_weights": True}
         if part < 1:
-            yield {"experts_on_host": left * part, "experts_fetched": left * (1 - part), "groups": groups}
+            yield {**usual, "experts_fetched": left * (1 - part)}
+
+
+def _by_layers(num_layers: int) -> Iterator[dict[str, Any]]:
+    """All of some layers' on the host, the others' on the device."""
+    for share in SHARES[1:]:
+        yield {"experts_on_device": 1.0, "host_layers": (0, num_layers - int(num_layers * share)), "groups": 1}
 
 
 def best_policy(
@@ -100,7 +115,7 @@ def best_policy(
     workload = Workload("requests", (args.prompt_tokens,) * requests, args.steps)
     problem = Problem(described(model), hardware, workload)
     found = []
-    for policy in policies(schedule, requests):
+    for policy in policies(schedule, requests, args.layers):
         with suppress(InputError):
             setup = Setup(problem, schedule, policy, make_batch(workload, requests, policy.micro_batch_size))
             if not setup.shortages:
@@ -210,7 +225,7 @@ def show(requests: int, runs: dict[str, list[float]]) -> None:
     six = next(rate for name, rate in middle.items() if name.startswith("best of the six"))
     rival = max(middle["n-cpu-moe"], middle["cpu-experts"])
     print(f"  hybrid is {middle['hybrid'] / six:.2f} x the best of the six, {middle['hybrid'] / rival:.2f} x ", end="")
-    print("the better of n-cpu-moe and cpu-experts")
+    print("the better of n-cpu-moe and cpu-experts", flush=True)
 
 
 def main() -> None:
@@ -236,6 +251,8 @@ def main() -> None:
             hardware = calibrate(model, device, "here", quick=True).hardware
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{parameters / 1e6:.0f}M parameters; load {os.getloadavg()[0]:.1f}; {hardware.description}")
+    setting = {name: value for name, value in vars(args).items() if name not in ("output", "machine")}
+    setting |= {"torch": torch.__version__, "machine": hardware.description, "python": platform.python_version()}
     results: dict[str, Any] = {}
     for requests in args.requests:
         kept, told = contestants(model, hardware, requests, args)
@@ -244,12 +261,11 @@ def main() -> None:
             for name, run in kept.items():
                 runs[name].append(run())
         show(requests, runs)
-        results[str(requests)] = {"decode_tokens_per_s": runs, "chosen": told}
-    if args.output:
-        setting = {name: value for name, value in vars(args).items() if name not in ("output", "machine")}
-        setting |= {"torch": torch.__version__, "machine": hardware.description, "python": platform.python_version()}
-        setting["load_average"] = os.getloadavg()[0]
-        args.output.write_text(json.dumps({"setting": setting, "results": results}, indent=1) + "\n", encoding="utf-8")
+        results[str(requests)] = {"decode_tokens_per_s": runs, "chosen": told, "load_average": os.getloadavg()[0]}
+        if args.output:
+            args.output.write_text(
+                json.dumps({"setting": setting, "results": results}, indent=1) + "\n", encoding="utf-8"
+            )
 
 
 if __name__ == "__main__":

@@ -79,7 +79,9 @@ def test_every_family_wherever_experts_are(family, name, places, size):
 
 def routing_of(family, *layers):
     """Experts in this order of popularity, layer by layer."""
-    counts = [None if one is None else TokenCounts(18, tuple(12 - 2 * one.index(e) for e in range(4))) for one in layers]
+    counts = [
+        None if one is None else TokenCounts(18, tuple(12 - 2 * one.index(e) for e in range(4))) for one in layers
+    ]
     told = (None if one is None else LayerHistogram(2, TokenCounts(0, (0,) * 4), one) for one in counts)
     return Routing(histogram=Histogram(family, tuple(told)))
 

@@ -99,7 +99,18 @@ def _roomy(measured: Quantity) -> Quantity:
 def _device(peak: Quantity, split_cost: Measured | None, unpack_rate: Measured | None) -> Processor:
     share, latency, nothing = _assumed(0.1, "1", GUESSED), _assumed(100.0, "us", GUESSED), _assumed(0.0, "us", NO_COST)
     every = Efficiency(share, share, latency, share)
-    made = Processor(peak, nothing, nothing, every, every, every, head=every, decode_attention=every)
+    made = Processor(
+        peak,
+        nothing,
+        nothing,
+        every,
+        every,
+        every,
+        head=every,
+        decode_attention=every,
+        route=every,
+        experts_apart=every,
+    )
     if unpack_rate is not None:
         made = replace(made, unpack_bytes_per_s=unpack_rate.quantity("GB/s", 1e9))
     if split_cost is None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from sim.planning.policies.grid import Ints, PolicyGrid
 from sim.problem import Model, Placement, Policy, Problem
-from sim.schedule import ExpertPlace, Place, Schedule, System
+from sim.schedule import ON_DEVICE, ExpertPlace, Place, Schedule, System
 
 PREFILLS = (Place.GPU, Place.CPU)
 """Where prefill may compute the experts of the host; tables have both, in this order."""
@@ -59,10 +59,10 @@ class Mixes:
     host_bytes: Ints
     most_fetched: Ints
     """Experts of a layer."""
-    in_parts: Ints
-    """Whether some, but not all experts of a layer are resident."""
-    asked: Ints
-    """Which of the host's and fetched ones there are: 0 to 3."""
+    working: Ints
+    """Whether prefill finds routed experts of a layer on the device, and if so in parts: 0 to 2. [mix, prefill]."""
+    exchanges: Ints
+    """Which of the device's, the host's and fetched ones there are: 0 to 7."""
     slot_bytes: Ints
     """What streams of a layer, in prefill too. [mix, prefill on GPU or CPU, kind of layer]; kinds that lack are 0."""
     moved_bytes: Ints
@@ -99,11 +99,11 @@ def _mixes(model: Model, schedule: Schedule, base: Policy, grid: PolicyGrid) -> 
     return Mixes(
         np.array(levels), every, np.array(at),
         np.array([one.experts_bytes(place.DEVICE) for one in first]),
-        np.array([one.experts_bytes(place.STREAMED | place.FETCHED) for one in first]),
+        np.array([one.experts_bytes(_copied(one, system)) for one in first]),
         np.array([one.experts_bytes(place.HOST) for one in first]),
         np.array([max(split.fetched for split in one.splits) for one in first]),
-        np.array([_in_parts(one) for one in first]),
-        np.array([_asked(one) for one in first]),
+        np.array([[_working(one) for one in both] for both in placed]),
+        np.array([_exchanges(one) for one in first]),
         np.array([[_padded((one.streamed_bytes(kind, in_prefill=True) for kind in range(len(one.counts))), width)
                    for one in both] for both in placed]),
         np.array([[_padded(map(one.moved_bytes, range(len(one.counts))), width)
@@ -130,13 +130,27 @@ def _placements(model: Model, schedule: Schedule, base: Policy, fields: dict[str
     return [replace(one, prefill_on_host=(place if place in can else can[0]) is Place.CPU) for place in PREFILLS]
 
 
-def _asked(one: Placement) -> int:
+def _exchanges(one: Placement) -> int:
+    shared = any(layer.num_experts and layer.shared for layer in one.model.layers)
     places = [split.places for _, split in one.distinct]
-    return any(some & ExpertPlace.HOST for some in places) + 2 * any(some & ExpertPlace.FETCHED for some in places)
+    kinds = (ON_DEVICE, ExpertPlace.HOST, ExpertPlace.FETCHED)
+    there = [any(some & kind for some in places) for kind in kinds]
+    return int(there[0] or shared) + 2 * there[1] + 4 * there[2]
 
 
-def _in_parts(one: Placement) -> int:
-    return int(any(0 < split.resident < layer.num_experts for layer, split in one.distinct))
+def _working(one: Placement) -> int:
+    found = 0
+    for layer, split in one.distinct:
+        there = layer.num_experts - split.on_host if one.prefill_on_host else layer.num_experts
+        found = max(found, int(there > 0) + (0 < split.resident < there))
+    return found
+
+
+def _copied(one: Placement, system: System) -> ExpertPlace:
+    """Places of experts that the host keeps for the device: those of a cache too, which it may drop."""
+    fetches = any(split.fetched for _, split in one.distinct)
+    kept = ExpertPlace.DEVICE if system.caches_experts and fetches else ExpertPlace(0)
+    return ExpertPlace.STREAMED | ExpertPlace.FETCHED | kept
 
 
 def _padded(values: Any, width: int) -> list[int]:

@@ -16,7 +16,7 @@ from sim.planning.policies.grid import Floats, Ints, PolicyGrid, locks_weights
 from sim.planning.policies.locking import largest_share, staging_turns
 from sim.planning.policies.mixes import PREFILLS, Mixes, total_of
 from sim.problem import LOCK_UNIT_BYTES, Placement, Policy, Problem
-from sim.schedule import ExpertPlace, MemoryPart, Schedule, Tier
+from sim.schedule import ExpertPlace, Holds, MemoryPart, Place, Schedule, Tier, layout_of
 
 TIERS = tuple(Tier)
 DEVICE, HOST, PINNED = map(TIERS.index, (Tier.DEVICE, Tier.HOST, Tier.PINNED))
@@ -24,7 +24,7 @@ DEVICE, HOST, PINNED = map(TIERS.index, (Tier.DEVICE, Tier.HOST, Tier.PINNED))
 OF_MIXES = {
     Tier.DEVICE: {MemoryPart.WEIGHT_SLOTS, MemoryPart.RESIDENT_EXPERTS, MemoryPart.FETCHED_EXPERTS},
     Tier.HOST: {MemoryPart.STREAMED_WEIGHTS, MemoryPart.HOST_EXPERTS, MemoryPart.STAGING},
-    Tier.PINNED: {MemoryPart.STREAMED_WEIGHTS, MemoryPart.STAGING},
+    Tier.PINNED: {MemoryPart.STREAMED_WEIGHTS, MemoryPart.HOST_EXPERTS, MemoryPart.STAGING},
 }
 """Parts of the memory plan that the mix decides; the exchange of tokens and the working set are counted apart."""
 
@@ -174,18 +174,23 @@ class _Memory:
         self._turns = staging_turns(frames[0].setup)
         self._exchange = self._exchanged()
         self._tokens = np.array([self._routed(one) for one in frames])
-        held = (frames[0].setup.placement, self._in_parts(frames[0].setup))
-        self._working = np.array([[_working_set(one, some, self._ranks) for some in held] for one in frames])
+        held = [self._representatives(prefill) for prefill in range(len(PREFILLS))]
+        self._working = np.array(
+            [[_working_set(one, some, self._ranks) for some in held[one.prefill]] for one in frames]
+        )
+        buffers = layout_of(schedule, frames[0].setup.shape).buffers.values()
+        self._slots = sum(one.turns for one in buffers if one.holds is Holds.WEIGHTS)
         self._prefill = np.array([one.prefill for one in frames])
         self._groups = np.array([min(2, one.groups) for one in frames])
         self._asked = np.array([one.routed_tokens for one in frames])
         self._top_k = max((layer.top_k for layer in problem.model.layers), default=0)
         self._expert = max(layer.expert_bytes(self._bits) for layer in problem.model.layers)
 
-    def _in_parts(self, setup: Setup) -> Placement:
-        """Some, but not all experts of each layer on the device, if the schedule can."""
-        share = 0.0 if self._schedule.system.whole_layers or setup.policy.stream_non_experts else 0.5
-        return replace(setup, policy=replace(setup.policy, experts_on_device=share)).placement
+    def _representatives(self, prefill: int) -> list[Placement]:
+        """One placement of each of the kinds that need another working set."""
+        kinds, placements = self._mixes.working[:, prefill].tolist(), self._mixes.placements
+        first = [placements[kinds.index(kind) if kind in kinds else 0] for kind in range(3)]
+        return [replace(one, prefill_on_host=PREFILLS[prefill] is Place.CPU) for one in first]
 
     def _base(self) -> Ints:
         """What no mix changes. [frame, tier]."""
@@ -201,12 +206,12 @@ class _Memory:
 
     def _exchanged(self) -> Ints:
         """Bytes of each tier that a token takes between attention and experts. [kind of mix, prefill, tier]."""
-        found = np.zeros((4, 2, len(TIERS)), dtype=np.int64)
+        found = np.zeros((8, len(PREFILLS), len(TIERS)), dtype=np.int64)
         total = total_of(self.frames[0].setup.problem.model, self._schedule)
         for prefill in {one.prefill for one in self.frames}:
             frame = next(one for one in self.frames if one.prefill == prefill)
-            for kind in set(self._mixes.asked.tolist()):
-                mix = self._mixes.every[int(np.flatnonzero(self._mixes.asked == kind)[0])]
+            for kind in set(self._mixes.exchanges.tolist()):
+                mix = self._mixes.every[int(np.flatnonzero(self._mixes.exchanges == kind)[0])]
                 fields = mix.fields(self._schedule.system, total)
                 setup = replace(frame.setup, policy=replace(frame.setup.policy, **fields))
                 parts = setup.memory.tiers().values()
@@ -218,17 +223,17 @@ class _Memory:
     def device(self, frame: Ints, mix: Ints) -> Ints:
         """Bytes of one device."""
         mixes, prefill = self._mixes, self._prefill[frame]
-        slots = 2 * mixes.slot_bytes[mix, prefill].max(axis=-1)
+        slots = self._slots * mixes.slot_bytes[mix, prefill].max(axis=-1)
         fetched = np.minimum(mixes.most_fetched[mix], self._asked[frame] * self._top_k) * self._expert
-        exchange = self._exchange[mixes.asked[mix], prefill, DEVICE] * self._tokens[frame]
+        exchange = self._exchange[mixes.exchanges[mix], prefill, DEVICE] * self._tokens[frame]
         shared = (mixes.resident_bytes[mix], slots, self._groups[frame] * fetched, exchange)
         own = sum(-(-one // self._ranks) for one in shared)
-        return np.asarray(self._of_frames[frame, DEVICE] + self._working[frame, mixes.in_parts[mix]] + own)
+        return np.asarray(self._of_frames[frame, DEVICE] + self._working[frame, mixes.working[mix, prefill]] + own)
 
     def bytes(self, frame: Ints, mix: Ints, pinned: int) -> tuple[Ints, Floats]:
         """Bytes of each tier with as much page-locked as may be, and that share of what moves. [row, tier], [row]."""
         mixes, prefill = self._mixes, self._prefill[frame]
-        exchange = self._exchange[mixes.asked[mix], prefill] * self._tokens[frame, None]
+        exchange = self._exchange[mixes.exchanges[mix], prefill] * self._tokens[frame, None]
         others = self._of_frames[frame] + np.where(np.arange(len(TIERS)) == DEVICE, 0, exchange)
         slots, moved, layers = mixes.slot_bytes[mix, prefill], mixes.moved_bytes[mix, prefill], mixes.layers[mix]
         share = np.zeros(len(mix))

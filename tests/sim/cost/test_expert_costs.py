@@ -113,6 +113,22 @@ class TestDevice:
         assert sum(one.flops for one in parts) == whole.flops
         assert sum(one.bytes for one in parts) == pytest.approx(whole.bytes, rel=1e-3)
 
+    @pytest.mark.parametrize(
+        ("op", "name", "like"), [(Op.ROUTE, "route", "gemm"), (Op.DEVICE_EXPERTS, "experts_apart", "experts")]
+    )
+    def test_a_class_of_its_own_counts_where_experts_are_apart_and_nowhere_else(self, op, name, like):
+        table = round_machine().to_dict()
+        one = {"basis": "measured", "source": "a round number"}
+        table["device"][name] = {**table["device"][like], "latency": {"value": 100, "unit": "us", **one}}
+        fields = {"schedule": "hybrid", "experts_on_device": 1.0, "micro_batch_size": 8, "num_micro_batches": 1}
+        machines = round_machine(), type(round_machine()).from_dict(table)
+        for task, extra in ((one_task(op), 100 * US), (one_task(Op.PRE_ATTN), 0), (one_task(Op.HEAD), 0)):
+            plain, other = (cost_of(task, **fields, machine=machine).duration_ns for machine in machines)
+            assert other - plain == extra
+        fields["schedule"] = "cgopipe"
+        plain, other = (cost_of(one_task(Op.POST_ATTN), **fields, machine=machine).duration_ns for machine in machines)
+        assert other == plain
+
 
 class TestDraws:
     """Layers of one kind differ in what few tokens use, since the slower place of each counts; their mean does not."""
