@@ -82,7 +82,7 @@ def measure_machine(
         rate = attempt(lambda: measure.unpack_rate(model, device, repeats))
         on_begin("experts on the host")
         tokens = measure.QUICK_TOKENS if quick else measure.TOKENS
-        on_host = attempt(lambda: measure.host_experts(model, described(model), device, repeats, tokens))
+        on_host = attempt(lambda: measure.time_host_experts(model, described(model), device, repeats, tokens))
         spans = measure.run_all(model, device, planned, lambda condition: on_begin(str(condition)), attempt)
         return measure.Round(probes, spans, cost, rate, on_host)
 

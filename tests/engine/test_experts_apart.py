@@ -12,7 +12,7 @@ from engine.device import EmulatedDevice
 from engine.device.ledger import DeviceOutOfMemory
 from engine.host import HostExperts
 from engine.lanes.executor import TaskError
-from engine.memory import ExpertCache
+from engine.memory import LastUsedExperts
 from engine.model import Anatomy, can_split
 from engine.tasks import RunContext
 from sim.problem import Histogram, LayerHistogram, Policy, Routing, TokenCounts
@@ -225,7 +225,7 @@ def test_one_byte_less_than_it_needs_is_refused_by_name(name, places):
 
 def cache_of(*numbers):
     slots = {"weight": torch.tensor([[float(number)] for number in numbers])}
-    return ExpertCache(slots, numbers), slots["weight"]
+    return LastUsedExperts(slots, numbers), slots["weight"]
 
 
 def test_the_expert_used_longest_ago_makes_room():

@@ -61,7 +61,7 @@ def can_be_apart(model: PreTrainedModel) -> bool:
     return all(can_split(one, anatomy.num_experts) and can_run_on_host(one[0].owner) for one in experts)
 
 
-def host_experts(
+def time_host_experts(
     model: PreTrainedModel, described: Model, device: Device, repeats: int, tokens: Sequence[int] = TOKENS
 ) -> list[HostExpertsTime]:
     """The times of a model's experts; none if the host cannot compute them.

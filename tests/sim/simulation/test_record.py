@@ -175,7 +175,7 @@ class TestMemory:
         setup, trace = recorded
         plan, ranks = setup.memory, setup.num_ranks
         stays = plan.peak_bytes()["device"] - plan.device.get("weight slots", 0) - plan.device.get("kv cache", 0)
-        loaded = Counter()
+        loaded = Tally()
         for span in trace.spans:
             if span.op in (Op.LOAD_WEIGHTS.value, Op.LOAD_WEIGHTS_PAGEABLE.value):
                 loaded[span.rank, span.step, span.layer] += span.bytes
