@@ -27,8 +27,8 @@ from engine.calibration.measure.host_experts import (
     Beside,
     HostExpertsTime,
     _beside,
-    host_experts,
     host_samples,
+    time_host_experts,
 )
 from engine.calibration.measure.measured import Measured, repeated
 from engine.calibration.measure.probes import FEW_REPEATS, LinkProbe, Probes, probe
@@ -236,7 +236,7 @@ def test_experts_run_on_the_host_as_often_as_asked_and_by_all_layers_in_turn(mod
         HostExperts, "__call__", lambda self, *call: called.append((self.down, len(call[0]))) or compute(self, *call)
     )
     held = device.memory.usage.current_bytes
-    found = host_experts(model, described(model), device, 1, (1, 4))
+    found = time_host_experts(model, described(model), device, 1, (1, 4))
     assert {(one.tokens, one.beside) for one in found if one.beside is Beside.NOTHING} == {
         (1, "nothing"),
         (4, "nothing"),
@@ -250,7 +250,7 @@ def test_experts_run_on_the_host_as_often_as_asked_and_by_all_layers_in_turn(mod
 
 def test_experts_that_the_host_cannot_compute_are_not_measured(device):
     model = make("jetmoe")
-    assert host_experts(model, described(model), device, 1) == []
+    assert time_host_experts(model, described(model), device, 1) == []
     assert not any(one.schedule.system.splits_experts for one in planned_for(model))
 
 
