@@ -208,7 +208,13 @@ def test_a_host_expert_that_raises_ends_the_run_with_its_words(name, monkeypatch
     check("mixtral", name, PLACES[name][0])
 
 
-@pytest.mark.parametrize(("name", "places"), [(name, PLACES[name][1]) for name in APART], ids=str)
+IN_TURN = {**EVERYWHERE, "groups": 1, "attention": "gpu", "kv_on_device": 1.0, "prefill_experts": "cpu"}
+"""Nothing leaves the device on a lane of its own, so that the peak is the same in every run."""
+
+
+@pytest.mark.parametrize(
+    ("name", "places"), [("hybrid", IN_TURN), *((name, PLACES[name][1]) for name in APART if name != "hybrid")], ids=str
+)
 def test_one_byte_less_than_it_needs_is_refused_by_name(name, places):
     model, given = make("mixtral"), policy(name, 2, places)
     with EmulatedDevice(None, None, 1 << 30) as large:
