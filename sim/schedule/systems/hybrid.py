@@ -47,7 +47,7 @@ class Hybrid(SplitExperts):
             yield from self.leave_experts(shape, step, *turn)
 
     def _layer_by_layer(self, shape: PipelineShape, step: int, more: bool) -> Issues:
-        """With two groups the host attends for both, then computes the experts of both: each fills the other's waits."""
+        """Of two groups the host attends for both, then computes the experts of both: one fills the other's waits."""
         groups, last = range(shape.num_groups), shape.num_layers - 1
         for group in groups:
             yield from self._launch(shape, step, 0, group)
