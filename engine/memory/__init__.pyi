@@ -1,7 +1,7 @@
 from .activations import Activations as Activations
 from .buffers import Buffers as Buffers
 from .copying import HostCopy as HostCopy
-from .expert_cache import CacheTurn as CacheTurn, ExpertCache as ExpertCache
+from .expert_cache import CacheTurn as CacheTurn, LastUsedExperts as LastUsedExperts
 from .host_blocks import HostBlock as HostBlock, HostBlocks as HostBlocks
 from .host_weights import HostWeights as HostWeights
 from .layers import HostPiece as HostPiece, StreamedLayer as StreamedLayer

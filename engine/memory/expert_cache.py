@@ -20,7 +20,7 @@ class CacheTurn(NamedTuple):
     """How many the cache has."""
 
 
-class ExpertCache:
+class LastUsedExperts:
     """Slots for some experts of a layer. What is used and in none takes the slot of the one used longest ago.
 
     A turn is planned when experts are asked for; slots change when the device has computed it, turn by turn.

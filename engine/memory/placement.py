@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from engine.device import Device
 from engine.host import can_run_on_host
-from engine.memory.expert_cache import ExpertCache
+from engine.memory.expert_cache import LastUsedExperts
 from engine.memory.host_weights import KEPT, HostWeights
 from engine.memory.layers import HostPiece, StreamedLayer
 from engine.memory.packed import PackedLayer, packed_on_device
@@ -126,7 +126,7 @@ def placed(
                     tensors = {
                         name: tensor for name, tensor in placed.resident.parameters.items() if tensor is not None
                     }
-                    weights.caches[i] = ExpertCache(tensors, kept)
+                    weights.caches[i] = LastUsedExperts(tensors, kept)
         host.take()
         for i, layer in enumerate(host.streamed):
             if _in_parts(layer):

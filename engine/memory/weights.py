@@ -12,7 +12,7 @@ from torch import Tensor, nn, uint8
 
 from engine.device import Device, LaneContext, aligned_bytes
 from engine.memory.copying import HostCopy
-from engine.memory.expert_cache import ExpertCache
+from engine.memory.expert_cache import LastUsedExperts
 from engine.memory.host_weights import KEPT, HostLayer, HostWeights
 from engine.memory.layers import StreamedLayer
 from engine.model import ExpertPart, OwnedParameter, PlacedExperts, expert_rows
@@ -44,7 +44,7 @@ class WeightStream:
         self._host = host
         self.experts: dict[int, PlacedExperts] = {}
         """By layer, experts in several parts, or computed apart from their layer."""
-        self.caches: dict[int, ExpertCache] = {}
+        self.caches: dict[int, LastUsedExperts] = {}
         """By layer, experts on the device that change places with those that are fetched."""
         self._bound: dict[int, tuple[int, int]] = {}
         self._slots: list[Tensor] = []

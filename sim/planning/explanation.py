@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from sim.cost import capacity_bytes
-from sim.planning.placed import PlacedExperts, in_words, placed_experts
+from sim.planning.placed import ExpertPlaces, in_words, placed_experts
 from sim.planning.planner import Choice, NothingFitsError, best_policy
 from sim.planning.policies import PolicyGrid
 from sim.planning.search import Candidate, Objective, in_essence, ranked
@@ -106,7 +106,7 @@ class Explanation(Tabular):
     next_schedule: RunnerUp | None
     next_policy: RunnerUp | None
     replanned: tuple[Replanned, ...]
-    experts: tuple[PlacedExperts, ...]
+    experts: tuple[ExpertPlaces, ...]
     one_more_gb: Replanned | None = None
     """With so much more device memory, planned anew."""
 

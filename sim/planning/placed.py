@@ -15,7 +15,7 @@ PLACES = {
 
 
 @dataclass(frozen=True, slots=True)
-class PlacedExperts:
+class ExpertPlaces:
     """Layers with so many routed experts each: the fewest and the most that a layer has in each place."""
 
     layers: int
@@ -26,7 +26,7 @@ class PlacedExperts:
     on_host: tuple[int, int]
 
 
-def placed_experts(placement: Placement) -> tuple[PlacedExperts, ...]:
+def placed_experts(placement: Placement) -> tuple[ExpertPlaces, ...]:
     """Layers that differ by no more than how experts are dealt out count as alike; those of whole layers do not."""
     alike: dict[tuple[int, int], list[Split]] = {}
     for layer, split in zip(placement.model.layers, placement.splits, strict=True):
@@ -36,12 +36,12 @@ def placed_experts(placement: Placement) -> tuple[PlacedExperts, ...]:
     return tuple(_together(experts, splits) for (experts, _), splits in alike.items())
 
 
-def _together(experts: int, splits: Sequence[Split]) -> PlacedExperts:
+def _together(experts: int, splits: Sequence[Split]) -> ExpertPlaces:
     ranges = {name: [getattr(split, name) for split in splits] for name in PLACES}
-    return PlacedExperts(len(splits), experts, **{name: (min(of), max(of)) for name, of in ranges.items()})
+    return ExpertPlaces(len(splits), experts, **{name: (min(of), max(of)) for name, of in ranges.items()})
 
 
-def in_words(found: Sequence[PlacedExperts]) -> Iterator[str]:
+def in_words(found: Sequence[ExpertPlaces]) -> Iterator[str]:
     """As `31 of 128 a layer on the device, 97 on the host`; of several kinds, of how many layers."""
     for one in found:
         numbers = {place: getattr(one, name) for name, place in PLACES.items() if getattr(one, name)[1]}

@@ -27,8 +27,8 @@ from engine.calibration.measure.host_experts import (
     Beside,
     HostExpertsTime,
     _beside,
-    time_host_experts,
     host_samples,
+    time_host_experts,
 )
 from engine.calibration.measure.measured import Measured, repeated
 from engine.calibration.measure.probes import FEW_REPEATS, LinkProbe, Probes, probe

@@ -12,7 +12,7 @@ from engine.device import EmulatedDevice
 from engine.device.ledger import DeviceOutOfMemory
 from engine.host import HostExperts
 from engine.lanes.executor import TaskError
-from engine.memory import ExpertCache
+from engine.memory import LastUsedExperts
 from engine.model import Anatomy, can_split
 from engine.tasks import RunContext
 from sim.problem import Histogram, LayerHistogram, Policy, Routing, TokenCounts
@@ -79,7 +79,9 @@ def test_every_family_wherever_experts_are(family, name, places, size):
 
 def routing_of(family, *layers):
     """Experts in this order of popularity, layer by layer."""
-    counts = [None if one is None else TokenCounts(18, tuple(12 - 2 * one.index(e) for e in range(4))) for one in layers]
+    counts = [
+        None if one is None else TokenCounts(18, tuple(12 - 2 * one.index(e) for e in range(4))) for one in layers
+    ]
     told = (None if one is None else LayerHistogram(2, TokenCounts(0, (0,) * 4), one) for one in counts)
     return Routing(histogram=Histogram(family, tuple(told)))
 
@@ -206,7 +208,13 @@ def test_a_host_expert_that_raises_ends_the_run_with_its_words(name, monkeypatch
     check("mixtral", name, PLACES[name][0])
 
 
-@pytest.mark.parametrize(("name", "places"), [(name, PLACES[name][1]) for name in APART], ids=str)
+IN_TURN = {**EVERYWHERE, "groups": 1, "attention": "gpu", "kv_on_device": 1.0, "prefill_experts": "cpu"}
+"""Nothing leaves the device on a lane of its own, so that the peak is the same in every run."""
+
+
+@pytest.mark.parametrize(
+    ("name", "places"), [("hybrid", IN_TURN), *((name, PLACES[name][1]) for name in APART if name != "hybrid")], ids=str
+)
 def test_one_byte_less_than_it_needs_is_refused_by_name(name, places):
     model, given = make("mixtral"), policy(name, 2, places)
     with EmulatedDevice(None, None, 1 << 30) as large:
@@ -223,7 +231,7 @@ def test_one_byte_less_than_it_needs_is_refused_by_name(name, places):
 
 def cache_of(*numbers):
     slots = {"weight": torch.tensor([[float(number)] for number in numbers])}
-    return ExpertCache(slots, numbers), slots["weight"]
+    return LastUsedExperts(slots, numbers), slots["weight"]
 
 
 def test_the_expert_used_longest_ago_makes_room():

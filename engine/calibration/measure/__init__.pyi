@@ -5,8 +5,8 @@ from .host_experts import (
     Beside as Beside,
     HostExpertsTime as HostExpertsTime,
     can_be_apart as can_be_apart,
-    time_host_experts as time_host_experts,
     host_samples as host_samples,
+    time_host_experts as time_host_experts,
 )
 from .measured import Measured as Measured
 from .probes import FEW_REPEATS as FEW_REPEATS, REPEATS as REPEATS, Probes as Probes, probe as probe

@@ -31,6 +31,9 @@ class Hybrid(SplitExperts):
         groups = shape.num_groups
         lag = int(groups > 1 and any(shape.has_experts(layer, ExpertPlace.HOST) for layer in range(shape.num_layers)))
         lookahead = min(LOOKAHEAD, groups - lag)
+        if lookahead < LOOKAHEAD and lag and shape.attention is Place.CPU:
+            yield from self._layer_by_layer(shape, step, more)
+            return
         turns = [(layer, group) for layer in range(shape.num_layers) for group in range(groups)]
         for layer, group in turns[:lookahead]:
             yield from self._launch(shape, step, layer, group)
@@ -42,6 +45,19 @@ class Hybrid(SplitExperts):
                 yield from self._launch(shape, step, *turn)
         for turn in turns[len(turns) - lag :]:
             yield from self.leave_experts(shape, step, *turn)
+
+    def _layer_by_layer(self, shape: PipelineShape, step: int, more: bool) -> Issues:
+        """Of two groups the host attends for both, then computes the experts of both: one fills the other's waits."""
+        groups, last = range(shape.num_groups), shape.num_layers - 1
+        for group in groups:
+            yield from self._launch(shape, step, 0, group)
+        for layer in range(shape.num_layers):
+            for group in groups:
+                yield from self._turn(shape, step, layer, group, more)
+            for group in groups:
+                yield from self.leave_experts(shape, step, layer, group)
+                if layer < last:
+                    yield from self._launch(shape, step, layer + 1, group)
 
     def _launch(self, shape: PipelineShape, step: int, layer: int, group: int) -> Issues:
         for j in shape.group(group):

@@ -49,6 +49,11 @@ class TestMix:
         }
         assert Mix(3, 0, 0).fields(by_name("n-cpu-moe").system, 8) == {"host_layers": (0, 5)}
 
+    def test_shares_are_of_what_is_left(self):
+        grid = replace(ANY, levels=(0, 2, 2), host_parts=(0.5,), fetched_parts=(0.5,))
+        found = candidates_of(simple_problem(device_memory__capacity=64e9), by_name("hybrid"), grid)
+        assert set(found.mixes.every) == {Mix(0, 24, 12), Mix(24, 12, 6), Mix(48, 0, 0)}
+
 
 class TestMemory:
     @given(problem=problems(), name=st.sampled_from(SPLIT), at=st.floats(0, 1))

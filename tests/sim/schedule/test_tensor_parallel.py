@@ -27,6 +27,11 @@ from sim.simulation import task_ends
 every_schedule = pytest.mark.parametrize("schedule", EVERY, ids=lambda schedule: schedule.name)
 SPLIT = {Op.OUT_PROJ, Op.EXPERTS, Op.ALL_REDUCE}
 FIRST_SUM, SECOND_SUM = 0, 1
+SUMS_BEHIND = {
+    Op.POST_ATTN: (FIRST_SUM, SECOND_SUM),
+    Op.ROUTE: (FIRST_SUM,),
+    Op.DEVICE_EXPERTS: (SECOND_SUM,),
+}
 
 
 def flat(steps):
@@ -136,33 +141,45 @@ def test_each_layer_and_micro_batch_is_summed_twice_between_experts_and_what_fol
     _, ranks, one, tasks = data.draw(ranked(schedule))
     sums = [task for task in tasks if task.op is Op.ALL_REDUCE]
     assert all(task.lane == NET for task in sums)
-    post = [turn(task) for task in one if task.op is Op.POST_ATTN]
-    assert [(turn(task), task.page) for task in sums] == [(each, which) for each in post for which in (0, 1)]
+    expected = [(turn(task), which) for task in one for which in SUMS_BEHIND.get(task.op, ())]
+    assert [(turn(task), task.page) for task in sums] == expected
     order = Order(tasks)
     done = {(turn(task), task.page): task for task in sums}
-    newest = None  # the second sum that all later compute waits for
+    newest = None  # the sum that all later compute waits for
     for task in tasks:
-        if task.op is Op.OUT_PROJ:
+        if task.op in (Op.OUT_PROJ, Op.ROUTE):
             assert order.before(task, done[turn(task), FIRST_SUM])
-        if task.op is Op.EXPERTS:
+        if task.op in (Op.EXPERTS, Op.DEVICE_EXPERTS):
             assert order.before(done[turn(task), FIRST_SUM], task)
             assert order.before(task, done[turn(task), SECOND_SUM])
         elif task.lane.kind is LaneKind.GPU and newest is not None:
             assert order.before(newest, task), f"{task} does not wait for {newest}"
         if task.op is Op.ALL_REDUCE and task.page == SECOND_SUM:
             newest = task
-    assert {task.lane.rank for task in tasks if task.op is Op.EXPERTS} == set(range(ranks))
+    apart = {task.lane.rank for task in tasks if task.op in (Op.EXPERTS, Op.ROUTE)}
+    assert apart == set(range(ranks))
 
 
 @every_schedule
 @examples(15)
 @given(data=st.data(), ranks=st.integers(2, 3), num_steps=st.integers(1, 4))
 def test_nothing_races_on_any_rank(schedule, data, ranks, num_steps):
-    """Each rank has buffers of its own; both halves of PostAttn read what it reads, the last sum writes."""
+    """Each rank has buffers of its own; both halves of PostAttn read what it reads, the last sum writes.
+
+    So does the sum behind Route, and that behind the experts of a group.
+    """
     shape = data.draw(shapes(schedule, 3, 4, 4))
     tasks = flat(over_ranks(schedule.steps(shape, 0, num_steps), ranks))
 
     def accesses(task):
+        apart = shape.splits_experts(task.step) and task.layer >= 0 and shape.experts[task.layer]
+        if task.op is Op.ALL_REDUCE and apart:
+            of_sum = Op.ROUTE if task.page == FIRST_SUM else Op.DEVICE_EXPERTS
+            writes = layout_of(schedule, shape).accesses(task._replace(op=of_sum, page=-1)).writes
+            of_all = [on_rank(Accesses((), writes), rank).writes for rank in range(ranks)]
+            return Accesses((), sum(of_all, ()))
+        if task.op in (Op.ROUTE, Op.DEVICE_EXPERTS):
+            return on_rank(Accesses(layout_of(schedule, shape).accesses(task).reads), task.lane.rank)
         if task.op not in SPLIT:
             return on_rank(layout_of(schedule, shape).accesses(task), task.lane.rank)
         reads, writes = layout_of(schedule, shape).accesses(task._replace(op=Op.POST_ATTN, page=-1))
