@@ -90,8 +90,6 @@ def given_policy(args: argparse.Namespace, schedule: "schedules.Schedule") -> "p
     meant_for, fields = fixed_policy(args)
     if args.plan_for and fields:
         raise InputError("--plan-for chooses policy and sizes: leave the other options for them out")
-    if args.routing != problem.UNIFORM and (fields or args.policy):
-        raise InputError("--routing is what a policy is planned for: leave it out, or the policy and its sizes")
     if meant_for not in (None, schedule.name):
         raise InputError(f"policy {args.policy} is for schedule {meant_for}: give --schedule {meant_for}")
     if args.policy and args.weight_bits is not None:

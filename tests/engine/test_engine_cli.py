@@ -368,5 +368,4 @@ def test_routing_is_recorded_and_planned_with(command, tmp_path, capsys):
     capsys.readouterr()
     assert main([*files, *plain[:-1], "none.json"]) == 2
     assert "none.json: cannot be read" in capsys.readouterr().err
-    assert main(command(lines, "--routing", str(path), output="again.jsonl")) == 2
-    assert "--routing is what a policy is planned for: leave it out" in capsys.readouterr().err
+    assert main(command(lines, "--routing", str(path), output="again.jsonl")) == 0, "a given policy places by rank"

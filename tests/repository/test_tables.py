@@ -17,8 +17,9 @@ from rich.cells import cell_len
 
 from sim.cli import main as sim
 from sim.comparison import Asked, compare, print_comparison
-from sim.planning import PolicyGrid, speeds
+from sim.planning import PolicyGrid, seconds, speeds
 from sim.planning.explanation import FACTORS, RESOURCES, Explanation, MemoryUse, Replanned
+from sim.planning.placed import placed_experts
 from sim.planning.planner import plan
 from sim.planning.report import print_plan
 from sim.problem import Basis, Hardware, Model, Problem, Workload
@@ -80,7 +81,8 @@ def planning():
     choice, prediction = planned()
     tiers = tuple(MemoryUse(name, 16 * 10**9, dict.fromkeys(PARTS, 10**9)) for name in ("device", "host", "pinned"))
     changes = tuple(Replanned(what, by, choice.best, by - 1) for what in RESOURCES for by in FACTORS)
-    why = Explanation(tiers, 0.001, ("prefill is bound by GPU",), None, None, changes)
+    placed = placed_experts(choice.best.setup.placement)
+    why = Explanation(tiers, 0.001, ("prefill is bound by GPU",), None, None, changes, placed)
     print_plan(choice, why, prediction, 10, 1.0)
 
 
@@ -125,7 +127,7 @@ SHOWN = {
     "trace critical-path": lambda: traces(["critical-path", RUN]),
     "trace diff": lambda: traces(["diff", RUN, SIMULATED]),
 }
-SPEEDS = ("schedule", "policy", "tokens/s", "prefill tokens/s", "decode tokens/s", "s/token")
+SPEEDS = ("prefill tokens/s", "first token", "decode tokens/s", "a request")
 CORE = {
     "compare": (*SPEEDS, "× slowest", "× flexgen", "bound by", "over it", "GPU idle", "HRM (× simulated)"),
     "plan": (*SPEEDS, "at most", "busiest", "GB device", "GB host", "GB pinned"),
@@ -180,16 +182,19 @@ def test_speeds_of_the_phases_add_up():
     for one in outcomes:
         if one.prediction is not None:
             prefill_s, decode_s = one.prediction.prefill_s, one.prediction.decode_s
-            prefill, decode, token_s = speeds(one.setup, prefill_s, decode_s)
-            assert prefill * prefill_s == pytest.approx(72 * 418)
-            assert decode * decode_s == pytest.approx(72 * 3)
-            assert token_s * 3 == pytest.approx(decode_s)
+            prefill, first, decode, of_each = speeds(one.prediction)
+            requests = one.prediction.num_requests
+            assert prefill * prefill_s == pytest.approx(requests * 418)
+            assert first == seconds(prefill_s)
+            assert decode * decode_s == pytest.approx(requests * 3)
+            assert of_each * decode_s == pytest.approx(3)
 
 
 def test_without_a_decode_step_there_is_no_speed_of_decode():
     setup = compared("mixtral-8x7b", "gcp-t4", 36)[1][0].setup
     alone = replace(setup.problem, workload=replace(setup.problem.workload, gen_len=1))
-    assert speeds(replace(setup, problem=alone), 2.0, 0.0) == (72 * 418 / 2, None, None)
+    found = predict(replace(setup, problem=alone), compiled=True)
+    assert speeds(found) == (72 * 418 / found.prefill_s, seconds(found.prefill_s), None, None)
 
 
 def test_a_table_too_wide_goes_on_below_with_its_key(monkeypatch, capsys):

@@ -95,6 +95,8 @@ class Times:
     def _piece(self, op: Op) -> tuple[Floats, Floats]:
         """(seconds a piece, seconds a byte) of each layer kind, from two sizes. [layer kind]."""
         base = self.space.batch_setups[0]
+        if fetches_modules(base.schedule, base.problem.hardware):
+            return self._modules(op)
         values = _two_values(self.space)
         few = [_with_experts(base, experts) for experts in values]
         kinds = self.model.distinct_layers
@@ -107,6 +109,19 @@ class Times:
         size, took = np.where(two, (large - small, slow - quick), (large, slow))
         per_byte = np.divide(took, size, out=np.zeros(len(kinds)), where=size > 0)
         return np.where(two, np.maximum(0.0, slow - per_byte * large), 0.0), per_byte
+
+    def _modules(self, op: Op) -> tuple[Floats, Floats]:
+        """As `_piece` where modules come alone, each with its latency: the fewest seconds a byte of any batch."""
+        kinds = self.model.distinct_layers
+        one_each = replace(self.model, layers=kinds)
+        least = np.full(len(kinds), np.inf)
+        batches = {one.batch.num_requests: one for one in self.space.batch_setups}.values()
+        for setup in (_with_experts(one, count) for one in batches for count in (0, self.model.num_experts)):
+            costs, sizes = _costs(setup, one_each, setup.batch.micro_batches), _bytes_over_link(setup)
+            for kind, size in enumerate(sizes):
+                if size:
+                    least[kind] = min(least[kind], _seconds(setup, costs, op, 1, kind, 0) / size)
+        return np.zeros(len(kinds)), np.where(np.isinf(least), 0.0, least)
 
     def _fill(self) -> dict[str, dict[Op, Floats]]:
         """Ask the cost model, one distinct micro-batch after the other. [used batch, which, layer kind, segment]."""
