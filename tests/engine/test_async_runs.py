@@ -148,7 +148,7 @@ def is_of_routing(wait: HostWait, system: System) -> bool:
 def is_pageable_by_design(wait: HostWait, system: System) -> bool:
     """Weights, activations and KV cache of systems that do not page-lock them."""
     allowed = {"load_pageable"}
-    allowed |= set() if system.pins_kv else {"load_kv", "store_kv"}
+    allowed |= set() if system.pins_kv else {"_load_kv", "store_kv"}
     allowed |= set() if system.pins_activations else {"offload_qkv", "load_hidden", "store_hidden", "to_host"}
     return wait.lane != "GPU" and wait.where.rpartition(":")[2] in allowed
 
