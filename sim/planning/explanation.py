@@ -186,9 +186,11 @@ def _lost(best: Candidate, other: Candidate) -> RunnerUp:
 def _replan(choice: Choice, jobs: int | None) -> list[Replanned]:
     """Changes are relative to the machine as it is, planned in the same way; the last is one more GB on the device."""
     changes = [(resource, factor) for resource in RESOURCES for factor in FACTORS]
-    changes.append((DEVICE_MEMORY, 1 + 1e9 / choice.problem.hardware.device_memory.capacity_bytes))
+    one_more_gb = (DEVICE_MEMORY, 1 + 1e9 / choice.problem.hardware.device_memory.capacity_bytes)
+    changes.append(one_more_gb)  # a few experts a layer: too little for the grid alone to see
     work = partial(_replanned, replace(choice, plans={}), list(choice.plans)[:2], choice.best.policy)
-    same, *others = in_processes(work, [(next(iter(RESOURCES)), 1.0), *changes], jobs)
+    asked = [(next(iter(RESOURCES)), 1.0), *changes]
+    same, *others = in_processes(work, [(change, change is one_more_gb) for change in asked], jobs)
     before = max(_worth(one, choice.objective) for one in (choice.best, same) if one is not None)
     return [
         Replanned(resource, factor, best, _worth(best, choice.objective) / before - 1 if best else None)
@@ -196,17 +198,22 @@ def _replan(choice: Choice, jobs: int | None) -> list[Replanned]:
     ]
 
 
-def _replanned(choice: Choice, schedules: Sequence[str], policy: Policy, change: tuple[str, float]) -> Candidate | None:
-    """The best candidate of the changed machine; None if nothing fits or it allows no such number."""
+def _replanned(
+    choice: Choice, schedules: Sequence[str], policy: Policy, asked: tuple[tuple[str, float], bool]
+) -> Candidate | None:
+    """The best of a changed machine, if so asked refined; None if nothing fits or it allows no such number."""
+    change, refine = asked
     try:
         changed = replace(choice.problem, hardware=scaled(choice.problem.hardware, *change))
     except InputError:
         return None
     options: dict[str, Any] = {"objective": choice.objective, "num_requests": choice.num_requests}
-    options |= {"refine": False, "tolerance": NO_GAIN}
+    options |= {"tolerance": NO_GAIN}
     found: list[Candidate] = []
     for name in schedules:
-        grid = near(policy) if not by_name(name).system.splits_experts else near_in_few(policy)
+        splits = by_name(name).system.splits_experts
+        grid = near_in_few(policy) if splits else near(policy)
+        options["refine"] = refine and splits
         with suppress(NothingFitsError):
             found.append(best_policy(changed, by_name(name), grid=grid, most_simulations=MOST_AGAIN, **options).best)
     return ranked(found, choice.objective)[0] if found else None

@@ -25,6 +25,8 @@ from traces.cli import in_processes, new_figure, save
 from traces.errors import InputError
 
 PER_DOUBLING = 2
+PER_DOUBLING_SPLIT = 1
+"""Of schedules that split experts off fewer sizes are looked at: each cell of these is one of them."""
 LIMITS: dict[str, tuple[str, Literal["solid", "dashed"]]] = {
     Tier.DEVICE: ("#c1121f", "solid"), Tier.HOST: ("#7b2cbf", "solid"), Tier.PINNED: ("#ff9f1c", "dashed")
 }  # fmt: skip
@@ -56,8 +58,10 @@ def _simulate_all(setups: Sequence[Setup]) -> list[tuple[int, float]]:
 
 def draw(choice: Choice, path: str, jobs: int | None = None) -> None:
     """Draw into a .png, .svg or .pdf file. Raises ValueError for another format, OSError if it cannot be written."""
-    best, sizes = choice.best.setup, sizes_up_to(512, PER_DOUBLING)
-    counts = (1,) if best.schedule.system.one_batch else sizes_up_to(192, PER_DOUBLING)
+    best = choice.best.setup
+    per_doubling = PER_DOUBLING_SPLIT if best.schedule.system.splits_experts else PER_DOUBLING
+    sizes = sizes_up_to(512, per_doubling)
+    counts = (1,) if best.schedule.system.one_batch else sizes_up_to(192, per_doubling)
     tokens_per_s = throughput_map(choice, sizes, counts, jobs)
     figure = new_figure(10.5, 7.5)
     ax = figure.subplots()
