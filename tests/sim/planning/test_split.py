@@ -10,8 +10,11 @@ from sim_examples import few_layers, round_machine
 from sim.cost import Setup
 from sim.planning import NothingFitsError, PolicyGrid, best_policy
 from sim.planning.bounds import least_seconds
+from sim.planning.picture import PER_DOUBLING_SPLIT
 from sim.planning.placed import in_words, placed_experts
 from sim.planning.policies import TIERS, Mix, candidates_of
+from sim.planning.policies.grid import sizes_up_to
+from sim.planning.policies.split import MOST_SIZES
 from sim.planning.search import TOLERANCE
 from sim.problem import Policy, Problem, Routing, Workload
 from sim.schedule import Place, by_name, registered
@@ -199,3 +202,10 @@ class TestWords:
             "8 of 8 a layer on the host in 4 layers",
             "8 of 8 a layer on the device in 2 layers",
         ]
+
+
+def test_the_picture_of_a_plan_asks_for_no_size_that_is_left_out():
+    """A size that is thinned out would show as one at which nothing fits."""
+    sizes, counts = (sizes_up_to(most, PER_DOUBLING_SPLIT) for most in (512, 192))
+    kept = PolicyGrid(sizes, counts).thinned(MOST_SIZES)
+    assert (kept.micro_batch_sizes, kept.num_micro_batches) == (sizes, counts)
