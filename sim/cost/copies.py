@@ -22,11 +22,12 @@ class Copies:
         self._bits = sizes.model.activation_bits
         buffers = layout_of(sizes.schedule, sizes.shape).buffers
         self._locked = {name for name, buffer in buffers.items() if buffer.tier is Tier.PINNED}
+        self._hidden_on_host = "hidden of host layers" if sizes.shape.runs_on_host else "hidden on host"
         self._gatherers = sizes.parts if sizes.schedule.system.gathers_weights else 1
         self.formulas: dict[Op, Callable[[Task], Work]] = {
             Op.OFFLOAD_QKV: self._offload_qkv,
             Op.LOAD_HIDDEN: self._load_hidden,
-            Op.STORE_HIDDEN: lambda task: self._copy_between("hidden on host", task, sizes.hidden_bytes(task)),
+            Op.STORE_HIDDEN: lambda task: self._copy_between(self._hidden_on_host, task, sizes.hidden_bytes(task)),
             Op.LOAD_WEIGHTS: lambda task: self._copy(task, self._own_bytes(task)),
             Op.LOAD_WEIGHTS_PAGEABLE: self._load_in_place,
             Op.PIN_WEIGHTS: self._pin_weights,
@@ -43,9 +44,9 @@ class Copies:
         return self._copy_between("qkv on host", task, self._sizes.tokens(task) * per_token, copies=3)
 
     def _load_hidden(self, task: Task) -> Work:
-        """Decode: what CPU attention returns, each rank its heads. Prefill: the hidden states, whole on each rank."""
-        if task.step == 0:
-            return self._copy_between("hidden on host", task, self._sizes.hidden_bytes(task))
+        """Decode: what CPU attention returns, each rank its heads. Else the hidden states, whole on each rank."""
+        if task.step == 0 or self._sizes.placement.splits[task.layer].layer_on_host:
+            return self._copy_between(self._hidden_on_host, task, self._sizes.hidden_bytes(task))
         per_token = self._sizes.share(self._sizes.layer(task).attention_output_bytes_per_token(self._bits))
         return self._copy_between("attention on host", task, self._sizes.tokens(task) * per_token)
 

@@ -13,7 +13,7 @@ from sim.schedule import Op, Task
 CACHE_LIMIT = 5_000
 """Costs remembered before the memory of them starts anew."""
 
-GROWS_WITH_CONTEXT = frozenset({Op.ATTN, Op.LOAD_KV})
+GROWS_WITH_CONTEXT = frozenset({Op.ATTN, Op.LOAD_KV, Op.HOST_LAYER})
 """Ops whose cost differs from one decode step to the next; the others tell only prefill from decode."""
 
 SUMS = frozenset({Op.ALL_REDUCE})

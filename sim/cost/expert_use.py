@@ -47,7 +47,7 @@ class ExpertUse:
         found = []
         for kind in self._alike:
             split = self._placement.distinct[kind[0]][1]
-            several = bool(split.places & ASKED_FOR) and not self._system.whole_layers
+            several = bool(split.places_apart & ASKED_FOR) and not self._system.whole_layers
             found.append(before[kind] % MOST_DRAWS if several else 0)
             before[kind] += 1
         return found

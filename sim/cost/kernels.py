@@ -4,13 +4,14 @@ Time = launch latency + max(FLOPs / rate, bytes / bandwidth) of each part of the
 its class (the HRM for one task, MoE-Lightning section 3).
 """
 
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
 from sim.cost.pools import ALL_CORES, CPU_CORES, DRAM, hbm
 from sim.cost.sizes import Sizes
 from sim.cost.work import Work
-from sim.problem import Efficiency, Layer, packed_bytes
+from sim.problem import Efficiency, Layer, MicroBatch, packed_bytes
 from sim.schedule import EXPERTS_SUM, ON_DEVICE, ExpertPlace, LaneKind, Op, Task
 
 WORKSPACE_BITS = 32
@@ -46,6 +47,8 @@ class Kernels:
             Op.ROUTE: self._route,
             Op.DEVICE_EXPERTS: self._device_experts,
             Op.HOST_EXPERTS: self._host_experts,
+            Op.ENTER_HOST: self._enter_host,
+            Op.HOST_LAYER: self._host_layer,
         }
 
     def _gemm(self, task: Task, flops: float, moved: float) -> KernelWork:
@@ -83,13 +86,20 @@ class Kernels:
 
     def _attn_of_prompts(self, task: Task) -> Work:
         layer, one, share = self._sizes.layer(task), self._sizes.micro_batch(task), self._sizes.share
-        tokens, bits = one.prompt_tokens, self._bits
-        pairs = min(one.prompt_tokens_squared / 2, tokens * (layer.attention.window or tokens))
-        per_token = layer.qkv_bytes_per_token(bits) + layer.attention_output_bytes_per_token(bits)
-        flops, moved = layer.attention_flops(pairs, expanded=True), float(tokens * per_token)
-        return self._on_gpu(
-            task, KernelWork(share(flops), share(moved), self._hardware.device.attention, tokens=tokens)
-        )
+        flops = layer.attention_flops(self._prompt_pairs(layer, one), expanded=True)
+        moved = self._prompt_attention_bytes(layer, one)
+        kernel = self._hardware.device.attention
+        return self._on_gpu(task, KernelWork(share(flops), share(moved), kernel, tokens=one.prompt_tokens))
+
+    def _prompt_pairs(self, layer: Layer, one: MicroBatch) -> float:
+        """Pairs of a token and one that it attends to, of all prompts."""
+        tokens = one.prompt_tokens
+        return min(one.prompt_tokens_squared / 2, tokens * (layer.attention.window or tokens))
+
+    def _prompt_attention_bytes(self, layer: Layer, one: MicroBatch) -> float:
+        """What goes into the attention of all prompts and comes out of it."""
+        per_token = layer.qkv_bytes_per_token(self._bits) + layer.attention_output_bytes_per_token(self._bits)
+        return float(one.prompt_tokens * per_token)
 
     def _out_proj(self, task: Task) -> KernelWork:
         layer, tokens, share = self._sizes.layer(task), self._sizes.tokens(task), self._sizes.share
@@ -188,6 +198,39 @@ class Kernels:
         tokens = self._sizes.tokens_an_expert(task, ExpertPlace.HOST)
         return self._on_cpu(kernel, share(flops), share(moved), tokens, fixed)
 
+    def _enter_host(self, task: Task) -> Work:
+        """Hidden states are read and written once."""
+        return self._on_gpu(task, self._gemm(task, 0.0, 2.0 * self._sizes.hidden_bytes(task)))
+
+    def _host_layer(self, task: Task) -> Work:
+        """All of a layer on the host: attention, what is the same for all tokens, and the experts that they use."""
+        layer, tokens, share = self._sizes.layer(task), self._sizes.tokens(task), self._sizes.share
+        host = self._hardware.host
+        width = layer.hidden_size * (self._bits / 8)
+        routed_flops = 2.0 * tokens * layer.top_k * (layer.expert.weights if layer.expert else 0)
+        flops = layer.pre_attn_flops(tokens) + layer.out_proj_flops(tokens) + layer.ffn_flops(tokens) - routed_flops
+        weights, latency_s = share(layer.non_expert_bytes(self._model.other_bits)), float(host.gemm.latency_s or 0.0)
+        fixed = {"launch latency": latency_s}
+        others = self._on_cpu(host.gemm, share(flops), weights + 4 * tokens * width, tokens, fixed)
+        touched = self._sizes.expert_use.touched(task.layer, tokens) if layer.num_experts else 0.0
+        moved = touched * layer.expert_bytes(self._sizes.placement.expert_bits) + 2 * tokens * layer.top_k * width
+        each = max(1.0, tokens * layer.top_k / max(touched, 1e-9))
+        fixed = {"launch latency": float(host.experts.latency_s or 0.0) if touched else 0.0}
+        experts = self._on_cpu(host.experts, share(routed_flops), share(moved) if touched else 0.0, each, fixed)
+        return _one_behind_the_other(self._attention_of_host_layer(task), others, experts)
+
+    def _attention_of_host_layer(self, task: Task) -> Work:
+        layer, one, share = self._sizes.layer(task), self._sizes.micro_batch(task), self._sizes.share
+        if task.step > 0:
+            context = self._sizes.kept_tokens(task, task.step)
+            context = min(context, one.context_tokens(task.step) - one.padding_tokens)
+            moved = share(context * layer.kv_bytes_per_token(self._sizes.kv_bits))
+            return self._attn_on_cpu(share(layer.attention_flops(context)), moved, share(one.num_requests))
+        pairs, moved = self._prompt_pairs(layer, one), self._prompt_attention_bytes(layer, one)
+        kernel, fixed = self._hardware.host.attention, {"launch latency": float(self._hardware.host.launch_latency_s)}
+        flops = share(layer.attention_flops(pairs, expanded=True))
+        return self._on_cpu(kernel, flops, share(moved), one.prompt_tokens, fixed)
+
     def _head(self, task: Task) -> Work:
         requests, share = self._sizes.micro_batch(task).num_requests, self._sizes.share
         kernel = self._hardware.device.head or self._hardware.device.gemm
@@ -236,3 +279,13 @@ class Kernels:
         moved = 2 * (ranks - 1) / ranks * hidden
         roofs = {"network latency": float(network.latency_s), "network": moved / network.bandwidth_bytes_per_s}
         return Work(roofs, {}, moved)
+
+
+def _one_behind_the_other(*works: Work) -> Work:
+    """Several pieces of work of one task on the host."""
+    roofs, traffic = Counter[str](), Counter[int]()
+    for one in works:
+        roofs.update(one.roofs)  # type: ignore[arg-type]
+        traffic.update(one.traffic)  # type: ignore[arg-type]
+    moved, flops = (sum(getattr(one, name) for one in works) for name in ("moved", "flops"))
+    return Work(dict(roofs), dict(traffic), moved, flops, held=works[0].held)

@@ -103,6 +103,18 @@ def kv_bytes_on_device(model: Model, policy: Policy, batch: Batch, step: int) ->
     )
 
 
+def _cache_bytes_of_host_layers(placement: Placement, policy: Policy, batch: Batch) -> tuple[int, int]:
+    """At its longest, the KV cache of layers that run on the host: all of it, and what a policy has of it elsewhere."""
+    whole = on_device = 0
+    for (layer, split), count in zip(placement.distinct, placement.counts, strict=True):
+        for one, times in batch.alike.items() if split.layer_on_host else ():
+            tokens = kept_tokens(layer, one, batch.gen_len - 1)
+            each = count * times * batch.copies * layer.kv_bytes_per_token(policy.cache_bits(placement.model))
+            whole += each * tokens
+            on_device += each * tokens_on_device(policy, one, tokens)
+    return whole, on_device
+
+
 def _cache_bytes(model: Model, policy: Policy, batch: Batch, tokens: Callable[[Layer, MicroBatch], int]) -> int:
     def of_layer(layer: Layer) -> int:
         kept = sum(count * tokens(layer, one) for one, count in batch.alike.items())
@@ -118,14 +130,16 @@ def plan_memory(
     cache = kv_bytes(model, policy, batch, batch.gen_len - 1)
     placement, place = Placement.of(policy, schedule, model), ExpertPlace
     cache_on_device = kv_bytes_on_device(model, policy, batch, batch.gen_len - 1)
-    others = _non_experts(model)
+    cache_of_host, elsewhere = _cache_bytes_of_host_layers(placement, policy, batch)
+    cache_on_device -= elsewhere
+    others, others_of_host = _non_experts(model), placement.non_expert_bytes_on_host()
     buffers = _Buffers(schedule, shape, policy, model, batch)
     ranks = num_devices // batch.copies
     shared = {
         MemoryPart.EMBEDDING_AND_HEAD: model.resident_bytes() - others,
-        MemoryPart.NON_EXPERTS: 0 if shape.streams_non_experts else others,
+        MemoryPart.NON_EXPERTS: 0 if shape.streams_non_experts else others - others_of_host,
         MemoryPart.RESIDENT_EXPERTS: placement.experts_bytes(place.DEVICE),
-        MemoryPart.UNPACKED_EXPERTS: _unpacked_bytes(policy, model, len(batch.micro_batches)),
+        MemoryPart.UNPACKED_EXPERTS: _unpacked_bytes(policy, placement, len(batch.micro_batches)),
         MemoryPart.KV_CACHE: cache_on_device,
     }
     device = Counter[str]({part: -(-size // num_devices) for part, size in shared.items()})
@@ -135,14 +149,16 @@ def plan_memory(
     host = Counter[str](
         {
             MemoryPart.STREAMED_WEIGHTS: placement.experts_bytes(place.STREAMED | place.FETCHED | kept)
-            + (others if shape.streams_non_experts else 0),
+            + (others - others_of_host if shape.streams_non_experts else 0),
+            MemoryPart.NON_EXPERTS: others_of_host,
+            MemoryPart.ACTIVATIONS: batch.copies * host_activation_bytes(placement, batch),
             MemoryPart.HOST_EXPERTS: placement.experts_bytes(place.HOST),
             MemoryPart.KV_CACHE: cache - cache_on_device,
         }
     )
     pinned = _locked_weights(policy, placement)
     if layout_of(schedule, shape).buffers["kv"].tier is Tier.PINNED:
-        pinned[MemoryPart.KV_CACHE] = cache - cache_on_device
+        pinned[MemoryPart.KV_CACHE] = cache - cache_on_device - cache_of_host
     for tier, part, whole, size in buffers.bytes():
         if tier is Tier.DEVICE:
             device[part] += size if whole else -(-size // ranks)
@@ -159,22 +175,24 @@ def _locked_weights(policy: Policy, placement: Placement) -> Counter[str]:
     for kind, count in enumerate(placement.counts):
         layer, split = placement.distinct[kind]
         locked = policy.locked_bytes(placement.moved_bytes(kind))
-        others = 0 if placement.prefill_on_host else split.on_host * layer.expert_bytes(placement.expert_bits)
+        stays = placement.prefill_on_host or split.layer_on_host
+        others = 0 if stays else split.on_host * layer.expert_bytes(placement.expert_bits)
         streamed = min(locked, placement.moved_bytes(kind) - others)
         found[MemoryPart.STREAMED_WEIGHTS] += count * streamed
         found[MemoryPart.HOST_EXPERTS] += count * (locked - streamed)
     return found
 
 
-def _unpacked_bytes(policy: Policy, model: Model, num_micro_batches: int) -> int:
+def _unpacked_bytes(policy: Policy, placement: Placement, num_micro_batches: int) -> int:
     """Experts as wide as the model computes, where a policy stores them otherwise, and those that are being unpacked.
 
     Of the layer that needs most.
     """
+    model = placement.model
     if not unpacks_experts(policy, model):
         return 0
     needed = 0
-    for layer in model.distinct_layers:
+    for layer in (layer for layer, split in placement.distinct if not split.layer_on_host):
         count, one = layer.num_experts, layer.expert_bytes(model.activation_bits)
         if not count:
             continue
@@ -205,6 +223,8 @@ class _Buffers:
     def _of_layer(self, buffer: Buffer, kind: int) -> int:
         """All slots of a buffer, if each were filled by this layer."""
         holds, (layer, split) = buffer.holds, self._placement.distinct[kind]
+        if split.layer_on_host and holds not in (Holds.HIDDEN, Holds.PROMPT_HIDDEN):
+            return 0
         if holds is Holds.WEIGHTS or holds is Holds.STAGED:
             streamed = self._placement.streamed_bytes(kind, in_prefill=True)
             locked = self._policy.locked_bytes(self._placement.moved_bytes(kind)) if holds is Holds.STAGED else 0
@@ -280,18 +300,41 @@ def activation_bytes(shape: PipelineShape, placement: Placement, batch: Batch, n
         if shape.splits_experts(0):
             together = max(sum(one.prompt_tokens for one in mine) for mine in groups)
     for layer, split in placement.distinct:
-        # with sinks no kernel spares the matrices of scores: before and after the softmax, and shifted
-        scores = 3 * layer.attention.num_query_heads * scored / num_devices if layer.attention.sinks else 0.0
-        attention = prompt_tokens * (2 * layer.hidden_size + _attention_held(layer, num_devices)) + scores
+        if split.layer_on_host:
+            continue
+        attention = _attention_numbers(layer, prompt_tokens, scored, num_devices)
         there = split.resident + split.streamed + split.fetched if shape.splits_experts(0) else layer.num_experts
         in_parts = 0 < split.resident < there and placement.expert_bits == model.expert_bits
         held = _feed_forward_held(layer, num_devices, in_parts, routed=there > 0)
         feed_forward = together * (2 * layer.hidden_size + held)
         numbers = packed_bytes(round(max(attention, feed_forward)), model.activation_bits)
-        # a token's scores of all experts, and of each that it uses the weight, the number, and the place in the order
-        routing_bytes = 8 * layer.num_experts + 48 * layer.top_k
-        needed = max(needed, numbers + together * routing_bytes)
+        needed = max(needed, numbers + together * _routing_bytes(layer))
     return needed
+
+
+def host_activation_bytes(placement: Placement, batch: Batch) -> int:
+    """The same of layers that run on the host, for the one that needs most; each computes all of its experts there."""
+    tokens = max(one.prompt_tokens for one in batch.alike)
+    scored = max(one.num_requests * one.max_prompt_tokens**2 for one in batch.alike)
+    needed = 0
+    for layer in (layer for layer, split in placement.distinct if split.layer_on_host):
+        held = _feed_forward_held(layer, 1, split=False, routed=layer.num_experts > 0)
+        numbers = max(_attention_numbers(layer, tokens, scored, 1), tokens * (2 * layer.hidden_size + held))
+        whole = packed_bytes(round(numbers), placement.model.activation_bits) + tokens * _routing_bytes(layer)
+        needed = max(needed, whole)
+    return needed
+
+
+def _attention_numbers(layer: Layer, tokens: int, scored: int, num_devices: int) -> float:
+    """Numbers held by the prompts in attention, of which `scored` pairs of tokens."""
+    # with sinks no kernel spares the matrices of scores: before and after the softmax, and shifted
+    scores = 3 * layer.attention.num_query_heads * scored / num_devices if layer.attention.sinks else 0.0
+    return tokens * (2 * layer.hidden_size + _attention_held(layer, num_devices)) + scores
+
+
+def _routing_bytes(layer: Layer) -> int:
+    """A token's scores of all experts, and of each that it uses the weight, the number, and the place in the order."""
+    return 8 * layer.num_experts + 48 * layer.top_k
 
 
 def _attention_held(layer: Layer, num_devices: int) -> float:

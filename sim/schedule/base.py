@@ -7,7 +7,7 @@ write a subclass in a file of its own and register it in `sim.schedule.registry`
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import ClassVar
 
@@ -37,6 +37,8 @@ LANE_OF: dict[Op, Lane] = {
     Op.LOAD_OUTPUT: H2D,
     Op.FETCH_EXPERTS: H2D,
     Op.DEVICE_EXPERTS: GPU,
+    Op.ENTER_HOST: GPU,
+    Op.HOST_LAYER: CPU,
 }
 
 
@@ -62,8 +64,8 @@ class Schedule(ABC):
 
         Hidden states and new KV entries leave while the next micro-batch computes (paper section 4.2 and artifact).
         """
-        yield from self.load_layer(shape, 0, 0)
-        turns = [(layer, j) for layer in range(shape.num_layers) for j in range(shape.num_micro_batches)]
+        yield from self.load_layer(shape, 0, shape.first_on_device)
+        turns = [(layer, j) for layer in shape.layers_on_device for j in range(shape.num_micro_batches)]
         for (layer, j), before, after in zip(turns, [None, *turns], [*turns[1:], None], strict=False):
             if before is not None:
                 yield from self._store_prefilled(shape, *before)
@@ -71,6 +73,7 @@ class Schedule(ABC):
                 yield issue(Op.LOAD_HIDDEN, 0, *after)
             if j == 0:
                 yield from self.load_layer(shape, *next_layer(shape, 0, layer, more))
+            yield from self.host_layers(shape, 0, layer, (j,))
             yield issue(Op.PRE_ATTN, 0, layer, j)
             yield issue(Op.ATTN, 0, layer, j)
             yield issue(Op.POST_ATTN, 0, layer, j)
@@ -78,7 +81,9 @@ class Schedule(ABC):
                 yield issue(Op.HEAD, 0, micro_batch=j)
             if self.system.prefill_barrier:
                 yield BARRIER
-        yield from self._store_prefilled(shape, *turns[-1])
+        if turns:
+            yield from self._store_prefilled(shape, *turns[-1])
+        yield from self.last_host_layers(shape, 0)
 
     def steps(self, shape: PipelineShape, first: int, stop: int, *, last: int | None = None) -> Iterator[list[Task]]:
         """Tasks of steps `first` to `stop` - 1, one list a step, lazily. Step 0 is prefill.
@@ -125,6 +130,23 @@ class Schedule(ABC):
         if layer == shape.num_layers - 1:
             yield issue(Op.HEAD, step, micro_batch=j)
 
+    def host_layers(self, shape: PipelineShape, step: int, before: int, micro_batches: Iterable[int]) -> Issues:
+        """Layers that run on the host, each micro-batch through all of them; where they do not end there, nothing."""
+        first, stop = shape.layers_on_host
+        for j in micro_batches if first < stop == before else ():
+            if step == 0 or first > 0:  # else the head has embedded the token
+                yield issue(Op.ENTER_HOST, step, first, j)
+            yield issue(Op.STORE_HIDDEN, step, first, j)
+            for layer in range(first, stop):
+                yield issue(Op.HOST_LAYER, step, layer, j)
+            yield issue(Op.LOAD_HIDDEN, step, stop - 1, j)
+
+    def last_host_layers(self, shape: PipelineShape, step: int) -> Issues:
+        """Those at the end of the model, and the heads."""
+        for j in range(shape.num_micro_batches if shape.layers_on_host[1] == shape.num_layers else 0):
+            yield from self.host_layers(shape, step, shape.num_layers, (j,))
+            yield issue(Op.HEAD, step, micro_batch=j)
+
     def _store_prefilled(self, shape: PipelineShape, layer: int, j: int) -> Issues:
         if shape.streams_kv:
             yield issue(Op.STORE_KV, 0, layer, j)
@@ -145,10 +167,12 @@ def issue(
 
 
 def next_layer(shape: PipelineShape, step: int, layer: int, more: bool) -> tuple[int, int]:
-    """(step, layer) that runs after this one; step is -1 when nothing follows."""
-    if layer + 1 < shape.num_layers:
-        return step, layer + 1
-    return (step + 1, 0) if more else (-1, 0)
+    """(step, layer) that runs on the device after this one; step is -1 when nothing follows."""
+    first, stop = shape.layers_on_host
+    following = stop if first == layer + 1 < stop else layer + 1
+    if following < shape.num_layers:
+        return step, following
+    return (step + 1, shape.first_on_device) if more else (-1, 0)
 
 
 @lru_cache(maxsize=1024)

@@ -66,6 +66,8 @@ class System:
     """Where it can compute, in prefill, the experts of the host; the first is its usual place."""
     fetches_modules: bool = False
     """Whether each module's weights are copied alone, when tokens come to it: so no expert that none of them uses."""
+    runs_layers_on_host: bool = False
+    """Whether it can leave whole layers to the host: attention, KV cache and experts."""
     caches_experts: bool = False
     """Whether the experts on the device are those used last, instead of always the same."""
 
@@ -86,7 +88,8 @@ class PipelineShape:
 
     `experts`, of a system that splits them: per layer, all places where decode finds some of its routed experts; none
     in a layer that has none. Those of `num_groups` micro-batches each are computed together; `prefill_experts` says
-    where prefill computes the experts of the host, to which end on the GPU `streamed_in_prefill` stream.
+    where prefill computes the experts of the host, to which end on the GPU `streamed_in_prefill` stream. Of
+    `layers_on_host`, from the first number to before the second, the host computes all, in prefill too.
     """
 
     num_layers: int
@@ -102,6 +105,7 @@ class PipelineShape:
     num_groups: int = 1
     prefill_experts: Place = Place.GPU
     streamed_in_prefill: tuple[bool, ...] = ()
+    layers_on_host: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "num_micro_batches", "num_pages", "num_groups"):
@@ -114,8 +118,30 @@ class PipelineShape:
             raise InputError(f"num_groups: {self.num_groups} of {self.num_micro_batches} micro-batches: give fewer")
         if self.offloads_hidden and self.num_micro_batches == 1:
             raise InputError("offloads_hidden with one micro-batch: none waits while another computes, give False")
+        first, stop = self.layers_on_host
+        if not 0 <= first <= stop <= self.num_layers:
+            raise InputError(f"layers_on_host: {[first, stop]} is no range of the pipeline's {self.num_layers} layers")
+        if first < stop and self.offloads_hidden:
+            raise InputError("offloads_hidden: layers on the host exchange hidden states themselves, give False")
         if self.attention is Place.CPU and not self.streams_kv:
             raise InputError("attention on the cpu reads the KV cache in host memory: kv_on_device must be 0")
+
+    @property
+    def runs_on_host(self) -> bool:
+        """Whether any layer runs on the host whole."""
+        return self.layers_on_host[0] < self.layers_on_host[1]
+
+    @property
+    def layers_on_device(self) -> list[int]:
+        """Those that do not run on the host whole."""
+        first, stop = self.layers_on_host
+        return [*range(first), *range(stop, self.num_layers)] if first < stop else [*range(self.num_layers)]
+
+    @property
+    def first_on_device(self) -> int:
+        """The first of them; the number of layers if there is none."""
+        first, stop = self.layers_on_host
+        return stop if first == 0 else 0
 
     def page_group(self, micro_batch: int) -> range:
         """Pages that travel beside one micro-batch: all pages are spread evenly over the micro-batches."""
@@ -123,7 +149,9 @@ class PipelineShape:
         return range(micro_batch * pages // parts, (micro_batch + 1) * pages // parts)
 
     def streams(self, step: int, layer: int) -> bool:
-        """Whether weights of a layer stream in a step."""
+        """Whether weights of a layer stream in a step; there may be no such layer."""
+        if layer == self.num_layers:
+            return False
         return self.streamed_in_prefill[layer] if step == 0 and self.streamed_in_prefill else self.streamed[layer]
 
     def splits_experts(self, step: int) -> bool:
@@ -144,4 +172,12 @@ class PipelineShape:
         streamed = tuple(self.streamed[layer] for layer in kept)
         experts = tuple(self.experts[layer] for layer in kept if self.experts)
         in_prefill = tuple(self.streamed_in_prefill[layer] for layer in kept if self.streamed_in_prefill)
-        return replace(self, num_layers=len(kept), streamed=streamed, experts=experts, streamed_in_prefill=in_prefill)
+        first, stop = (sum(layer < edge for layer in kept) for edge in self.layers_on_host)
+        return replace(
+            self,
+            num_layers=len(kept),
+            streamed=streamed,
+            experts=experts,
+            streamed_in_prefill=in_prefill,
+            layers_on_host=(first, stop),
+        )

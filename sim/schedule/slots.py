@@ -85,6 +85,9 @@ class SlotLayout:
             "pinned": Buffer(Holds.STAGED, By.RUN, system.pinned_layers, staging, MemoryPart.STAGING),
             "hidden": Buffer(Holds.HIDDEN if waits else Holds.PROMPT_HIDDEN, By.MICRO_BATCH, 1, Tier.DEVICE, hidden),
             "activation": Buffer(Holds.PROMPT_HIDDEN, By.TURN, 2, Tier.DEVICE if waits else None, hidden),
+            "hidden of host layers": Buffer(
+                Holds.PROMPT_HIDDEN, By.MICRO_BATCH, 1, copied if shape.runs_on_host else None, hidden
+            ),
             "hidden on host": Buffer(Holds.PROMPT_HIDDEN, By.MICRO_BATCH, 1, copied if waits else None, hidden),
             "qkv": Buffer(Holds.QKV, By.MICRO_BATCH, 1, *exchanged),
             "qkv on host": Buffer(Holds.QKV, By.MICRO_BATCH, 1, *exchanged_on_host),
@@ -113,6 +116,8 @@ class SlotLayout:
             ),
             Op.STORE_KV: lambda task: Accesses((self.access("new kv", task),), (self._cache(task, task.step),)),
             Op.STORE_HIDDEN: self._store_hidden,
+            Op.ENTER_HOST: self._enter_host,
+            Op.HOST_LAYER: self._host_layer,
         }
 
     @cached_property
@@ -154,8 +159,14 @@ class SlotLayout:
         return self._by_op[task.op](task)
 
     def run_of_layer(self, task: Task) -> Column:
-        """How many layers were run before this one since the start: names one use of a layer's weights."""
-        return task.step * self.shape.num_layers + task.layer
+        """How many layers the device ran before this one since the start: names one use of a layer's weights.
+
+        Layers on the host count for nothing, so that those before and behind them take turns.
+        """
+        first, stop = self.shape.layers_on_host
+        on_host = stop - first
+        run = task.step * (self.shape.num_layers - on_host) + task.layer
+        return run - on_host * (task.layer >= stop) if on_host else run
 
     def slot_of(self, name: str, task: Task) -> Column:
         """Which slot of a buffer is the task's, all of its pages."""
@@ -217,13 +228,43 @@ class SlotLayout:
         leaving = self._hidden(task._replace(layer=self.shape.num_layers - 1), self.shape.num_layers)
         return Accesses((leaving,), (self.access("hidden", task, (task.step + 1, 0)),))
 
+    def _enter_host(self, task: Task) -> Accesses:
+        """Hidden states that enter the first layer on the host: embedded in prefill, or what the layer before left."""
+        hidden = self._hidden(task, task.layer)
+        return Accesses((hidden._replace(when=(task.step > 0) | (task.layer > 0)),), (hidden,))
+
+    def _host_layer(self, task: Task) -> Accesses:
+        cached = (self._cache(task, task.step - 1),) if task.step > 0 else ()
+        entering, leaving = (self._hidden_of_host(task, layer) for layer in (task.layer, task.layer + 1))
+        return Accesses((entering, *cached), (leaving, self._cache(task, task.step)))
+
+    def _hidden_of_host(self, task: Task, layer: Column, when: Column = True) -> Access:
+        return self.access("hidden of host layers", task, (task.step, layer), when)
+
     def _load_hidden(self, task: Task) -> Accesses:
+        if self.shape.runs_on_host:
+            return self._load_hidden_beside_host_layers(task)
         if task.step > 0:
             return self._between("attention on host", "attention")(task)
         stored = self.access("hidden on host", task, (task.layer,))
         return Accesses((stored,), (self._hidden(task, task.layer),))
 
+    def _load_hidden_beside_host_layers(self, task: Task) -> Accesses:
+        """What leaves the last layer on the host; in decode, of layers on the device, what attention gave."""
+        left = task.layer == self.shape.layers_on_host[1] - 1
+        reads = (self._hidden_of_host(task, task.layer + 1, left),)
+        writes = (self._hidden(task, task.layer + 1, left),)
+        if task.step == 0:
+            return Accesses(reads, writes)
+        attended, on_device = self._between("attention on host", "attention")(task)
+        return Accesses(
+            (*reads, *(one._replace(when=~np.asarray(left)) for one in attended)),
+            (*writes, *(one._replace(when=~np.asarray(left)) for one in on_device)),
+        )
+
     def _store_hidden(self, task: Task) -> Accesses:
+        if self.shape.runs_on_host:
+            return Accesses((self._hidden(task, task.layer),), (self._hidden_of_host(task, task.layer),))
         stored = self.access("hidden on host", task, (task.layer + 1,))
         return Accesses((self._hidden(task, task.layer + 1),), (stored,))
 

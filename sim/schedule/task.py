@@ -38,6 +38,8 @@ class Op(StrEnum):
     LOAD_OUTPUT = "LoadOutput"  # what comes out of them, to the device
     FETCH_EXPERTS = "FetchExperts"  # of the experts that wait on the host to be asked for, those that a group uses
     DEVICE_EXPERTS = "DeviceExperts"  # experts of a group on the device: resident, streamed, fetched and shared ones
+    ENTER_HOST = "EnterHost"  # on the device, the hidden state with which layers on the host begin
+    HOST_LAYER = "HostLayer"  # a whole layer of one micro-batch on the host, beside its weights and its KV cache
 
     __hash__ = str.__hash__  # Enum's own is a Python call, and ops are keys in the simulator's inner loop
 
@@ -45,7 +47,7 @@ class Op(StrEnum):
 USES_EXPERTS = frozenset({Op.POST_ATTN, Op.EXPERTS, Op.DEVICE_EXPERTS})
 """Ops that compute with experts on the device."""
 
-ENDS_LAYER = USES_EXPERTS | {Op.LOAD_OUTPUT}
+ENDS_LAYER = USES_EXPERTS | {Op.LOAD_OUTPUT, Op.HOST_LAYER}
 """Ops of which the last one ends a layer."""
 
 

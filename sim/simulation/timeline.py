@@ -50,7 +50,10 @@ def structure(shape: PipelineShape, batch: Batch) -> dict[str, Any]:
         "experts": [int(places) for places in shape.experts],
         **{name: list(getattr(shape, name)) for name in ("streamed", "streamed_in_prefill")},
         **{name: getattr(shape, name).value for name in ("attention", "prefill_experts")},
+        "layers_on_host": list(shape.layers_on_host),
     }
+    if not shape.runs_on_host:
+        del described["layers_on_host"]
     return {
         "shape": described,
         "batch": {"gen_len": batch.gen_len, "copies": batch.copies, "micro_batches": micro_batches},
@@ -101,7 +104,8 @@ def _changes(setup: Setup, executed: list[Executed]) -> Iterator[_Change]:
     """Each task's effect on memory. A buffer is held from the start of the copy into it to the end of its last use."""
     last_use = _last_uses(executed)
     buffers = layout_of(setup.schedule, setup.shape).buffers
-    pinned_kv, pinned_hidden = (buffers[name].tier is Tier.PINNED for name in ("kv", "hidden on host"))
+    hidden = "hidden of host layers" if setup.shape.runs_on_host else "hidden on host"
+    pinned_kv, pinned_hidden = (buffers[name].tier is Tier.PINNED for name in ("kv", hidden))
     staged: dict[tuple[int, int, int, int], int] = {}
     for one in executed:
         op, rank, size = one.task.op, one.task.lane.rank, one.cost.bytes
@@ -115,9 +119,11 @@ def _changes(setup: Setup, executed: list[Executed]) -> Iterator[_Change]:
         elif op is Op.PIN_WEIGHTS:
             staged[_page(one.task)] = size
             yield from _on_host(one.start_ns, size, pinned=True)
+        elif op is Op.HOST_LAYER:
+            yield from _on_host(one.end_ns, sum(_kv_growth(setup, one.task)), pinned=False)
         elif op is Op.STORE_HIDDEN and rank == 0:
             yield from _on_host(one.start_ns, size, pinned=pinned_hidden)
-        elif op is Op.LOAD_HIDDEN and one.task.step == 0 and rank == 0:
+        elif op is Op.LOAD_HIDDEN and rank == 0 and (one.task.step == 0 or _leaves_host(setup, one.task)):
             yield from _on_host(one.end_ns, -size, pinned=pinned_hidden)
         elif op is Op.STORE_KV:
             yield from _on_host(one.start_ns, _kv_growth(setup, one.task).on_host, pinned=pinned_kv)
@@ -128,6 +134,11 @@ def _changes(setup: Setup, executed: list[Executed]) -> Iterator[_Change]:
 def _page(task: Task) -> tuple[int, int, int, int]:
     """Which page of weights a task moves."""
     return task.lane.rank, task.step, task.layer, task.page
+
+
+def _leaves_host(setup: Setup, task: Task) -> bool:
+    """Whether a task takes hidden states from the last of the layers that run on the host."""
+    return setup.shape.runs_on_host and task.layer == setup.shape.layers_on_host[1] - 1
 
 
 def _on_host(time_ns: int, size: int, *, pinned: bool) -> Iterator[_Change]:

@@ -41,7 +41,7 @@ COMPUTED_IN = {
     Op.HOST_EXPERTS: ExpertPlace.HOST,
 }
 ON_DEVICE = COMPUTED_IN[Op.DEVICE_EXPERTS]
-COMPUTE = {Op.PRE_ATTN, Op.ATTN, Op.POST_ATTN, Op.HEAD, Op.ROUTE, *COMPUTED_IN}
+COMPUTE = {Op.PRE_ATTN, Op.ATTN, Op.POST_ATTN, Op.HEAD, Op.ROUTE, Op.ENTER_HOST, Op.HOST_LAYER, *COMPUTED_IN}
 LANES = {
     Op.PRE_ATTN: {LaneKind.GPU},
     Op.ATTN: {LaneKind.GPU, LaneKind.CPU},
@@ -61,6 +61,8 @@ LANES = {
     Op.LOAD_OUTPUT: {LaneKind.H2D},
     Op.FETCH_EXPERTS: {LaneKind.H2D},
     Op.DEVICE_EXPERTS: {LaneKind.GPU},
+    Op.ENTER_HOST: {LaneKind.GPU},
+    Op.HOST_LAYER: {LaneKind.CPU},
 }
 
 
@@ -135,6 +137,11 @@ def _split_shapes(draw, schedule, num_layers, n, max_pages, attention, *, on_dev
     subsets = [ExpertPlace(sum(some)) for k in range(len(single) + 1) for some in itertools.combinations(single, k)]
     layer = st.sampled_from([0, *single] if system.whole_layers else subsets).map(ExpertPlace)
     experts = draw(layer.map(lambda one: (one,) * num_layers) | st.tuples(*[layer] * num_layers))
+    first = stop = 0
+    if system.runs_layers_on_host and draw(st.booleans()):
+        first = draw(st.integers(0, num_layers - 1))
+        stop = draw(st.integers(first + 1, num_layers))
+    experts = tuple(ExpertPlace(0) if first <= at < stop else one for at, one in enumerate(experts))
     on_gpu = draw(st.sampled_from(system.prefill_experts)) is Place.GPU
     moved = tuple(bool(one & ~ExpertPlace.DEVICE) for one in experts)
     return PipelineShape(
@@ -144,8 +151,13 @@ def _split_shapes(draw, schedule, num_layers, n, max_pages, attention, *, on_dev
         attention=attention,
         streamed=tuple(bool(one & ExpertPlace.STREAMED) for one in experts),
         streams_kv=not on_device,
-        offloads_hidden=on_gpu and system.offloads_hidden and n > 1 and draw(st.sampled_from((True, True, False))),
+        offloads_hidden=on_gpu
+        and system.offloads_hidden
+        and n > 1
+        and first == stop
+        and draw(st.sampled_from((True, True, False))),
         weights_pinned=draw(st.booleans()),
+        layers_on_host=(first, stop),
         experts=experts,
         num_groups=draw(st.integers(1, n)),
         prefill_experts=Place.GPU if on_gpu else Place.CPU,
@@ -229,7 +241,13 @@ def all_arithmetic(shape, first, stop):
     """
     turns = [(step, j) for step in range(first, stop) for j in range(shape.num_micro_batches)]
     done = Counter((Op.HEAD, s, -1, j) for s, j in turns)
+    first_on_host, behind = shape.layers_on_host
+    if first_on_host < behind:
+        done.update((Op.ENTER_HOST, s, first_on_host, j) for s, j in turns if s == 0 or first_on_host > 0)
     for (step, j), layer in itertools.product(turns, range(shape.num_layers)):
+        if first_on_host <= layer < behind:
+            done[Op.HOST_LAYER, step, layer, j] += 1
+            continue
         split = shape.splits_experts(step) and bool(shape.experts[layer])
         done.update((op, step, layer, j) for op in (Op.PRE_ATTN, Op.ATTN, Op.ROUTE if split else Op.POST_ATTN))
         if split and j == first_of_group(shape, j):
@@ -253,12 +271,13 @@ def assert_weights_arrive_once(tasks, shape, first, last):
             arrived.update((task.step, task.layer, page) for page in pages)
         if task.op is Op.PIN_WEIGHTS:
             pinned[task.step, task.layer, task.page] += 1
-    steps = {task.step for task in tasks if task.op is Op.PRE_ATTN}
+    steps = {task.step for task in tasks if task.op is Op.HEAD}
     runs = [(step, layer) for step in steps for layer in range(shape.num_layers) if shape.streams(step, layer)]
     expected = Counter((*run, page) for run in runs for page in range(shape.num_pages))
-    early = Counter({(first, 0, page): 1 for page in range(shape.num_pages)}) if first > 0 else Counter()
+    begins = shape.first_on_device
+    early = Counter({(first, begins, page): 1 for page in range(shape.num_pages)}) if first > 0 else Counter()
     ahead = Counter({key: 1 for key in arrived if key[0] not in steps})
-    assert set(ahead) in (set(), {(max(steps) + 1, 0, page) for page in range(shape.num_pages)})
+    assert set(ahead) in (set(), {(max(steps) + 1, begins, page) for page in range(shape.num_pages)})
     assert arrived - ahead in (expected, expected - early), "a page arrives not at all, or twice"
     staged = Counter((t.step, t.layer, t.page) for t in tasks if t.op is Op.LOAD_WEIGHTS and not shape.weights_pinned)
     assert staged - pinned in (Counter(), staged & early), "loaded from staging, but never put there"
@@ -271,6 +290,8 @@ def assert_weights_arrive_once(tasks, shape, first, last):
 def paths_of(shape, step, layer, j, first=0):
     """The chains of tasks, as (op, step, layer, micro-batch), that one micro-batch takes through one layer."""
     last = layer == shape.num_layers - 1
+    if shape.layers_on_host[0] <= layer < shape.layers_on_host[1]:
+        return [_path_on_host(shape, step, layer, j, first)]
     inside = [Op.PRE_ATTN, Op.ATTN]
     if step > 0 and shape.attention is Place.CPU:
         inside = [Op.PRE_ATTN, Op.OFFLOAD_QKV, Op.ATTN, Op.LOAD_HIDDEN]
@@ -280,6 +301,8 @@ def paths_of(shape, step, layer, j, first=0):
     if step == 0 and shape.offloads_hidden and layer > 0:
         path.insert(0, (Op.LOAD_HIDDEN, step, layer, j))
     after = [(Op.HEAD, step, -1, j) if last else (Op.PRE_ATTN, step, layer + 1, j)]
+    if layer + 1 == shape.layers_on_host[0] < shape.layers_on_host[1]:
+        after = [(Op.ENTER_HOST, step, layer + 1, j)]
     if step == 0 and shape.offloads_hidden and not last:
         after = [(Op.STORE_HIDDEN, step, layer, j), (Op.LOAD_HIDDEN, step, layer + 1, j)]
     if not shape.splits_experts(step) or not shape.experts[layer]:
@@ -294,8 +317,26 @@ def paths_of(shape, step, layer, j, first=0):
     return [[*path, (Op.ROUTE, step, layer, j), *way, *after] for way in mine]
 
 
+def _path_on_host(shape, step, layer, j, first):
+    """The same of a layer that the host runs whole."""
+    begins, behind = shape.layers_on_host
+    path = [(Op.HOST_LAYER, step, layer, j)]
+    if layer == begins:
+        path.insert(0, (Op.STORE_HIDDEN, step, layer, j))
+        if step == 0 or layer > 0:
+            path.insert(0, (Op.ENTER_HOST, step, layer, j))
+        elif step > first:
+            path.insert(0, (Op.HEAD, step - 1, -1, j))
+    if layer + 1 < behind:
+        return [*path, (Op.HOST_LAYER, step, layer + 1, j)]
+    after = (Op.HEAD, step, -1, j) if behind == shape.num_layers else (Op.PRE_ATTN, step, behind, j)
+    return [*path, (Op.LOAD_HIDDEN, step, layer, j), after]
+
+
 def cache_path_of(shape, step, layer, j, first=0):
     """The chain of tasks through which the KV cache of one micro-batch in one layer passes: written, kept, read."""
+    if shape.layers_on_host[0] <= layer < shape.layers_on_host[1]:
+        return [(Op.HOST_LAYER, when, layer, j) for when in range(max(first, step - 1), step + 1)]
     on_cpu = shape.attention is Place.CPU
     stored = [(Op.STORE_KV, step, layer, j)] if shape.streams_kv and (step == 0 or not on_cpu) else []
     loaded = [(Op.LOAD_KV, step, layer, j)] if shape.streams_kv and step > 0 and not on_cpu else []

@@ -20,6 +20,7 @@ ON_LANE = {
     Op.ALL_REDUCE: LaneKind.NET,
     Op.OFFLOAD_TOKENS: LaneKind.D2H,
     Op.HOST_EXPERTS: LaneKind.CPU,
+    Op.HOST_LAYER: LaneKind.CPU,
     Op.LOAD_OUTPUT: LaneKind.H2D,
     Op.FETCH_EXPERTS: LaneKind.H2D,
 }

@@ -45,6 +45,8 @@ class Placement:
     def streamed_bytes(self, kind: int, *, in_prefill: bool = False) -> int:
         """What of a layer comes over the link each time it runs, asked for or not."""
         layer, split = self.distinct[kind]
+        if split.layer_on_host:
+            return 0
         experts = split.streamed
         if in_prefill and not self.prefill_on_host:
             experts += split.fetched + split.on_host
@@ -59,6 +61,15 @@ class Placement:
         layer, split = self.distinct[kind]
         fetched = split.fetched * self.prefill_on_host * layer.expert_bytes(self.expert_bits)
         return self.streamed_bytes(kind, in_prefill=True) + fetched
+
+    def non_expert_bytes_on_host(self) -> int:
+        """What layers that run on the host have beside routed experts."""
+        layers = (
+            count * layer.non_expert_bytes(self.model.other_bits)
+            for (layer, split), count in zip(self.distinct, self.counts, strict=True)
+            if split.layer_on_host
+        )
+        return sum(layers)
 
     def experts_bytes(self, places: ExpertPlace) -> int:
         """Routed experts of all layers that are in these places."""

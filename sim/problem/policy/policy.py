@@ -29,6 +29,7 @@ _OF_PLACES = frozenset(
         "experts_fetched",
         "deal_experts",
         "host_layers",
+        "layers_on_host",
         "groups",
         "prefill_experts",
         "stream_non_experts",
@@ -47,6 +48,7 @@ class Policy:
     schedule has such places, `experts_on_host` is the share that the host computes in decode, and `experts_fetched` the
     share that comes when it is asked for; `deal_experts` counts the shares over all layers together, so that layers
     differ by one expert at most. In `host_layers`, from the first number to before the second, the host computes all.
+    `layers_on_host`, such a range too, run on the host whole, with their KV cache, in prefill as in decode.
     Experts are computed for `groups` of micro-batches at once (default: for each alone); `prefill_experts` says where
     prefill computes those of the host (default: where the system does). With `stream_non_experts` the rest of a layer
     streams, too.
@@ -74,6 +76,7 @@ class Policy:
     groups: int | None = None
     prefill_experts: Place | None = None
     stream_non_experts: bool = False
+    layers_on_host: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         check_count("batch-size", self.batch_size)
@@ -104,12 +107,8 @@ class Policy:
             check_flag(name, getattr(self, name))
         if self.groups is not None:
             check_count("groups", self.groups)
-        if self.host_layers is not None:
-            layers = self.host_layers
-            numbers = isinstance(layers, list | tuple) and [type(one) for one in layers] == [int, int]
-            if not numbers or not 0 <= layers[0] <= layers[1]:
-                raise InputError(f"host_layers: {layers!r} is not allowed; give two numbers of layers, [first, stop]")
-            object.__setattr__(self, "host_layers", tuple(layers))
+        for name in ("host_layers", "layers_on_host"):
+            object.__setattr__(self, name, _range_of_layers(name, getattr(self, name)))
 
     @classmethod
     def usual(cls, schedule: Schedule, batch_size: int, micro_batch_size: int, **given: Any) -> Self:
@@ -160,22 +159,26 @@ class Policy:
         """The pipeline of layers with so many routed experts, some with `shared` ones. Raises InputError as `shape`."""
         self.check_places(schedule)
         system, layers = schedule.system, len(expert_counts)
-        if self.host_layers is not None and self.host_layers[1] > layers:
-            raise InputError(f"host_layers: {list(self.host_layers)} goes beyond the model's {layers} layers")
+        for name in ("host_layers", "layers_on_host"):
+            given = getattr(self, name)
+            if given is not None and given[1] > layers:
+                raise InputError(f"{name}: {list(given)} goes beyond the model's {layers} layers")
         n = self.num_micro_batches if num_micro_batches is None else num_micro_batches
         splits = splits_of(self, system, expert_counts)
         others = system.streams_non_experts or self.stream_non_experts
         on_gpu = self.prefills_on(system) is Place.GPU
+        leaves_layers = any(split.layer_on_host for split in splits)
         return PipelineShape(
             num_layers=layers,
             num_micro_batches=n,
             num_pages=(self.pages or n) if system.paged else 1,
             attention=self.attention,
-            streamed=tuple(others or split.streamed > 0 for split in splits),
+            streamed=tuple(not split.layer_on_host and (others or split.streamed > 0) for split in splits),
             streams_non_experts=others,
             streams_kv=self.kv_on_device < 1,
-            offloads_hidden=system.offloads_hidden and n > 1 and on_gpu,
+            offloads_hidden=system.offloads_hidden and n > 1 and on_gpu and not leaves_layers,
             weights_pinned=self.pin_weights == 1,
+            layers_on_host=self.layers_on_host if leaves_layers and self.layers_on_host else (0, 0),
             **(self._split_shape(system, splits, n, shared) if system.splits_experts else {}),
         )
 
@@ -186,9 +189,12 @@ class Policy:
     def _split_shape(self, system: System, splits: Sequence[Split], n: int, shared: Sequence[bool]) -> dict[str, Any]:
         """What the shape of a pipeline says of experts that are computed where they are."""
         with_shared = [ExpertPlace.DEVICE if one else ExpertPlace(0) for one in shared or [False] * len(splits)]
-        places = [split.places and split.places | more for split, more in zip(splits, with_shared, strict=True)]
+        places = [split.places_apart and split.places_apart | more for split, more in zip(splits, with_shared, strict=True)]
         others, place = system.streams_non_experts or self.stream_non_experts, self.prefills_on(system)
-        moves = tuple(others or bool(split.streamed + split.fetched + split.on_host) for split in splits)
+        moves = tuple(
+            not split.layer_on_host and (others or bool(split.streamed + split.fetched + split.on_host))
+            for split in splits
+        )
         return {
             "experts": tuple(places),
             "num_groups": min(n, self.groups or n),
@@ -218,6 +224,7 @@ class Policy:
             "experts_on_host": (self.experts_on_host, system.experts & place.HOST and not system.whole_layers),
             "experts_fetched": (self.experts_fetched, system.experts & place.FETCHED),
             "host_layers": (self.host_layers, system.experts & place.HOST),
+            "layers_on_host": (self.layers_on_host, system.runs_layers_on_host),
             "groups": (self.groups, system.splits_experts),
             "deal_experts": (self.deal_experts, not (system.streams_non_experts or system.whole_layers)),
         }
@@ -232,8 +239,9 @@ class Policy:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values, `num_micro_batches` with them; of places of experts only what is not usual."""
-        layers = self.host_layers and list(self.host_layers)
-        values = {**asdict(self), "attention": self.attention.value, "host_layers": layers}
+        ranges = {name: getattr(self, name) for name in ("host_layers", "layers_on_host")}
+        values = {**asdict(self), "attention": self.attention.value}
+        values |= {name: layers and list(layers) for name, layers in ranges.items()}
         unsaid = {one.name for one in fields(self) if one.name in _OF_PLACES and getattr(self, one.name) == one.default}
         told = {name: value for name, value in values.items() if name not in unsaid}
         return {**told, "num_micro_batches": self.num_micro_batches}
@@ -264,6 +272,15 @@ class Policy:
 def _share_of_flag(name: str, value: object) -> float:
     """A share; a truth is all of it or nothing. Refuses anything else."""
     return float(value if isinstance(value, bool) else check_share(name, value))
+
+
+def _range_of_layers(name: str, layers: object) -> tuple[int, int] | None:
+    """Two numbers of layers; refuses anything else."""
+    if layers is None:
+        return None
+    if isinstance(layers, list | tuple) and [type(one) for one in layers] == [int, int] and 0 <= layers[0] <= layers[1]:
+        return layers[0], layers[1]
+    raise InputError(f"{name}: {layers!r} is not allowed; give two numbers of layers, [first, stop]")
 
 
 def read_policy_file(path: Path) -> tuple[str | None, dict[str, Any]]:

@@ -26,6 +26,8 @@ class ExpertShares(Protocol):
     def deal_experts(self) -> bool: ...
     @property
     def host_layers(self) -> tuple[int, int] | None: ...
+    @property
+    def layers_on_host(self) -> tuple[int, int] | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Split:
     streamed: int = 0
     fetched: int = 0
     on_host: int = 0
+    layer_on_host: bool = False
+    """Whether the host runs the layer whole, so that all its experts are there."""
 
     @property
     def places(self) -> ExpertPlace:
@@ -51,6 +55,11 @@ class Split:
         }
         return ExpertPlace(sum(place for place, count in flags.items() if count))
 
+    @property
+    def places_apart(self) -> ExpertPlace:
+        """The same, of experts that are computed apart from the rest of their layer."""
+        return ExpertPlace(0) if self.layer_on_host else self.places
+
     def ranks(self, places: ExpertPlace) -> tuple[int, int]:
         """First and behind the last rank of the experts in these places, which must lie side by side."""
         edges = list(accumulate((self.resident, self.streamed, self.fetched, self.on_host), initial=0))
@@ -60,16 +69,30 @@ class Split:
 
 def splits_of(policy: ExpertShares, system: System, expert_counts: Sequence[int]) -> tuple[Split, ...]:
     """The split of each layer; `expert_counts` says how many routed experts it has, none in a dense layer."""
+    first, stop = policy.layers_on_host or (0, 0)
+    return tuple(
+        Split(on_host=count, layer_on_host=True) if first <= layer < stop else split
+        for layer, (count, split) in enumerate(
+            zip(expert_counts, _split_apart(policy, system, expert_counts), strict=True)
+        )
+    )
+
+
+def _split_apart(policy: ExpertShares, system: System, expert_counts: Sequence[int]) -> tuple[Split, ...]:
+    """The same without layers that run on the host whole, which take no part of shares that are dealt out."""
     layers = len(expert_counts)
+    whole = range(*(policy.layers_on_host or (0, 0)))
     first, stop = policy.host_layers or (0, 0)
     if system.whole_layers:
-        if policy.host_layers is None:
-            stop = layers - int(layers * policy.experts_on_device + ROUNDING)
+        mine = [layer for layer in range(layers) if layer not in whole]
+        of_host = mine[: len(mine) - int(len(mine) * policy.experts_on_device + ROUNDING)]
+        if policy.host_layers is not None:
+            of_host = list(range(first, stop))
         return tuple(
-            Split(on_host=count) if first <= layer < stop else Split(resident=count)
+            Split(on_host=count) if layer in of_host else Split(resident=count)
             for layer, count in enumerate(expert_counts)
         )
-    room = [0 if first <= layer < stop else count for layer, count in enumerate(expert_counts)]
+    room = [0 if first <= layer < stop or layer in whole else count for layer, count in enumerate(expert_counts)]
     deal = partial(_dealt, expert_counts, finely=policy.deal_experts)
     resident = deal(room, policy.experts_on_device)
     room = [count - taken for count, taken in zip(room, resident, strict=True)]

@@ -96,6 +96,10 @@ class ExpertSlots(SlotLayout):
         reads, writes = super()._pre_attn(task)
         return Accesses((*reads, *self._left(task, task.layer - 1, task.layer > 0)), writes)
 
+    def _enter_host(self, task: Task) -> Accesses:
+        reads, writes = super()._enter_host(task)
+        return Accesses((*reads, *self._left(task, task.layer - 1, task.layer > 0)), writes)
+
     def _head(self, task: Task) -> Accesses:
         reads, writes = super()._head(task)
         return Accesses((*reads, *self._left(task, self.shape.num_layers - 1)), writes)

@@ -20,25 +20,29 @@ class SplitExperts(Schedule):
         if not shape.splits_experts(0):
             yield from super().prefill(shape, more)
             return
-        yield from self.load_layer(shape, 0, 0)
-        for layer in range(shape.num_layers):
+        yield from self.load_layer(shape, 0, shape.first_on_device)
+        for layer in shape.layers_on_device:
             yield from self.load_layer(shape, *next_layer(shape, 0, layer, more))
             for group in range(shape.num_groups):
+                yield from self.host_layers(shape, 0, layer, shape.group(group))
                 for j in shape.group(group):
                     yield from self.attend_on_gpu(0, layer, j)
                     if shape.streams_kv:
                         yield issue(Op.STORE_KV, 0, layer, j)
                 yield from self.experts(shape, 0, layer, group)
                 yield from self.leave_experts(shape, 0, layer, group)
+        yield from self.last_host_layers(shape, 0)
 
     def decode(self, shape: PipelineShape, step: int, more: bool) -> Issues:
-        for layer in range(shape.num_layers):
+        for layer in shape.layers_on_device:
             yield from self.load_layer(shape, *next_layer(shape, step, layer, more))
             for group in range(shape.num_groups):
+                yield from self.host_layers(shape, step, layer, shape.group(group))
                 for j in shape.group(group):
                     yield from self.attend(shape, step, layer, j)
                 yield from self.experts(shape, step, layer, group)
                 yield from self.leave_experts(shape, step, layer, group)
+        yield from self.last_host_layers(shape, step)
 
     def experts(self, shape: PipelineShape, step: int, layer: int, group: int) -> Issues:
         """From the attention of a group to its experts, in every place; the host is asked first."""

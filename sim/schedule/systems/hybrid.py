@@ -24,6 +24,7 @@ class Hybrid(SplitExperts):
         pins_kv=True,
         experts=ExpertPlace.DEVICE | ExpertPlace.STREAMED | ExpertPlace.FETCHED | ExpertPlace.HOST,
         others=ExpertPlace.STREAMED,
+        runs_layers_on_host=True,
         prefill_experts=(Place.GPU, Place.CPU),
     )
 
@@ -34,7 +35,7 @@ class Hybrid(SplitExperts):
         if lookahead < LOOKAHEAD and lag and shape.attention is Place.CPU:
             yield from self._layer_by_layer(shape, step, more)
             return
-        turns = [(layer, group) for layer in range(shape.num_layers) for group in range(groups)]
+        turns = [(layer, group) for layer in shape.layers_on_device for group in range(groups)]
         for layer, group in turns[:lookahead]:
             yield from self._launch(shape, step, layer, group)
         for at, (layer, group) in enumerate(turns):
@@ -45,21 +46,24 @@ class Hybrid(SplitExperts):
                 yield from self._launch(shape, step, *turn)
         for turn in turns[len(turns) - lag :]:
             yield from self.leave_experts(shape, step, *turn)
+        yield from self.last_host_layers(shape, step)
 
     def _layer_by_layer(self, shape: PipelineShape, step: int, more: bool) -> Issues:
         """Of two groups the host attends for both, then computes the experts of both: one fills the other's waits."""
-        groups, last = range(shape.num_groups), shape.num_layers - 1
+        groups, layers = range(shape.num_groups), shape.layers_on_device
         for group in groups:
-            yield from self._launch(shape, step, 0, group)
-        for layer in range(shape.num_layers):
+            yield from self._launch(shape, step, layers[0], group)
+        for layer, after in zip(layers, [*layers[1:], None], strict=True):
             for group in groups:
                 yield from self._turn(shape, step, layer, group, more)
             for group in groups:
                 yield from self.leave_experts(shape, step, layer, group)
-                if layer < last:
-                    yield from self._launch(shape, step, layer + 1, group)
+                if after is not None:
+                    yield from self._launch(shape, step, after, group)
+        yield from self.last_host_layers(shape, step)
 
     def _launch(self, shape: PipelineShape, step: int, layer: int, group: int) -> Issues:
+        yield from self.host_layers(shape, step, layer, shape.group(group))
         for j in shape.group(group):
             yield from self.attend(shape, step, layer, j)
 

@@ -10,7 +10,8 @@ class NCpuMoe(SplitExperts):
     """The host computes the experts of whole layers while the GPU waits, and the GPU all else while the host waits.
 
     A graph runs one operation after the other, wherever each is. In prefill, of more than a few tokens, the weights of
-    the host's experts are copied to the device, layer by layer, before they are used (llama.cpp, "op offload").
+    the host's experts are copied to the device, layer by layer, before they are used (llama.cpp, "op offload"). Layers
+    may also be left to the host whole (`-ngl`: all but the last so many).
     """
 
     name = "n-cpu-moe"
@@ -23,6 +24,7 @@ class NCpuMoe(SplitExperts):
         experts=ExpertPlace.DEVICE | ExpertPlace.HOST,
         others=ExpertPlace.HOST,
         whole_layers=True,
+        runs_layers_on_host=True,
         prefill_experts=(Place.GPU, Place.CPU),
     )
 
@@ -30,11 +32,13 @@ class NCpuMoe(SplitExperts):
         if shape.splits_experts(0):
             yield from super().prefill(shape, more)
             return
-        for layer in range(shape.num_layers):
+        for layer in shape.layers_on_device:
             yield from self.load_layer(shape, 0, layer)
             yield BARRIER
+            yield from self.host_layers(shape, 0, layer, range(shape.num_micro_batches))
             for j in range(shape.num_micro_batches):
                 yield from self.attend_on_gpu(0, layer, j)
                 yield from self.finish_layer(shape, 0, layer, j)
             yield BARRIER
+        yield from self.last_host_layers(shape, 0)
         yield from self.load_layer(shape, *next_layer(shape, 0, shape.num_layers - 1, more))

@@ -192,8 +192,11 @@ def _issue(
 
 def alike_layers(shape: PipelineShape) -> list[Hashable]:
     """Of each layer, all that a schedule may know of it."""
-    nothing = (None,) * shape.num_layers
-    return list(zip(shape.streamed, shape.experts or nothing, shape.streamed_in_prefill or nothing, strict=True))
+    nothing, (first, stop) = (None,) * shape.num_layers, shape.layers_on_host
+    on_host = [first <= layer < stop for layer in range(shape.num_layers)]
+    return list(
+        zip(shape.streamed, shape.experts or nothing, shape.streamed_in_prefill or nothing, on_host, strict=True)
+    )
 
 
 def repeated_layers(layers: Sequence[Hashable]) -> tuple[int, int, int]:
