@@ -124,6 +124,8 @@ def _recording(run: RunContext, path: str | Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
+    if run.policy.layers_on_host:
+        raise InputError("record_routing: experts of layers on the host are not counted: give no layers_on_host")
     with recorded_routing(run.model, run.anatomy, run.ends | run.options.pads_ended) as record:
         yield
     record.histogram(run.model.config.model_type).write(path)

@@ -37,7 +37,7 @@ def open_session(run: RunContext, keep_model: bool = True) -> Iterator[Session]:
         stack.enter_context(lean_gates(model.modules()))
         owners = [parameter.owner for layer in run.streamed if layer for parameter in layer.parameters.values()]
         on_their_own = {i: one.module for i, one in stream.experts.items() if layout.shape.experts}
-        stack.enter_context(split(model, run.anatomy.layers, owners, on_their_own))
+        stack.enter_context(split(model, run.anatomy.layers, owners, on_their_own, range(*layout.shape.layers_on_host)))
         kernel = stack.enter_context(HostAttention(device.cpu_threads))
         if policy.attention is Place.CPU and model.dtype in BITS:
             with ThreadPoolExecutor(1) as apart:  # the kernel's helpers inherit what the lane asks of its thread

@@ -5,9 +5,10 @@ next one moves. At the end whole parameters stay where they are, in what is ordi
 packed have nothing but their packed bytes here.
 """
 
+import contextlib
 import math
 import mmap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -57,6 +58,16 @@ class HostWeights:
         self._locked_bytes = locked_bytes
         self._layers: dict[int, HostLayer] = {}
         self._contents: dict[int, torch.Tensor] = {}  # also of a layer that could not be locked
+
+    @contextlib.contextmanager
+    def holding(self, layers: Iterable[Sequence[OwnedParameter]]) -> Iterator[None]:
+        """While entered, counts layers that run on the host and stay as the model has them."""
+        num_bytes = sum(one.tensor.nbytes for layer in layers for one in layer)
+        self._host.charge(MemoryPart.NON_EXPERTS, num_bytes)
+        try:
+            yield
+        finally:
+            self._host.refund(MemoryPart.NON_EXPERTS, num_bytes)
 
     def staged_bytes(self, page: int, num_pages: int) -> Iterator[int]:
         """Of a page, in each layer, what of it is not page-locked when it streams in decode."""

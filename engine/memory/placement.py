@@ -14,7 +14,16 @@ from engine.memory.host_weights import KEPT, HostWeights
 from engine.memory.layers import HostPiece, StreamedLayer
 from engine.memory.packed import PackedLayer, packed_on_device
 from engine.memory.weights import WeightStream
-from engine.model import Anatomy, ExpertPart, OwnedParameter, PlacedExperts, can_split, expert_rows
+from engine.model import (
+    Anatomy,
+    ExpertPart,
+    LayerCache,
+    OwnedParameter,
+    PlacedExperts,
+    cache_for,
+    can_split,
+    expert_rows,
+)
 from sim.problem import Policy, Split, splits_of
 from sim.schedule import ExpertPlace, MemoryPart, Place, Schedule, SlotLayout
 from traces.errors import InputError
@@ -33,6 +42,10 @@ def streamed_layers(
     splits = splits_of(policy, system, anatomy.expert_counts)
     layers: list[StreamedLayer | None] = []
     for i, (experts, split) in enumerate(zip(anatomy.experts, splits, strict=True)):
+        if split.layer_on_host:
+            _check_host_layer(model, i, policy)
+            layers.append(None)  # it stays where it is
+            continue
         _check_split(model, anatomy, i, split, policy, schedule)
         rest = anatomy.parameters(i) if system.streams_non_experts or policy.stream_non_experts else ()
         rest = tuple(p for p in rest if not any(p.tensor is e.tensor for e in experts))
@@ -93,6 +106,19 @@ def _check_split(
         raise InputError(f"schedule {schedule.name}: the host cannot compute the experts of {kind}; place none there")
 
 
+def _check_host_layer(model: PreTrainedModel, layer: int, policy: Policy) -> None:
+    if policy.weight_bits is not None:
+        raise InputError(
+            f"weight_bits: {policy.weight_bits:g}: layers on the host run as the model has them: leave it out"
+        )
+    layers = cache_for(model).layers
+    if layer < len(layers) and not isinstance(layers[layer], LayerCache):
+        raise InputError(
+            f"layers_on_host: {list(policy.layers_on_host or ())}: layer {layer} of {type(model).__name__} keeps a "
+            f"state that is no KV cache; give layers without such a state"
+        )
+
+
 @contextlib.contextmanager
 def placed(
     model: PreTrainedModel,
@@ -112,13 +138,15 @@ def placed(
         weights = at_end.enter_context(contextlib.closing(WeightStream(device, host, layout)))
         packed_parameters = {id(one.tensor) for layer in packed if layer for one in layer.parameters}
         on_host = {identity for layer in host.streamed if layer for identity in layer.parameters}
-        _place_resident(model, device, packed_parameters | on_host, at_end)
+        stay = range(*layout.shape.layers_on_host)
+        _place_resident(model, device, packed_parameters | on_host | anatomy.tensors(stay), at_end)
+        at_end.enter_context(host.holding(anatomy.parameters(i) for i in stay))
         at_end.callback(host.close)
         if any(packed):
             num_micro_batches = layout.shape.num_micro_batches
             at_end.enter_context(packed_on_device(packed, device, host, weights, num_micro_batches, keep_model))
         for i, experts in enumerate(anatomy.experts):
-            if experts and not any(packed) and (layout.shape.experts or _in_parts(host.streamed[i])):
+            if experts and i not in stay and not any(packed) and (layout.shape.experts or _in_parts(host.streamed[i])):
                 placed = _placed_experts(i, experts, anatomy.num_experts, device, host, at_end)
                 weights.experts[i] = placed
                 kept = host.numbers(i, KEPT)

@@ -4,6 +4,7 @@ from .coroutine import (
     CacheNeeded as CacheNeeded,
     ExpertsCall as ExpertsCall,
     Finished as Finished,
+    HostCall as HostCall,
     LayerEntry as LayerEntry,
     StackEnd as StackEnd,
 )
@@ -25,11 +26,13 @@ from .hooks import (
 )
 from .in_flight import Attended as Attended, InFlight as InFlight
 from .kvcache import (
+    HostLayerCache as HostLayerCache,
     KeysValues as KeysValues,
     LayerCache as LayerCache,
     Store as Store,
     by_tokens as by_tokens,
     cache_for as cache_for,
+    host_cache_for as host_cache_for,
     layer_of as layer_of,
 )
 from .packed_experts import PackedExperts as PackedExperts, UnpackedRoom as UnpackedRoom

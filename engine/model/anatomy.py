@@ -1,6 +1,6 @@
 """Where things are in a model: its decoder layers, and which parameters of a layer belong to routed experts."""
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -60,6 +60,11 @@ class Anatomy:
     def expert_counts(self) -> tuple[int, ...]:
         """Per layer, how many routed experts it has."""
         return tuple(self.num_experts if some else 0 for some in self.experts)
+
+    def tensors(self, layers: Iterable[int]) -> set[int]:
+        """All parameters and buffers of some layers, by identity."""
+        modules = [self.layers[layer] for layer in layers]
+        return {id(one) for module in modules for one in (*module.parameters(), *module.buffers())}
 
     def parameters(self, layer: int) -> tuple[OwnedParameter, ...]:
         """All parameters of a layer."""

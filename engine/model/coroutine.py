@@ -7,7 +7,7 @@ says where it stopped and what it holds; the executor's tasks look at the event 
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from greenlet import getcurrent, greenlet
@@ -80,6 +80,14 @@ class Finished:
     output: Any
 
 
+class HostCall(NamedTuple):
+    """A layer that runs on the host whole: what the model calls, and with what beside the hidden state."""
+
+    forward: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
 Event = LayerEntry | WeightsNeeded | CacheNeeded | AttentionCall | ExpertsCall | StackEnd | Finished
 
 
@@ -103,6 +111,7 @@ class GenerateCoroutine:
     step: int = 0
     weights_ready: bool = True  # whether the streamed weights of the layer it is in may be used
     experts_apart: bool = False  # whether it stops where the layer it is in calls its routed experts
+    host_calls: dict[int, HostCall] = field(default_factory=dict)  # by layer, those that the host has still to run
     cache_in_use: object = None  # in decode, the layer's cache from its update until attention
     _coroutine: _Coroutine | None = None
     _random: list[torch.Tensor] = field(default_factory=list)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, causal_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -17,13 +18,14 @@ from engine.model.coroutine import (
     AttentionCall,
     ExpertsCall,
     GenerateCoroutine,
+    HostCall,
     LayerEntry,
     StackEnd,
     WeightsNeeded,
     current,
     suspend,
 )
-from engine.model.kvcache import LayerCache
+from engine.model.kvcache import LayerCache, note_tokens
 
 SUPPORTED = ("sdpa", "eager")
 """Implementations of the library that the engine wraps: both work on every device."""
@@ -37,10 +39,12 @@ def split(
     layers: Sequence[nn.Module],
     streamed: Collection[nn.Module],
     experts: Mapping[int, nn.Module] = types.MappingProxyType({}),
+    on_host: Collection[int] = (),
 ) -> Iterator[None]:
     """While entered, every micro-batch stops at layer entries, attention calls and modules of streamed weights.
 
-    Where experts are computed apart, also at the modules that have them, `experts` by layer. Calls from outside a
+    Where experts are computed apart, also at the modules that have them, `experts` by layer. It passes layers
+    `on_host` without running them, and leaves a note of each. Calls from outside a
     micro-batch's coroutine go through as if nothing had been changed.
     """
     original = model.config._attn_implementation
@@ -54,7 +58,8 @@ def split(
             for child in layer.children():
                 if any(module in streamed for module in child.modules()):
                     stack.enter_context(_wrapped(child, functools.partial(_need_weights, i)))
-            stack.enter_context(_wrapped(layer, functools.partial(_enter_layer, i)))
+            around = _pass_layer if i in on_host else _enter_layer
+            stack.enter_context(_wrapped(layer, functools.partial(around, i)))
         stack.enter_context(_wrapped(layers[-1], _leave_stack))
         yield
 
@@ -101,6 +106,19 @@ def _enter_layer(layer: int, forward: Callable[..., Any], *args: Any, **kwargs: 
     if args:
         return forward(replacement, *args[1:], **kwargs)
     return forward(**{**kwargs, "hidden_states": replacement})
+
+
+def _pass_layer(layer: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Leaves a layer to the host. The hidden state stands in for what that makes of it, and is overwritten by it."""
+    micro_batch = current()
+    if micro_batch is None:
+        return forward(*args, **kwargs)
+    others = dict(kwargs)
+    hidden = args[0] if args else others.pop("hidden_states")
+    micro_batch.host_calls[layer] = HostCall(forward, args[1:], others)
+    for cache in (value for value in (*args, *kwargs.values()) if isinstance(value, Cache)):
+        note_tokens(cache, layer, hidden.shape[1])
+    return hidden
 
 
 def _need_weights(layer: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -24,6 +24,7 @@ class InFlight(GenerateCoroutine):
     resident: dict[int, Store] = field(default_factory=dict)  # theirs, by layer
     stores: dict[int, Store] = field(default_factory=dict)  # on the host, by layer
     hidden_on_host: torch.Tensor | None = None
+    host_cache: Cache | None = None  # of the layers that run on the host whole
     loaded_hidden: torch.Tensor | None = None
     query_on_host: torch.Tensor | None = None
     new_on_host: KeysValues | None = None

@@ -179,6 +179,49 @@ class LayerCache(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return -1
 
 
+class HostLayerCache(DynamicLayer):  # type: ignore[no-untyped-call]
+    """The cache of a layer that runs on the host whole: all tokens, in room that `allocate` gives at first use."""
+
+    def __init__(self, capacity: int, allocate: Allocate) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._capacity = capacity
+        self._allocate = allocate
+        self._store: Store | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keeps the new keys and values behind the others; returns all."""
+        new = KeysValues(key_states, value_states)
+        if self._store is None:
+            self._store = Store(new, self._capacity, self._allocate, "")
+        self._store.append(new)
+        return self._store.content
+
+    def get_seq_length(self) -> int:
+        return 0 if self._store is None else self._store.num_tokens
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+
+def host_cache_for(model: PreTrainedModel, make_layer: Callable[[int], HostLayerCache]) -> Cache:
+    """An empty cache that `model` accepts for layers that run on the host, each made at its first use."""
+    cache: Cache = (_own_cache_class(model) or DynamicCache)()
+    cache.layers = []
+    cache.layer_class_to_replicate = lambda: make_layer(len(cache.layers))  # type: ignore[assignment]
+    return cache
+
+
+def note_tokens(cache: Cache, layer: int, count: int) -> None:
+    """Counts tokens that a layer sees elsewhere, so that the model's masks and positions know of them."""
+    while len(cache.layers) <= layer and cache.layer_class_to_replicate is not None:
+        cache.layers.append(cache.layer_class_to_replicate())
+    found = layer_of(cache, layer)
+    if found is not None:
+        found.seen += count
+
+
 def cache_for(model: PreTrainedModel) -> Cache:
     """An empty cache that `model` accepts, with a LayerCache for every layer that keeps keys and values."""
     own = _own_cache_class(model)

@@ -15,6 +15,7 @@ from engine.tasks.attend import DecodeAttention
 from engine.tasks.compute import Compute
 from engine.tasks.context import BatchContext, RunContext, Session
 from engine.tasks.experts import Experts
+from engine.tasks.host_layers import HostLayers
 from engine.tasks.host_time import HostTime, clocks_ns
 from engine.tasks.transfers import Transfers
 from sim.schedule import Lane, LaneKind, Op, PipelineShape, Task
@@ -109,8 +110,17 @@ class TaskPerformer:
             Op.POST_ATTN: compute.post_attn,
             Op.ROUTE: compute.route,
             Op.HEAD: compute.head,
+            Op.ENTER_HOST: compute.enter_host,
         }
-        self._attn_on_host = compute.attn_on_host
+        self._host_layers = layers = HostLayers(batch)
+        self._on_host: dict[Op, Callable[[Task, InFlight], int]] = {
+            Op.ATTN: compute.attn_on_host,
+            Op.HOST_LAYER: layers.run,
+        }
+        self._around_host_layers: dict[Op, Callable[[LaneContext, Task, InFlight], int]] = {
+            Op.STORE_HIDDEN: layers.enter,
+            Op.LOAD_HIDDEN: layers.leave,
+        }
         self._experts = experts = Experts(batch)
         self._for_group: dict[Op, Callable[[LaneContext, Task, Sequence[InFlight]], int]] = {
             Op.OFFLOAD_TOKENS: experts.offload_tokens,
@@ -136,10 +146,11 @@ class TaskPerformer:
         micro_batch = self._batch.micro_batches[task.micro_batch]
         if micro_batch.finished and task.step >= micro_batch.step:
             return None
-        if task.op in self._copies:
-            return self._copies[task.op](lane, task, micro_batch)
+        copies = self._around_host_layers if self._host_layers.are_at(task) else self._copies
+        if task.op in copies:
+            return copies[task.op](lane, task, micro_batch)
         if task.lane.kind is LaneKind.CPU:
-            return self._attn_on_host(task, micro_batch)
+            return self._on_host[task.op](task, micro_batch)
         if task.op not in self._on_device:
             raise NotImplementedError(f"{task.op} belongs to runs on several devices")
         if micro_batch.step != task.step:

@@ -50,6 +50,15 @@ class Compute:
         self._activations.stopped(micro_batch)
         return 0
 
+    def enter_host(self, task: Task, micro_batch: InFlight) -> int:
+        """From where a micro-batch is, or from its start, past the layers that run on the host."""
+        with self._activations.working(micro_batch, task):
+            if micro_batch.at is None:
+                micro_batch.start()
+            _leave_experts(micro_batch)
+        self._activations.stopped(micro_batch)
+        return 0
+
     def attn(self, task: Task, micro_batch: InFlight) -> int:
         """Attention on the device, by the model's own code."""
         with self._activations.working(micro_batch, task):

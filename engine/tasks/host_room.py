@@ -3,7 +3,7 @@
 import torch
 
 from engine.memory import HostBlock
-from engine.model import InFlight, KeysValues, Store, layer_of
+from engine.model import HostLayerCache, InFlight, KeysValues, Store, layer_of
 from engine.tasks.context import BatchContext
 from sim.schedule import MemoryPart, Place, Task, Tier
 
@@ -40,6 +40,23 @@ class HostRoom:
         """For the hidden states of a micro-batch that waits in prefill."""
         name, locked = f"micro-batch {micro_batch.index}", self._locks("hidden on host")
         return self._blocks.take(MemoryPart.HIDDEN_STATES, name, num_bytes, locked=locked)
+
+    def hidden_of_layers(self, micro_batch: InFlight, num_bytes: int) -> HostBlock:
+        """For the hidden states of a micro-batch on their way into layers on the host and out of them."""
+        name, locked = f"micro-batch {micro_batch.index}, layers", self._locks("hidden of host layers")
+        return self._blocks.take(MemoryPart.HIDDEN_STATES, name, num_bytes, locked=locked)
+
+    def cache_of_layers(self, layer: int, micro_batch: InFlight) -> HostLayerCache:
+        """For the KV cache of a layer that runs on the host."""
+        made: list[HostBlock] = []
+
+        def allocate(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+            name = f"{KeysValues._fields[len(made)]} of layer {layer} of micro-batch {micro_batch.index}"
+            num_bytes = torch.Size(shape).numel() * dtype.itemsize
+            made.append(self._blocks.take(MemoryPart.KV_CACHE, name, num_bytes, locked=False))
+            return made[-1].view(shape, dtype)
+
+        return HostLayerCache(micro_batch.capacity, allocate)
 
     def landing(self, name: str, micro_batch: InFlight, new: torch.Tensor) -> HostBlock:
         """Where the prompts' new keys or values arrive that a task of the host puts into the cache."""

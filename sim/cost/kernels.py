@@ -4,7 +4,6 @@ Time = launch latency + max(FLOPs / rate, bytes / bandwidth) of each part of the
 its class (the HRM for one task, MoE-Lightning section 3).
 """
 
-from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -220,12 +219,9 @@ class Kernels:
         return _one_behind_the_other(self._attention_of_host_layer(task), others, experts)
 
     def _attention_of_host_layer(self, task: Task) -> Work:
-        layer, one, share = self._sizes.layer(task), self._sizes.micro_batch(task), self._sizes.share
         if task.step > 0:
-            context = self._sizes.kept_tokens(task, task.step)
-            context = min(context, one.context_tokens(task.step) - one.padding_tokens)
-            moved = share(context * layer.kv_bytes_per_token(self._sizes.kv_bits))
-            return self._attn_on_cpu(share(layer.attention_flops(context)), moved, share(one.num_requests))
+            return self._attn(task)
+        layer, one, share = self._sizes.layer(task), self._sizes.micro_batch(task), self._sizes.share
         pairs, moved = self._prompt_pairs(layer, one), self._prompt_attention_bytes(layer, one)
         kernel, fixed = self._hardware.host.attention, {"launch latency": float(self._hardware.host.launch_latency_s)}
         flops = share(layer.attention_flops(pairs, expanded=True))
@@ -283,9 +279,12 @@ class Kernels:
 
 def _one_behind_the_other(*works: Work) -> Work:
     """Several pieces of work of one task on the host."""
-    roofs, traffic = Counter[str](), Counter[int]()
+    roofs: dict[str, float] = {}
+    traffic: dict[int, float] = {}
     for one in works:
-        roofs.update(one.roofs)  # type: ignore[arg-type]
-        traffic.update(one.traffic)  # type: ignore[arg-type]
-    moved, flops = (sum(getattr(one, name) for one in works) for name in ("moved", "flops"))
-    return Work(dict(roofs), dict(traffic), moved, flops, held=works[0].held)
+        for roof, seconds in one.roofs.items():
+            roofs[roof] = roofs.get(roof, 0.0) + seconds
+        for pool, size in one.traffic.items():
+            traffic[pool] = traffic.get(pool, 0.0) + size
+    moved, flops = sum(one.moved for one in works), sum(one.flops for one in works)
+    return Work(roofs, traffic, moved, flops, works[0].held)

@@ -78,6 +78,11 @@ def capacity_bytes(hardware: Hardware) -> dict[str, int]:
     }
 
 
+def tensor_ranks(schedule: Schedule, num_devices: int) -> int:
+    """Devices that share each tensor; one where each does its part of the batch, or has layers of its own."""
+    return 1 if schedule.system.splits_batch or schedule.system.divides_layers else num_devices
+
+
 def kept_tokens(layer: Layer, micro_batch: MicroBatch, step: int) -> int:
     """KV entries that one layer keeps of a micro-batch after `step`; a sliding window drops older ones."""
     context, window = micro_batch.context_tokens(step), layer.attention.window
@@ -134,7 +139,7 @@ def plan_memory(
     cache_on_device -= elsewhere
     others, others_of_host = _non_experts(model), placement.non_expert_bytes_on_host()
     buffers = _Buffers(schedule, shape, policy, model, batch)
-    ranks = num_devices // batch.copies
+    ranks = tensor_ranks(schedule, num_devices)
     shared = {
         MemoryPart.EMBEDDING_AND_HEAD: model.resident_bytes() - others,
         MemoryPart.NON_EXPERTS: 0 if shape.streams_non_experts else others - others_of_host,

@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Any, Self
 
 from sim.cost.durations import CostModel
-from sim.cost.memory import MemoryPlan, Shortage, plan_memory
+from sim.cost.memory import MemoryPlan, Shortage, plan_memory, tensor_ranks
 from sim.cost.sizes import Sizes
 from sim.problem import Batch, Placement, Policy, Problem, Workload, make_batch
 from sim.schedule import PipelineShape, Schedule, by_name
@@ -57,7 +57,7 @@ class Setup:
     @property
     def num_ranks(self) -> int:
         """Devices that are simulated: all that share each tensor, or one of those that each do their own requests."""
-        return self.problem.hardware.num_devices // self._num_parts
+        return tensor_ranks(self.schedule, self.problem.hardware.num_devices)
 
     @property
     def placement(self) -> Placement:

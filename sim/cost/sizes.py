@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from sim.cost.expert_use import ALIKE, ExpertUse
-from sim.cost.memory import kept_tokens
+from sim.cost.memory import kept_tokens, tensor_ranks
 from sim.problem import (
     Batch,
     Hardware,
@@ -50,7 +50,7 @@ class Sizes:
     @cached_property
     def ranks(self) -> int:
         """Devices that share each tensor."""
-        return self.hardware.num_devices // self.parts
+        return tensor_ranks(self.schedule, self.hardware.num_devices)
 
     @cached_property
     def kv_bits(self) -> float:

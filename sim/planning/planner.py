@@ -13,7 +13,7 @@ from typing import Any
 
 from sim.cost import Setup
 from sim.hrm import SCHEDULE, search_policies
-from sim.planning.policies import PolicyGrid, Space, candidates_of
+from sim.planning.policies import PolicyGrid, Space, candidates_of, host_layer_candidates
 from sim.planning.search import TOLERANCE, Candidate, Objective, Plan, at_best, ranked
 from sim.problem import Problem
 from sim.schedule import ExpertPlace, Schedule, by_name, registered
@@ -166,7 +166,10 @@ def best_policy(
             break
         nothing.append(found)
     else:
-        raise _nothing_fits(schedule.name, nothing[0])
+        on_host = _with_layers_on_host(problem, schedule, grid, objective, at_least)
+        if on_host is None:
+            raise _nothing_fits(schedule.name, nothing[0])
+        return on_host
     grid = tried
     splits = schedule.system.splits_experts
     plan = Plan(objective, tolerance, MOST_SIMULATIONS if splits and most_simulations is None else most_simulations)
@@ -189,6 +192,18 @@ def _grids(schedule: Schedule, grid: PolicyGrid) -> list[PolicyGrid]:
     if system.experts & ExpertPlace.STREAMED and not system.streams_non_experts:
         found += [replace(one, stream_non_experts=True) for one in found]
     return found
+
+
+def _with_layers_on_host(
+    problem: Problem, schedule: Schedule, grid: PolicyGrid, objective: Objective, at_least: int
+) -> Plan | None:
+    """The best policy that leaves whole layers to the host, if any of that kind fits."""
+    found = host_layer_candidates(problem, schedule, grid)
+    if not len(found):
+        return None
+    plan = Plan(objective, most_simulations=MOST_SIMULATIONS)
+    plan.look_through(found, at_least)
+    return plan
 
 
 def _nothing_fits(schedule: str, found: Space) -> NothingFitsError:

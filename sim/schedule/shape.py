@@ -50,6 +50,11 @@ class System:
     Data parallelism, and a pipeline of stages too: r stages that take turns on r parts of the batch each run 1/r of the
     layers r times a step, which is as much as all layers once.
     """
+    divides_layers: bool = False
+    """On several devices: each has a range of layers, and they work one after the other, each as fast as it were alone.
+
+    What waits for nothing but one request has no other order; what they hold, they hold together.
+    """
     expands_cache: bool = False
     """Whether attention on the CPU first copies the cache to 32 bits and to every query head, for want of a kernel that
     reads it where it is.

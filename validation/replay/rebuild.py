@@ -89,7 +89,8 @@ def rebuild_setup(trace: Trace, run: Recorded, hardware: Hardware) -> Setup:
     lengths = [one.max_prompt_tokens for one in run.batch.micro_batches for _ in range(one.num_requests)]
     workload = Workload("the trace's requests", tuple(lengths), run.batch.gen_len)
     setup = Setup(Problem(_model_of(trace), hardware, workload), run.schedule, policy, run.batch)
-    if hardware.num_devices != run.num_ranks * run.batch.copies or setup.num_ranks != run.num_ranks:
+    many = hardware.num_devices != run.num_ranks * run.batch.copies and not run.schedule.system.divides_layers
+    if many or setup.num_ranks != run.num_ranks:
         raise InputError(
             f"hardware {hardware.name} has {hardware.num_devices} devices and the trace is of "
             f"{run.num_ranks * run.batch.copies}: give a machine with as many"

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 
 from sim.planning.bounds.barriers import sum_of_stretches
 from sim.planning.bounds.durations import DECODE_OPS, LEAST, MEAN, MOST, PREFILL_OPS, Times
+from sim.planning.bounds.host_layers import least_seconds_of_host_layers
 from sim.planning.bounds.order import DecodeOrder
 from sim.planning.bounds.split import least_seconds_of_split
-from sim.planning.policies import Candidates, Floats, Space, SplitCandidates
+from sim.planning.policies import Candidates, Floats, HostLayerCandidates, Space, SplitCandidates
 from sim.schedule import Op, Schedule, layout_of
 
 LOOKAHEAD = 2
@@ -35,6 +36,8 @@ def least_seconds(space: Space) -> tuple[Floats, Floats]:
         return np.zeros(0), np.zeros(0)
     if isinstance(space, SplitCandidates):
         return least_seconds_of_split(space)
+    if isinstance(space, HostLayerCandidates):
+        return least_seconds_of_host_layers(space)
     assert isinstance(space, Candidates), "there are no other spaces"
     times = Times(space)
     order = DecodeOrder.of(space.schedule)

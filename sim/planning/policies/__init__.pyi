@@ -1,5 +1,9 @@
 from .candidates import TIERS as TIERS, Candidates as Candidates
 from .grid import Floats as Floats, Ints as Ints, PolicyGrid as PolicyGrid, sizes_up_to as sizes_up_to
+from .host_layers import (
+    HostLayerCandidates as HostLayerCandidates,
+    host_layer_candidates as host_layer_candidates,
+)
 from .locking import locked_bytes as locked_bytes, most_locked as most_locked, streamed_bytes as streamed_bytes
 from .mixes import PREFILLS as PREFILLS, Mix as Mix, Mixes as Mixes
 from .space import Space as Space, candidates_of as candidates_of

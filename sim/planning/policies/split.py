@@ -168,7 +168,8 @@ class _Memory:
 
     def __init__(self, problem: Problem, schedule: Schedule, frames: list[Frame], mixes: Mixes) -> None:
         self.frames, self._mixes, self._model = frames, mixes, problem.model
-        self._ranks, self._schedule = problem.hardware.num_devices, schedule
+        self._devices, self._schedule = problem.hardware.num_devices, schedule
+        self._ranks = frames[0].setup.num_ranks
         self._bits = frames[0].setup.policy.expert_bits(problem.model)
         self._of_frames = self._base()
         self._turns = staging_turns(frames[0].setup)
@@ -226,8 +227,8 @@ class _Memory:
         slots = self._slots * mixes.slot_bytes[mix, prefill].max(axis=-1)
         fetched = np.minimum(mixes.most_fetched[mix], self._asked[frame] * self._top_k) * self._expert
         exchange = self._exchange[mixes.exchanges[mix], prefill, DEVICE] * self._tokens[frame]
-        shared = (mixes.resident_bytes[mix], slots, self._groups[frame] * fetched, exchange)
-        own = sum(-(-one // self._ranks) for one in shared)
+        shared = (slots, self._groups[frame] * fetched, exchange)
+        own = -(-mixes.resident_bytes[mix] // self._devices) + sum(-(-one // self._ranks) for one in shared)
         return np.asarray(self._of_frames[frame, DEVICE] + self._working[frame, mixes.working[mix, prefill]] + own)
 
     def bytes(self, frame: Ints, mix: Ints, pinned: int) -> tuple[Ints, Floats]:
@@ -263,6 +264,6 @@ def _without(setup: Setup, tier: Tier) -> int:
     return found
 
 
-def _working_set(frame: Frame, placement: Placement, num_devices: int) -> int:
+def _working_set(frame: Frame, placement: Placement, num_ranks: int) -> int:
     shape, batch = replace(frame.setup.shape, num_groups=frame.groups), frame.setup.batch
-    return activation_bytes(shape, placement, batch, num_devices // batch.copies)
+    return activation_bytes(shape, placement, batch, num_ranks)

@@ -189,7 +189,9 @@ class Policy:
     def _split_shape(self, system: System, splits: Sequence[Split], n: int, shared: Sequence[bool]) -> dict[str, Any]:
         """What the shape of a pipeline says of experts that are computed where they are."""
         with_shared = [ExpertPlace.DEVICE if one else ExpertPlace(0) for one in shared or [False] * len(splits)]
-        places = [split.places_apart and split.places_apart | more for split, more in zip(splits, with_shared, strict=True)]
+        places = [
+            split.places_apart and split.places_apart | more for split, more in zip(splits, with_shared, strict=True)
+        ]
         others, place = system.streams_non_experts or self.stream_non_experts, self.prefills_on(system)
         moves = tuple(
             not split.layer_on_host and (others or bool(split.streamed + split.fetched + split.on_host))

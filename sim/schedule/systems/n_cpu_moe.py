@@ -25,6 +25,7 @@ class NCpuMoe(SplitExperts):
         others=ExpertPlace.HOST,
         whole_layers=True,
         runs_layers_on_host=True,
+        divides_layers=True,
         prefill_experts=(Place.GPU, Place.CPU),
     )
 

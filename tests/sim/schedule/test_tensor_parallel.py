@@ -157,7 +157,7 @@ def test_each_layer_and_micro_batch_is_summed_twice_between_experts_and_what_fol
         if task.op is Op.ALL_REDUCE and task.page == SECOND_SUM:
             newest = task
     apart = {task.lane.rank for task in tasks if task.op in (Op.EXPERTS, Op.ROUTE)}
-    assert apart == set(range(ranks))
+    assert apart == (set(range(ranks)) if expected else set()), "layers on the host are computed once"
 
 
 @every_schedule

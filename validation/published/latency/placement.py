@@ -7,8 +7,9 @@ from enum import StrEnum
 from traces.errors import InputError, nearest
 
 FORMS = (
-    "n-cpu-moe=25 (layers with experts on the CPU), gpu-experts=0.4 frequency (a share of each layer's on the GPU, by "
-    "frequency, random or uniform; or front-loading: all of the first layers), all-gpu, all-cpu, or nothing"
+    "n-cpu-moe=25 (layers with experts on the CPU), ngl=30 (the last layers on the GPU, the others on the CPU), "
+    "gpu-experts=0.4 frequency (a share of each layer's on the GPU, by frequency, random or uniform; or front-loading: "
+    "all of the first layers), all-gpu, all-cpu, or nothing"
 )
 
 
@@ -23,9 +24,14 @@ class Chosen(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Placing:
-    """Layers with their experts on the host, or a share of the experts on the device; neither: as the system does."""
+    """Layers with their experts on the host, layers on the device, or a share of the experts there.
+
+    None of them: as the system does.
+    """
 
     host_layers: int | None = None
+    device_layers: int | None = None
+    """So many last layers on the device, the others on the host whole."""
     device_share: float | None = None
     device_slots: int | None = None
     """Experts of each layer on the device, for a share."""
@@ -49,9 +55,13 @@ def read_placement(text: str) -> Placing:
         return Placing(device_share={"all-gpu": 1.0, "all-cpu": 0.0}.get(text.strip().lower()))
     if name == "n-cpu-moe" and equals and number.isdecimal() and len(words) == 1:
         return Placing(host_layers=int(number))
+    if name == "ngl" and equals and number.isdecimal() and len(words) == 1:
+        return Placing(device_layers=int(number))
     if name == "gpu-experts" and equals and len(words) <= 2:
         return Placing(device_share=_share(number), chosen=_chosen(words[1] if len(words) == 2 else Chosen.RANDOM))
-    raise InputError(f"placement: {text!r} is not known{nearest(name, ('n-cpu-moe', 'gpu-experts'))}; give {FORMS}")
+    raise InputError(
+        f"placement: {text!r} is not known{nearest(name, ('n-cpu-moe', 'ngl', 'gpu-experts'))}; give {FORMS}"
+    )
 
 
 def placement_in_words(policy: str) -> Placing:

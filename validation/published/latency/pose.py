@@ -117,6 +117,8 @@ def _fewest_host_layers(problem: Problem, schedule: Schedule, system: ServingSys
 def _places(placing: Placing, model: Model) -> dict[str, Any]:
     """The fields of a policy that place experts."""
     layers = model.num_layers
+    if placing.device_layers is not None:
+        return {"experts_on_device": 1.0, "layers_on_host": (0, max(0, layers - placing.device_layers))}
     if placing.host_layers is not None:
         return {"experts_on_device": 1.0, "host_layers": (0, min(placing.host_layers, layers))}
     share = placing.device_share or 0.0
