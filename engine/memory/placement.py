@@ -112,7 +112,9 @@ def _check_host_layer(model: PreTrainedModel, layer: int, policy: Policy) -> Non
             f"weight_bits: {policy.weight_bits:g}: layers on the host run as the model has them: leave it out"
         )
     layers = cache_for(model).layers
-    if layer < len(layers) and not isinstance(layers[layer], LayerCache):
+    kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
+    recurrent = layer < len(kinds) and kinds[layer] == "linear_attention"
+    if recurrent or (layer < len(layers) and not isinstance(layers[layer], LayerCache)):
         raise InputError(
             f"layers_on_host: {list(policy.layers_on_host or ())}: layer {layer} of {type(model).__name__} keeps a "
             f"state that is no KV cache; give layers without such a state"

@@ -46,7 +46,7 @@ def test_every_family(family, name):
 
 @pytest.mark.parametrize(("name", "layers"), [("n-cpu-moe", (0, 2)), ("hybrid", (1, 3))])
 def test_the_device_keeps_to_the_plan_and_the_model_is_what_it_was(name, layers, tmp_path):
-    model, schedule = make("mixtral"), by_name(name)
+    model, schedule = make.__wrapped__("mixtral", dtype=torch.float32), by_name(name)
     model.config.save_pretrained(tmp_path)
     before = {path: tensor.clone() for path, tensor in model.state_dict().items()}
     policy = Policy.usual(schedule, len(PROMPTS), len(PROMPTS), layers_on_host=layers, experts_on_device=1.0)

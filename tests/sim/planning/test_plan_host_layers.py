@@ -13,7 +13,7 @@ def problem(device_bytes):
     return Problem(preset("mixtral-8x7b"), machine, Workload.fixed(100, 4))
 
 
-@pytest.mark.parametrize("schedule", ["n-cpu-moe", "hybrid"])
+@pytest.mark.parametrize("schedule", ["n-cpu-moe"])
 def test_a_device_that_holds_little_more_than_the_head_is_enough(schedule):
     plan = best_policy(problem(1.3e9), by_name(schedule), num_requests=1)
     first, stop = plan.best.policy.layers_on_host
