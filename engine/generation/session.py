@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from torch.backends import cuda
 
 from engine.device import aligned_bytes, for_now
-from engine.host import BITS, HostAttention
+from engine.host import BITS, HostAttention, HostThreads
 from engine.memory import STAGING, HostBlocks, HostCopy, HostWeights, WeightStream, placed
 from engine.model import Anatomy, kept_experts, lean_gates, split
 from engine.tasks import RunContext, Session
@@ -46,7 +46,9 @@ def open_session(run: RunContext, keep_model: bool = True) -> Iterator[Session]:
         # cuDNN makes a plan for every new length of a cache, which takes it 60 ms on an H200: longer than a layer.
         stack.enter_context(for_now(cuda.enable_cudnn_sdp, False, cuda.cudnn_sdp_enabled()))  # type: ignore[no-untyped-call]
         copy = stack.enter_context(HostCopy(device.pin_threads, device.cores.cores_of(LaneKind.PIN)))
-        yield Session(run, stream, kernel, blocks, copy)
+        playing = device.gpu_threads
+        threads = None if playing is None else stack.enter_context(contextlib.closing(HostThreads(playing)))
+        yield Session(run, stream, kernel, blocks, copy, threads)
 
 
 def _prepare_kernel(run: RunContext, kernel: HostAttention) -> None:

@@ -6,7 +6,7 @@ Experts of a layer lie in several places on the device: some are resident, other
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +125,10 @@ class ExpertPart:
         return ExpertPart(parameters, rows)
 
 
+PartCode = Callable[[nn.Module, ExpertPart, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""What a module's experts of one part make of tokens: hidden states, experts of each, and what each counts for."""
+
+
 @dataclass(slots=True, eq=False)
 class PlacedExperts:
     """The experts of a layer in the parts that they lie in; computes what all parts on the device make of tokens."""
@@ -149,13 +153,17 @@ class PlacedExperts:
         weights: torch.Tensor,
         *,
         in_prefill: bool,
+        in_decode_by: PartCode | None = None,
     ) -> torch.Tensor:
-        """What the experts of some parts make of tokens."""
+        """What the experts of some parts make of tokens; `in_decode_by`: other code than the library's, for decode."""
         pairs = own_pairs if rows_are_known(hidden, in_prefill=in_prefill) else all_pairs
         result: torch.Tensor | None = None
         for one in parts:
-            compute = _every_pair if one.count == self.num_experts else pairs
-            made = compute(self.module, one.parameters, one.count, hidden, one.rows[index], weights)
+            if in_decode_by is not None and not in_prefill:
+                made = in_decode_by(self.module, one, hidden, index, weights)
+            else:
+                compute = _every_pair if one.count == self.num_experts else pairs
+                made = compute(self.module, one.parameters, one.count, hidden, one.rows[index], weights)
             result = made if result is None else result.add_(made)
         return torch.zeros_like(hidden) if result is None else result
 

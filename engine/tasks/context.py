@@ -7,7 +7,7 @@ from typing import Any, Self
 from transformers import PreTrainedModel
 
 from engine.device import Device, Ledger
-from engine.host import HostAttention
+from engine.host import HostAttention, HostThreads
 from engine.memory import (
     Activations,
     Buffers,
@@ -144,6 +144,8 @@ class Session:
     """Host memory beside the weights, which stays from batch to batch."""
     host_copy: HostCopy
     """For what the lane to the host puts in its place there."""
+    device_threads: HostThreads | None
+    """Threads of the host that are the device; None if it is a real one."""
 
     @property
     def host_memory(self) -> dict[str, dict[str, int]]:

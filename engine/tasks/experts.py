@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.device import LaneContext, Mark
-from engine.host import HostExperts, HostThreads
+from engine.host import HostExperts, HostThreads, PlayedExperts
 from engine.memory import HostBlock
 from engine.model import ExpertsCall, InFlight, PlacedExperts, expert_rows
 from engine.tasks.context import BatchContext
@@ -32,7 +32,7 @@ class _LayerOnHost:
     def __init__(
         self, placed: PlacedExperts, numbers: Sequence[int], tensors: dict[str, torch.Tensor], threads: HostThreads
     ) -> None:
-        self._rows = expert_rows(numbers, placed.num_experts)
+        self._rows = expert_rows(numbers, placed.num_experts).numpy()
         self._count = len(numbers)
         self._experts = HostExperts.of(placed.module, tensors, range(self._count), threads)
         self._expert_bytes = sum(tensor[0].nbytes for tensor in tensors.values())
@@ -40,9 +40,9 @@ class _LayerOnHost:
     def __call__(self, sent: _OnHost, out: torch.Tensor) -> int:
         """Puts what they make of a group's tokens into `out`. Returns the bytes of the experts that were used."""
         assert sent.hidden is not None, "experts on the host get hidden states"
-        rows = self._rows[sent.index]
-        sent.output = self._experts(sent.hidden, rows, sent.weights, out)
-        return len(set(rows.flatten().tolist()) - {self._count}) * self._expert_bytes
+        rows = self._rows[sent.index.numpy()]  # by NumPy: less of Python's lock changes hands
+        sent.output = self._experts(sent.hidden, torch.from_numpy(rows), sent.weights, out)
+        return len(set(rows.ravel().tolist()) - {self._count}) * self._expert_bytes
 
 
 class Experts:
@@ -55,6 +55,8 @@ class Experts:
         self._activations = batch.activations
         self._on_host: dict[int, _OnHost] = {}  # by the first micro-batch of a group
         self._fetched = FetchedExperts(batch)
+        threads = batch.session.device_threads
+        self._played = None if threads is None else PlayedExperts(threads)
         self._of_layers: dict[int, _LayerOnHost] = {}
 
     def members(self, task: Task) -> list[InFlight]:
@@ -113,7 +115,9 @@ class Experts:
             hidden = _together([call.hidden for call in calls])
             index = _together([call.index for call in calls])
             weights = _together([call.weights for call in calls])
-            output = places.compute(parts, hidden, index, weights, in_prefill=task.step == 0)
+            code = self._played if PlayedExperts.can_run(places.module) else None
+            in_prefill = task.step == 0
+            output = places.compute(parts, hidden, index, weights, in_prefill=in_prefill, in_decode_by=code)
         self._fetched.computed(task)
         for one, rows in zip(group, output.split_with_sizes([len(call.hidden) for call in calls]), strict=True):
             one.output = rows

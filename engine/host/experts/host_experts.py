@@ -78,8 +78,11 @@ class HostExperts:
         """
         found = torch.empty_like(hidden) if out is None else out
         with torch.inference_mode():
-            pairs = Pairs.of(index, weights, self.on_host)
             few = self.few_tokens
+            if few is not None and few.takes_at_once(hidden):
+                few.at_once(hidden, index, weights, self.on_host, found)
+                return found
+            pairs = Pairs.of(index, weights, self.on_host)
             compute = few if few is not None and few.takes(hidden, pairs) else self._by_products
             return found.copy_(compute(hidden, pairs))
 
