@@ -22,7 +22,7 @@ from engine.memory import (
 from engine.model import Anatomy, InFlight, end_tokens
 from engine.tasks.attend import DecodeAttention
 from sim.problem import Policy, Routing, splits_of
-from sim.schedule import MemoryPart, PipelineShape, Schedule, SlotLayout, layout_of
+from sim.schedule import MemoryPart, PipelineShape, Place, Schedule, SlotLayout, layout_of
 from traces.errors import InputError
 
 
@@ -81,7 +81,8 @@ class RunContext:
         _check_in_host_memory(model)
         anatomy = Anatomy.of(model)
         splits = splits_of(policy, schedule.system, anatomy.expert_counts)
-        packed = packed_layers(model, anatomy, policy.weight_bits, splits)
+        prefill_on_host = policy.prefills_on(schedule.system) is Place.CPU
+        packed = packed_layers(model, anatomy, policy.weight_bits, splits, prefill_on_host=prefill_on_host)
         orders = _orders(routing or Routing(), model, anatomy)
         streamed = streamed_layers(model, anatomy, policy, schedule, packed, orders)
         return cls(model, schedule, policy, device, options, anatomy, streamed, packed)

@@ -34,7 +34,7 @@ class _LayerOnHost:
     ) -> None:
         self._rows = expert_rows(numbers, placed.num_experts).numpy()
         self._count = len(numbers)
-        self._experts = HostExperts.of(placed.module, tensors, range(self._count), threads)
+        self._experts = HostExperts.of(placed.module, tensors, range(self._count), threads, placed.formats)
         self._expert_bytes = sum(tensor[0].nbytes for tensor in tensors.values())
 
     def __call__(self, sent: _OnHost, out: torch.Tensor) -> int:

@@ -53,8 +53,8 @@ class FetchedExperts:
                 moved += row.nbytes
         rows = self._told(lane, task, room, missing, turn)
         resident = self._weights.experts[task.layer].resident
-        cached = ExpertPart(resident.parameters, rows[1]) if turn and resident else None
-        self._came[task.micro_batch] = _Came(ExpertPart.of(room, rows[0]), cached, room, turn)
+        cached = ExpertPart(resident.parameters, rows[1], _by_slot(turn)) if turn and resident else None
+        self._came[task.micro_batch] = _Came(ExpertPart.of(room, rows[0], missing), cached, room, turn)
         return moved + rows.nbytes
 
     def parts(self, task: Task) -> tuple[ExpertPart, ...]:
@@ -109,3 +109,8 @@ class FetchedExperts:
         on_device = self._batch.buffers.on_device(name, tuple(rows.shape), rows.dtype)
         lane.copy_h2d(on_device, there, pinned=block.locked)
         return on_device
+
+
+def _by_slot(turn: CacheTurn) -> list[int]:
+    """The experts that a cache holds, slot by slot."""
+    return sorted(turn.held, key=lambda number: turn.held[number])

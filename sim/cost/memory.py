@@ -12,6 +12,7 @@ from sim.problem import (
     Model,
     Placement,
     Policy,
+    are_unpacked,
     packed_bytes,
     unpacked_at_once,
     unpacked_experts,
@@ -125,7 +126,7 @@ def plan_memory(
         MemoryPart.EMBEDDING_AND_HEAD: model.resident_bytes() - others,
         MemoryPart.NON_EXPERTS: 0 if shape.streams_non_experts else others,
         MemoryPart.RESIDENT_EXPERTS: placement.experts_bytes(place.DEVICE),
-        MemoryPart.UNPACKED_EXPERTS: _unpacked_bytes(policy, model, len(batch.micro_batches)),
+        MemoryPart.UNPACKED_EXPERTS: _unpacked_bytes(policy, placement, len(batch.micro_batches)),
         MemoryPart.KV_CACHE: cache_on_device,
     }
     device = Counter[str]({part: -(-size // num_devices) for part, size in shared.items()})
@@ -166,17 +167,17 @@ def _locked_weights(policy: Policy, placement: Placement) -> Counter[str]:
     return found
 
 
-def _unpacked_bytes(policy: Policy, model: Model, num_micro_batches: int) -> int:
+def _unpacked_bytes(policy: Policy, placement: Placement, num_micro_batches: int) -> int:
     """Experts as wide as the model computes, where a policy stores them otherwise, and those that are being unpacked.
 
     Of the layer that needs most.
     """
+    model, needed = placement.model, 0
     if not unpacks_experts(policy, model):
         return 0
-    needed = 0
-    for layer in model.distinct_layers:
+    for layer, split in placement.distinct:
         count, one = layer.num_experts, layer.expert_bytes(model.activation_bits)
-        if not count:
+        if not count or not are_unpacked(split, prefill_on_host=placement.prefill_on_host):
             continue
         unpacked = unpacked_experts(count, num_micro_batches, one) * one
         packed = unpacked_at_once(count, one) * layer.expert_bytes(policy.expert_bits(model))

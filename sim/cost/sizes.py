@@ -138,6 +138,12 @@ class Sizes:
         rate = self.hardware.device.unpack_bytes_per_s
         return rate if unpacks_experts(self.policy, self.model) else None
 
+    @cached_property
+    def host_unpack_bytes_per_s(self) -> float | None:
+        """How fast the host computes with experts that it unpacks meanwhile; None as above."""
+        rate = self.hardware.host.unpack_bytes_per_s
+        return rate if unpacks_experts(self.policy, self.model) else None
+
     def unpacked_in_turn(self, task: Task) -> float:
         """Experts unpacked for a micro-batch in a layer; of those that micro-batches share, an even part.
 

@@ -26,6 +26,7 @@ from .policy import (
     Placement as Placement,
     Policy as Policy,
     Split as Split,
+    are_unpacked as are_unpacked,
     read_policy_file as read_policy_file,
     splits_of as splits_of,
     unpacked_at_once as unpacked_at_once,

@@ -80,8 +80,12 @@ def test_so_it_is_wherever_things_lie(places):
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:SIZE]], ids=["micro-batches", "one micro-batch"])
 def test_so_it_is_with_packed_experts(prompts, share, order):
-    given = Policy(len(prompts), SIZE, experts_on_device=share, weight_bits=4.5)
-    result, machine = run(packable("mixtral", 8), "cgopipe", order, policy=given, prompts=prompts)
+    check_packed("cgopipe", {"experts_on_device": share}, order, prompts)
+
+
+def check_packed(schedule, places, order, prompts=PROMPTS):
+    given = Policy.usual(by_name(schedule), len(prompts), SIZE, weight_bits=4.5, **places)
+    result, machine = run(packable("mixtral", 8), schedule, order, policy=given, prompts=prompts)
     assert result.sequences == reference(unpacked("mixtral", 4.5, 8), prompts, SIZE, NEW)
     assert Counter(machine.races.found) == {}
     gc.collect()
@@ -104,6 +108,19 @@ EXPERTS = (
 def test_so_it_is_wherever_experts_are_computed(schedule, places, order):
     policy = Policy.usual(by_name(schedule), len(PROMPTS), SIZE, **places)
     check_tokens_and_order("qwen2_moe", schedule, order, policy)
+
+
+@pytest.mark.parametrize(("schedule", "places"), EXPERTS[::2], ids=str)
+def test_so_it_is_with_packed_experts_in_every_place(schedule, places):
+    check_packed(schedule, places, FEW[0])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("order", FEW)
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:SIZE]], ids=["micro-batches", "one micro-batch"])
+@pytest.mark.parametrize(("schedule", "places"), EXPERTS, ids=str)
+def test_packed_experts_in_every_place_and_order(schedule, places, prompts, order):
+    check_packed(schedule, {**places, "groups": 1} if len(prompts) == SIZE else places, order, prompts)
 
 
 @pytest.mark.exhaustive

@@ -130,6 +130,28 @@ def test_the_plan_holds_the_peak_with_packed_experts(name, bits, share, tmp_path
         assert peak - late <= plan <= 1.15 * peak
 
 
+SPREAD = {"experts_on_device": 0.25, "experts_on_host": 0.25, "experts_fetched": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        ("n-cpu-moe", {"experts_on_device": 0.5}),
+        ("cpu-experts", {"experts_on_device": 0.5}),
+        ("cpu-experts", {}),
+        ("expert-cache", {"experts_on_device": 0.5}),
+        ("hybrid", {**SPREAD, "pin_weights": 1.0}),
+        ("hybrid", {**SPREAD, "prefill_experts": "cpu"}),
+    ],
+    ids=str,
+)
+def test_so_it_does_where_packed_experts_are_computed_apart(name, places, tmp_path):
+    given, model = {"weight_bits": 4.5, **places}, wide("mixtral", intermediate_size=64)
+    for shape in (UNEQUAL, SHAPES["one micro-batch"]):
+        plan, peak, late = planned_and_peak(model, by_name(name), given, shape, tmp_path)
+        assert peak - late <= plan <= 1.2 * peak
+
+
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("places", [{}, {"attention": "gpu"}], ids=str)
 def test_the_plan_holds_the_peak_whatever_the_requests(places, shape, tmp_path):
