@@ -6,11 +6,13 @@ import math
 import subprocess
 import sys
 import threading
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from covering import covering
 from engine_models import PROMPTS, make, reference
 from torch import nn
 
@@ -127,11 +129,12 @@ def may_be_pageable(task, run):
     return buffers[on_host[task.op]].tier is not Tier.PINNED
 
 
-@pytest.mark.parametrize("places", PLACES, ids=str)
-@pytest.mark.parametrize("name", registered())
-@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
-def test_copies_are_page_locked_where_the_schedule_says_so(family, name, places, monkeypatch):
-    schedule, model = by_name(name), make(family)
+@pytest.mark.parametrize(
+    ("family", "case"), covering(["mixtral", "gpt_oss", "qwen2_moe"], list(product(registered(), PLACES))), ids=str
+)
+def test_copies_are_page_locked_where_the_schedule_says_so(family, case, monkeypatch):
+    (name, places), model = case, make(family)
+    schedule = by_name(name)
     policy = policy_for(schedule, places)
     with WatchedDevice() as device, watched_copies(monkeypatch, device) as copies:
         result = engine.run(model, PROMPTS, schedule, policy, max_new_tokens=NEW, device=device)
