@@ -339,7 +339,7 @@ ALLOWANCE_BYTES = 16 * 2**20
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what a process takes")
-@pytest.mark.parametrize("share", [0.0, 1.0])
+@pytest.mark.parametrize("share", [0.0, pytest.param(1.0, marks=pytest.mark.exhaustive)])
 def test_host_memory_holds_one_copy_of_the_weights(share, tmp_path):
     width = {"hidden_size": 256, "intermediate_size": 1024, "head_dim": 64}
     model = make.__wrapped__("mixtral", num_hidden_layers=4, num_local_experts=8, **width)
