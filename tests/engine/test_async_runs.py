@@ -26,7 +26,6 @@ from async_device.orders import FEW, ORDERS, late_device
 
 NEW = 4
 SIZE = 2
-MICRO_BATCHES = -(-len(PROMPTS) // SIZE)
 TELLING = ("mixtral", "gpt_oss", "deepseek_v3")
 """Fused experts and our own kernel; biases, sinks and sliding windows; a cache that the model computes with."""
 
@@ -40,7 +39,10 @@ PLACES = (
 )
 
 STEPS = 2
-"""Of decode, in which waits are counted."""
+"""Of decode, in which waits are counted …"""
+
+MICRO_BATCHES = 2
+"""… of so many micro-batches."""
 
 LANES = ("GPU", "H2D", "D2H")
 """Those that give work to a stream: who waits there holds up the device."""
@@ -130,6 +132,7 @@ def test_every_schedule_in_every_order(family, schedule, order):
 
 def in_decode(schedule, family="mixtral", **given):
     """What lanes of the device waited for in a few steps of decode."""
+    given = {"size": len(PROMPTS) // MICRO_BATCHES + 1, **given}
     fewer, more = (Counter(run(family, schedule, "all late", new, **given)[1].waits) for new in (3, 3 + STEPS))
     return Counter({wait: count for wait, count in (more - fewer).items() if wait.lane in LANES})
 
