@@ -11,11 +11,8 @@ from engine.device import aligned_bytes, for_now
 from engine.host import BITS, HostAttention, HostThreads
 from engine.memory import STAGING, HostBlocks, HostCopy, HostWeights, WeightStream, placed
 from engine.model import Anatomy, kept_experts, lean_gates, split
-from engine.tasks import RunContext, Session
-from sim.schedule import ExpertPlace, LaneKind, MemoryPart, PipelineShape, Place, SlotLayout, Tier
-
-INDEX_BYTES, WEIGHT_BYTES = 8, 4
-"""Of each expert of a token: its number, and what its output counts for."""
+from engine.tasks import RunContext, Session, expert_exchange_bytes
+from sim.schedule import LaneKind, MemoryPart, Place, SlotLayout, Tier
 
 SWITCH_INTERVAL_S = 2e-4
 """How long a thread may hold Python's lock while others wait: the lanes hand over to each other often."""
@@ -57,24 +54,12 @@ def _prepare_kernel(run: RunContext, kernel: HostAttention) -> None:
 
 
 def _reserved_bytes(run: RunContext, weights: HostWeights, layout: SlotLayout) -> dict[str, int]:
-    """What decode is promised of page-locked memory whatever else locks some: staging, and what attention exchanges."""
+    """What decode is promised of page-locked memory whatever else locks some: staging, and exchanges with the host."""
     reserved: dict[str, int] = {STAGING: WeightStream.planned_staging_bytes(weights, layout)}
     if layout.buffers["qkv on host"].tier is Tier.PINNED:
         reserved[MemoryPart.ATTENTION_EXCHANGE] = _exchange_bytes(run)
-    asked = layout.buffers.get("routed on host")
-    if asked is not None and asked.tier is Tier.PINNED and not layout.shape.splits_experts(0):
-        reserved[MemoryPart.EXPERT_EXCHANGE] = _routed_bytes(run, layout.shape)
+    reserved[MemoryPart.EXPERT_EXCHANGE] = expert_exchange_bytes(run, layout)
     return reserved
-
-
-def _routed_bytes(run: RunContext, shape: PipelineShape) -> int:
-    """For what goes into the experts of all groups, the experts of each token and their weights, and what comes out."""
-    hidden_size = run.model.config.get_text_config(decoder=True).hidden_size
-    row_bytes = [run.anatomy.top_k * number_bytes for number_bytes in (INDEX_BYTES, WEIGHT_BYTES)]
-    if any(places & ExpertPlace.HOST for places in shape.experts):
-        row_bytes += 2 * [hidden_size * run.model.dtype.itemsize]
-    rows = [len(shape.group(group)) * run.policy.micro_batch_size for group in range(shape.num_groups)]
-    return sum(aligned_bytes(count * row) for count in rows for row in row_bytes)
 
 
 def _exchange_bytes(run: RunContext) -> int:

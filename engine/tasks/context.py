@@ -176,12 +176,16 @@ class BatchContext:
     on_head: Callable[[InFlight], None]
     """Told of each micro-batch whenever it has new tokens."""
 
-    @property
-    def most_routed_tokens(self) -> int:
+    def routed_tokens(self, group: int) -> int:
         """The most tokens of a group whose experts are computed together, apart from their layer."""
         shape = self.layout.shape
-        tokens = [len(one.padding) * (one.width if shape.splits_experts(0) else 1) for one in self.micro_batches]
-        return max(sum(tokens[j] for j in shape.group(group)) for group in range(shape.num_groups))
+        members = (self.micro_batches[j] for j in shape.group(group))
+        return sum(len(one.padding) * (one.width if shape.splits_experts(0) else 1) for one in members)
+
+    @property
+    def most_routed_tokens(self) -> int:
+        """The same of the group that has most."""
+        return max(self.routed_tokens(group) for group in range(self.layout.shape.num_groups))
 
     @property
     def most_prompt_tokens(self) -> int:

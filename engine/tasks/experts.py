@@ -7,11 +7,11 @@ import torch
 
 from engine.device import LaneContext, Mark
 from engine.host import HostExperts, HostThreads, PlayedExperts
-from engine.memory import HostBlock
 from engine.model import ExpertsCall, InFlight, PlacedExperts, expert_rows
 from engine.tasks.context import BatchContext
 from engine.tasks.fetched import FetchedExperts
-from sim.schedule import ExpertPlace, MemoryPart, Task, Tier
+from engine.tasks.host_room import ExpertRoom
+from sim.schedule import ExpertPlace, Task
 
 
 @dataclass(slots=True)
@@ -54,7 +54,8 @@ class Experts:
         self._weights = batch.session.weights
         self._activations = batch.activations
         self._on_host: dict[int, _OnHost] = {}  # by the first micro-batch of a group
-        self._fetched = FetchedExperts(batch)
+        self._host = ExpertRoom(batch)
+        self._fetched = FetchedExperts(batch, self._host)
         threads = batch.session.device_threads
         self._played = None if threads is None else PlayedExperts(threads)
         self._of_layers: dict[int, _LayerOnHost] = {}
@@ -86,7 +87,7 @@ class Experts:
         """Experts whose weights are on the host, there. Returns the bytes of those that were used."""
         sent = self._on_host[task.micro_batch]
         assert sent.hidden is not None, "experts on the host get hidden states"
-        block = self._room(task, "output", "output on host", sent.hidden.nbytes)
+        block = self._host.exchanged("output", task.micro_batch, sent.hidden.nbytes)
         return self._layer(task.layer)(sent, block.view(tuple(sent.hidden.shape), sent.hidden.dtype))
 
     def load_output(self, lane: LaneContext, task: Task, group: Sequence[InFlight]) -> int:
@@ -95,7 +96,8 @@ class Experts:
         assert made is not None, "the host has computed"
         name = f"expert output of host {task.micro_batch}"
         on_device = self._batch.buffers.on_device(name, tuple(made.shape), made.dtype)
-        lane.copy_h2d(on_device, made, pinned=self._room(task, "output", "output on host", made.nbytes).locked)
+        block = self._host.exchanged("output", task.micro_batch, made.nbytes)
+        lane.copy_h2d(on_device, made, pinned=block.locked)
         for one, rows in zip(group, on_device.split_with_sizes([_rows(one, task) for one in group]), strict=True):
             one.output_of_host = rows
         return made.nbytes
@@ -115,7 +117,8 @@ class Experts:
             hidden = _together([call.hidden for call in calls])
             index = _together([call.index for call in calls])
             weights = _together([call.weights for call in calls])
-            code = self._played if PlayedExperts.can_run(places.module) else None
+            known = not places.formats and PlayedExperts.can_run(places.module)
+            code = self._played if known else None
             in_prefill = task.step == 0
             output = places.compute(parts, hidden, index, weights, in_prefill=in_prefill, in_decode_by=code)
         self._fetched.computed(task)
@@ -134,7 +137,7 @@ class Experts:
         """The tensors of a group one behind the other on the host."""
         rows = sum(map(len, tensors))
         shape, dtype = (rows, *tensors[0].shape[1:]), tensors[0].dtype
-        block = self._room(task, what, "routed on host", sum(tensor.nbytes for tensor in tensors))
+        block = self._host.exchanged(what, task.micro_batch, sum(tensor.nbytes for tensor in tensors))
         there = block.view(shape, dtype)
         for rows_there, tensor in zip(
             there.split_with_sizes([len(tensor) for tensor in tensors]), tensors, strict=True
@@ -142,12 +145,6 @@ class Experts:
             lane.copy_d2h(rows_there, tensor.contiguous(), pinned=block.locked)
             lane.keep(tensor)
         return there
-
-    def _room(self, task: Task, what: str, buffer: str, num_bytes: int) -> HostBlock:
-        """Host memory for what a group exchanges with the device."""
-        locked = self._layout.buffers[buffer].tier is Tier.PINNED
-        name = f"{what} of experts of micro-batch {task.micro_batch}"
-        return self._batch.session.host_blocks.take(MemoryPart.EXPERT_EXCHANGE, name, num_bytes, locked=locked)
 
 
 def _call(micro_batch: InFlight, task: Task) -> ExpertsCall:

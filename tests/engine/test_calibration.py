@@ -661,7 +661,10 @@ def test_rounds_are_probed_at_their_median(probes):
     assert found.link == probes.link
 
 
-@pytest.mark.parametrize("share", [0.2, 0.75, 0.9, 1.0])
+EXHAUSTIVE = pytest.mark.exhaustive
+
+
+@pytest.mark.parametrize("share", [0.2, 0.75, pytest.param(0.9, marks=EXHAUSTIVE), pytest.param(1.0, marks=EXHAUSTIVE)])
 def test_the_interpreter_share_is_found_again(start, model, share):
     """Runs of a made-up machine, alone and beside others, show how much its lanes get in each other's way."""
     truth = start.with_value("emulation.interpreter_share", share)
