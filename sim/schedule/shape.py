@@ -124,8 +124,8 @@ class PipelineShape:
             raise InputError("attention on the cpu reads the KV cache in host memory: kv_on_device must be 0")
         most = self.num_micro_batches if self.attention is Place.CPU else 0
         if not 0 <= self.attending_on_device <= most:
-            given = f"attending_on_device: {self.attending_on_device} of {self.num_micro_batches} micro-batches"
-            raise InputError(f"{given} beside attention on the {self.attention}: give at most {most}")
+            some = f"attending_on_device: {self.attending_on_device} of {self.num_micro_batches} micro-batches"
+            raise InputError(f"{some} beside attention on the {self.attention}: give at most {most}")
 
     def attends(self, micro_batch: int) -> Place:
         """Where decode attention of a micro-batch runs."""
