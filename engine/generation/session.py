@@ -63,10 +63,12 @@ def _reserved_bytes(run: RunContext, weights: HostWeights, layout: SlotLayout) -
 
 
 def _exchange_bytes(run: RunContext) -> int:
-    """For query, new keys, new values and attention's output of all micro-batches."""
+    """For query, new keys, new values and attention's output of all micro-batches that the host attends for."""
     widest = max(_attention_width(run.anatomy, layer) for layer in range(len(run.anatomy.layers)))
     row_bytes = widest * run.model.dtype.itemsize
-    return run.policy.num_micro_batches * 4 * aligned_bytes(run.policy.micro_batch_size * row_bytes)
+    n = run.policy.num_micro_batches
+    on_host = n - run.policy.attending_on_device(n)
+    return on_host * 4 * aligned_bytes(run.policy.micro_batch_size * row_bytes)
 
 
 def _attention_width(anatomy: Anatomy, layer: int) -> int:
@@ -83,5 +85,5 @@ def _plan_in_words(run: RunContext, layout: SlotLayout) -> str:
     return (
         f"schedule {run.schedule.name}, {policy.num_micro_batches} micro-batches of {policy.micro_batch_size}, "
         f"{slots} weight slots of {largest} bytes, experts_on_device {policy.experts_on_device:g}, "
-        f"kv_on_device {policy.kv_on_device:g}"
+        f"kv_on_device {policy.kv_on_device:g}, attention_on_device {policy.attention_on_device:g}"
     )

@@ -128,7 +128,7 @@ class Compute:
     def _keep_on_device(self, task: Task, micro_batch: InFlight) -> None:
         """What of the new keys and values stays; the rest is for StoreKV."""
         micro_batch.keep_resident(task, self._batch.session.run.device.allocate)
-        if not self._shape.streams_kv:
+        if not self._shape.kv_on_host(task.micro_batch):
             micro_batch.take_new(task)
 
     def _cache(self, task: Task, micro_batch: InFlight) -> list[KeysValues]:
@@ -137,7 +137,7 @@ class Compute:
         assert new is not None
         self._keep_on_device(task, micro_batch)
         found = [micro_batch.resident[task.layer].content] if micro_batch.resident_requests else []
-        if self._shape.streams_kv:
+        if self._shape.kv_on_host(task.micro_batch):
             loaded = micro_batch.take_loaded_cache(task)
             for whole, newest in zip(loaded, new.of_requests(micro_batch.resident_requests), strict=True):
                 whole[:, :, -new.num_tokens :].copy_(newest)

@@ -27,6 +27,9 @@ INDEX_BYTES, WEIGHT_BYTES = 8, 4
 KEPT = frozenset({Holds.CACHE, Holds.PROMPT_CACHE, Holds.JOINED_CACHE})
 """What a sliding window bounds."""
 
+EXCHANGED = frozenset({Holds.QKV, Holds.ATTENTION})
+"""What the host has of the micro-batches that it attends for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
@@ -92,21 +95,32 @@ def tokens_on_device(policy: Policy, micro_batch: MicroBatch, tokens: int) -> in
 
 def kv_bytes(model: Model, policy: Policy, batch: Batch, step: int) -> int:
     """The whole KV cache after `step`, wherever it lives."""
-    return _cache_bytes(model, policy, batch, lambda layer, one: kept_tokens(layer, one, step))
+    return _cache_bytes(model, policy, batch, batch.alike, lambda layer, one: kept_tokens(layer, one, step))
 
 
-def kv_bytes_on_device(model: Model, policy: Policy, batch: Batch, step: int) -> int:
-    """Of it, after `step`, what stays on the device."""
+def kv_bytes_on_device(model: Model, policy: Policy, batch: Batch, step: int, shape: PipelineShape) -> int:
+    """Of it, after `step`, what stays on the device: of some requests, or of the micro-batches that attend there."""
+    if shape.attending_on_device:
+        there = Counter(one for j, one in enumerate(batch.micro_batches) if not shape.kv_on_host(j))
+        return _cache_bytes(model, policy, batch, there, lambda layer, one: kept_tokens(layer, one, step))
     if not policy.kv_on_device:
         return 0
-    return _cache_bytes(
-        model, policy, batch, lambda layer, one: tokens_on_device(policy, one, kept_tokens(layer, one, step))
-    )
+
+    def stays(layer: Layer, one: MicroBatch) -> int:
+        return tokens_on_device(policy, one, kept_tokens(layer, one, step))
+
+    return _cache_bytes(model, policy, batch, batch.alike, stays)
 
 
-def _cache_bytes(model: Model, policy: Policy, batch: Batch, tokens: Callable[[Layer, MicroBatch], int]) -> int:
+def _cache_bytes(
+    model: Model,
+    policy: Policy,
+    batch: Batch,
+    alike: Mapping[MicroBatch, int],
+    tokens: Callable[[Layer, MicroBatch], int],
+) -> int:
     def of_layer(layer: Layer) -> int:
-        kept = sum(count * tokens(layer, one) for one, count in batch.alike.items())
+        kept = sum(count * tokens(layer, one) for one, count in alike.items())
         return batch.copies * kept * layer.kv_bytes_per_token(policy.cache_bits(model))
 
     return model.over_layers(of_layer)
@@ -118,7 +132,7 @@ def plan_memory(
     """Plan the memory of a whole generation: weights, KV cache at its longest, activations, buffers, staging."""
     cache = kv_bytes(model, policy, batch, batch.gen_len - 1)
     placement, place = Placement.of(policy, schedule, model), ExpertPlace
-    cache_on_device = kv_bytes_on_device(model, policy, batch, batch.gen_len - 1)
+    cache_on_device = kv_bytes_on_device(model, policy, batch, batch.gen_len - 1, shape)
     others = _non_experts(model)
     buffers = _Buffers(schedule, shape, policy, model, batch)
     ranks = num_devices // batch.copies
@@ -195,6 +209,9 @@ class _Buffers:
         self._cache_bits = policy.cache_bits(model)
         requests, tokens = batch.num_requests // batch.copies, batch.prompt_tokens // batch.copies
         self._all = {MicroBatch(requests, tokens, 0, 0): 1}  # what grows with tokens adds up
+        self._of_host = self._all
+        if shape.attending_on_device:
+            self._of_host = Counter(one for j, one in enumerate(batch.micro_batches) if shape.kv_on_host(j))
 
     def bytes(self) -> Iterator[tuple[Tier, str, bool, int]]:
         """Tier, part, whether each of several devices holds all of it, and bytes: of the layer that needs most."""
@@ -217,6 +234,8 @@ class _Buffers:
         if buffer.by is By.TURN:
             return buffer.turns * max(self._slot(holds, layer, one) for one in self._batch.alike)
         many = self._batch.alike if holds in KEPT else self._all
+        if holds in EXCHANGED and buffer.tier is not Tier.DEVICE:
+            many = self._of_host
         return sum(count * self._slot(holds, layer, one) for one, count in many.items())
 
     def _routed_tokens(self, group: range) -> int:

@@ -102,7 +102,7 @@ def plan(
     smallest change that would help, if no policy of any of them fits.
     """
     schedules = [by_name(name).name for name in (registered() if schedules is None else schedules)]
-    work = partial(_try, problem, objective, options)
+    work = partial(_try, problem, objective, {"mix_attention": options.get("refine", True), **options})
     found = dict(zip(schedules, in_processes(work, schedules, jobs), strict=True))
     plans = {name: one for name, one in found.items() if isinstance(one, Plan)}
     failed = {name: one for name, one in found.items() if isinstance(one, NothingFitsError)}
@@ -149,12 +149,14 @@ def best_policy(
     tolerance: float = TOLERANCE,
     most_simulations: int | None = None,
     at_least: int = 1,
+    mix_attention: bool = False,
 ) -> Plan:
     """The best policy of one schedule, sizes that are given kept.
 
     `num_requests` asks for exactly these requests in one batch, or if that fits no memory for the best smaller batch.
     `at_least` so many candidates that differ in more than pages and page-locked weights are simulated, to have some to
-    compare with. Raises NothingFitsError with the smallest lack of memory on the grid.
+    compare with. With `mix_attention` some micro-batches may attend on the device beside others on the CPU, where the
+    schedule can: near the best policy without. Raises NothingFitsError with the smallest lack of memory on the grid.
     """
     grid = (grid or PolicyGrid()).with_sizes(micro_batch_size, num_micro_batches)
     if num_requests is not None:
@@ -178,6 +180,8 @@ def best_policy(
     for step in FINER if refine and splits else ():
         near = grid.with_sizes(plan.best.policy.micro_batch_size, plan.best.policy.num_micro_batches)
         plan.look_through(candidates_of(problem, schedule, near.with_places_near(plan.best.policy, step)), 1)
+    if mix_attention and schedule.system.mixes_attention:
+        plan.look_beside_the_cpu()
     return plan
 
 

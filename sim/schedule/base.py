@@ -126,7 +126,7 @@ class Schedule(ABC):
             yield issue(Op.HEAD, step, micro_batch=j)
 
     def _store_prefilled(self, shape: PipelineShape, layer: int, j: int) -> Issues:
-        if shape.streams_kv:
+        if shape.kv_on_host(j):
             yield issue(Op.STORE_KV, 0, layer, j)
         if shape.offloads_hidden and layer < shape.num_layers - 1:
             yield issue(Op.STORE_HIDDEN, 0, layer, j)

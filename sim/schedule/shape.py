@@ -30,6 +30,8 @@ class System:
     attention: tuple[Place, ...]  # where it can run decode attention; the first is its usual place
     streams_non_experts: bool = False
     """Whether attention and other non-expert weights stream too, instead of staying on the device."""
+    mixes_attention: bool = False
+    """Whether decode attention of some micro-batches may run on the device beside that of others on the CPU."""
     kv_on_device: bool = False  # whether the KV cache must stay on the device
     offloads_hidden: bool = True  # whether hidden states of waiting micro-batches leave the device during prefill
     paged: bool = False  # whether a layer's weights move in pages; else as one piece
@@ -87,6 +89,9 @@ class PipelineShape:
     `experts`, of a system that splits them: per layer, all places where decode finds some of its routed experts; none
     in a layer that has none. Those of `num_groups` micro-batches each are computed together; `prefill_experts` says
     where prefill computes the experts of the host, to which end on the GPU `streamed_in_prefill` stream.
+
+    With `attention` on the CPU, `attending_on_device` of the micro-batches, spread evenly, attend on the device all the
+    same, beside their KV cache, which stays there.
     """
 
     num_layers: int
@@ -102,6 +107,7 @@ class PipelineShape:
     num_groups: int = 1
     prefill_experts: Place = Place.GPU
     streamed_in_prefill: tuple[bool, ...] = ()
+    attending_on_device: int = 0
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "num_micro_batches", "num_pages", "num_groups"):
@@ -116,6 +122,20 @@ class PipelineShape:
             raise InputError("offloads_hidden with one micro-batch: none waits while another computes, give False")
         if self.attention is Place.CPU and not self.streams_kv:
             raise InputError("attention on the cpu reads the KV cache in host memory: kv_on_device must be 0")
+        most = self.num_micro_batches if self.attention is Place.CPU else 0
+        if not 0 <= self.attending_on_device <= most:
+            some = f"attending_on_device: {self.attending_on_device} of {self.num_micro_batches} micro-batches"
+            raise InputError(f"{some} beside attention on the {self.attention}: give at most {most}")
+
+    def attends(self, micro_batch: int) -> Place:
+        """Where decode attention of a micro-batch runs."""
+        some, parts = self.attending_on_device, self.num_micro_batches
+        mine = (micro_batch + 1) * some // parts > micro_batch * some // parts
+        return Place.GPU if mine else self.attention
+
+    def kv_on_host(self, micro_batch: int) -> bool:
+        """Whether the KV cache of a micro-batch, or of some of its requests, lives on the host."""
+        return self.streams_kv and self.attends(micro_batch) is self.attention
 
     def page_group(self, micro_batch: int) -> range:
         """Pages that travel beside one micro-batch: all pages are spread evenly over the micro-batches."""

@@ -111,6 +111,21 @@ def test_cgopipe_with_attention_on_the_gpu(family, kv_on_device):
     assert engine.run(model, PROMPTS, policy=policy, max_new_tokens=NEW).sequences == reference(model, PROMPTS, 2, NEW)
 
 
+@pytest.mark.parametrize("schedule", ["cgopipe", "hybrid"])
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "deepseek_v3"])
+def test_attention_of_some_micro_batches_on_the_device(family, schedule):
+    """Of four micro-batches one, two, or all: with fewer than four, the host attends for the others beside them."""
+    model = make(family)
+    expected = reference(model, PROMPTS, 2, NEW)
+    for share in (0.25, 0.5, 1.0):
+        policy = Policy(len(PROMPTS), 2, attention_on_device=share)
+        result = engine.run(model, PROMPTS, schedule, policy, max_new_tokens=NEW)
+        assert result.sequences == expected, share
+        attended = {(span.micro_batch, span.lane) for span in result.trace.spans if span.op == "Attn" and span.step}
+        there = {j for j, lane in attended if lane == "GPU"}
+        assert (there, len(attended)) == ({0.25: {3}, 0.5: {1, 3}, 1.0: {0, 1, 2, 3}}[share], 4)
+
+
 SHARES = list(itertools.product(("cgopipe", "flexgen"), (0.25, 0.5, 0.75)))
 
 

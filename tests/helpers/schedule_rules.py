@@ -6,6 +6,7 @@ the code that derives the dependencies. The rules of data flow do not ask the co
 
 import itertools
 from collections import Counter, defaultdict
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 
@@ -113,7 +114,8 @@ def shapes(draw, schedule, max_layers=6, max_micro_batches=8, max_pages=9):
     on_device = schedule.system.kv_on_device or (attention is Place.GPU and draw(st.booleans()))
     some = st.lists(st.booleans(), min_size=num_layers, max_size=num_layers).map(tuple)
     if schedule.system.splits_experts:
-        return draw(_split_shapes(schedule, num_layers, n, max_pages, attention, on_device=on_device))
+        shape = draw(_split_shapes(schedule, num_layers, n, max_pages, attention, on_device=on_device))
+        return replace(shape, attending_on_device=draw(attending_on_device(schedule, attention, n)))
     return PipelineShape(
         num_layers=num_layers,
         num_micro_batches=n,
@@ -124,7 +126,14 @@ def shapes(draw, schedule, max_layers=6, max_micro_batches=8, max_pages=9):
         streams_kv=not on_device,
         offloads_hidden=schedule.system.offloads_hidden and n > 1 and draw(st.sampled_from((True, True, False))),
         weights_pinned=draw(st.booleans()),
+        attending_on_device=draw(attending_on_device(schedule, attention, n)),
     )
+
+
+def attending_on_device(schedule, attention, n):
+    """How many micro-batches attend on the device beside others on the CPU, where the schedule can."""
+    mixes = schedule.system.mixes_attention and attention is Place.CPU
+    return st.integers(0, n) if mixes else st.just(0)
 
 
 @st.composite
@@ -272,7 +281,7 @@ def paths_of(shape, step, layer, j, first=0):
     """The chains of tasks, as (op, step, layer, micro-batch), that one micro-batch takes through one layer."""
     last = layer == shape.num_layers - 1
     inside = [Op.PRE_ATTN, Op.ATTN]
-    if step > 0 and shape.attention is Place.CPU:
+    if step > 0 and shape.attends(j) is Place.CPU:
         inside = [Op.PRE_ATTN, Op.OFFLOAD_QKV, Op.ATTN, Op.LOAD_HIDDEN]
     path = [(op, step, layer, j) for op in inside]
     if layer == 0 and step > first:
@@ -297,11 +306,12 @@ def paths_of(shape, step, layer, j, first=0):
 def cache_path_of(shape, step, layer, j, first=0):
     """The chain of tasks through which the KV cache of one micro-batch in one layer passes: written, kept, read."""
     on_cpu = shape.attention is Place.CPU
-    stored = [(Op.STORE_KV, step, layer, j)] if shape.streams_kv and (step == 0 or not on_cpu) else []
-    loaded = [(Op.LOAD_KV, step, layer, j)] if shape.streams_kv and step > 0 and not on_cpu else []
+    leaves = shape.streams_kv and shape.attends(j) is shape.attention
+    stored = [(Op.STORE_KV, step, layer, j)] if leaves and (step == 0 or not on_cpu) else []
+    loaded = [(Op.LOAD_KV, step, layer, j)] if leaves and step > 0 and not on_cpu else []
     before = []
     if step > first:
-        before = [(Op.STORE_KV if shape.streams_kv and (step == 1 or not on_cpu) else Op.ATTN, step - 1, layer, j)]
+        before = [(Op.STORE_KV if leaves and (step == 1 or not on_cpu) else Op.ATTN, step - 1, layer, j)]
     return [*before, *loaded, (Op.ATTN, step, layer, j), *stored]
 
 

@@ -25,6 +25,7 @@ MIN_BITS, MAX_BITS = 1.0, 32.0
 
 _OF_PLACES = frozenset(
     {
+        "attention_on_device",
         "experts_on_host",
         "experts_fetched",
         "deal_experts",
@@ -51,6 +52,8 @@ class Policy:
     prefill computes those of the host (default: where the system does). With `stream_non_experts` the rest of a layer
     streams, too.
     `kv_on_device` is r_c: of each micro-batch's n requests, int(n · r_c) whole ones keep their KV cache on the device.
+    With attention on the CPU, `attention_on_device` is the share of the n micro-batches, int(n · share) whole ones,
+    that attend on the device all the same; all of their KV cache stays there.
     `pages` a layer's streamed weights travel in: None for one per micro-batch.
     `pin_weights`: the share of each layer's streamed bytes, from the first on, that lies in page-locked memory; what
     lies behind it is copied through staging. True and False stand for all and nothing.
@@ -74,13 +77,14 @@ class Policy:
     groups: int | None = None
     prefill_experts: Place | None = None
     stream_non_experts: bool = False
+    attention_on_device: float = 0.0
 
     def __post_init__(self) -> None:
         check_count("batch-size", self.batch_size)
         check_count("micro-batch-size", self.micro_batch_size)
         if self.pages is not None:
             check_count("pages", self.pages)
-        for name in ("experts_on_device", "kv_on_device", "experts_on_host", "experts_fetched"):
+        for name in ("experts_on_device", "kv_on_device", "experts_on_host", "experts_fetched", "attention_on_device"):
             check_share(name, getattr(self, name))
         self._check_experts()
         for name in ("weight_bits", "kv_bits"):
@@ -129,6 +133,10 @@ class Policy:
         """Whole requests of a micro-batch whose KV cache stays on the device, its first ones: as FlexGen rounds."""
         return int(num_requests * self.kv_on_device + ROUNDING)
 
+    def attending_on_device(self, num_micro_batches: int) -> int:
+        """Whole micro-batches that attend on the device beside others on the CPU."""
+        return int(num_micro_batches * self.attention_on_device + ROUNDING)
+
     def expert_bits(self, model: Model) -> float:
         """Width of the routed experts' weights."""
         return model.expert_bits if self.weight_bits is None else self.weight_bits
@@ -176,6 +184,7 @@ class Policy:
             streams_kv=self.kv_on_device < 1,
             offloads_hidden=system.offloads_hidden and n > 1 and on_gpu,
             weights_pinned=self.pin_weights == 1,
+            attending_on_device=self.attending_on_device(n),
             **(self._split_shape(system, splits, n, shared) if system.splits_experts else {}),
         )
 
@@ -206,6 +215,12 @@ class Policy:
             raise InputError(f"{kv} {elsewhere}; it keeps it all there: give 1")
         if self.attention is Place.CPU and self.kv_on_device > 0:
             raise InputError(f"{kv} with attention on the cpu, which reads it on the host: give 0")
+        if self.attention_on_device:
+            mixed = f"attention_on_device: {self.attention_on_device:g}"
+            if not schedule.system.mixes_attention:
+                raise InputError(f"{mixed} {elsewhere}: leave it out")
+            if self.attention is Place.GPU:
+                raise InputError(f"{mixed} with attention on the gpu, where all attend already: leave it out")
         streams = schedule.system.streams_non_experts or self.stream_non_experts
         if streams and 0 < self.experts_on_device < 1:
             given = f"experts_on_device: {self.experts_on_device:g} {elsewhere if not self.stream_non_experts else ''}"

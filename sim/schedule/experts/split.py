@@ -26,7 +26,7 @@ class SplitExperts(Schedule):
             for group in range(shape.num_groups):
                 for j in shape.group(group):
                     yield from self.attend_on_gpu(0, layer, j)
-                    if shape.streams_kv:
+                    if shape.kv_on_host(j):
                         yield issue(Op.STORE_KV, 0, layer, j)
                 yield from self.experts(shape, 0, layer, group)
                 yield from self.leave_experts(shape, 0, layer, group)
@@ -68,11 +68,11 @@ class SplitExperts(Schedule):
 
     def attend(self, shape: PipelineShape, step: int, layer: int, j: int) -> Issues:
         """PreAttn and attention in decode, where that runs."""
-        if shape.attention is Place.CPU:
+        if shape.attends(j) is Place.CPU:
             yield from self.attend_on_cpu(step, layer, j)
             return
-        if shape.streams_kv:
+        if shape.kv_on_host(j):
             yield issue(Op.LOAD_KV, step, layer, j)
         yield from self.attend_on_gpu(step, layer, j)
-        if shape.streams_kv:
+        if shape.kv_on_host(j):
             yield issue(Op.STORE_KV, step, layer, j)

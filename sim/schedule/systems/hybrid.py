@@ -19,6 +19,7 @@ class Hybrid(SplitExperts):
     summary = "experts resident, streamed, fetched and on the CPU at once, in groups of micro-batches that take turns"
     system = System(
         (Place.CPU, Place.GPU),
+        mixes_attention=True,
         paged=True,
         pinned_layers=1,
         pins_kv=True,
@@ -67,7 +68,7 @@ class Hybrid(SplitExperts):
         """A group from its attention to its experts; beside it, its part of the next layer's pages."""
         after = next_layer(shape, step, layer, more)
         for j in shape.group(group):
-            if shape.attention is Place.CPU:
+            if shape.attends(j) is Place.CPU:
                 yield issue(Op.LOAD_HIDDEN, step, layer, j)
             yield from self._load_pages(shape, *after, j)
         yield from self.experts(shape, step, layer, group)

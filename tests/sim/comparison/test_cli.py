@@ -18,6 +18,7 @@ from sim.problem import Hardware, Model, Problem, Workload
 from sim.schedule import by_name, registered
 from traces.files import read_trace
 
+FOUR_OF_TWO = ("compare", "--micro-batch-size", "2", "--num-micro-batches", "4", "--attention-on-device", "0.5")
 QUICK = ["--micro-batch-size", "36", "--num-micro-batches", "2", "--gen-len", "4", "--jobs", "1"]
 RESULT_KEYS = {
     "schedule",
@@ -323,6 +324,9 @@ def test_the_examples_of_help_work(command, capsys, tmp_path, monkeypatch):
         (("compare", "--jobs", "0"), "--jobs: 0"),
         (("compare", "--baseline", "vllm"), "--baseline: 'vllm'"),
         (("compare", "--plot", "picture.txt"), ".png"),
+        (("compare", "--attention-on-device", "0.5"), "give --micro-batch-size and --num-micro-batches too"),
+        ((*FOUR_OF_TWO, "--schedules", "zero"), "attention_on_device: 0.5 is not what zero does"),
+        ((*FOUR_OF_TWO[:-1], "2", "--schedules", "cgopipe"), "attention_on_device: 2.0 is not allowed"),
         (("compare", "--policy", "/nonexistent/policy.json"), "cannot be read"),
         (("compare", "--model", "/nonexistent/config.json"), "/nonexistent/config.json"),
         (("compare", "--hardware", "/nonexistent/machine.toml"), "/nonexistent/machine.toml"),
