@@ -136,6 +136,8 @@ class PlacedExperts:
     """Those that stay on the device."""
     came: tuple[ExpertPart, ...] = ()
     """Those that came there for this run of the layer."""
+    shared: nn.Module | None = None
+    """The layer's shared experts, if they are computed with these and not by the layer."""
 
     @property
     def parts(self) -> tuple[ExpertPart, ...]:

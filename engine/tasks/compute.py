@@ -168,6 +168,7 @@ def _leave_experts(micro_batch: InFlight) -> None:
     """Goes on from the experts of a layer, which were computed apart, to the end of the layer."""
     if isinstance(micro_batch.at, ExpertsCall):
         micro_batch.resume(micro_batch.take_output())
+        micro_batch.shared_output = None
 
 
 def _take_attended(micro_batch: InFlight, call: AttentionCall) -> Attended:

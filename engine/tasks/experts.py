@@ -99,24 +99,30 @@ class Experts:
         return made.nbytes
 
     def on_device(self, task: Task, group: Sequence[InFlight]) -> int:
-        """Experts that are on the device or came there, once for all tokens of the group."""
+        """Experts that are on the device or came there, and shared ones, once for all tokens of the group."""
         places = self._weights.experts[task.layer]
         if self._shape.streams(task.step, task.layer):
             self._weights.bind(task)
         else:
             self._weights.let_go(task.layer)
         parts = self._fetched.parts(task)
-        if not parts:
+        if not parts and places.shared is None:
             return 0
         with self._activations.working_group(group, task):
             calls = [_call(one, task) for one in group]
             hidden = _together([call.hidden for call in calls])
             index = _together([call.index for call in calls])
             weights = _together([call.weights for call in calls])
-            output = places.compute(parts, hidden, index, weights, in_prefill=task.step == 0)
+            sizes = [len(call.hidden) for call in calls]
+            if parts:
+                output = places.compute(parts, hidden, index, weights, in_prefill=task.step == 0)
+                for one, rows in zip(group, output.split_with_sizes(sizes), strict=True):
+                    one.output = rows
+            if places.shared is not None:
+                for one, rows in zip(group, places.shared(hidden).split_with_sizes(sizes), strict=True):
+                    one.put_shared(rows)
         self._fetched.computed(task)
-        for one, rows in zip(group, output.split_with_sizes([len(call.hidden) for call in calls]), strict=True):
-            one.output = rows
+        for one in group:
             self._activations.stopped(one)
         return 0
 

@@ -17,11 +17,14 @@ from sim.problem import (
     unpacked_experts,
     unpacks_experts,
 )
-from sim.schedule import Buffer, By, ExpertPlace, Holds, MemoryPart, PipelineShape, Schedule, Tier, layout_of
+from sim.schedule import ON_DEVICE, Buffer, By, ExpertPlace, Holds, MemoryPart, PipelineShape, Schedule, Tier, layout_of
 
 LOGIT_BYTES = 4
 INDEX_BYTES, WEIGHT_BYTES = 8, 4
 """Of each expert of a token: its number, and what its output counts for."""
+
+OF_EXPERTS = frozenset({Holds.ROUTED, Holds.EXPERT_OUTPUT, Holds.DEVICE_OUTPUT})
+"""What goes into experts and comes out of them."""
 
 KEPT = frozenset({Holds.CACHE, Holds.PROMPT_CACHE, Holds.JOINED_CACHE})
 """What a sliding window bounds."""
@@ -216,7 +219,8 @@ class _Buffers:
         if buffer.by is By.TURN:
             return buffer.turns * max(self._slot(holds, layer, one) for one in self._batch.alike)
         many = self._batch.alike if holds in KEPT else self._all
-        return sum(count * self._slot(holds, layer, one) for one, count in many.items())
+        outputs = bool(split.places & ON_DEVICE) + (layer.shared is not None) if holds is Holds.DEVICE_OUTPUT else 1
+        return outputs * sum(count * self._slot(holds, layer, one) for one, count in many.items())
 
     def _routed_tokens(self, group: range) -> int:
         """The most tokens whose experts a group computes at once, apart from the rest of their layer."""
@@ -227,7 +231,7 @@ class _Buffers:
         if holds in KEPT:
             return self._kept(holds, layer, one) * layer.kv_bytes_per_token(self._cache_bits)
         bits = self._model.activation_bits
-        if holds is Holds.ROUTED or holds is Holds.EXPERT_OUTPUT:
+        if holds in OF_EXPERTS:
             tokens = one.prompt_tokens if self._shape.splits_experts(0) else one.num_requests
             each = routed_bytes(layer, bits) if holds is Holds.ROUTED else layer.hidden_bytes_per_token(bits)
             return tokens * each if layer.num_experts else 0

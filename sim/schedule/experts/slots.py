@@ -38,7 +38,7 @@ class ExpertSlots(SlotLayout):
         self.buffers |= {
             "routed": Buffer(Holds.ROUTED, By.MICRO_BATCH, 1, on_device, exchange),
             "routed on host": Buffer(Holds.ROUTED, By.MICRO_BATCH, 1, asked, exchange),
-            "output": Buffer(Holds.EXPERT_OUTPUT, By.MICRO_BATCH, 1, made_there, exchange),
+            "output": Buffer(Holds.DEVICE_OUTPUT, By.MICRO_BATCH, 1, made_there, exchange),
             "output on host": Buffer(Holds.EXPERT_OUTPUT, By.MICRO_BATCH, 1, gives, exchange),
             "output of host": Buffer(Holds.EXPERT_OUTPUT, By.MICRO_BATCH, 1, comes_back, exchange),
             "fetched": Buffer(Holds.FETCHED, By.GROUP, turns, fetched, MemoryPart.FETCHED_EXPERTS),
