@@ -75,6 +75,7 @@ def _routed_bytes(run: RunContext, shape: PipelineShape) -> int:
     row_bytes = [run.anatomy.top_k * number_bytes for number_bytes in (INDEX_BYTES, WEIGHT_BYTES)]
     if any(places & ExpertPlace.HOST for places in shape.experts):
         row_bytes += 2 * [hidden_size * run.model.dtype.itemsize]
+    row_bytes *= 1 + shape.defers_experts  # two layers are on their way
     rows = [len(shape.group(group)) * run.policy.micro_batch_size for group in range(shape.num_groups)]
     return sum(aligned_bytes(count * row) for count in rows for row in row_bytes)
 

@@ -89,7 +89,8 @@ class _Trial:
             made = self.beside.block(tokens)
         if not torch.equal(self.got["routed"].flatten(), self.got["shared"].flatten()):
             raise ValueError("shared and routed experts get different things")
-        return made[0] if isinstance(made, tuple) else made
+        output: torch.Tensor = made[0] if isinstance(made, tuple) else made
+        return output
 
     def _routed(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         self._note("routed", hidden)

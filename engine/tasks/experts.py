@@ -11,19 +11,20 @@ from engine.memory import HostBlock
 from engine.model import ExpertsCall, InFlight, PlacedExperts, expert_rows
 from engine.tasks.context import BatchContext
 from engine.tasks.fetched import FetchedExperts
-from sim.schedule import ExpertPlace, MemoryPart, Task, Tier
+from sim.schedule import DEFERRED, ExpertPlace, MemoryPart, Task, Tier
 
 
 @dataclass(slots=True)
 class _OnHost:
-    """What of a group is on the host: what goes into its experts, row by row, and what comes out of them."""
+    """What of a group is on the host: what goes into its experts, row by row."""
 
+    rows: list[int]
+    """Of each of its micro-batches."""
     index: torch.Tensor
     weights: torch.Tensor
     hidden: torch.Tensor | None
     arrived: Mark
     """When it is there, on the lane that copies it."""
-    output: torch.Tensor | None = None
 
 
 class _LayerOnHost:
@@ -37,12 +38,17 @@ class _LayerOnHost:
         self._experts = HostExperts.of(placed.module, tensors, range(self._count), threads)
         self._expert_bytes = sum(tensor[0].nbytes for tensor in tensors.values())
 
-    def __call__(self, sent: _OnHost, out: torch.Tensor) -> int:
-        """Puts what they make of a group's tokens into `out`. Returns the bytes of the experts that were used."""
+    def __call__(self, sent: _OnHost, counts: torch.Tensor | None, out: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """What they make of a group's tokens, put into `out`, and the bytes of the experts that were used.
+
+        Where something is said of what `counts`, the other pairs of token and expert are left out.
+        """
         assert sent.hidden is not None, "experts on the host get hidden states"
         rows = self._rows[sent.index]
-        sent.output = self._experts(sent.hidden, rows, sent.weights, out)
-        return len(set(rows.flatten().tolist()) - {self._count}) * self._expert_bytes
+        if counts is not None:
+            rows = rows.masked_fill(~counts, self._count)
+        made = self._experts(sent.hidden, rows, sent.weights, out)
+        return made, len(set(rows.flatten().tolist()) - {self._count}) * self._expert_bytes
 
 
 class Experts:
@@ -53,7 +59,8 @@ class Experts:
         self._layout, self._shape = batch.layout, batch.layout.shape
         self._weights = batch.session.weights
         self._activations = batch.activations
-        self._on_host: dict[int, _OnHost] = {}  # by the first micro-batch of a group
+        self._on_host: dict[int, _OnHost] = {}  # by the first slot of a group
+        self._made: dict[tuple[int, int], tuple[torch.Tensor, list[int]]] = {}  # by first micro-batch and page
         self._fetched = FetchedExperts(batch)
         self._of_layers: dict[int, _LayerOnHost] = {}
 
@@ -71,31 +78,40 @@ class Experts:
         hidden = None
         if self._shape.has_experts(task.layer, ExpertPlace.HOST):
             hidden = self._gather(lane, task, "hidden states", [call.hidden for call in calls])
-        self._on_host[task.micro_batch] = _OnHost(index, weights, hidden, lane.mark())
+        self._on_host[self._slot(task)] = _OnHost([*map(_rows, calls)], index, weights, hidden, lane.mark())
         return index.nbytes + weights.nbytes + (0 if hidden is None else hidden.nbytes)
 
     def fetch(self, lane: LaneContext, task: Task, group: Sequence[InFlight]) -> int:
         """Of the experts that wait on the host to be asked for, those that the group uses, to the device."""
-        sent = self._on_host[task.micro_batch]
+        sent = self._on_host[self._slot(task)]
         sent.arrived.wait()
         return self._fetched.fetch(lane, task, sent.index)
 
     def on_host(self, task: Task, group: Sequence[InFlight]) -> int:
         """Experts whose weights are on the host, there. Returns the bytes of those that were used."""
-        sent = self._on_host[task.micro_batch]
+        sent = self._on_host[self._slot(task)]
         assert sent.hidden is not None, "experts on the host get hidden states"
-        block = self._room(task, "output", "output on host", sent.hidden.nbytes)
-        return self._layer(task.layer)(sent, block.view(tuple(sent.hidden.shape), sent.hidden.dtype))
+        out = self._output_room(task, sent.hidden.nbytes).view(tuple(sent.hidden.shape), sent.hidden.dtype)
+        counts = None
+        if self._shape.defers(task.step, task.layer):
+            late = least_weighted(sent.weights, self._batch.session.run.policy.defer_experts)
+            counts = late if task.page == DEFERRED else ~late
+        made, num_bytes = self._layer(task.layer)(sent, counts, out)
+        self._made[task.micro_batch, task.page] = made, sent.rows
+        return num_bytes
 
     def load_output(self, lane: LaneContext, task: Task, group: Sequence[InFlight]) -> int:
         """What the host's experts made, to the device."""
-        made = self._on_host[task.micro_batch].output
-        assert made is not None, "the host has computed"
-        name = f"expert output of host {task.micro_batch}"
+        made, sizes = self._made.pop((task.micro_batch, task.page))
+        late = task.page == DEFERRED
+        name = f"{'deferred ' if late else ''}expert output of host {task.micro_batch}"
         on_device = self._batch.buffers.on_device(name, tuple(made.shape), made.dtype)
-        lane.copy_h2d(on_device, made, pinned=self._room(task, "output", "output on host", made.nbytes).locked)
-        for one, rows in zip(group, on_device.split_with_sizes([_rows(one, task) for one in group]), strict=True):
-            one.output_of_host = rows
+        lane.copy_h2d(on_device, made, pinned=self._output_room(task, made.nbytes).locked)
+        for one, rows in zip(group, on_device.split_with_sizes(sizes), strict=True):
+            if late:
+                one.deferred[task.layer] = rows
+            else:
+                one.output_of_host = rows
         return made.nbytes
 
     def on_device(self, task: Task, group: Sequence[InFlight]) -> int:
@@ -136,7 +152,8 @@ class Experts:
         """The tensors of a group one behind the other on the host."""
         rows = sum(map(len, tensors))
         shape, dtype = (rows, *tensors[0].shape[1:]), tensors[0].dtype
-        block = self._room(task, what, "routed on host", sum(tensor.nbytes for tensor in tensors))
+        of_slot = f"{what} of experts of slot {self._slot(task)}"
+        block = self._room(of_slot, "routed on host", sum(tensor.nbytes for tensor in tensors))
         there = block.view(shape, dtype)
         for rows_there, tensor in zip(
             there.split_with_sizes([len(tensor) for tensor in tensors]), tensors, strict=True
@@ -145,10 +162,17 @@ class Experts:
             lane.keep(tensor)
         return there
 
-    def _room(self, task: Task, what: str, buffer: str, num_bytes: int) -> HostBlock:
+    def _slot(self, task: Task) -> int:
+        """Where a group's tokens begin on the host."""
+        return int(self._layout.slot_of("routed on host", task))
+
+    def _output_room(self, task: Task, num_bytes: int) -> HostBlock:
+        late = "deferred " if task.page == DEFERRED else ""
+        return self._room(f"{late}output of experts of micro-batch {task.micro_batch}", "output on host", num_bytes)
+
+    def _room(self, name: str, buffer: str, num_bytes: int) -> HostBlock:
         """Host memory for what a group exchanges with the device."""
         locked = self._layout.buffers[buffer].tier is Tier.PINNED
-        name = f"{what} of experts of micro-batch {task.micro_batch}"
         return self._batch.session.host_blocks.take(MemoryPart.EXPERT_EXCHANGE, name, num_bytes, locked=locked)
 
 
@@ -161,8 +185,14 @@ def _call(micro_batch: InFlight, task: Task) -> ExpertsCall:
     return call
 
 
-def _rows(micro_batch: InFlight, task: Task) -> int:
-    return len(_call(micro_batch, task).hidden)
+def _rows(call: ExpertsCall) -> int:
+    return len(call.hidden)
+
+
+def least_weighted(weights: torch.Tensor, count: int) -> torch.Tensor:
+    """[token, k]: whether it is one of so many of the token's experts that count least; of equal ones the last."""
+    order = weights.argsort(dim=-1, descending=True, stable=True)
+    return torch.zeros_like(weights, dtype=torch.bool).scatter_(-1, order[:, weights.shape[-1] - count :], True)
 
 
 def _together(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -220,7 +220,7 @@ class _Buffers:
             return buffer.turns * max(self._slot(holds, layer, one) for one in self._batch.alike)
         many = self._batch.alike if holds in KEPT else self._all
         outputs = bool(split.places & ON_DEVICE) + (layer.shared is not None) if holds is Holds.DEVICE_OUTPUT else 1
-        return outputs * sum(count * self._slot(holds, layer, one) for one, count in many.items())
+        return outputs * buffer.turns * sum(count * self._slot(holds, layer, one) for one, count in many.items())
 
     def _routed_tokens(self, group: range) -> int:
         """The most tokens whose experts a group computes at once, apart from the rest of their layer."""

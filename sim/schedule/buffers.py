@@ -56,7 +56,7 @@ class By(StrEnum):
 
     RUN = "run"  # the layers that run take turns; a slot is cut into pages
     TURN = "turn"  # the micro-batches of each layer that runs take turns
-    MICRO_BATCH = "micro-batch"  # each micro-batch has its own
+    MICRO_BATCH = "micro-batch"  # each micro-batch has its own; of several turns the layers that run take one each
     CACHE = "layer and micro-batch"  # and in each layer another
     GROUP = "group"  # the groups of each layer that runs take turns
 
