@@ -40,8 +40,8 @@ def shared_apart(model: PreTrainedModel, anatomy: Anatomy) -> dict[int, nn.Modul
 
 
 @dataclass(frozen=True, slots=True)
-class _Beside:
-    """Networks of a layer that stand beside each other, in one module."""
+class ExpertBlock:
+    """A module of a layer in which routed and shared experts stand beside each other."""
 
     block: nn.Module
     routed: nn.Module
@@ -56,12 +56,12 @@ class _Beside:
         return torch.equal(at_once, late)
 
 
-def _beside(layer: nn.Module, routed: nn.Module) -> _Beside | None:
+def _beside(layer: nn.Module, routed: nn.Module) -> ExpertBlock | None:
     for block in layer.modules():
         if block is not layer and any(child is routed for child in block.children()):
             named = [child for name, child in block.named_children() if "shared" in name and child is not routed]
             shared = max(named, key=_num_parameters, default=None)  # the others are its gate
-            return None if shared is None else _Beside(block, routed, shared)
+            return None if shared is None else ExpertBlock(block, routed, shared)
     return None
 
 
@@ -73,7 +73,7 @@ def _num_parameters(module: nn.Module) -> int:
 class _Trial:
     """One pass through a block whose networks are stand-ins that say what they got."""
 
-    beside: _Beside
+    beside: ExpertBlock
     late: bool
     """Whether what shared experts make is not a number until the routed ones are asked."""
     got: dict[str, torch.Tensor] = field(default_factory=dict)

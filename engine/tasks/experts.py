@@ -59,7 +59,7 @@ class Experts:
         self._layout, self._shape = batch.layout, batch.layout.shape
         self._weights = batch.session.weights
         self._activations = batch.activations
-        self._on_host: dict[int, _OnHost] = {}  # by the first slot of a group
+        self._on_host: dict[tuple[int, int], _OnHost] = {}  # by the first micro-batch of a group, and its side
         self._made: dict[tuple[int, int], tuple[torch.Tensor, list[int]]] = {}  # by first micro-batch and page
         self._fetched = FetchedExperts(batch)
         self._of_layers: dict[int, _LayerOnHost] = {}
@@ -78,18 +78,18 @@ class Experts:
         hidden = None
         if self._shape.has_experts(task.layer, ExpertPlace.HOST):
             hidden = self._gather(lane, task, "hidden states", [call.hidden for call in calls])
-        self._on_host[self._slot(task)] = _OnHost([*map(_rows, calls)], index, weights, hidden, lane.mark())
+        self._on_host[self._key(task)] = _OnHost([*map(_rows, calls)], index, weights, hidden, lane.mark())
         return index.nbytes + weights.nbytes + (0 if hidden is None else hidden.nbytes)
 
     def fetch(self, lane: LaneContext, task: Task, group: Sequence[InFlight]) -> int:
         """Of the experts that wait on the host to be asked for, those that the group uses, to the device."""
-        sent = self._on_host[self._slot(task)]
+        sent = self._on_host[self._key(task)]
         sent.arrived.wait()
         return self._fetched.fetch(lane, task, sent.index)
 
     def on_host(self, task: Task, group: Sequence[InFlight]) -> int:
         """Experts whose weights are on the host, there. Returns the bytes of those that were used."""
-        sent = self._on_host[self._slot(task)]
+        sent = self._on_host[self._key(task)]
         assert sent.hidden is not None, "experts on the host get hidden states"
         out = self._output_room(task, sent.hidden.nbytes).view(tuple(sent.hidden.shape), sent.hidden.dtype)
         counts = None
@@ -152,8 +152,9 @@ class Experts:
         """The tensors of a group one behind the other on the host."""
         rows = sum(map(len, tensors))
         shape, dtype = (rows, *tensors[0].shape[1:]), tensors[0].dtype
-        of_slot = f"{what} of experts of slot {self._slot(task)}"
-        block = self._room(of_slot, "routed on host", sum(tensor.nbytes for tensor in tensors))
+        first, side = self._key(task)
+        name = f"{'next ' * side}{what} of experts of micro-batch {first}"
+        block = self._room(name, "routed on host", sum(tensor.nbytes for tensor in tensors))
         there = block.view(shape, dtype)
         for rows_there, tensor in zip(
             there.split_with_sizes([len(tensor) for tensor in tensors]), tensors, strict=True
@@ -162,9 +163,9 @@ class Experts:
             lane.keep(tensor)
         return there
 
-    def _slot(self, task: Task) -> int:
-        """Where a group's tokens begin on the host."""
-        return int(self._layout.slot_of("routed on host", task))
+    def _key(self, task: Task) -> tuple[int, int]:
+        """Where a group's tokens are on the host."""
+        return task.micro_batch, self._shape.side(task.step, task.layer)
 
     def _output_room(self, task: Task, num_bytes: int) -> HostBlock:
         late = "deferred " if task.page == DEFERRED else ""

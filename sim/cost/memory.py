@@ -23,8 +23,11 @@ LOGIT_BYTES = 4
 INDEX_BYTES, WEIGHT_BYTES = 8, 4
 """Of each expert of a token: its number, and what its output counts for."""
 
-OF_EXPERTS = frozenset({Holds.ROUTED, Holds.EXPERT_OUTPUT, Holds.DEVICE_OUTPUT})
-"""What goes into experts and comes out of them."""
+ROUTED = frozenset({Holds.ROUTED, Holds.NEXT_ROUTED})
+"""What goes into experts."""
+IN_DECODE = frozenset({Holds.NEXT_ROUTED, Holds.DEFERRED_OUTPUT})
+OF_EXPERTS = ROUTED | IN_DECODE | {Holds.EXPERT_OUTPUT, Holds.DEVICE_OUTPUT}
+"""What goes into them and what comes out, of these what only decode has."""
 
 KEPT = frozenset({Holds.CACHE, Holds.PROMPT_CACHE, Holds.JOINED_CACHE})
 """What a sliding window bounds."""
@@ -220,7 +223,7 @@ class _Buffers:
             return buffer.turns * max(self._slot(holds, layer, one) for one in self._batch.alike)
         many = self._batch.alike if holds in KEPT else self._all
         outputs = bool(split.places & ON_DEVICE) + (layer.shared is not None) if holds is Holds.DEVICE_OUTPUT else 1
-        return outputs * buffer.turns * sum(count * self._slot(holds, layer, one) for one, count in many.items())
+        return outputs * sum(count * self._slot(holds, layer, one) for one, count in many.items())
 
     def _routed_tokens(self, group: range) -> int:
         """The most tokens whose experts a group computes at once, apart from the rest of their layer."""
@@ -232,8 +235,9 @@ class _Buffers:
             return self._kept(holds, layer, one) * layer.kv_bytes_per_token(self._cache_bits)
         bits = self._model.activation_bits
         if holds in OF_EXPERTS:
-            tokens = one.prompt_tokens if self._shape.splits_experts(0) else one.num_requests
-            each = routed_bytes(layer, bits) if holds is Holds.ROUTED else layer.hidden_bytes_per_token(bits)
+            of_prompts = self._shape.splits_experts(0) and holds not in IN_DECODE
+            tokens = one.prompt_tokens if of_prompts else one.num_requests
+            each = routed_bytes(layer, bits) if holds in ROUTED else layer.hidden_bytes_per_token(bits)
             return tokens * each if layer.num_experts else 0
         tokens = one.prompt_tokens if holds is Holds.PROMPT_HIDDEN else one.num_requests
         return packed_bytes(tokens * self._width(holds, layer), bits)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntFlag, StrEnum
+from typing import Any
 
 from traces.errors import InputError, check_count
 
@@ -150,6 +151,10 @@ class PipelineShape:
             return None
         before = next((one for one in reversed(range(layer)) if self.experts[one]), None)
         return before if before is not None and self.defers(step, before) else None
+
+    def side(self, step: int, layer: Any) -> Any:
+        """Which of two places on the host a layer's tokens wait in for experts: with deferral layers take turns."""
+        return layer % 2 if self.defers_experts and step > 0 else 0 * layer
 
     def group(self, number: int) -> range:
         """The micro-batches of a group: all are spread evenly over the groups."""

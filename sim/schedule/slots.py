@@ -170,9 +170,7 @@ class SlotLayout:
             return (self.run_of_layer(task) * n + task.micro_batch) % buffer.turns
         if buffer.by is By.GROUP:
             return (self.run_of_layer(task) * self.shape.num_groups + self.group_of[task.micro_batch]) % buffer.turns
-        if buffer.by is By.MICRO_BATCH:
-            return task.micro_batch + (self.run_of_layer(task) % buffer.turns * n if buffer.turns > 1 else 0)
-        return task.layer * n + task.micro_batch
+        return task.micro_batch if buffer.by is By.MICRO_BATCH else task.layer * n + task.micro_batch
 
     def access(self, name: str, task: Task, content: tuple[Column, ...] | None = None, when: Column = True) -> Access:
         """The task's slots of a buffer, by default filled anew in each layer."""

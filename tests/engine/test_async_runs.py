@@ -106,6 +106,16 @@ def test_so_it_is_wherever_experts_are_computed(schedule, places, order):
     check_tokens_and_order("qwen2_moe", schedule, order, policy)
 
 
+@pytest.mark.parametrize("order", FEW)
+def test_so_it_is_with_deferred_experts(order):
+    """Which are another model's tokens: those of a device that is never late."""
+    policy = Policy.usual(by_name("cpu-experts"), len(PROMPTS), SIZE, defer_experts=1, groups=2)
+    expected = engine.run(make("qwen2_moe"), PROMPTS, "cpu-experts", policy, max_new_tokens=NEW, device="emulated")
+    result, machine = run("qwen2_moe", "cpu-experts", order, policy=policy)
+    assert result.sequences == expected.sequences
+    assert Counter(machine.races.found) == {}
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("order", FEW)
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,7 +10,7 @@ from torch import nn
 import engine
 from engine.model import Anatomy, shared_apart
 from engine.model.coroutine import current
-from engine.model.shared_experts import _Beside
+from engine.model.shared_experts import ExpertBlock
 from sim.problem import Policy
 from sim.schedule import by_name
 
@@ -88,7 +88,7 @@ def test_those_beside_the_block_of_the_routed_ones_run_with_their_layer():
 
 
 def test_a_model_without_any_is_not_tried(monkeypatch):
-    monkeypatch.setattr(_Beside, "may_be_apart", lambda *_: pytest.fail("nothing to try"))
+    monkeypatch.setattr(ExpertBlock, "may_be_apart", lambda *_: pytest.fail("nothing to try"))
     assert not shared_of("mixtral")[2]
 
 
@@ -147,6 +147,6 @@ def raises(shared, routed, hidden, more):
 )
 def test_a_trial_says_whether_a_block_can_wait_for_them(way, apart):
     block = Block(way)
-    networks = _Beside(block, block.experts, block.shared_expert)
+    networks = ExpertBlock(block, block.experts, block.shared_expert)
     assert networks.may_be_apart(torch.linspace(-1, 1, 8).view(1, 2, 4)) is apart
     assert not any("forward" in vars(module) for module in block.modules())

@@ -45,17 +45,16 @@ class ExpertSlots(SlotLayout):
             "fetched": Buffer(Holds.FETCHED, By.GROUP, turns, fetched, MemoryPart.FETCHED_EXPERTS),
         }
         if shape.defers_experts:  # the next layer's tokens come while these experts are computed
-            self.buffers |= {
-                "routed on host": replace(self.buffers["routed on host"], turns=2),
-                **{f"deferred {name}": self.buffers[name] for name in ("output on host", "output of host")},
-            }
+            self.buffers["next routed on host"] = Buffer(Holds.NEXT_ROUTED, By.MICRO_BATCH, 1, asked, exchange)
+            for name in ("output on host", "output of host"):
+                self.buffers[f"deferred {name}"] = replace(self.buffers[name], holds=Holds.DEFERRED_OUTPUT)
         if shape.streams_non_experts and places:  # the end of a layer runs when the next one has begun
             self.buffers["weights"] = replace(self.buffers["weights"], turns=3)
         self._by_op |= {
             Op.ROUTE: self._route,
-            Op.OFFLOAD_TOKENS: lambda task: self._of_group("routed", "routed on host", task),
+            Op.OFFLOAD_TOKENS: lambda task: Accesses((self._group("routed", task),), self._routed_on_host(task)),
             Op.HOST_EXPERTS: lambda task: Accesses(
-                (self._group("routed on host", task),), self._soon_or_late("output on host", task)
+                self._routed_on_host(task), self._soon_or_late("output on host", task)
             ),
             Op.LOAD_OUTPUT: lambda task: Accesses(
                 self._soon_or_late("output on host", task), self._soon_or_late("output of host", task)
@@ -82,8 +81,13 @@ class ExpertSlots(SlotLayout):
         length = self._group_sizes[task.micro_batch]
         return one._replace(length=int(length) if isinstance(task.micro_batch, int) else length)
 
-    def _of_group(self, source: str, target: str, task: Task) -> Accesses:
-        return Accesses((self._group(source, task),), (self._group(target, task),))
+    def _routed_on_host(self, task: Task) -> tuple[Access, ...]:
+        """A group's tokens where they wait for experts on the host."""
+        usual = self._group("routed on host", task)
+        if not self.shape.defers_experts:
+            return (usual,)
+        side, other = self.shape.side(task.step, task.layer), self._group("next routed on host", task)
+        return usual._replace(when=side == 0), other._replace(when=side == 1)
 
     def _soon_or_late(self, name: str, task: Task) -> tuple[Access, ...]:
         """A group's slots of a buffer, or of the one for what is deferred."""
@@ -133,7 +137,7 @@ class ExpertSlots(SlotLayout):
         return Accesses((attention, hidden, weights), (*writes, self.access("routed", task)))
 
     def _fetch(self, task: Task) -> Accesses:
-        return Accesses((self._group("routed on host", task),), (self.access("fetched", task),))
+        return Accesses(self._routed_on_host(task), (self.access("fetched", task),))
 
     def _device_experts(self, task: Task) -> Accesses:
         fetched = self.access("fetched", task, when=self._are_in(ExpertPlace.FETCHED, task.layer))
