@@ -10,7 +10,7 @@ from torch.backends import cuda
 from engine.device import aligned_bytes, for_now
 from engine.host import BITS, HostAttention, HostThreads
 from engine.memory import STAGING, HostBlocks, HostCopy, HostWeights, WeightStream, placed
-from engine.model import Anatomy, kept_experts, lean_gates, split
+from engine.model import Anatomy, kept_experts, lean_gates, shared_apart, split
 from engine.tasks import RunContext, Session, expert_exchange_bytes
 from sim.schedule import LaneKind, MemoryPart, Place, SlotLayout, Tier
 
@@ -29,12 +29,16 @@ def open_session(run: RunContext, keep_model: bool = True) -> Iterator[Session]:
         stack.callback(device.reserve_pinned, {})
         device.reserve_pinned(_reserved_bytes(run, weights, layout))
         blocks = stack.enter_context(contextlib.closing(HostBlocks(device, run.host)))
+        shared = shared_apart(model, run.anatomy) if layout.shape.experts else {}
         stream = stack.enter_context(placed(model, run.anatomy, device, weights, layout, run.packed, keep_model))
         stack.enter_context(kept_experts(model))
         stack.enter_context(lean_gates(model.modules()))
         owners = [parameter.owner for layer in run.streamed if layer for parameter in layer.parameters.values()]
         on_their_own = {i: one.module for i, one in stream.experts.items() if layout.shape.experts}
-        stack.enter_context(split(model, run.anatomy.layers, owners, on_their_own))
+        for i, experts in stream.experts.items():
+            experts.shared = shared.get(i)
+        beside = [one.shared for one in stream.experts.values() if one.shared is not None]
+        stack.enter_context(split(model, run.anatomy.layers, owners, on_their_own, beside))
         kernel = stack.enter_context(HostAttention(device.cpu_threads))
         if policy.attention is Place.CPU and model.dtype in BITS:
             with ThreadPoolExecutor(1) as apart:  # the kernel's helpers inherit what the lane asks of its thread

@@ -145,6 +145,8 @@ class PlacedExperts:
     """Those that came there for this run of the layer."""
     formats: Mapping[str, PackedFormat] = field(default_factory=dict)
     """How parameters are packed, if they are: a row is then the bytes of an expert."""
+    shared: nn.Module | None = None
+    """The layer's shared experts, if they are computed with these and not by the layer."""
 
     @property
     def parts(self) -> tuple[ExpertPart, ...]:

@@ -41,7 +41,7 @@ class Compute:
         with self._activations.working(micro_batch, task):
             if micro_batch.at is None:
                 micro_batch.start()
-            _leave_experts(micro_batch)
+            self._leave_experts(micro_batch)
             micro_batch.experts_apart = self._shape.splits_experts(task.step)
             if not isinstance(micro_batch.at, LayerEntry) or micro_batch.at.layer != task.layer:
                 raise RuntimeError(f"micro-batch {micro_batch.index} is not at this layer but at {micro_batch.at!r}")
@@ -93,10 +93,18 @@ class Compute:
                         micro_batch.resume()
         self._activations.stopped(micro_batch)
 
+    def _leave_experts(self, micro_batch: InFlight) -> None:
+        """Goes on from the experts of a layer, which were computed apart, to the end of the layer."""
+        call = micro_batch.at
+        if isinstance(call, ExpertsCall):
+            before = self._shape.deferred_to(micro_batch.step, call.layer)
+            micro_batch.resume(micro_batch.take_output(before))
+            micro_batch.shared_output = None
+
     def head(self, task: Task, micro_batch: InFlight) -> int:
         """From the end of the last layer to the entry of the first in the next step, or to the end of generation."""
         with self._activations.working(micro_batch, task):
-            _leave_experts(micro_batch)
+            self._leave_experts(micro_batch)
             micro_batch.resume_and_draw()
         micro_batch.step += 1
         self._activations.stopped(micro_batch)
@@ -162,12 +170,6 @@ class Compute:
         whole[: len(resident)].copy_(resident)
         whole[len(resident) :].copy_(loaded)
         return whole
-
-
-def _leave_experts(micro_batch: InFlight) -> None:
-    """Goes on from the experts of a layer, which were computed apart, to the end of the layer."""
-    if isinstance(micro_batch.at, ExpertsCall):
-        micro_batch.resume(micro_batch.take_output())
 
 
 def _take_attended(micro_batch: InFlight, call: AttentionCall) -> Attended:

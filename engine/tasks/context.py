@@ -104,6 +104,7 @@ class RunContext:
 
     def shape(self, num_micro_batches: int) -> PipelineShape:
         """The pipeline that a batch of so many micro-batches makes."""
+        self.policy.check_deferral(self.anatomy.top_k)
         counts, shared = self.anatomy.expert_counts, self.anatomy.shared
         return self.policy.pipeline(self.schedule, counts, num_micro_batches, shared=shared)
 

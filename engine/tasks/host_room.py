@@ -94,15 +94,19 @@ class ExpertRoom:
         row_bytes = _row_bytes(batch.session.run, self._layout)
         for group in range(shape.num_groups if row_bytes else 0):
             for what, num_bytes in row_bytes.items():
-                self.exchanged(what, shape.group(group)[0], batch.routed_tokens(group) * num_bytes)
+                for turn in range(1 + shape.defers_experts):
+                    self.exchanged(what, shape.group(group)[0], batch.routed_tokens(group) * num_bytes, turn=turn)
         if _fetches(shape):
             for slot in range(self._layout.buffers["fetched"].turns):
                 self.told(slot, _told_bytes(batch.session.run))
 
-    def exchanged(self, what: str, first: int, num_bytes: int) -> HostBlock:
-        """For one of OF_EXPERTS; `first` is the first micro-batch of the group."""
+    def exchanged(self, what: str, first: int, num_bytes: int, *, turn: int = 0) -> HostBlock:
+        """For one of OF_EXPERTS; `first` is the first micro-batch of the group.
+
+        With deferral two layers are on their way, which take turns; of outputs the second is the deferred one.
+        """
         locked = self._layout.buffers[OF_EXPERTS[what]].tier is Tier.PINNED
-        name = f"{what} of experts of micro-batch {first}"
+        name = f"{'next ' * turn}{what} of experts of micro-batch {first}"
         return self._blocks.take(MemoryPart.EXPERT_EXCHANGE, name, num_bytes, locked=locked)
 
     def told(self, slot: int, num_bytes: int) -> HostBlock:
@@ -119,7 +123,7 @@ def expert_exchange_bytes(run: RunContext, layout: SlotLayout) -> int:
     locked = [n for what, n in row_bytes.items() if in_decode and buffers[OF_EXPERTS[what]].tier is Tier.PINNED]
     rows = [len(shape.group(group)) * run.policy.micro_batch_size for group in range(shape.num_groups)]
     told_bytes = buffers["fetched"].turns * aligned_bytes(_told_bytes(run)) if _fetches(shape) else 0
-    return told_bytes + sum(aligned_bytes(count * row) for count in rows for row in locked)
+    return told_bytes + (1 + shape.defers_experts) * sum(aligned_bytes(count * row) for count in rows for row in locked)
 
 
 def _row_bytes(run: RunContext, layout: SlotLayout) -> dict[str, int]:

@@ -1,4 +1,4 @@
-from .durations import GROWS_WITH_CONTEXT as GROWS_WITH_CONTEXT, SUMS as SUMS, CostModel as CostModel
+from .durations import GROWS_WITH_CONTEXT as GROWS_WITH_CONTEXT, OWN_PAGES as OWN_PAGES, CostModel as CostModel
 from .memory import (
     Shortage as Shortage,
     activation_bytes as activation_bytes,

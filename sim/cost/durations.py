@@ -16,7 +16,7 @@ CACHE_LIMIT = 5_000
 GROWS_WITH_CONTEXT = frozenset({Op.ATTN, Op.LOAD_KV})
 """Ops whose cost differs from one decode step to the next; the others tell only prefill from decode."""
 
-SUMS = frozenset({Op.ALL_REDUCE})
+OWN_PAGES = frozenset({Op.ALL_REDUCE, Op.HOST_EXPERTS, Op.LOAD_OUTPUT})
 """Ops whose pages are not of weights: each page is a kind of its own."""
 
 
@@ -55,7 +55,7 @@ class CostModel:
         _, op, lane, step, layer, j, page, _ = task
         when = step if op in GROWS_WITH_CONTEXT else step > 0
         kind = self.layer_kinds[layer]
-        of_page = page if op in SUMS else self.page_kinds[kind][page]
+        of_page = page if op in OWN_PAGES else self.page_kinds[kind][page]
         key = (op, when, kind, self.batch_kinds[j], of_page, lane)
         cost = self._known.get(key)
         if cost is None:

@@ -18,11 +18,17 @@ from sim.problem import (
     unpacked_experts,
     unpacks_experts,
 )
-from sim.schedule import Buffer, By, ExpertPlace, Holds, MemoryPart, PipelineShape, Schedule, Tier, layout_of
+from sim.schedule import ON_DEVICE, Buffer, By, ExpertPlace, Holds, MemoryPart, PipelineShape, Schedule, Tier, layout_of
 
 LOGIT_BYTES = 4
 INDEX_BYTES, WEIGHT_BYTES = 8, 4
 """Of each expert of a token: its number, and what its output counts for."""
+
+ROUTED = frozenset({Holds.ROUTED, Holds.NEXT_ROUTED})
+"""What goes into experts."""
+IN_DECODE = frozenset({Holds.NEXT_ROUTED, Holds.DEFERRED_OUTPUT})
+OF_EXPERTS = ROUTED | IN_DECODE | {Holds.EXPERT_OUTPUT, Holds.DEVICE_OUTPUT}
+"""What goes into them and what comes out, of these what only decode has."""
 
 KEPT = frozenset({Holds.CACHE, Holds.PROMPT_CACHE, Holds.JOINED_CACHE})
 """What a sliding window bounds."""
@@ -236,7 +242,8 @@ class _Buffers:
         many = self._batch.alike if holds in KEPT else self._all
         if holds in EXCHANGED and buffer.tier is not Tier.DEVICE:
             many = self._of_host
-        return sum(count * self._slot(holds, layer, one) for one, count in many.items())
+        outputs = bool(split.places & ON_DEVICE) + (layer.shared is not None) if holds is Holds.DEVICE_OUTPUT else 1
+        return outputs * sum(count * self._slot(holds, layer, one) for one, count in many.items())
 
     def _routed_tokens(self, group: range) -> int:
         """The most tokens whose experts a group computes at once, apart from the rest of their layer."""
@@ -247,9 +254,10 @@ class _Buffers:
         if holds in KEPT:
             return self._kept(holds, layer, one) * layer.kv_bytes_per_token(self._cache_bits)
         bits = self._model.activation_bits
-        if holds is Holds.ROUTED or holds is Holds.EXPERT_OUTPUT:
-            tokens = one.prompt_tokens if self._shape.splits_experts(0) else one.num_requests
-            each = routed_bytes(layer, bits) if holds is Holds.ROUTED else layer.hidden_bytes_per_token(bits)
+        if holds in OF_EXPERTS:
+            of_prompts = self._shape.splits_experts(0) and holds not in IN_DECODE
+            tokens = one.prompt_tokens if of_prompts else one.num_requests
+            each = routed_bytes(layer, bits) if holds in ROUTED else layer.hidden_bytes_per_token(bits)
             return tokens * each if layer.num_experts else 0
         tokens = one.prompt_tokens if holds is Holds.PROMPT_HIDDEN else one.num_requests
         return packed_bytes(tokens * self._width(holds, layer), bits)

@@ -19,7 +19,7 @@ from sim.problem import (
     unpacked_experts,
     unpacks_experts,
 )
-from sim.schedule import ExpertPlace, PipelineShape, Schedule, Task
+from sim.schedule import DEFERRED, ExpertPlace, PipelineShape, Schedule, Task
 
 
 def fetches_modules(schedule: Schedule, hardware: Hardware) -> bool:
@@ -65,7 +65,8 @@ class Sizes:
     @cached_property
     def expert_use(self) -> ExpertUse:
         """What tokens use of them."""
-        return ExpertUse(self.placement, self.routing, self.schedule.system)
+        defers = tuple(self.shape.defers(1, layer) for layer in range(self.shape.num_layers))
+        return ExpertUse(self.placement, self.routing, self.schedule.system, defers)
 
     def layer(self, task: Task) -> Layer:
         return self.model.layers[task.layer]
@@ -110,8 +111,16 @@ class Sizes:
         return prompts if task.step == 0 else requests
 
     def used(self, task: Task, places: ExpertPlace) -> Use:
-        """What a group's tokens use of a layer's experts in these places."""
-        return self.expert_use.of_group(task.layer, self.group_tokens(task), places)
+        """What a group's tokens use of a layer's experts in these places; of the host's, in the task's part of them."""
+        part = self._part_of_top_k(task) if places is ExpertPlace.HOST else None
+        return self.expert_use.of_group(task.layer, self.group_tokens(task), places, part)
+
+    def _part_of_top_k(self, task: Task) -> int | None:
+        """How many of each token's experts a task of the host computes; None where none of them is deferred."""
+        if not self.shape.defers(task.step, task.layer):
+            return None
+        late = self.policy.defer_experts
+        return late if task.page == DEFERRED else self.layer(task).top_k - late
 
     def tokens_an_expert(self, task: Task, places: ExpertPlace) -> float:
         """How many tokens of a group each expert gets on average that they use in these places."""

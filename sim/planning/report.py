@@ -83,6 +83,8 @@ def in_short(policy: Policy) -> str:
         words.append("prefill cpu")
     if policy.stream_non_experts:
         words.append("all stream")
+    if policy.defer_experts:
+        words.append(f"defers {policy.defer_experts}")
     if policy.pin_weights:
         words.append("locked" if policy.pin_weights == 1 else f"locked {policy.pin_weights:.1%}")
     return " ".join(words)

@@ -35,6 +35,7 @@ from .systems import CGOPipe as CGOPipe
 from .task import (
     CPU as CPU,
     D2H as D2H,
+    DEFERRED as DEFERRED,
     ENDS_LAYER as ENDS_LAYER,
     GPU as GPU,
     H2D as H2D,

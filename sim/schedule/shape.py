@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntFlag, StrEnum
+from typing import Any
 
 from traces.errors import InputError, check_count
 
@@ -71,6 +72,9 @@ class System:
     caches_experts: bool = False
     """Whether the experts on the device are those used last, instead of always the same."""
 
+    defers_experts: bool = False
+    """Whether it can add what some experts of a layer make to the output of the next layer: then others wait less."""
+
     @property
     def splits_experts(self) -> bool:
         """Whether it computes experts apart from the rest of a layer, where each of them is."""
@@ -89,6 +93,7 @@ class PipelineShape:
     `experts`, of a system that splits them: per layer, all places where decode finds some of its routed experts; none
     in a layer that has none. Those of `num_groups` micro-batches each are computed together; `prefill_experts` says
     where prefill computes the experts of the host, to which end on the GPU `streamed_in_prefill` stream.
+    `defers_experts`: in decode the host computes a part of its experts late (see `defers`).
 
     With `attention` on the CPU, `attending_on_device` of the micro-batches, spread evenly, attend on the device all the
     same, beside their KV cache, which stays there.
@@ -108,6 +113,7 @@ class PipelineShape:
     prefill_experts: Place = Place.GPU
     streamed_in_prefill: tuple[bool, ...] = ()
     attending_on_device: int = 0
+    defers_experts: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "num_micro_batches", "num_pages", "num_groups"):
@@ -153,6 +159,22 @@ class PipelineShape:
     def has_experts(self, layer: int, places: ExpertPlace) -> bool:
         """Whether a layer has routed experts in any of these places."""
         return bool(self.experts) and bool(self.experts[layer] & places)
+
+    def defers(self, step: int, layer: int) -> bool:
+        """Whether a part of a layer's experts counts in the next layer with experts; the last one defers nothing."""
+        late = self.defers_experts and step > 0 and self.has_experts(layer, ExpertPlace.HOST)
+        return late and any(self.experts[layer + 1 :])
+
+    def deferred_to(self, step: int, layer: int) -> int | None:
+        """The layer before, a part of whose experts counts in this one."""
+        if not self.defers_experts or not self.experts[layer]:
+            return None
+        before = next((one for one in reversed(range(layer)) if self.experts[one]), None)
+        return before if before is not None and self.defers(step, before) else None
+
+    def side(self, step: int, layer: Any) -> Any:
+        """Which of two places on the host a layer's tokens wait in for experts: with deferral layers take turns."""
+        return layer % 2 if self.defers_experts and step > 0 else 0 * layer
 
     def group(self, number: int) -> range:
         """The micro-batches of a group: all are spread evenly over the groups."""

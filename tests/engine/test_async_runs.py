@@ -129,6 +129,16 @@ def test_packed_experts_in_every_place_and_order(schedule, places, prompts, orde
     check_packed(schedule, {**places, "groups": 1} if len(prompts) == SIZE else places, order, prompts)
 
 
+@pytest.mark.parametrize("order", FEW)
+def test_so_it_is_with_deferred_experts(order):
+    """Which are another model's tokens: those of a device that is never late."""
+    policy = Policy.usual(by_name("cpu-experts"), len(PROMPTS), SIZE, defer_experts=1, groups=2)
+    expected = engine.run(make("qwen2_moe"), PROMPTS, "cpu-experts", policy, max_new_tokens=NEW, device="emulated")
+    result, machine = run("qwen2_moe", "cpu-experts", order, policy=policy)
+    assert result.sequences == expected.sequences
+    assert Counter(machine.races.found) == {}
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("order", FEW)
 @pytest.mark.parametrize("family", FAMILIES)

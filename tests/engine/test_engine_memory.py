@@ -42,6 +42,7 @@ PLACES = [
     {"attention": "gpu", "kv_on_device": 1.0},
     {"attention_on_device": 0.5},
     {"attention_on_device": 1.0},
+    {"defer_experts": 1},
 ]
 UNEQUAL = ([60, 5, 9, 30, 7, 12, 4], 2, 3)  # and the last micro-batch is smaller
 SHAPES = {  # prompts, micro-batch size, new tokens
@@ -170,6 +171,14 @@ def test_the_plan_holds_the_peak_of_every_kind_of_experts(family, width, tmp_pat
     for share in (0.0, 0.5) if family in ("mixtral", "gpt_oss", "qwen2_moe") else (0.0,):
         plan, peak, late = planned_and_peak(model, by_name("cgopipe"), {"experts_on_device": share}, shape, tmp_path)
         assert peak - late <= plan <= 1.15 * peak
+
+
+@pytest.mark.parametrize("prefill", ["cpu", "gpu"])
+@pytest.mark.parametrize("family", ["qwen2_moe", "deepseek_v3"])
+def test_the_plan_holds_what_shared_experts_make_apart(family, prefill, tmp_path):
+    places = {"experts_on_device": 0.5, "prefill_experts": prefill, "defer_experts": 1}
+    plan, peak, late = planned_and_peak(wide(family), by_name("cpu-experts"), places, UNEQUAL, tmp_path)
+    assert peak - late <= plan <= 1.2 * peak
 
 
 @pytest.mark.parametrize(

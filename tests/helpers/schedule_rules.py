@@ -16,6 +16,7 @@ from sim.cost import Cost
 from sim.schedule import (
     CPU,
     D2H,
+    DEFERRED,
     GPU,
     H2D,
     WHOLE,
@@ -42,6 +43,8 @@ COMPUTED_IN = {
     Op.HOST_EXPERTS: ExpertPlace.HOST,
 }
 ON_DEVICE = COMPUTED_IN[Op.DEVICE_EXPERTS]
+LATE = (Op.HOST_EXPERTS, Op.LOAD_OUTPUT)
+"""Ops of what counts in the next layer, beside those of what counts at once."""
 COMPUTE = {Op.PRE_ATTN, Op.ATTN, Op.POST_ATTN, Op.HEAD, Op.ROUTE, *COMPUTED_IN}
 LANES = {
     Op.PRE_ATTN: {LaneKind.GPU},
@@ -159,6 +162,7 @@ def _split_shapes(draw, schedule, num_layers, n, max_pages, attention, *, on_dev
         num_groups=draw(st.integers(1, n)),
         prefill_experts=Place.GPU if on_gpu else Place.CPU,
         streamed_in_prefill=moved if on_gpu else (),
+        defers_experts=system.defers_experts and draw(st.booleans()),
     )
 
 
@@ -244,7 +248,15 @@ def all_arithmetic(shape, first, stop):
         if split and j == first_of_group(shape, j):
             places = shape.experts[layer]
             done.update((op, step, layer, j) for op, where in COMPUTED_IN.items() if places & where)
+            done[Op.HOST_EXPERTS, step, layer, j] += takes_deferred(shape, step, layer) is not None
     return done
+
+
+def takes_deferred(shape, step, layer):
+    """The layer in which a part of this one's experts counts: the next one that has some; None if none is late."""
+    if not shape.defers_experts or step == 0 or not shape.experts[layer] & ExpertPlace.HOST:
+        return None
+    return next((later for later in range(layer + 1, shape.num_layers) if shape.experts[later]), None)
 
 
 def first_of_group(shape, j):
@@ -300,7 +312,13 @@ def paths_of(shape, step, layer, j, first=0):
         ON_DEVICE: (Op.DEVICE_EXPERTS,),
     }
     mine = [[(op, step, layer, group) for op in ops] for where, ops in ways.items() if places & where]
-    return [[*path, (Op.ROUTE, step, layer, j), *way, *after] for way in mine]
+    paths = [[*path, (Op.ROUTE, step, layer, j), *way, *after] for way in mine]
+    late = takes_deferred(shape, step, layer)
+    if late is not None:
+        way = ((Op.OFFLOAD_TOKENS, step, layer, group), *(((op, "late"), step, layer, group) for op in LATE))
+        then = (Op.HEAD, step, -1, j) if late == shape.num_layers - 1 else (Op.PRE_ATTN, step, late + 1, j)
+        paths.append([*way, then])
+    return paths
 
 
 def cache_path_of(shape, step, layer, j, first=0):
@@ -317,7 +335,8 @@ def cache_path_of(shape, step, layer, j, first=0):
 
 def assert_data_flows(tasks, shape, order, first, stop):
     """Results reach those who need them; weights arrive before use; two layers' buffers are never overfilled."""
-    named = {(task.op, task.step, task.layer, task.micro_batch): task for task in tasks}
+    late = {task for task in tasks if task.op in LATE and task.page == DEFERRED}
+    named = {((t.op, "late") if t in late else t.op, t.step, t.layer, t.micro_batch): t for t in tasks}
     for step in range(first, stop):
         for turn in ((layer, j) for layer in range(shape.num_layers) for j in range(shape.num_micro_batches)):
             paths = *paths_of(shape, step, *turn, first), cache_path_of(shape, step, *turn, first)

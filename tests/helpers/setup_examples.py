@@ -51,6 +51,8 @@ def split_policies(draw, system, num_micro_batches):
     chosen |= {"experts_on_device": device, "deal_experts": draw(st.booleans())}
     if system.experts & ExpertPlace.HOST:
         chosen["experts_on_host"] = host
+    if system.defers_experts:
+        chosen["defer_experts"] = draw(st.sampled_from([0, 1]))
     if system.experts & ExpertPlace.FETCHED:
         chosen["experts_fetched"] = fetched
     if Place.GPU in system.attention and system.attention[0] is Place.CPU and draw(st.booleans()):

@@ -33,6 +33,7 @@ _OF_PLACES = frozenset(
         "groups",
         "prefill_experts",
         "stream_non_experts",
+        "defer_experts",
     }
 )
 
@@ -51,6 +52,8 @@ class Policy:
     Experts are computed for `groups` of micro-batches at once (default: for each alone); `prefill_experts` says where
     prefill computes those of the host (default: where the system does). With `stream_non_experts` the rest of a layer
     streams, too.
+    `defer_experts` changes the model's outputs: in decode what so many of each token's top k experts make, the least
+    weighted ones, as far as the host computes them, counts in the next layer with experts instead of their own.
     `kv_on_device` is r_c: of each micro-batch's n requests, int(n · r_c) whole ones keep their KV cache on the device.
     With attention on the CPU, `attention_on_device` is the share of the n micro-batches, int(n · share) whole ones,
     that attend on the device all the same; all of their KV cache stays there.
@@ -78,6 +81,7 @@ class Policy:
     prefill_experts: Place | None = None
     stream_non_experts: bool = False
     attention_on_device: float = 0.0
+    defer_experts: int = 0
 
     def __post_init__(self) -> None:
         check_count("batch-size", self.batch_size)
@@ -108,6 +112,8 @@ class Policy:
             check_flag(name, getattr(self, name))
         if self.groups is not None:
             check_count("groups", self.groups)
+        if type(self.defer_experts) is not int or self.defer_experts < 0:
+            raise InputError(f"defer_experts: {self.defer_experts!r} is not allowed; give a whole number from 0 on")
         if self.host_layers is not None:
             layers = self.host_layers
             numbers = isinstance(layers, list | tuple) and [type(one) for one in layers] == [int, int]
@@ -120,6 +126,11 @@ class Policy:
         """A policy with the places that the schedule usually works with, and `given` fields on top."""
         usual = {"attention": schedule.system.attention[0], "kv_on_device": float(schedule.system.kv_on_device)}
         return cls(batch_size, micro_batch_size, **{**usual, **given})
+
+    @property
+    def changes_outputs(self) -> str:
+        """What makes the model say something else than it would, in words; nothing if all it does is exact."""
+        return f"defer_experts {self.defer_experts} changes the model's outputs" if self.defer_experts else ""
 
     @property
     def num_micro_batches(self) -> int:
@@ -153,6 +164,7 @@ class Policy:
 
     def shape(self, schedule: Schedule, model: Model, num_micro_batches: int | None = None) -> PipelineShape:
         """The pipeline this policy makes of the model. Raises InputError where the schedule cannot work so."""
+        self.check_deferral(min((layer.top_k for layer in model.layers if layer.num_experts), default=1))
         counts = tuple(layer.num_experts for layer in model.layers)
         shared = tuple(layer.shared is not None for layer in model.layers)
         return self.pipeline(schedule, counts, num_micro_batches, shared=shared)
@@ -203,7 +215,15 @@ class Policy:
             "num_groups": min(n, self.groups or n),
             "prefill_experts": place,
             "streamed_in_prefill": moves if place is Place.GPU else (),
+            "defers_experts": self.defer_experts > 0,
         }
+
+    def check_deferral(self, top_k: int) -> None:
+        """Raise InputError where no expert of a token would count in its own layer."""
+        if self.defer_experts >= max(1, top_k):
+            raise InputError(
+                f"defer_experts: {self.defer_experts} is not allowed; a token has {top_k} experts, give less"
+            )
 
     def check_places(self, schedule: Schedule) -> None:
         """Raise InputError where the schedule attends, or keeps its KV cache or its experts, elsewhere."""
@@ -234,6 +254,7 @@ class Policy:
             "experts_fetched": (self.experts_fetched, system.experts & place.FETCHED),
             "host_layers": (self.host_layers, system.experts & place.HOST),
             "groups": (self.groups, system.splits_experts),
+            "defer_experts": (self.defer_experts, system.defers_experts),
             "deal_experts": (self.deal_experts, not (system.streams_non_experts or system.whole_layers)),
         }
         for name, (given, allowed) in needs.items():

@@ -212,6 +212,16 @@ def test_what_was_placed_is_said(capsys, one_request):
     assert "flexgen, zero: 128 of 128 experts on the device, as many as fit" in " ".join(out.split())
 
 
+def test_what_changes_the_outputs_is_said(capsys, tmp_path):
+    policy = tmp_path / "policy.json"
+    sizes = {"schedule": "cpu-experts", "batch_size": 1, "micro_batch_size": 1}
+    given = ["--model", "qwen3-30b-a3b", "--hardware", "rtx4090", "--schedules", "cpu-experts", "--jobs", "1"]
+    for count, said in ((0, False), (1, True)):
+        policy.write_text(json.dumps({**sizes, "defer_experts": count}))
+        assert main(["compare", *given, "--policy", str(policy), "--gen-len", "3"]) == 0
+        assert ("changes the model's outputs" in " ".join(capsys.readouterr().out.split())) is said
+
+
 def test_a_policy_that_says_where_experts_are_is_left_as_it_is(capsys, one_request, tmp_path):
     policy = tmp_path / "policy.json"
     policy.write_text(json.dumps({"batch_size": 1, "micro_batch_size": 1, "experts_on_device": 0.0}))

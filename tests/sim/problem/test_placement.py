@@ -114,6 +114,8 @@ def test_what_prefill_and_decode_move_of_a_layer(on):
         ("flexgen", {"host_layers": [0, 3]}, "host_layers: (0, 3) is not what flexgen does"),
         ("zero", {"groups": 2}, "groups: 2 is not what zero does"),
         ("expert-cache", {"prefill_experts": "cpu"}, "prefill_experts: cpu is not what expert-cache does"),
+        ("hybrid", {"defer_experts": 1}, "defer_experts: 1 is not what hybrid does"),
+        ("cpu-experts", {"defer_experts": 2}, "defer_experts: 2 is not allowed; a token has 2 experts, give less"),
         ("hybrid", {"host_layers": [0, 33]}, "host_layers: [0, 33] goes beyond the model's 32 layers"),
     ],
 )
@@ -131,6 +133,8 @@ def test_a_place_that_a_schedule_does_not_have_is_refused(name, fields, said):
         ({"host_layers": [0, True]}, "host_layers: [0, True] is not allowed"),
         ({"host_layers": 3}, "host_layers: 3 is not allowed"),
         ({"groups": 0}, "groups"),
+        ({"defer_experts": -1}, "defer_experts: -1 is not allowed; give a whole number from 0 on"),
+        ({"defer_experts": True}, "defer_experts: True is not allowed"),
         ({"deal_experts": 1}, "deal_experts: 1 is not allowed; give true or false"),
     ],
 )
