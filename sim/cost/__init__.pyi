@@ -1,4 +1,5 @@
 from .durations import GROWS_WITH_CONTEXT as GROWS_WITH_CONTEXT, OWN_PAGES as OWN_PAGES, CostModel as CostModel
+from .expert_use import ExpertUse as ExpertUse
 from .memory import (
     Shortage as Shortage,
     activation_bytes as activation_bytes,

@@ -16,6 +16,11 @@ CACHE_LIMIT = 5_000
 GROWS_WITH_CONTEXT = frozenset({Op.ATTN, Op.LOAD_KV})
 """Ops whose cost differs from one decode step to the next; the others tell only prefill from decode."""
 
+WITHOUT_EXPERTS = frozenset(
+    {Op.PRE_ATTN, Op.ATTN, Op.OFFLOAD_QKV, Op.LOAD_HIDDEN, Op.STORE_HIDDEN, Op.LOAD_KV, Op.STORE_KV}
+)
+"""Ops that cost the same in equal layers of the model, wherever experts are and whatever tokens use of them."""
+
 OWN_PAGES = frozenset({Op.ALL_REDUCE, Op.HOST_EXPERTS, Op.LOAD_OUTPUT})
 """Ops whose pages are not of weights: each page is a kind of its own."""
 
@@ -41,6 +46,7 @@ class CostModel:
         firsts = (kinds.index(kind) for kind in range(max(kinds) + 1))
         self.page_kinds = (*(self._pages_of(layer) for layer in firsts), (-1,) * (sizes.shape.num_pages + 1))
         """Per kind of layer, of pages with as many bytes, as many of them page-locked; the last entry is no layer's."""
+        self._same_layers = (*sizes.model.layer_kinds, -1)
         self._known: dict[tuple[Op, int, int, int, int, Lane], Cost] = {}
 
     def _pages_of(self, layer: int) -> tuple[int, ...]:
@@ -56,6 +62,8 @@ class CostModel:
         when = step if op in GROWS_WITH_CONTEXT else step > 0
         kind = self.layer_kinds[layer]
         of_page = page if op in OWN_PAGES else self.page_kinds[kind][page]
+        if op in WITHOUT_EXPERTS:
+            kind = self._same_layers[layer]
         key = (op, when, kind, self.batch_kinds[j], of_page, lane)
         cost = self._known.get(key)
         if cost is None:

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import accumulate, pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol, Self
 
 from sim.schedule import ExpertPlace, System
 
@@ -26,6 +26,21 @@ class ExpertShares(Protocol):
     def deal_experts(self) -> bool: ...
     @property
     def host_layers(self) -> tuple[int, int] | None: ...
+
+
+class Shares(NamedTuple):
+    """That and nothing else, so that policies which differ in other things are answered once."""
+
+    experts_on_device: float
+    experts_on_host: float
+    experts_fetched: float
+    deal_experts: bool
+    host_layers: tuple[int, int] | None
+
+    @classmethod
+    def of(cls, policy: ExpertShares) -> Self:
+        """Those of a policy."""
+        return cls(*(getattr(policy, name) for name in cls._fields))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +75,11 @@ class Split:
 
 def splits_of(policy: ExpertShares, system: System, expert_counts: Sequence[int]) -> tuple[Split, ...]:
     """The split of each layer; `expert_counts` says how many routed experts it has, none in a dense layer."""
+    return _splits(Shares.of(policy), system, tuple(expert_counts))
+
+
+@lru_cache(maxsize=4096)
+def _splits(policy: Shares, system: System, expert_counts: tuple[int, ...]) -> tuple[Split, ...]:
     layers = len(expert_counts)
     first, stop = policy.host_layers or (0, 0)
     if system.whole_layers:
@@ -76,10 +96,9 @@ def splits_of(policy: ExpertShares, system: System, expert_counts: Sequence[int]
     on_host = deal(room, policy.experts_on_host, last_first=True)
     room = [count - taken for count, taken in zip(room, on_host, strict=True)]
     fetched = deal(room, policy.experts_fetched)
-    return tuple(
-        Split(on_host=count) if first <= layer < stop else _with_others(system, count, *given)
-        for layer, (count, *given) in enumerate(zip(expert_counts, resident, fetched, on_host, strict=True))
-    )
+    given = list(zip(expert_counts, resident, fetched, on_host, strict=True))
+    splits = {one: _with_others(system, *one) for one in set(given)}
+    return tuple(Split(on_host=one[0]) if first <= layer < stop else splits[one] for layer, one in enumerate(given))
 
 
 def _with_others(system: System, count: int, resident: int, fetched: int, on_host: int) -> Split:
