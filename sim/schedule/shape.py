@@ -66,6 +66,8 @@ class System:
     """Where it can compute, in prefill, the experts of the host; the first is its usual place."""
     fetches_modules: bool = False
     """Whether each module's weights are copied alone, when tokens come to it: so no expert that none of them uses."""
+    mixes: bool = False
+    """Whether a step can carry chunks of prompts in some micro-batches while the others decode."""
     caches_experts: bool = False
     """Whether the experts on the device are those used last, instead of always the same."""
 
@@ -87,6 +89,9 @@ class PipelineShape:
     `experts`, of a system that splits them: per layer, all places where decode finds some of its routed experts; none
     in a layer that has none. Those of `num_groups` micro-batches each are computed together; `prefill_experts` says
     where prefill computes the experts of the host, to which end on the GPU `streamed_in_prefill` stream.
+
+    In a stream of requests the first `num_prompts` of the micro-batches carry chunks of prompts in every step from 1
+    on, while the others decode.
     """
 
     num_layers: int
@@ -102,6 +107,7 @@ class PipelineShape:
     num_groups: int = 1
     prefill_experts: Place = Place.GPU
     streamed_in_prefill: tuple[bool, ...] = ()
+    num_prompts: int = 0
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "num_micro_batches", "num_pages", "num_groups"):
@@ -116,6 +122,18 @@ class PipelineShape:
             raise InputError("offloads_hidden with one micro-batch: none waits while another computes, give False")
         if self.attention is Place.CPU and not self.streams_kv:
             raise InputError("attention on the cpu reads the KV cache in host memory: kv_on_device must be 0")
+        if not 0 <= self.num_prompts < self.num_micro_batches:
+            raise InputError(
+                f"num_prompts: {self.num_prompts} of {self.num_micro_batches} micro-batches: at least one must decode"
+            )
+
+    def has_prompts(self, step: int, micro_batch: int) -> bool:
+        """Whether a micro-batch carries prompts in a step: all do in prefill, the first ones in a stream."""
+        return step == 0 or 0 <= micro_batch < self.num_prompts
+
+    def attends(self, micro_batch: int) -> Place:
+        """Where a micro-batch attends in steps after the first: prompts always on the GPU."""
+        return Place.GPU if micro_batch < self.num_prompts else self.attention
 
     def page_group(self, micro_batch: int) -> range:
         """Pages that travel beside one micro-batch: all pages are spread evenly over the micro-batches."""

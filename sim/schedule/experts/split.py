@@ -68,7 +68,7 @@ class SplitExperts(Schedule):
 
     def attend(self, shape: PipelineShape, step: int, layer: int, j: int) -> Issues:
         """PreAttn and attention in decode, where that runs."""
-        if shape.attention is Place.CPU:
+        if shape.attends(j) is Place.CPU:
             yield from self.attend_on_cpu(step, layer, j)
             return
         if shape.streams_kv:
