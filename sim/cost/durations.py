@@ -41,7 +41,7 @@ class CostModel:
         self._emulated = EmulatedCosts(hardware.emulation, sizes) if hardware.emulation else None
         self._left_out = never_exceeded(hardware) if only_contended else frozenset[int]()
         self.layer_kinds = (*sizes.expert_use.layer_kinds, -1)
-        self.batch_kinds = (*_kinds(sizes.of_groups), -1)
+        self.batch_kinds = (*_kinds(sizes.work), -1)
         kinds = sizes.expert_use.layer_kinds
         firsts = (kinds.index(kind) for kind in range(max(kinds) + 1))
         self.page_kinds = (*(self._pages_of(layer) for layer in firsts), (-1,) * (sizes.shape.num_pages + 1))

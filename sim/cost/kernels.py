@@ -4,6 +4,7 @@ Time = launch latency + max(FLOPs / rate, bytes / bandwidth) of each part of the
 its class (the HRM for one task, MoE-Lightning section 3).
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -58,7 +59,7 @@ class Kernels:
         return self._on_gpu(task, self._gemm(task, share(layer.pre_attn_flops(tokens)), weights + tokens * per_token))
 
     def _attn(self, task: Task) -> Work:
-        if task.step == 0:
+        if self._sizes.has_prompts(task):
             return self._attn_of_prompts(task)
         layer, one, share = self._sizes.layer(task), self._sizes.micro_batch(task), self._sizes.share
         on_cpu = task.lane.kind is LaneKind.CPU
@@ -84,9 +85,10 @@ class Kernels:
     def _attn_of_prompts(self, task: Task) -> Work:
         layer, one, share = self._sizes.layer(task), self._sizes.micro_batch(task), self._sizes.share
         tokens, bits = one.prompt_tokens, self._bits
-        pairs = min(one.prompt_tokens_squared / 2, tokens * (layer.attention.window or tokens))
+        pairs = min(one.prompt_tokens_squared / 2, tokens * (layer.attention.window or math.inf))
         per_token = layer.qkv_bytes_per_token(bits) + layer.attention_output_bytes_per_token(bits)
         flops, moved = layer.attention_flops(pairs, expanded=True), float(tokens * per_token)
+        moved += self._sizes.earlier(task.micro_batch) * layer.kv_bytes_per_token(self._sizes.kv_bits)
         return self._on_gpu(
             task, KernelWork(share(flops), share(moved), self._hardware.device.attention, tokens=tokens)
         )

@@ -44,4 +44,9 @@ from .routing import (
     expected_use as expected_use,
     lru_hit_rate as lru_hit_rate,
 )
-from .workload import DEFAULT_GEN_LEN as DEFAULT_GEN_LEN, Problem as Problem, Workload as Workload
+from .workload import (
+    DEFAULT_GEN_LEN as DEFAULT_GEN_LEN,
+    Problem as Problem,
+    Workload as Workload,
+    request_length as request_length,
+)

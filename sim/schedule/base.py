@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import ClassVar
 
-from sim.schedule.dependencies import BARRIER, Barrier, DependencyTracker, Issue
+from sim.schedule.prompts import let_prompts_in
 from sim.schedule.shape import PipelineShape, System
 from sim.schedule.slots import SlotLayout
 from sim.schedule.task import CPU, D2H, GPU, H2D, PIN, WHOLE, Lane, Op, Task
+from sim.schedule.tracking import BARRIER, Barrier, DependencyTracker, Issue
 
 Issues = Iterator[Issue | Barrier]
 
@@ -154,7 +155,10 @@ def next_layer(shape: PipelineShape, step: int, layer: int, more: bool) -> tuple
 @lru_cache(maxsize=1024)
 def layout_of(schedule: Schedule, shape: PipelineShape) -> SlotLayout:
     """The schedule's layout of a pipeline, made once."""
-    return schedule.layout(shape)
+    layout = schedule.layout(shape)
+    if shape.num_prompts:
+        let_prompts_in(layout)
+    return layout
 
 
 def issue_steps(schedule: Schedule, shape: PipelineShape, first: int, stop: int, final: int) -> Iterator[list[Task]]:

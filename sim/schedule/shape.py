@@ -69,6 +69,8 @@ class System:
     """Where it can compute, in prefill, the experts of the host; the first is its usual place."""
     fetches_modules: bool = False
     """Whether each module's weights are copied alone, when tokens come to it: so no expert that none of them uses."""
+    mixes: bool = False
+    """Whether a step can carry chunks of prompts in some micro-batches while the others decode."""
     caches_experts: bool = False
     """Whether the experts on the device are those used last, instead of always the same."""
 
@@ -97,6 +99,9 @@ class PipelineShape:
 
     With `attention` on the CPU, `attending_on_device` of the micro-batches, spread evenly, attend on the device all the
     same, beside their KV cache, which stays there.
+
+    In a stream of requests the first `num_prompts` of the micro-batches carry chunks of prompts in every step from 1
+    on, while the others decode.
     """
 
     num_layers: int
@@ -114,6 +119,7 @@ class PipelineShape:
     streamed_in_prefill: tuple[bool, ...] = ()
     attending_on_device: int = 0
     defers_experts: bool = False
+    num_prompts: int = 0
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "num_micro_batches", "num_pages", "num_groups"):
@@ -132,16 +138,33 @@ class PipelineShape:
         if not 0 <= self.attending_on_device <= most:
             some = f"attending_on_device: {self.attending_on_device} of {self.num_micro_batches} micro-batches"
             raise InputError(f"{some} beside attention on the {self.attention}: give at most {most}")
+        if not 0 <= self.num_prompts < self.num_micro_batches:
+            raise InputError(
+                f"num_prompts: {self.num_prompts} of {self.num_micro_batches} micro-batches: at least one must decode"
+            )
+        if self.num_prompts and self.attending_on_device:
+            raise InputError(
+                f"attending_on_device: {self.attending_on_device} of {self.num_micro_batches} micro-batches beside prompts, "
+                f"whose requests decode on the host: give 0"
+            )
+
+    def has_prompts(self, step: int, micro_batch: int) -> bool:
+        """Whether a micro-batch carries prompts in a step: all do in prefill, the first ones in a stream."""
+        return step == 0 or 0 <= micro_batch < self.num_prompts
 
     def attends(self, micro_batch: int) -> Place:
-        """Where decode attention of a micro-batch runs."""
-        some, parts = self.attending_on_device, self.num_micro_batches
-        mine = (micro_batch + 1) * some // parts > micro_batch * some // parts
-        return Place.GPU if mine else self.attention
+        """Where a micro-batch attends in steps after the first: prompts always on the GPU."""
+        on_gpu = micro_batch < self.num_prompts or self._stays(micro_batch)
+        return Place.GPU if on_gpu else self.attention
 
     def kv_on_host(self, micro_batch: int) -> bool:
         """Whether the KV cache of a micro-batch, or of some of its requests, lives on the host."""
-        return self.streams_kv and self.attends(micro_batch) is self.attention
+        return self.streams_kv and not self._stays(micro_batch)
+
+    def _stays(self, micro_batch: int) -> bool:
+        """Whether a micro-batch attends on the device beside its KV cache while others attend on the host."""
+        some, parts = self.attending_on_device, self.num_micro_batches
+        return (micro_batch + 1) * some // parts > micro_batch * some // parts
 
     def page_group(self, micro_batch: int) -> range:
         """Pages that travel beside one micro-batch: all pages are spread evenly over the micro-batches."""

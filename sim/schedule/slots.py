@@ -130,7 +130,8 @@ class SlotLayout:
         Buffers that take turns are all used within as many layers if each layer streams, else within as many steps.
         """
         turns = max(buffer.turns for buffer in self.buffers.values())
-        return -(-turns // self.shape.num_layers) if all(self.shape.streamed) and not self.shape.experts else turns
+        alike = all(self.shape.streamed) and not (self.shape.experts or self.shape.num_prompts)
+        return -(-turns // self.shape.num_layers) if alike else turns
 
     @cached_property
     def parts(self) -> dict[tuple[Tier, str, bool], list[Buffer]]:
@@ -154,6 +155,11 @@ class SlotLayout:
     def accesses(self, task: Task) -> Accesses:
         """The slots of one task, or of many that share op, lane and step."""
         return self._by_op[task.op](task)
+
+    def refine(self, op: Op, refined: Callable[[Task, Accesses], Accesses]) -> None:
+        """Change what tasks of an op have access to, given what they had before."""
+        rule = self._by_op[op]
+        self._by_op[op] = lambda task: refined(task, rule(task))
 
     def run_of_layer(self, task: Task) -> Column:
         """How many layers were run before this one since the start: names one use of a layer's weights."""

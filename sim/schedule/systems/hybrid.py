@@ -23,6 +23,7 @@ class Hybrid(SplitExperts):
         paged=True,
         pinned_layers=1,
         pins_kv=True,
+        mixes=True,
         experts=ExpertPlace.DEVICE | ExpertPlace.STREAMED | ExpertPlace.FETCHED | ExpertPlace.HOST,
         others=ExpertPlace.STREAMED,
         prefill_experts=(Place.GPU, Place.CPU),
@@ -31,7 +32,7 @@ class Hybrid(SplitExperts):
     def decode(self, shape: PipelineShape, step: int, more: bool) -> Issues:
         groups = shape.num_groups
         lag = int(groups > 1 and any(shape.has_experts(layer, ExpertPlace.HOST) for layer in range(shape.num_layers)))
-        lookahead = min(LOOKAHEAD, groups - lag)
+        lookahead = groups - lag if shape.num_prompts else min(LOOKAHEAD, groups - lag)
         if lookahead < LOOKAHEAD and lag and shape.attention is Place.CPU:
             yield from self._layer_by_layer(shape, step, more)
             return

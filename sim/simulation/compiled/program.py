@@ -134,7 +134,7 @@ def _few(shape: PipelineShape) -> PipelineShape:
     fewer = {name: min(FEW, getattr(shape, name)) for name in ("num_micro_batches", "num_pages", "num_groups")}
     n, some = fewer["num_micro_batches"], shape.attending_on_device
     there = n if some == shape.num_micro_batches else min(some, n - 1)
-    return replace(shape, **fewer, attending_on_device=there)
+    return replace(shape, **fewer, attending_on_device=there, num_prompts=min(FEW - 1, shape.num_prompts))
 
 
 @lru_cache(maxsize=PROGRAMS_KEPT)
