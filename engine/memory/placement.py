@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from engine.device import Device
 from engine.host import can_run_on_host
-from engine.memory.expert_cache import LastUsedExperts
+from engine.memory.caches import LastUsedExperts
 from engine.memory.host_weights import KEPT, HostWeights
 from engine.memory.layers import HostPiece, StreamedLayer
 from engine.memory.packed import PackedLayer, packed_on_device, unpacked_room

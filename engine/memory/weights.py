@@ -11,8 +11,8 @@ from typing import NamedTuple
 from torch import Tensor, nn, uint8
 
 from engine.device import Device, LaneContext, aligned_bytes
+from engine.memory.caches import LastUsedExperts
 from engine.memory.copying import HostCopy
-from engine.memory.expert_cache import LastUsedExperts
 from engine.memory.host_weights import KEPT, HostLayer, HostWeights
 from engine.memory.layers import StreamedLayer
 from engine.model import ExpertPart, OwnedParameter, PlacedExperts, expert_rows
