@@ -144,8 +144,8 @@ class PipelineShape:
             )
         if self.num_prompts and self.attending_on_device:
             raise InputError(
-                f"attending_on_device: {self.attending_on_device} of {self.num_micro_batches} micro-batches beside prompts, "
-                f"whose requests decode on the host: give 0"
+                f"attending_on_device: {self.attending_on_device} of {self.num_micro_batches} micro-batches beside "
+                f"prompts, whose requests decode on the host: give 0"
             )
 
     def has_prompts(self, step: int, micro_batch: int) -> bool:

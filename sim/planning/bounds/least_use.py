@@ -23,22 +23,23 @@ class LeastUse(ExpertUse):
         super().__init__(placement, Routing(), system)
         self._placed = placement
         self._popularity = {layer: _popularity(routing, whole, layer) for layer in placement.model.distinct_layers}
-        self._touched: dict[tuple[Layer, float], Floats] = {}
+        self._touched: dict[tuple[Layer, float, int], Floats] = {}
 
     def touched(self, layer: int, tokens: float) -> float:
         """How many of all of a layer's experts tokens use."""
         one = self._placed.model.layers[layer]
         return self._between(one, tokens, 0, one.num_experts).touched
 
-    def of_group(self, layer: int, tokens: int, places: ExpertPlace) -> Use:
+    def of_group(self, layer: int, tokens: int, places: ExpertPlace, part: int | None = None) -> Use:
         """What a group's tokens use of a layer's experts in these places; a cache misses none but its least popular."""
         first, stop = self._placed.splits[layer].ranks(places)
-        return self._between(self._placed.model.layers[layer], tokens, first, stop)
+        return self._between(self._placed.model.layers[layer], tokens, first, stop, part)
 
-    def _between(self, layer: Layer, tokens: float, first: int, stop: int) -> Use:
+    def _between(self, layer: Layer, tokens: float, first: int, stop: int, part: int | None = None) -> Use:
         if stop <= first or tokens <= 0:
             return Use(0.0, 0.0, 0.0)
-        popularity, key = self._popularity[layer], (layer, tokens)
+        top_k = layer.top_k if part is None else part
+        popularity, key = self._popularity[layer] * (top_k / layer.top_k), (layer, tokens, top_k)
         if key not in self._touched:
             self._touched[key] = 1.0 - (1.0 - popularity) ** tokens
         touched, pairs = (of[:, first:stop].sum(axis=1).min() for of in (self._touched[key], popularity))
