@@ -60,7 +60,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True, scope="session")
 def as_wide_as_without_a_terminal():
-    """The workers of pytest-xdist are told of 80 columns: reports of tests have those of an output that is no terminal."""
+    """Workers of pytest-xdist are told of 80 columns, which no report without a terminal has by itself."""
     os.environ.pop("COLUMNS", None)
 
 
