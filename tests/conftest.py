@@ -1,6 +1,7 @@
 """What all tests share: helpers whose asserts explain themselves, and which tests are slow."""
 
 import gc
+import os
 import signal
 
 import pytest
@@ -55,6 +56,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("exhaustive")]
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def as_wide_as_without_a_terminal():
+    """Workers of pytest-xdist are told of 80 columns, which no report without a terminal has by itself."""
+    os.environ.pop("COLUMNS", None)
 
 
 @pytest.fixture(autouse=True, scope="module")
