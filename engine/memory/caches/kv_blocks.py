@@ -21,7 +21,7 @@ from sim.schedule import MemoryPart
 BLOCK_TOKENS: Final = 64
 """Tokens of a block: a request leaves half of its last one empty, but where a block ends attention loses time.
 
-In half precision a head of 128 has 16 KiB of a block then, the least that was read at 0.9 of the speed of one piece.
+In half precision a head of 128 has 16 KiB of a block then, which is read about 0.9 times as fast as one piece.
 """
 
 
