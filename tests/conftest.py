@@ -1,5 +1,7 @@
 """What all tests share: helpers whose asserts explain themselves, and which tests are slow."""
 
+import gc
+import os
 import signal
 
 import pytest
@@ -54,6 +56,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if item.get_closest_marker("exhaustive")]
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def as_wide_as_without_a_terminal():
+    """Workers of pytest-xdist are told of 80 columns, which no report without a terminal has by itself."""
+    os.environ.pop("COLUMNS", None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_old_is_collected():
+    """Collecting garbage looks at what a file's tests made, not at the million objects of everything before them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

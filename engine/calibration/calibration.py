@@ -83,8 +83,9 @@ def measure_machine(
         on_begin("experts on the host")
         tokens = measure.QUICK_TOKENS if quick else measure.TOKENS
         on_host = attempt(lambda: measure.time_host_experts(model, described(model), device, repeats, tokens))
+        on_host_rate = attempt(lambda: measure.host_unpack_rate(model, device, repeats))
         spans = measure.run_all(model, device, planned, lambda condition: on_begin(str(condition)), attempt)
-        return measure.Round(probes, spans, cost, rate, on_host)
+        return measure.Round(probes, spans, cost, rate, on_host, on_host_rate)
 
 
 def fitted(
@@ -98,7 +99,8 @@ def fitted(
     probes = measure.median_probes(rounds)
     runs = [measure.MeasuredRun(*pair) for one in rounds for pair in zip(planned, one.spans, strict=True)]
     samples = measure.samples_of(runs)
-    alone = measure.median_split_cost(rounds), measure.median_unpack_rate(rounds)
+    rates = measure.median_unpack_rate(rounds), measure.median_host_unpack_rate(rounds)
+    alone = measure.median_split_cost(rounds), *rates
     on_host = measure.median_host_experts(rounds)
     start, known = fit.unfitted(name, device, probes, *alone), described(model)
     shown = {one.tokens for one in samples if one.task.op is Op.HOST_EXPERTS and one.task.step}

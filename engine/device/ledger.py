@@ -80,6 +80,8 @@ class Ledger:
                 raise KeyError(f"{name} holds {held} bytes in {self.tier}, {num_bytes} cannot be given back")
             self._current_bytes -= num_bytes
             self._held[name] -= num_bytes
+            if not self._held[name]:
+                del self._held[name]  # those who come and go leave nothing behind
             self._note()
 
     @contextlib.contextmanager

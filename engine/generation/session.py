@@ -8,14 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from torch.backends import cuda
 
 from engine.device import aligned_bytes, for_now
-from engine.host import BITS, HostAttention
+from engine.host import BITS, HostAttention, HostThreads
 from engine.memory import STAGING, HostBlocks, HostCopy, HostWeights, WeightStream, placed
-from engine.model import Anatomy, kept_experts, lean_gates, split
-from engine.tasks import RunContext, Session
-from sim.schedule import ExpertPlace, LaneKind, MemoryPart, PipelineShape, Place, SlotLayout, Tier
-
-INDEX_BYTES, WEIGHT_BYTES = 8, 4
-"""Of each expert of a token: its number, and what its output counts for."""
+from engine.model import Anatomy, kept_experts, lean_gates, shared_apart, split
+from engine.tasks import RunContext, Session, expert_exchange_bytes
+from sim.schedule import LaneKind, MemoryPart, Place, SlotLayout, Tier
 
 SWITCH_INTERVAL_S = 2e-4
 """How long a thread may hold Python's lock while others wait: the lanes hand over to each other often."""
@@ -32,12 +29,17 @@ def open_session(run: RunContext, keep_model: bool = True) -> Iterator[Session]:
         stack.callback(device.reserve_pinned, {})
         device.reserve_pinned(_reserved_bytes(run, weights, layout))
         blocks = stack.enter_context(contextlib.closing(HostBlocks(device, run.host)))
+        shared = shared_apart(model, run.anatomy) if layout.shape.experts else {}
         stream = stack.enter_context(placed(model, run.anatomy, device, weights, layout, run.packed, keep_model))
         stack.enter_context(kept_experts(model))
         stack.enter_context(lean_gates(model.modules()))
         owners = [parameter.owner for layer in run.streamed if layer for parameter in layer.parameters.values()]
         on_their_own = {i: one.module for i, one in stream.experts.items() if layout.shape.experts}
-        stack.enter_context(split(model, run.anatomy.layers, owners, on_their_own, range(*layout.shape.layers_on_host)))
+        for i, experts in stream.experts.items():
+            experts.shared = shared.get(i)
+        beside = [one.shared for one in stream.experts.values() if one.shared is not None]
+        stay = range(*layout.shape.layers_on_host)
+        stack.enter_context(split(model, run.anatomy.layers, owners, on_their_own, beside, stay))
         kernel = stack.enter_context(HostAttention(device.cpu_threads))
         if policy.attention is Place.CPU and model.dtype in BITS:
             with ThreadPoolExecutor(1) as apart:  # the kernel's helpers inherit what the lane asks of its thread
@@ -46,7 +48,9 @@ def open_session(run: RunContext, keep_model: bool = True) -> Iterator[Session]:
         # cuDNN makes a plan for every new length of a cache, which takes it 60 ms on an H200: longer than a layer.
         stack.enter_context(for_now(cuda.enable_cudnn_sdp, False, cuda.cudnn_sdp_enabled()))  # type: ignore[no-untyped-call]
         copy = stack.enter_context(HostCopy(device.pin_threads, device.cores.cores_of(LaneKind.PIN)))
-        yield Session(run, stream, kernel, blocks, copy)
+        playing = device.gpu_threads
+        threads = None if playing is None else stack.enter_context(contextlib.closing(HostThreads(playing)))
+        yield Session(run, stream, kernel, blocks, copy, threads)
 
 
 def _prepare_kernel(run: RunContext, kernel: HostAttention) -> None:
@@ -55,31 +59,21 @@ def _prepare_kernel(run: RunContext, kernel: HostAttention) -> None:
 
 
 def _reserved_bytes(run: RunContext, weights: HostWeights, layout: SlotLayout) -> dict[str, int]:
-    """What decode is promised of page-locked memory whatever else locks some: staging, and what attention exchanges."""
+    """What decode is promised of page-locked memory whatever else locks some: staging, and exchanges with the host."""
     reserved: dict[str, int] = {STAGING: WeightStream.planned_staging_bytes(weights, layout)}
     if layout.buffers["qkv on host"].tier is Tier.PINNED:
         reserved[MemoryPart.ATTENTION_EXCHANGE] = _exchange_bytes(run)
-    asked = layout.buffers.get("routed on host")
-    if asked is not None and asked.tier is Tier.PINNED and not layout.shape.splits_experts(0):
-        reserved[MemoryPart.EXPERT_EXCHANGE] = _routed_bytes(run, layout.shape)
+    reserved[MemoryPart.EXPERT_EXCHANGE] = expert_exchange_bytes(run, layout)
     return reserved
 
 
-def _routed_bytes(run: RunContext, shape: PipelineShape) -> int:
-    """For what goes into the experts of all groups, the experts of each token and their weights, and what comes out."""
-    hidden_size = run.model.config.get_text_config(decoder=True).hidden_size
-    row_bytes = [run.anatomy.top_k * number_bytes for number_bytes in (INDEX_BYTES, WEIGHT_BYTES)]
-    if any(places & ExpertPlace.HOST for places in shape.experts):
-        row_bytes += 2 * [hidden_size * run.model.dtype.itemsize]
-    rows = [len(shape.group(group)) * run.policy.micro_batch_size for group in range(shape.num_groups)]
-    return sum(aligned_bytes(count * row) for count in rows for row in row_bytes)
-
-
 def _exchange_bytes(run: RunContext) -> int:
-    """For query, new keys, new values and attention's output of all micro-batches."""
+    """For query, new keys, new values and attention's output of all micro-batches that the host attends for."""
     widest = max(_attention_width(run.anatomy, layer) for layer in range(len(run.anatomy.layers)))
     row_bytes = widest * run.model.dtype.itemsize
-    return run.policy.num_micro_batches * 4 * aligned_bytes(run.policy.micro_batch_size * row_bytes)
+    n = run.policy.num_micro_batches
+    on_host = n - run.policy.attending_on_device(n)
+    return on_host * 4 * aligned_bytes(run.policy.micro_batch_size * row_bytes)
 
 
 def _attention_width(anatomy: Anatomy, layer: int) -> int:
@@ -96,5 +90,5 @@ def _plan_in_words(run: RunContext, layout: SlotLayout) -> str:
     return (
         f"schedule {run.schedule.name}, {policy.num_micro_batches} micro-batches of {policy.micro_batch_size}, "
         f"{slots} weight slots of {largest} bytes, experts_on_device {policy.experts_on_device:g}, "
-        f"kv_on_device {policy.kv_on_device:g}"
+        f"kv_on_device {policy.kv_on_device:g}, attention_on_device {policy.attention_on_device:g}"
     )

@@ -179,8 +179,8 @@ def score_tile(b: Any, heads: list[Any], query: Rows, key: Any, rows: list[Any],
 def emit_scores(b: Any, args: Any, query: Rows, key: Any, score: Rows) -> None:
     """score[g : g + size, first : stop] = query[g : g + size] . key; c is row at + c * stride of `key`.
 
-    `args`: size (one of TILES), g, at, stride, first, stop, ahead. The rows that are `ahead` on are fetched. What of
-    `score` lies behind `stop`, up to a multiple of SUMS, may be overwritten.
+    `args`: size (one of TILES), g, at, stride, first, stop, ahead. Rows `ahead` of them are fetched. What of `score`
+    lies behind `stop`, up to a multiple of SUMS, may be overwritten.
     """
     size, g, at, stride, first, stop, ahead = args
     last = b.sub(stop, index_of(1))
@@ -189,9 +189,8 @@ def emit_scores(b: Any, args: Any, query: Rows, key: Any, score: Rows) -> None:
         heads, num_keys = [b.add(g, index_of(q)) for q in range(num_heads)], SUMS // num_heads
         tokens = [b.add(c, index_of(k)) for k in range(num_keys)]
         known = [b.select(b.icmp_signed("<", token, last), token, last) for token in tokens]
-        rows, fetched = (
-            [b.add(at, b.mul(b.add(token, further), stride)) for token in known] for further in (index_of(0), ahead)
-        )
+        rows = [b.add(at, b.mul(token, stride)) for token in known]
+        fetched = [b.add(row, ahead) for row in rows]
         sums, width = score_tile(b, heads, query, key, rows, fetched), min(num_keys, LANES)
         for i in range(0, SUMS, width):
             one, start = sums[i // LANES], i % LANES

@@ -1,7 +1,12 @@
 from .activations import Activations as Activations
 from .buffers import Buffers as Buffers
+from .caches import (
+    BLOCK_TOKENS as BLOCK_TOKENS,
+    CacheTurn as CacheTurn,
+    KVBlocks as KVBlocks,
+    LastUsedExperts as LastUsedExperts,
+)
 from .copying import HostCopy as HostCopy
-from .expert_cache import CacheTurn as CacheTurn, LastUsedExperts as LastUsedExperts
 from .host_blocks import HostBlock as HostBlock, HostBlocks as HostBlocks
 from .host_weights import HostWeights as HostWeights
 from .layers import HostPiece as HostPiece, StreamedLayer as StreamedLayer

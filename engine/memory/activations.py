@@ -70,7 +70,7 @@ class Activations:
             self._count(index, self._measured(micro_batch))
             return
         known = self._known_stops.setdefault(index, set())
-        made = micro_batch.attended is None, micro_batch.output is None
+        made = micro_batch.attended is None, micro_batch.output is None, micro_batch.shared_output is None
         kind = type(at), self._kinds[getattr(at, "layer", -1)], *made
         if kind not in known:
             measured = self._measured(micro_batch)
@@ -93,6 +93,8 @@ class Activations:
             tensors += [at.hidden, at.index, at.weights]
         if micro_batch.output is not None:
             tensors.append(micro_batch.output)
+        if micro_batch.shared_output is not None:
+            tensors.append(micro_batch.shared_output)
         if micro_batch.attended is not None:
             tensors.append(micro_batch.attended[0])
         for layer in micro_batch.cache.layers:

@@ -127,11 +127,11 @@ class HostWeights:
                     whole[number].copy_(row)
             tensor.data = whole
 
-    def packed(self, index: int) -> dict[str, torch.Tensor]:
-        """The packed experts of a layer that stream, by the name of their parameter; none before they are taken."""
-        layer, content = self.streamed[index], self._contents.get(index)
-        pieces = layer.pieces if layer and content is not None else ()
-        return {piece.parameter.name: piece.view(content) for piece in pieces if piece.form and content is not None}
+    def experts_of_all_places(self, index: int) -> list[tuple[Sequence[int], dict[str, torch.Tensor]]]:
+        """A layer's experts on the host, place by place; none before they are taken."""
+        if index not in self._contents:
+            return []
+        return [self.experts(index, place) for place in ExpertPlace if self.numbers(index, place)]
 
     def give_back(self, index: int) -> None:
         """Leaves a layer's bytes to whoever uses them, no longer page-locked and no longer counted."""

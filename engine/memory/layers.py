@@ -85,11 +85,6 @@ class StreamedLayer:
         return StreamedLayer(tuple(placed), ends[3], ends[0], prefill, moved, ends[1], ends[2] - ends[1])
 
     @property
-    def is_packed(self) -> bool:
-        """Whether its experts are."""
-        return any(piece.form is not None for piece in self.pieces)
-
-    @property
     def parameters(self) -> dict[int, OwnedParameter]:
         """Each of which some lives here, once, by identity."""
         return {id(piece.parameter.tensor): piece.parameter for piece in self.pieces}

@@ -4,7 +4,6 @@ While a layer's experts are packed both kinds of them are there, of that layer o
 """
 
 import contextlib
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,32 +12,34 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from engine.device import Device, return_freed_memory
-from engine.memory.host_weights import HostWeights, let_go
-from engine.memory.weights import WeightStream
+from engine.memory.host_weights import KEPT, HostWeights, let_go
 from engine.model import (
     GROUP,
     NUMBER_BITS,
     Anatomy,
+    ExpertPart,
     OwnedParameter,
     PackedExperts,
     PackedFormat,
     UnpackedRoom,
     can_split,
+    expert_rows,
 )
-from sim.problem import Split, unpacked_at_once, unpacked_experts
+from sim.problem import Split, are_unpacked, unpacked_at_once, unpacked_experts
 from sim.schedule import MemoryPart
 from traces.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
 class PackedLayer:
-    """The routed experts of a layer and how they are packed. The first `num_resident` stay on the device."""
+    """The routed experts of a layer and how they are packed."""
 
     index: int
     parameters: tuple[OwnedParameter, ...]
     formats: tuple[PackedFormat, ...]
-    num_resident: int
     num_experts: int
+    are_unpacked: bool
+    """Whether the device ever computes any of them."""
 
     @property
     def formats_by_name(self) -> dict[str, PackedFormat]:
@@ -48,6 +49,11 @@ class PackedLayer:
     def unpacked_bytes(self) -> int:
         """One expert, as wide as it is computed."""
         return sum(form.unpacked_bytes for form in self.formats)
+
+    def in_room(self, num_micro_batches: int) -> int:
+        """How many are there unpacked at a time."""
+        count = unpacked_experts(self.num_experts, num_micro_batches, self.unpacked_bytes)
+        return count if self.are_unpacked else 0
 
     @property
     def owner(self) -> nn.Module:
@@ -66,11 +72,16 @@ def _check_width(weight_bits: float | None, model: PreTrainedModel) -> None:
 def check_packing(model: PreTrainedModel, weight_bits: float | None) -> None:
     """Raises InputError for a width that the engine does not run, and for experts that it cannot pack."""
     anatomy = Anatomy.of(model)
-    packed_layers(model, anatomy, weight_bits, [Split()] * len(anatomy.layers))
+    packed_layers(model, anatomy, weight_bits, [Split()] * len(anatomy.layers), prefill_on_host=False)
 
 
 def packed_layers(
-    model: PreTrainedModel, anatomy: Anatomy, weight_bits: float | None, splits: Sequence[Split]
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    weight_bits: float | None,
+    splits: Sequence[Split],
+    *,
+    prefill_on_host: bool,
 ) -> list[PackedLayer | None]:
     """Per layer, what is packed. Raises InputError for experts that cannot be."""
     _check_width(weight_bits, model)
@@ -83,7 +94,8 @@ def packed_layers(
             kind = type(model).__name__
             raise InputError(f"weight_bits: {weight_bits:g}: the experts of {kind} cannot be packed: leave it out")
         formats = tuple(_format(one, bits) for one in experts)
-        found.append(PackedLayer(i, experts, formats, split.resident, anatomy.num_experts) if experts else None)
+        unpacked = are_unpacked(split, prefill_on_host=prefill_on_host)
+        found.append(PackedLayer(i, experts, formats, anatomy.num_experts, unpacked) if experts else None)
     tensors = [one.tensor for layer in found if layer for one in layer.parameters]
     if len({id(tensor) for tensor in tensors}) < len(tensors):
         kind = type(model).__name__
@@ -104,85 +116,101 @@ def _format(parameter: OwnedParameter, bits: int) -> PackedFormat:
 
 def room_bytes(layers: Sequence[PackedLayer | None], num_micro_batches: int) -> int:
     """What unpacked experts take of the device: of the layer that needs most."""
-    return max(
-        (
-            unpacked_experts(one.num_experts, num_micro_batches, one.unpacked_bytes) * one.unpacked_bytes
-            for one in layers
-            if one
-        ),
-        default=0,
-    )
+    return max((one.in_room(num_micro_batches) * one.unpacked_bytes for one in layers if one), default=0)
+
+
+@contextlib.contextmanager
+def unpacked_room(
+    layers: Sequence[PackedLayer | None], device: Device, num_micro_batches: int
+) -> Iterator[UnpackedRoom]:
+    """While entered, the device has room for unpacked experts."""
+    num_bytes = room_bytes(layers, num_micro_batches)
+    if not num_bytes:
+        yield UnpackedRoom(torch.empty(0, dtype=torch.uint8))
+        return
+    memory = device.allocate(MemoryPart.UNPACKED_EXPERTS, (num_bytes,), torch.uint8)
+    try:
+        yield UnpackedRoom(memory)
+    finally:
+        device.free(memory)
 
 
 @contextlib.contextmanager
 def packed_on_device(
-    layers: Sequence[PackedLayer | None],
+    layer: PackedLayer,
+    numbers: Sequence[int],
+    room: UnpackedRoom,
     device: Device,
     host: HostWeights,
-    weights: WeightStream,
     num_micro_batches: int,
     keep_model: bool,
-) -> Iterator[None]:
-    """While entered, packed experts are where they belong, and are unpacked where they are computed.
+) -> Iterator[PackedExperts]:
+    """While entered, a layer's experts are packed, and those of these numbers are on the device.
 
-    Those that stay on the device are packed at once, the others when `host` takes them. At the end `keep_model` gives
-    the model what the packed experts say, layer by layer as their packed bytes go.
+    They are packed at once, the others when `host` takes them. At the end `keep_model` gives the model what the packed
+    experts say, as the layer's packed bytes go.
     """
     with contextlib.ExitStack() as at_end:
-        memory = device.allocate(MemoryPart.UNPACKED_EXPERTS, (room_bytes(layers, num_micro_batches),), torch.uint8)
-        at_end.callback(device.free, memory)
-        room = UnpackedRoom(memory)
-        for layer in filter(None, layers):
-            resident = _room_of_resident(layer, device, at_end) if layer.num_resident else {}
-            if keep_model:
-                at_end.callback(_unpack_whole, layer, resident, host, device)
-            _pack_resident(layer, resident)
-            experts = PackedExperts(
-                layer=layer.index,
-                module=layer.owner,
-                formats=layer.formats_by_name,
-                num_experts=layer.num_experts,
-                resident=resident,
-                streamed=functools.partial(weights.packed, layer.index),
-                room=room,
-                in_room=unpacked_experts(layer.num_experts, num_micro_batches, layer.unpacked_bytes),
-                at_once=unpacked_at_once(layer.num_experts, layer.unpacked_bytes),
-            )
-            at_end.enter_context(experts.computing())
-        yield
+        resident = _room_of_resident(layer, len(numbers), device, at_end) if numbers else {}
+        if keep_model:
+            at_end.callback(_unpack_whole, layer, numbers, resident, host, device)
+        _pack_resident(layer, numbers, resident)
+        rows = expert_rows(numbers, layer.num_experts).to(device.torch_device)
+        yield PackedExperts(
+            layer.owner,
+            layer.num_experts,
+            ExpertPart.of(resident, rows, numbers) if numbers else None,
+            formats=layer.formats_by_name,
+            layer=layer.index,
+            room=room,
+            in_room=layer.in_room(num_micro_batches),
+            at_once=unpacked_at_once(layer.num_experts, layer.unpacked_bytes),
+        )
 
 
-def _room_of_resident(layer: PackedLayer, device: Device, at_end: contextlib.ExitStack) -> dict[str, torch.Tensor]:
+def _room_of_resident(
+    layer: PackedLayer, count: int, device: Device, at_end: contextlib.ExitStack
+) -> dict[str, torch.Tensor]:
     room = {}
     for name, form in layer.formats_by_name.items():
         part = f"{MemoryPart.RESIDENT_EXPERTS} of layer {layer.index}"
-        room[name] = device.allocate(part, (layer.num_resident, form.num_bytes), torch.uint8)
+        room[name] = device.allocate(part, (count, form.num_bytes), torch.uint8)
         at_end.callback(device.free, room[name])
     return room
 
 
-def _pack_resident(layer: PackedLayer, resident: dict[str, torch.Tensor]) -> None:
+def _pack_resident(layer: PackedLayer, numbers: Sequence[int], resident: dict[str, torch.Tensor]) -> None:
     """Packs what stays on the device, where all of a layer does in place of the model's own."""
     for parameter in layer.parameters if resident else ():
-        on_device = resident[parameter.name]
-        packed = torch.empty_like(on_device, device="cpu")
-        layer.formats_by_name[parameter.name].pack(parameter.tensor.detach()[: len(on_device)], packed)
-        on_device.copy_(packed)
-        if layer.num_resident == layer.num_experts:
+        source, form = parameter.tensor.detach(), layer.formats_by_name[parameter.name]
+        packed = torch.empty_like(resident[parameter.name], device="cpu")
+        for row, number in enumerate(numbers):
+            form.pack(source[number : number + 1], packed[row : row + 1])
+        resident[parameter.name].copy_(packed)
+        del source
+        if len(numbers) == layer.num_experts:
             let_go(parameter)
     return_freed_memory()
 
 
-def _unpack_whole(layer: PackedLayer, resident: dict[str, torch.Tensor], host: HostWeights, device: Device) -> None:
+def _unpack_whole(
+    layer: PackedLayer,
+    numbers: Sequence[int],
+    resident: dict[str, torch.Tensor],
+    host: HostWeights,
+    device: Device,
+) -> None:
     """Gives a layer's parameters, which were let go, their content again."""
-    streamed = host.packed(layer.index)
+    parts = host.experts_of_all_places(layer.index)
+    if not host.numbers(layer.index, KEPT):  # else what is on the device may be others by now
+        parts.append((numbers, resident))
     for parameter, form in zip(layer.parameters, layer.formats, strict=True):
         if parameter.tensor.numel():
             continue
         content = device.host_block(layer.num_experts * form.unpacked_bytes)
         whole = content.view(form.dtype).view(layer.num_experts, *form.shape)
-        parts = [one[parameter.name].to("cpu") for one in (resident, streamed) if parameter.name in one]
-        for part, place in zip(parts, torch.split(whole, [len(part) for part in parts]), strict=True):
-            form.unpack(part, place)
+        for experts, tensors in parts:
+            for row, number in enumerate(experts):
+                form.unpack(tensors[parameter.name][row : row + 1].to("cpu"), whole[number : number + 1])
         parameter.tensor.data = whole
     host.give_back(layer.index)

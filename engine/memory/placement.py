@@ -9,10 +9,10 @@ from transformers import PreTrainedModel
 
 from engine.device import Device
 from engine.host import can_run_on_host
-from engine.memory.expert_cache import LastUsedExperts
+from engine.memory.caches import LastUsedExperts
 from engine.memory.host_weights import KEPT, HostWeights
 from engine.memory.layers import HostPiece, StreamedLayer
-from engine.memory.packed import PackedLayer, packed_on_device
+from engine.memory.packed import PackedLayer, packed_on_device, unpacked_room
 from engine.memory.weights import WeightStream
 from engine.model import (
     Anatomy,
@@ -74,7 +74,7 @@ def _pieces(
     if first == stop:
         return
     every = place is not KEPT and split.places == place
-    numbers = range(first, stop) if packed else sorted(order[first:stop])  # packed ones go by number
+    numbers = sorted(order[first:stop])
     formats = packed.formats if packed else [None] * len(experts)
     for parameter, form in zip(experts, formats, strict=True):
         yield HostPiece.of(parameter, place, None if every else numbers, form)
@@ -96,11 +96,6 @@ def _check_split(
         raise InputError(
             f"experts_on_device: {policy.experts_on_device:g}: the experts of {kind} cannot be split "
             f"between device and host; give 0 or 1"
-        )
-    if apart and policy.weight_bits is not None:
-        raise InputError(
-            f"weight_bits: {policy.weight_bits:g}: the engine packs no experts that are computed apart from their "
-            f"layers, as {schedule.name} has them: leave it out"
         )
     if split.on_host and not can_run_on_host(experts[0].owner):
         raise InputError(f"schedule {schedule.name}: the host cannot compute the experts of {kind}; place none there")
@@ -144,12 +139,18 @@ def placed(
         _place_resident(model, device, packed_parameters | on_host | anatomy.tensors(stay), at_end)
         at_end.enter_context(host.holding(anatomy.parameters(i) for i in stay))
         at_end.callback(host.close)
-        if any(packed):
-            num_micro_batches = layout.shape.num_micro_batches
-            at_end.enter_context(packed_on_device(packed, device, host, weights, num_micro_batches, keep_model))
+        num_micro_batches = layout.shape.num_micro_batches
+        room = at_end.enter_context(unpacked_room(packed, device, num_micro_batches))
         for i, experts in enumerate(anatomy.experts):
-            if experts and i not in stay and not any(packed) and (layout.shape.experts or _in_parts(host.streamed[i])):
+            narrow = packed[i] if packed else None
+            placed: PlacedExperts | None = None
+            if narrow:
+                numbers = _on_device(i, anatomy.num_experts, host)
+                packing = packed_on_device(narrow, numbers, room, device, host, num_micro_batches, keep_model)
+                placed = at_end.enter_context(packing)
+            elif experts and i not in stay and (layout.shape.experts or _in_parts(host.streamed[i])):
                 placed = _placed_experts(i, experts, anatomy.num_experts, device, host, at_end)
+            if placed:
                 weights.experts[i] = placed
                 kept = host.numbers(i, KEPT)
                 if kept and placed.resident:
@@ -159,14 +160,22 @@ def placed(
                     weights.caches[i] = LastUsedExperts(tensors, kept)
         host.take()
         for i, layer in enumerate(host.streamed):
-            if _in_parts(layer):
+            if _in_parts(layer) or (packed and packed[i]):
                 at_end.enter_context(weights.experts[i].in_place())
         yield weights
 
 
 def _in_parts(layer: StreamedLayer | None) -> bool:
     """Whether the experts of a layer are in several places."""
-    return layer is not None and any(piece.experts is not None and piece.form is None for piece in layer.pieces)
+    return layer is not None and any(piece.experts is not None for piece in layer.pieces)
+
+
+def _on_device(index: int, num_experts: int, host: HostWeights) -> list[int]:
+    """The experts of a layer that do not live on the host."""
+    layer = host.streamed[index]
+    pieces = [piece for piece in layer.pieces if piece.place not in (None, KEPT)] if layer else []
+    elsewhere = {number for piece in pieces for number in piece.experts or range(num_experts)}
+    return [number for number in range(num_experts) if number not in elsewhere]
 
 
 def _placed_experts(
@@ -179,11 +188,9 @@ def _placed_experts(
 ) -> PlacedExperts:
     """The experts of a layer, those that do not live on the host in the device's memory."""
     module, layer = experts[0].owner, host.streamed[index]
-    pieces = [piece for piece in layer.pieces if piece.place not in (None, KEPT)] if layer else []
-    elsewhere = {number for piece in pieces for number in piece.experts or range(num_experts)}
-    numbers = [number for number in range(num_experts) if number not in elsewhere]
+    numbers = _on_device(index, num_experts, host)
     rows = expert_rows(numbers, num_experts).to(device.torch_device)
-    if not elsewhere:
+    if len(numbers) == num_experts:
         tensors = {one.name: module._parameters[one.name] for one in experts}
         return PlacedExperts(module, num_experts, ExpertPart(tensors, rows))
     on_device: dict[str, torch.Tensor] = {}

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from torch import Tensor, nn, uint8
 
 from engine.device import Device, LaneContext, aligned_bytes
+from engine.memory.caches import LastUsedExperts
 from engine.memory.copying import HostCopy
-from engine.memory.expert_cache import LastUsedExperts
 from engine.memory.host_weights import KEPT, HostLayer, HostWeights
 from engine.memory.layers import StreamedLayer
 from engine.model import ExpertPart, OwnedParameter, PlacedExperts, expert_rows
@@ -24,7 +24,6 @@ class _Views(NamedTuple):
 
     whole: list[tuple[OwnedParameter, nn.Parameter]]
     parts: tuple[ExpertPart, ...]
-    packed: dict[str, Tensor]
 
 
 STAGING = MemoryPart.STAGING
@@ -43,14 +42,13 @@ class WeightStream:
         self._layout = layout
         self._host = host
         self.experts: dict[int, PlacedExperts] = {}
-        """By layer, experts in several parts, or computed apart from their layer."""
+        """By layer, experts in several parts, packed ones, or such as are computed apart from their layer."""
         self.caches: dict[int, LastUsedExperts] = {}
         """By layer, experts on the device that change places with those that are fetched."""
         self._bound: dict[int, tuple[int, int]] = {}
         self._slots: list[Tensor] = []
         self._staging: list[Tensor] = []
         self._views: dict[tuple[int, int, int], _Views] = {}
-        self._packed: dict[int, dict[str, Tensor]] = {}
         self._in_slot: list[list[int | None]] = []
         self._in_staging: list[list[int | None]] = []
         self._staged_at = [0]
@@ -138,12 +136,7 @@ class WeightStream:
             parameter.owner._parameters[parameter.name] = view
         if index in self.experts:
             self.experts[index].came = views.parts
-        self._packed[index] = views.packed
         self._bound[index] = bound
-
-    def packed(self, index: int) -> dict[str, Tensor]:
-        """The packed experts of a layer in the slot that is bound, by the name of their parameter."""
-        return self._packed.get(index, {})
 
     def on_host(self, index: int, place: ExpertPlace) -> tuple[Sequence[int], dict[str, Tensor]]:
         """A layer's experts of one place on the host: their numbers, and rows for these by the name of a parameter."""
@@ -166,23 +159,20 @@ class WeightStream:
 
     def _views_of(self, layer: StreamedLayer, index: int, slot: int, num_bytes: int) -> _Views:
         whole: list[tuple[OwnedParameter, nn.Parameter]] = []
-        packed: dict[str, Tensor] = {}
         places: dict[ExpertPlace, tuple[Sequence[int] | None, dict[str, Tensor]]] = {}
         for piece in layer.within(num_bytes):
             view = piece.view(self._slots[slot])
-            if piece.form is not None:
-                packed[piece.parameter.name] = view
-                continue
-            if piece.experts is None:
+            if piece.experts is None and piece.form is None:
                 whole.append((piece.parameter, nn.Parameter(view, requires_grad=False)))
             if piece.place is not None:
                 places.setdefault(piece.place, (piece.experts, {}))[1][piece.parameter.name] = view
         came = []
         for experts, tensors in places.values() if index in self.experts else ():
             count = self.experts[index].num_experts
-            rows = expert_rows(range(count) if experts is None else experts, count)
-            came.append(ExpertPart.of(tensors, rows.to(self._device.torch_device)))
-        return _Views(whole, tuple(came), packed)
+            numbers = range(count) if experts is None else experts
+            rows = expert_rows(numbers, count).to(self._device.torch_device)
+            came.append(ExpertPart.of(tensors, rows, numbers))
+        return _Views(whole, tuple(came))
 
     def close(self) -> None:
         """Gives the model its own parameters back, and the slots to the device."""
@@ -191,7 +181,6 @@ class WeightStream:
                 parameter.owner._parameters[parameter.name] = parameter.tensor  # type: ignore[assignment]
         self.experts.clear()
         self.caches.clear()
-        self._packed.clear()
         self._bound.clear()
         self._views.clear()
         for slot in self._slots:

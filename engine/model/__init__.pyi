@@ -38,3 +38,4 @@ from .kvcache import (
 from .packed_experts import PackedExperts as PackedExperts, UnpackedRoom as UnpackedRoom
 from .packing import GROUP as GROUP, NUMBER_BITS as NUMBER_BITS, PackedFormat as PackedFormat
 from .recording import recorded_routing as recorded_routing
+from .shared_experts import shared_apart as shared_apart

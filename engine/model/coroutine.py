@@ -113,6 +113,7 @@ class GenerateCoroutine:
     experts_apart: bool = False  # whether it stops where the layer it is in calls its routed experts
     host_calls: dict[int, HostCall] = field(default_factory=dict)  # by layer, those that the host has still to run
     cache_in_use: object = None  # in decode, the layer's cache from its update until attention
+    shared_output: torch.Tensor | None = None  # of shared experts that are computed apart from the layer it is in
     _coroutine: _Coroutine | None = None
     _random: list[torch.Tensor] = field(default_factory=list)
 
@@ -146,6 +147,19 @@ class GenerateCoroutine:
             _set_random_state(self._random)
             self.resume()
             self._random = _random_state()
+
+    def ask_shared(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What shared experts that are computed apart make of tokens, or the memory where it will stand."""
+        if self.shared_output is None:
+            self.shared_output = hidden.new_empty(hidden.shape)
+        return self.shared_output.view(hidden.shape)
+
+    def put_shared(self, made: torch.Tensor) -> None:
+        """They have been computed, whether the model has asked for it already or will."""
+        if self.shared_output is None:
+            self.shared_output = made
+        else:
+            self.shared_output.copy_(made.view(self.shared_output.shape))
 
     def abandon(self) -> None:
         """Ends an unfinished coroutine and lets go of all it holds. Only from the thread that started it."""

@@ -6,8 +6,8 @@ Experts of a layer lie in several places on the device: some are resident, other
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _default_apply_
 
 from engine.model.anatomy import OwnedParameter
 from engine.model.coroutine import current
+from engine.model.packing import PackedFormat
 
 IMPLEMENTATION = "grouped_mm"
 """The library's expert code that reads weights where they are: one product over all experts, tokens in their order."""
@@ -112,6 +113,8 @@ class ExpertPart:
     parameters: Parameters
     rows: torch.Tensor
     """For each expert of the layer its row, or a number behind the last row; where tokens choose."""
+    numbers: Sequence[int] = ()
+    """Which experts the rows are, where the host must know it: of packed ones."""
 
     @property
     def count(self) -> int:
@@ -119,10 +122,14 @@ class ExpertPart:
         return next(len(tensor) for tensor in self.parameters.values() if tensor is not None)
 
     @staticmethod
-    def of(tensors: Mapping[str, torch.Tensor], rows: torch.Tensor) -> "ExpertPart":
+    def of(tensors: Mapping[str, torch.Tensor], rows: torch.Tensor, numbers: Sequence[int] = ()) -> "ExpertPart":
         """Of plain tensors by the names of the parameters."""
         parameters = {name: nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()}
-        return ExpertPart(parameters, rows)
+        return ExpertPart(parameters, rows, numbers)
+
+
+PartCode = Callable[[nn.Module, ExpertPart, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""What a module's experts of one part make of tokens: hidden states, experts of each, and what each counts for."""
 
 
 @dataclass(slots=True, eq=False)
@@ -136,6 +143,10 @@ class PlacedExperts:
     """Those that stay on the device."""
     came: tuple[ExpertPart, ...] = ()
     """Those that came there for this run of the layer."""
+    formats: Mapping[str, PackedFormat] = field(default_factory=dict)
+    """How parameters are packed, if they are: a row is then the bytes of an expert."""
+    shared: nn.Module | None = None
+    """The layer's shared experts, if they are computed with these and not by the layer."""
 
     @property
     def parts(self) -> tuple[ExpertPart, ...]:
@@ -149,13 +160,17 @@ class PlacedExperts:
         weights: torch.Tensor,
         *,
         in_prefill: bool,
+        in_decode_by: PartCode | None = None,
     ) -> torch.Tensor:
-        """What the experts of some parts make of tokens."""
+        """What the experts of some parts make of tokens; `in_decode_by`: other code than the library's, for decode."""
         pairs = own_pairs if rows_are_known(hidden, in_prefill=in_prefill) else all_pairs
         result: torch.Tensor | None = None
         for one in parts:
-            compute = _every_pair if one.count == self.num_experts else pairs
-            made = compute(self.module, one.parameters, one.count, hidden, one.rows[index], weights)
+            if in_decode_by is not None and not in_prefill:
+                made = in_decode_by(self.module, one, hidden, index, weights)
+            else:
+                compute = _every_pair if one.count == self.num_experts else pairs
+                made = compute(self.module, one.parameters, one.count, hidden, one.rows[index], weights)
             result = made if result is None else result.add_(made)
         return torch.zeros_like(hidden) if result is None else result
 

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import sys
 import types
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,12 +39,13 @@ def split(
     layers: Sequence[nn.Module],
     streamed: Collection[nn.Module],
     experts: Mapping[int, nn.Module] = types.MappingProxyType({}),
+    shared: Iterable[nn.Module] = (),
     on_host: Collection[int] = (),
 ) -> Iterator[None]:
     """While entered, every micro-batch stops at layer entries, attention calls and modules of streamed weights.
 
-    Where experts are computed apart, also at the modules that have them, `experts` by layer. It passes layers
-    `on_host` without running them, and leaves a note of each. Calls from outside a
+    Where experts are computed apart, also at the modules that have them, `experts` by layer; `shared` ones are computed
+    with them. It passes layers `on_host` without running them, and leaves a note of each. Calls from outside a
     micro-batch's coroutine go through as if nothing had been changed.
     """
     original = model.config._attn_implementation
@@ -52,6 +53,8 @@ def split(
     with contextlib.ExitStack() as stack:
         for i, module in experts.items():
             stack.enter_context(_wrapped(module, functools.partial(_call_experts, i)))
+        for module in shared:
+            stack.enter_context(_wrapped(module, _call_shared))
         stack.callback(model.set_attn_implementation, original)
         model.set_attn_implementation(_register(wrapped))
         for i, layer in enumerate(layers):
@@ -135,6 +138,13 @@ def _call_experts(
     if micro_batch is None or not micro_batch.experts_apart:
         return forward(hidden, index, weights)
     return suspend(ExpertsCall(layer, hidden, index, weights))
+
+
+def _call_shared(forward: Callable[..., Any], hidden: torch.Tensor) -> Any:
+    micro_batch = current()
+    if micro_batch is None or not micro_batch.experts_apart:
+        return forward(hidden)
+    return micro_batch.ask_shared(hidden)
 
 
 def _leave_stack(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

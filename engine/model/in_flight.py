@@ -34,6 +34,7 @@ class InFlight(GenerateCoroutine):
     attended: Attended | None = None
     output: torch.Tensor | None = None  # of the experts of its layer, what those on the device made
     output_of_host: torch.Tensor | None = None  # and what those on the host made
+    deferred: dict[int, torch.Tensor] = field(default_factory=dict)  # what experts made that count late, by their layer
     loaded_caches: dict[tuple[int, int], KeysValues] = field(default_factory=dict)  # by step and layer
 
     def new(self, task: Task) -> KeysValues | None:
@@ -58,13 +59,16 @@ class InFlight(GenerateCoroutine):
             self.resident[task.layer] = Store(kept, self.capacity, allocate, name)
         self.resident[task.layer].append(kept)
 
-    def take_output(self) -> torch.Tensor:
-        """What all places made of its tokens in a layer's experts, once."""
-        parts = [one for one in (self.output, self.output_of_host) if one is not None]
+    def take_output(self, deferred_to: int | None = None) -> torch.Tensor:
+        """What all places made of its tokens in a layer's experts, once, with what an earlier layer deferred to it."""
+        late = None if deferred_to is None else self.deferred.pop(deferred_to)
+        parts = [one for one in (self.output, self.output_of_host, late) if one is not None]
         self.output = self.output_of_host = None
         if not parts:
             raise RuntimeError("experts have no result")
-        return parts[0] if len(parts) == 1 else parts[0].add_(parts[1])
+        for one in parts[1:]:
+            parts[0].add_(one)
+        return parts[0]
 
     def take_loaded_cache(self, task: Task) -> KeysValues:
         """The cache that was loaded for the task's layer, once."""

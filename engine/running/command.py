@@ -120,6 +120,8 @@ def _run_file(
         planned = _plan(args, schedule, device, model, [len(prompt) for prompt in requests.prompts])
         policy = planned.policy
     sys.stderr.write(f"policy: {planned or f'{policy} requests'}, schedule {schedule.name}\n")
+    if policy.changes_outputs:
+        sys.stderr.write(f"{policy.changes_outputs}\n")
     with progress("generating", len(requests.pending) * args.max_new_tokens, unit="tokens", lines=True) as shown:
         result = requests.run(schedule, policy, device, shown.advance, **_run_options(args))
     if planned is not None:

@@ -43,8 +43,8 @@ def run_batch(
     """Generates for the prompts of one batch; `first` numbers its first micro-batch in the run, for its seed."""
     run, size = session.run, session.run.policy.micro_batch_size
     cut = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-    micro_batches = [_micro_batch(run, j, rows, first + j) for j, rows in enumerate(cut)]
     layout, attention = run.layout(len(cut)), DecodeAttention(session.kernel)
+    micro_batches = [_micro_batch(run, layout.shape, j, rows, first + j) for j, rows in enumerate(cut)]
     session.weights.begin_batch(layout)
     with contextlib.ExitStack() as at_end:
         buffers = at_end.enter_context(contextlib.closing(Buffers(run.device)))
@@ -57,7 +57,7 @@ def run_batch(
     return BatchResult(sequences, ran, work.host, attention.kernel_calls, attention.own_calls)
 
 
-def _micro_batch(run: RunContext, j: int, prompts: Prompts, number: int) -> InFlight:
+def _micro_batch(run: RunContext, shape: PipelineShape, j: int, prompts: Prompts, number: int) -> InFlight:
     options, cache = run.options, cache_for(run.model)
     width = max(map(len, prompts))
     padding = tuple(width - len(prompt) for prompt in prompts)
@@ -76,7 +76,7 @@ def _micro_batch(run: RunContext, j: int, prompts: Prompts, number: int) -> InFl
 
     seed = None if options.seed is None else options.seed + number
     capacity = width + options.max_new_tokens - 1  # the last token is not attended to
-    resident = run.policy.resident_requests(len(prompts))
+    resident = run.policy.resident_requests(len(prompts)) if shape.kv_on_host(j) else len(prompts)
     return InFlight(j, padding, generate, seed, cache=cache, width=width, capacity=capacity, resident_requests=resident)
 
 

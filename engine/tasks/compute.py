@@ -41,7 +41,7 @@ class Compute:
         with self._activations.working(micro_batch, task):
             if micro_batch.at is None:
                 micro_batch.start()
-            _leave_experts(micro_batch)
+            self._leave_experts(micro_batch)
             micro_batch.experts_apart = self._shape.splits_experts(task.step)
             if not isinstance(micro_batch.at, LayerEntry) or micro_batch.at.layer != task.layer:
                 raise RuntimeError(f"micro-batch {micro_batch.index} is not at this layer but at {micro_batch.at!r}")
@@ -55,7 +55,7 @@ class Compute:
         with self._activations.working(micro_batch, task):
             if micro_batch.at is None:
                 micro_batch.start()
-            _leave_experts(micro_batch)
+            self._leave_experts(micro_batch)
         self._activations.stopped(micro_batch)
         return 0
 
@@ -102,10 +102,18 @@ class Compute:
                         micro_batch.resume()
         self._activations.stopped(micro_batch)
 
+    def _leave_experts(self, micro_batch: InFlight) -> None:
+        """Goes on from the experts of a layer, which were computed apart, to the end of the layer."""
+        call = micro_batch.at
+        if isinstance(call, ExpertsCall):
+            before = self._shape.deferred_to(micro_batch.step, call.layer)
+            micro_batch.resume(micro_batch.take_output(before))
+            micro_batch.shared_output = None
+
     def head(self, task: Task, micro_batch: InFlight) -> int:
         """From the end of the last layer to the entry of the first in the next step, or to the end of generation."""
         with self._activations.working(micro_batch, task):
-            _leave_experts(micro_batch)
+            self._leave_experts(micro_batch)
             micro_batch.resume_and_draw()
         micro_batch.step += 1
         self._activations.stopped(micro_batch)
@@ -137,7 +145,7 @@ class Compute:
     def _keep_on_device(self, task: Task, micro_batch: InFlight) -> None:
         """What of the new keys and values stays; the rest is for StoreKV."""
         micro_batch.keep_resident(task, self._batch.session.run.device.allocate)
-        if not self._shape.streams_kv:
+        if not self._shape.kv_on_host(task.micro_batch):
             micro_batch.take_new(task)
 
     def _cache(self, task: Task, micro_batch: InFlight) -> list[KeysValues]:
@@ -146,7 +154,7 @@ class Compute:
         assert new is not None
         self._keep_on_device(task, micro_batch)
         found = [micro_batch.resident[task.layer].content] if micro_batch.resident_requests else []
-        if self._shape.streams_kv:
+        if self._shape.kv_on_host(task.micro_batch):
             loaded = micro_batch.take_loaded_cache(task)
             for whole, newest in zip(loaded, new.of_requests(micro_batch.resident_requests), strict=True):
                 whole[:, :, -new.num_tokens :].copy_(newest)
@@ -171,12 +179,6 @@ class Compute:
         whole[: len(resident)].copy_(resident)
         whole[len(resident) :].copy_(loaded)
         return whole
-
-
-def _leave_experts(micro_batch: InFlight) -> None:
-    """Goes on from the experts of a layer, which were computed apart, to the end of the layer."""
-    if isinstance(micro_batch.at, ExpertsCall):
-        micro_batch.resume(micro_batch.take_output())
 
 
 def _take_attended(micro_batch: InFlight, call: AttentionCall) -> Attended:

@@ -7,7 +7,7 @@ from typing import Any, Self
 from transformers import PreTrainedModel
 
 from engine.device import Device, Ledger
-from engine.host import HostAttention
+from engine.host import HostAttention, HostThreads
 from engine.memory import (
     Activations,
     Buffers,
@@ -22,7 +22,7 @@ from engine.memory import (
 from engine.model import Anatomy, InFlight, end_tokens
 from engine.tasks.attend import DecodeAttention
 from sim.problem import Policy, Routing, splits_of
-from sim.schedule import MemoryPart, PipelineShape, Schedule, SlotLayout, layout_of
+from sim.schedule import MemoryPart, PipelineShape, Place, Schedule, SlotLayout, layout_of
 from traces.errors import InputError
 
 
@@ -81,7 +81,8 @@ class RunContext:
         _check_in_host_memory(model)
         anatomy = Anatomy.of(model)
         splits = splits_of(policy, schedule.system, anatomy.expert_counts)
-        packed = packed_layers(model, anatomy, policy.weight_bits, splits)
+        prefill_on_host = policy.prefills_on(schedule.system) is Place.CPU
+        packed = packed_layers(model, anatomy, policy.weight_bits, splits, prefill_on_host=prefill_on_host)
         orders = _orders(routing or Routing(), model, anatomy)
         streamed = streamed_layers(model, anatomy, policy, schedule, packed, orders)
         return cls(model, schedule, policy, device, options, anatomy, streamed, packed)
@@ -103,6 +104,7 @@ class RunContext:
 
     def shape(self, num_micro_batches: int) -> PipelineShape:
         """The pipeline that a batch of so many micro-batches makes."""
+        self.policy.check_deferral(self.anatomy.top_k)
         counts, shared = self.anatomy.expert_counts, self.anatomy.shared
         return self.policy.pipeline(self.schedule, counts, num_micro_batches, shared=shared)
 
@@ -144,6 +146,8 @@ class Session:
     """Host memory beside the weights, which stays from batch to batch."""
     host_copy: HostCopy
     """For what the lane to the host puts in its place there."""
+    device_threads: HostThreads | None
+    """Threads of the host that are the device; None if it is a real one."""
 
     @property
     def host_memory(self) -> dict[str, dict[str, int]]:
@@ -173,12 +177,16 @@ class BatchContext:
     on_head: Callable[[InFlight], None]
     """Told of each micro-batch whenever it has new tokens."""
 
-    @property
-    def most_routed_tokens(self) -> int:
+    def routed_tokens(self, group: int) -> int:
         """The most tokens of a group whose experts are computed together, apart from their layer."""
         shape = self.layout.shape
-        tokens = [len(one.padding) * (one.width if shape.splits_experts(0) else 1) for one in self.micro_batches]
-        return max(sum(tokens[j] for j in shape.group(group)) for group in range(shape.num_groups))
+        members = (self.micro_batches[j] for j in shape.group(group))
+        return sum(len(one.padding) * (one.width if shape.splits_experts(0) else 1) for one in members)
+
+    @property
+    def most_routed_tokens(self) -> int:
+        """The same of the group that has most."""
+        return max(self.routed_tokens(group) for group in range(self.layout.shape.num_groups))
 
     @property
     def most_prompt_tokens(self) -> int:

@@ -6,24 +6,26 @@ from dataclasses import dataclass
 import torch
 
 from engine.device import LaneContext, Mark
-from engine.host import HostExperts, HostThreads
+from engine.host import HostExperts, HostThreads, PlayedExperts
 from engine.memory import HostBlock
 from engine.model import ExpertsCall, InFlight, PlacedExperts, expert_rows
 from engine.tasks.context import BatchContext
 from engine.tasks.fetched import FetchedExperts
-from sim.schedule import ExpertPlace, MemoryPart, Task, Tier
+from engine.tasks.host_room import ExpertRoom
+from sim.schedule import DEFERRED, ExpertPlace, Task
 
 
 @dataclass(slots=True)
 class _OnHost:
-    """What of a group is on the host: what goes into its experts, row by row, and what comes out of them."""
+    """What of a group is on the host: what goes into its experts, row by row."""
 
+    rows: list[int]
+    """Of each of its micro-batches."""
     index: torch.Tensor
     weights: torch.Tensor
     hidden: torch.Tensor | None
     arrived: Mark
     """When it is there, on the lane that copies it."""
-    output: torch.Tensor | None = None
 
 
 class _LayerOnHost:
@@ -32,17 +34,22 @@ class _LayerOnHost:
     def __init__(
         self, placed: PlacedExperts, numbers: Sequence[int], tensors: dict[str, torch.Tensor], threads: HostThreads
     ) -> None:
-        self._rows = expert_rows(numbers, placed.num_experts)
+        self._rows = expert_rows(numbers, placed.num_experts).numpy()
         self._count = len(numbers)
-        self._experts = HostExperts.of(placed.module, tensors, range(self._count), threads)
+        self._experts = HostExperts.of(placed.module, tensors, range(self._count), threads, placed.formats)
         self._expert_bytes = sum(tensor[0].nbytes for tensor in tensors.values())
 
-    def __call__(self, sent: _OnHost, out: torch.Tensor) -> int:
-        """Puts what they make of a group's tokens into `out`. Returns the bytes of the experts that were used."""
+    def __call__(self, sent: _OnHost, counts: torch.Tensor | None, out: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """What they make of a group's tokens, put into `out`, and the bytes of the experts that were used.
+
+        Where something is said of what `counts`, the other pairs of token and expert are left out.
+        """
         assert sent.hidden is not None, "experts on the host get hidden states"
-        rows = self._rows[sent.index]
-        sent.output = self._experts(sent.hidden, rows, sent.weights, out)
-        return len(set(rows.flatten().tolist()) - {self._count}) * self._expert_bytes
+        rows = self._rows[sent.index.numpy()]  # by NumPy: less of Python's lock changes hands
+        if counts is not None:
+            rows[~counts.numpy()] = self._count
+        made = self._experts(sent.hidden, torch.from_numpy(rows), sent.weights, out)
+        return made, len(set(rows.ravel().tolist()) - {self._count}) * self._expert_bytes
 
 
 class Experts:
@@ -53,8 +60,12 @@ class Experts:
         self._layout, self._shape = batch.layout, batch.layout.shape
         self._weights = batch.session.weights
         self._activations = batch.activations
-        self._on_host: dict[int, _OnHost] = {}  # by the first micro-batch of a group
-        self._fetched = FetchedExperts(batch)
+        self._on_host: dict[tuple[int, int], _OnHost] = {}  # by the first micro-batch of a group, and its side
+        self._made: dict[tuple[int, int], tuple[torch.Tensor, list[int]]] = {}  # by first micro-batch and page
+        self._host = ExpertRoom(batch)
+        self._fetched = FetchedExperts(batch, self._host)
+        threads = batch.session.device_threads
+        self._played = None if threads is None else PlayedExperts(threads)
         self._of_layers: dict[int, _LayerOnHost] = {}
 
     def members(self, task: Task) -> list[InFlight]:
@@ -71,52 +82,70 @@ class Experts:
         hidden = None
         if self._shape.has_experts(task.layer, ExpertPlace.HOST):
             hidden = self._gather(lane, task, "hidden states", [call.hidden for call in calls])
-        self._on_host[task.micro_batch] = _OnHost(index, weights, hidden, lane.mark())
+        self._on_host[self._key(task)] = _OnHost([*map(_rows, calls)], index, weights, hidden, lane.mark())
         return index.nbytes + weights.nbytes + (0 if hidden is None else hidden.nbytes)
 
     def fetch(self, lane: LaneContext, task: Task, group: Sequence[InFlight]) -> int:
         """Of the experts that wait on the host to be asked for, those that the group uses, to the device."""
-        sent = self._on_host[task.micro_batch]
+        sent = self._on_host[self._key(task)]
         sent.arrived.wait()
         return self._fetched.fetch(lane, task, sent.index)
 
     def on_host(self, task: Task, group: Sequence[InFlight]) -> int:
         """Experts whose weights are on the host, there. Returns the bytes of those that were used."""
-        sent = self._on_host[task.micro_batch]
+        sent = self._on_host[self._key(task)]
         assert sent.hidden is not None, "experts on the host get hidden states"
-        block = self._room(task, "output", "output on host", sent.hidden.nbytes)
-        return self._layer(task.layer)(sent, block.view(tuple(sent.hidden.shape), sent.hidden.dtype))
+        out = self._output_room(task, sent.hidden.nbytes).view(tuple(sent.hidden.shape), sent.hidden.dtype)
+        counts = None
+        if self._shape.defers(task.step, task.layer):
+            late = least_weighted(sent.weights, self._batch.session.run.policy.defer_experts)
+            counts = late if task.page == DEFERRED else ~late
+        made, num_bytes = self._layer(task.layer)(sent, counts, out)
+        self._made[task.micro_batch, task.page] = made, sent.rows
+        return num_bytes
 
     def load_output(self, lane: LaneContext, task: Task, group: Sequence[InFlight]) -> int:
         """What the host's experts made, to the device."""
-        made = self._on_host[task.micro_batch].output
-        assert made is not None, "the host has computed"
-        name = f"expert output of host {task.micro_batch}"
+        made, sizes = self._made.pop((task.micro_batch, task.page))
+        late = task.page == DEFERRED
+        name = f"{'deferred ' if late else ''}expert output of host {task.micro_batch}"
         on_device = self._batch.buffers.on_device(name, tuple(made.shape), made.dtype)
-        lane.copy_h2d(on_device, made, pinned=self._room(task, "output", "output on host", made.nbytes).locked)
-        for one, rows in zip(group, on_device.split_with_sizes([_rows(one, task) for one in group]), strict=True):
-            one.output_of_host = rows
+        lane.copy_h2d(on_device, made, pinned=self._output_room(task, made.nbytes).locked)
+        for one, rows in zip(group, on_device.split_with_sizes(sizes), strict=True):
+            if late:
+                one.deferred[task.layer] = rows
+            else:
+                one.output_of_host = rows
         return made.nbytes
 
     def on_device(self, task: Task, group: Sequence[InFlight]) -> int:
-        """Experts that are on the device or came there, once for all tokens of the group."""
+        """Experts that are on the device or came there, and shared ones, once for all tokens of the group."""
         places = self._weights.experts[task.layer]
         if self._shape.streams(task.step, task.layer):
             self._weights.bind(task)
         else:
             self._weights.let_go(task.layer)
         parts = self._fetched.parts(task)
-        if not parts:
+        if not parts and places.shared is None:
             return 0
         with self._activations.working_group(group, task):
             calls = [_call(one, task) for one in group]
             hidden = _together([call.hidden for call in calls])
             index = _together([call.index for call in calls])
             weights = _together([call.weights for call in calls])
-            output = places.compute(parts, hidden, index, weights, in_prefill=task.step == 0)
+            sizes = [len(call.hidden) for call in calls]
+            if parts:
+                known = not places.formats and PlayedExperts.can_run(places.module)
+                code = self._played if known else None
+                in_prefill = task.step == 0
+                output = places.compute(parts, hidden, index, weights, in_prefill=in_prefill, in_decode_by=code)
+                for one, rows in zip(group, output.split_with_sizes(sizes), strict=True):
+                    one.output = rows
+            if places.shared is not None:
+                for one, rows in zip(group, places.shared(hidden).split_with_sizes(sizes), strict=True):
+                    one.put_shared(rows)
         self._fetched.computed(task)
-        for one, rows in zip(group, output.split_with_sizes([len(call.hidden) for call in calls]), strict=True):
-            one.output = rows
+        for one in group:
             self._activations.stopped(one)
         return 0
 
@@ -130,7 +159,8 @@ class Experts:
         """The tensors of a group one behind the other on the host."""
         rows = sum(map(len, tensors))
         shape, dtype = (rows, *tensors[0].shape[1:]), tensors[0].dtype
-        block = self._room(task, what, "routed on host", sum(tensor.nbytes for tensor in tensors))
+        first, side = self._key(task)
+        block = self._host.exchanged(what, first, sum(tensor.nbytes for tensor in tensors), turn=side)
         there = block.view(shape, dtype)
         for rows_there, tensor in zip(
             there.split_with_sizes([len(tensor) for tensor in tensors]), tensors, strict=True
@@ -139,11 +169,12 @@ class Experts:
             lane.keep(tensor)
         return there
 
-    def _room(self, task: Task, what: str, buffer: str, num_bytes: int) -> HostBlock:
-        """Host memory for what a group exchanges with the device."""
-        locked = self._layout.buffers[buffer].tier is Tier.PINNED
-        name = f"{what} of experts of micro-batch {task.micro_batch}"
-        return self._batch.session.host_blocks.take(MemoryPart.EXPERT_EXCHANGE, name, num_bytes, locked=locked)
+    def _key(self, task: Task) -> tuple[int, int]:
+        """Where a group's tokens are on the host."""
+        return task.micro_batch, self._shape.side(task.step, task.layer)
+
+    def _output_room(self, task: Task, num_bytes: int) -> HostBlock:
+        return self._host.exchanged("output", task.micro_batch, num_bytes, turn=int(task.page == DEFERRED))
 
 
 def _call(micro_batch: InFlight, task: Task) -> ExpertsCall:
@@ -155,8 +186,14 @@ def _call(micro_batch: InFlight, task: Task) -> ExpertsCall:
     return call
 
 
-def _rows(micro_batch: InFlight, task: Task) -> int:
-    return len(_call(micro_batch, task).hidden)
+def _rows(call: ExpertsCall) -> int:
+    return len(call.hidden)
+
+
+def least_weighted(weights: torch.Tensor, count: int) -> torch.Tensor:
+    """[token, k]: whether it is one of so many of the token's experts that count least; of equal ones the last."""
+    order = weights.argsort(dim=-1, descending=True, stable=True)
+    return torch.zeros_like(weights, dtype=torch.bool).scatter_(-1, order[:, weights.shape[-1] - count :], True)
 
 
 def _together(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

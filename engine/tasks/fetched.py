@@ -9,6 +9,7 @@ from engine.device import LaneContext
 from engine.memory import CacheTurn
 from engine.model import ExpertPart, expert_rows
 from engine.tasks.context import BatchContext
+from engine.tasks.host_room import ExpertRoom
 from sim.schedule import ExpertPlace, MemoryPart, Task
 
 Rows = Mapping[str, torch.Tensor]
@@ -27,8 +28,8 @@ class _Came(NamedTuple):
 class FetchedExperts:
     """Fetched experts of one batch, by the groups that they came for."""
 
-    def __init__(self, batch: BatchContext) -> None:
-        self._batch = batch
+    def __init__(self, batch: BatchContext, host: ExpertRoom) -> None:
+        self._batch, self._host = batch, host
         self._weights = batch.session.weights
         self._came: dict[int, _Came] = {}  # by the first micro-batch of a group
         self._sources: dict[int, dict[int, dict[str, torch.Tensor]]] = {}  # by layer and expert
@@ -53,8 +54,8 @@ class FetchedExperts:
                 moved += row.nbytes
         rows = self._told(lane, task, room, missing, turn)
         resident = self._weights.experts[task.layer].resident
-        cached = ExpertPart(resident.parameters, rows[1]) if turn and resident else None
-        self._came[task.micro_batch] = _Came(ExpertPart.of(room, rows[0]), cached, room, turn)
+        cached = ExpertPart(resident.parameters, rows[1], _by_slot(turn)) if turn and resident else None
+        self._came[task.micro_batch] = _Came(ExpertPart.of(room, rows[0], missing), cached, room, turn)
         return moved + rows.nbytes
 
     def parts(self, task: Task) -> tuple[ExpertPart, ...]:
@@ -103,9 +104,13 @@ class FetchedExperts:
             held = torch.full((num_experts,), turn.slots)
             held[list(turn.held)] = torch.tensor(list(turn.held.values()))
             rows = torch.stack((rows[0], held))
-        name = f"rows of fetched experts {self._slot(task)}"
-        block = self._batch.session.host_blocks.take(MemoryPart.EXPERT_EXCHANGE, name, rows.nbytes, locked=True)
+        name, block = f"rows of fetched experts {self._slot(task)}", self._host.told(self._slot(task), rows.nbytes)
         there = block.view(tuple(rows.shape), rows.dtype).copy_(rows)
         on_device = self._batch.buffers.on_device(name, tuple(rows.shape), rows.dtype)
         lane.copy_h2d(on_device, there, pinned=block.locked)
         return on_device
+
+
+def _by_slot(turn: CacheTurn) -> list[int]:
+    """The experts that a cache holds, slot by slot."""
+    return sorted(turn.held, key=lambda number: turn.held[number])

@@ -2,13 +2,25 @@
 
 import torch
 
+from engine.device import aligned_bytes
 from engine.memory import HostBlock
 from engine.model import HostLayerCache, InFlight, KeysValues, Store, layer_of
-from engine.tasks.context import BatchContext
-from sim.schedule import MemoryPart, Place, Task, Tier
+from engine.tasks.context import BatchContext, RunContext
+from sim.schedule import ExpertPlace, MemoryPart, PipelineShape, Place, SlotLayout, Task, Tier
 
 MASKS = "attention masks"
 """A part that no memory plan names: our kernel needs no masks, only a model's own attention does."""
+
+INDEX_BYTES, WEIGHT_BYTES = 8, 4
+"""Of each expert of a token: its number, and what its output counts for."""
+
+OF_EXPERTS = {
+    "index": "routed on host",
+    "weights": "routed on host",
+    "hidden states": "routed on host",
+    "output": "output on host",
+}
+"""What a group exchanges with experts apart from their layers, and the buffer of the schedule that it lies in."""
 
 
 class HostRoom:
@@ -88,3 +100,64 @@ class HostRoom:
 
     def _locks(self, buffer: str) -> bool:
         return self._layout.buffers[buffer].tier is Tier.PINNED
+
+
+class ExpertRoom:
+    """The host's side of what groups exchange with experts apart from their layers: there before the first task."""
+
+    def __init__(self, batch: BatchContext) -> None:
+        self._blocks = batch.session.host_blocks
+        self._layout, shape = batch.layout, batch.layout.shape
+        row_bytes = _row_bytes(batch.session.run, self._layout)
+        for group in range(shape.num_groups if row_bytes else 0):
+            for what, num_bytes in row_bytes.items():
+                for turn in range(1 + shape.defers_experts):
+                    self.exchanged(what, shape.group(group)[0], batch.routed_tokens(group) * num_bytes, turn=turn)
+        if _fetches(shape):
+            for slot in range(self._layout.buffers["fetched"].turns):
+                self.told(slot, _told_bytes(batch.session.run))
+
+    def exchanged(self, what: str, first: int, num_bytes: int, *, turn: int = 0) -> HostBlock:
+        """For one of OF_EXPERTS; `first` is the first micro-batch of the group.
+
+        With deferral two layers are on their way, which take turns; of outputs the second is the deferred one.
+        """
+        locked = self._layout.buffers[OF_EXPERTS[what]].tier is Tier.PINNED
+        name = f"{'next ' * turn}{what} of experts of micro-batch {first}"
+        return self._blocks.take(MemoryPart.EXPERT_EXCHANGE, name, num_bytes, locked=locked)
+
+    def told(self, slot: int, num_bytes: int) -> HostBlock:
+        """For where the experts are that came into a slot: page-locked, as who copies it also fetches experts."""
+        name = f"rows of fetched experts {slot}"
+        return self._blocks.take(MemoryPart.EXPERT_EXCHANGE, name, num_bytes, locked=True)
+
+
+def expert_exchange_bytes(run: RunContext, layout: SlotLayout) -> int:
+    """What all groups exchange with experts in decode, if it is page-locked."""
+    shape, buffers = layout.shape, layout.buffers
+    row_bytes = _row_bytes(run, layout)
+    in_decode = not shape.splits_experts(0)
+    locked = [n for what, n in row_bytes.items() if in_decode and buffers[OF_EXPERTS[what]].tier is Tier.PINNED]
+    rows = [len(shape.group(group)) * run.policy.micro_batch_size for group in range(shape.num_groups)]
+    told_bytes = buffers["fetched"].turns * aligned_bytes(_told_bytes(run)) if _fetches(shape) else 0
+    return told_bytes + (1 + shape.defers_experts) * sum(aligned_bytes(count * row) for count in rows for row in locked)
+
+
+def _row_bytes(run: RunContext, layout: SlotLayout) -> dict[str, int]:
+    """Of each of OF_EXPERTS that there is, what one token takes."""
+    top_k, hidden_size = run.anatomy.top_k, run.model.config.get_text_config(decoder=True).hidden_size
+    hidden_bytes = hidden_size * run.model.dtype.itemsize
+    found = dict.fromkeys(OF_EXPERTS, hidden_bytes) | {"index": top_k * INDEX_BYTES, "weights": top_k * WEIGHT_BYTES}
+    if not any(places & ExpertPlace.HOST for places in layout.shape.experts):
+        del found["hidden states"]
+    there = {name for name, buffer in layout.buffers.items() if buffer.tier is not None}
+    return {what: num_bytes for what, num_bytes in found.items() if OF_EXPERTS[what] in there}
+
+
+def _fetches(shape: PipelineShape) -> bool:
+    return any(places & ExpertPlace.FETCHED for places in shape.experts)
+
+
+def _told_bytes(run: RunContext) -> int:
+    """For rows of the room and rows of a cache."""
+    return 2 * run.anatomy.num_experts * INDEX_BYTES

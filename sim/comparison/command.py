@@ -55,7 +55,9 @@ def _asked(args: argparse.Namespace) -> "comparison.Asked":
     schedule, fields = fixed_policy(args)
     if schedule is not None:
         schedules.by_name(schedule)
-    policies = {schedule or "": fields} if args.policy else {}
+    if args.attention_on_device is not None and None in (args.micro_batch_size, args.num_micro_batches):
+        raise InputError("--attention-on-device: give --micro-batch-size and --num-micro-batches too")
+    policies = {schedule or "": fields} if args.policy or args.attention_on_device is not None else {}
     return comparison.Asked(policies, args.micro_batch_size, args.num_micro_batches, args.exact)
 
 

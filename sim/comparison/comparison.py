@@ -136,7 +136,8 @@ def _outcome(problem: Problem, asked: Asked, name: str) -> Outcome:
         setup, note = _with_experts_that_fit(setup)
     if setup.shortages:
         return Outcome(name, setup, None, "; ".join(map(str, setup.shortages)))
-    return Outcome(name, setup, predict(setup, exact=asked.exact), note=note)
+    notes = "; ".join(filter(None, (note, setup.policy.changes_outputs)))
+    return Outcome(name, setup, predict(setup, exact=asked.exact), note=notes)
 
 
 def _set_up(problem: Problem, asked: Asked, name: str) -> Setup:

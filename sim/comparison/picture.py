@@ -12,7 +12,7 @@ from sim.comparison.comparison import Outcome
 from sim.cost import Setup
 from sim.planning import title
 from sim.problem import Problem
-from sim.schedule import ENDS_LAYER
+from sim.schedule import DEFERRED, ENDS_LAYER
 from sim.simulation import Executed, Prediction, simulate_steps
 from traces.cli import ROW_ORDER, draw_lanes, name_ops, new_figure, open_frame, save
 
@@ -37,7 +37,7 @@ def layer_view(setup: Setup) -> LayerView:
     simulate_steps(setup, first, step + 1, on_task=executed.append)
     layer_ends: dict[int, int] = {}
     for one in executed:
-        if one.task.op in ENDS_LAYER and one.task.step == step:
+        if one.task.op in ENDS_LAYER and one.task.step == step and one.task.page != DEFERRED:
             layer_ends[one.task.layer] = max(one.end_ns, layer_ends.get(one.task.layer, 0))
     layer = setup.shape.num_layers // 2
     start, end = layer_ends.get(layer - 1, 0), layer_ends[layer]

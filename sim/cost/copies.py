@@ -51,6 +51,9 @@ class Copies:
         return self._copy_between("attention on host", task, self._sizes.tokens(task) * per_token)
 
     def _load_kv(self, task: Task) -> Work:
+        """All of a request's cache; to prompts only what earlier chunks of them left."""
+        if self._sizes.has_prompts(task):
+            return self._copy_between("kv", task, self._kv_bytes(task, self._sizes.earlier(task.micro_batch)), 2)
         return self._copy_between("kv", task, self._kv_bytes(task, self._sizes.kept_tokens(task, task.step - 1)), 2)
 
     def _store_kv(self, task: Task) -> Work:
@@ -58,7 +61,8 @@ class Copies:
 
         At the pageable rate one more copy on the host is in that rate already.
         """
-        size = self._kv_bytes(task, self._sizes.tokens(task) if task.step else self._sizes.kept_tokens(task, 0))
+        prompts = self._sizes.has_prompts(task)
+        size = self._kv_bytes(task, self._sizes.kept_tokens(task, 0) if prompts else self._sizes.tokens(task))
         if "new kv on host" not in self._locked:
             return self._copy_between("kv", task, size, copies=2)
         landed = self._copy_between("new kv on host", task, size, copies=2)

@@ -8,7 +8,7 @@ from sim.cost.kernels import Kernels
 from sim.cost.pools import never_exceeded, pool_capacities
 from sim.cost.sizes import Sizes
 from sim.cost.work import Cost
-from sim.schedule import Op, Task
+from sim.schedule import Lane, Op, Task
 
 CACHE_LIMIT = 5_000
 """Costs remembered before the memory of them starts anew."""
@@ -16,7 +16,12 @@ CACHE_LIMIT = 5_000
 GROWS_WITH_CONTEXT = frozenset({Op.ATTN, Op.LOAD_KV, Op.HOST_LAYER})
 """Ops whose cost differs from one decode step to the next; the others tell only prefill from decode."""
 
-SUMS = frozenset({Op.ALL_REDUCE})
+WITHOUT_EXPERTS = frozenset(
+    {Op.PRE_ATTN, Op.ATTN, Op.OFFLOAD_QKV, Op.LOAD_HIDDEN, Op.STORE_HIDDEN, Op.LOAD_KV, Op.STORE_KV}
+)
+"""Ops that cost the same in equal layers of the model, wherever experts are and whatever tokens use of them."""
+
+OWN_PAGES = frozenset({Op.ALL_REDUCE, Op.HOST_EXPERTS, Op.LOAD_OUTPUT})
 """Ops whose pages are not of weights: each page is a kind of its own."""
 
 
@@ -24,7 +29,7 @@ class CostModel:
     """Costs of all tasks of one run; call it with a task.
 
     `only_contended` leaves out demands on pools that all lanes together cannot exceed, which need no watching.
-    Equal tasks are computed once: the cost depends on the op, the kinds of layer, micro-batch and page, the rank and
+    Equal tasks are computed once: the cost depends on the op, the kinds of layer, micro-batch and page, the lane and
     prefill or decode, and in `GROWS_WITH_CONTEXT` on the step. Kinds are numbers from 0 on; the last entry of a list of
     kinds is -1 and answers for `NONE` and `WHOLE`.
     """
@@ -36,12 +41,13 @@ class CostModel:
         self._emulated = EmulatedCosts(hardware.emulation, sizes) if hardware.emulation else None
         self._left_out = never_exceeded(hardware) if only_contended else frozenset[int]()
         self.layer_kinds = (*sizes.expert_use.layer_kinds, -1)
-        self.batch_kinds = (*_kinds(sizes.of_groups), -1)
+        self.batch_kinds = (*_kinds(sizes.work), -1)
         kinds = sizes.expert_use.layer_kinds
         firsts = (kinds.index(kind) for kind in range(max(kinds) + 1))
         self.page_kinds = (*(self._pages_of(layer) for layer in firsts), (-1,) * (sizes.shape.num_pages + 1))
         """Per kind of layer, of pages with as many bytes, as many of them page-locked; the last entry is no layer's."""
-        self._known: dict[tuple[Op, int, int, int, int, int], Cost] = {}
+        self._same_layers = (*sizes.model.layer_kinds, -1)
+        self._known: dict[tuple[Op, int, int, int, int, Lane], Cost] = {}
 
     def _pages_of(self, layer: int) -> tuple[int, ...]:
         """The kinds of a layer's pages, by their bytes and what of these is staged."""
@@ -55,8 +61,10 @@ class CostModel:
         _, op, lane, step, layer, j, page, _ = task
         when = step if op in GROWS_WITH_CONTEXT else step > 0
         kind = self.layer_kinds[layer]
-        of_page = page if op in SUMS else self.page_kinds[kind][page]
-        key = (op, when, kind, self.batch_kinds[j], of_page, lane.rank)
+        of_page = page if op in OWN_PAGES else self.page_kinds[kind][page]
+        if op in WITHOUT_EXPERTS:
+            kind = self._same_layers[layer]
+        key = (op, when, kind, self.batch_kinds[j], of_page, lane)
         cost = self._known.get(key)
         if cost is None:
             if len(self._known) > CACHE_LIMIT:

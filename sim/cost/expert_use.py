@@ -5,6 +5,7 @@ tokens ask for. Elsewhere every layer counts with the mean.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
 
@@ -21,16 +22,18 @@ ALIKE = Routing()
 class ExpertUse:
     """Of each layer and place, how many experts so many tokens use, and how often."""
 
-    def __init__(self, placement: Placement, routing: Routing, system: System) -> None:
+    def __init__(self, placement: Placement, routing: Routing, system: System, defers: Sequence[bool] = ()) -> None:
+        """`defers` says of which layers the host computes a part late."""
         self._placement, self._routing, self._system = placement, routing, system
-        self._known: dict[tuple[int, int, ExpertPlace], Use] = {}
+        self._defers = defers or (False,) * len(placement.kinds)
+        self._known: dict[tuple[int, int, ExpertPlace, int | None], Use] = {}
 
     @cached_property
     def layer_kinds(self) -> tuple[int, ...]:
         """Per layer a number that it shares with those of the same kind whose tokens use the same."""
-        found: dict[tuple[int, bytes, int], int] = {}
-        kinds, draws = self._alike, self._draws
-        return tuple(found.setdefault((*one, draw), len(found)) for one, draw in zip(kinds, draws, strict=True))
+        found: dict[tuple[tuple[int, bytes], int, bool], int] = {}
+        layers = zip(self._alike, self._draws, self._defers, strict=True)
+        return tuple(found.setdefault(one, len(found)) for one in layers)
 
     @cached_property
     def _alike(self) -> list[tuple[int, bytes]]:
@@ -72,16 +75,22 @@ class ExpertUse:
             return one.experts_touched(tokens)
         return expected_use(self._routing.popularity(layer, one), one.top_k, tokens, 0, one.num_experts).touched
 
-    def of_group(self, layer: int, tokens: int, places: ExpertPlace) -> Use:
-        """What a group's tokens use of a layer's experts in these places, which lie side by side."""
-        key = (layer, tokens, places)
+    def of_group(self, layer: int, tokens: int, places: ExpertPlace, part: int | None = None) -> Use:
+        """What a group's tokens use of a layer's experts in these places, which lie side by side.
+
+        `part`: only so many of each token's top k count. Which ones is taken to be chance, for want of counted weights.
+        """
+        key = (layer, tokens, places, part)
         if key not in self._known:
-            self._known[key] = self._of_group(layer, tokens, places)
+            self._known[key] = self._of_group(*key)
         return self._known[key]
 
-    def _of_group(self, layer: int, tokens: int, places: ExpertPlace) -> Use:
+    def _of_group(self, layer: int, tokens: int, places: ExpertPlace, part: int | None) -> Use:
         one, split = self._placement.distinct[self._placement.kinds[layer]]
         popularity = self._routing.popularity(layer, one)
+        top_k = one.top_k if part is None else part
+        if top_k < one.top_k:
+            popularity = popularity * (top_k / one.top_k)
         if self._system.caches_experts and places & ExpertPlace.FETCHED and not places & ExpertPlace.DEVICE:
             every = expected_use(popularity, one.top_k, tokens, 0, one.num_experts)
             missed = 1.0 - lru_hit_rate(popularity, tokens, split.resident)
@@ -90,9 +99,9 @@ class ExpertUse:
         kind = self._alike[layer]
         draws = self._num_draws[kind]
         if draws == 1:
-            return expected_use(popularity, one.top_k, tokens, first, stop)
+            return expected_use(popularity, top_k, tokens, first, stop)
         cuts = sorted({0, first, stop, split.ranks(ASKED_FOR)[0], one.num_experts})
         layers = self._num_layers[kind]
-        drawn = drawn_uses(popularity, one.top_k, tokens, cuts, draws, layers)[self._draws[layer]]
+        drawn = drawn_uses(popularity, top_k, tokens, cuts, draws, layers)[self._draws[layer]]
         mine = [use for use, (begin, end) in zip(drawn, pairwise(cuts), strict=True) if first <= begin and end <= stop]
         return Use(*(sum(numbers) for numbers in zip(*mine, strict=True)))

@@ -4,6 +4,7 @@ Time = launch latency + max(FLOPs / rate, bytes / bandwidth) of each part of the
 its class (the HRM for one task, MoE-Lightning section 3).
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -60,7 +61,7 @@ class Kernels:
         return self._on_gpu(task, self._gemm(task, share(layer.pre_attn_flops(tokens)), weights + tokens * per_token))
 
     def _attn(self, task: Task) -> Work:
-        if task.step == 0:
+        if self._sizes.has_prompts(task):
             return self._attn_of_prompts(task)
         layer, one, share = self._sizes.layer(task), self._sizes.micro_batch(task), self._sizes.share
         on_cpu = task.lane.kind is LaneKind.CPU
@@ -87,13 +88,14 @@ class Kernels:
         layer, one, share = self._sizes.layer(task), self._sizes.micro_batch(task), self._sizes.share
         flops = layer.attention_flops(self._prompt_pairs(layer, one), expanded=True)
         moved = self._prompt_attention_bytes(layer, one)
+        moved += self._sizes.earlier(task.micro_batch) * layer.kv_bytes_per_token(self._sizes.kv_bits)
         kernel = self._hardware.device.attention
         return self._on_gpu(task, KernelWork(share(flops), share(moved), kernel, tokens=one.prompt_tokens))
 
     def _prompt_pairs(self, layer: Layer, one: MicroBatch) -> float:
         """Pairs of a token and one that it attends to, of all prompts."""
         tokens = one.prompt_tokens
-        return min(one.prompt_tokens_squared / 2, tokens * (layer.attention.window or tokens))
+        return min(one.prompt_tokens_squared / 2, tokens * (layer.attention.window or math.inf))
 
     def _prompt_attention_bytes(self, layer: Layer, one: MicroBatch) -> float:
         """What goes into the attention of all prompts and comes out of it."""
@@ -181,12 +183,13 @@ class Kernels:
         """FLOPs and bytes of the routed experts in these places for the tokens of a group."""
         layer, used = self._sizes.layer(task), self._sizes.used(task, places)
         assert layer.expert is not None, "a layer with experts in some place has experts"
-        weights = used.touched * layer.expert_bytes(self._sizes.placement.expert_bits)
+        is_unpacked = bool(places & ON_DEVICE) and self._sizes.unpack_bytes_per_s is not None
+        weights = used.touched * layer.expert_bytes(self._bits if is_unpacked else self._sizes.placement.expert_bits)
         moved = weights + used.pairs * 2 * layer.hidden_size * (self._bits / 8)
         return 2.0 * used.pairs * layer.expert.weights, moved
 
     def _host_experts(self, task: Task) -> Work:
-        """Experts beside their weights in host memory, on all cores: arithmetic or memory, whichever takes longer.
+        """Experts beside their weights in host memory, on all cores: arithmetic, memory or unpacking, the longest.
 
         Devices that share each tensor share them, too. Where no token asks for an expert of the host, there is no work.
         """
@@ -195,7 +198,18 @@ class Kernels:
         busy = min(1.0, self._sizes.used(task, ExpertPlace.HOST).tokens)
         fixed = {"launch latency": busy * (host.launch_latency_s + (kernel.latency_s or 0.0))}
         tokens = self._sizes.tokens_an_expert(task, ExpertPlace.HOST)
-        return self._on_cpu(kernel, share(flops), share(moved), tokens, fixed)
+        return self._while_unpacking(task, self._on_cpu(kernel, share(flops), share(moved), tokens, fixed), fixed)
+
+    def _while_unpacking(self, task: Task, work: Work, fixed: dict[str, float]) -> Work:
+        """The same, or what it takes to unpack these experts beside it, if this host is known to and that is more."""
+        rate = self._sizes.host_unpack_bytes_per_s
+        if rate is None:
+            return work
+        experts = self._sizes.used(task, ExpertPlace.HOST).touched
+        seconds = self._sizes.share(experts * self._sizes.layer(task).expert_bytes(self._bits)) / rate
+        if sum(work.roofs.values()) >= sum(fixed.values()) + seconds:
+            return work
+        return work._replace(roofs={**fixed, "unpacking": seconds})
 
     def _enter_host(self, task: Task) -> Work:
         """Hidden states are read and written once."""

@@ -12,19 +12,29 @@ from sim.problem import (
     Model,
     Placement,
     Policy,
+    are_unpacked,
     packed_bytes,
     unpacked_at_once,
     unpacked_experts,
     unpacks_experts,
 )
-from sim.schedule import Buffer, By, ExpertPlace, Holds, MemoryPart, PipelineShape, Schedule, Tier, layout_of
+from sim.schedule import ON_DEVICE, Buffer, By, ExpertPlace, Holds, MemoryPart, PipelineShape, Schedule, Tier, layout_of
 
 LOGIT_BYTES = 4
 INDEX_BYTES, WEIGHT_BYTES = 8, 4
 """Of each expert of a token: its number, and what its output counts for."""
 
+ROUTED = frozenset({Holds.ROUTED, Holds.NEXT_ROUTED})
+"""What goes into experts."""
+IN_DECODE = frozenset({Holds.NEXT_ROUTED, Holds.DEFERRED_OUTPUT})
+OF_EXPERTS = ROUTED | IN_DECODE | {Holds.EXPERT_OUTPUT, Holds.DEVICE_OUTPUT}
+"""What goes into them and what comes out, of these what only decode has."""
+
 KEPT = frozenset({Holds.CACHE, Holds.PROMPT_CACHE, Holds.JOINED_CACHE})
 """What a sliding window bounds."""
+
+EXCHANGED = frozenset({Holds.QKV, Holds.ATTENTION})
+"""What the host has of the micro-batches that it attends for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +106,21 @@ def tokens_on_device(policy: Policy, micro_batch: MicroBatch, tokens: int) -> in
 
 def kv_bytes(model: Model, policy: Policy, batch: Batch, step: int) -> int:
     """The whole KV cache after `step`, wherever it lives."""
-    return _cache_bytes(model, policy, batch, lambda layer, one: kept_tokens(layer, one, step))
+    return _cache_bytes(model, policy, batch, batch.alike, lambda layer, one: kept_tokens(layer, one, step))
 
 
-def kv_bytes_on_device(model: Model, policy: Policy, batch: Batch, step: int) -> int:
-    """Of it, after `step`, what stays on the device."""
+def kv_bytes_on_device(model: Model, policy: Policy, batch: Batch, step: int, shape: PipelineShape) -> int:
+    """Of it, after `step`, what stays on the device: of some requests, or of the micro-batches that attend there."""
+    if shape.attending_on_device:
+        there = Counter(one for j, one in enumerate(batch.micro_batches) if not shape.kv_on_host(j))
+        return _cache_bytes(model, policy, batch, there, lambda layer, one: kept_tokens(layer, one, step))
     if not policy.kv_on_device:
         return 0
-    return _cache_bytes(
-        model, policy, batch, lambda layer, one: tokens_on_device(policy, one, kept_tokens(layer, one, step))
-    )
+
+    def stays(layer: Layer, one: MicroBatch) -> int:
+        return tokens_on_device(policy, one, kept_tokens(layer, one, step))
+
+    return _cache_bytes(model, policy, batch, batch.alike, stays)
 
 
 def _cache_bytes_of_host_layers(placement: Placement, policy: Policy, batch: Batch) -> tuple[int, int]:
@@ -120,9 +135,15 @@ def _cache_bytes_of_host_layers(placement: Placement, policy: Policy, batch: Bat
     return whole, on_device
 
 
-def _cache_bytes(model: Model, policy: Policy, batch: Batch, tokens: Callable[[Layer, MicroBatch], int]) -> int:
+def _cache_bytes(
+    model: Model,
+    policy: Policy,
+    batch: Batch,
+    alike: Mapping[MicroBatch, int],
+    tokens: Callable[[Layer, MicroBatch], int],
+) -> int:
     def of_layer(layer: Layer) -> int:
-        kept = sum(count * tokens(layer, one) for one, count in batch.alike.items())
+        kept = sum(count * tokens(layer, one) for one, count in alike.items())
         return batch.copies * kept * layer.kv_bytes_per_token(policy.cache_bits(model))
 
     return model.over_layers(of_layer)
@@ -134,7 +155,7 @@ def plan_memory(
     """Plan the memory of a whole generation: weights, KV cache at its longest, activations, buffers, staging."""
     cache = kv_bytes(model, policy, batch, batch.gen_len - 1)
     placement, place = Placement.of(policy, schedule, model), ExpertPlace
-    cache_on_device = kv_bytes_on_device(model, policy, batch, batch.gen_len - 1)
+    cache_on_device = kv_bytes_on_device(model, policy, batch, batch.gen_len - 1, shape)
     cache_of_host, elsewhere = _cache_bytes_of_host_layers(placement, policy, batch)
     cache_on_device -= elsewhere
     others, others_of_host = _non_experts(model), placement.non_expert_bytes_on_host()
@@ -193,13 +214,12 @@ def _unpacked_bytes(policy: Policy, placement: Placement, num_micro_batches: int
 
     Of the layer that needs most.
     """
-    model = placement.model
+    model, needed = placement.model, 0
     if not unpacks_experts(policy, model):
         return 0
-    needed = 0
-    for layer in (layer for layer, split in placement.distinct if not split.layer_on_host):
+    for layer, split in placement.distinct:
         count, one = layer.num_experts, layer.expert_bytes(model.activation_bits)
-        if not count:
+        if not count or split.layer_on_host or not are_unpacked(split, prefill_on_host=placement.prefill_on_host):
             continue
         unpacked = unpacked_experts(count, num_micro_batches, one) * one
         packed = unpacked_at_once(count, one) * layer.expert_bytes(policy.expert_bits(model))
@@ -217,6 +237,9 @@ class _Buffers:
         self._cache_bits = policy.cache_bits(model)
         requests, tokens = batch.num_requests // batch.copies, batch.prompt_tokens // batch.copies
         self._all = {MicroBatch(requests, tokens, 0, 0): 1}  # what grows with tokens adds up
+        self._of_host = self._all
+        if shape.attending_on_device:
+            self._of_host = Counter(one for j, one in enumerate(batch.micro_batches) if shape.kv_on_host(j))
 
     def bytes(self) -> Iterator[tuple[Tier, str, bool, int]]:
         """Tier, part, whether each of several devices holds all of it, and bytes: of the layer that needs most."""
@@ -241,7 +264,10 @@ class _Buffers:
         if buffer.by is By.TURN:
             return buffer.turns * max(self._slot(holds, layer, one) for one in self._batch.alike)
         many = self._batch.alike if holds in KEPT else self._all
-        return sum(count * self._slot(holds, layer, one) for one, count in many.items())
+        if holds in EXCHANGED and buffer.tier is not Tier.DEVICE:
+            many = self._of_host
+        outputs = bool(split.places & ON_DEVICE) + (layer.shared is not None) if holds is Holds.DEVICE_OUTPUT else 1
+        return outputs * sum(count * self._slot(holds, layer, one) for one, count in many.items())
 
     def _routed_tokens(self, group: range) -> int:
         """The most tokens whose experts a group computes at once, apart from the rest of their layer."""
@@ -252,9 +278,10 @@ class _Buffers:
         if holds in KEPT:
             return self._kept(holds, layer, one) * layer.kv_bytes_per_token(self._cache_bits)
         bits = self._model.activation_bits
-        if holds is Holds.ROUTED or holds is Holds.EXPERT_OUTPUT:
-            tokens = one.prompt_tokens if self._shape.splits_experts(0) else one.num_requests
-            each = routed_bytes(layer, bits) if holds is Holds.ROUTED else layer.hidden_bytes_per_token(bits)
+        if holds in OF_EXPERTS:
+            of_prompts = self._shape.splits_experts(0) and holds not in IN_DECODE
+            tokens = one.prompt_tokens if of_prompts else one.num_requests
+            each = routed_bytes(layer, bits) if holds in ROUTED else layer.hidden_bytes_per_token(bits)
             return tokens * each if layer.num_experts else 0
         tokens = one.prompt_tokens if holds is Holds.PROMPT_HIDDEN else one.num_requests
         return packed_bytes(tokens * self._width(holds, layer), bits)

@@ -12,9 +12,9 @@ from sim.schedule import PipelineShape, Schedule, by_name
 from traces.errors import InputError
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=8192)
 def _batch(workload: Workload, batch_size: int, micro_batch_size: int) -> Batch:
-    """The batch of the last policies seen: a grid asks for each many times."""
+    """The batch of the last policies seen: a grid asks for each of its thousands once more for each placement."""
     return make_batch(workload, batch_size, micro_batch_size)
 
 

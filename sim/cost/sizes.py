@@ -1,6 +1,7 @@
 """How much a task works on: its layer, micro-batch and tokens, the widths of numbers, and one device's share."""
 
 import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,7 +20,7 @@ from sim.problem import (
     unpacked_experts,
     unpacks_experts,
 )
-from sim.schedule import ExpertPlace, PipelineShape, Schedule, Task
+from sim.schedule import DEFERRED, ExpertPlace, PipelineShape, Schedule, Task
 
 
 def fetches_modules(schedule: Schedule, hardware: Hardware) -> bool:
@@ -41,6 +42,8 @@ class Sizes:
     batch: Batch
     hardware: Hardware
     routing: Routing = ALIKE
+    earlier_tokens: tuple[int, ...] = ()
+    """In a stream, of each micro-batch with prompts: KV entries that earlier chunks of them left."""
 
     @cached_property
     def parts(self) -> int:
@@ -65,7 +68,8 @@ class Sizes:
     @cached_property
     def expert_use(self) -> ExpertUse:
         """What tokens use of them."""
-        return ExpertUse(self.placement, self.routing, self.schedule.system)
+        defers = tuple(self.shape.defers(1, layer) for layer in range(self.shape.num_layers))
+        return ExpertUse(self.placement, self.routing, self.schedule.system, defers)
 
     def layer(self, task: Task) -> Layer:
         return self.model.layers[task.layer]
@@ -75,8 +79,26 @@ class Sizes:
 
     def tokens(self, task: Task) -> int:
         """Tokens that go through a layer: whole prompts in prefill, one a request in decode."""
-        one = self.micro_batch(task)
-        return one.prompt_tokens if task.step == 0 else one.num_requests
+        return self._tokens_of(task.step, task.micro_batch)
+
+    def has_prompts(self, task: Task) -> bool:
+        """Whether a task works on prompts, instead of one token a request."""
+        return self.shape.has_prompts(task.step, task.micro_batch)
+
+    def _tokens_of(self, step: int, micro_batch: int) -> int:
+        one = self.batch.micro_batches[micro_batch]
+        return one.prompt_tokens if self.shape.has_prompts(step, micro_batch) else one.num_requests
+
+    def earlier(self, micro_batch: int) -> int:
+        """KV entries that earlier chunks of a micro-batch's prompts left."""
+        return self.earlier_tokens[micro_batch] if micro_batch < len(self.earlier_tokens) else 0
+
+    @cached_property
+    def work(self) -> Sequence[Hashable]:
+        """Per micro-batch, all that its work follows from."""
+        if not self.shape.num_prompts:
+            return self.of_groups
+        return [(*one, self.shape.has_prompts(1, j), self.earlier(j)) for j, one in enumerate(self.of_groups)]
 
     def kept_tokens(self, task: Task, step: int) -> int:
         """KV entries that the task's layer keeps of its micro-batch after `step`."""
@@ -92,26 +114,33 @@ class Sizes:
 
     @cached_property
     def of_groups(self) -> list[tuple[MicroBatch, int, int]]:
-        """Per micro-batch, itself with the prompts and the requests of the group that it is the first of."""
+        """Per micro-batch, itself and its group's tokens in prefill and later, if it is the first of a group."""
         shape, alone = self.shape, [(one, 0, 0) for one in self.batch.micro_batches]
         for mine in map(shape.group, range(shape.num_groups if shape.experts else 0)):
-            some = [self.batch.micro_batches[j] for j in mine]
-            together = sum(one.prompt_tokens for one in some), sum(one.num_requests for one in some)
-            alone[mine.start] = (some[0], *together)
+            prompts, later = (sum(self._tokens_of(step, j) for j in mine) for step in (0, 1))
+            alone[mine.start] = (self.batch.micro_batches[mine.start], prompts, later)
         return alone
 
     def all_tokens(self, task: Task) -> int:
         """Tokens of all micro-batches in a step."""
-        return sum(one.num_requests if task.step else one.prompt_tokens for one in self.batch.micro_batches)
+        return sum(self._tokens_of(task.step, j) for j in range(len(self.batch.micro_batches)))
 
     def group_tokens(self, task: Task) -> int:
         """Tokens of the group of which the task's micro-batch is the first."""
-        _, prompts, requests = self.of_groups[task.micro_batch]
-        return prompts if task.step == 0 else requests
+        _, prompts, later = self.of_groups[task.micro_batch]
+        return prompts if task.step == 0 else later
 
     def used(self, task: Task, places: ExpertPlace) -> Use:
-        """What a group's tokens use of a layer's experts in these places."""
-        return self.expert_use.of_group(task.layer, self.group_tokens(task), places)
+        """What a group's tokens use of a layer's experts in these places; of the host's, in the task's part of them."""
+        part = self._part_of_top_k(task) if places is ExpertPlace.HOST else None
+        return self.expert_use.of_group(task.layer, self.group_tokens(task), places, part)
+
+    def _part_of_top_k(self, task: Task) -> int | None:
+        """How many of each token's experts a task of the host computes; None where none of them is deferred."""
+        if not self.shape.defers(task.step, task.layer):
+            return None
+        late = self.policy.defer_experts
+        return late if task.page == DEFERRED else self.layer(task).top_k - late
 
     def tokens_an_expert(self, task: Task, places: ExpertPlace) -> float:
         """How many tokens of a group each expert gets on average that they use in these places."""
@@ -138,6 +167,12 @@ class Sizes:
         rate = self.hardware.device.unpack_bytes_per_s
         return rate if unpacks_experts(self.policy, self.model) else None
 
+    @cached_property
+    def host_unpack_bytes_per_s(self) -> float | None:
+        """How fast the host computes with experts that it unpacks meanwhile; None as above."""
+        rate = self.hardware.host.unpack_bytes_per_s
+        return rate if unpacks_experts(self.policy, self.model) else None
+
     def unpacked_in_turn(self, task: Task) -> float:
         """Experts unpacked for a micro-batch in a layer; of those that micro-batches share, an even part.
 
@@ -146,7 +181,7 @@ class Sizes:
         """
         layer, tokens, turns = self.layer(task), self.tokens(task), self.shape.num_micro_batches
         if turns > 1:
-            tokens = sum(one.num_requests if task.step else one.prompt_tokens for one in self.batch.micro_batches)
+            tokens = self.all_tokens(task)
         if task.step == 0 or self.hardware.emulation is not None:
             return self.expert_use.touched(task.layer, tokens) / turns
         return min(layer.num_experts, layer.num_experts if turns > 1 else tokens * layer.top_k) / turns

@@ -208,7 +208,7 @@ def _replanned(
     except InputError:
         return None
     options: dict[str, Any] = {"objective": choice.objective, "num_requests": choice.num_requests}
-    options |= {"tolerance": NO_GAIN}
+    options |= {"tolerance": NO_GAIN, "mix_attention": policy.attention_on_device > 0}
     found: list[Candidate] = []
     for name in schedules:
         splits = by_name(name).system.splits_experts

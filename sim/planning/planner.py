@@ -25,9 +25,9 @@ NARROWER_BITS = (8.0, 4.0)
 """Widths of weights that are tried where nothing fits."""
 
 
-MOST_SIMULATIONS = 60
-"""Policies that are simulated at most of a schedule with experts in several places, if no other limit is given: what
-such places add to a step is known less exactly beforehand, and each policy is a pipeline of another shape."""
+MOST_SIMULATIONS = 2000
+"""Policies of a schedule that are simulated at most, if no other limit is given: some tens of seconds. Several times
+what any problem has needed that we know; one that needs more says how many were left out."""
 
 FINER = (1 / 32, 1 / 128)
 """Steps in which places of experts are looked at near the best ones."""
@@ -102,8 +102,10 @@ def plan(
     smallest change that would help, if no policy of any of them fits.
     """
     schedules = [by_name(name).name for name in (registered() if schedules is None else schedules)]
-    work = partial(_try, problem, objective, options)
-    found = dict(zip(schedules, in_processes(work, schedules, jobs), strict=True))
+    work = partial(_try, problem, objective, {"mix_attention": options.get("refine", True), **options})
+    longest_first = sorted(schedules, key=lambda name: -by_name(name).system.experts.bit_count())
+    done = dict(zip(longest_first, in_processes(work, longest_first, jobs), strict=True))
+    found = {name: done[name] for name in schedules}
     plans = {name: one for name, one in found.items() if isinstance(one, Plan)}
     failed = {name: one for name, one in found.items() if isinstance(one, NothingFitsError)}
     if not plans:
@@ -147,14 +149,16 @@ def best_policy(
     grid: PolicyGrid | None = None,
     refine: bool = True,
     tolerance: float = TOLERANCE,
-    most_simulations: int | None = None,
+    most_simulations: int = MOST_SIMULATIONS,
     at_least: int = 1,
+    mix_attention: bool = False,
 ) -> Plan:
     """The best policy of one schedule, sizes that are given kept.
 
     `num_requests` asks for exactly these requests in one batch, or if that fits no memory for the best smaller batch.
     `at_least` so many candidates that differ in more than pages and page-locked weights are simulated, to have some to
-    compare with. Raises NothingFitsError with the smallest lack of memory on the grid.
+    compare with. With `mix_attention` some micro-batches may attend on the device beside others on the CPU, where the
+    schedule can: near the best policy without. Raises NothingFitsError with the smallest lack of memory on the grid.
     """
     grid = (grid or PolicyGrid()).with_sizes(micro_batch_size, num_micro_batches)
     if num_requests is not None:
@@ -172,7 +176,7 @@ def best_policy(
         return on_host
     grid = tried
     splits = schedule.system.splits_experts
-    plan = Plan(objective, tolerance, MOST_SIMULATIONS if splits and most_simulations is None else most_simulations)
+    plan = Plan(objective, tolerance, most_simulations)
     plan.look_through(found, at_least)
     if refine and num_requests is None:
         near = grid.around(plan.best.policy)
@@ -181,6 +185,8 @@ def best_policy(
     for step in FINER if refine and splits else ():
         near = grid.with_sizes(plan.best.policy.micro_batch_size, plan.best.policy.num_micro_batches)
         plan.look_through(candidates_of(problem, schedule, near.with_places_near(plan.best.policy, step)), 1)
+    if mix_attention and schedule.system.mixes_attention:
+        plan.look_beside_the_cpu()
     return plan
 
 

@@ -71,7 +71,7 @@ def title(problem: Problem) -> str:
 def in_short(policy: Policy) -> str:
     """A policy in a cell, as `75×21 cpu 42 pages locked`."""
     shares = {"r_w": policy.experts_on_device, "r_h": policy.experts_on_host, "r_f": policy.experts_fetched}
-    shares["r_c"] = policy.kv_on_device
+    shares |= {"r_c": policy.kv_on_device, "r_a": policy.attention_on_device}
     words = [f"{policy} {policy.attention}", *(f"{name} {share:.3g}" for name, share in shares.items() if share)]
     if policy.host_layers:
         words.append(f"r_h {policy.host_layers[1] - policy.host_layers[0]} layers")
@@ -83,6 +83,8 @@ def in_short(policy: Policy) -> str:
         words.append("prefill cpu")
     if policy.stream_non_experts:
         words.append("all stream")
+    if policy.defer_experts:
+        words.append(f"defers {policy.defer_experts}")
     if policy.pin_weights:
         words.append("locked" if policy.pin_weights == 1 else f"locked {policy.pin_weights:.1%}")
     return " ".join(words)
@@ -125,7 +127,7 @@ def _in_words(one: Candidate) -> str:
     experts = list(in_words(placed_experts(one.setup.placement)))
     words = {
         f"{policy} requests": True,
-        f"attention on the {policy.attention}": True,
+        f"attention on the {policy.attention}{_beside(one.setup)}": True,
         f"experts {'; '.join(experts)}": policy.experts_on_device or one.setup.schedule.system.splits_experts,
         f"computed for {policy.groups} groups of micro-batches": policy.groups,
         "prefill of the host's on the host": policy.prefill_experts is Place.CPU,
@@ -136,6 +138,12 @@ def _in_words(one: Candidate) -> str:
         f"{policy.pin_weights:.0%} of the weights page-locked": 0 < policy.pin_weights < 1,
     }
     return ", ".join(text for text, holds in words.items() if holds)
+
+
+def _beside(setup: Setup) -> str:
+    """How many micro-batches attend on the device beside others on the CPU."""
+    there, n = setup.shape.attending_on_device, setup.shape.num_micro_batches
+    return f", of {there} of {n} micro-batches on the gpu" if there else ""
 
 
 def _parts(sizes: Mapping[str, int]) -> str:

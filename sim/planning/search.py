@@ -8,10 +8,10 @@ from typing import Any, Self
 import numpy as np
 
 from sim.cost import Setup
-from sim.planning.bounds import least_seconds
-from sim.planning.policies import TIERS, Floats, Space
+from sim.planning.bounds import lanes_tokens_per_s, least_seconds
+from sim.planning.policies import TIERS, Floats, Space, attending_beside
 from sim.problem import Policy
-from sim.schedule import Tier
+from sim.schedule import CPU, Place, Tier
 from sim.simulation import Prediction, predict
 
 TOLERANCE = 1e-3
@@ -124,6 +124,30 @@ class Plan:
             self._best_first(
                 space, rates, among, lambda one: (one.throughput_tokens_per_s >= floor) / one.device_bytes, 1
             )
+
+    def look_beside_the_cpu(self) -> None:
+        """Simulate the best policy with attention of some micro-batches on the device, if the CPU is what it waits for.
+
+        Their number goes up and down in steps that halve, as long as that gives a better policy.
+        """
+        start = self.best
+        if start.decode.bottleneck != str(CPU) or start.policy.attention is not Place.CPU:
+            return
+        n = start.setup.shape.num_micro_batches
+        step = -(-n // 4)
+        while step:
+            count = self.best.setup.shape.attending_on_device
+            if not any(self._better_with(start, near) for near in (count + step, count - step) if 0 < near <= n):
+                step //= 2
+
+    def _better_with(self, start: Candidate, count: int) -> bool:
+        setup = attending_beside(start.setup, count)
+        if setup is None or setup.policy in self.found:
+            return False
+        self.considered += 1
+        self.feasible += 1
+        self.found[setup.policy] = Candidate.of(setup, lanes_tokens_per_s(setup))
+        return self.best.policy == setup.policy
 
     def _best_first(
         self, space: Space, rates: Floats, bounds: Floats, value: Callable[[Candidate], float], at_least: int

@@ -26,6 +26,7 @@ from .policy import (
     Placement as Placement,
     Policy as Policy,
     Split as Split,
+    are_unpacked as are_unpacked,
     read_policy_file as read_policy_file,
     splits_of as splits_of,
     unpacked_at_once as unpacked_at_once,
@@ -43,4 +44,9 @@ from .routing import (
     expected_use as expected_use,
     lru_hit_rate as lru_hit_rate,
 )
-from .workload import DEFAULT_GEN_LEN as DEFAULT_GEN_LEN, Problem as Problem, Workload as Workload
+from .workload import (
+    DEFAULT_GEN_LEN as DEFAULT_GEN_LEN,
+    Problem as Problem,
+    Workload as Workload,
+    request_length as request_length,
+)

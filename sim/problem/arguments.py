@@ -36,21 +36,25 @@ def add_policy(group: Any) -> None:
     """Add those that fix the policy, or its sizes."""
     group.add_argument("--micro-batch-size", type=positive_int, metavar="REQUESTS", help="μ")
     group.add_argument("--num-micro-batches", type=positive_int, metavar="COUNT", help="n; the batch is μ × n")
+    share = "share of the micro-batches that attend on the device beside others on the CPU (cgopipe, hybrid)"
+    group.add_argument("--attention-on-device", type=float, metavar="SHARE", help=share)
     group.add_argument("--policy", metavar="FILE", help="JSON fields; for one schedule only if it names it")
 
 
 def fixed_policy(args: argparse.Namespace) -> tuple[str | None, dict[str, Any]]:
-    """The schedule that a policy file is for, if it names one, and the fields that are fixed: all, sizes or none.
+    """The schedule that a policy file is for, if it names one, and the fields that are fixed: all, some or none.
 
-    Raises InputError for a file that is none, and for sizes beside a file.
+    Raises InputError for a file that is none, and for other options beside a file.
     """
     from sim.problem.policy import read_policy_file
 
-    sizes = {name: getattr(args, name) for name in ("micro_batch_size", "num_micro_batches") if getattr(args, name)}
+    options = ("micro_batch_size", "num_micro_batches", "attention_on_device")
+    given = {name: getattr(args, name) for name in options if getattr(args, name) is not None}
     if args.policy is None:
-        return None, sizes
-    if sizes:
-        raise InputError("--policy holds the sizes already: leave out --micro-batch-size and --num-micro-batches")
+        return None, given
+    if given:
+        too_many = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise InputError(f"--policy holds the whole policy: leave out {too_many}")
     return read_policy_file(Path(args.policy))
 
 

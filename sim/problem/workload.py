@@ -119,7 +119,7 @@ class Workload:
 
     @classmethod
     def _from_requests(cls, path: Path) -> Self:
-        requests = [_prompt_tokens(request, where) for where, request in read_objects(path)]
+        requests = [request_length(request, where) for where, request in read_objects(path)]
         if not requests:
             raise InputError(f'{path}: is empty; give one request a line, such as {{"prompt_tokens": 77}}')
         tokens, kinds = zip(*requests, strict=True)
@@ -178,8 +178,8 @@ class Problem:
         return cls(model, hardware, workload.with_(gen_len=gen_len, padded=padded), routing)
 
 
-def _prompt_tokens(request: Mapping[str, Any], where: str) -> tuple[int, str]:
-    """(prompt length, key that gave it) of one request of a file."""
+def request_length(request: Mapping[str, Any], where: str) -> tuple[int, str]:
+    """(prompt length, key that gave it) of a request: one line of a JSONL file, found `where`. Raises InputError."""
     key = next((key for key in _REQUEST_KEYS if key in request), None)
     if key is None:
         forms = '{"prompt_tokens": 77}, {"prompt_token_ids": [1, ...]} or {"prompt": "text"}'

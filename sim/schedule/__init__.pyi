@@ -9,20 +9,12 @@ from .base import (
     steady_step as steady_step,
 )
 from .buffers import Buffer as Buffer, By as By, Holds as Holds, MemoryPart as MemoryPart, Tier as Tier
-from .dependencies import (
-    BARRIER as BARRIER,
-    Barrier as Barrier,
-    DeadlockError as DeadlockError,
-    DependencyTracker as DependencyTracker,
-    Issue as Issue,
-)
 from .experts import (
     ASKED_FOR as ASKED_FOR,
     ON_DEVICE as ON_DEVICE,
     ExpertSlots as ExpertSlots,
     SplitExperts as SplitExperts,
 )
-from .ranks import EXPERTS_SUM as EXPERTS_SUM, SUMMED as SUMMED, over_ranks as over_ranks
 from .registry import BUILT_IN as BUILT_IN, by_name as by_name, registered as registered
 from .shape import (
     ExpertPlace as ExpertPlace,
@@ -35,6 +27,7 @@ from .systems import CGOPipe as CGOPipe
 from .task import (
     CPU as CPU,
     D2H as D2H,
+    DEFERRED as DEFERRED,
     ENDS_LAYER as ENDS_LAYER,
     GPU as GPU,
     H2D as H2D,
@@ -46,4 +39,14 @@ from .task import (
     LaneKind as LaneKind,
     Op as Op,
     Task as Task,
+)
+from .tracking import (
+    BARRIER as BARRIER,
+    EXPERTS_SUM as EXPERTS_SUM,
+    SUMMED as SUMMED,
+    Barrier as Barrier,
+    DeadlockError as DeadlockError,
+    DependencyTracker as DependencyTracker,
+    Issue as Issue,
+    over_ranks as over_ranks,
 )

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import ClassVar
 
-from sim.schedule.dependencies import BARRIER, Barrier, DependencyTracker, Issue
+from sim.schedule.prompts import let_prompts_in
 from sim.schedule.shape import PipelineShape, System
 from sim.schedule.slots import SlotLayout
 from sim.schedule.task import CPU, D2H, GPU, H2D, PIN, WHOLE, Lane, Op, Task
+from sim.schedule.tracking import BARRIER, Barrier, DependencyTracker, Issue
 
 Issues = Iterator[Issue | Barrier]
 
@@ -148,7 +149,7 @@ class Schedule(ABC):
             yield issue(Op.HEAD, step, micro_batch=j)
 
     def _store_prefilled(self, shape: PipelineShape, layer: int, j: int) -> Issues:
-        if shape.streams_kv:
+        if shape.kv_on_host(j):
             yield issue(Op.STORE_KV, 0, layer, j)
         if shape.offloads_hidden and layer < shape.num_layers - 1:
             yield issue(Op.STORE_HIDDEN, 0, layer, j)
@@ -178,7 +179,10 @@ def next_layer(shape: PipelineShape, step: int, layer: int, more: bool) -> tuple
 @lru_cache(maxsize=1024)
 def layout_of(schedule: Schedule, shape: PipelineShape) -> SlotLayout:
     """The schedule's layout of a pipeline, made once."""
-    return schedule.layout(shape)
+    layout = schedule.layout(shape)
+    if shape.num_prompts:
+        let_prompts_in(layout)
+    return layout
 
 
 def issue_steps(schedule: Schedule, shape: PipelineShape, first: int, stop: int, final: int) -> Iterator[list[Task]]:

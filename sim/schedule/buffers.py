@@ -47,6 +47,9 @@ class Holds(StrEnum):
     ATTENTION = "attention's output of one token a request"
     ROUTED = "what goes into experts, with the experts of each token and their weights"
     EXPERT_OUTPUT = "what experts of one place make of it"
+    NEXT_ROUTED = "the same of every other layer in decode, where experts of the layer before may be computed still"
+    DEFERRED_OUTPUT = "what experts of one place make of it in decode that counts in the next layer"
+    DEVICE_OUTPUT = "what routed experts on the device make of it, and beside that what shared ones make"
     FETCHED = "as many experts as a group may ask for"
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntFlag, StrEnum
+from typing import Any
 
 from traces.errors import InputError, check_count
 
@@ -30,6 +31,8 @@ class System:
     attention: tuple[Place, ...]  # where it can run decode attention; the first is its usual place
     streams_non_experts: bool = False
     """Whether attention and other non-expert weights stream too, instead of staying on the device."""
+    mixes_attention: bool = False
+    """Whether decode attention of some micro-batches may run on the device beside that of others on the CPU."""
     kv_on_device: bool = False  # whether the KV cache must stay on the device
     offloads_hidden: bool = True  # whether hidden states of waiting micro-batches leave the device during prefill
     paged: bool = False  # whether a layer's weights move in pages; else as one piece
@@ -73,8 +76,13 @@ class System:
     """Whether each module's weights are copied alone, when tokens come to it: so no expert that none of them uses."""
     runs_layers_on_host: bool = False
     """Whether it can leave whole layers to the host: attention, KV cache and experts."""
+    mixes: bool = False
+    """Whether a step can carry chunks of prompts in some micro-batches while the others decode."""
     caches_experts: bool = False
     """Whether the experts on the device are those used last, instead of always the same."""
+
+    defers_experts: bool = False
+    """Whether it can add what some experts of a layer make to the output of the next layer: then others wait less."""
 
     @property
     def splits_experts(self) -> bool:
@@ -95,6 +103,13 @@ class PipelineShape:
     in a layer that has none. Those of `num_groups` micro-batches each are computed together; `prefill_experts` says
     where prefill computes the experts of the host, to which end on the GPU `streamed_in_prefill` stream. Of
     `layers_on_host`, from the first number to before the second, the host computes all, in prefill too.
+    `defers_experts`: in decode the host computes a part of its experts late (see `defers`).
+
+    With `attention` on the CPU, `attending_on_device` of the micro-batches, spread evenly, attend on the device all the
+    same, beside their KV cache, which stays there.
+
+    In a stream of requests the first `num_prompts` of the micro-batches carry chunks of prompts in every step from 1
+    on, while the others decode.
     """
 
     num_layers: int
@@ -111,6 +126,9 @@ class PipelineShape:
     prefill_experts: Place = Place.GPU
     streamed_in_prefill: tuple[bool, ...] = ()
     layers_on_host: tuple[int, int] = (0, 0)
+    attending_on_device: int = 0
+    defers_experts: bool = False
+    num_prompts: int = 0
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "num_micro_batches", "num_pages", "num_groups"):
@@ -126,10 +144,52 @@ class PipelineShape:
         first, stop = self.layers_on_host
         if not 0 <= first <= stop <= self.num_layers:
             raise InputError(f"layers_on_host: {[first, stop]} is no range of the pipeline's {self.num_layers} layers")
-        if first < stop and self.offloads_hidden:
-            raise InputError("offloads_hidden: layers on the host exchange hidden states themselves, give False")
+        if first < stop:
+            self._check_beside_host_layers()
         if self.attention is Place.CPU and not self.streams_kv:
             raise InputError("attention on the cpu reads the KV cache in host memory: kv_on_device must be 0")
+        most = self.num_micro_batches if self.attention is Place.CPU else 0
+        if not 0 <= self.attending_on_device <= most:
+            some = f"attending_on_device: {self.attending_on_device} of {self.num_micro_batches} micro-batches"
+            raise InputError(f"{some} beside attention on the {self.attention}: give at most {most}")
+        if not 0 <= self.num_prompts < self.num_micro_batches:
+            raise InputError(
+                f"num_prompts: {self.num_prompts} of {self.num_micro_batches} micro-batches: at least one must decode"
+            )
+        if self.num_prompts and self.attending_on_device:
+            raise InputError(
+                f"attending_on_device: {self.attending_on_device} of {self.num_micro_batches} micro-batches beside "
+                f"prompts, whose requests decode on the host: give 0"
+            )
+
+    def _check_beside_host_layers(self) -> None:
+        refused = {
+            "offloads_hidden": "they exchange hidden states themselves: give False",
+            "num_prompts": "which are prefilled whole there, not in a stream: leave those out",
+            "attending_on_device": "where the KV cache of every micro-batch is on the host: give 0",
+            "defers_experts": "which hand nothing late to the next layer: give False",
+        }
+        for name, why in refused.items():
+            if getattr(self, name):
+                raise InputError(f"{name}: {getattr(self, name)} beside layers on the host, {why}")
+
+    def has_prompts(self, step: int, micro_batch: int) -> bool:
+        """Whether a micro-batch carries prompts in a step: all do in prefill, the first ones in a stream."""
+        return step == 0 or 0 <= micro_batch < self.num_prompts
+
+    def attends(self, micro_batch: int) -> Place:
+        """Where a micro-batch attends in steps after the first: prompts always on the GPU."""
+        on_gpu = micro_batch < self.num_prompts or self._stays(micro_batch)
+        return Place.GPU if on_gpu else self.attention
+
+    def kv_on_host(self, micro_batch: int) -> bool:
+        """Whether the KV cache of a micro-batch, or of some of its requests, lives on the host."""
+        return self.streams_kv and not self._stays(micro_batch)
+
+    def _stays(self, micro_batch: int) -> bool:
+        """Whether a micro-batch attends on the device beside its KV cache while others attend on the host."""
+        some, parts = self.attending_on_device, self.num_micro_batches
+        return (micro_batch + 1) * some // parts > micro_batch * some // parts
 
     @property
     def runs_on_host(self) -> bool:
@@ -166,6 +226,22 @@ class PipelineShape:
     def has_experts(self, layer: int, places: ExpertPlace) -> bool:
         """Whether a layer has routed experts in any of these places."""
         return bool(self.experts) and bool(self.experts[layer] & places)
+
+    def defers(self, step: int, layer: int) -> bool:
+        """Whether a part of a layer's experts counts in the next layer with experts; the last one defers nothing."""
+        late = self.defers_experts and step > 0 and self.has_experts(layer, ExpertPlace.HOST)
+        return late and any(self.experts[layer + 1 :])
+
+    def deferred_to(self, step: int, layer: int) -> int | None:
+        """The layer before, a part of whose experts counts in this one."""
+        if not self.defers_experts or not self.experts[layer]:
+            return None
+        before = next((one for one in reversed(range(layer)) if self.experts[one]), None)
+        return before if before is not None and self.defers(step, before) else None
+
+    def side(self, step: int, layer: Any) -> Any:
+        """Which of two places on the host a layer's tokens wait in for experts: with deferral layers take turns."""
+        return layer % 2 if self.defers_experts and step > 0 else 0 * layer
 
     def group(self, number: int) -> range:
         """The micro-batches of a group: all are spread evenly over the groups."""

@@ -67,15 +67,17 @@ class SlotLayout:
 
     def __init__(self, shape: PipelineShape, system: System = STAGES_ONE) -> None:
         self.shape = shape
+        self._kv_on_host = np.array([shape.kv_on_host(j) for j in range(shape.num_micro_batches)])
         on_cpu = shape.attention is Place.CPU
         exchanged = (Tier.DEVICE if on_cpu else None, MemoryPart.ATTENTION_EXCHANGE)
         copied = Tier.PINNED if system.pins_activations else Tier.HOST
         exchanged_on_host = (copied if on_cpu else None, MemoryPart.ATTENTION_EXCHANGE)
         staging = None if shape.weights_pinned else Tier.PINNED
         loaded = None if on_cpu or not shape.streams_kv else Tier.DEVICE
-        new = Tier.DEVICE if shape.streams_kv else None
+        stays = Tier.DEVICE if shape.attending_on_device else loaded
+        new = Tier.DEVICE if self._kv_on_host.any() else None
         crossing = Tier.PINNED if system.pins_kv else Tier.HOST
-        landing = crossing if on_cpu else None
+        landing = crossing if on_cpu and new else None
         on_host = Tier.HOST if on_cpu else crossing
         cache = on_host if shape.streams_kv else Tier.DEVICE
         waits = shape.offloads_hidden
@@ -94,7 +96,7 @@ class SlotLayout:
             "attention": Buffer(Holds.ATTENTION, By.MICRO_BATCH, 1, *exchanged),
             "attention on host": Buffer(Holds.ATTENTION, By.MICRO_BATCH, 1, *exchanged_on_host),
             "kv": Buffer(Holds.CACHE, By.CACHE, 1, cache, MemoryPart.KV_CACHE),
-            "resident kv": Buffer(Holds.RESIDENT_CACHE, By.CACHE, 1, loaded, MemoryPart.KV_CACHE),
+            "resident kv": Buffer(Holds.RESIDENT_CACHE, By.CACHE, 1, stays, MemoryPart.KV_CACHE),
             "joined kv": Buffer(Holds.JOINED_CACHE, By.TURN, 1, loaded, MemoryPart.KV_BUFFERS),
             "kv on device": Buffer(Holds.CACHE, By.TURN, 2, loaded, MemoryPart.KV_BUFFERS),
             "new kv": Buffer(Holds.PROMPT_CACHE, By.TURN, 2, new, MemoryPart.KV_BUFFERS),
@@ -133,7 +135,8 @@ class SlotLayout:
         Buffers that take turns are all used within as many layers if each layer streams, else within as many steps.
         """
         turns = max(buffer.turns for buffer in self.buffers.values())
-        return -(-turns // self.shape.num_layers) if all(self.shape.streamed) and not self.shape.experts else turns
+        alike = all(self.shape.streamed) and not (self.shape.experts or self.shape.num_prompts)
+        return -(-turns // self.shape.num_layers) if alike else turns
 
     @cached_property
     def parts(self) -> dict[tuple[Tier, str, bool], list[Buffer]]:
@@ -157,6 +160,11 @@ class SlotLayout:
     def accesses(self, task: Task) -> Accesses:
         """The slots of one task, or of many that share op, lane and step."""
         return self._by_op[task.op](task)
+
+    def refine(self, op: Op, refined: Callable[[Task, Accesses], Accesses]) -> None:
+        """Change what tasks of an op have access to, given what they had before."""
+        rule = self._by_op[op]
+        self._by_op[op] = lambda task: refined(task, rule(task))
 
     def run_of_layer(self, task: Task) -> Column:
         """How many layers the device ran before this one since the start: names one use of a layer's weights.
@@ -280,11 +288,17 @@ class SlotLayout:
         qkv, out = self.access("qkv", task), self.access("attention", task)
         if not self.shape.streams_kv:
             return Accesses((qkv, *cached), (out, self._cache(task, task.step)))
-        new = self.access("new kv", task)
+        new, kept = self.access("new kv", task), self._cache(task, task.step, "resident kv")
         if self.shape.attention is Place.CPU:
-            return Accesses((qkv,), (out, new))
-        kept = self._cache(task, task.step, "resident kv")
+            return self._attn_beside_others(task, new, kept)
         if not cached:
             return Accesses((qkv,), (out, new, kept))
         read = (self.access("kv on device", task), self._cache(task, task.step - 1, "resident kv"))
         return Accesses((qkv, *read), (out, new, kept, self.access("joined kv", task)))
+
+    def _attn_beside_others(self, task: Task, new: Access, kept: Access) -> Accesses:
+        """On the device where decode attends on the CPU: all of prefill, and micro-batches whose KV cache stays."""
+        there = ~self._kv_on_host[task.micro_batch]
+        before = self._cache(task, task.step - 1, "resident kv")._replace(when=there & (task.step > 0))
+        writes = (self.access("attention", task), new._replace(when=~there), kept._replace(when=there))
+        return Accesses((self.access("qkv", task), before), writes)

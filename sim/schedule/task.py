@@ -14,6 +14,10 @@ WHOLE = -1
 """The page of a weight transfer that moves all streamed weights of a layer as one piece."""
 
 
+DEFERRED = 1
+"""The page of HostExperts and LoadOutput for the part of a layer's experts that counts in the next layer."""
+
+
 class Op(StrEnum):
     """What a task does. The transfers carry the numbers of MoE-Lightning (section 4): D1 to D4."""
 

@@ -175,7 +175,8 @@ def _kv_tokens(setup: Setup, task: Task, step: int) -> tuple[int, int]:
     """Tokens of a task's layer and micro-batch after `step`, on the device and on the host."""
     layer, micro_batch = setup.problem.model.layers[task.layer], setup.batch.micro_batches[task.micro_batch]
     kept = kept_tokens(layer, micro_batch, step) if step >= 0 else 0
-    stays = tokens_on_device(setup.policy, micro_batch, kept)
+    shared = setup.shape.kv_on_host(task.micro_batch)
+    stays = tokens_on_device(setup.policy, micro_batch, kept) if shared else kept
     return stays, kept - stays
 
 

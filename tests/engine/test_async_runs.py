@@ -2,10 +2,12 @@
 
 import gc
 from collections import Counter
+from itertools import product
 
 import pytest
 import torch
 from async_device import MISSING
+from covering import covering
 from engine_models import FAMILIES, PROMPTS, make, make_prompts, reference
 from packed_models import packable, unpacked
 
@@ -24,7 +26,6 @@ from async_device.orders import FEW, ORDERS, late_device
 
 NEW = 4
 SIZE = 2
-MICRO_BATCHES = -(-len(PROMPTS) // SIZE)
 TELLING = ("mixtral", "gpt_oss", "deepseek_v3")
 """Fused experts and our own kernel; biases, sinks and sliding windows; a cache that the model computes with."""
 
@@ -36,6 +37,12 @@ PLACES = (
     {"attention": "gpu", "kv_on_device": 0.5},
     {"attention": "gpu", "kv_on_device": 1.0},
 )
+
+STEPS = 2
+"""Of decode, in which waits are counted …"""
+
+MICRO_BATCHES = 2
+"""… of so many micro-batches."""
 
 LANES = ("GPU", "H2D", "D2H")
 """Those that give work to a stream: who waits there holds up the device."""
@@ -59,8 +66,7 @@ def check_tokens_and_order(family, schedule, order, policy=None):
     assert machine.memory.allocated_bytes == 0, "nothing of a run stays on the device"
 
 
-@pytest.mark.parametrize("order", FEW)
-@pytest.mark.parametrize("family", TELLING)
+@pytest.mark.parametrize(("family", "order"), covering(TELLING, FEW))
 def test_tokens_are_those_of_generate_and_nothing_is_out_of_order(family, order):
     check_tokens_and_order(family, "cgopipe", order)
 
@@ -76,12 +82,16 @@ def test_so_it_is_wherever_things_lie(places):
     check_tokens_and_order("mixtral", "cgopipe", "stores late", policy)
 
 
-@pytest.mark.parametrize("order", FEW)
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:SIZE]], ids=["micro-batches", "one micro-batch"])
-def test_so_it_is_with_packed_experts(prompts, share, order):
-    given = Policy(len(prompts), SIZE, experts_on_device=share, weight_bits=4.5)
-    result, machine = run(packable("mixtral", 8), "cgopipe", order, policy=given, prompts=prompts)
+@pytest.mark.parametrize(("case", "order"), covering([*product((len(PROMPTS), SIZE), (0.0, 0.5, 1.0))], FEW))
+def test_so_it_is_with_packed_experts(case, order):
+    """With some micro-batches and with one, whatever share of the experts is on the device."""
+    requests, share = case
+    check_packed("cgopipe", {"experts_on_device": share}, order, PROMPTS[:requests])
+
+
+def check_packed(schedule, places, order, prompts=PROMPTS):
+    given = Policy.usual(by_name(schedule), len(prompts), SIZE, weight_bits=4.5, **places)
+    result, machine = run(packable("mixtral", 8), schedule, order, policy=given, prompts=prompts)
     assert result.sequences == reference(unpacked("mixtral", 4.5, 8), prompts, SIZE, NEW)
     assert Counter(machine.races.found) == {}
     gc.collect()
@@ -99,11 +109,34 @@ EXPERTS = (
 )
 
 
-@pytest.mark.parametrize("order", FEW)
-@pytest.mark.parametrize(("schedule", "places"), EXPERTS, ids=str)
-def test_so_it_is_wherever_experts_are_computed(schedule, places, order):
+@pytest.mark.parametrize(("case", "order"), covering(EXPERTS, FEW), ids=str)
+def test_so_it_is_wherever_experts_are_computed(case, order):
+    schedule, places = case
     policy = Policy.usual(by_name(schedule), len(PROMPTS), SIZE, **places)
     check_tokens_and_order("qwen2_moe", schedule, order, policy)
+
+
+@pytest.mark.parametrize(("schedule", "places"), EXPERTS[::2], ids=str)
+def test_so_it_is_with_packed_experts_in_every_place(schedule, places):
+    check_packed(schedule, places, FEW[0])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("order", FEW)
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:SIZE]], ids=["micro-batches", "one micro-batch"])
+@pytest.mark.parametrize(("schedule", "places"), EXPERTS, ids=str)
+def test_packed_experts_in_every_place_and_order(schedule, places, prompts, order):
+    check_packed(schedule, {**places, "groups": 1} if len(prompts) == SIZE else places, order, prompts)
+
+
+@pytest.mark.parametrize("order", FEW)
+def test_so_it_is_with_deferred_experts(order):
+    """Which are another model's tokens: those of a device that is never late."""
+    policy = Policy.usual(by_name("cpu-experts"), len(PROMPTS), SIZE, defer_experts=1, groups=2)
+    expected = engine.run(make("qwen2_moe"), PROMPTS, "cpu-experts", policy, max_new_tokens=NEW, device="emulated")
+    result, machine = run("qwen2_moe", "cpu-experts", order, policy=policy)
+    assert result.sequences == expected.sequences
+    assert Counter(machine.races.found) == {}
 
 
 @pytest.mark.exhaustive
@@ -125,8 +158,9 @@ def test_every_schedule_in_every_order(family, schedule, order):
 
 
 def in_decode(schedule, family="mixtral", **given):
-    """What lanes of the device waited for in three steps of decode."""
-    fewer, more = (Counter(run(family, schedule, "all late", new, **given)[1].waits) for new in (NEW, NEW + 3))
+    """What lanes of the device waited for in a few steps of decode."""
+    given = {"size": len(PROMPTS) // MICRO_BATCHES + 1, **given}
+    fewer, more = (Counter(run(family, schedule, "all late", new, **given)[1].waits) for new in (3, 3 + STEPS))
     return Counter({wait: count for wait, count in (more - fewer).items() if wait.lane in LANES})
 
 
@@ -157,18 +191,17 @@ def is_pageable_by_design(wait: HostWait, system: System) -> bool:
 def test_no_layer_of_decode_makes_the_host_wait_for_the_device(schedule):
     waits = in_decode(schedule)
     of_generate = sum(count for wait, count in waits.items() if is_of_generate(wait))
-    assert 0 < of_generate <= 3 * 3 * MICRO_BATCHES
+    assert 0 < of_generate <= STEPS * 3 * MICRO_BATCHES
     system = by_name(schedule).system
     allowed = [one for one in waits if is_pageable_by_design(one, system) or is_of_routing(one, system)]
     known = [one for one in waits if is_of_generate(one) or is_pace(one) or one in allowed]
     assert waits.keys() - known == set()
 
 
-@pytest.mark.parametrize("size", [1, 5, len(PROMPTS)])
-@pytest.mark.parametrize("requests", [5, len(PROMPTS)])
+@pytest.mark.parametrize(("requests", "size"), [(5, 1), (5, 5), (len(PROMPTS), len(PROMPTS))])
 def test_nor_do_packed_experts(requests, size):
     """Shared by micro-batches, or with one micro-batch taken by pairs, which are 10, or by experts, which are 12."""
-    given = Policy(requests, min(size, requests), experts_on_device=0.25, weight_bits=4.5)
+    given = Policy(requests, size, experts_on_device=0.25, weight_bits=4.5)
     waits = in_decode("cgopipe", packable("mixtral", 12), policy=given, prompts=PROMPTS[:requests])
     assert {wait for wait in waits if not is_of_generate(wait) and not is_pace(wait)} == set()
 

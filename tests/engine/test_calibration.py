@@ -34,13 +34,14 @@ from engine.calibration.measure.measured import Measured, repeated
 from engine.calibration.measure.probes import FEW_REPEATS, LinkProbe, Probes, probe
 from engine.calibration.measure.rounds import (
     median_host_experts,
+    median_host_unpack_rate,
     median_probes,
     median_split_cost,
     median_unpack_rate,
 )
 from engine.calibration.measure.runs import MAX_TOKENS, MeasuredRun, Sample, conditions, run_all, samples_of
 from engine.calibration.measure.split_experts import differences, split_cost
-from engine.calibration.measure.unpacking import unpack_rate
+from engine.calibration.measure.unpacking import host_unpack_rate, unpack_rate
 from engine.cli import main
 from engine.device import EmulatedDevice
 from engine.host import HostExperts
@@ -392,6 +393,30 @@ def test_how_fast_experts_are_unpacked_is_measured(device, probes):
     assert (float(rate), rate.basis) == (pytest.approx(found.median), Basis.MEASURED)
 
 
+def test_how_fast_the_host_computes_with_packed_experts_is_measured(device, probes, monkeypatch):
+    """By all layers in turn, a token for each expert, on packed bytes; it stands in the file beside the device's."""
+    called, compute = [], HostExperts.__call__
+    monkeypatch.setattr(
+        HostExperts, "__call__", lambda self, *call: called.append((self, call)) or compute(self, *call)
+    )
+    model = make("mixtral", hidden_size=64, intermediate_size=128, num_hidden_layers=2)
+    found = host_unpack_rate(model, device, 3)
+    assert (found.count, found.median > 0) == (3, True)
+    assert [one is called[0][0] for one, _ in called] == [True, False, True, False]
+    for experts, (_, index, _) in called:
+        assert experts.up.packing.bits == experts.down.packing.bits == 4
+        assert sorted(index.flatten().tolist()) == [0, 1, 2, 3]
+    hardware = unfitted("here", device, probes, None, None, found)
+    rate = hardware.value("host.unpack")
+    assert (float(rate), rate.basis) == (pytest.approx(found.median), Basis.MEASURED)
+    assert hardware.device.unpack_bytes_per_s is None
+
+
+@pytest.mark.parametrize("family", ["mixtral", "jetmoe", "deepseek_v3"])
+def test_experts_that_cannot_be_packed_have_no_rate_on_the_host(device, family):
+    assert host_unpack_rate(make(family), device, 1) is None
+
+
 @pytest.mark.parametrize("family", ["mixtral", "jetmoe", "deepseek_v3"])
 def test_experts_that_cannot_be_packed_are_not_unpacked(device, probes, family):
     """Their inputs are no whole groups, or their family computes them in its own way."""
@@ -578,19 +603,23 @@ def test_every_part_of_a_round_may_be_made_again(model, device, probes, monkeypa
 
     monkeypatch.setattr("engine.calibration.measure.probe", lambda *_: probes)
     found = measure_machine(model, device, planned, quick=True, attempt=twice)
-    assert len(made) == 4 + len(planned)
+    assert len(made) == 5 + len(planned)
     assert made[0] == probes
     assert found.split_cost is not made[1]
-    assert all(kept is not dropped for kept, dropped in zip(found.spans, made[4:], strict=True))
+    assert all(kept is not dropped for kept, dropped in zip(found.spans, made[5:], strict=True))
 
 
 def test_a_round_survives_its_file(model, device, probes, tmp_path):
     planned = conditions(8, quick=True)
-    alone = Measured.of([1e-4, 2e-4, 4e-4], "a test"), Measured.of([1e9], "another"), [time_on_host(4, Beside.STREAM)]
+    rates = Measured.of([1e9], "another"), Measured.of([2e9], "a third")
+    alone = Measured.of([1e-4, 2e-4, 4e-4], "a test"), rates[0], [time_on_host(4, Beside.STREAM)], rates[1]
     made = Round(probes, run_all(model, device, planned[:2]), *alone)
     made.write(tmp_path / "round.json")
     read = Round.read(tmp_path / "round.json")
-    assert (read.probes, read.split_cost, read.unpack_rate, read.host_experts) == (probes, *alone)
+    assert (read.probes, read.split_cost, read.unpack_rate, read.host_experts, read.host_unpack_rate) == (
+        probes,
+        *alone,
+    )
     assert samples_of(map(MeasuredRun, planned, read.spans)) == samples_of(map(MeasuredRun, planned, made.spans))
 
 
@@ -600,6 +629,8 @@ def test_what_is_known_of_the_experts_is_that_of_the_middle_round(probes):
     assert (median_split_cost(rounds).median, median_unpack_rate(rounds).median) == (2e-4, 20)
     assert median_split_cost([Round(probes, [])]) is None
     assert median_unpack_rate([Round(probes, [])]) is None
+    on_host = [Round(probes, [], host_unpack_rate=Measured.of([value], "a test")) for value in values]
+    assert (median_host_unpack_rate(on_host).median, median_host_unpack_rate([Round(probes, [])])) == (2e-4, None)
 
 
 def test_the_first_two_layers_of_prefill_do_not_count():
@@ -630,7 +661,10 @@ def test_rounds_are_probed_at_their_median(probes):
     assert found.link == probes.link
 
 
-@pytest.mark.parametrize("share", [0.2, 0.75, 0.9, 1.0])
+EXHAUSTIVE = pytest.mark.exhaustive
+
+
+@pytest.mark.parametrize("share", [0.2, 0.75, pytest.param(0.9, marks=EXHAUSTIVE), pytest.param(1.0, marks=EXHAUSTIVE)])
 def test_the_interpreter_share_is_found_again(start, model, share):
     """Runs of a made-up machine, alone and beside others, show how much its lanes get in each other's way."""
     truth = start.with_value("emulation.interpreter_share", share)

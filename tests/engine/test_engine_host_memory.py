@@ -6,11 +6,13 @@ import math
 import subprocess
 import sys
 import threading
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from covering import covering
 from engine_models import PROMPTS, make, reference
 from torch import nn
 
@@ -127,11 +129,12 @@ def may_be_pageable(task, run):
     return buffers[on_host[task.op]].tier is not Tier.PINNED
 
 
-@pytest.mark.parametrize("places", PLACES, ids=str)
-@pytest.mark.parametrize("name", registered())
-@pytest.mark.parametrize("family", ["mixtral", "gpt_oss"])
-def test_copies_are_page_locked_where_the_schedule_says_so(family, name, places, monkeypatch):
-    schedule, model = by_name(name), make(family)
+@pytest.mark.parametrize(
+    ("family", "case"), covering(["mixtral", "gpt_oss", "qwen2_moe"], list(product(registered(), PLACES))), ids=str
+)
+def test_copies_are_page_locked_where_the_schedule_says_so(family, case, monkeypatch):
+    (name, places), model = case, make(family)
+    schedule = by_name(name)
     policy = policy_for(schedule, places)
     with WatchedDevice() as device, watched_copies(monkeypatch, device) as copies:
         result = engine.run(model, PROMPTS, schedule, policy, max_new_tokens=NEW, device=device)
@@ -141,8 +144,27 @@ def test_copies_are_page_locked_where_the_schedule_says_so(family, name, places,
     assert {one.task.op for one in copies if not one.pinned and not may_be_pageable(one.task, run)} == set()
     assert any(one.pinned for one in copies) or not policy.pin_weights
     if family == "mixtral":  # others have masks, which the first step of decode brings
-        begins = {0, 1} if schedule.system.splits_experts else {0}  # what goes to experts apart waits for decode
-        assert set(device.locked_in) <= {None, *begins}
+        assert set(device.locked_in) <= {None, 0}
+
+
+APART = {"attention": "gpu", "kv_on_device": 1.0, "pin_weights": 1.0}
+"""Nothing but experts exchanges anything with the host."""
+
+EVERYWHERE = {"experts_on_device": 0.25, "experts_on_host": 0.25, "experts_fetched": 0.25}
+
+
+@pytest.mark.parametrize("prefill", ["cpu", "gpu"])
+def test_room_for_what_experts_exchange_is_locked_before_the_first_task(prefill, monkeypatch):
+    """In decode it is of the block that was promised; prompts get more where their experts are apart too."""
+    model, schedule = make("mixtral"), by_name("hybrid")
+    policy = Policy.usual(schedule, len(PROMPTS), len(PROMPTS), **APART, **EVERYWHERE, prefill_experts=prefill)
+    with WatchedDevice() as device, watched_copies(monkeypatch, device) as copies:
+        result = engine.run(model, PROMPTS, schedule, policy, max_new_tokens=NEW, device=device)
+    assert {Op.OFFLOAD_TOKENS, Op.LOAD_OUTPUT, Op.FETCH_EXPERTS} <= {one.task.op for one in copies if one.pinned}
+    assert set(device.locked_in) == {None}
+    layers = model.config.num_hidden_layers
+    assert prefill == "cpu" or device.times_locked == 1 + layers, "one block is promised, and each layer has its own"
+    assert result.trace.metadata["host_memory"]["expert exchange"]["pageable"] == 0
 
 
 def test_a_cache_that_the_model_reads_itself_crosses_the_link_in_one_piece(monkeypatch):
@@ -317,7 +339,7 @@ ALLOWANCE_BYTES = 16 * 2**20
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say what a process takes")
-@pytest.mark.parametrize("share", [0.0, 1.0])
+@pytest.mark.parametrize("share", [0.0, pytest.param(1.0, marks=pytest.mark.exhaustive)])
 def test_host_memory_holds_one_copy_of_the_weights(share, tmp_path):
     width = {"hidden_size": 256, "intermediate_size": 1024, "head_dim": 64}
     model = make.__wrapped__("mixtral", num_hidden_layers=4, num_local_experts=8, **width)

@@ -1,9 +1,11 @@
 """Memory: peaks against the policy's plan, pages of weights, the cache as the model sees it."""
 
 import contextlib
+from itertools import product
 
 import pytest
 import torch
+from covering import covering
 from engine_models import PROMPTS, make, make_prompts
 from torch import nn
 
@@ -38,6 +40,9 @@ PLACES = [
     {"attention": "gpu"},
     {"attention": "gpu", "kv_on_device": 0.5},
     {"attention": "gpu", "kv_on_device": 1.0},
+    {"attention_on_device": 0.5},
+    {"attention_on_device": 1.0},
+    {"defer_experts": 1},
 ]
 UNEQUAL = ([60, 5, 9, 30, 7, 12, 4], 2, 3)  # and the last micro-batch is smaller
 SHAPES = {  # prompts, micro-batch size, new tokens
@@ -95,7 +100,7 @@ def planned_and_peak(model, schedule, places, shape, folder):
         result = engine.run(model, make_prompts(*lengths), schedule, policy, max_new_tokens=new, device=device)
     peaks = dict(result.stats.peak_bytes)
     if policy.attention is Place.CPU:  # a cache that the model reads itself is page-locked all the same
-        peaks["pinned"] -= result.trace.metadata["host_memory"]["kv cache"]["locked"]
+        peaks["pinned"] -= result.trace.metadata["host_memory"].get("kv cache", {"locked": 0})["locked"]
     for tier in ("host", "pinned"):
         assert peaks[tier] <= plans[tier] + ALIGNED_BYTES
         assert plans[tier] <= 1.15 * peaks[tier] + ALIGNED_BYTES
@@ -130,6 +135,28 @@ def test_the_plan_holds_the_peak_with_packed_experts(name, bits, share, tmp_path
         assert peak - late <= plan <= 1.15 * peak
 
 
+SPREAD = {"experts_on_device": 0.25, "experts_on_host": 0.25, "experts_fetched": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        ("n-cpu-moe", {"experts_on_device": 0.5}),
+        ("cpu-experts", {"experts_on_device": 0.5}),
+        ("cpu-experts", {}),
+        ("expert-cache", {"experts_on_device": 0.5}),
+        ("hybrid", {**SPREAD, "pin_weights": 1.0}),
+        ("hybrid", {**SPREAD, "prefill_experts": "cpu"}),
+    ],
+    ids=str,
+)
+def test_so_it_does_where_packed_experts_are_computed_apart(name, places, tmp_path):
+    given, model = {"weight_bits": 4.5, **places}, wide("mixtral", intermediate_size=64)
+    for shape in (UNEQUAL, SHAPES["one micro-batch"]):
+        plan, peak, late = planned_and_peak(model, by_name(name), given, shape, tmp_path)
+        assert peak - late <= plan <= 1.2 * peak
+
+
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("places", [{}, {"attention": "gpu"}], ids=str)
 def test_the_plan_holds_the_peak_whatever_the_requests(places, shape, tmp_path):
@@ -146,15 +173,23 @@ def test_the_plan_holds_the_peak_of_every_kind_of_experts(family, width, tmp_pat
         assert peak - late <= plan <= 1.15 * peak
 
 
-@pytest.mark.parametrize("new", [3, 40])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_plan_holds_a_cache_in_two_places_whatever_the_model_does_with_it(family, new, tmp_path):
+@pytest.mark.parametrize("prefill", ["cpu", "gpu"])
+@pytest.mark.parametrize("family", ["qwen2_moe", "deepseek_v3"])
+def test_the_plan_holds_what_shared_experts_make_apart(family, prefill, tmp_path):
+    places = {"experts_on_device": 0.5, "prefill_experts": prefill, "defer_experts": 1}
+    plan, peak, late = planned_and_peak(wide(family), by_name("cpu-experts"), places, UNEQUAL, tmp_path)
+    assert peak - late <= plan <= 1.2 * peak
+
+
+@pytest.mark.parametrize(
+    ("family", "case"), covering(list(FAMILIES), list(product((3, 40), ("cgopipe", "flexgen")))), ids=str
+)
+def test_the_plan_holds_a_cache_in_two_places_whatever_the_model_does_with_it(family, case, tmp_path):
     """Latent attention expands it and jetmoe repeats it, for which both need it in one piece."""
-    model, places = wide(family), {"attention": "gpu", "kv_on_device": 0.5}
-    for schedule in ("cgopipe", "flexgen"):
-        shape = ([20, 14, 20, 20, 9, 20, 20], 4, new)
-        plan, peak, late = planned_and_peak(model, by_name(schedule), places, shape, tmp_path)
-        assert peak - late <= plan <= 1.15 * peak
+    (new, schedule), places = case, {"attention": "gpu", "kv_on_device": 0.5}
+    shape = ([20, 14, 20, 20, 9, 20, 20], 4, new)
+    plan, peak, late = planned_and_peak(wide(family), by_name(schedule), places, shape, tmp_path)
+    assert peak - late <= plan <= 1.15 * peak
 
 
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])

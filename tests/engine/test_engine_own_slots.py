@@ -1,6 +1,7 @@
 """The engine executes a schedule of another package, with slots of its own, like a built-in one."""
 
 import pytest
+from covering import covering
 from engine_models import PROMPTS, make, reference
 from own_slots import TwoAhead, installed  # noqa: F401
 
@@ -12,10 +13,14 @@ from sim.schedule import by_name
 NEW = 8
 
 
-@pytest.mark.parametrize("policy", [{}, {"kv_on_device": 0.5}, {"kv_on_device": 1.0}, {"pin_weights": True}], ids=str)
-@pytest.mark.parametrize("size", [2, 7])
-@pytest.mark.parametrize("layers", [2, 3, 5])
-def test_tokens_are_those_of_plain_generate(installed, layers, size, policy):  # noqa: F811
+PLACES = [{}, {"kv_on_device": 0.5}, {"kv_on_device": 1.0}, {"pin_weights": True}]
+
+
+@pytest.mark.parametrize(
+    ("case", "layers"), covering([(p, size) for size in (2, 7) for p in PLACES], (2, 3, 5)), ids=str
+)
+def test_tokens_are_those_of_plain_generate(installed, case, layers):  # noqa: F811
+    policy, size = case
     model = make("mixtral", num_hidden_layers=layers)
     policy = Policy.usual(by_name("two-ahead"), len(PROMPTS), size, **policy)
     result = engine.run(model, PROMPTS, "two-ahead", policy, max_new_tokens=NEW)

@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from covering import covering
 from engine_models import FAMILIES, PROMPTS, make, make_prompts, reference
 from hypothesis import given, settings, strategies
 
@@ -110,15 +111,31 @@ def test_cgopipe_with_attention_on_the_gpu(family, kv_on_device):
     assert engine.run(model, PROMPTS, policy=policy, max_new_tokens=NEW).sequences == reference(model, PROMPTS, 2, NEW)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_share_of_the_cache_on_the_device(family):
-    """Of four requests one, two or three stay; of the last three none, one or two."""
+@pytest.mark.parametrize("schedule", ["cgopipe", "hybrid"])
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "deepseek_v3"])
+def test_attention_of_some_micro_batches_on_the_device(family, schedule):
+    """Of four micro-batches one, two, or all: with fewer than four, the host attends for the others beside them."""
     model = make(family)
-    expected = reference(model, PROMPTS, 4, NEW)
-    for schedule, share in itertools.product(("cgopipe", "flexgen"), (0.25, 0.5, 0.75)):
-        policy = Policy(len(PROMPTS), 4, attention="gpu", kv_on_device=share)
+    expected = reference(model, PROMPTS, 2, NEW)
+    for share in (0.25, 0.5, 1.0):
+        policy = Policy(len(PROMPTS), 2, attention_on_device=share)
         result = engine.run(model, PROMPTS, schedule, policy, max_new_tokens=NEW)
-        assert result.sequences == expected, (schedule, share)
+        assert result.sequences == expected, share
+        attended = {(span.micro_batch, span.lane) for span in result.trace.spans if span.op == "Attn" and span.step}
+        there = {j for j, lane in attended if lane == "GPU"}
+        assert (there, len(attended)) == ({0.25: {3}, 0.5: {1, 3}, 1.0: {0, 1, 2, 3}}[share], 4)
+
+
+SHARES = list(itertools.product(("cgopipe", "flexgen"), (0.25, 0.5, 0.75)))
+
+
+@pytest.mark.parametrize(("family", "case"), covering(list(FAMILIES), SHARES), ids=str)
+def test_a_share_of_the_cache_on_the_device(family, case):
+    """Of four requests one, two or three stay; of the last three none, one or two."""
+    model, (schedule, share) = make(family), case
+    policy = Policy(len(PROMPTS), 4, attention="gpu", kv_on_device=share)
+    result = engine.run(model, PROMPTS, schedule, policy, max_new_tokens=NEW)
+    assert result.sequences == reference(model, PROMPTS, 4, NEW)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 4])
@@ -178,8 +195,7 @@ class _Jittery(EmulatedDevice):
         return _JitteryLane(self, kind)
 
 
-@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "minimax"])
-@pytest.mark.parametrize("schedule", registered())
+@pytest.mark.parametrize(("family", "schedule"), covering(["mixtral", "deepseek_v3", "minimax"], list(registered())))
 def test_lanes_of_any_speed_give_the_same_tokens(family, schedule):
     model = make(family)
     result = engine.run(model, PROMPTS, schedule, micro_batch_size=2, max_new_tokens=5, device=_Jittery())

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from covering import covering
 from engine_models import FAMILIES, PROMPTS, make, reference
 
 import engine
@@ -55,14 +56,12 @@ def check(family, name, places, size=2, device="emulated"):
     return result
 
 
-@pytest.mark.parametrize(("name", "places"), EVERY, ids=str)
-@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
-def test_wherever_experts_are(family, name, places):
-    check(family, name, places)
+@pytest.mark.parametrize(("family", "case"), covering(["mixtral", "deepseek_v3"], EVERY), ids=str)
+def test_wherever_experts_are(family, case):
+    check(family, *case)
 
 
-@pytest.mark.parametrize("name", APART)
-@pytest.mark.parametrize("family", SPLIT)
+@pytest.mark.parametrize(("family", "name"), covering(SPLIT, APART))
 def test_every_family(family, name):
     check(family, name, PLACES[name][1], size=3)
 

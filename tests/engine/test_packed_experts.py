@@ -5,10 +5,12 @@ import copy
 import json
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+from covering import covering
 from engine_models import PROMPTS, make, make_prompts, reference
 from packed_models import NOT_PACKED, PACKED_FAMILIES, packable, same_weights, unpacked, what_is_left
 
@@ -45,13 +47,13 @@ def test_every_family_generates_what_the_unpacked_model_does(family):
     check(family, policy(experts_on_device=0.5))
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("schedule", ["cgopipe", "flexgen", "zero"])
-@pytest.mark.parametrize("family", TELLING)
-def test_wherever_experts_are(family, schedule, share, bits):
-    if schedule == "zero" and share == 0.5:
-        pytest.skip("zero streams all experts of a layer or none")
+PLACES = [*product(("cgopipe", "flexgen"), (0.0, 0.5, 1.0), BITS), *product(("zero",), (0.0, 1.0), BITS)]
+"""Schedules, shares on the device and widths; zero streams all experts of a layer or none."""
+
+
+@pytest.mark.parametrize(("family", "case"), covering(TELLING, PLACES), ids=str)
+def test_wherever_experts_are(family, case):
+    schedule, share, bits = case
     check(family, policy(schedule, bits=bits, experts_on_device=share), schedule)
 
 

@@ -6,6 +6,7 @@ the code that derives the dependencies. The rules of data flow do not ask the co
 
 import itertools
 from collections import Counter, defaultdict
+from dataclasses import replace
 from itertools import pairwise
 from random import Random
 
@@ -15,6 +16,7 @@ from sim.cost import Cost
 from sim.schedule import (
     CPU,
     D2H,
+    DEFERRED,
     GPU,
     H2D,
     WHOLE,
@@ -41,6 +43,8 @@ COMPUTED_IN = {
     Op.HOST_EXPERTS: ExpertPlace.HOST,
 }
 ON_DEVICE = COMPUTED_IN[Op.DEVICE_EXPERTS]
+LATE = (Op.HOST_EXPERTS, Op.LOAD_OUTPUT)
+"""Ops of what counts in the next layer, beside those of what counts at once."""
 COMPUTE = {Op.PRE_ATTN, Op.ATTN, Op.POST_ATTN, Op.HEAD, Op.ROUTE, Op.ENTER_HOST, Op.HOST_LAYER, *COMPUTED_IN}
 LANES = {
     Op.PRE_ATTN: {LaneKind.GPU},
@@ -115,7 +119,10 @@ def shapes(draw, schedule, max_layers=6, max_micro_batches=8, max_pages=9):
     on_device = schedule.system.kv_on_device or (attention is Place.GPU and draw(st.booleans()))
     some = st.lists(st.booleans(), min_size=num_layers, max_size=num_layers).map(tuple)
     if schedule.system.splits_experts:
-        return draw(_split_shapes(schedule, num_layers, n, max_pages, attention, on_device=on_device))
+        shape = draw(_split_shapes(schedule, num_layers, n, max_pages, attention, on_device=on_device))
+        if shape.runs_on_host:
+            return shape
+        return replace(shape, attending_on_device=draw(attending_on_device(schedule, attention, n)))
     return PipelineShape(
         num_layers=num_layers,
         num_micro_batches=n,
@@ -126,7 +133,14 @@ def shapes(draw, schedule, max_layers=6, max_micro_batches=8, max_pages=9):
         streams_kv=not on_device,
         offloads_hidden=schedule.system.offloads_hidden and n > 1 and draw(st.sampled_from((True, True, False))),
         weights_pinned=draw(st.booleans()),
+        attending_on_device=draw(attending_on_device(schedule, attention, n)),
     )
+
+
+def attending_on_device(schedule, attention, n):
+    """How many micro-batches attend on the device beside others on the CPU, where the schedule can."""
+    mixes = schedule.system.mixes_attention and attention is Place.CPU
+    return st.integers(0, n) if mixes else st.just(0)
 
 
 @st.composite
@@ -162,6 +176,7 @@ def _split_shapes(draw, schedule, num_layers, n, max_pages, attention, *, on_dev
         num_groups=draw(st.integers(1, n)),
         prefill_experts=Place.GPU if on_gpu else Place.CPU,
         streamed_in_prefill=moved if on_gpu else (),
+        defers_experts=system.defers_experts and draw(st.booleans()),
     )
 
 
@@ -253,7 +268,15 @@ def all_arithmetic(shape, first, stop):
         if split and j == first_of_group(shape, j):
             places = shape.experts[layer]
             done.update((op, step, layer, j) for op, where in COMPUTED_IN.items() if places & where)
+            done[Op.HOST_EXPERTS, step, layer, j] += takes_deferred(shape, step, layer) is not None
     return done
+
+
+def takes_deferred(shape, step, layer):
+    """The layer in which a part of this one's experts counts: the next one that has some; None if none is late."""
+    if not shape.defers_experts or step == 0 or not shape.experts[layer] & ExpertPlace.HOST:
+        return None
+    return next((later for later in range(layer + 1, shape.num_layers) if shape.experts[later]), None)
 
 
 def first_of_group(shape, j):
@@ -293,7 +316,7 @@ def paths_of(shape, step, layer, j, first=0):
     if shape.layers_on_host[0] <= layer < shape.layers_on_host[1]:
         return [_path_on_host(shape, step, layer, j, first)]
     inside = [Op.PRE_ATTN, Op.ATTN]
-    if step > 0 and shape.attention is Place.CPU:
+    if step > 0 and shape.attends(j) is Place.CPU:
         inside = [Op.PRE_ATTN, Op.OFFLOAD_QKV, Op.ATTN, Op.LOAD_HIDDEN]
     path = [(op, step, layer, j) for op in inside]
     if layer == 0 and step > first:
@@ -314,7 +337,13 @@ def paths_of(shape, step, layer, j, first=0):
         ON_DEVICE: (Op.DEVICE_EXPERTS,),
     }
     mine = [[(op, step, layer, group) for op in ops] for where, ops in ways.items() if places & where]
-    return [[*path, (Op.ROUTE, step, layer, j), *way, *after] for way in mine]
+    paths = [[*path, (Op.ROUTE, step, layer, j), *way, *after] for way in mine]
+    late = takes_deferred(shape, step, layer)
+    if late is not None:
+        way = ((Op.OFFLOAD_TOKENS, step, layer, group), *(((op, "late"), step, layer, group) for op in LATE))
+        then = (Op.HEAD, step, -1, j) if late == shape.num_layers - 1 else (Op.PRE_ATTN, step, late + 1, j)
+        paths.append([*way, then])
+    return paths
 
 
 def _path_on_host(shape, step, layer, j, first):
@@ -338,17 +367,19 @@ def cache_path_of(shape, step, layer, j, first=0):
     if shape.layers_on_host[0] <= layer < shape.layers_on_host[1]:
         return [(Op.HOST_LAYER, when, layer, j) for when in range(max(first, step - 1), step + 1)]
     on_cpu = shape.attention is Place.CPU
-    stored = [(Op.STORE_KV, step, layer, j)] if shape.streams_kv and (step == 0 or not on_cpu) else []
-    loaded = [(Op.LOAD_KV, step, layer, j)] if shape.streams_kv and step > 0 and not on_cpu else []
+    leaves = shape.streams_kv and shape.attends(j) is shape.attention
+    stored = [(Op.STORE_KV, step, layer, j)] if leaves and (step == 0 or not on_cpu) else []
+    loaded = [(Op.LOAD_KV, step, layer, j)] if leaves and step > 0 and not on_cpu else []
     before = []
     if step > first:
-        before = [(Op.STORE_KV if shape.streams_kv and (step == 1 or not on_cpu) else Op.ATTN, step - 1, layer, j)]
+        before = [(Op.STORE_KV if leaves and (step == 1 or not on_cpu) else Op.ATTN, step - 1, layer, j)]
     return [*before, *loaded, (Op.ATTN, step, layer, j), *stored]
 
 
 def assert_data_flows(tasks, shape, order, first, stop):
     """Results reach those who need them; weights arrive before use; two layers' buffers are never overfilled."""
-    named = {(task.op, task.step, task.layer, task.micro_batch): task for task in tasks}
+    late = {task for task in tasks if task.op in LATE and task.page == DEFERRED}
+    named = {((t.op, "late") if t in late else t.op, t.step, t.layer, t.micro_batch): t for t in tasks}
     for step in range(first, stop):
         for turn in ((layer, j) for layer in range(shape.num_layers) for j in range(shape.num_micro_batches)):
             paths = *paths_of(shape, step, *turn, first), cache_path_of(shape, step, *turn, first)

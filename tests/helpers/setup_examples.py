@@ -51,6 +51,8 @@ def split_policies(draw, system, num_micro_batches):
     chosen |= {"experts_on_device": device, "deal_experts": draw(st.booleans())}
     if system.experts & ExpertPlace.HOST:
         chosen["experts_on_host"] = host
+    if system.defers_experts:
+        chosen["defer_experts"] = draw(st.sampled_from([0, 1]))
     if system.experts & ExpertPlace.FETCHED:
         chosen["experts_fetched"] = fetched
     if Place.GPU in system.attention and system.attention[0] is Place.CPU and draw(st.booleans()):
@@ -76,6 +78,8 @@ def any_setup(draw, gen_lens, schedules=tuple(ALL)):
     count = 1 if schedule.system.one_batch else draw(st.integers(1, 5))
     if schedule.system.splits_experts:
         policy |= draw(split_policies(schedule.system, count))
+    if schedule.system.mixes_attention and policy.get("attention") != "gpu":
+        policy["attention_on_device"] = draw(st.sampled_from([0.0, 0.4, 0.7, 1.0]))
     model = few_layers("mixtral-8x7b", draw(st.integers(1, 5)), draw(st.sampled_from([None, 50])))
     problem = Problem(model, machine, workload, Routing.parse(draw(st.sampled_from(["uniform", "zipf:1"]))))
     return Setup(problem, schedule, Policy.usual(schedule, size * count, size, **policy))

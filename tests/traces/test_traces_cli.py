@@ -16,10 +16,17 @@ from traces.trace import Trace
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture(autouse=True)
+def beside_the_files(tmp_path, monkeypatch):
+    """Names of files are short, so that lines break where they do wherever tests run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+
 @pytest.fixture
-def run(tmp_path):
+def run():
     """The file of a run on two devices."""
-    path = tmp_path / "run [1].json.gz"
+    path = Path("run [1].json.gz")
     policy = {"attention": "cpu", "pages": None, "micro_batch_size": 36}
     trace = two_devices()
     write_trace(Trace(trace.metadata | {"policy": policy, "model": "mixtral-8x7b"}, trace.spans, trace.counters), path)
@@ -27,11 +34,11 @@ def run(tmp_path):
 
 
 @pytest.fixture
-def slower(tmp_path):
+def slower():
     """The same run with Experts twice as long and without the last all-reduce."""
     spans = [one for one in two_devices().spans if one.op != "AllReduce"]
     spans = [one._replace(cause=-1, end_ns=one.end_ns + 4_389 * (one.op == "Experts")) for one in spans]
-    path = tmp_path / "slower.json"
+    path = Path("slower.json")
     write_trace(Trace({"origin": "emulated device"}, spans), path)
     return str(path)
 
@@ -195,5 +202,7 @@ def test_it_runs_as_a_module_without_torch(run):
         "try: runpy.run_module('traces', run_name='__main__')\n"
         "except SystemExit as end: print('code', end.code, 'torch' in sys.modules)"
     )
-    shown = subprocess.run([sys.executable, "-c", script, run], cwd=ROOT, capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", script, str(Path(run).resolve())], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert shown.stdout.endswith("code 0 False\n")

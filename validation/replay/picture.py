@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
-from sim.schedule import ENDS_LAYER, Op
+from sim.schedule import DEFERRED, ENDS_LAYER, Op
 from traces.cli import FINEST, ROW_ORDER, draw_lanes, name_ops, new_figure, save
 from traces.trace import Span, Trace
 from validation.replay.checks import Replay
@@ -82,8 +82,8 @@ def bounds_ns(trace: Trace, window: Window) -> tuple[int, int]:
 
 
 def _layer_end_ns(trace: Trace, step: int, layer: int) -> int:
-    ends = (span.end_ns for span in trace.spans if span.op in ENDS_LAYER and (span.step, span.layer) == (step, layer))
-    return max(ends, default=0)
+    own = (one for one in trace.spans if (one.step, one.layer) == (step, layer) and one.page != DEFERRED)
+    return max((one.end_ns for one in own if one.op in ENDS_LAYER), default=0)
 
 
 def _timeline(ax: Axes, trace: Trace, kinds: Sequence[str], bounds: tuple[int, int, int], unit: float) -> None:

@@ -46,11 +46,13 @@ def unfitted(
     probes: Probes,
     split_cost: Measured | None = None,
     unpack_rate: Measured | None = None,
+    host_unpack_rate: Measured | None = None,
 ) -> Hardware:
     """The machine as the probes see it, with every class of work at the start of its fit.
 
     `split_cost` is what experts take longer in two parts: the fixed time of their class, which is not fitted then.
-    `unpack_rate` is how fast they are unpacked, which is fitted to nothing either.
+    `unpack_rate` is how fast the device unpacks them, `host_unpack_rate` how fast the host computes with packed ones:
+    they are fitted to nothing either.
     """
     link, unshown = probes.link, Emulation(*(_assumed(share, "1", NO_RUN) for share in (0.2, 1.0)))
     peak = Quantity(max(link.h2d.high, link.d2h.high) / 1e9, "GB/s", Basis.MEASURED, "the faster direction of the link")
@@ -65,7 +67,7 @@ def unfitted(
             Quantity(float(device.memory_bytes), "B", Basis.MEASURED, "memory that the device was given"),
             _roomy(probes.device_read.quantity("GB/s", 1e9)),
         ),
-        host=_host(probes.host_peak.quantity("GFLOPS", 1e9)),
+        host=_host(probes.host_peak.quantity("GFLOPS", 1e9), host_unpack_rate),
         host_memory=Memory(
             Quantity(
                 float(host_memory_bytes()),
@@ -120,12 +122,15 @@ def _device(peak: Quantity, split_cost: Measured | None, unpack_rate: Measured |
     return replace(made, experts=replace(made.experts, latency_s=latency))
 
 
-def _host(peak: Quantity) -> Processor:
+def _host(peak: Quantity, unpack_rate: Measured | None) -> Processor:
     """Decode attention and routed experts run on the host: they are fitted, the rest is there because files need it."""
     whole, nothing = _assumed(1.0, "1", NOT_MEASURED), _assumed(0.0, "us", NO_COST)
     every = Efficiency(whole, whole)
     experts = Efficiency(whole, whole, nothing)
-    return Processor(peak, nothing, nothing, every, experts, every, decode_attention=every)
+    made = Processor(peak, nothing, nothing, every, experts, every, decode_attention=every)
+    if unpack_rate is None:
+        return made
+    return replace(made, unpack_bytes_per_s=unpack_rate.quantity("GB/s", 1e9))
 
 
 def settled(hardware: Hardware) -> Hardware:

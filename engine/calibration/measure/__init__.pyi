@@ -13,6 +13,7 @@ from .probes import FEW_REPEATS as FEW_REPEATS, REPEATS as REPEATS, Probes as Pr
 from .rounds import (
     Round as Round,
     median_host_experts as median_host_experts,
+    median_host_unpack_rate as median_host_unpack_rate,
     median_probes as median_probes,
     median_split_cost as median_split_cost,
     median_unpack_rate as median_unpack_rate,
@@ -29,4 +30,4 @@ from .runs import (
     samples_of as samples_of,
 )
 from .split_experts import split_cost as split_cost
-from .unpacking import unpack_rate as unpack_rate
+from .unpacking import host_unpack_rate as host_unpack_rate, unpack_rate as unpack_rate

@@ -18,7 +18,8 @@ _KEPT = ("id", "op", "lane", "rank", "step", "layer", "micro_batch", "page", "st
 class Round:
     """One round: the probes, per run of the calibration the spans of its tasks, and what is known of the experts alone.
 
-    That is what it costs to split them, how fast they are unpacked, and what they take on the host.
+    That is what it costs to split them, how fast the device unpacks them, what they take on the host, and how fast that
+    computes with packed ones.
     """
 
     probes: Probes
@@ -26,11 +27,13 @@ class Round:
     split_cost: Measured | None = None
     unpack_rate: Measured | None = None
     host_experts: list[HostExpertsTime] = field(default_factory=list)
+    host_unpack_rate: Measured | None = None
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
         spans = [[[getattr(span, name) for name in _KEPT] for span in run] for run in self.spans]
-        alone = {name: getattr(self, name) for name in ("split_cost", "unpack_rate", "host_experts")}
+        names = ("split_cost", "unpack_rate", "host_experts", "host_unpack_rate")
+        alone = {name: getattr(self, name) for name in names}
         content = {"probes": asdict(self.probes), "spans": spans, **alone}
         path.write_text(json.dumps(content, default=asdict) + "\n", encoding="utf-8")
 
@@ -40,9 +43,10 @@ class Round:
         content = json.loads(path.read_text(encoding="utf-8"))
         spans = [[Span(*span) for span in run] for run in content["spans"]]
         cost = content.get("split_cost", content.get("second_place"))  # its name in files of earlier versions
-        split_cost, unpack_rate = (Measured(**one) if one else None for one in (cost, content.get("unpack_rate")))
+        rates = (content.get("unpack_rate"), content.get("host_unpack_rate"))
+        split_cost, unpack_rate, on_host_rate = (Measured(**one) if one else None for one in (cost, *rates))
         on_host = [_host_experts(**one) for one in content.get("host_experts", ())]
-        return cls(_probes(content["probes"]), spans, split_cost, unpack_rate, on_host)
+        return cls(_probes(content["probes"]), spans, split_cost, unpack_rate, on_host, on_host_rate)
 
 
 def _probes(table: dict[str, Any]) -> Probes:
@@ -67,6 +71,11 @@ def median_split_cost(rounds: Sequence[Round]) -> Measured | None:
 def median_unpack_rate(rounds: Sequence[Round]) -> Measured | None:
     """That of the middle round; None where it was not measured."""
     return _middle_of([one.unpack_rate for one in rounds])
+
+
+def median_host_unpack_rate(rounds: Sequence[Round]) -> Measured | None:
+    """That of the middle round; None where it was not measured."""
+    return _middle_of([one.host_unpack_rate for one in rounds])
 
 
 def _middle_of(measured: Sequence[Measured | None]) -> Measured | None:

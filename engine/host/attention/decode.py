@@ -1,8 +1,8 @@
 """Attention of decode on the host: one query token per request, where the KV cache is, at the speed of its memory.
 
 Requests see ragged contexts: prompts padded on the left have an offset each, and padding is neither read nor computed.
-Keys and values are float32, float16 or bfloat16; all sums are in float32. What the kernel lacks (`unsupported`) is for
-the model's own attention.
+Their tokens lie in one piece, or in blocks that a table names. Keys and values are float32, float16 or bfloat16; all
+sums are in float32. What the kernel lacks (`unsupported`) is for the model's own attention.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine.host.attention.kernel import Strides, attend, scratch_for
+from engine.host.attention.block_table import BlockTable
+from engine.host.attention.kernel import ONE_BLOCK, Strides, attend, scratch_for
 from engine.host.bits import BITS, Array, bits_of
 from engine.host.threads import HostThreads
 from engine.model import eager_attention
@@ -33,27 +34,34 @@ class HostAttention:
         first_seen: torch.Tensor | None = None,
         scaling: float | None = None,
         out: torch.Tensor | None = None,
+        table: BlockTable | None = None,
     ) -> torch.Tensor:
         """Softmax attention of each request's newest token over its tokens `first_seen` to the last.
 
         query [requests, query_heads, head_dim]; keys, values [requests, kv_heads, tokens, head_dim], the newest token's
         included, views of larger buffers welcome; first_seen [requests], None: everything; scaling, None:
         1 / sqrt(head_dim). Returns [requests, query_heads, head_dim] in the query's dtype: `out`, if it is given, a
-        tensor that shares no memory with the others. Raises ValueError for shapes or types that `unsupported` refuses.
+        tensor that shares no memory with the others. With a `table`, keys and values are [blocks, kv_heads, tokens of a
+        block, head_dim], and a request's tokens are those of its blocks. Raises ValueError for shapes or types that
+        `unsupported` refuses.
         """
-        reason = _unsupported_tensors(query, keys, values) or _unsupported_out(query, out)
+        reason = _unsupported_tensors(query, keys, values, len(keys) if table is None else len(table.tokens))
+        reason = reason or _unsupported_out(query, out) or _unsupported_table(keys, table)
         if reason:
             raise ValueError(f"attention on the host: {reason}")
-        requests, kv_heads, tokens, head_dim = keys.shape
+        requests, (_, kv_heads, tokens, head_dim) = len(query), keys.shape
         group = query.shape[1] // kv_heads
-        starts = _starts(first_seen, requests, tokens)
+        table, block_bits = (_one_piece(requests, tokens), ONE_BLOCK) if table is None else (table, _bits(tokens))
+        starts = _starts(first_seen, table.tokens)
         scale = np.float32(head_dim**-0.5 if scaling is None else scaling)
         found = torch.empty(query.shape, dtype=query.dtype) if out is None or not out.is_contiguous() else out
         into = bits_of(found).reshape(requests, kv_heads, group, head_dim)
-        problem = (bits_of(query.contiguous()), scale, *_rows(keys), *_rows(values), starts, tokens, into)
+        lie = *_rows(keys), *_rows(values), table.blocks, block_bits
+        problem = (bits_of(query.contiguous()), scale, *lie, starts, table.tokens, into)
+        most_seen = int((table.tokens - starts).max())
 
         def work(jobs: Iterator[tuple[int, int]]) -> None:
-            scratch = scratch_for(group, head_dim, tokens - int(starts.min()), problem[2].dtype)
+            scratch = scratch_for(group, head_dim, most_seen, problem[2].dtype)
             for first, last in jobs:
                 attend(*problem, first, last, scratch)
 
@@ -90,22 +98,31 @@ def unsupported(
             return f"{name} is set"
     if kwargs.get("dropout") or kwargs.get("output_attentions"):
         return "dropout or attention weights are asked for"
-    return _unsupported_tensors(query[:, :, 0], keys, values)
+    return _unsupported_tensors(query[:, :, 0], keys, values, len(keys))
 
 
-def _unsupported_tensors(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> str:
-    """`query` [requests, query_heads, head_dim]."""
+def _unsupported_tensors(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, requests: int) -> str:
+    """`query` [requests, query_heads, head_dim]; keys and values are those of so many requests."""
     if keys.shape != values.shape:
         return f"keys {list(keys.shape)} and values {list(values.shape)} differ in shape"
-    if query.dim() != 3 or keys.dim() != 4 or query.shape[0] != keys.shape[0] or query.shape[2] != keys.shape[3]:
-        return f"a query of shape {list(query.shape)} does not fit keys of shape {list(keys.shape)}"
-    if 0 in keys.shape:
-        return f"keys of shape {list(keys.shape)} are empty"
+    if query.dim() != 3 or keys.dim() != 4 or query.shape[0] != requests or query.shape[2] != keys.shape[3]:
+        return (
+            f"a query of shape {list(query.shape)} does not fit {requests} requests, keys of shape {list(keys.shape)}"
+        )
+    if 0 in keys.shape or not requests:
+        return f"keys of shape {list(keys.shape)} for {requests} requests are empty"
     if query.shape[1] % keys.shape[1]:
         return f"{query.shape[1]} query heads cannot be shared out over {keys.shape[1]} kv heads"
     if query.dtype not in BITS or keys.dtype not in BITS or values.dtype != keys.dtype:
         return f"types {query.dtype}, {keys.dtype}, {values.dtype}: float32, float16 or bfloat16 are needed"
     return ""
+
+
+def _unsupported_table(keys: torch.Tensor, table: BlockTable | None) -> str:
+    if table is None or (table.num_blocks <= len(keys) and table.block_tokens == keys.shape[2]):
+        return ""
+    named = f"a table of {table.num_blocks} blocks of {table.block_tokens} tokens"
+    return f"{named} does not fit keys of shape {list(keys.shape)}: blocks, heads, tokens, head_dim"
 
 
 def _unsupported_out(query: torch.Tensor, out: torch.Tensor | None) -> str:
@@ -130,12 +147,22 @@ def _same_code(one: object, other: object) -> bool:
     return content(one) is not None and content(one) == content(other)
 
 
-def _starts(first_seen: torch.Tensor | None, requests: int, tokens: int) -> Array:
+def _one_piece(requests: int, tokens: int) -> BlockTable:
+    """Each request's tokens in one block."""
+    return BlockTable(np.arange(requests).reshape(-1, 1), np.full(requests, tokens), tokens, tokens, requests)
+
+
+def _bits(block_tokens: int) -> int:
+    return block_tokens.bit_length() - 1
+
+
+def _starts(first_seen: torch.Tensor | None, tokens: Array) -> Array:
     if first_seen is None:
-        return np.zeros(requests, np.int64)
+        return np.zeros(len(tokens), np.int64)
     starts: Array = first_seen.to("cpu", torch.int64).contiguous().numpy()
-    if starts.shape != (requests,) or starts.min() < 0 or starts.max() >= tokens:
-        raise ValueError(f"first_seen = {starts.tolist()} for {requests} requests: each needs 0 to {tokens - 1}")
+    if starts.shape != tokens.shape or starts.min() < 0 or (starts >= tokens).any():
+        needed = f"each needs 0 to {tokens.min() - 1}, or to its last token"
+        raise ValueError(f"first_seen = {starts.tolist()} for {len(tokens)} requests: {needed}")
     return starts
 
 

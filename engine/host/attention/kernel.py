@@ -1,8 +1,11 @@
 """Decode attention as compiled loops: one query token per request, over keys and values where they lie.
 
-Bound by reading the cache once, if nothing is done twice to an element that was read: rows go by in blocks that stay in
-the first-level cache for all query heads of their group, in tiles of up to 8. A row that is no whole number of vectors
-is first copied to where it is one.
+Bound by reading the cache once, if nothing is done twice to an element that was read: rows go by a few at a time, which
+stay in the first-level cache for all query heads of their group, in tiles of up to 8. A row that is no whole number of
+vectors is first copied to where it is one.
+
+Tokens of a request lie in blocks, in any order, as a table says. A cache in one piece is the case of one block each. A
+sum has the same terms in the same order either way, so that it is the same number.
 
 Rows are float32, or bits of half precision: uint16 holds float16, int16 holds bfloat16. All sums are in float32.
 """
@@ -18,14 +21,17 @@ from engine.host.bits import Array
 from engine.host.vectors import LANES, TILES, float_of_bits, narrow, widen
 from sim.simulation import jitted
 
-BLOCK: Final = 16
+NEAR_ROWS: Final = 16
 """Rows that stay near while all query heads of a group use them: 8 KiB at head_dim 128 in float32."""
 
 AHEAD_BYTES: Final = 12 * 1024
-"""From the row in use to the one that is fetched."""
+"""From the row in use to the one that is fetched, at least."""
+
+ONE_BLOCK: Final = 62
+"""As `block_bits`: all tokens of a request in one block."""
 
 Strides = tuple[int, int, int]
-"""Rows from one request, one head, one token to the next."""
+"""Rows from one block, one head, one token to the next."""
 Scratch = tuple[Array, Array, Array, Array]
 """A worker's own: see `scratch_for`."""
 
@@ -83,7 +89,7 @@ def _tile(heads: int) -> int:
 
 
 @_compiled
-def _score_block(
+def _score_few(
     group: int, queries: Array, keys: Array, at: int, stride: int, first: int, stop: int, ahead: int, scores: Array
 ) -> None:
     g = 0
@@ -94,7 +100,7 @@ def _score_block(
 
 
 @_compiled
-def _add_block(
+def _add_few(
     group: int, shares: Array, values: Array, at: int, stride: int, first: int, stop: int, ahead: int, sums: Array
 ) -> None:
     g = 0
@@ -110,15 +116,62 @@ def _copy_rows(rows: Array, at: int, stride: int, first: int, stop: int, near: A
         near[c - first, : rows.shape[1]] = rows[at + c * stride]
 
 
+Walk = tuple[int, int, int, int, int]
+"""Tokens of one block: token c is row at + c * stride for first <= c < stop, and what is ahead lies so many rows on."""
+
+
+@_compiled
+def _score_block(group: int, queries: Array, keys: Array, walk: Walk, copied: bool, near: Array, scores: Array) -> None:
+    at, stride, first, stop, ahead = walk
+    for c in range(first, stop, NEAR_ROWS):
+        end = min(c + NEAR_ROWS, stop)
+        if copied:
+            _copy_rows(keys, at, stride, c, end, near)
+            _score_few(group, queries, near, -c, 1, c, end, 0, scores)
+        else:
+            _score_few(group, queries, keys, at, stride, c, end, ahead, scores)
+
+
+@_compiled
+def _add_block(group: int, shares: Array, values: Array, walk: Walk, copied: bool, near: Array, sums: Array) -> None:
+    at, stride, first, stop, ahead = walk
+    for c in range(first, stop, NEAR_ROWS):
+        end = min(c + NEAR_ROWS, stop)
+        if copied:
+            _copy_rows(values, at, stride, c, end, near)
+            _add_few(group, shares, near, -c, 1, c, end, 0, sums)
+        else:
+            _add_few(group, shares, values, at, stride, c, end, ahead, sums)
+
+
 def scratch_for(group: int, head_dim: int, tokens: int, element: np.dtype[Any]) -> Scratch:
     """Room for one item: queries and sums [padded group, padded head_dim], scores [padded group, padded tokens].
 
-    And for a block of rows of `element`. What pads queries and rows stays zero.
+    And for the rows of `element` that are near. What pads queries and rows stays zero. A tile of scores may reach
+    behind the last token by all but one of its own.
     """
     heads, width = -(-group // TILES[0]) * TILES[0], -(-head_dim // LANES) * LANES
     queries, sums = (np.zeros((heads, width), np.float32) for _ in range(2))
-    scores = np.zeros((heads, -(-tokens // BLOCK) * BLOCK), np.float32)
-    return queries, sums, scores, np.zeros((BLOCK, width), element)
+    scores = np.zeros((heads, (tokens // NEAR_ROWS + 2) * NEAR_ROWS), np.float32)
+    return queries, sums, scores, np.zeros((NEAR_ROWS, width), element)
+
+
+@_compiled
+def _row(blocks: Array, block_bits: int, strides: Strides, r: int, h: int, token: int) -> Any:
+    """Where a token of a request lies, for a head. Behind the table, it is somewhere in the request's last block."""
+    block = blocks[r, min(token >> block_bits, blocks.shape[1] - 1)]
+    return block * strides[0] + h * strides[1] + (token & ((1 << block_bits) - 1)) * strides[2]
+
+
+@_compiled
+def _row_ahead(
+    blocks: Array, block_bits: int, strides: Strides, starts: Array, stop: int, item: int, heads: int, token: int
+) -> Any:
+    """Where what comes next lies: a token of this item's, or behind its last one a token of the item that follows."""
+    if token >= stop and item + 1 < len(starts) * heads:
+        item += 1
+        token += starts[item // heads] - stop
+    return _row(blocks, block_bits, strides, item // heads, item % heads, token)
 
 
 def _kept(made_by: str) -> Any:
@@ -131,8 +184,10 @@ def _kept(made_by: str) -> Any:
         key_strides: Strides,
         values: Array,
         value_strides: Strides,
+        blocks: Array,
+        block_bits: int,
         starts: Array,
-        stop: int,
+        stops: Array,
         out: Array,
         first: int,
         last: int,
@@ -140,41 +195,45 @@ def _kept(made_by: str) -> Any:
     ) -> None:
         """Attention of items `first` to `last` - 1, where item = request * kv_heads + kv_head.
 
-        query [requests, query_heads, head_dim]; keys, values [rows, head_dim]; all contiguous. Token c of request r for
-        head h is row (r, h, c) . strides. Request r sees its tokens starts[r] to stop - 1, at least one.
+        query [requests, query_heads, head_dim]; keys, values [rows, head_dim]; all contiguous. A block has
+        2 ** `block_bits` tokens: token c of request r for head h is row (b, h, c % tokens of a block) . strides, where
+        b = blocks[r, c // tokens of a block]. Request r sees its tokens starts[r] to stops[r] - 1, at least one.
         out [requests, kv_heads, group, head_dim]: contiguous.
         """
         assert made_by
         kv_heads, group, width = out.shape[1:]
         queries, sums, scores, near = scratch
         copied = width != near.shape[1]
+        last_in_block = (1 << block_bits) - 1
         ahead = 1 + AHEAD_BYTES // (keys.itemsize * width)
+        if block_bits != ONE_BLOCK:  # whole blocks, so that what is ahead of a block lies in one block, too
+            ahead = ((ahead - 1) | last_in_block) + 1
         for item in range(first, last):
             r, h = item // kv_heads, item % kv_heads
-            count = stop - starts[r]
+            start, stop = starts[r], stops[r]
             for g in range(group):
                 for d in range(width):
                     queries[g, d] = widen(query[r, h * group + g, d]) * scaling
-            at, stride = r * key_strides[0] + h * key_strides[1] + starts[r] * key_strides[2], key_strides[2]
-            for c in range(0, count, BLOCK):
-                end = min(c + BLOCK, count)
-                if copied:
-                    _copy_rows(keys, at, stride, c, end, near)
-                    _score_block(group, queries, near, -c, 1, c, end, 0, scores)
-                else:
-                    _score_block(group, queries, keys, at, stride, c, end, ahead, scores)
+            c = start
+            while c < stop:
+                end = min((c | last_in_block) + 1, stop)
+                row = _row(blocks, block_bits, key_strides, r, h, c)
+                after = _row_ahead(blocks, block_bits, key_strides, starts, stop, item, kv_heads, c + ahead)
+                walk = row - (c - start) * key_strides[2], key_strides[2], c - start, end - start, after - row
+                _score_block(group, queries, keys, walk, copied, near, scores)
+                c = end
             sums[:] = _FLOAT32(0)
-            at, stride = r * value_strides[0] + h * value_strides[1] + starts[r] * value_strides[2], value_strides[2]
             totals = np.empty(group, np.float32)
             for g in range(group):
-                totals[g] = _softmax(scores, g, count)
-            for c in range(0, count, BLOCK):
-                end = min(c + BLOCK, count)
-                if copied:
-                    _copy_rows(values, at, stride, c, end, near)
-                    _add_block(group, scores, near, -c, 1, c, end, 0, sums)
-                else:
-                    _add_block(group, scores, values, at, stride, c, end, ahead, sums)
+                totals[g] = _softmax(scores, g, stop - start)
+            c = start
+            while c < stop:
+                end = min((c | last_in_block) + 1, stop)
+                row = _row(blocks, block_bits, value_strides, r, h, c)
+                after = _row_ahead(blocks, block_bits, value_strides, starts, stop, item, kv_heads, c + ahead)
+                walk = row - (c - start) * value_strides[2], value_strides[2], c - start, end - start, after - row
+                _add_block(group, scores, values, walk, copied, near, sums)
+                c = end
             for g in range(group):
                 for d in range(width):
                     out[r, h, g, d] = narrow(sums[g, d] / totals[g], out)

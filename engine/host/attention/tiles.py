@@ -27,15 +27,16 @@ MADE_BY: Final = made_by(__file__)
 
 
 def _add_tile(b: Any, heads: list[Any], columns: list[Any], share: Rows, value: Rows, total: Rows, walk: Any) -> None:
-    """Adds shares . values to some columns of some query heads. `walk` = first, stop, row of a token, row to fetch."""
-    first, stop, row_of, fetched_of = walk
+    """Adds shares . values to some columns of some query heads. `walk` = first, stop, row of a token, rows ahead."""
+    first, stop, row_of, ahead = walk
     places = [total.at(head, column) for head in heads for column in columns]
     totals = in_registers(b, [total.load(place) for place in places])
     line = max(1, 64 // (LANES * value.element.bitwidth // 8))
     with loop(b, first, stop, 1) as (c, _):
+        row = row_of(c)
         for column in columns[::line]:
-            value.fetch(fetched_of(c), column)
-        values = [value.load(value.at(row_of(c), column)) for column in columns]
+            value.fetch(b.add(row, ahead), column)
+        values = [value.load(value.at(row, column)) for column in columns]
         for q, head in enumerate(heads):
             x = share.repeat(share.at(head, c))
             for v, y in enumerate(values):
@@ -60,7 +61,7 @@ def score(
 ) -> Any:
     """out[g : g + size, first : stop] = queries[g : g + size] . keys; token c is row `at` + c * `stride`.
 
-    `size` is one of TILES, and the rows that are `ahead` tokens on are fetched. What of `out` lies behind `stop`, up to
+    `size` is one of TILES, and the rows that lie `ahead` rows on are fetched. What of `out` lies behind `stop`, up to
     a multiple of SUMS, may be overwritten.
     """
 
@@ -91,9 +92,10 @@ def add(
     def emit(context: Any, b: Any, signature: Any, args: Any) -> Any:
         size, g, *_, at, stride, first, stop, ahead, _ = args
         share, value, total = (Rows(context, b, signature.args[i], args[i]) for i in (2, 3, 9))
-        row_of, fetched_of = (
-            lambda c, further=further: b.add(at, b.mul(b.add(c, further), stride)) for further in (index_of(0), ahead)
-        )
+
+        def row_of(c: Any) -> Any:
+            return b.add(at, b.mul(c, stride))
+
         for num_heads in TILES:
             heads, many = [b.add(g, index_of(q)) for q in range(num_heads)], min(4, SUMS // num_heads)
             with b.if_then(b.icmp_signed("==", size, index_of(num_heads))):
@@ -101,7 +103,7 @@ def add(
                 for num, start, end in ((many, index_of(0), whole), (1, whole, total.width)):
                     with loop(b, start, end, num * LANES) as (d, _):
                         columns = [b.add(d, index_of(v * LANES)) for v in range(num)]
-                        _add_tile(b, heads, columns, share, value, total, (first, stop, row_of, fetched_of))
+                        _add_tile(b, heads, columns, share, value, total, (first, stop, row_of, ahead))
         return context.get_dummy_value()
 
     return types.void(size, g, shares, values, at, stride, first, stop, ahead, out), emit

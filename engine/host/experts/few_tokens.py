@@ -9,9 +9,9 @@ from torch import nn
 
 from engine.host.bits import Array
 from engine.host.experts.gates import Gate
-from engine.host.experts.kernel import BLOCK, COLUMNS, down_phase, up_phase
+from engine.host.experts.kernel import KernelMatrix, both_phases, down_phase, down_unit, up_phase, up_unit
 from engine.host.experts.matrix import Matrix
-from engine.host.experts.pairs import Pairs
+from engine.host.experts.pairs import Pairs, chosen_of
 from engine.host.threads import HostThreads, Jobs
 from engine.host.vectors import LANES, TILES
 
@@ -21,8 +21,6 @@ MOST_TOKENS: Final = 64
 Measured on a core with AVX-512, torch 2.13: at 64, torch takes 1.1 to 1.2 times as long in float32, 1.5 in bfloat16 and
 1.2 to 2 for packed weights, which it must first make float32; at 128 it takes 0.9 to 1.4 times as long.
 """
-
-KernelMatrix = tuple[Array, Array, Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +48,36 @@ class FewTokens:
         """Whether it is the faster way for these pairs."""
         return hidden.dtype.itemsize <= torch.float32.itemsize and len(pairs) <= MOST_TOKENS * len(pairs.experts)
 
+    def takes_at_once(self, hidden: torch.Tensor) -> bool:
+        """Whether one call of the kernel does all for these tokens, whatever experts they use."""
+        few = len(hidden) <= MOST_TOKENS and hidden.dtype.itemsize <= torch.float32.itemsize
+        return few and self.threads.threads == 1
+
+    def at_once(
+        self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, on_host: Array, out: torch.Tensor
+    ) -> None:
+        """Fills `out` in one call: its sums, and those of all else, are what `__call__` makes of the same pairs."""
+        direct = out.dtype == torch.float32 and out.is_contiguous()
+        found = out.numpy() if direct else np.empty(tuple(out.shape), np.float32)
+        wide = hidden if hidden.dtype == torch.float32 else hidden.to(torch.float32)
+        between = self.sizes[1]
+        both_phases(wide.numpy(), *chosen_of(index, weights), on_host, self.up, self.down, *self._gated, between, found)
+        if not direct:
+            out.copy_(torch.from_numpy(found))
+
+    @property
+    def _gated(self) -> tuple[tuple[bool, bool, int], tuple[np.float32, np.float32]]:
+        """How the matrices are laid out and what is between them, and its constants."""
+        gate = self.gate
+        constants = np.float32(gate.alpha), np.float32(gate.limit)
+        return (self.is_transposed, gate.is_interleaved, gate.kind), constants
+
     def __call__(self, hidden: torch.Tensor, pairs: Pairs) -> torch.Tensor:
         """The sum over the pairs, in float32."""
         wide, between = self.sizes
         x, middle = (np.zeros((len(pairs) + TILES[0], width), np.float32) for width in (wide, between))
         np.take(hidden.to(torch.float32).numpy(), pairs.tokens, axis=0, out=x[: len(pairs)])
-        gate, unit = self.gate, COLUMNS // 2 if self.is_transposed else BLOCK
-        laid_out = (self.is_transposed, gate.is_interleaved, gate.kind)
-        constants = np.float32(gate.alpha), np.float32(gate.limit)
+        unit, (laid_out, constants) = up_unit(self.is_transposed), self._gated
 
         def up(jobs: Jobs) -> None:
             for first, last in jobs:
@@ -65,7 +85,7 @@ class FewTokens:
 
         self.threads.share_out(up, len(pairs.experts) * -(-between // unit))
         result = np.empty((len(hidden), wide), np.float32)
-        columns = COLUMNS if self.is_transposed else BLOCK
+        columns = down_unit(self.is_transposed)
 
         def down(jobs: Jobs) -> None:
             own = pairs.starts, pairs.experts, pairs.tokens, pairs.weights

@@ -59,7 +59,7 @@ class HostExperts:
         described: Any = module
         packed = packings or {}
         up, down = (
-            Matrix(parameters[name], parameters.get(f"{name}_bias"), described.is_transposed, packed.get(name))
+            Matrix(parameters[name], _bias(name, parameters, packed), described.is_transposed, packed.get(name))
             for name in ("gate_up_proj" if described.has_gate else "up_proj", "down_proj")
         )
         on_host = np.zeros(len(down.weights), np.bool_)
@@ -78,8 +78,11 @@ class HostExperts:
         """
         found = torch.empty_like(hidden) if out is None else out
         with torch.inference_mode():
-            pairs = Pairs.of(index, weights, self.on_host)
             few = self.few_tokens
+            if few is not None and few.takes_at_once(hidden):
+                few.at_once(hidden, index, weights, self.on_host, found)
+                return found
+            pairs = Pairs.of(index, weights, self.on_host)
             compute = few if few is not None and few.takes(hidden, pairs) else self._by_products
             return found.copy_(compute(hidden, pairs))
 
@@ -98,3 +101,13 @@ class HostExperts:
                 made = self.down.product(expert, self.activation(self.up.product(expert, wide[tokens])))
                 result.index_add_(0, tokens, made.mul_(weights.unsqueeze(-1)))
         return result
+
+
+def _bias(name: str, parameters: Mapping[str, torch.Tensor], packed: Mapping[str, Packing]) -> torch.Tensor | None:
+    """The biases of a matrix, unpacked once: they are few."""
+    found, packing = parameters.get(f"{name}_bias"), packed.get(f"{name}_bias")
+    if found is None or packing is None:
+        return found
+    wide = torch.empty(len(found), *packing.shape)
+    packing.unpack(found, wide)
+    return wide

@@ -31,8 +31,24 @@ _ROOT_HALF, _ROOT_2_OVER_PI, _CUBIC = _FLOAT32(0.5**0.5), _FLOAT32((2 / math.pi)
 _OPTIONS: Final[dict[str, Any]] = {"fastmath": {"contract", "nsz", "arcp"}, "error_model": "numpy"}
 
 
+KernelMatrix = tuple[Array, Array, Array]
+"""Stored rows of each expert, their scales, and biases."""
+
+
 def _compiled(function: Callable[..., Any]) -> Any:
     return njit(nogil=True, **_OPTIONS)(function)
+
+
+@_compiled
+def up_unit(is_transposed: bool) -> int:
+    """Outputs of a matrix that an item of the first phase makes of each of gate and up."""
+    return COLUMNS // 2 if is_transposed else BLOCK
+
+
+@_compiled
+def down_unit(is_transposed: bool) -> int:
+    """Outputs of a matrix that an item of the second phase makes."""
+    return COLUMNS if is_transposed else BLOCK
 
 
 @_compiled
@@ -186,5 +202,79 @@ def _kept_down(made_by: str) -> Any:
     return jitted(down_phase, **_OPTIONS)
 
 
+@jitted
+def sorted_pairs(
+    index: Array, weights: Array, on_host: Array, experts: Array, starts: Array, tokens: Array, shares: Array
+) -> int:
+    """Counts pairs out by their experts, those of one expert in the order of tokens; returns how many experts have any.
+
+    index, weights [tokens, k]; `on_host`: for each expert, whether it is there. Pairs of other experts are left out. Of
+    what is filled, `experts` and `starts` have room for an expert a pair (and one more), `tokens` and `shares` for all
+    pairs.
+    """
+    place = np.zeros(len(on_host), np.int64)
+    for token in range(index.shape[0]):
+        for i in range(index.shape[1]):
+            expert = index[token, i]
+            if 0 <= expert < len(on_host) and on_host[expert]:
+                place[expert] += 1
+    used = pairs = 0
+    for expert in range(len(on_host)):
+        if place[expert]:
+            experts[used], starts[used] = expert, pairs
+            used, pairs, place[expert] = used + 1, pairs + place[expert], pairs
+    starts[used] = pairs
+    for token in range(index.shape[0]):
+        for i in range(index.shape[1]):
+            expert = index[token, i]
+            if 0 <= expert < len(on_host) and on_host[expert]:
+                tokens[place[expert]], shares[place[expert]] = token, weights[token, i]
+                place[expert] += 1
+    return used
+
+
 up_phase = _kept_up(MADE_BY)
 down_phase = _kept_down(MADE_BY)
+
+
+def _kept_both(made_by: str) -> Any:
+    def both_phases(
+        hidden: Array,
+        index: Array,
+        shares: Array,
+        on_host: Array,
+        up: KernelMatrix,
+        down: KernelMatrix,
+        laid_out: tuple[bool, bool, int],
+        constants: tuple[np.float32, np.float32],
+        between: int,
+        out: Array,
+    ) -> None:
+        """Pairs, both phases and what is between them, in one thread and one call.
+
+        A thread that asks Python for less waits less for the others: between two lanes that are at work, each step
+        back into Python takes 50 to 100 us, as long as an expert of a small model. hidden, out [tokens, hidden size]
+        """
+        assert made_by
+        is_transposed, is_interleaved, kind = laid_out
+        most = index.shape[0] * index.shape[1]
+        experts, starts, tokens = np.empty(most, np.int64), np.empty(most + 1, np.int64), np.empty(most, np.int64)
+        weights = np.empty(most, np.float32)
+        used = sorted_pairs(index, shares, on_host, experts, starts, tokens, weights)
+        pairs = starts[used]
+        x = np.zeros((pairs + TILES[0], hidden.shape[1]), np.float32)
+        middle = np.zeros((pairs + TILES[0], between), np.float32)
+        for p in range(pairs):
+            x[p] = hidden[tokens[p]]
+        experts, starts, tokens, weights = experts[:used], starts[: used + 1], tokens[:pairs], weights[:pairs]
+        unit = up_unit(is_transposed)
+        items = used * -(-between // unit)
+        up_phase(x, starts, experts, *up, is_transposed, is_interleaved, kind, *constants, middle, unit, 0, items)
+        columns = down_unit(is_transposed)
+        items = -(-out.shape[1] // columns)
+        down_phase(middle, starts, experts, tokens, weights, *down, is_transposed, out, columns, 0, items)
+
+    return jitted(both_phases, **_OPTIONS)
+
+
+both_phases = _kept_both(MADE_BY)

@@ -21,9 +21,11 @@ NO_BIAS = np.empty((0, 0), np.float32)
 class Packing(Protocol):
     """How an expert's matrix lies in its bytes: numbers of 4 or 8 bits, and behind them their scales."""
 
-    bits: int
-    shape: tuple[int, ...]
-    """Of the matrix of one expert, as the model knows it."""
+    @property
+    def bits(self) -> int: ...
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the matrix of one expert, as the model knows it."""
 
     def unpack(self, packed: torch.Tensor, matrices: torch.Tensor) -> None:
         """Unpacks [experts, bytes] into [experts, *shape]."""

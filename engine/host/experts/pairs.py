@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from engine.host.bits import Array
+from engine.host.experts.kernel import sorted_pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +22,12 @@ class Pairs:
     @classmethod
     def of(cls, index: torch.Tensor, weights: torch.Tensor, on_host: Array) -> "Pairs":
         """Those whose expert is on the host. index, weights [tokens, k]; `on_host`: for each expert, whether it is."""
-        top_k = index.shape[1]
-        chosen = index.numpy().astype(np.int64, copy=False).reshape(-1)
-        known = (chosen >= 0) & (chosen < len(on_host))
-        known[known] = on_host[chosen[known]]
-        places = np.flatnonzero(known)
-        places = places[np.argsort(chosen[places], kind="stable")]
-        experts, starts = np.unique(chosen[places], return_index=True)
-        own = weights.to(torch.float32).numpy().reshape(-1)[places]
-        return cls(experts, np.append(starts, len(places)), places // max(top_k, 1), own)
+        chosen, given = chosen_of(index, weights)
+        experts, starts, tokens = (np.empty(chosen.size + more, np.int64) for more in (0, 1, 0))
+        shares = np.empty(chosen.size, np.float32)
+        used = sorted_pairs(chosen, given, on_host, experts, starts, tokens, shares)
+        pairs = int(starts[used])
+        return cls(experts[:used], starts[: used + 1], tokens[:pairs], shares[:pairs])
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -38,3 +36,10 @@ class Pairs:
         """Each expert, and its pairs."""
         for expert, start, stop in zip(self.experts, self.starts[:-1], self.starts[1:], strict=True):
             yield int(expert), slice(start, stop)
+
+
+def chosen_of(index: torch.Tensor, weights: torch.Tensor) -> tuple[Array, Array]:
+    """The experts of each token as int64 and what each counts as float32, [tokens, k] as arrays."""
+    chosen = index if index.dtype == torch.int64 else index.to(torch.int64)
+    given = weights if weights.dtype == torch.float32 else weights.to(torch.float32)
+    return chosen.numpy(), given.numpy()

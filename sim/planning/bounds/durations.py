@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from sim.cost import CPU_CORES, DRAM, GROWS_WITH_CONTEXT, CostModel, Demands, Setup, Sizes, fetches_modules
+from sim.cost import CPU_CORES, DRAM, GROWS_WITH_CONTEXT, CostModel, Demands, Setup, fetches_modules
+from sim.planning.bounds.least_use import LeastSizes
 from sim.planning.policies import Candidates, Floats, Ints, locked_bytes, streamed_bytes
 from sim.problem import MicroBatch, Model, Problem
 from sim.schedule import CPU, GPU, H2D, LANE_OF, NET, NONE, WHOLE, Op, Place, Task
@@ -212,7 +213,10 @@ def _costs(setup: Setup, one_each: Model, batches: tuple[MicroBatch, ...]) -> Co
     shape = replace(setup.shape.some_layers(firsts), streamed=(True,) * kinds, experts=())  # no groups
     batch = replace(setup.batch, micro_batches=batches)
     problem = setup.problem
-    return CostModel(Sizes(setup.schedule, shape, setup.policy, one_each, batch, problem.hardware, problem.routing))
+    whole, routing = problem.model, problem.routing
+    return CostModel(
+        LeastSizes(setup.schedule, shape, setup.policy, one_each, batch, problem.hardware, routing, whole=whole)
+    )
 
 
 def segments(problem: Problem) -> list[tuple[int, int]]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sim.cost import CostModel, Setup, Sizes
+from sim.cost import CostModel, Setup
 from sim.planning.bounds.durations import task_s
+from sim.planning.bounds.least_use import LeastSizes
 from sim.planning.policies import Floats, Ints, Mix
 from sim.problem import Batch, Layer, MicroBatch, Policy, Routing
 from sim.schedule import LANE_OF, WHOLE, ExpertPlace, Op, Task
@@ -45,7 +46,7 @@ class ExpertTimes:
 
     def __init__(self, setup: Setup, layer: Layer, tokens: Sequence[int]) -> None:
         problem = setup.problem
-        self._problem = replace(problem, routing=problem.routing if problem.routing.histogram is None else Routing())
+        self._problem = problem
         self._setup, self._layer, self._tokens = setup, layer, tokens
         self._total = layer.num_experts
         self._model = replace(problem.model, layers=(layer,))
@@ -97,4 +98,5 @@ class ExpertTimes:
         policy = Policy.usual(schedule, 1, 1, **fields, **mine.fields(self._system, total))
         batch = Batch(tuple(MicroBatch(tokens, tokens, tokens, 1) for tokens in self._tokens), 0, 2)
         shape, hardware = policy.shape(schedule, self._model, len(self._tokens)), self._problem.hardware
-        return CostModel(Sizes(schedule, shape, policy, self._model, batch, hardware, self._problem.routing))
+        whole, routing = self._problem.model, self._problem.routing
+        return CostModel(LeastSizes(schedule, shape, policy, self._model, batch, hardware, routing, whole=whole))

@@ -1,3 +1,4 @@
+from .attending import attending_beside as attending_beside
 from .candidates import TIERS as TIERS, Candidates as Candidates
 from .grid import Floats as Floats, Ints as Ints, PolicyGrid as PolicyGrid, sizes_up_to as sizes_up_to
 from .host_layers import (

@@ -164,7 +164,7 @@ def _bytes(setups: list[Setup], residency: Residency, capacity: Ints) -> Ints:
             if least[at] > capacity[device]:
                 found[at, held] += np.maximum(more, 0) + capacity  # fits nowhere
                 continue
-            key = (id(setup.batch), setup.policy.attention, setup.policy.kv_on_device)
+            key = (id(setup.batch), setup.policy.attention)  # what is held shares no part with the KV cache
             if key not in known:
                 known[key] = np.array(_peaks(_with_weights(setup, fewest, 0.0))) - none[at]
             found[at, held] += known[key]

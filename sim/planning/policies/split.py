@@ -123,13 +123,13 @@ def _frames(problem: Problem, schedule: Schedule, grid: PolicyGrid) -> list[Fram
     found = list[Frame]()
     for growing in grid.policies(schedule):
         for policy in growing:
-            first = Setup(problem, schedule, policy)
             for place in system.prefill_experts if grid.prefill_experts is None else (grid.prefill_experts,):
-                setup = replace(first, policy=replace(policy, prefill_experts=place))
+                setup = Setup(problem, schedule, replace(policy, prefill_experts=place))
                 n = len(setup.batch.micro_batches)
                 for groups in sorted({min(n, one or n) for one in grid.groups}, reverse=True):
                     found.append(_frame(setup, groups, PREFILLS.index(place)))
-            cache = first.memory.host.get(MemoryPart.KV_CACHE, 0) + first.memory.device.get(MemoryPart.KV_CACHE, 0)
+            memory = found[-1].setup.memory
+            cache = memory.host.get(MemoryPart.KV_CACHE, 0) + memory.device.get(MemoryPart.KV_CACHE, 0)
             if cache > room:
                 break
     return found

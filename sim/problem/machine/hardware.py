@@ -78,7 +78,8 @@ class Processor(Part):
     Where experts are computed apart from their layers, `route` is the class of what stands before them, output
     projection, norm and router (without it `gemm`), and `experts_apart` theirs (without it `experts`).
     `unpack_bytes_per_s` counts weights as the model computes with them, made of experts that are stored in fewer bits;
-    without it that takes no time.
+    without it that takes no time. A device makes them before it computes; the host does a few numbers at a time while
+    it computes, so that what takes longest counts.
     """
 
     peak_flops_per_s: Quantity

@@ -53,6 +53,10 @@ class Model:
         object.__setattr__(self, "distinct_layers", tuple(kinds))
         object.__setattr__(self, "layer_counts", tuple(self.layer_kinds.count(kind) for kind in kinds.values()))
 
+    def __hash__(self) -> int:
+        """Of little, because tables by model are asked often; layers have their say where two are compared."""
+        return hash((self.name, self.expert_bits, self.other_bits, self.layer_kinds))
+
     @classmethod
     def load(cls, name_or_path: str | Path) -> Self:
         """Read a preset by its name, or a `config.json`, or a folder that holds one. Raises InputError."""

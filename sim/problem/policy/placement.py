@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from sim.problem.model import Layer, Model
 from sim.problem.policy.policy import Policy
-from sim.problem.policy.splits import Split, splits_of
+from sim.problem.policy.splits import Shares, Split, splits_of
 from sim.schedule import ExpertPlace, Place, Schedule, System
 
 
@@ -28,6 +28,8 @@ class Placement:
     """By that number."""
     counts: tuple[int, ...] = field(init=False)
     """How many layers have it."""
+    place_bytes: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    """Routed experts of all layers by their place, in the order of `ExpertPlace`."""
 
     def __post_init__(self) -> None:
         found: dict[tuple[int, Split], int] = {}
@@ -36,11 +38,23 @@ class Placement:
         distinct = tuple((self.model.distinct_layers[kind], split) for kind, split in found)
         object.__setattr__(self, "distinct", distinct)
         object.__setattr__(self, "counts", tuple(kinds.count(kind) for kind in range(len(found))))
+        object.__setattr__(self, "place_bytes", self._place_bytes())
+
+    def _place_bytes(self) -> tuple[int, ...]:
+        total = [0, 0, 0, 0]
+        for (layer, split), count in zip(self.distinct, self.counts, strict=True):
+            one = count * layer.expert_bytes(self.expert_bits)
+            for place, experts in enumerate((split.resident, split.streamed, split.fetched, split.on_host)):
+                total[place] += experts * one
+        return tuple(total)
 
     @staticmethod
     def of(policy: Policy, schedule: Schedule, model: Model) -> "Placement":
         """Where a policy has a model's experts under a schedule."""
-        return _placement(policy, schedule.system, model)
+        system = schedule.system
+        streams = system.streams_non_experts or policy.stream_non_experts
+        on_host = policy.prefills_on(system) is Place.CPU
+        return _placement(Shares.of(policy), system, model, policy.expert_bits(model), streams, on_host)
 
     def streamed_bytes(self, kind: int, *, in_prefill: bool = False) -> int:
         """What of a layer comes over the link each time it runs, asked for or not."""
@@ -73,17 +87,13 @@ class Placement:
 
     def experts_bytes(self, places: ExpertPlace) -> int:
         """Routed experts of all layers that are in these places."""
-        total = 0
-        for (layer, split), count in zip(self.distinct, self.counts, strict=True):
-            held = zip(ExpertPlace, (split.resident, split.streamed, split.fetched, split.on_host), strict=True)
-            experts = sum(some for place, some in held if place & places)
-            total += count * experts * layer.expert_bytes(self.expert_bits)
-        return total
+        wanted = int(places)
+        return sum(size for bit, size in enumerate(self.place_bytes) if wanted >> bit & 1)
 
 
 @lru_cache(maxsize=4096)
-def _placement(policy: Policy, system: System, model: Model) -> Placement:
+def _placement(
+    shares: Shares, system: System, model: Model, bits: float, streams_non_experts: bool, prefill_on_host: bool
+) -> Placement:
     counts = tuple(layer.num_experts for layer in model.layers)
-    streams = system.streams_non_experts or policy.stream_non_experts
-    on_host = policy.prefills_on(system) is Place.CPU
-    return Placement(model, splits_of(policy, system, counts), policy.expert_bits(model), streams, on_host)
+    return Placement(model, splits_of(shares, system, counts), bits, streams_non_experts, prefill_on_host)

@@ -25,6 +25,7 @@ MIN_BITS, MAX_BITS = 1.0, 32.0
 
 _OF_PLACES = frozenset(
     {
+        "attention_on_device",
         "experts_on_host",
         "experts_fetched",
         "deal_experts",
@@ -33,6 +34,7 @@ _OF_PLACES = frozenset(
         "groups",
         "prefill_experts",
         "stream_non_experts",
+        "defer_experts",
     }
 )
 
@@ -52,7 +54,11 @@ class Policy:
     Experts are computed for `groups` of micro-batches at once (default: for each alone); `prefill_experts` says where
     prefill computes those of the host (default: where the system does). With `stream_non_experts` the rest of a layer
     streams, too.
+    `defer_experts` changes the model's outputs: in decode what so many of each token's top k experts make, the least
+    weighted ones, as far as the host computes them, counts in the next layer with experts instead of their own.
     `kv_on_device` is r_c: of each micro-batch's n requests, int(n · r_c) whole ones keep their KV cache on the device.
+    With attention on the CPU, `attention_on_device` is the share of the n micro-batches, int(n · share) whole ones,
+    that attend on the device all the same; all of their KV cache stays there.
     `pages` a layer's streamed weights travel in: None for one per micro-batch.
     `pin_weights`: the share of each layer's streamed bytes, from the first on, that lies in page-locked memory; what
     lies behind it is copied through staging. True and False stand for all and nothing.
@@ -77,13 +83,15 @@ class Policy:
     prefill_experts: Place | None = None
     stream_non_experts: bool = False
     layers_on_host: tuple[int, int] | None = None
+    attention_on_device: float = 0.0
+    defer_experts: int = 0
 
     def __post_init__(self) -> None:
         check_count("batch-size", self.batch_size)
         check_count("micro-batch-size", self.micro_batch_size)
         if self.pages is not None:
             check_count("pages", self.pages)
-        for name in ("experts_on_device", "kv_on_device", "experts_on_host", "experts_fetched"):
+        for name in ("experts_on_device", "kv_on_device", "experts_on_host", "experts_fetched", "attention_on_device"):
             check_share(name, getattr(self, name))
         self._check_experts()
         for name in ("weight_bits", "kv_bits"):
@@ -109,12 +117,19 @@ class Policy:
             check_count("groups", self.groups)
         for name in ("host_layers", "layers_on_host"):
             object.__setattr__(self, name, _range_of_layers(name, getattr(self, name)))
+        if type(self.defer_experts) is not int or self.defer_experts < 0:
+            raise InputError(f"defer_experts: {self.defer_experts!r} is not allowed; give a whole number from 0 on")
 
     @classmethod
     def usual(cls, schedule: Schedule, batch_size: int, micro_batch_size: int, **given: Any) -> Self:
         """A policy with the places that the schedule usually works with, and `given` fields on top."""
         usual = {"attention": schedule.system.attention[0], "kv_on_device": float(schedule.system.kv_on_device)}
         return cls(batch_size, micro_batch_size, **{**usual, **given})
+
+    @property
+    def changes_outputs(self) -> str:
+        """What makes the model say something else than it would, in words; nothing if all it does is exact."""
+        return f"defer_experts {self.defer_experts} changes the model's outputs" if self.defer_experts else ""
 
     @property
     def num_micro_batches(self) -> int:
@@ -127,6 +142,10 @@ class Policy:
     def resident_requests(self, num_requests: int) -> int:
         """Whole requests of a micro-batch whose KV cache stays on the device, its first ones: as FlexGen rounds."""
         return int(num_requests * self.kv_on_device + ROUNDING)
+
+    def attending_on_device(self, num_micro_batches: int) -> int:
+        """Whole micro-batches that attend on the device beside others on the CPU."""
+        return int(num_micro_batches * self.attention_on_device + ROUNDING)
 
     def expert_bits(self, model: Model) -> float:
         """Width of the routed experts' weights."""
@@ -144,6 +163,7 @@ class Policy:
 
     def shape(self, schedule: Schedule, model: Model, num_micro_batches: int | None = None) -> PipelineShape:
         """The pipeline this policy makes of the model. Raises InputError where the schedule cannot work so."""
+        self.check_deferral(min((layer.top_k for layer in model.layers if layer.num_experts), default=1))
         counts = tuple(layer.num_experts for layer in model.layers)
         shared = tuple(layer.shared is not None for layer in model.layers)
         return self.pipeline(schedule, counts, num_micro_batches, shared=shared)
@@ -179,6 +199,7 @@ class Policy:
             offloads_hidden=system.offloads_hidden and n > 1 and on_gpu and not leaves_layers,
             weights_pinned=self.pin_weights == 1,
             layers_on_host=self.layers_on_host if leaves_layers and self.layers_on_host else (0, 0),
+            attending_on_device=self.attending_on_device(n),
             **(self._split_shape(system, splits, n, shared) if system.splits_experts else {}),
         )
 
@@ -202,7 +223,15 @@ class Policy:
             "num_groups": min(n, self.groups or n),
             "prefill_experts": place,
             "streamed_in_prefill": moves if place is Place.GPU else (),
+            "defers_experts": self.defer_experts > 0,
         }
+
+    def check_deferral(self, top_k: int) -> None:
+        """Raise InputError where no expert of a token would count in its own layer."""
+        if self.defer_experts >= max(1, top_k):
+            raise InputError(
+                f"defer_experts: {self.defer_experts} is not allowed; a token has {top_k} experts, give less"
+            )
 
     def check_places(self, schedule: Schedule) -> None:
         """Raise InputError where the schedule attends, or keeps its KV cache or its experts, elsewhere."""
@@ -214,6 +243,14 @@ class Policy:
             raise InputError(f"{kv} {elsewhere}; it keeps it all there: give 1")
         if self.attention is Place.CPU and self.kv_on_device > 0:
             raise InputError(f"{kv} with attention on the cpu, which reads it on the host: give 0")
+        if self.attention_on_device:
+            mixed = f"attention_on_device: {self.attention_on_device:g}"
+            if not schedule.system.mixes_attention:
+                raise InputError(f"{mixed} {elsewhere}: leave it out")
+            if self.attention is Place.GPU:
+                raise InputError(f"{mixed} with attention on the gpu, where all attend already: leave it out")
+            if self.layers_on_host:
+                raise InputError(f"{mixed} with layers_on_host, which keep every KV cache on the host: leave one out")
         streams = schedule.system.streams_non_experts or self.stream_non_experts
         if streams and 0 < self.experts_on_device < 1:
             given = f"experts_on_device: {self.experts_on_device:g} {elsewhere if not self.stream_non_experts else ''}"
@@ -228,6 +265,7 @@ class Policy:
             "host_layers": (self.host_layers, system.experts & place.HOST),
             "layers_on_host": (self.layers_on_host, system.runs_layers_on_host),
             "groups": (self.groups, system.splits_experts),
+            "defer_experts": (self.defer_experts, system.defers_experts),
             "deal_experts": (self.deal_experts, not (system.streams_non_experts or system.whole_layers)),
         }
         for name, (given, allowed) in needs.items():

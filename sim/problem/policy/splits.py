@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import accumulate, pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol, Self
 
 from sim.schedule import ExpertPlace, System
 
@@ -28,6 +28,22 @@ class ExpertShares(Protocol):
     def host_layers(self) -> tuple[int, int] | None: ...
     @property
     def layers_on_host(self) -> tuple[int, int] | None: ...
+
+
+class Shares(NamedTuple):
+    """That and nothing else, so that policies which differ in other things are answered once."""
+
+    experts_on_device: float
+    experts_on_host: float
+    experts_fetched: float
+    deal_experts: bool
+    host_layers: tuple[int, int] | None
+    layers_on_host: tuple[int, int] | None
+
+    @classmethod
+    def of(cls, policy: ExpertShares) -> Self:
+        """Those of a policy."""
+        return cls(*(getattr(policy, name) for name in cls._fields))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,16 +85,20 @@ class Split:
 
 def splits_of(policy: ExpertShares, system: System, expert_counts: Sequence[int]) -> tuple[Split, ...]:
     """The split of each layer; `expert_counts` says how many routed experts it has, none in a dense layer."""
+    return _splits(Shares.of(policy), system, tuple(expert_counts))
+
+
+@lru_cache(maxsize=4096)
+def _splits(policy: Shares, system: System, expert_counts: tuple[int, ...]) -> tuple[Split, ...]:
     first, stop = policy.layers_on_host or (0, 0)
+    apart = _splits_apart(policy, system, expert_counts)
     return tuple(
         Split(on_host=count, layer_on_host=True) if first <= layer < stop else split
-        for layer, (count, split) in enumerate(
-            zip(expert_counts, _split_apart(policy, system, expert_counts), strict=True)
-        )
+        for layer, (count, split) in enumerate(zip(expert_counts, apart, strict=True))
     )
 
 
-def _split_apart(policy: ExpertShares, system: System, expert_counts: Sequence[int]) -> tuple[Split, ...]:
+def _splits_apart(policy: Shares, system: System, expert_counts: tuple[int, ...]) -> tuple[Split, ...]:
     """The same without layers that run on the host whole, which take no part of shares that are dealt out."""
     layers = len(expert_counts)
     whole = range(*(policy.layers_on_host or (0, 0)))
@@ -99,17 +119,17 @@ def _split_apart(policy: ExpertShares, system: System, expert_counts: Sequence[i
     on_host = deal(room, policy.experts_on_host, last_first=True)
     room = [count - taken for count, taken in zip(room, on_host, strict=True)]
     fetched = deal(room, policy.experts_fetched)
-    return tuple(
-        Split(on_host=count) if first <= layer < stop else _with_others(system, count, *given)
-        for layer, (count, *given) in enumerate(zip(expert_counts, resident, fetched, on_host, strict=True))
-    )
+    given = list(zip(expert_counts, resident, fetched, on_host, strict=True))
+    splits = {one: _with_others(system, *one) for one in set(given)}
+    return tuple(Split(on_host=one[0]) if first <= layer < stop else splits[one] for layer, one in enumerate(given))
 
 
 def _with_others(system: System, count: int, resident: int, fetched: int, on_host: int) -> Split:
     """A layer's experts, those that no share names where the system has such."""
     others = {system.others: count - resident - fetched - on_host}
     named = {ExpertPlace.STREAMED: 0, ExpertPlace.FETCHED: fetched, ExpertPlace.HOST: on_host}
-    return Split(resident, *(some + others.get(place, 0) for place, some in named.items()))
+    streamed, fetched, on_host = (some + others.get(place, 0) for place, some in named.items())
+    return Split(resident, streamed, fetched, on_host)
 
 
 def _dealt(

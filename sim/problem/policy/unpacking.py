@@ -2,6 +2,7 @@
 
 from sim.problem.model import Model
 from sim.problem.policy.policy import Policy
+from sim.problem.policy.splits import Split
 
 MOST_AT_ONCE = 4
 """Experts that one call unpacks at most: enough to be worth it where experts are small."""
@@ -12,6 +13,11 @@ MOST_BYTES_AT_ONCE = 256 << 20
 def unpacks_experts(policy: Policy, model: Model) -> bool:
     """Whether a policy stores routed experts at another width than the model has."""
     return policy.expert_bits(model) != model.expert_bits
+
+
+def are_unpacked(split: Split, *, prefill_on_host: bool) -> bool:
+    """Whether the device ever computes any of a layer's experts, so that they must be unpacked there."""
+    return split.resident + split.streamed + split.fetched > 0 or (split.on_host > 0 and not prefill_on_host)
 
 
 def unpacked_at_once(num_experts: int, expert_bytes: int) -> int:

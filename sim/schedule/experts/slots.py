@@ -1,7 +1,8 @@
 """What tasks read and write where experts are computed apart from the rest of their layers, each in its place.
 
 A micro-batch leaves Route with its hidden state and the experts of each token. Experts of a group of micro-batches are
-computed together; what each place makes of them waits until the next PreAttn or Head, which adds it up.
+computed together; what each place makes of them waits until the next PreAttn or Head, which adds it up. What the host
+makes of deferred experts waits until that of the next layer with experts.
 """
 
 from dataclasses import replace
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from sim.schedule.buffers import Buffer, By, Holds, MemoryPart, Tier
 from sim.schedule.shape import ExpertPlace, PipelineShape, System
 from sim.schedule.slots import Access, Accesses, Column, SlotLayout
-from sim.schedule.task import Op, Task
+from sim.schedule.task import DEFERRED, NONE, Op, Task
 
 ON_DEVICE = ExpertPlace.DEVICE | ExpertPlace.STREAMED | ExpertPlace.FETCHED
 """Places of the experts that DeviceExperts computes."""
@@ -38,22 +39,32 @@ class ExpertSlots(SlotLayout):
         self.buffers |= {
             "routed": Buffer(Holds.ROUTED, By.MICRO_BATCH, 1, on_device, exchange),
             "routed on host": Buffer(Holds.ROUTED, By.MICRO_BATCH, 1, asked, exchange),
-            "output": Buffer(Holds.EXPERT_OUTPUT, By.MICRO_BATCH, 1, made_there, exchange),
+            "output": Buffer(Holds.DEVICE_OUTPUT, By.MICRO_BATCH, 1, made_there, exchange),
             "output on host": Buffer(Holds.EXPERT_OUTPUT, By.MICRO_BATCH, 1, gives, exchange),
             "output of host": Buffer(Holds.EXPERT_OUTPUT, By.MICRO_BATCH, 1, comes_back, exchange),
             "fetched": Buffer(Holds.FETCHED, By.GROUP, turns, fetched, MemoryPart.FETCHED_EXPERTS),
         }
+        if shape.defers_experts:  # the next layer's tokens come while these experts are computed
+            self.buffers["next routed on host"] = Buffer(Holds.NEXT_ROUTED, By.MICRO_BATCH, 1, asked, exchange)
+            for name in ("output on host", "output of host"):
+                self.buffers[f"deferred {name}"] = replace(self.buffers[name], holds=Holds.DEFERRED_OUTPUT)
         if shape.streams_non_experts and places:  # the end of a layer runs when the next one has begun
             self.buffers["weights"] = replace(self.buffers["weights"], turns=3)
         self._by_op |= {
             Op.ROUTE: self._route,
-            Op.OFFLOAD_TOKENS: lambda task: self._of_group("routed", "routed on host", task),
-            Op.HOST_EXPERTS: lambda task: self._of_group("routed on host", "output on host", task),
-            Op.LOAD_OUTPUT: lambda task: self._of_group("output on host", "output of host", task),
+            Op.OFFLOAD_TOKENS: lambda task: Accesses((self._group("routed", task),), self._routed_on_host(task)),
+            Op.HOST_EXPERTS: lambda task: Accesses(
+                self._routed_on_host(task), self._soon_or_late("output on host", task)
+            ),
+            Op.LOAD_OUTPUT: lambda task: Accesses(
+                self._soon_or_late("output on host", task), self._soon_or_late("output of host", task)
+            ),
             Op.FETCH_EXPERTS: self._fetch,
             Op.DEVICE_EXPERTS: self._device_experts,
         }
         self._places = np.array(shape.experts or (0,) * shape.num_layers)
+        before = (shape.deferred_to(1, layer) for layer in range(shape.num_layers))
+        self._deferred_to = np.array([NONE if layer is None else layer for layer in before])
 
     @property
     def _group_sizes(self) -> NDArray[np.int64]:
@@ -70,18 +81,36 @@ class ExpertSlots(SlotLayout):
         length = self._group_sizes[task.micro_batch]
         return one._replace(length=int(length) if isinstance(task.micro_batch, int) else length)
 
-    def _of_group(self, source: str, target: str, task: Task) -> Accesses:
-        return Accesses((self._group(source, task),), (self._group(target, task),))
+    def _routed_on_host(self, task: Task) -> tuple[Access, ...]:
+        """A group's tokens where they wait for experts on the host."""
+        usual = self._group("routed on host", task)
+        if not self.shape.defers_experts:
+            return (usual,)
+        side, other = self.shape.side(task.step, task.layer), self._group("next routed on host", task)
+        return usual._replace(when=side == 0), other._replace(when=side == 1)
+
+    def _soon_or_late(self, name: str, task: Task) -> tuple[Access, ...]:
+        """A group's slots of a buffer, or of the one for what is deferred."""
+        soon = self._group(name, task)
+        if not self.shape.defers_experts:
+            return (soon,)
+        late = self._group(f"deferred {name}", task)
+        return soon._replace(when=task.page != DEFERRED), late._replace(when=task.page == DEFERRED)
 
     def _outputs(self, task: Task, layer: Column, when: Column = True) -> tuple[Access, ...]:
         """What the places of a layer's experts made of the task's micro-batch."""
         if not self.shape.splits_experts(task.step):
             return ()
         content = (task.step, layer)
-        return (
+        outputs = (
             self.access("output", task, content, when & self._are_in(ON_DEVICE, layer)),
             self.access("output of host", task, content, when & self._are_in(ExpertPlace.HOST, layer)),
         )
+        if not (self.shape.defers_experts and task.step > 0):
+            return outputs
+        before = self._deferred_to[layer]
+        late = self.access("deferred output of host", task, (task.step, before), when & (before != NONE))
+        return (*outputs, late)
 
     def _left(self, task: Task, layer: Column, when: Column = True) -> tuple[Access, ...]:
         """What the end of a layer needs, behind its experts, which the task goes through first."""
@@ -112,7 +141,7 @@ class ExpertSlots(SlotLayout):
         return Accesses((attention, hidden, weights), (*writes, self.access("routed", task)))
 
     def _fetch(self, task: Task) -> Accesses:
-        return Accesses((self._group("routed on host", task),), (self.access("fetched", task),))
+        return Accesses(self._routed_on_host(task), (self.access("fetched", task),))
 
     def _device_experts(self, task: Task) -> Accesses:
         fetched = self.access("fetched", task, when=self._are_in(ExpertPlace.FETCHED, task.layer))

@@ -3,7 +3,7 @@
 from sim.schedule.base import Issues, Schedule, issue, next_layer
 from sim.schedule.experts.slots import ASKED_FOR, ON_DEVICE, ExpertSlots
 from sim.schedule.shape import ExpertPlace, PipelineShape, Place
-from sim.schedule.task import Op
+from sim.schedule.task import DEFERRED, Op
 
 
 class SplitExperts(Schedule):
@@ -27,7 +27,7 @@ class SplitExperts(Schedule):
                 yield from self.host_layers(shape, 0, layer, shape.group(group))
                 for j in shape.group(group):
                     yield from self.attend_on_gpu(0, layer, j)
-                    if shape.streams_kv:
+                    if shape.kv_on_host(j):
                         yield issue(Op.STORE_KV, 0, layer, j)
                 yield from self.experts(shape, 0, layer, group)
                 yield from self.leave_experts(shape, 0, layer, group)
@@ -59,8 +59,17 @@ class SplitExperts(Schedule):
             yield issue(Op.FETCH_EXPERTS, step, layer, mine[0])
         if shape.has_experts(layer, ExpertPlace.HOST):
             yield issue(Op.HOST_EXPERTS, step, layer, mine[0])
+        yield from self._deferred(shape, step, layer, mine[0])
         if shape.has_experts(layer, ON_DEVICE):
             yield issue(Op.DEVICE_EXPERTS, step, layer, mine[0])
+
+    def _deferred(self, shape: PipelineShape, step: int, layer: int, first: int) -> Issues:
+        """What the layer before has deferred to this one, and what of this layer the host computes late."""
+        before = shape.deferred_to(step, layer)
+        if before is not None:
+            yield issue(Op.LOAD_OUTPUT, step, before, first, page=DEFERRED)
+        if shape.defers(step, layer):
+            yield issue(Op.HOST_EXPERTS, step, layer, first, page=DEFERRED)
 
     def leave_experts(self, shape: PipelineShape, step: int, layer: int, group: int) -> Issues:
         """What the host made of a group's tokens to the device, and after the last layer the heads."""
@@ -72,11 +81,11 @@ class SplitExperts(Schedule):
 
     def attend(self, shape: PipelineShape, step: int, layer: int, j: int) -> Issues:
         """PreAttn and attention in decode, where that runs."""
-        if shape.attention is Place.CPU:
+        if shape.attends(j) is Place.CPU:
             yield from self.attend_on_cpu(step, layer, j)
             return
-        if shape.streams_kv:
+        if shape.kv_on_host(j):
             yield issue(Op.LOAD_KV, step, layer, j)
         yield from self.attend_on_gpu(step, layer, j)
-        if shape.streams_kv:
+        if shape.kv_on_host(j):
             yield issue(Op.STORE_KV, step, layer, j)

@@ -1,8 +1,8 @@
 """Hugging Face Accelerate's offload hooks: copy a module's weights, compute, drop them."""
 
 from sim.schedule.base import Issues, Schedule
-from sim.schedule.dependencies import BARRIER
 from sim.schedule.shape import PipelineShape, Place, System
+from sim.schedule.tracking import BARRIER
 
 
 class Accelerate(Schedule):

@@ -13,21 +13,23 @@ LOOKAHEAD = 2
 class CGOPipe(Schedule):
     """CPU attention, GPU compute and the link all busy: the next layer's pages fill the gaps between hidden states.
 
-    With attention on the GPU the KV cache of a micro-batch takes the place of its hidden states on the link.
+    With attention on the GPU the KV cache of a micro-batch takes the place of its hidden states on the link. Some
+    micro-batches may attend there while the CPU attends for others; their KV cache stays on the device. Beside prompts,
+    which keep the GPU busy for long, all that decode are handed to the CPU ahead.
     """
 
     name = "cgopipe"
     summary = "paged weights between the hidden states, PreAttn and attention two micro-batches ahead (MoE-Lightning)"
-    system = System((Place.CPU, Place.GPU), paged=True, pinned_layers=1, pins_kv=True)
+    system = System((Place.CPU, Place.GPU), mixes_attention=True, paged=True, pinned_layers=1, pins_kv=True, mixes=True)
 
     def decode(self, shape: PipelineShape, step: int, more: bool) -> Issues:
         n = shape.num_micro_batches
-        lookahead = min(LOOKAHEAD, n)
+        lookahead = n if shape.num_prompts else min(LOOKAHEAD, n)
         for j in range(lookahead):
             yield from self.launch(shape, step, 0, j, more)
         for turn in range(shape.num_layers * n):
             layer, j = divmod(turn, n)
-            if shape.attention is Place.CPU:
+            if shape.attends(j) is Place.CPU:
                 yield issue(Op.LOAD_HIDDEN, step, layer, j)
             yield from self.load_pages(shape, *next_layer(shape, step, layer, more), j)
             yield from self.finish_layer(shape, step, layer, j)
@@ -37,13 +39,13 @@ class CGOPipe(Schedule):
 
     def launch(self, shape: PipelineShape, step: int, layer: int, j: int, more: bool) -> Issues:
         """PreAttn and attention of one micro-batch, and its share of the next layer's pages into staging."""
-        if shape.attention is Place.CPU:
+        if shape.attends(j) is Place.CPU:
             yield from self.attend_on_cpu(step, layer, j)
         else:
-            if shape.streams_kv:
+            if shape.kv_on_host(j):
                 yield issue(Op.LOAD_KV, step, layer, j)
             yield from self.attend_on_gpu(step, layer, j)
-            if shape.streams_kv:
+            if shape.kv_on_host(j):
                 yield issue(Op.STORE_KV, step, layer, j)
         yield from self.pin_pages(shape, *next_layer(shape, step, layer, more), j)
 

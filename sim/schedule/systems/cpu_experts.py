@@ -7,7 +7,9 @@ from sim.schedule.shape import ExpertPlace, Place, System
 class CpuExperts(SplitExperts):
     """The host computes its part of each layer's experts while the device computes its own, and the shared ones.
 
-    Some experts of each layer, the most popular ones if that is known, are on the device.
+    Some experts of each layer, the most popular ones if that is known, are on the device. Of the host's, those that
+    count least for a token may be deferred: they are computed while the device attends in the next layer, and count
+    there, which changes the model's outputs (KTransformers, SOSP'25, "Expert Deferral").
     """
 
     name = "cpu-experts"
@@ -20,4 +22,5 @@ class CpuExperts(SplitExperts):
         experts=ExpertPlace.DEVICE | ExpertPlace.HOST,
         others=ExpertPlace.HOST,
         prefill_experts=(Place.CPU, Place.GPU),
+        defers_experts=True,
     )

@@ -16,7 +16,9 @@ class FastDecode(CGOPipe):
 
     name = "fastdecode"
     summary = "as cgopipe, but a layer's weights move as one piece that blocks the hidden states behind it"
-    system = replace(CGOPipe.system, attention=(Place.CPU,), paged=False, pinned_layers=2)
+    system = replace(
+        CGOPipe.system, attention=(Place.CPU,), mixes_attention=False, mixes=False, paged=False, pinned_layers=2
+    )
 
     def pages(self, shape: PipelineShape, j: int) -> Sequence[int]:
         return () if j else (WHOLE,)

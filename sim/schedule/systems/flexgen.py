@@ -1,9 +1,9 @@
 """FlexGen's zig-zag schedule with GPU attention (schedule S4 of MoE-Lightning's figure 6)."""
 
 from sim.schedule.base import Issues, Schedule, issue, next_layer
-from sim.schedule.dependencies import BARRIER
 from sim.schedule.shape import PipelineShape, Place, System
 from sim.schedule.task import Op
+from sim.schedule.tracking import BARRIER
 
 
 class FlexGen(Schedule):

@@ -19,9 +19,11 @@ class Hybrid(SplitExperts):
     summary = "experts resident, streamed, fetched and on the CPU at once, in groups of micro-batches that take turns"
     system = System(
         (Place.CPU, Place.GPU),
+        mixes_attention=True,
         paged=True,
         pinned_layers=1,
         pins_kv=True,
+        mixes=True,
         experts=ExpertPlace.DEVICE | ExpertPlace.STREAMED | ExpertPlace.FETCHED | ExpertPlace.HOST,
         others=ExpertPlace.STREAMED,
         runs_layers_on_host=True,
@@ -31,7 +33,7 @@ class Hybrid(SplitExperts):
     def decode(self, shape: PipelineShape, step: int, more: bool) -> Issues:
         groups = shape.num_groups
         lag = int(groups > 1 and any(shape.has_experts(layer, ExpertPlace.HOST) for layer in range(shape.num_layers)))
-        lookahead = min(LOOKAHEAD, groups - lag)
+        lookahead = groups - lag if shape.num_prompts else min(LOOKAHEAD, groups - lag)
         if lookahead < LOOKAHEAD and lag and shape.attention is Place.CPU:
             yield from self._layer_by_layer(shape, step, more)
             return
@@ -71,7 +73,7 @@ class Hybrid(SplitExperts):
         """A group from its attention to its experts; beside it, its part of the next layer's pages."""
         after = next_layer(shape, step, layer, more)
         for j in shape.group(group):
-            if shape.attention is Place.CPU:
+            if shape.attends(j) is Place.CPU:
                 yield issue(Op.LOAD_HIDDEN, step, layer, j)
             yield from self._load_pages(shape, *after, j)
         yield from self.experts(shape, step, layer, group)

@@ -1,9 +1,9 @@
 """llama.cpp with the routed experts of some layers on the host: `--n-cpu-moe`."""
 
 from sim.schedule.base import Issues, next_layer
-from sim.schedule.dependencies import BARRIER
 from sim.schedule.experts import SplitExperts
 from sim.schedule.shape import ExpertPlace, PipelineShape, Place, System
+from sim.schedule.tracking import BARRIER
 
 
 class NCpuMoe(SplitExperts):

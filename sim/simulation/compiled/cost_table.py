@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from sim.cost import GROWS_WITH_CONTEXT, SUMS, Cost, CostModel
+from sim.cost import GROWS_WITH_CONTEXT, OWN_PAGES, Cost, CostModel
 from sim.schedule import Op, Task
 from sim.simulation.compiled.dependencies import CODE_OF, LANE, LAYER, MICRO_BATCH, OP, OPS, PAGE, STEP, Array
 from sim.simulation.compiled.event_loop import COST, DEPS, HEADS, Costs, Tasks
@@ -14,7 +14,7 @@ from sim.simulation.compiled.program import Program
 
 GROWING = np.isin(np.arange(len(OPS)), [CODE_OF[op] for op in GROWS_WITH_CONTEXT])
 
-OF_SUM = np.isin(np.arange(len(OPS)), [CODE_OF[op] for op in SUMS])
+PAGES_APART = np.isin(np.arange(len(OPS)), [CODE_OF[op] for op in OWN_PAGES])
 
 KINDS_KEPT = 256
 
@@ -75,7 +75,7 @@ def _kinds(program: Program, layer_kinds: Numbers, batch_kinds: Numbers, page_ki
     layer, pages = np.array(layer_kinds)[rows[:, LAYER]], np.array(page_kinds)
     decodes = program.step_of + rows[:, STEP] > 0
     ahead = np.where(GROWING[rows[:, OP]], rows[:, STEP], 0)
-    of_sum = OF_SUM[rows[:, OP]]
+    pages_apart = PAGES_APART[rows[:, OP]]
     digits = (
         (rows[:, OP], len(OPS)),
         (rows[:, LANE], len(program.lanes)),
@@ -83,7 +83,7 @@ def _kinds(program: Program, layer_kinds: Numbers, batch_kinds: Numbers, page_ki
         (ahead, 1 + int(ahead.max())),
         (layer + 1, 1 + len(page_kinds)),
         (np.array(batch_kinds)[rows[:, MICRO_BATCH]] + 1, 2 + max(batch_kinds)),
-        (np.where(of_sum, rows[:, PAGE], pages[layer, rows[:, PAGE]]) + 1, 3 + int(pages.max())),
+        (np.where(pages_apart, rows[:, PAGE], pages[layer, rows[:, PAGE]]) + 1, 3 + int(pages.max())),
     )
     code, size = np.zeros(len(rows), np.int64), 1
     for digit, base in digits:

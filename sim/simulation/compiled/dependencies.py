@@ -126,7 +126,7 @@ def dependencies(layout: SlotLayout, rows: Array, lanes: Sequence[Lane]) -> tupl
 def rows_over_ranks(
     rows: Array, start: Array, deps: Array, gpu: int, net: int, ranks: int
 ) -> tuple[Array, Array, Array]:
-    """The same on several devices: `sim.schedule.ranks` over arrays. Lane l of rank r is l · ranks + r."""
+    """The same on several devices: `sim.schedule.tracking.ranks` over arrays. Lane l of rank r is l · ranks + r."""
     splits, summed = rows[:, OP] == CODE_OF[Op.POST_ATTN], np.isin(rows[:, OP], SUMMED_CODES)
     first = np.concatenate([[0], np.cumsum(np.where(splits, 2 * ranks + 2, ranks + summed))])
     of = np.repeat(np.arange(len(rows)), np.diff(first))

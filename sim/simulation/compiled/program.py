@@ -132,7 +132,9 @@ def _arranged(
 def _few(shape: PipelineShape) -> PipelineShape:
     """The same layers with few micro-batches, of which the order of issue is soon seen."""
     fewer = {name: min(FEW, getattr(shape, name)) for name in ("num_micro_batches", "num_pages", "num_groups")}
-    return replace(shape, **fewer)
+    n, some = fewer["num_micro_batches"], shape.attending_on_device
+    there = n if some == shape.num_micro_batches else min(some, n - 1)
+    return replace(shape, **fewer, attending_on_device=there, num_prompts=min(FEW - 1, shape.num_prompts))
 
 
 @lru_cache(maxsize=PROGRAMS_KEPT)

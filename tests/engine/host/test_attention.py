@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from llvmlite import binding
 from numba import njit
+from plain_attention import random, reference
 from transformers import DeepseekV3Config, DynamicCache, GptOssConfig, MixtralConfig
 from transformers.masking_utils import create_causal_mask
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention
@@ -23,24 +24,6 @@ from engine.host.attention import decode, kernel, tiles
 
 GROUPS = (1, 2, 3, 4, 5, 7, 8, 9, 12, 16)
 DIMS = (1, 5, 8, 16, 24, 33, 48, 64, 80, 96, 128)
-
-
-def random(*shape, dtype=torch.float32, seed=0, scale=1.0):
-    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
-
-
-def reference(query, keys, values, starts, scaling=None):
-    """Attention in float64, request by request, head by head."""
-    requests, heads, dim = query.shape
-    group = heads // keys.shape[1]
-    query, keys, values = query.double(), keys.double(), values.double()
-    scale = dim**-0.5 if scaling is None else scaling
-    out = torch.empty(requests, heads, dim, dtype=torch.float64)
-    for r in range(requests):
-        for head in range(heads):
-            k, v = keys[r, head // group, int(starts[r]) :], values[r, head // group, int(starts[r]) :]
-            out[r, head] = torch.softmax(k @ query[r, head] * scale, 0) @ v
-    return out
 
 
 @st.composite

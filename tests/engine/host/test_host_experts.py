@@ -197,7 +197,7 @@ def problems(draw):
     return layer, routed(num_experts, tokens, draw(st.integers(1, 4)), hidden, seed), experts
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(problems(), st.sampled_from([-1, 2, 1000]), st.integers(1, 3))
 def test_equals_float64_for_any_shape_and_type(problem, most_tokens, threads):
     with pytest.MonkeyPatch.context() as patch:
@@ -403,7 +403,9 @@ def test_what_is_returned_can_be_written_to():
     assert not found.add_(1).is_inference()
 
 
-@pytest.mark.parametrize("features", [{"sse2": True, "avx": True}, {"neon": True}])
+@pytest.mark.parametrize(
+    "features", [pytest.param({"sse2": True, "avx": True}, marks=pytest.mark.exhaustive), {"neon": True}], ids=str
+)
 def test_with_the_registers_of_other_processors_it_is_the_same(features, monkeypatch):
     monkeypatch.setattr(binding, "get_host_cpu_features", lambda: features)
     monkeypatch.setattr(sim.simulation, "jitted", lambda function, **options: njit(nogil=True, **options)(function))

@@ -18,6 +18,7 @@ from sim.problem import Hardware, Model, Problem, Workload
 from sim.schedule import by_name, registered
 from traces.files import read_trace
 
+FOUR_OF_TWO = ("compare", "--micro-batch-size", "2", "--num-micro-batches", "4", "--attention-on-device", "0.5")
 QUICK = ["--micro-batch-size", "36", "--num-micro-batches", "2", "--gen-len", "4", "--jobs", "1"]
 RESULT_KEYS = {
     "schedule",
@@ -211,6 +212,16 @@ def test_what_was_placed_is_said(capsys, one_request):
     assert "flexgen, zero: 128 of 128 experts on the device, as many as fit" in " ".join(out.split())
 
 
+def test_what_changes_the_outputs_is_said(capsys, tmp_path):
+    policy = tmp_path / "policy.json"
+    sizes = {"schedule": "cpu-experts", "batch_size": 1, "micro_batch_size": 1}
+    given = ["--model", "qwen3-30b-a3b", "--hardware", "rtx4090", "--schedules", "cpu-experts", "--jobs", "1"]
+    for count, said in ((0, False), (1, True)):
+        policy.write_text(json.dumps({**sizes, "defer_experts": count}))
+        assert main(["compare", *given, "--policy", str(policy), "--gen-len", "3"]) == 0
+        assert ("changes the model's outputs" in " ".join(capsys.readouterr().out.split())) is said
+
+
 def test_a_policy_that_says_where_experts_are_is_left_as_it_is(capsys, one_request, tmp_path):
     policy = tmp_path / "policy.json"
     policy.write_text(json.dumps({"batch_size": 1, "micro_batch_size": 1, "experts_on_device": 0.0}))
@@ -323,6 +334,9 @@ def test_the_examples_of_help_work(command, capsys, tmp_path, monkeypatch):
         (("compare", "--jobs", "0"), "--jobs: 0"),
         (("compare", "--baseline", "vllm"), "--baseline: 'vllm'"),
         (("compare", "--plot", "picture.txt"), ".png"),
+        (("compare", "--attention-on-device", "0.5"), "give --micro-batch-size and --num-micro-batches too"),
+        ((*FOUR_OF_TWO, "--schedules", "zero"), "attention_on_device: 0.5 is not what zero does"),
+        ((*FOUR_OF_TWO[:-1], "2", "--schedules", "cgopipe"), "attention_on_device: 2.0 is not allowed"),
         (("compare", "--policy", "/nonexistent/policy.json"), "cannot be read"),
         (("compare", "--model", "/nonexistent/config.json"), "/nonexistent/config.json"),
         (("compare", "--hardware", "/nonexistent/machine.toml"), "/nonexistent/machine.toml"),

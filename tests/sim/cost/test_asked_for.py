@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from sim.cost import Setup
-from sim.problem import Hardware, Model, Problem, Routing, Workload
-from sim.schedule import CPU, H2D, NONE, WHOLE, Op, Task
+from sim.problem import Hardware, Model, Problem, Quantity, Routing, Workload
+from sim.schedule import CPU, GPU, H2D, NONE, WHOLE, Op, Task
 
 MIXTRAL = Model.load("mixtral-8x7b")
 
@@ -72,3 +72,45 @@ class TestExpertsOfTheHost:
 
         assert fixed_s(0.0) == pytest.approx(1 - 0.8**10, abs=0.05)
         assert fixed_s(1.5) < 0.3
+
+
+class TestPackedExpertsOfTheHost:
+    """Of 4.5 bits: their bytes at the speed of memory, unless it takes longer to unpack them meanwhile."""
+
+    def times(self, gigabytes_per_s, requests=1, **policy):
+        setup = setup_of("cpu-experts", requests, experts_on_host=1.0, **policy)
+        rate = Quantity(gigabytes_per_s, "GB/s")
+        machine = setup.problem.hardware
+        told = replace(machine, host=replace(machine.host, unpack_bytes_per_s=rate))
+        return host_experts(setup), host_experts(
+            Setup(replace(setup.problem, hardware=told), setup.schedule, setup.policy)
+        )
+
+    def test_at_their_own_rate_where_that_is_less(self):
+        without, known = self.times(20, weight_bits=4.5)
+        _, slower = self.times(10, weight_bits=4.5)
+        made = 2 * MIXTRAL.layers[3].expert_bytes(16)
+        assert (slower.duration_ns - known.duration_ns) * 1e-9 == pytest.approx(made / 20e9, rel=1e-6)
+        assert (known.bound, known.bytes, known.flops) == ("unpacking", without.bytes, without.flops)
+        assert known.duration_ns > without.duration_ns
+
+    def test_at_the_speed_of_memory_or_arithmetic_where_unpacking_is_faster(self):
+        assert len(set(self.times(1e6, weight_bits=4.5))) == 1
+        assert len(set(self.times(200, requests=256, weight_bits=4.5))) == 1, "unpacked once for many tokens"
+
+    @pytest.mark.parametrize("policy", [{}, {"weight_bits": 16.0}])
+    def test_nothing_where_nothing_is_packed(self, policy):
+        assert len(set(self.times(1, **policy))) == 1
+
+
+class TestPackedExpertsOfTheDevice:
+    def test_they_are_unpacked_and_then_read_as_wide_as_they_are_computed(self):
+        narrow, wide = (setup_of("hybrid", 8, experts_on_device=0.5, weight_bits=bits) for bits in (4.5, 16.0))
+        rate = Quantity(100, "GB/s")
+        told = replace(narrow.problem.hardware, device=replace(narrow.problem.hardware.device, unpack_bytes_per_s=rate))
+        narrow = Setup(replace(narrow.problem, hardware=told), narrow.schedule, narrow.policy)
+        task = Task(0, Op.DEVICE_EXPERTS, GPU, 1, 3, 0, NONE)
+        longer = (narrow.costs()(task).duration_ns - wide.costs()(task).duration_ns) * 1e-9
+        layer = MIXTRAL.layers[3]
+        used = layer.experts_touched(8)
+        assert longer == pytest.approx(used * layer.expert_bytes(16) / 100e9, rel=1e-4)

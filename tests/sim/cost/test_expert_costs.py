@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from sim_examples import cost_of, few_layers, made_setup, one_task, preset, round_machine
 
+from sim.cost.expert_use import ExpertUse
 from sim.cost.pools import ALL_CORES, CPU_CORES, DRAM
 from sim.problem import Batch, Problem, Routing, Workload
-from sim.schedule import ExpertPlace, Op
+from sim.schedule import DEFERRED, ExpertPlace, Op
 from sim.simulation import predict
 
 US = 1_000
@@ -66,6 +67,55 @@ class TestHost:
             for one in (machine, slower)
         )
         assert slow.duration_ns - (120 * US) == pytest.approx(3 * (plain.duration_ns - 20 * US), abs=3)
+
+
+class TestDeferral:
+    """One of the two experts of each token counts a layer late."""
+
+    def test_one_token_reads_one_expert_at_once_and_one_late(self):
+        setup = made_setup(**on_host(micro_batch_size=1, experts_on_device=0.0, defer_experts=1))
+        for page in (-1, DEFERRED):
+            cost = setup.costs()(one_task(Op.HOST_EXPERTS, layer=0, page=page))
+            assert cost.bytes == round(EXPERT + 2 * HIDDEN)
+            assert setup.costs()(one_task(Op.LOAD_OUTPUT, layer=0, page=page)).bytes == HIDDEN
+
+    def test_the_last_layer_and_prefill_defer_nothing(self):
+        setup = made_setup(**on_host(micro_batch_size=1, experts_on_device=0.0, defer_experts=1, prefill_experts="cpu"))
+        costs, plain = setup.costs(), made_setup(**on_host(micro_batch_size=1, experts_on_device=0.0)).costs()
+        last = one_task(Op.HOST_EXPERTS, layer=31)
+        assert costs(last) == plain(last)
+        assert not setup.shape.defers(0, 0)
+        assert setup.shape.defers(1, 30)
+
+    def test_parts_have_all_pairs_between_them_and_read_some_experts_twice(self):
+        setup = made_setup(**on_host(defer_experts=1, experts_on_device=0.25))
+        use = ExpertUse(setup.placement, Routing(), setup.schedule.system)
+        pairs, read = {}, {}
+        for part in (None, 1):
+            of_layers = [use.of_group(layer, 16, ExpertPlace.HOST, part) for layer in range(32)]
+            pairs[part], read[part] = (sum(some) / 32 for some in list(zip(*of_layers, strict=True))[:2][::-1])
+        assert 2 * pairs[1] == pytest.approx(pairs[None])
+        assert read[1] < read[None] < 2 * read[1]
+        assert read[1] == pytest.approx(6 * (1 - (1 - 1 / 8) ** 16))
+
+    def test_three_experts_of_four_late(self):
+        fields = {"model": few_layers("qwen3-30b-a3b", 2), "experts_on_device": 0.0, "micro_batch_size": 1}
+        costs = made_setup("cpu-experts", defer_experts=6, **fields).costs()
+        soon, late = (costs(one_task(Op.HOST_EXPERTS, page=page)).bytes for page in (-1, DEFERRED))
+        assert late == pytest.approx(3 * soon, rel=1e-3)
+
+    def test_one_request_decodes_faster_where_the_host_works_most(self):
+        fields = on_host(micro_batch_size=1, experts_on_device=0.0, prefill_experts="cpu")
+        plain, late = (predict(made_setup(**fields, defer_experts=count)) for count in (0, 1))
+        assert plain.decode.bottleneck == "CPU"
+        assert late.decode_s < plain.decode_s
+        assert late.prefill_s == plain.prefill_s
+
+    def test_two_layers_tokens_and_a_second_output_take_memory(self):
+        plain, late = (made_setup(**on_host(micro_batch_size=4, defer_experts=count)).memory for count in (0, 1))
+        routed = HIDDEN + 2 * (8 + 4)
+        assert late.host["expert exchange"] - plain.host["expert exchange"] == 4 * (routed + HIDDEN)
+        assert late.device["expert exchange"] - plain.device["expert exchange"] == 4 * HIDDEN
 
 
 class TestExchange:

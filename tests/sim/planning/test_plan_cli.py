@@ -62,12 +62,16 @@ class TestOutput:
         assert "Next best schedule: accelerate" in text
         assert "policies considered" in text
 
-    def test_what_more_of_each_resource_gives(self, capsys):
-        assert main(["plan", *SMALL, "--schedules", "cgopipe"]) == 0
+    def test_what_more_of_each_resource_gives(self, capsys, tmp_path):
+        assert main(["plan", *SMALL, "--schedules", "cgopipe", "--json", str(tmp_path / "plan.json")]) == 0
         text = capsys.readouterr().out
         assert "planned anew with other machines" in text
         assert "DRAM bandwidth" in text
         assert "Twice as much of one resource would give" in text
+        explanation = json.loads((tmp_path / "plan.json").read_text())["explanation"]
+        more = explanation["one_more_gb_of_device_memory"]
+        assert more["resource"] == "device memory"
+        assert more["factor"] == pytest.approx(1 + 1 / 16)
 
     def test_a_width_is_planned_with(self, capsys):
         table = planned(capsys, "--weight-bits", "4", "--kv-bits", "8")
@@ -101,12 +105,6 @@ class TestOutput:
         assert "Memory means the fewest bytes on the device that reach 95% of the best throughput." in text
         assert "Experts: " in text
         assert "of 64 a layer" in text
-
-    def test_one_more_gb_of_device_memory(self, capsys):
-        assert main(["plan", *SMALL, "--schedules", "cgopipe", "--json", "-"]) == 0
-        more = json.loads(capsys.readouterr().out)["explanation"]["one_more_gb_of_device_memory"]
-        assert more["resource"] == "device memory"
-        assert more["factor"] == pytest.approx(1 + 1 / 16)
 
     def test_the_papers_search(self, capsys):
         assert main(["plan", "--optimizer", "hrm", "--gen-len", "8", "--quick", "--json", "-", "--top", "1"]) == 0

@@ -2,21 +2,23 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 from plan_examples import SMALL, problems, simple_problem
-from sim_examples import few_layers, round_machine
+from sim_examples import few_layers, preset, round_machine
 
 from sim.cost import Setup
 from sim.planning import NothingFitsError, PolicyGrid, best_policy
 from sim.planning.bounds import least_seconds
 from sim.planning.picture import PER_DOUBLING_SPLIT
 from sim.planning.placed import in_words, placed_experts
+from sim.planning.planner import MOST_SIMULATIONS
 from sim.planning.policies import TIERS, Mix, candidates_of
 from sim.planning.policies.grid import sizes_up_to
 from sim.planning.policies.split import MOST_SIZES
 from sim.planning.search import TOLERANCE
-from sim.problem import Policy, Problem, Routing, Workload
+from sim.problem import Hardware, Histogram, LayerHistogram, Policy, Problem, Routing, TokenCounts, Workload
 from sim.schedule import Place, by_name, registered
 from sim.simulation import predict
 
@@ -26,6 +28,20 @@ SETTINGS = settings(
     deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.filter_too_much]
 )
 SLACK = 2e-3
+
+
+def any_histogram(model, seed):
+    """A hundred tokens of each layer, which choose by a law as steep as the layer's own, among experts in any order."""
+    random, tokens = np.random.default_rng(seed), 100
+
+    def of_layer(layer):
+        popular = random.permutation(np.arange(1, layer.num_experts + 1) ** -random.uniform(0, 2.0))
+        scores = np.log(popular) + random.gumbel(size=(tokens, layer.num_experts))  # k without putting back
+        chosen = np.argsort(-scores, axis=1)[:, : layer.top_k]
+        used = tuple(np.bincount(chosen.ravel(), minlength=layer.num_experts).tolist())
+        return LayerHistogram(layer.top_k, TokenCounts(tokens, used), TokenCounts(tokens, used))
+
+    return Histogram(model.name, tuple(of_layer(one) if one.num_experts else None for one in model.layers))
 
 
 class TestMix:
@@ -109,6 +125,24 @@ class TestBound:
             assert total_s[row] <= result.total_s * (1 + SLACK)
             assert decode_s[row] <= result.decode_s * (1 + SLACK)
 
+    @given(
+        problem=problems(),
+        name=st.sampled_from([*SPLIT, "cgopipe"]),
+        at=st.floats(0, 1),
+        seed=st.integers(0, 2**32 - 1),
+    )
+    @settings(SETTINGS, max_examples=25)
+    def test_no_layers_own_popular_experts_make_it_faster(self, problem, name, at, seed):
+        """The residents of a layer are its most popular ones: the host is asked for less than if all were alike."""
+        routing = Routing(histogram=any_histogram(problem.model, seed))
+        found = candidates_of(replace(problem, routing=routing), by_name(name), ANY if name in SPLIT else SMALL)
+        assume(len(found))
+        total_s, decode_s = least_seconds(found)
+        for row in {int(at * (len(found) - 1)), 0, len(found) - 1}:
+            result = predict(found.setup(row), compiled=True)
+            assert total_s[row] <= result.total_s * (1 + SLACK)
+            assert decode_s[row] <= result.decode_s * (1 + SLACK)
+
     @pytest.mark.parametrize("name", SPLIT)
     def test_one_group_takes_no_longer_than_its_chain(self, name):
         """With one request and experts in one place beside the residents there is nothing to wait for."""
@@ -153,6 +187,31 @@ class TestRegret:
         }
         assert rates["hybrid"] >= max(rates.values()) * (1 - TOLERANCE)
         assert rates["hybrid"] > 1.5 * rates["cgopipe"]
+
+
+SETTLED = [
+    ("mixtral-8x7b", "gcp-t4", Workload.load("mtbench").with_(gen_len=128, padded=True)),
+    ("gpt-oss-120b", "rtx4090", Workload.fixed(512, 128)),
+    ("qwen3-30b-a3b", "rtx4090", Workload.fixed(512, 128)),
+]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("num_requests", [None, 1, 16, 256])
+@pytest.mark.parametrize(("model", "machine", "workload"), SETTLED)
+def test_no_limit_on_simulations_is_met(model, machine, workload, num_requests):
+    """Every policy that the bound does not exclude was simulated, so that the plan has no regret on its grid."""
+    problem = Problem(preset(model), Hardware.load(machine), workload)
+    found = best_policy(problem, by_name("hybrid"), num_requests=num_requests)
+    assert found.unsettled == 0
+    assert found.simulated < MOST_SIMULATIONS / 4
+
+
+def test_a_chat_leaves_no_candidate_out():
+    problem = simple_problem(device_memory__capacity=14e9, host_memory__capacity=64e9)
+    found = best_policy(problem, by_name("hybrid"), num_requests=1)
+    assert found.unsettled == 0
+    assert found.simulated >= 1
 
 
 class TestAllStream:

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from sim_examples import preset
 
 from sim.problem import Placement, Policy, Split, splits_of
-from sim.schedule import ExpertPlace, by_name, registered
+from sim.schedule import ExpertPlace, Place, by_name, registered
 from traces.errors import InputError
 
 SETTINGS = settings(max_examples=150, deadline=None, derandomize=True)
@@ -92,6 +92,29 @@ def test_ranks_follow_each_other_from_the_device_to_the_host():
     assert split.ranks(ExpertPlace.DEVICE | ExpertPlace.STREAMED) == (0, 5)
 
 
+def test_policies_that_differ_in_other_things_share_a_placement():
+    schedule, model = by_name("hybrid"), preset("qwen3-30b-a3b")
+    one = Placement.of(Policy(8, 8, experts_on_host=0.25), schedule, model)
+    assert Placement.of(Policy(64, 4, experts_on_host=0.25, kv_on_device=0.5), schedule, model) is one
+    for other in (
+        Policy(8, 8, experts_on_host=0.5),
+        Policy(8, 8, experts_on_host=0.25, weight_bits=8.0),
+        Policy(8, 8, experts_on_host=0.25, prefill_experts=Place.CPU),
+    ):
+        assert Placement.of(other, schedule, model) != one
+
+
+def test_bytes_of_places_add_up_place_by_place():
+    schedule, model = by_name("hybrid"), preset("mixtral-8x7b")
+    shares = {"experts_on_device": 0.125, "experts_fetched": 0.25, "experts_on_host": 0.5}
+    placement = Placement.of(Policy(8, 8, **shares), schedule, model)
+    expert = model.num_layers * model.layers[0].expert_bytes(model.expert_bits)
+    sizes = [placement.experts_bytes(place) for place in ExpertPlace]
+    assert sizes == [1 * expert, 1 * expert, 2 * expert, 4 * expert]
+    assert placement.experts_bytes(ExpertPlace.DEVICE | ExpertPlace.FETCHED) == 3 * expert
+    assert placement.experts_bytes(ExpertPlace(0)) == 0
+
+
 @pytest.mark.parametrize("on", ["cpu", "gpu"])
 def test_what_prefill_and_decode_move_of_a_layer(on):
     model = preset("mixtral-8x7b")
@@ -114,6 +137,8 @@ def test_what_prefill_and_decode_move_of_a_layer(on):
         ("flexgen", {"host_layers": [0, 3]}, "host_layers: (0, 3) is not what flexgen does"),
         ("zero", {"groups": 2}, "groups: 2 is not what zero does"),
         ("expert-cache", {"prefill_experts": "cpu"}, "prefill_experts: cpu is not what expert-cache does"),
+        ("hybrid", {"defer_experts": 1}, "defer_experts: 1 is not what hybrid does"),
+        ("cpu-experts", {"defer_experts": 2}, "defer_experts: 2 is not allowed; a token has 2 experts, give less"),
         ("hybrid", {"host_layers": [0, 33]}, "host_layers: [0, 33] goes beyond the model's 32 layers"),
     ],
 )
@@ -131,6 +156,8 @@ def test_a_place_that_a_schedule_does_not_have_is_refused(name, fields, said):
         ({"host_layers": [0, True]}, "host_layers: [0, True] is not allowed"),
         ({"host_layers": 3}, "host_layers: 3 is not allowed"),
         ({"groups": 0}, "groups"),
+        ({"defer_experts": -1}, "defer_experts: -1 is not allowed; give a whole number from 0 on"),
+        ({"defer_experts": True}, "defer_experts: True is not allowed"),
         ({"deal_experts": 1}, "deal_experts: 1 is not allowed; give true or false"),
     ],
 )

@@ -39,7 +39,7 @@ class TestFields:
         assert Policy(8, 4, pages=None).pages is None
 
     @pytest.mark.parametrize("value", [-0.1, 1.01, float("nan"), "half", True, None])
-    @pytest.mark.parametrize("field", ["experts_on_device", "kv_on_device"])
+    @pytest.mark.parametrize("field", ["experts_on_device", "kv_on_device", "attention_on_device"])
     def test_shares_lie_between_0_and_1(self, field, value):
         message = refusal(lambda: Policy(8, 4, **{field: value}))
         assert message.startswith(f"{field}: {value!r}")
@@ -147,6 +147,7 @@ class TestFromTable:
     def test_a_policy_survives_json(self, batch, size, experts, pages, pin, bits, name):
         schedule = by_name(name)
         given_ = {"experts_on_device": experts, "pages": pages, "pin_weights": pin, "weight_bits": bits}
+        given_["attention_on_device"] = experts
         policy = Policy.usual(schedule, batch, size, **given_)
         table = json.loads(json.dumps(policy.to_dict()))
         assert table["num_micro_batches"] == policy.num_micro_batches
@@ -189,6 +190,25 @@ class TestPlaces:
     def test_attention_on_the_cpu_needs_the_whole_cache_there(self):
         policy = Policy.usual(by_name("cgopipe"), 8, 4, kv_on_device=0.1)
         assert "attention on the cpu" in refusal(lambda: policy.shape(by_name("cgopipe"), preset("mixtral-8x7b")))
+
+    @pytest.mark.parametrize(
+        ("name", "fields", "says"),
+        [
+            ("fastdecode", {}, "is not what fastdecode does"),
+            ("flexgen", {}, "is not what flexgen does"),
+            ("cpu-experts", {}, "is not what cpu-experts does"),
+            ("cgopipe", {"attention": "gpu"}, "with attention on the gpu, where all attend already"),
+        ],
+    )
+    def test_only_some_schedules_attend_in_two_places(self, name, fields, says):
+        policy = Policy.usual(by_name(name), 8, 4, attention_on_device=0.5, **fields)
+        message = refusal(lambda: policy.shape(by_name(name), preset("mixtral-8x7b")))
+        assert message == f"attention_on_device: 0.5 {says}: leave it out"
+
+    @pytest.mark.parametrize(("share", "whole"), [(0.0, 0), (0.3, 1), (0.5, 2), (0.6, 3), (0.99, 4), (1.0, 5)])
+    def test_whole_micro_batches_attend_on_the_device(self, share, whole):
+        policy = Policy.usual(by_name("cgopipe"), 20, 4, attention_on_device=share)
+        assert policy.shape(by_name("cgopipe"), preset("mixtral-8x7b")).attending_on_device == whole
 
 
 class TestExperts:

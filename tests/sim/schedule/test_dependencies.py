@@ -1,7 +1,7 @@
 """Dependencies from slots, one rule at a time: reads wait for the write, writes for the write and all reads before."""
 
 from sim.schedule import CPU, D2H, GPU, H2D, WHOLE, DependencyTracker, Op, PipelineShape, Place, SlotLayout
-from sim.schedule.dependencies import Issue
+from sim.schedule.tracking import Issue
 
 SHAPE = PipelineShape(2, 2, 2, Place.GPU, (True, True), weights_pinned=True)
 

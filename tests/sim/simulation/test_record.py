@@ -136,7 +136,7 @@ class TestMemory:
         """But for the tokens that later steps add to a cache there, and a second slot that nobody ever fills."""
         setup, trace = recorded
         plan, policy = setup.memory, setup.policy
-        cache = kv_bytes_on_device(setup.problem.model, policy, setup.batch, num_steps(setup) - 1)
+        cache = kv_bytes_on_device(setup.problem.model, policy, setup.batch, num_steps(setup) - 1, setup.shape)
         later = plan.device.get("kv cache", 0) - cache / setup.num_ranks
         one_by_one = setup.schedule.name in ("accelerate", "n-cpu-moe")
         unused = plan.device.get("weight slots", 0) / 2 if one_by_one else 0
@@ -147,11 +147,8 @@ class TestMemory:
 
     def test_in_the_end_the_host_holds_its_weights_and_the_cache_so_far(self, recorded):
         setup, trace = recorded
-        whole, on_device = (
-            of(setup.problem.model, setup.policy, setup.batch, num_steps(setup) - 1)
-            for of in (kv_bytes, kv_bytes_on_device)
-        )
-        on_host = whole - on_device
+        asked = setup.problem.model, setup.policy, setup.batch, num_steps(setup) - 1
+        on_host = kv_bytes(*asked) - kv_bytes_on_device(*asked, setup.shape)
         values = samples(trace, MEMORY)
         stays = ("streamed weights", "attention exchange", "kv buffers", "experts on the host", "expert exchange")
         in_host, pinned = (

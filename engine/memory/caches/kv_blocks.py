@@ -1,0 +1,179 @@
+"""KV caches of requests in blocks of host memory, so that what one request leaves another can use at once.
+
+Blocks are numbered, the same in every layer: a request has one list of blocks, whose keys and values of a layer lie in
+that layer's room. They are [blocks, heads, tokens, dim] there, so that attention reads a head's tokens of a block in
+one piece. The rooms are taken once, as large as the memory plan says; requests enter, grow and leave inside them.
+"""
+
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import torch
+
+from engine.device import Ledger
+from engine.host import BlockTable, check_block_tokens
+from engine.memory.host_blocks import HostBlocks
+from engine.model import KeysValues
+from sim.schedule import MemoryPart
+
+BLOCK_TOKENS: Final = 64
+"""Tokens of a block: a request leaves half of its last one empty, but where a block ends attention loses time.
+
+In half precision a head of 128 has 16 KiB of a block then, which is read about 0.9 times as fast as one piece.
+"""
+
+
+@dataclass(slots=True)
+class _Held:
+    """What a request has."""
+
+    blocks: list[int] = field(default_factory=list)
+    tokens: int = 0
+
+
+class KVBlocks:
+    """The blocks of one run, for any thread: but what is in a request's blocks is read and written in turn."""
+
+    def __init__(
+        self,
+        like: Mapping[int, KeysValues],
+        num_blocks: int,
+        host: HostBlocks,
+        *,
+        block_tokens: int = BLOCK_TOKENS,
+        locked: Collection[int] = (),
+    ) -> None:
+        """`like`: by layer, any keys and values like its own. Rooms of `locked` layers are page-locked."""
+        self.block_tokens = check_block_tokens(block_tokens)
+        self._rooms: dict[int, KeysValues] = {}
+        self.locked_layers: set[int] = set()
+        """Those whose room is page-locked: where the system refuses that, it is not."""
+        for layer, one in like.items():
+            self._rooms[layer], is_locked = _room(one, num_blocks, block_tokens, host, layer, locked=layer in locked)
+            if is_locked:
+                self.locked_layers.add(layer)
+        self.block_bytes = sum(bytes_per_token(one) for one in like.values()) * block_tokens
+        self.ledger = Ledger(f"KV cache in blocks of {block_tokens} tokens", num_blocks * self.block_bytes)
+        self._lock = threading.Lock()
+        self._free = list(reversed(range(num_blocks)))
+        self._held: dict[int, _Held] = {}
+
+    @property
+    def free_blocks(self) -> int:
+        """Blocks that no request has."""
+        with self._lock:
+            return len(self._free)
+
+    def blocks_for(self, tokens: int) -> int:
+        """Blocks of a request that has so many tokens."""
+        return -(-tokens // self.block_tokens)
+
+    def extend(self, requests: Sequence[int], tokens: Sequence[int]) -> BlockTable:
+        """Makes room for so many tokens more of each request, in every layer; a request that is new enters.
+
+        Their table with these tokens. Raises OutOfMemory, having changed nothing, if there are not blocks for all.
+        """
+        if len(set(requests)) != len(requests) or min(tokens, default=1) < 1:
+            raise ValueError(
+                f"requests {list(requests)}, {list(tokens)} tokens more: each once, with at least one token"
+            )
+        with self._lock:
+            held = [self._held.get(request) or _Held() for request in requests]
+            more = [
+                self.blocks_for(one.tokens + count) - len(one.blocks) for one, count in zip(held, tokens, strict=True)
+            ]
+            self._charge(requests, more)
+            for request, one, count, wanted in zip(requests, held, tokens, more, strict=True):
+                one.blocks += [self._free.pop() for _ in range(wanted)]
+                one.tokens += count
+                self._held[request] = one
+            return self._table(requests)
+
+    def table(self, requests: Sequence[int]) -> BlockTable:
+        """Where the tokens of some requests lie now. Raises KeyError for one that is not there."""
+        with self._lock:
+            return self._table(requests)
+
+    def release(self, request: int) -> None:
+        """A request leaves: its blocks are free. Raises KeyError for one that is not there."""
+        with self._lock:
+            blocks = self._held.pop(request).blocks
+            self._free += reversed(blocks)
+            self.ledger.refund(_name(request), len(blocks) * self.block_bytes)
+
+    def room(self, layer: int) -> KeysValues:
+        """All blocks of a layer: what a block table is a table of."""
+        return self._rooms[layer]
+
+    def write(self, layer: int, table: BlockTable, new: KeysValues, counts: Sequence[int] | None = None) -> None:
+        """Puts the newest tokens of a table's requests into their blocks of a layer.
+
+        `new` [requests, heads, tokens, dim] ends with each request's newest token. Of it count so many tokens of each
+        request, None: all that the request has; what is before is padding.
+        """
+        rows, columns, blocks, slots = _newest(table, new.num_tokens, counts)
+        for room, tensor in zip(self._rooms[layer], new, strict=True):
+            by_heads = room.shape[1], room.shape[2]
+            target = (blocks[:, None] * by_heads[0] + torch.arange(by_heads[0])) * by_heads[1] + slots[:, None]
+            room.view(-1, room.shape[-1])[target] = tensor[rows, :, columns]
+
+    def pieces(self, layer: int, request: int) -> Iterator[KeysValues]:
+        """Views of a request's tokens in order: of each block [1, heads, tokens, dim]."""
+        with self._lock:
+            held = self._held[request]
+            blocks, left = list(held.blocks), held.tokens
+        for number in blocks:
+            count = min(left, self.block_tokens)
+            yield KeysValues(*(room[number : number + 1, :, :count] for room in self._rooms[layer]))
+            left -= count
+
+    def _charge(self, requests: Sequence[int], more: Sequence[int]) -> None:
+        charged: list[tuple[str, int]] = []
+        try:
+            for request, wanted in zip(requests, more, strict=True):
+                self.ledger.charge(_name(request), wanted * self.block_bytes)
+                charged.append((_name(request), wanted * self.block_bytes))
+        except BaseException:
+            for name, num_bytes in charged:
+                self.ledger.refund(name, num_bytes)
+            raise
+
+    def _table(self, requests: Sequence[int]) -> BlockTable:
+        held = [self._held[request] for request in requests]
+        return BlockTable.of([one.blocks for one in held], [one.tokens for one in held], self.block_tokens)
+
+
+def bytes_per_token(like: KeysValues) -> int:
+    """Of one layer: what a token of one request takes."""
+    return sum(one.shape[1] * one.shape[3] * one.itemsize for one in like)
+
+
+def _name(request: int) -> str:
+    return f"request {request}"
+
+
+def _room(
+    like: KeysValues, num_blocks: int, block_tokens: int, host: HostBlocks, layer: int, *, locked: bool
+) -> tuple[KeysValues, bool]:
+    """A layer's room, and whether all of it is page-locked."""
+    made, is_locked = [], True
+    for name, tensor in zip(KeysValues._fields, like, strict=True):
+        shape = num_blocks, tensor.shape[1], block_tokens, tensor.shape[3]
+        num_bytes = torch.Size(shape).numel() * tensor.itemsize
+        block = host.take(MemoryPart.KV_CACHE, f"{name} of layer {layer} in blocks", num_bytes, locked=locked)
+        made.append(block.view(shape, tensor.dtype))
+        is_locked = is_locked and block.locked
+    return KeysValues(*made), is_locked
+
+
+def _newest(table: BlockTable, width: int, counts: Sequence[int] | None) -> tuple[torch.Tensor, ...]:
+    """Of new tokens [requests, width]: request and column of each that counts, and block and slot that it goes to."""
+    tokens = torch.from_numpy(table.tokens)
+    places = torch.arange(width) + (tokens - width)[:, None]
+    first = torch.zeros_like(tokens) if counts is None else (tokens - torch.as_tensor(counts)).clamp(min=0)
+    rows, columns = (places >= first[:, None]).nonzero(as_tuple=True)
+    place = places[rows, columns]
+    blocks = torch.from_numpy(table.blocks)[rows, place // table.block_tokens]
+    return rows, columns, blocks, place % table.block_tokens

@@ -1,0 +1,171 @@
+"""Who is in: decides step by step which requests enter, and what each micro-batch of the step carries.
+
+It has no clock and no chance: the same requests, told in the same steps, give the same compositions, in the simulator
+and in the engine. What a request generates it learns only when it ends.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Collection, Iterable
+
+from sim.admission.composition import Chunk, Composition
+from sim.admission.ledger import KvLedger
+from sim.admission.rules import AdmissionRules, Priority
+from sim.admission.stay import NOWHERE, Stay, planned_blocks
+from sim.admission.stream import StreamedRequest
+from traces.errors import InputError
+
+
+class Admission:
+    """The requests of one run, waiting or in. Each is in until it ends; blocks are held at its real age.
+
+    Who waits enters strictly in the order of the rules' priority, those that were preempted before all others: nobody
+    overtakes a request for which there is no room yet. A prompt is computed by one micro-batch, a chunk a step.
+    """
+
+    def __init__(self, rules: AdmissionRules) -> None:
+        self.rules = rules
+        self._step = -1
+        self._ledger = KvLedger(rules.num_blocks)
+        self._arrived = 0
+        self._waiting: list[tuple[int, int, StreamedRequest]] = []
+        self._resuming: deque[tuple[StreamedRequest, int]] = deque()  # with the tokens they have
+        self._stays: dict[int, Stay] = {}  # in the order in which they entered
+        self._computing: list[Stay | None] = [None] * rules.num_prompts
+        self._context = [0] * rules.num_micro_batches
+        self._members: list[dict[int, Stay]] = [{} for _ in range(rules.num_micro_batches)]
+        self._awaited: tuple[int, ...] = ()
+
+    @property
+    def held_blocks(self) -> int:
+        """Blocks that the present step holds."""
+        return self._ledger.held
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting) + len(self._resuming)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._stays)
+
+    def arrive(self, request: StreamedRequest) -> None:
+        """A request waits from now on. Raises InputError, and forgets it, if it could not be in even alone."""
+        rules, last = self.rules, request.prompt_tokens + request.most_tokens - 1
+        if rules.blocks_of(last) > rules.num_blocks:
+            raise InputError(
+                f"request {request.id}: a prompt of {request.prompt_tokens} tokens and {request.most_tokens} generated "
+                f"ones take {rules.blocks_of(last)} blocks of KV cache, of which there are {rules.num_blocks}: shorten "
+                f"it, let it generate less, or give more memory"
+            )
+        longest = request.prompt_tokens if rules.priority is Priority.LONGEST else 0
+        heapq.heappush(self._waiting, (-longest, self._arrived, request))
+        self._arrived += 1
+
+    def step(self, ended: Collection[int] = ()) -> Composition:
+        """What the next step carries, when the one before has ended; it is empty if nobody is in and nobody waits.
+
+        `ended` names the requests that go: they met their end, or nobody wants them any more. One that has all the
+        tokens that it may generate goes anyhow.
+        """
+        begun = self._count_tokens()
+        self._let_go(ended)
+        self._begin_decoding(begun)
+        self._step += 1
+        if self._step:
+            self._ledger.advance()
+        preempted = tuple(self._preempt()) if self.rules.preempts else ()
+        decoding = tuple(tuple(one.decoding() for one in mine.values()) for mine in self._members)
+        chunks, room = self._continue_prompts()
+        entered = () if preempted else tuple(self._enter(chunks, room))
+        composition = Composition(self._step, decoding, tuple(map(tuple, chunks)), entered, preempted)
+        self._awaited = composition.gives_tokens_to
+        return composition
+
+    def _count_tokens(self) -> list[Stay]:
+        """What the step before gave; returns those to whom it gave their first token of this stay."""
+        stays = [self._stays[id_] for id_ in self._awaited]
+        for stay in stays:
+            stay.generated += 1
+            if stay.micro_batch != NOWHERE:
+                self._context[stay.micro_batch] += 1
+        return [stay for stay in stays if stay.micro_batch == NOWHERE]
+
+    def _begin_decoding(self, begun: Iterable[Stay]) -> None:
+        """To each its place, in the micro-batch with the fewest tokens (MoE-Lightning's Algorithm 2)."""
+        for stay in begun:
+            if stay.request.id in self._stays:
+                open_ = (j for j, mine in enumerate(self._members) if len(mine) < self.rules.micro_batch_size)
+                stay.micro_batch = min(open_, key=self._context.__getitem__)
+                self._members[stay.micro_batch][stay.request.id] = stay
+                self._context[stay.micro_batch] += stay.context_tokens
+
+    def _let_go(self, ended: Collection[int]) -> None:
+        full = [one.request.id for one in self._stays.values() if one.generated == one.request.most_tokens]
+        for id_ in dict.fromkeys((*ended, *full)):
+            if id_ in self._stays:
+                self._remove(self._stays[id_])
+            elif not self._forget(id_):
+                raise InputError(f"request {id_}: has ended, but neither waits nor runs; name each once, when it ends")
+
+    def _forget(self, id_: int) -> bool:
+        """Strike a request from those that wait, if it is among them."""
+        before = self.num_waiting
+        self._waiting = [one for one in self._waiting if one[2].id != id_]
+        heapq.heapify(self._waiting)
+        self._resuming = deque(one for one in self._resuming if one[0].id != id_)
+        return self.num_waiting < before
+
+    def _remove(self, stay: Stay) -> None:
+        """Out of its place; the blocks that it would have held from the next step on are free."""
+        del self._stays[stay.request.id]
+        self._ledger.release(stay.needs, stay.entered)
+        if stay.micro_batch != NOWHERE:
+            del self._members[stay.micro_batch][stay.request.id]
+            self._context[stay.micro_batch] -= stay.context_tokens
+        elif self._computing[stay.lane] is stay:
+            self._computing[stay.lane] = None
+
+    def _preempt(self) -> Iterable[int]:
+        """The last ones to enter leave until the others have room; they come first again, and what they have counts."""
+        while self._ledger.is_exceeded:
+            stay = self._stays[next(reversed(self._stays))]
+            self._remove(stay)
+            self._resuming.appendleft((stay.request, stay.generated))
+            yield stay.request.id
+
+    def _continue_prompts(self) -> tuple[list[list[Chunk]], list[int]]:
+        """The next chunk of each prompt that is begun, and the room that is left beside it."""
+        chunks: list[list[Chunk]] = [[] for _ in self._computing]
+        room = [self.rules.prefill_chunk] * len(chunks)
+        for stay in list(self._computing):
+            if stay is not None:
+                self._take_chunk(stay, chunks, room)
+        return chunks, room
+
+    def _take_chunk(self, stay: Stay, chunks: list[list[Chunk]], room: list[int]) -> None:
+        chunk = stay.next_chunk(room[stay.lane])
+        chunks[stay.lane].append(chunk)
+        room[stay.lane] -= chunk.tokens
+        self._computing[stay.lane] = None if chunk.is_last else stay
+
+    def _enter(self, chunks: list[list[Chunk]], room: list[int]) -> Iterable[int]:
+        """Requests whose prompts begin in this step: as long as there is a place, room in a chunk, and blocks."""
+        while self.num_waiting and len(self._stays) < self.rules.most_running and any(room):
+            request, generated = self._resuming[0] if self._resuming else (self._waiting[0][2], 0)
+            lane = max(range(len(room)), key=room.__getitem__)
+            prompt, most = request.prompt_tokens + generated, request.most_tokens - generated
+            needs, prefill_steps = planned_blocks(self.rules, prompt, most, room[lane])
+            if not self._ledger.fits(needs[:prefill_steps] if self.rules.preempts else needs):
+                return
+            self._leave_queue()
+            self._ledger.promise(needs)
+            stay = self._stays[request.id] = Stay(request, self._step, generated, lane, needs)
+            self._take_chunk(stay, chunks, room)
+            yield request.id
+
+    def _leave_queue(self) -> None:
+        if self._resuming:
+            self._resuming.popleft()
+        else:
+            heapq.heappop(self._waiting)

@@ -1,0 +1,60 @@
+"""What admission goes by: room, places, the size of chunks, and who comes first."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from traces.errors import check_choice, check_count, check_flag
+
+BLOCK_TOKENS = 16
+"""Tokens of a block of KV cache, as usual where it is paged: at worst 15 of a request's places stay empty."""
+
+
+class Priority(StrEnum):
+    """Which of the requests that wait enters next."""
+
+    ARRIVAL = "arrival"  # the one that came first
+    LONGEST = "longest"  # the one with the longest prompt; of two, the one that came first
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionRules:
+    """The room that requests share, and how it is given out. Raises InputError, naming the field.
+
+    A step decodes up to `micro_batch_size` requests in each of `num_micro_batches`, and takes up to `prefill_chunk`
+    tokens of prompts in each of `num_prompts` more.
+    """
+
+    num_blocks: int
+    """Blocks of the KV cache: the memory plan's room for it."""
+    micro_batch_size: int
+    num_micro_batches: int
+    prefill_chunk: int
+    num_prompts: int = 1
+    block_tokens: int = BLOCK_TOKENS
+    priority: Priority = Priority.ARRIVAL
+    preempts: bool = False
+    """Whether requests enter while there is room for what they hold now, and the last one leaves, to be computed anew,
+    where that has been too many. Else all who are in have room to the end, even if each generates all that it may.
+    """
+
+    def __post_init__(self) -> None:
+        for name in (
+            "num_blocks", "micro_batch_size", "num_micro_batches", "prefill_chunk", "num_prompts", "block_tokens"
+        ):  # fmt: skip
+            check_count(name, getattr(self, name))
+        check_choice("priority", self.priority, Priority)
+        check_flag("preempts", self.preempts)
+
+    @property
+    def most_running(self) -> int:
+        """Requests that have a place at a time."""
+        return self.micro_batch_size * self.num_micro_batches
+
+    @property
+    def prompt_tokens_a_step(self) -> int:
+        """Tokens of prompts that a step takes at most."""
+        return self.prefill_chunk * self.num_prompts
+
+    def blocks_of(self, tokens: int) -> int:
+        """Blocks that so many tokens of one request take."""
+        return -(-tokens // self.block_tokens)

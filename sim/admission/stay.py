@@ -1,0 +1,63 @@
+"""One request while it is in: how far its prompt is, and what it will hold in each step until it may go no further."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sim.admission.composition import Chunk, Decoding
+from sim.admission.ledger import Counts
+from sim.admission.rules import AdmissionRules
+from sim.admission.stream import StreamedRequest
+
+NOWHERE = -1
+
+
+@dataclass(slots=True)
+class Stay:
+    """From the step in which a request enters to the one in which it ends, or is preempted."""
+
+    request: StreamedRequest
+    entered: int
+    """The step of its first chunk."""
+    generated: int
+    """Tokens that it has; those of an earlier stay are part of the prompt that is computed anew."""
+    lane: int
+    """The micro-batch that takes its chunks, among those that take prompts."""
+    needs: Counts
+    """Blocks that it holds in each step from `entered` on, if it generates all that it may."""
+    prompt_tokens: int = field(init=False)
+    prefilled: int = 0
+    micro_batch: int = NOWHERE
+    """Where it decodes."""
+
+    def __post_init__(self) -> None:
+        self.prompt_tokens = self.request.prompt_tokens + self.generated
+
+    @property
+    def is_prefilled(self) -> bool:
+        return self.prefilled == self.prompt_tokens
+
+    @property
+    def context_tokens(self) -> int:
+        """KV entries that its next token reads, if it decodes."""
+        return self.request.prompt_tokens + self.generated
+
+    def decoding(self) -> Decoding:
+        """Its part of a step that decodes it."""
+        return Decoding(self.request.id, self.context_tokens)
+
+    def next_chunk(self, room: int) -> Chunk:
+        """As much of its prompt as there is room for, which counts as computed then."""
+        start, self.prefilled = self.prefilled, min(self.prompt_tokens, self.prefilled + room)
+        return Chunk(self.request.id, start, self.prefilled, self.is_prefilled)
+
+
+def planned_blocks(rules: AdmissionRules, prompt_tokens: int, most_tokens: int, first_room: int) -> tuple[Counts, int]:
+    """Blocks in each step of a request that enters now, and in how many of these steps its prompt is computed.
+
+    The first chunk has so much room, the others that of a whole chunk. The last token needs no entry of its own.
+    """
+    later = -(-max(0, prompt_tokens - first_room) // rules.prefill_chunk)
+    chunks = np.minimum(prompt_tokens, first_room + np.arange(later + 1) * rules.prefill_chunk)
+    tokens = np.concatenate([chunks, prompt_tokens + np.arange(1, most_tokens)])
+    return -(-tokens // rules.block_tokens), later + 1

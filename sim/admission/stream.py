@@ -1,0 +1,105 @@
+"""A stream: requests with their lengths, in the order in which they arrive."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from sim.admission.arrivals import AT_ONCE, Arrivals, arrival_ns
+from sim.admission.lengths import CONSTANT, GenerationLengths
+from sim.problem import DEFAULT_GEN_LEN, Workload, request_length
+from traces.errors import InputError, check_count
+from traces.files import read_objects
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedRequest:
+    """One request in numbers. Admission plans with `most_tokens`; how many it generates turns out as it runs."""
+
+    id: int
+    prompt_tokens: int
+    most_tokens: int
+    """Tokens that it may generate."""
+    generated_tokens: int
+    """Tokens after which it ends, by itself or at the limit."""
+    arrival_ns: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_tokens", "most_tokens", "generated_tokens"):
+            check_count(f"request {self.id}: {name}", getattr(self, name))
+        check_count(f"request {self.id}: arrival_ns", self.arrival_ns, least=0)
+        if self.generated_tokens > self.most_tokens:
+            raise InputError(
+                f"request {self.id}: generated_tokens {self.generated_tokens} is more than the {self.most_tokens} that "
+                f"it may generate: give at most these, or a larger max_tokens"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class RequestStream:
+    """Requests in order of arrival, of which each has its place here as its id. Raises InputError if there is none."""
+
+    name: str
+    requests: tuple[StreamedRequest, ...]
+
+    def __post_init__(self) -> None:
+        if not self.requests:
+            raise InputError(f"stream {self.name}: has no request; give at least one")
+        for place, (before, request) in enumerate(zip((None, *self.requests), self.requests, strict=False)):
+            if request.id != place or (before is not None and before.arrival_ns > request.arrival_ns):
+                raise InputError(
+                    f"stream {self.name}: request {request.id} in place {place} is out of order: number requests from "
+                    f"0 on as they arrive"
+                )
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Prompt tokens of all requests."""
+        return sum(one.prompt_tokens for one in self.requests)
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens that all requests generate, the one of prefill included: what throughput counts."""
+        return sum(one.generated_tokens for one in self.requests)
+
+    @classmethod
+    def of(
+        cls,
+        workload: Workload,
+        num_requests: int,
+        *,
+        lengths: GenerationLengths = CONSTANT,
+        arrivals: Arrivals = AT_ONCE,
+        seed: int = 0,
+    ) -> Self:
+        """A workload's questions, repeated as often as it takes; `seed` decides all that is drawn."""
+        check_count("requests", num_requests)
+        most = workload.gen_len
+        generated = lengths.drawn(most, num_requests, seed)
+        times = arrivals.drawn_ns(num_requests, seed)
+        numbers = zip(workload.requests(num_requests), generated, times, strict=True)
+        found = (StreamedRequest(i, prompt, most, length, when) for i, (prompt, length, when) in enumerate(numbers))
+        return cls(workload.name, tuple(found))
+
+    @classmethod
+    def read(cls, path: str | Path, gen_len: int = DEFAULT_GEN_LEN) -> Self:
+        """The requests of a JSONL file, each once, such as {"prompt_tokens": 77, "max_tokens": 64}.
+
+        A line says how long its prompt is as those of a workload do. `max_tokens` is `gen_len` where it is not given;
+        a recorded trace says of a request how many `generated_tokens` it had, which else is all that it may, and when
+        it came, as `arrival_s`. Raises InputError with the line.
+        """
+        found = [_request(line, where, gen_len) for where, line in read_objects(Path(path))]
+        found.sort(key=lambda one: one["arrival_ns"])
+        return cls(Path(path).stem, tuple(StreamedRequest(number, **one) for number, one in enumerate(found)))
+
+
+def _request(line: Mapping[str, Any], where: str, gen_len: int) -> dict[str, int]:
+    """The numbers of one line."""
+    prompt, _ = request_length(line, where)
+    most = check_count(f"{where}: max_tokens", line.get("max_tokens", gen_len))
+    generated = check_count(f"{where}: generated_tokens", line.get("generated_tokens", most))
+    if generated > most:
+        raise InputError(f"{where}: generated_tokens: {generated} is more than max_tokens, {most}; give at most these")
+    numbers = {"prompt_tokens": prompt, "most_tokens": most, "generated_tokens": generated}
+    return {**numbers, "arrival_ns": arrival_ns(line.get("arrival_s", 0.0), where)}

@@ -1,0 +1,117 @@
+"""What a stream gave: tokens a second, and how long each request waited for its first token and for the others."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sim.simulation.prediction import NS, LaneSummary
+
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+
+
+class Quantiles(NamedTuple):
+    """Seconds that so large a share of the requests do not exceed: each the value of one of them."""
+
+    p50: float
+    p90: float
+    p99: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Quantiles":
+        found = np.quantile(list(values), list(QUANTILES.values()), method="inverted_cdf")
+        return cls(*found.tolist())
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTimes:
+    """One request: when it came, had its first token and its last, in nanoseconds from the start."""
+
+    id: int
+    arrival_ns: int
+    first_token_ns: int
+    end_ns: int
+    num_tokens: int
+
+    @property
+    def first_token_s(self) -> float:
+        """From its arrival to its first token."""
+        return (self.first_token_ns - self.arrival_ns) * NS
+
+    @property
+    def token_s(self) -> float:
+        """Mean seconds of each token after the first; none if there is no other."""
+        return (self.end_ns - self.first_token_ns) * NS / max(1, self.num_tokens - 1)
+
+    @property
+    def whole_s(self) -> float:
+        """From its arrival to its last token."""
+        return (self.end_ns - self.arrival_ns) * NS
+
+
+@dataclass(frozen=True, slots=True)
+class StreamResult:
+    """All requests of a stream, and what the lanes did meanwhile."""
+
+    requests: tuple[RequestTimes, ...]
+    lanes: Mapping[str, LaneSummary]
+    steady_tokens_per_s: float | None
+    """While requests ended and others still waited to enter; None if there was no such time."""
+    num_steps: int
+    num_simulated: int
+    """Of these steps, those that were simulated; the others were like one of them."""
+    num_preempted: int
+
+    @property
+    def total_s(self) -> float:
+        """From the start to the last token."""
+        return max(one.end_ns for one in self.requests) * NS
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens of all requests."""
+        return sum(one.num_tokens for one in self.requests)
+
+    @property
+    def throughput_tokens_per_s(self) -> float:
+        """These, over all the time."""
+        return self.generated_tokens / self.total_s
+
+    @property
+    def at_most_tokens_per_s(self) -> dict[str, float]:
+        """By lane, tokens a second if it never waited; its work has what the last step fetches for a next one."""
+        return {name: self.generated_tokens / lane.busy_s for name, lane in self.lanes.items() if lane.busy_s}
+
+    def goodput(self, first_token_limit_s: float = float("inf"), token_limit_s: float = float("inf")) -> float:
+        """Requests a second that met both limits."""
+        met = (one.first_token_s <= first_token_limit_s and one.token_s <= token_limit_s for one in self.requests)
+        return sum(met) / self.total_s
+
+    @property
+    def first_token_s(self) -> Quantiles:
+        return Quantiles.of(one.first_token_s for one in self.requests)
+
+    @property
+    def token_s(self) -> Quantiles:
+        return Quantiles.of(one.token_s for one in self.requests)
+
+    @property
+    def whole_s(self) -> Quantiles:
+        return Quantiles.of(one.whole_s for one in self.requests)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON values."""
+        return {
+            "num_requests": len(self.requests),
+            "generated_tokens": self.generated_tokens,
+            "total_s": self.total_s,
+            "throughput_tokens_per_s": self.throughput_tokens_per_s,
+            "steady_tokens_per_s": self.steady_tokens_per_s,
+            **{name: getattr(self, name)._asdict() for name in ("first_token_s", "token_s", "whole_s")},
+            "at_most_tokens_per_s": self.at_most_tokens_per_s,
+            "utilisation": {name: lane.utilisation for name, lane in self.lanes.items()},
+            "num_steps": self.num_steps,
+            "num_simulated": self.num_simulated,
+            "num_preempted": self.num_preempted,
+        }

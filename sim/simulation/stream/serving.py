@@ -1,0 +1,93 @@
+"""A stream served: admission says what a step carries, simulation how long it takes, and so on until all are done."""
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+
+from sim.admission import Admission, Composition, Priority, RequestStream, StreamedRequest
+from sim.simulation.prediction import NS, LaneSummary
+from sim.simulation.stream.results import RequestTimes, StreamResult
+from sim.simulation.stream.setup import StreamSetup
+from sim.simulation.stream.steps import StepTimes
+
+
+def serve_stream(
+    setup: StreamSetup, stream: RequestStream, priority: Priority = Priority.ARRIVAL, *, preempts: bool = False
+) -> StreamResult:
+    """Every request of a stream from its arrival to its last token. Raises InputError for one that is too long."""
+    run = _Run(Admission(setup.rules(priority, preempts=preempts)), StepTimes(setup), deque(stream.requests))
+    while run.go_on():
+        pass
+    return run.result()
+
+
+@dataclass(slots=True)
+class _Run:
+    """The clock, and what it has seen."""
+
+    admission: Admission
+    times: StepTimes
+    coming: deque[StreamedRequest]
+    now_ns: int = 0
+    before: Composition | None = None
+    in_: dict[int, StreamedRequest] = field(default_factory=dict)
+    tokens: Counter[int] = field(default_factory=Counter)
+    first_ns: dict[int, int] = field(default_factory=dict)
+    done: list[RequestTimes] = field(default_factory=list)
+    ended: list[int] = field(default_factory=list)
+    num_tokens: int = 0
+    num_steps: int = 0
+    num_preempted: int = 0
+    steady_from: tuple[int, int] | None = None
+    """When the first request ended, and how many tokens there were."""
+    steady_to: tuple[int, int] | None = None
+    """The same of the last step that began with requests waiting."""
+
+    def go_on(self) -> bool:
+        """One step, or the wait for the next arrival; whether there was anything to do."""
+        while self.coming and self.coming[0].arrival_ns <= self.now_ns:
+            request = self.coming.popleft()
+            self.in_[request.id] = request
+            self.admission.arrive(request)
+        composition = self.admission.step(self.ended)
+        self.ended = []
+        if composition.is_empty:
+            if self.coming:
+                self.now_ns = self.coming[0].arrival_ns
+            self.before = None
+            return bool(self.coming)
+        self.now_ns += self.times.span_ns(self.before, composition)
+        self.before = composition
+        self.num_steps += 1
+        self.num_preempted += len(composition.preempted)
+        self._give_tokens(composition)
+        return True
+
+    def _give_tokens(self, composition: Composition) -> None:
+        for id_ in composition.gives_tokens_to:
+            self.tokens[id_] += 1
+            self.num_tokens += 1
+            self.first_ns.setdefault(id_, self.now_ns)
+            request = self.in_[id_]
+            if self.tokens[id_] == request.generated_tokens:
+                self.ended.append(id_)
+                times = (request.arrival_ns, self.first_ns[id_], self.now_ns)
+                self.done.append(RequestTimes(id_, *times, request.generated_tokens))
+        mark = (self.now_ns, self.num_tokens)
+        if self.ended and self.steady_from is None:
+            self.steady_from = mark
+        if self.admission.num_waiting:
+            self.steady_to = mark
+
+    def result(self) -> StreamResult:
+        lanes = {
+            name: LaneSummary(use.busy_ns * NS, use.busy_ns / self.now_ns, {})
+            for name, use in sorted(self.times.lanes.items())
+        }
+        done = tuple(sorted(self.done, key=lambda one: one.id))
+        return StreamResult(done, lanes, self._steady(), self.num_steps, self.times.num_simulated, self.num_preempted)
+
+    def _steady(self) -> float | None:
+        if self.steady_from is None or self.steady_to is None or self.steady_to[0] <= self.steady_from[0]:
+            return None
+        (begin_ns, before), (end_ns, after) = self.steady_from, self.steady_to
+        return (after - before) / ((end_ns - begin_ns) * NS)

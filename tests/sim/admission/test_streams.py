@@ -1,0 +1,119 @@
+"""Requests from workloads, distributions and files: reproducible, in order, with errors of one line."""
+
+import pytest
+
+from sim.admission import Arrivals, GenerationLengths, RequestStream, StreamedRequest
+from sim.problem import Workload
+from traces.errors import InputError
+
+WORKLOAD = Workload("two", (5, 9), 100)
+
+
+def test_a_workload_repeats_its_questions():
+    stream = RequestStream.of(WORKLOAD, 5)
+    assert [one.prompt_tokens for one in stream.requests] == [5, 9, 5, 9, 5]
+    assert {(one.most_tokens, one.generated_tokens, one.arrival_ns) for one in stream.requests} == {(100, 100, 0)}
+    assert (stream.prompt_tokens, stream.generated_tokens) == (33, 500)
+
+
+def test_lognormal_lengths_have_their_mean_and_end_at_the_limit():
+    lengths = GenerationLengths.parse("lognormal:40,0.5")
+    stream = RequestStream.of(WORKLOAD, 4000, lengths=lengths)
+    drawn = [one.generated_tokens for one in stream.requests]
+    assert all(1 <= length <= one.most_tokens == 100 for length, one in zip(drawn, stream.requests, strict=True))
+    assert sum(drawn) / len(drawn) == pytest.approx(40, rel=0.03)  # its standard error is 0.8 %
+    assert max(drawn) == 100
+
+
+def test_poisson_arrivals_have_their_rate_and_come_in_order():
+    stream = RequestStream.of(WORKLOAD, 4000, arrivals=Arrivals.parse("poisson:2/s"))
+    times = [one.arrival_ns for one in stream.requests]
+    assert times == sorted(times)
+    assert times[-1] / 1e9 == pytest.approx(2000, rel=0.05)  # its standard error is 1.6 %
+
+
+def test_a_seed_decides_all_that_is_drawn():
+    def drawn(seed, lengths="lognormal:40,1"):
+        both = {"lengths": GenerationLengths.parse(lengths), "arrivals": Arrivals.parse("poisson:1/s")}
+        return RequestStream.of(WORKLOAD, 50, **both, seed=seed)
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    constant = drawn(1, "constant")
+    assert [one.arrival_ns for one in constant.requests] == [one.arrival_ns for one in drawn(1).requests]
+
+
+def test_a_file_says_lengths_and_arrivals(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    path.write_text(
+        '{"prompt": "one two three", "max_tokens": 64, "arrival_s": 2}\n'
+        '{"prompt_tokens": 7, "max_tokens": 9, "generated_tokens": 4, "arrival_s": 0.5}\n'
+        '{"prompt_tokens": 8}\n'
+    )
+    assert RequestStream.read(path, gen_len=30).requests == (
+        StreamedRequest(0, 8, 30, 30),
+        StreamedRequest(1, 7, 9, 4, 500_000_000),
+        StreamedRequest(2, 5, 64, 64, 2_000_000_000),
+    )
+
+
+def test_a_file_gives_arrivals_to_a_workload(tmp_path):
+    path = tmp_path / "arrivals.jsonl"
+    path.write_text('{"arrival_s": 3}\n{"arrival_s": 1}\n')
+    arrivals = Arrivals.parse(str(path))
+    assert [one.arrival_ns for one in RequestStream.of(WORKLOAD, 2, arrivals=arrivals).requests] == [10**9, 3 * 10**9]
+    with pytest.raises(InputError, match="has 2 arrivals for 3 requests; ask for fewer"):
+        RequestStream.of(WORKLOAD, 3, arrivals=arrivals)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("poisson:2", "not a rate; give one a second, such as poisson:2/s"),
+        ("poisson:x/s", "not a rate"),
+        ("poisson:0/s", "not a rate"),
+        ("soon", "unknown; give at-once, poisson:RATE/s"),
+    ],
+)
+def test_arrivals_that_are_none(text, message):
+    with pytest.raises(InputError, match=message):
+        Arrivals.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lognorm:3,1", "did you mean lognormal"),
+        ("lognormal:3", "give constant, or lognormal:MEAN,SIGMA"),
+        ("lognormal:0,1", "MEAN: 0.0 is not allowed"),
+        ("lognormal:5,x", "SIGMA: nan is not allowed"),
+    ],
+)
+def test_lengths_that_are_none(text, message):
+    with pytest.raises(InputError, match=message):
+        GenerationLengths.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt_tokens": 0}', "line 1: prompt_tokens: 0"),
+        ('{"prompt_tokens": 3, "max_tokens": "many"}', "line 1: max_tokens: 'many'"),
+        ('{"prompt_tokens": 3, "max_tokens": 3, "generated_tokens": 4}', "line 1: generated_tokens: 4 is more than"),
+        ('{"prompt_tokens": 3, "arrival_s": -1}', "line 1: arrival_s: -1 is not allowed"),
+    ],
+)
+def test_a_line_that_is_no_request(tmp_path, line, message):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(line)
+    with pytest.raises(InputError, match=message):
+        RequestStream.read(path)
+
+
+def test_a_stream_is_in_order_and_not_empty():
+    late, early = StreamedRequest(0, 1, 1, 1, 5), StreamedRequest(1, 1, 1, 1, 4)
+    with pytest.raises(InputError, match="request 1 in place 1 is out of order"):
+        RequestStream("bad", (late, early))
+    with pytest.raises(InputError, match="has no request"):
+        RequestStream("bad", ())
+    with pytest.raises(InputError, match="request 0: generated_tokens 2 is more than the 1"):
+        StreamedRequest(0, 1, 1, 2)

@@ -1,0 +1,186 @@
+"""A stream in simulated time: every request has its tokens, steps that are alike are simulated once, limits hold."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from sim_examples import few_layers, round_machine
+
+from sim.admission import Admission, Arrivals, Composition, Decoding, GenerationLengths, Priority, RequestStream
+from sim.cost import CostModel
+from sim.problem import Batch, MicroBatch, Policy, Problem, Workload
+from sim.schedule import CPU, GPU, Op, Task, by_name
+from sim.simulation import Simulation
+from sim.simulation.stream import Quantiles, RequestTimes, StepTimes, StreamResult, StreamSetup, serve_stream
+from sim.simulation.stream.steps import StepCosts
+from traces.errors import InputError
+
+WORKLOAD = Workload("short", (30, 70), 6)
+
+
+def setup_of(
+    schedule="cgopipe", *, machine=None, workload=WORKLOAD, chunk=64, num_prompts=1, size=4, count=2, **policy
+):
+    problem = Problem(few_layers("mixtral-8x7b", 2), machine or round_machine(), workload)
+    plan = by_name(schedule)
+    return StreamSetup(problem, plan, Policy.usual(plan, 2 * size, size, **policy), chunk, num_prompts)
+
+
+def whole_run_ns(setup, stream):
+    """All steps of a stream that comes at once in one simulation, each with its own costs."""
+    admission, compositions, has, ended = Admission(setup.rules()), [], {}, []
+    for request in stream.requests:
+        admission.arrive(request)
+    while not (composition := admission.step(ended)).is_empty:
+        compositions.append(composition)
+        for id_ in composition.gives_tokens_to:
+            has[id_] = has.get(id_, 0) + 1
+        ended = [id_ for id_ in composition.gives_tokens_to if has[id_] == stream.requests[id_].generated_tokens]
+    costs = [StepCosts(setup.sizes(one)) for one in compositions]
+    steps = setup.schedule.steps(setup.shape, 1, 1 + len(costs), last=1 + len(costs))
+    ends = []
+    Simulation(
+        steps,
+        lambda task: costs[min(task.step, len(costs)) - 1](task),
+        costs[0].model.capacities,
+        on_step=lambda use: ends.append(use.end_ns),
+    ).run()
+    return ends[-1]
+
+
+@pytest.mark.parametrize("schedule", ["cgopipe", "hybrid"])
+def test_steps_simulated_one_by_one_take_what_they_take_in_one_run(schedule):
+    setup, stream = setup_of(schedule), RequestStream.of(WORKLOAD, 24)
+    result = serve_stream(setup, stream)
+    assert result.total_s == pytest.approx(whole_run_ns(setup, stream) / 1e9, rel=0.01)
+
+
+@pytest.mark.parametrize("schedule", ["cgopipe", "hybrid"])
+@pytest.mark.parametrize("priority", Priority)
+def test_every_request_has_its_tokens_in_order(schedule, priority):
+    lengths, arrivals = GenerationLengths.parse("lognormal:4,0.6"), Arrivals.parse("poisson:20/s")
+    stream = RequestStream.of(WORKLOAD, 20, lengths=lengths, arrivals=arrivals)
+    result = serve_stream(setup_of(schedule), stream, priority)
+    assert [(one.id, one.num_tokens) for one in result.requests] == [
+        (one.id, one.generated_tokens) for one in stream.requests
+    ]
+    assert all(one.arrival_ns < one.first_token_ns <= one.end_ns for one in result.requests)
+    assert result.generated_tokens == stream.generated_tokens
+    # at the end a layer is fetched, and counted, for a step that never comes: one of two layers in about 20 steps
+    assert all(result.throughput_tokens_per_s <= 1.1 * most for most in result.at_most_tokens_per_s.values())
+
+
+def test_a_request_that_comes_alone_waits_for_nobody():
+    """The second comes long after the first has gone: it has what the first one had."""
+    arrivals = Arrivals(times_ns=(0, 10**12))
+    workload = Workload("alike", (30,), 6)
+    first, second = serve_stream(setup_of(workload=workload), RequestStream.of(workload, 2, arrivals=arrivals)).requests
+    assert (first.first_token_s, first.whole_s) == pytest.approx((second.first_token_s, second.whole_s))
+
+
+def test_steps_that_are_alike_are_simulated_once():
+    """Twice as many requests take more passes, which are like those before."""
+    workload = Workload("alike", (32,), 6)
+    few, many = (serve_stream(setup_of(workload=workload), RequestStream.of(workload, n)) for n in (48, 480))
+    assert many.num_steps > 5 * few.num_steps
+    assert many.num_simulated <= few.num_simulated + 6
+
+
+def test_prompts_beside_decode_cost_what_they_do_in_prefill_and_others_what_they_do_in_decode():
+    setup = setup_of(num_prompts=1, chunk=100)
+    admission = Admission(setup.rules())
+    for request in RequestStream.of(Workload("alike", (100,), 6), 2).requests:
+        admission.arrive(request)
+    _, second = admission.step(), admission.step()
+    costs, model = StepCosts(setup.sizes(second)), CostModel(setup.sizes(second))
+    prompt = Task(0, Op.ATTN, GPU, 5, 1, 0)
+    assert costs(prompt).duration_ns == model(prompt._replace(step=0)).duration_ns
+    assert costs(Task(0, Op.ATTN, CPU, 5, 1, 1)) == costs(Task(0, Op.ATTN, CPU, 9, 1, 1))
+    assert costs(Task(0, Op.ATTN, CPU, 5, 1, 1)).flops > 0
+    assert costs(Task(0, Op.ATTN, CPU, 5, 1, 2)).duration_ns == 0, "nobody decodes there yet"
+
+
+def test_prompts_and_those_who_decode_cost_differently_even_if_they_are_alike_in_numbers():
+    setup, one = setup_of(), MicroBatch(4, 100, 2500, 25)
+    composition = next_compositions(setup, WORKLOAD, 1)[0]
+    costs = CostModel(replace(setup.sizes(composition), batch=Batch((one,) * 3, 0, 2)))
+    decoding, prompts = (costs(Task(0, Op.PRE_ATTN, GPU, 1, 0, j)).flops for j in (1, 0))
+    assert prompts == 25 * decoding
+
+
+def test_a_prompt_in_chunks_loads_what_earlier_chunks_left():
+    setup = setup_of(chunk=40)
+    composition = next_compositions(setup, Workload("long", (100,), 6), 2)[1]
+    costs = StepCosts(setup.sizes(composition))
+    layer = setup.problem.model.layers[0]
+    assert costs(Task(0, Op.LOAD_KV, GPU, 1, 0, 0)).bytes == 40 * layer.kv_bytes_per_token(16)
+    assert costs(Task(0, Op.STORE_KV, GPU, 1, 0, 0)).bytes == 40 * layer.kv_bytes_per_token(16)
+    pairs = (80**2 - 40**2) / 2
+    assert costs(Task(0, Op.ATTN, GPU, 1, 0, 0)).flops == layer.attention_flops(pairs, expanded=True)
+
+
+def next_compositions(setup, workload, count):
+    admission = Admission(setup.rules())
+    admission.arrive(RequestStream.of(workload, 1).requests[0])
+    return [admission.step() for _ in range(count)]
+
+
+def test_the_context_of_who_decodes_is_read_from_the_composition():
+    setup = setup_of()
+    idle, shorter, longer = (
+        StepCosts(setup.sizes(Composition(9, (requests, ()), ((),))))(Task(0, Op.ATTN, CPU, 9, 0, 1)).bytes
+        for requests in ((), (Decoding(0, 50), Decoding(1, 10)), (Decoding(0, 50), Decoding(1, 30)))
+    )
+    layer = setup.problem.model.layers[0]
+    assert idle == 0
+    assert (shorter, longer) == (60 * layer.kv_bytes_per_token(16), 80 * layer.kv_bytes_per_token(16))
+
+
+def test_blocks_are_the_room_that_the_host_has_left():
+    small, large = (setup_of(machine=round_machine(host_memory__capacity=size)) for size in (20e9, 21e9))
+    assert large.num_blocks - small.num_blocks == pytest.approx(1e9 / small.block_bytes, abs=1)
+    assert small.block_bytes == 16 * 2 * 2 * 2 * 8 * 128 * 1.0  # tokens, layers, K and V, two bytes, heads of 128
+
+
+def test_quantiles_are_values_of_requests():
+    assert Quantiles.of(range(1, 101)) == (50, 90, 99)
+    assert Quantiles.of([3.0]) == (3, 3, 3)
+
+
+def test_goodput_counts_who_met_both_limits():
+    times = [RequestTimes(0, 0, 10**9, 3 * 10**9, 3), RequestTimes(1, 0, 2 * 10**9, 4 * 10**9, 2)]
+    result = StreamResult(tuple(times), {}, None, 4, 4, 0)
+    assert [(one.first_token_s, one.token_s, one.whole_s) for one in times] == [(1, 1, 3), (2, 2, 4)]
+    assert (result.goodput(), result.goodput(1.5), result.goodput(5, 1.5), result.goodput(1.5, 0.5)) == (
+        0.5, 0.25, 0.25, 0
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"schedule": "zero"}, "zero: its steps cannot carry prompts beside decode; take cgopipe or hybrid"),
+        ({"attention": "gpu", "kv_on_device": 1.0}, "kv_on_device: 1 in a stream"),
+        ({"chunk": 0}, "prefill_chunk: 0"),
+        ({"machine": round_machine(2)}, "has 2 devices; streams are simulated on one"),
+        ({"machine": round_machine(host_memory__capacity=1e9)}, "cgopipe in a stream: host memory is .* bytes short"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(fields, message):
+    with pytest.raises(InputError, match=message):
+        setup_of(**fields)
+
+
+def test_compositions_of_a_stream_follow_each_other():
+    steps = [one.step for one in next_compositions(setup_of(), WORKLOAD, 4)]
+    assert all(later == earlier + 1 for earlier, later in pairwise(steps))
+
+
+def test_step_times_know_what_lanes_did():
+    setup = setup_of()
+    times = StepTimes(setup)
+    composition = next_compositions(setup, WORKLOAD, 1)[0]
+    span = times.span_ns(None, composition)
+    assert 0 < times.lanes["GPU"].busy_ns <= span
+    assert times.span_ns(None, composition) == span
+    assert times.num_simulated == 1
