@@ -33,12 +33,12 @@ WARM_UP = 2
 @st.composite
 def streams(draw, schedule):
     """A pipeline in which some micro-batches carry prompts."""
-    shape = draw(shapes(schedule, max_layers=4, max_micro_batches=5, max_pages=5).filter(_has_two))
-    return replace(shape, num_prompts=draw(st.integers(1, shape.num_micro_batches - 1)))
+    shape = draw(shapes(schedule, max_layers=4, max_micro_batches=5, max_pages=5).filter(_takes_prompts))
+    return replace(shape, attending_on_device=0, num_prompts=draw(st.integers(1, shape.num_micro_batches - 1)))
 
 
-def _has_two(shape):
-    return shape.num_micro_batches > 1
+def _takes_prompts(shape):
+    return shape.num_micro_batches > 1 and not shape.runs_on_host
 
 
 def window(schedule, shape, stop):
