@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from sim.cost import capacity_bytes
-from sim.planning.placed import ExpertPlaces, in_words, placed_experts
+from sim.planning.placed import ExpertPlaces, host_layers_in_words, in_words, placed_experts
 from sim.planning.planner import Choice, NothingFitsError, best_policy
 from sim.planning.policies import PolicyGrid
 from sim.planning.search import Candidate, Objective, in_essence, ranked
@@ -261,6 +261,8 @@ def sentences(choice: Choice, why: Explanation) -> list[str]:
         f"It takes {why.above_bound:.1%} longer than the lower bound of this policy; {effort['simulated']:,} of "
         f"{effort['candidates']:,} policies that fit were worth simulating.",
     ]
+    on_host = host_layers_in_words(choice.best.setup.placement)
+    found += [f"{on_host.capitalize()}: what the device has no room for runs there, prompts too."] if on_host else []
     found += [f"Experts: {text}." for text in in_words(why.experts)]
     rivals = {"schedule": why.next_schedule, "policy": why.next_policy}
     found += [f"Next best {what}: {one.reason}." for what, one in rivals.items() if one]

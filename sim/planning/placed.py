@@ -1,4 +1,4 @@
-"""Where the experts of a plan are, of each kind of layer, as numbers and in words."""
+"""Where the experts of a plan are, of each kind of layer, as numbers and in words, and which layers run on the host."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,10 +27,13 @@ class ExpertPlaces:
 
 
 def placed_experts(placement: Placement) -> tuple[ExpertPlaces, ...]:
-    """Layers that differ by no more than how experts are dealt out count as alike; those of whole layers do not."""
+    """Layers that differ by no more than how experts are dealt out count as alike; those of whole layers do not.
+
+    Of layers that run on the host whole nothing is said, see `host_layers_in_words`.
+    """
     alike: dict[tuple[int, int], list[Split]] = {}
     for layer, split in zip(placement.model.layers, placement.splits, strict=True):
-        if layer.num_experts:
+        if layer.num_experts and not split.layer_on_host:
             one_place = layer.num_experts in (split.resident, split.on_host)
             alike.setdefault((layer.num_experts, split.places if one_place else 0), []).append(split)
     return tuple(_together(experts, splits) for (experts, _), splits in alike.items())
@@ -48,6 +51,21 @@ def in_words(found: Sequence[ExpertPlaces]) -> Iterator[str]:
         first, *others = (f"{_range(*number)}{{}} {place}" for place, number in numbers.items())
         where = f" in {one.layers} layers" if len(found) > 1 else ""
         yield ", ".join([first.format(f" of {one.experts} a layer"), *(other.format("") for other in others)]) + where
+
+
+def host_layers_in_words(placement: Placement) -> str:
+    """As `the first 28 of 32 layers whole on the host`; nothing where there are none."""
+    on_host = [layer for layer, split in enumerate(placement.splits) if split.layer_on_host]
+    if not on_host:
+        return ""
+    first, stop, layers = on_host[0], on_host[-1] + 1, len(placement.splits)
+    if first > 0 and stop < layers:
+        which = f"layers {_range(first, stop - 1)} of {layers}"
+    elif stop - first < layers:
+        which = f"the {'last' if first else 'first'} {stop - first} of {layers} layers"
+    else:
+        which = f"all {layers} layers"
+    return f"{which} whole on the host"
 
 
 def _range(low: int, high: int) -> str:

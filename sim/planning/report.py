@@ -5,7 +5,7 @@ from typing import Any
 
 from sim.cost import Setup
 from sim.planning.explanation import FACTORS, RESOURCES, Explanation, Replanned, sentences
-from sim.planning.placed import in_words, placed_experts
+from sim.planning.placed import host_layers_in_words, in_words, placed_experts
 from sim.planning.planner import Choice
 from sim.planning.search import MEANING, TOLERANCE, Candidate
 from sim.problem import Policy, Problem
@@ -75,6 +75,8 @@ def in_short(policy: Policy) -> str:
     words = [f"{policy} {policy.attention}", *(f"{name} {share:.3g}" for name, share in shares.items() if share)]
     if policy.host_layers:
         words.append(f"r_h {policy.host_layers[1] - policy.host_layers[0]} layers")
+    if policy.layers_on_host:
+        words.append(f"{policy.layers_on_host[1] - policy.layers_on_host[0]} layers on host")
     if policy.pages:
         words.append(f"{policy.pages} pages")
     if policy.groups:
@@ -125,10 +127,12 @@ def _effort(choice: Choice, wall_s: float) -> str:
 def _in_words(one: Candidate) -> str:
     policy = one.setup.policy
     experts = list(in_words(placed_experts(one.setup.placement)))
+    on_host, splits = host_layers_in_words(one.setup.placement), one.setup.schedule.system.splits_experts
     words = {
         f"{policy} requests": True,
         f"attention on the {policy.attention}{_beside(one.setup)}": True,
-        f"experts {'; '.join(experts)}": policy.experts_on_device or one.setup.schedule.system.splits_experts,
+        on_host: on_host,
+        f"experts {'; '.join(experts)}": experts and (policy.experts_on_device or splits),
         f"computed for {policy.groups} groups of micro-batches": policy.groups,
         "prefill of the host's on the host": policy.prefill_experts is Place.CPU,
         "all weights streaming": policy.stream_non_experts,

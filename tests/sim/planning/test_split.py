@@ -12,7 +12,7 @@ from sim.cost import Setup
 from sim.planning import NothingFitsError, PolicyGrid, best_policy
 from sim.planning.bounds import least_seconds
 from sim.planning.picture import PER_DOUBLING_SPLIT
-from sim.planning.placed import in_words, placed_experts
+from sim.planning.placed import host_layers_in_words, in_words, placed_experts
 from sim.planning.planner import MOST_SIMULATIONS
 from sim.planning.policies import TIERS, Mix, candidates_of
 from sim.planning.policies.grid import sizes_up_to
@@ -261,6 +261,23 @@ class TestWords:
             "8 of 8 a layer on the host in 4 layers",
             "8 of 8 a layer on the device in 2 layers",
         ]
+
+    @pytest.mark.parametrize(
+        ("layers", "expected"),
+        [
+            (None, ""),
+            ((0, 4), "the first 4 of 6 layers whole on the host"),
+            ((4, 6), "the last 2 of 6 layers whole on the host"),
+            ((2, 4), "layers 2–3 of 6 whole on the host"),
+            ((0, 6), "all 6 layers whole on the host"),
+        ],
+    )
+    def test_of_layers_on_the_host(self, layers, expected):
+        policy = Policy(1, 1, Place.GPU, 1.0, 1.0, layers_on_host=layers)
+        placement = Setup(simple_problem(), by_name("n-cpu-moe"), policy).placement
+        assert host_layers_in_words(placement) == expected
+        on_device = ["8 of 8 a layer on the device"] if layers != (0, 6) else []
+        assert list(in_words(placed_experts(placement))) == on_device, "of the other layers alone"
 
 
 def test_the_picture_of_a_plan_asks_for_no_size_that_is_left_out():
