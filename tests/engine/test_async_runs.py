@@ -116,6 +116,22 @@ def test_so_it_is_wherever_experts_are_computed(case, order):
     check_tokens_and_order("qwen2_moe", schedule, order, policy)
 
 
+LAYERS = (
+    ("hybrid", {"layers_on_host": (1, 2), "experts_on_host": 0.5, "groups": 2}),
+    ("hybrid", {"layers_on_host": (0, 2), "attention": "gpu", "pin_weights": 1.0}),
+    ("n-cpu-moe", {"layers_on_host": (2, 3), "experts_on_device": 0.5}),
+    ("n-cpu-moe", {"layers_on_host": (0, 3)}),
+)
+"""In the middle, first, last, and all."""
+
+
+@pytest.mark.parametrize(("case", "order"), covering(LAYERS, FEW), ids=str)
+def test_so_it_is_whichever_layers_run_on_the_host(case, order):
+    schedule, places = case
+    policy = Policy.usual(by_name(schedule), len(PROMPTS), SIZE, **places)
+    check_tokens_and_order("qwen2_moe", schedule, order, policy)
+
+
 @pytest.mark.parametrize(("schedule", "places"), EXPERTS[::2], ids=str)
 def test_so_it_is_with_packed_experts_in_every_place(schedule, places):
     check_packed(schedule, places, FEW[0])
