@@ -164,14 +164,14 @@ class PipelineShape:
 
     def _check_beside_host_layers(self) -> None:
         refused = {
-            "offloads_hidden": "they exchange hidden states themselves: give False",
+            "offloads_hidden": "which exchange hidden states themselves: give False",
             "num_prompts": "which are prefilled whole there, not in a stream: leave those out",
-            "attending_on_device": "where the KV cache of every micro-batch is on the host: give 0",
+            "attending_on_device": "which keep the KV cache of every micro-batch on the host: give 0",
             "defers_experts": "which hand nothing late to the next layer: give False",
         }
         for name, why in refused.items():
             if getattr(self, name):
-                raise InputError(f"{name}: {getattr(self, name)} beside layers on the host, {why}")
+                raise InputError(f"{name}: {getattr(self, name)} beside layers_on_host, {why}")
 
     def has_prompts(self, step: int, micro_batch: int) -> bool:
         """Whether a micro-batch carries prompts in a step: all do in prefill, the first ones in a stream."""

@@ -1,10 +1,12 @@
 """Layers that run on the host whole: what they take there, and what they spare the device."""
 
+from dataclasses import replace
+
 import pytest
 from sim_examples import made_setup, one_task, preset, round_machine
 
 from sim.problem import Policy
-from sim.schedule import CPU, MemoryPart, Op, Tier, by_name
+from sim.schedule import CPU, MemoryPart, Op, PipelineShape, Place, Tier, by_name
 from sim.simulation import predict
 from traces.errors import InputError
 
@@ -59,6 +61,17 @@ class TestPolicy:
     def test_other_schedules_refuse(self):
         with pytest.raises(InputError, match="layers_on_host: \\(0, 4\\) is not what cgopipe does: leave it out"):
             Policy(8, 8, layers_on_host=(0, 4)).check_places(by_name("cgopipe"))
+
+    def test_beside_attention_of_some_micro_batches_on_the_device_it_is_refused(self):
+        policy = Policy(8, 2, "cpu", layers_on_host=(0, 4), attention_on_device=0.5)
+        with pytest.raises(InputError, match=r"attention_on_device: 0\.5 with layers_on_host, which keep"):
+            policy.check_places(by_name("hybrid"))
+
+    @pytest.mark.parametrize("field", ["num_prompts", "attending_on_device", "defers_experts", "offloads_hidden"])
+    def test_what_does_not_go_beside_it_is_refused(self, field):
+        shape = PipelineShape(4, 2, 1, Place.CPU, (False,) * 4, offloads_hidden=False, layers_on_host=(1, 2))
+        with pytest.raises(InputError, match=f"{field}: 1 beside layers_on_host, which"):
+            replace(shape, **{field: 1})
 
     def test_it_is_told_where_it_is_given(self):
         assert Policy(8, 8, layers_on_host=(0, 4)).to_dict()["layers_on_host"] == [0, 4]

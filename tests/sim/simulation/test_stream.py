@@ -161,6 +161,7 @@ def test_goodput_counts_who_met_both_limits():
     [
         ({"schedule": "zero"}, "zero: its steps cannot carry prompts beside decode; take cgopipe or hybrid"),
         ({"attention": "gpu", "kv_on_device": 1.0}, "kv_on_device: 1 in a stream"),
+        ({"schedule": "hybrid", "layers_on_host": (0, 1)}, "num_prompts: 1 beside layers_on_host"),
         ({"chunk": 0}, "prefill_chunk: 0"),
         ({"machine": round_machine(2)}, "has 2 devices; streams are simulated on one"),
         ({"machine": round_machine(host_memory__capacity=1e9)}, "cgopipe in a stream: host memory is .* bytes short"),
