@@ -177,11 +177,12 @@ class BatchContext:
     on_head: Callable[[InFlight], None]
     """Told of each micro-batch whenever it has new tokens."""
 
-    def routed_tokens(self, group: int) -> int:
+    def routed_tokens(self, group: int, *, in_decode: bool = False) -> int:
         """The most tokens of a group whose experts are computed together, apart from their layer."""
         shape = self.layout.shape
         members = (self.micro_batches[j] for j in shape.group(group))
-        return sum(len(one.padding) * (one.width if shape.splits_experts(0) else 1) for one in members)
+        prompts = shape.splits_experts(0) and not in_decode
+        return sum(len(one.padding) * (one.width if prompts else 1) for one in members)
 
     @property
     def most_routed_tokens(self) -> int:

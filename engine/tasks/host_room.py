@@ -111,8 +111,9 @@ class ExpertRoom:
         row_bytes = _row_bytes(batch.session.run, self._layout)
         for group in range(shape.num_groups if row_bytes else 0):
             for what, num_bytes in row_bytes.items():
-                for turn in range(1 + shape.defers_experts):
-                    self.exchanged(what, shape.group(group)[0], batch.routed_tokens(group) * num_bytes, turn=turn)
+                for turn in range(1 + shape.defers_experts):  # only decode takes turns
+                    tokens = batch.routed_tokens(group, in_decode=turn > 0)
+                    self.exchanged(what, shape.group(group)[0], tokens * num_bytes, turn=turn)
         if _fetches(shape):
             for slot in range(self._layout.buffers["fetched"].turns):
                 self.told(slot, _told_bytes(batch.session.run))

@@ -62,7 +62,7 @@ class Mixes:
     working: Ints
     """Whether prefill finds routed experts of a layer on the device, and if so in parts: 0 to 2. [mix, prefill]."""
     exchanges: Ints
-    """Which of the device's, the host's and fetched ones there are: 0 to 7."""
+    """Which of the device's (beside shared ones, if any layer has such), the host's and fetched ones: 0 to 7."""
     slot_bytes: Ints
     """What streams of a layer, in prefill too. [mix, prefill on GPU or CPU, kind of layer]; kinds that lack are 0."""
     moved_bytes: Ints
@@ -132,10 +132,11 @@ def _placements(model: Model, schedule: Schedule, base: Policy, fields: dict[str
 
 def _exchanges(one: Placement) -> int:
     shared = any(layer.num_experts and layer.shared for layer in one.model.layers)
-    places = [split.places for _, split in one.distinct]
-    kinds = (ON_DEVICE, ExpertPlace.HOST, ExpertPlace.FETCHED)
-    there = [any(some & kind for some in places) for kind in kinds]
-    return int(there[0] or shared) + 2 * there[1] + 4 * there[2]
+    device = any(split.places & ON_DEVICE for layer, split in one.distinct if layer.shared or not shared)
+    host, fetched = (
+        any(split.places & kind for _, split in one.distinct) for kind in (ExpertPlace.HOST, ExpertPlace.FETCHED)
+    )
+    return int(device) + 2 * host + 4 * fetched
 
 
 def _working(one: Placement) -> int:

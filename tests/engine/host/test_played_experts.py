@@ -48,7 +48,7 @@ def test_in_decode_a_played_device_leaves_the_library_alone(monkeypatch):
         sizes.append(len(hidden))
         return library(module, hidden, *rest)
 
-    monkeypatch.setitem(ALL_EXPERTS_FUNCTIONS._global_mapping, "grouped_mm", counted)
+    monkeypatch.setitem(ALL_EXPERTS_FUNCTIONS, "grouped_mm", counted)
     schedule = by_name("n-cpu-moe")
     policy = Policy.usual(schedule, 2, 2, experts_on_device=0.5)
     with EmulatedDevice(None, None, 2**30) as device:

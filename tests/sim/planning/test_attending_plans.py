@@ -51,7 +51,7 @@ def test_it_does_not_look_where_the_cpu_does_not_bind():
 
 
 def test_experts_make_room_for_the_cache_and_no_more_of_them_than_needed():
-    setup = with_room(bound_by_the_cpu(), 0)
+    setup = with_room(bound_by_the_cpu(model=few_layers("mixtral-8x7b", 6)), 0)  # more than what two slots hold
     assert not setup.shortages
     mixed = attending_beside(setup, 2)
     assert mixed.shape.attending_on_device == 2

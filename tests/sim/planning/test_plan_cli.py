@@ -132,7 +132,7 @@ class TestPolicyFile:
         run("--out", str(path))
         schedule, fields = read_policy_file(path)
         sizes = {"micro_batch_size": None, "num_micro_batches": None}
-        given = argparse.Namespace(policy=path, plan_for=None, weight_bits=None, **sizes)
+        given = argparse.Namespace(policy=path, plan_for=None, weight_bits=None, attention_on_device=None, **sizes)
         read = given_policy(given, by_name(schedule))
         assert read == Policy.from_dict(fields, by_name(schedule))
         assert {"schema": 1, "schedule": schedule, **read.to_dict()} == json.loads(path.read_text())

@@ -34,7 +34,8 @@ WARM_UP = 2
 def streams(draw, schedule):
     """A pipeline in which some micro-batches carry prompts."""
     shape = draw(shapes(schedule, max_layers=4, max_micro_batches=5, max_pages=5).filter(_takes_prompts))
-    return replace(shape, attending_on_device=0, num_prompts=draw(st.integers(1, shape.num_micro_batches - 1)))
+    prompts = draw(st.integers(1, shape.num_micro_batches - 1))
+    return replace(shape, num_prompts=prompts, attending_on_device=0)
 
 
 def _takes_prompts(shape):
@@ -136,3 +137,8 @@ def test_the_cpu_attends_for_all_who_decode_while_the_gpu_computes_prompts(sched
 def test_a_shape_of_prompts_alone_is_refused():
     with pytest.raises(InputError, match="num_prompts: 2 of 2 micro-batches: at least one must decode"):
         PipelineShape(2, 2, 2, Place.CPU, (True, True), num_prompts=2)
+
+
+def test_attention_in_two_places_is_not_mixed_with_prompts():
+    with pytest.raises(InputError, match="attending_on_device: 1 of 2 micro-batches beside prompts"):
+        PipelineShape(2, 2, 2, Place.CPU, (True, True), num_prompts=1, attending_on_device=1)
