@@ -6,8 +6,8 @@ A random model in the shape of Qwen3-MoE with about 700M parameters on an emulat
 machine is calibrated first; then the simulator tells for each schedule which policies of a small grid fit and how fast
 each decodes. Of the six schedules that move whole layers, those that it expects within `--close` of their best are run
 once, and the fastest takes part in the repeats; so it is with up to `--tries` policies of each other schedule. All take
-turns, so that a slow time of the machine hits all alike. accelerate's `cpu_offload` and the model's own `generate()` compute on all cores of the
-host, without an emulated link.
+turns, so that a slow time of the machine hits all alike. accelerate's `cpu_offload` and the model's own `generate()`
+compute on all cores of the host, without an emulated link.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,10 @@ def _by_layers(num_layers: int) -> Iterator[dict[str, Any]]:
 def best_policies(
     model: PreTrainedModel, hardware: Hardware, name: str, requests: int, args: argparse.Namespace
 ) -> list[tuple[float, Policy]]:
-    """Of the grid, what the simulator expects to decode within `--close` of the fastest, with the tokens per second."""
+    """Of the grid, what the simulator expects to decode within `--close` of the fastest, with the tokens per second.
+
+    Of policies that differ in prefill alone, one.
+    """
     schedule = by_name(name)
     workload = Workload("requests", (args.prompt_tokens,) * requests, args.steps)
     problem = Problem(described(model), hardware, workload)
@@ -121,7 +125,8 @@ def best_policies(
             if not setup.shortages:
                 found.append((requests / predict(setup).token_s, policy))
     found.sort(key=lambda one: -one[0])
-    return [one for one in found if one[0] >= args.close * found[0][0]]
+    alike = {replace(policy, prefill_experts=None): (rate, policy) for rate, policy in reversed(found)}
+    return [one for one in found if one[0] >= args.close * found[0][0] and one in alike.values()]
 
 
 def prompts(requests: int, args: argparse.Namespace) -> list[list[int]]:
