@@ -48,11 +48,11 @@ def streamed_bytes(setup: Setup) -> list[int]:
 
 def most_locked(setup: Setup) -> Setup:
     """The setup with all its weights page-locked, else with the largest share that fits, else as it is."""
-    model, policy = setup.problem.model, setup.policy
-    layers = streamed_bytes(setup)
+    policy, placement = setup.policy, setup.placement
+    layers = [placement.moved_bytes(kind) for kind in range(len(placement.distinct))]
     bare = replace(setup, policy=replace(policy, pin_weights=0.0))
     staged = bare.memory.pinned.get(MemoryPart.STAGING, 0)
     room = capacity_bytes(setup.problem.hardware)[Tier.PINNED] - bare.memory.peak_bytes()[Tier.PINNED] + staged
-    share = largest_share(np.array(room), np.array(layers), np.array(model.layer_counts), staging_turns(bare))
+    share = largest_share(np.array(room), np.array(layers), np.array(placement.counts), staging_turns(bare))
     tried = (replace(setup, policy=replace(policy, pin_weights=one)) for one in (1.0, max(0.0, float(share))))
     return next((one for one in tried if not one.shortages), setup)

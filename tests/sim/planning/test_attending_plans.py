@@ -6,7 +6,7 @@ import pytest
 from sim_examples import few_layers, made_setup, round_machine
 
 from sim.planning.bounds import lanes_tokens_per_s
-from sim.planning.policies import attending_beside
+from sim.planning.policies import attending_beside, most_locked
 from sim.planning.search import Candidate, Objective, Plan
 from sim.problem import Workload
 
@@ -74,3 +74,19 @@ def test_the_lanes_bound_what_is_simulated(name):
         setup = made_setup(name, 8, 4, model=few_layers("mixtral-8x7b", 3), attention_on_device=share)
         found = Candidate.of(setup, lanes_tokens_per_s(setup))
         assert 0.5 * found.bound_tokens_per_s <= found.throughput_tokens_per_s <= found.bound_tokens_per_s
+
+
+def test_layers_that_differ_in_their_experts_alone_are_locked_as_far_as_fits():
+    """Of equal layers one has an expert more on the device than the others; not all of what streams may be locked."""
+    places = {"experts_on_device": 10 / 24, "deal_experts": True, "pin_weights": 1.0, "kv_on_device": 0.0}
+    setup = made_setup("hybrid", 8, 4, model=few_layers("mixtral-8x7b", 3), **places)
+    assert len(setup.placement.distinct) == 2
+    pinned = setup.memory.peak_bytes()["pinned"]
+    hardware = setup.problem.hardware.with_value("pinned", 0.7 * pinned)
+    setup = replace(setup, problem=replace(setup.problem, hardware=hardware))
+    assert setup.shortages
+    locked = most_locked(setup)
+    assert not locked.shortages
+    assert 0.5 < locked.policy.pin_weights < 1
+    more = replace(locked, policy=replace(locked.policy, pin_weights=locked.policy.pin_weights + 0.01))
+    assert more.shortages
