@@ -15,7 +15,7 @@ from sim.planning.placed import ExpertPlaces, host_layers_in_words, in_words, pl
 from sim.planning.planner import Choice, NothingFitsError, best_policy
 from sim.planning.policies import PolicyGrid
 from sim.planning.search import Candidate, Objective, in_essence, ranked
-from sim.problem import Hardware, Policy
+from sim.problem import Hardware, Policy, Problem
 from sim.schedule import by_name
 from sim.simulation import Prediction, predict
 from traces.cli import in_processes
@@ -188,7 +188,7 @@ def _replan(choice: Choice, jobs: int | None) -> list[Replanned]:
     changes = [(resource, factor) for resource in RESOURCES for factor in FACTORS]
     one_more_gb = (DEVICE_MEMORY, 1 + 1e9 / choice.problem.hardware.device_memory.capacity_bytes)
     changes.append(one_more_gb)  # a few experts a layer: too little for the grid alone to see
-    work = partial(_replanned, replace(choice, plans={}), list(choice.plans)[:2], choice.best.policy)
+    work = partial(_replanned, replace(choice, plans={}), list(choice.plans)[:2], choice.best)
     asked = [(next(iter(RESOURCES)), 1.0), *changes]
     same, *others = in_processes(work, [(change, change is one_more_gb) for change in asked], jobs)
     before = max(_worth(one, choice.objective) for one in (choice.best, same) if one is not None)
@@ -199,17 +199,17 @@ def _replan(choice: Choice, jobs: int | None) -> list[Replanned]:
 
 
 def _replanned(
-    choice: Choice, schedules: Sequence[str], policy: Policy, asked: tuple[tuple[str, float], bool]
+    choice: Choice, schedules: Sequence[str], best: Candidate, asked: tuple[tuple[str, float], bool]
 ) -> Candidate | None:
     """The best of a changed machine, if so asked refined; None if nothing fits or it allows no such number."""
-    change, refine = asked
+    (change, refine), policy = asked, best.policy
     try:
         changed = replace(choice.problem, hardware=scaled(choice.problem.hardware, *change))
     except InputError:
         return None
     options: dict[str, Any] = {"objective": choice.objective, "num_requests": choice.num_requests}
     options |= {"tolerance": NO_GAIN, "mix_attention": policy.attention_on_device > 0}
-    found: list[Candidate] = []
+    found = _as_it_is(best, changed)  # what is looked at anew is less than what was at first
     for name in schedules:
         splits = by_name(name).system.splits_experts
         grid = near_in_few(policy) if splits else near(policy)
@@ -217,6 +217,15 @@ def _replanned(
         with suppress(NothingFitsError):
             found.append(best_policy(changed, by_name(name), grid=grid, most_simulations=MOST_AGAIN, **options).best)
     return ranked(found, choice.objective)[0] if found else None
+
+
+def _as_it_is(best: Candidate, changed: Problem) -> list[Candidate]:
+    """The best policy unchanged on another machine, with nothing known of its bound; nothing if it does not fit."""
+    setup = replace(best.setup, problem=changed)
+    if setup.shortages:
+        return []
+    found = Candidate.of(setup, best.bound_tokens_per_s)
+    return [replace(found, bound_tokens_per_s=max(found.throughput_tokens_per_s, found.bound_tokens_per_s))]
 
 
 def scaled(hardware: Hardware, resource: str, factor: float) -> Hardware:

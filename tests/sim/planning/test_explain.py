@@ -92,6 +92,7 @@ class TestReplanned:
     def test_every_resource_by_every_factor(self):
         _, why = explained(self.SLOW_LINK, replan=True)
         assert list(changes(why)) == [(resource, factor) for resource in RESOURCES for factor in FACTORS]
+        assert all(change > -1e-9 for (_, factor), change in changes(why).items() if factor > 1), "more costs nothing"
 
     def test_what_binds_gives_most_and_less_of_it_costs(self):
         _, why = explained(self.SLOW_LINK, replan=True)
