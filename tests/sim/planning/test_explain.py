@@ -10,6 +10,7 @@ from plan_examples import SMALL, simple_problem
 from sim.planning import best_policy
 from sim.planning.explanation import FACTORS, RESOURCES, explain, near, scaled, sentences
 from sim.planning.planner import plan
+from sim.problem import Policy
 from sim.schedule import Place
 from sim.simulation import predict
 from traces.errors import InputError
@@ -93,6 +94,12 @@ class TestReplanned:
         _, why = explained(self.SLOW_LINK, replan=True)
         assert list(changes(why)) == [(resource, factor) for resource in RESOURCES for factor in FACTORS]
         assert all(change > -1e-9 for (_, factor), change in changes(why).items() if factor > 1), "more costs nothing"
+
+    def test_more_costs_nothing_however_little_is_looked_at(self, monkeypatch):
+        monkeypatch.setattr("sim.planning.explanation.near", lambda _: near(Policy(1, 1)))
+        choice = plan(self.SLOW_LINK, NAMES, grid=SMALL, refine=False, jobs=1, at_least=4)
+        why = explain(choice, predict(choice.best.setup), jobs=1, replan=True)
+        assert all(change > -1e-9 for (_, factor), change in changes(why).items() if factor > 1)
 
     def test_what_binds_gives_most_and_less_of_it_costs(self):
         _, why = explained(self.SLOW_LINK, replan=True)
