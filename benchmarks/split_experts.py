@@ -219,14 +219,13 @@ def contestants(
         if mine:
             name, policy = max(mine, key=lambda one: tried[one][1])
             runs[f"{label}: {name}" if label != name else name] = by_engine(model, name, policy, requests, args)
-    kept = runs
-    kept["accelerate cpu_offload"] = by_generate(model, requests, args, offloaded=True)
-    kept["generate()"] = by_generate(model, requests, args, offloaded=False)
+    runs["accelerate cpu_offload"] = by_generate(model, requests, args, offloaded=True)
+    runs["generate()"] = by_generate(model, requests, args, offloaded=False)
     told = [
         {"schedule": name, "policy": policy.to_dict(), "expected": expected, "tried": rate}
         for (name, policy), (expected, rate) in tried.items()
     ]
-    return kept, told
+    return runs, told
 
 
 def show(requests: int, runs: dict[str, list[float]]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.device import LaneContext, Mark
-from engine.host import HostExperts, HostThreads, PlayedExperts
+from engine.host import HostExperts, HostThreads, PlayedExperts, can_run_on_host
 from engine.memory import HostBlock
 from engine.model import ExpertsCall, InFlight, PlacedExperts, expert_rows
 from engine.tasks.context import BatchContext
@@ -135,7 +135,7 @@ class Experts:
             weights = _together([call.weights for call in calls])
             sizes = [len(call.hidden) for call in calls]
             if parts:
-                known = not places.formats and PlayedExperts.can_run(places.module)
+                known = not places.formats and can_run_on_host(places.module)
                 code = self._played if known else None
                 in_prefill = task.step == 0
                 output = places.compute(parts, hidden, index, weights, in_prefill=in_prefill, in_decode_by=code)

@@ -7,22 +7,17 @@ small experts of which a token uses 8, where reading the weights takes 0.5 ms. A
 import torch
 from torch import nn
 
-from engine.host.experts.host_experts import HostExperts, can_run_on_host
+from engine.host.experts.host_experts import HostExperts
 from engine.host.threads import HostThreads
 from engine.model import ExpertPart
 
 
 class PlayedExperts:
-    """Computes parts of layers for a device that the host plays. Used from one thread."""
+    """Computes parts of modules that `can_run_on_host`, for a device that the host plays. Used from one thread."""
 
     def __init__(self, threads: HostThreads) -> None:
         self._threads = threads
         self._known: dict[tuple[int, ...], HostExperts] = {}  # by where the weights are
-
-    @staticmethod
-    def can_run(module: nn.Module) -> bool:
-        """Whether the kernel knows what a module of experts computes."""
-        return can_run_on_host(module)
 
     def __call__(
         self, module: nn.Module, part: ExpertPart, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
