@@ -1,7 +1,6 @@
 from .activations import Activations as Activations
 from .buffers import Buffers as Buffers
 from .caches import (
-    BLOCK_TOKENS as BLOCK_TOKENS,
     CacheTurn as CacheTurn,
     KVBlocks as KVBlocks,
     LastUsedExperts as LastUsedExperts,

@@ -5,8 +5,12 @@ from enum import StrEnum
 
 from traces.errors import check_choice, check_count, check_flag
 
-BLOCK_TOKENS = 16
-"""Tokens of a block of KV cache, as usual where it is paged: at worst 15 of a request's places stay empty."""
+BLOCK_TOKENS = 64
+"""Tokens of a block of KV cache: a request leaves half of its last one empty; where a block ends attention loses time.
+
+Our kernel on the host read blocks of 16, 32 and 64 tokens 0.59 to 0.77, 0.79 to 0.87 and 0.91 to 0.95 times as fast as
+one piece (Mixtral's heads in bfloat16, one thread of a busy EPYC, CPU time).
+"""
 
 
 class Priority(StrEnum):

@@ -6,8 +6,9 @@ from hypothesis import given, settings, strategies as st
 from mixtral_sizes import KV_BYTES
 
 from engine.device import EmulatedDevice, Ledger
-from engine.memory import BLOCK_TOKENS, HostBlocks, KVBlocks
+from engine.memory import HostBlocks, KVBlocks
 from engine.model import KeysValues
+from sim.admission import BLOCK_TOKENS
 from sim.problem import Model
 from traces.errors import InputError
 

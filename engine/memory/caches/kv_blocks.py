@@ -8,7 +8,6 @@ one piece. The rooms are taken once, as large as the memory plan says; requests 
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 import torch
 
@@ -16,13 +15,8 @@ from engine.device import Ledger
 from engine.host import BlockTable, check_block_tokens
 from engine.memory.host_blocks import HostBlocks
 from engine.model import KeysValues
+from sim.admission import BLOCK_TOKENS
 from sim.schedule import MemoryPart
-
-BLOCK_TOKENS: Final = 64
-"""Tokens of a block: a request leaves half of its last one empty, but where a block ends attention loses time.
-
-In half precision a head of 128 has 16 KiB of a block then, which is read about 0.9 times as fast as one piece.
-"""
 
 
 @dataclass(slots=True)

@@ -139,7 +139,7 @@ def test_the_context_of_who_decodes_is_read_from_the_composition():
 def test_blocks_are_the_room_that_the_host_has_left():
     small, large = (setup_of(machine=round_machine(host_memory__capacity=size)) for size in (20e9, 21e9))
     assert large.num_blocks - small.num_blocks == pytest.approx(1e9 / small.block_bytes, abs=1)
-    assert small.block_bytes == 16 * 2 * 2 * 2 * 8 * 128 * 1.0  # tokens, layers, K and V, two bytes, heads of 128
+    assert small.block_bytes == 64 * 2 * 2 * 2 * 8 * 128 * 1.0  # tokens, layers, K and V, two bytes, heads of 128
 
 
 def test_quantiles_are_values_of_requests():
