@@ -202,3 +202,12 @@ def test_rules_that_cannot_be_kept_are_refused(name, value, message):
     fields = {"num_blocks": 1, "micro_batch_size": 1, "num_micro_batches": 1, "prefill_chunk": 1, name: value}
     with pytest.raises(InputError, match=message):
         AdmissionRules(**fields)
+
+
+@pytest.mark.parametrize(("preempts", "entered"), [(False, (0,)), (True, (0, 1))])
+def test_who_may_not_be_preempted_enters_only_where_it_can_grow(preempts, entered):
+    """Each of two takes 2 blocks now and 5 in the end, of 6."""
+    admission = Admission(AdmissionRules(6, 2, 1, 10, block_tokens=1, preempts=preempts))
+    for number in range(2):
+        admission.arrive(request(number, prompt=2, most=4))
+    assert admission.step().entered == entered
