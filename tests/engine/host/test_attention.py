@@ -1,16 +1,14 @@
 """Decode attention on the host: right to float32's last digits, whatever the shape, and only where it fits."""
 
 import hashlib
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from llvmlite import binding
 from numba import njit
+from other_processors import OTHER_PROCESSORS, made_for
 from plain_attention import random, reference
 from transformers import DeepseekV3Config, DynamicCache, GptOssConfig, MixtralConfig
 from transformers.masking_utils import create_causal_mask
@@ -18,7 +16,6 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Atten
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
 from transformers.models.mixtral.modeling_mixtral import MixtralAttention, eager_attention_forward
 
-import sim.simulation
 from engine.host import BITS, HostAttention, unsupported, vectors
 from engine.host.attention import decode, kernel, tiles
 from engine.host.bits import bits_of
@@ -80,14 +77,9 @@ def test_a_tile_fits_the_registers_of_the_processor(features, registers):
     assert vectors.registers(features) == registers
 
 
-@pytest.mark.parametrize("features", [{"sse2": True, "avx": True}, {"sse2": True}, {"neon": True}])
+@pytest.mark.parametrize("features", OTHER_PROCESSORS)
 def test_with_the_registers_of_other_processors_it_is_the_same(features, monkeypatch):
-    monkeypatch.setattr(binding, "get_host_cpu_features", lambda: features)
-    monkeypatch.setattr(sim.simulation, "jitted", lambda function, **options: njit(nogil=True, **options)(function))
-    for module in (vectors, tiles, kernel):
-        made = importlib.util.module_from_spec(importlib.util.find_spec(module.__name__))
-        monkeypatch.setitem(sys.modules, module.__name__, made)
-        made.__spec__.loader.exec_module(made)
+    _, _, made = made_for(features, (vectors, tiles, kernel), monkeypatch)
     assert vectors.registers(features)[0] == made.LANES
     monkeypatch.setattr(decode, "attend", made.attend)
     monkeypatch.setattr(decode, "scratch_for", made.scratch_for)
