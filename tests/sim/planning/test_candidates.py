@@ -8,7 +8,7 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from plan_examples import SMALL, problems, simple_problem
+from plan_examples import SLACK, SMALL, assert_nothing_is_faster, problems, simple_problem
 from sim_examples import few_layers, preset
 
 from sim.cost import Setup
@@ -26,9 +26,6 @@ ALL = sorted(registered())
 AS_ONE = [name for name in ALL if not by_name(name).system.splits_experts]
 SETTINGS = settings(deadline=None, derandomize=True, max_examples=25)
 ONE_BY_ONE = settings(deadline=None, derandomize=True, max_examples=60)
-
-SLACK = 2e-3
-"""What the simulator's own interpolation is good for, twice."""
 
 
 def every_policy(problem, schedule, grid):
@@ -201,13 +198,8 @@ class TestBound:
     @ONE_BY_ONE
     def test_nothing_is_simulated_to_be_faster(self, problem, name, at):
         found = candidates_of(problem, by_name(name), SMALL)
-        if not len(found):
-            return
-        total_s, decode_s = least_seconds(found)
-        for row in {int(at * (len(found) - 1)), 0, len(found) - 1}:
-            result = predict(found.setup(row), compiled=True)
-            assert total_s[row] <= result.total_s * (1 + SLACK)
-            assert decode_s[row] <= result.decode_s * (1 + SLACK)
+        if len(found):
+            assert_nothing_is_faster(found, at)
 
     @pytest.mark.parametrize("name", AS_ONE)
     def test_it_is_tight_on_a_real_model(self, name):
