@@ -1,18 +1,18 @@
 """The options that say which requests come and how they are served, for every command that serves them."""
 
 import argparse
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sim.admission.arrivals import Arrivals
-from sim.admission.lengths import GenerationLengths
 from sim.admission.rules import Priority, Service
-from sim.admission.stream import RequestStream
-from sim.problem import Problem
 from traces.cli import positive_int
 from traces.errors import InputError, check_choice, check_count
+
+if TYPE_CHECKING:
+    from sim.admission.stream import RequestStream
+    from sim.problem import Problem
 
 DRAWN = ("arrivals", "gen_lens", "seed")
 """What a file of requests says itself."""
@@ -60,16 +60,24 @@ class StreamOptions:
             self.tpot,
         )
 
-    @property
-    def of_mixed_steps(self) -> list[str]:
-        """The options that were given and say nothing where no schedule mixes prompts into decode."""
-        return [option(name) for name in OF_MIXED_STEPS if getattr(self, name)]
+    def check_schedules(self, names: Sequence[str]) -> None:
+        """Raise InputError for what says something of mixed steps where no schedule has them."""
+        from sim.schedule import by_name, registered
 
-    def stream_of(self, problem: Problem, gen_len: int | None = None) -> tuple[Problem, RequestStream]:
+        given = [option(name) for name in OF_MIXED_STEPS if getattr(self, name)]
+        if given and not any(by_name(name).system.mixes for name in names):
+            can = " or ".join(name for name, schedule in registered().items() if schedule.system.mixes)
+            raise InputError(
+                f"{given[0]}: none of {', '.join(names)} carries prompts beside decode: leave it out, or compare {can}"
+            )
+
+    def stream_of(self, problem: "Problem", gen_len: int | None = None) -> "tuple[Problem, RequestStream]":
         """The requests, and the problem with them as its workload. `gen_len` is what a file's may generate.
 
         Where the problem's prompts are padded, so are these.
         """
+        from sim.admission.stream import RequestStream
+
         workload = problem.workload
         if isinstance(self.requests, int):
             return problem, RequestStream.of(workload, self.requests, **self._drawn())
@@ -78,6 +86,9 @@ class StreamOptions:
         return replace(problem, workload=stream.workload(padded=workload.padded)), stream
 
     def _drawn(self) -> dict[str, Any]:
+        from sim.admission.arrivals import Arrivals
+        from sim.admission.lengths import GenerationLengths
+
         lengths = GenerationLengths.parse(self.gen_lens or "constant")
         return {"lengths": lengths, "arrivals": Arrivals.parse(self.arrivals or "at-once"), "seed": self.seed or 0}
 
