@@ -1,6 +1,7 @@
 """The options that say which requests come and how they are served, for every command that serves them."""
 
 import argparse
+import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -91,6 +92,12 @@ class StreamOptions:
 
         lengths = GenerationLengths.parse(self.gen_lens or "constant")
         return {"lengths": lengths, "arrivals": Arrivals.parse(self.arrivals or "at-once"), "seed": self.seed or 0}
+
+    def files(self) -> dict[str, str]:
+        """The files that requests come from, with hashes of what they hold."""
+        named = (self.requests, self.arrivals, self.gen_lens)
+        paths = [Path(text) for text in named if isinstance(text, str) and Path(text).is_file()]
+        return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def option(name: str) -> str:
