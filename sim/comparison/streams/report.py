@@ -37,7 +37,7 @@ def print_served(found: ServedComparison, baseline: str | None) -> None:
     out.table([KEYS, *latencies], (_latencies(*row) for row in rows), "of the requests", keys=2)
     lanes = list(dict.fromkeys(name for _, result in rows for name in result.lanes if ":" not in name))
     busy = ((*_key(one), *(_lane(result, name) for name in lanes)) for one, result in rows)
-    out.table({**KEYS, **dict.fromkeys(lanes, ">")}, busy, "busy · tokens/s at most, if it never waited", keys=2)
+    out.table({**KEYS, **dict.fromkeys(lanes, ">")}, busy, "busy · tokens/s if it never waited", keys=2)
     out.say(*_notes(found), *_not_served(found), _why(rows), basis_of(hardware))
 
 
