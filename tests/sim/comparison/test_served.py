@@ -70,9 +70,9 @@ class TestComparison:
 
     def test_beside_decode_is_what_the_stream_says(self):
         problem, service = problem_of(), Service(64, 2, Priority.LONGEST, preempts=True)
-        found, policy = served(service=service)[1], Policy(8, 4)
+        found = served(service=service)[1]
         stream = RequestStream.of(problem.workload, 24)
-        setup = StreamSetup(problem, found.setup.schedule, policy, 64, 2)
+        setup = StreamSetup(problem, found.setup.schedule, found.setup.policy, 64, 2)
         assert found.result == serve_stream(setup, stream, Priority.LONGEST, preempts=True)
 
     def test_the_best_is_the_fastest(self):
