@@ -7,7 +7,7 @@ import pytest
 from cases import INPUTS
 from sim_examples import few_layers, round_machine
 
-from sim.admission import GenerationLengths, Priority, Prompts, RequestStream, Service
+from sim.admission import GenerationLengths, Priority, Prompts, RequestStream, Service, StreamOptions
 from sim.cli import main
 from sim.comparison import Asked, compare, compare_served
 from sim.comparison.streams.chunks import CHUNKS, balanced_chunk
@@ -210,15 +210,14 @@ class TestOptions:
         assert shown[0] == shown[1]
         assert [one["generated_tokens"] for one in shown[0]] == [19, 19]
 
-    def test_prompts_of_a_file_are_padded_as_those_of_a_workload(self, capsys, tmp_path):
+    def test_prompts_of_a_file_are_padded_as_those_of_a_workload(self, tmp_path):
         file = tmp_path / "two.jsonl"
         file.write_text('{"prompt_tokens": 60}\n{"prompt_tokens": 10}\n')
-        times = {}
-        for how in ("--padded", "--unpadded"):
-            small = [*SMALL[:2], "--gen-len", "8", *SIZES, "--schedules", "zero", "--jobs", "1", how]
-            assert main(["compare", *small, "--requests", str(file), "--json", "-"]) == 0
-            times[how] = json.loads(capsys.readouterr().out)["results"][0]["total_s"]
-        assert times["--padded"] > times["--unpadded"]
+        for padded, lengths in ((True, [60, 60]), (False, [60, 10])):
+            asked = problem_of(Workload("any", (7,), 8, padded))
+            problem, stream = StreamOptions(str(file)).stream_of(asked)
+            assert [one.prompt_tokens for one in stream.requests] == lengths
+            assert (problem.workload.padded, problem.workload.prompt_tokens) == (padded, tuple(lengths))
 
     def test_plot_writes_a_picture(self, capsys, tmp_path):
         file = tmp_path / "served.png"
