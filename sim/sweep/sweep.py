@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import islice, product
 from typing import Any
 
-from sim.admission import Prompts, StreamOptions
+from sim.admission import Prompts, RequestStream, StreamOptions
 from sim.comparison import SIZES, Asked, Outcome, compare
 from sim.hrm import SCHEDULE, search_policies
 from sim.planning import best_policy
@@ -235,6 +235,8 @@ class Sweep:
             one.check_schedules(self._schedules)
             if isinstance(one.requests, str) and lengths:
                 raise InputError(f"--requests {one.requests}: has the prompts: leave out workload and prompt_len")
+            if isinstance(one.requests, str):
+                RequestStream.read(one.requests, self._base.gen_len)
 
     def _files(self) -> dict[str, str]:
         """What the files hold that requests come from, as hashes."""
