@@ -204,7 +204,7 @@ _READERS: dict[str, Callable[[str], Value]] = {
     **dict.fromkeys(("model", "hardware", "workload", "schedule", "routing"), str),
     **dict.fromkeys(("gen_len", "prompt_len"), _as_count),
     "padded": _as_flag,
-    **dict.fromkeys(("arrivals", "gen_lens", "priority"), str),
+    **dict.fromkeys(("arrivals", "gen_lens", "prompt_lens", "priority"), str),
     **dict.fromkeys(("prefill_chunk", "prompt_batches"), _as_count),
     **dict.fromkeys(("ttft", "tpot"), _as_number),
     "requests": _as_requests,

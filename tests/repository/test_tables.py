@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
-from sim.admission import GenerationLengths, RequestStream, Service
+from sim.admission import Lengths, RequestStream, Service
 from sim.cli import main as sim
 from sim.comparison import Asked, compare, compare_served, print_comparison, print_served
 from sim.planning import PolicyGrid, seconds, speeds
@@ -75,7 +75,7 @@ def comparison(model="mixtral-8x7b", hardware="gcp-t4", size=36, baseline="flexg
 def served():
     """Requests that end early, on a schedule that can mix and on two that cannot."""
     asked = Problem.of("olmoe-1b-7b", "t4", prompt_len=64, gen_len=6)
-    stream = RequestStream.of(asked.workload, 40, lengths=GenerationLengths.parse("lognormal:4,0.6"))
+    stream = RequestStream.of(asked.workload, 40, lengths=Lengths.parse("lognormal:4,0.6"))
     names, service = ["cgopipe", "flexgen", "zero"], Service(prefill_chunk=256, ttft_limit_s=3.0)
     return compare_served(asked, stream, service, names, Asked({}, 8, 2), jobs=1)
 

@@ -1,11 +1,12 @@
 """Requests from workloads, distributions and files: reproducible, in order, with errors of one line."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from sim.admission import Arrivals, GenerationLengths, RequestStream, StreamedRequest
-from sim.problem import Workload
+from sim.admission import Arrivals, Lengths, RequestStream, StreamedRequest, StreamOptions
+from sim.problem import Problem, Workload
 from traces.errors import InputError
 
 WORKLOAD = Workload("two", (5, 9), 100)
@@ -19,7 +20,7 @@ def test_a_workload_repeats_its_questions():
 
 
 def test_lognormal_lengths_have_their_mean_and_end_at_the_limit():
-    lengths = GenerationLengths.parse("lognormal:40,0.5")
+    lengths = Lengths.parse("lognormal:40,0.5")
     stream = RequestStream.of(WORKLOAD, 4000, lengths=lengths)
     drawn = [one.generated_tokens for one in stream.requests]
     assert all(1 <= length <= one.most_tokens == 100 for length, one in zip(drawn, stream.requests, strict=True))
@@ -36,7 +37,7 @@ def test_poisson_arrivals_have_their_rate_and_come_in_order():
 
 def test_a_seed_decides_all_that_is_drawn():
     def drawn(seed, lengths="lognormal:40,1"):
-        both = {"lengths": GenerationLengths.parse(lengths), "arrivals": Arrivals.parse("poisson:1/s")}
+        both = {"lengths": Lengths.parse(lengths), "arrivals": Arrivals.parse("poisson:1/s")}
         return RequestStream.of(WORKLOAD, 50, **both, seed=seed)
 
     assert drawn(1) == drawn(1) != drawn(2)
@@ -92,7 +93,7 @@ def test_arrivals_that_are_none(text, message):
 )
 def test_lengths_that_are_none(text, message):
     with pytest.raises(InputError, match=message):
-        GenerationLengths.parse(text)
+        Lengths.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -160,17 +161,17 @@ def test_padded_requests_are_as_long_as_the_longest_and_a_workload_has_them(tmp_
 def test_lengths_of_a_file_begin_anew_and_are_no_longer_than_allowed(tmp_path):
     path = tmp_path / "lengths.jsonl"
     path.write_text('{"generated_tokens": 3}\n{"generated_tokens": 70}\n')
-    lengths = GenerationLengths.parse(str(path))
+    lengths = Lengths.parse(str(path))
     assert [one.generated_tokens for one in RequestStream.of(WORKLOAD, 5, lengths=lengths).requests] == [
         3, 70, 3, 70, 3
     ]  # fmt: skip
-    with pytest.raises(InputError, match="70 tokens are more than the 60 that a request may generate"):
+    with pytest.raises(InputError, match="70 tokens are more than the 60 that a request may have"):
         lengths.drawn(60, 5, 0)
 
 
 def test_a_mean_that_requests_may_not_reach_is_refused():
     with pytest.raises(InputError, match=r"lognormal:101,1: 101 tokens are more than the 100 .* larger --gen-len"):
-        RequestStream.of(WORKLOAD, 5, lengths=GenerationLengths.parse("lognormal:101,1"))
+        RequestStream.of(WORKLOAD, 5, lengths=Lengths.parse("lognormal:101,1"))
 
 
 @pytest.mark.parametrize(
@@ -201,3 +202,23 @@ def test_a_line_of_the_batch_format_without_messages(tmp_path):
     path.write_text('{"custom_id": "a", "body": {"prompt": "x"}}')
     with pytest.raises(InputError, match="line 1: body: holds no list of messages"):
         RequestStream.read(path)
+
+
+def test_prompts_have_lengths_of_a_law_or_a_file(tmp_path):
+    problem = Problem.of("mixtral-8x7b", "gcp-t4", prompt_len=7, gen_len=90, padded=False)
+    drawn, stream = StreamOptions(3000, prompt_lens="lognormal:50,0.5", gen_lens="lognormal:6,0.5").stream_of(problem)
+    lengths = [one.prompt_tokens for one in stream.requests]
+    assert sum(lengths) / len(lengths) == pytest.approx(50, rel=0.04)
+    assert drawn.workload.prompt_tokens == tuple(lengths)
+    same = [one.prompt_tokens > 50 for one in stream.requests]
+    together = sum(one.generated_tokens for one, is_long in zip(stream.requests, same, strict=True) if is_long)
+    assert together / sum(same) == pytest.approx(6, rel=0.05), "drawn apart from what they generate"
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt_tokens": 3}\n{"prompt_tokens": 4}\n')
+    _, stream = StreamOptions(3, prompt_lens=str(path)).stream_of(problem)
+    assert [one.prompt_tokens for one in stream.requests] == [3, 4, 3]
+    padded = replace(problem, workload=problem.workload.with_(padded=True))
+    _, stream = StreamOptions(3, prompt_lens=str(path)).stream_of(padded)
+    assert [one.prompt_tokens for one in stream.requests] == [4, 4, 4]
+    with pytest.raises(InputError, match="prompt-lens 'lognorm:3,1': unknown; did you mean lognormal"):
+        StreamOptions(3, prompt_lens="lognorm:3,1")

@@ -7,7 +7,7 @@ import pytest
 from cases import INPUTS
 from sim_examples import few_layers, round_machine
 
-from sim.admission import GenerationLengths, Priority, Prompts, RequestStream, Service, StreamOptions
+from sim.admission import Lengths, Priority, Prompts, RequestStream, Service, StreamOptions
 from sim.cli import main
 from sim.comparison import Asked, compare, compare_served
 from sim.comparison.streams.chunks import CHUNKS, balanced_chunk
@@ -119,7 +119,7 @@ class TestComparison:
         assert beside.reason.startswith("kv_on_device: 1 in a stream")
 
     def test_equal_inputs_have_equal_hashes_and_others_do_not(self):
-        lengths = GenerationLengths.parse("lognormal:4,0.5")
+        lengths = Lengths.parse("lognormal:4,0.5")
         ways = [{}, {"num_requests": 9}, {"lengths": lengths}, {"lengths": lengths, "seed": 1}]
         ways += [{"service": Service(32)}, {"service": Service(64, ttft_limit_s=1.0)}, {"schedules": ["zero"]}]
         hashes = [served(**way).to_dict()["input_hash"] for way in ways]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from sim_examples import few_layers, round_machine
 
-from sim.admission import Arrivals, GenerationLengths, Priority, RequestStream, StreamedRequest
+from sim.admission import Arrivals, Lengths, Priority, RequestStream, StreamedRequest
 from sim.cost import Setup
 from sim.problem import Policy, Problem, Workload
 from sim.schedule import by_name
@@ -167,7 +167,7 @@ def test_who_finds_no_room_in_the_kv_cache_waits_for_the_next_batch():
 )
 def test_every_request_has_its_tokens(count, lengths, arrivals, priority, seed):
     workload = Workload("mixed", (20, 90, 40, 70, 33), 20)
-    drawn = {"lengths": GenerationLengths.parse(lengths), "arrivals": Arrivals.parse(arrivals), "seed": seed}
+    drawn = {"lengths": Lengths.parse(lengths), "arrivals": Arrivals.parse(arrivals), "seed": seed}
     stream = RequestStream.of(workload, count, **drawn)
     result = serve_in_batches(setup_of(workload=workload), stream, priority)
     assert [(one.id, one.num_tokens) for one in result.requests] == [
