@@ -97,9 +97,9 @@ class StreamOptions:
             return problem
         prompts = Lengths.parse(str(self.prompt_lens), PROMPTS).drawn(int(MOST_MEAN), count, self.seed or 0)
         name, text = f"prompt-lens {self.prompt_lens}", "prompts of the lengths that were given"
-        fields = {"name": name, "prompt_tokens": tuple(prompts), "description": text}
-        known = {"source": "given by the caller", "basis": Basis.ASSUMED}
-        return replace(problem, workload=replace(problem.workload, **fields, **known))
+        given: dict[str, Any] = {"name": name, "prompt_tokens": tuple(prompts), "description": text}
+        given |= {"source": "given by the caller", "basis": Basis.ASSUMED}
+        return replace(problem, workload=replace(problem.workload, **given))
 
     def _drawn(self) -> dict[str, Any]:
         from sim.admission.arrivals import Arrivals

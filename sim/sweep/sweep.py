@@ -109,8 +109,9 @@ class Sweep:
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """The names of a row's cells."""
-        labels, results = [axis.label for axis in self._axes], MEASURE_COLUMNS
-        problem = PROBLEM_COLUMNS
+        labels = [axis.label for axis in self._axes]
+        problem: tuple[str, ...] = PROBLEM_COLUMNS
+        results: tuple[str, ...] = MEASURE_COLUMNS
         if self._base.stream is not None:
             problem, results = (*problem, *START_COLUMNS), SERVED_COLUMNS
         first, last = ([name for name in names if name not in labels] for names in (problem, results))
@@ -146,7 +147,7 @@ class Sweep:
 
     def _combinations(self) -> Iterator[tuple[tuple[Value, ...], str, Prompts | None]]:
         for values, schedule in self._with_schedules():
-            places = (None,) if self._base.stream is None else places_of(schedule)
+            places: Sequence[Prompts | None] = (None,) if self._base.stream is None else places_of(schedule)
             yield from ((values, schedule, prompts) for prompts in places)
 
     def _with_schedules(self) -> Iterator[tuple[tuple[Value, ...], str]]:
@@ -225,7 +226,7 @@ class Sweep:
     def _check_streams(self) -> None:
         swept = {name for axis in self._axes for name in axis.names}
         if self._base.stream is None:
-            for name in STREAM_SETTINGS & swept:
+            for name in sorted(STREAM_SETTINGS & swept):
                 raise InputError(f"--axis {name}: says something of a stream of requests: give --requests N too")
             return
         if self._base.by == HRM:
@@ -240,8 +241,10 @@ class Sweep:
 
     def _files(self) -> dict[str, str]:
         """What the files hold that requests come from, as hashes."""
-        found = all_options(self._base.stream, self._axes) if self._base.stream is not None else ()
-        return {path: digest for one in found for path, digest in one.files().items()}
+        if self._base.stream is None:
+            return {}
+        every = all_options(self._base.stream, self._axes)
+        return {path: digest for one in every for path, digest in one.files().items()}
 
 
 def _with_numbers(machine: Hardware, axis: Axis, value: Value) -> Hardware:
