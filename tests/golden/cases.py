@@ -151,8 +151,8 @@ STREAMS = (
     ),
     _sim(
         "sweep-requests",
-        "sweep --model INPUTS/four-layers.json --axis requests=10,40 --axis priority=arrival,longest --gen-len 9"
-        " --schedules cgopipe,flexgen --prefill-chunk 512 --micro-batch-size 8 --num-micro-batches 2 --unpadded --jobs 1",
+        "sweep --model olmoe-1b-7b --hardware t4 --axis requests=10,40 --axis prefill_chunk=256,512 --gen-len 9"
+        " --schedules cgopipe,flexgen --micro-batch-size 8 --num-micro-batches 2 --prompt-len 64 --jobs 1",
     ),
 )
 CASES = (*COMPARE, *PLAN, *SWEEP, *STREAMS, *ROOFLINE, *PUBLISHED, *REPLAY)
