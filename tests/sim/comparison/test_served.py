@@ -239,7 +239,6 @@ class TestOptions:
             (("--requests", "0"), "requests: 0 is not allowed"),
             (("--requests", "-4"), "requests: -4 is not allowed"),
             (("--requests", "many"), "requests: 'many' is neither a whole number nor a file"),
-            (("--requests", "/nonexistent/trace.csv"), "cannot be read"),
             (("--requests", "9", "--arrivals", "poisson:0/s"), "not a rate"),
             (("--requests", "9", "--arrivals", "soon"), "arrivals 'soon': unknown"),
             (("--requests", "9", "--gen-lens", "lognorm:3,1"), "did you mean lognormal"),
@@ -267,6 +266,8 @@ class TestOptions:
         without = [*SMALL[:2], *SIZES, "--jobs", "1", "--requests", str(file)]
         assert main(["compare", *without, "--arrivals", "poisson:1/s"]) == 2
         assert "--arrivals: " in capsys.readouterr().err
+        assert main(["compare", *SMALL[:2], *SIZES, "--jobs", "1", "--requests", "/nonexistent/trace.csv"]) == 2
+        assert "trace.csv: cannot be read" in capsys.readouterr().err
 
     def test_a_request_too_long_for_the_kv_cache_says_so(self, capsys, tmp_path):
         file = tmp_path / "long.csv"
