@@ -51,7 +51,8 @@ class Lengths:
     def _read(cls, text: str, of: str) -> Self:
         path, line_of_it = Path(text), f'{{"{of}": 64}}'
         if path.suffix.lower() != ".jsonl" and not path.is_file():
-            near = nearest(text.partition(":")[0], (CONSTANT, LOGNORMAL))
+            law = text.partition(":")[0]
+            near = "" if law == LOGNORMAL else nearest(law, (CONSTANT, LOGNORMAL))
             raise InputError(
                 f"{_OPTIONS[of]} {text!r}: unknown{near}; give {CONSTANT}, {LOGNORMAL}:MEAN,SIGMA such as "
                 f"{LOGNORMAL}:100,0.8, or a .jsonl file with {line_of_it} a line"

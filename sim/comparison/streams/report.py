@@ -7,7 +7,6 @@ from sim.admission import Prompts
 from sim.comparison.report import basis_of, schedules_by
 from sim.comparison.streams.served import Served, ServedComparison
 from sim.planning import headline, in_short, seconds
-from sim.problem import Policy
 from sim.simulation import Quantiles, StreamResult
 from traces.cli import TEXT, Columns, Report
 
@@ -63,8 +62,7 @@ def _rates(one: Served, result: StreamResult, against: Sequence[float], num_more
 
 
 def _policy(one: Served) -> str:
-    policy: Policy | None = one.setup and one.setup.policy
-    return in_short(policy) if policy else ""
+    return in_short(one.setup.policy) if one.setup else ""
 
 
 def _latencies(one: Served, result: StreamResult) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ def test_arrivals_that_are_none(text, message):
     ("text", "message"),
     [
         ("lognorm:3,1", "did you mean lognormal"),
-        ("lognormal:3", "give constant, or lognormal:MEAN,SIGMA"),
+        ("lognormal:3", "unknown; give constant, lognormal:MEAN,SIGMA"),
         ("lognormal:0,1", "MEAN: 0.0 is not allowed"),
         ("lognormal:5,x", "SIGMA: nan is not allowed"),
     ],
