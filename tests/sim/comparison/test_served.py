@@ -103,7 +103,7 @@ class TestComparison:
         assert "planned for 3 requests, fewer than the" in found.note
 
     def test_what_does_not_fit_says_so_in_both_places(self):
-        problem = problem_of(host_memory__capacity=1e9)
+        problem = problem_of(host_memory__capacity=1e9, device_memory__capacity=1e9)
         stream = RequestStream.of(problem.workload, 9)
         found = compare_served(problem, stream, Service(64), ["cgopipe"], EIGHT, jobs=1)
         assert [one.result for one in found] == [None, None]

@@ -66,7 +66,7 @@ def test_rows_have_the_columns_that_are_said():
 
 
 def test_more_requests_take_longer():
-    rows = [row_of(point) for point in swept(["requests=8,16,24"], schedules=("zero",)).points()]
+    rows = [row_of(point) for point in swept(["requests=8,16,24"], StreamOptions(1), ("zero",)).points()]
     assert [row["requests"] for row in rows] == [8, 16, 24]
     assert rows[0]["total_s"] < rows[1]["total_s"] < rows[2]["total_s"]
     assert rows[2]["total_s"] - rows[1]["total_s"] == pytest.approx(rows[1]["total_s"] - rows[0]["total_s"])
@@ -129,7 +129,7 @@ def test_requests_may_be_an_axis_alone(tmp_path, capsys):
     ("args", "says"),
     [
         (("--axis", "prefill_chunk=64"), "--prefill-chunk: says something of a stream of requests"),
-        (("--axis", "gen_len=8", "--tpot", "1"), "--tpot: says something"),
+        (("--axis", "padded=true", "--tpot", "1"), "--tpot: says something"),
         (("--axis", "requests=0"), "'0' is not a whole number of at least 1"),
         (("--axis", "requests=4", "--by", "hrm"), "--by hrm: knows one batch only"),
         (("--axis", "requests=4", "--axis", "arrivals=soon"), "arrivals 'soon': unknown"),
