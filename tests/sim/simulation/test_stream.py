@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 from sim_examples import few_layers, round_machine
 
-from sim.admission import Admission, Arrivals, Composition, Decoding, GenerationLengths, Priority, RequestStream
+from sim.admission import Admission, Arrivals, Composition, Decoding, Lengths, Priority, RequestStream
 from sim.cost import CostModel
 from sim.problem import Batch, MicroBatch, Policy, Problem, Workload
 from sim.schedule import CPU, GPU, Op, Task, by_name
@@ -58,7 +58,7 @@ def test_steps_simulated_one_by_one_take_what_they_take_in_one_run(schedule):
 @pytest.mark.parametrize("schedule", ["cgopipe", "hybrid"])
 @pytest.mark.parametrize("priority", Priority)
 def test_every_request_has_its_tokens_in_order(schedule, priority):
-    lengths, arrivals = GenerationLengths.parse("lognormal:4,0.6"), Arrivals.parse("poisson:20/s")
+    lengths, arrivals = Lengths.parse("lognormal:4,0.6"), Arrivals.parse("poisson:20/s")
     stream = RequestStream.of(WORKLOAD, 20, lengths=lengths, arrivals=arrivals)
     result = serve_stream(setup_of(schedule), stream, priority)
     assert [(one.id, one.num_tokens) for one in result.requests] == [
@@ -149,7 +149,7 @@ def test_quantiles_are_values_of_requests():
 
 def test_goodput_counts_who_met_both_limits():
     times = [RequestTimes(0, 0, 10**9, 3 * 10**9, 3), RequestTimes(1, 0, 2 * 10**9, 4 * 10**9, 2)]
-    result = StreamResult(tuple(times), {}, None, 4, 4, 0)
+    result = StreamResult(tuple(times), {}, None, 4, 4, 0, 1.0)
     assert [(one.first_token_s, one.token_s, one.whole_s) for one in times] == [(1, 1, 3), (2, 2, 4)]
     assert (result.goodput(), result.goodput(1.5), result.goodput(5, 1.5), result.goodput(1.5, 0.5)) == (
         0.5, 0.25, 0.25, 0
