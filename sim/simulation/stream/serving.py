@@ -4,8 +4,8 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from sim.admission import Admission, Composition, Priority, RequestStream, StreamedRequest
-from sim.simulation.prediction import NS, LaneSummary
-from sim.simulation.stream.results import RequestTimes, StreamResult
+from sim.simulation.prediction import NS
+from sim.simulation.stream.results import RequestTimes, StreamResult, lane_summaries
 from sim.simulation.stream.setup import StreamSetup
 from sim.simulation.stream.steps import StepTimes
 
@@ -37,6 +37,8 @@ class _Run:
     num_tokens: int = 0
     num_steps: int = 0
     num_preempted: int = 0
+    held_ns: int = 0
+    """Of each request that was in, the time that it was; of all places together."""
     steady_from: tuple[int, int] | None = None
     """When the first request ended, and how many tokens there were."""
     steady_to: tuple[int, int] | None = None
@@ -55,7 +57,9 @@ class _Run:
                 self.now_ns = self.coming[0].arrival_ns
             self.before = None
             return bool(self.coming)
-        self.now_ns += self.times.span_ns(self.before, composition)
+        span_ns = self.times.span_ns(self.before, composition)
+        self.now_ns += span_ns
+        self.held_ns += self.admission.num_running * span_ns
         self.before = composition
         self.num_steps += 1
         self.num_preempted += len(composition.preempted)
@@ -79,12 +83,11 @@ class _Run:
             self.steady_to = mark
 
     def result(self) -> StreamResult:
-        lanes = {
-            name: LaneSummary(use.busy_ns * NS, use.busy_ns / self.now_ns, {})
-            for name, use in sorted(self.times.lanes.items())
-        }
+        lanes = lane_summaries(self.times.lanes.values(), self.now_ns)
         done = tuple(sorted(self.done, key=lambda one: one.id))
-        return StreamResult(done, lanes, self._steady(), self.num_steps, self.times.num_simulated, self.num_preempted)
+        counts = self.num_steps, self.times.num_simulated, self.num_preempted
+        occupancy = self.held_ns / (self.admission.rules.most_running * self.now_ns)
+        return StreamResult(done, lanes, self._steady(), *counts, occupancy)
 
     def _steady(self) -> float | None:
         if self.steady_from is None or self.steady_to is None or self.steady_to[0] <= self.steady_from[0]:

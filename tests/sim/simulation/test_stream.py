@@ -149,7 +149,7 @@ def test_quantiles_are_values_of_requests():
 
 def test_goodput_counts_who_met_both_limits():
     times = [RequestTimes(0, 0, 10**9, 3 * 10**9, 3), RequestTimes(1, 0, 2 * 10**9, 4 * 10**9, 2)]
-    result = StreamResult(tuple(times), {}, None, 4, 4, 0)
+    result = StreamResult(tuple(times), {}, None, 4, 4, 0, 1.0)
     assert [(one.first_token_s, one.token_s, one.whole_s) for one in times] == [(1, 1, 3), (2, 2, 4)]
     assert (result.goodput(), result.goodput(1.5), result.goodput(5, 1.5), result.goodput(1.5, 0.5)) == (
         0.5, 0.25, 0.25, 0
