@@ -12,7 +12,7 @@ from sim.problem import Batch, MicroBatch, Policy, Problem, Workload
 from sim.schedule import CPU, GPU, Op, Task, by_name
 from sim.simulation import Simulation
 from sim.simulation.stream import Quantiles, RequestTimes, StepTimes, StreamResult, StreamSetup, serve_stream
-from sim.simulation.stream.steps import StepCosts
+from sim.simulation.stream.steps import WorkCosts
 from traces.errors import InputError
 
 WORKLOAD = Workload("short", (30, 70), 6)
@@ -36,7 +36,7 @@ def whole_run_ns(setup, stream):
         for id_ in composition.gives_tokens_to:
             has[id_] = has.get(id_, 0) + 1
         ended = [id_ for id_ in composition.gives_tokens_to if has[id_] == stream.requests[id_].generated_tokens]
-    costs = [StepCosts(setup.sizes(one)) for one in compositions]
+    costs = [WorkCosts(setup.sizes(one)) for one in compositions]
     steps = setup.schedule.steps(setup.shape, 1, 1 + len(costs), last=1 + len(costs))
     ends = []
     Simulation(
@@ -92,7 +92,7 @@ def test_prompts_beside_decode_cost_what_they_do_in_prefill_and_others_what_they
     for request in RequestStream.of(Workload("alike", (100,), 6), 2).requests:
         admission.arrive(request)
     _, second = admission.step(), admission.step()
-    costs, model = StepCosts(setup.sizes(second)), CostModel(setup.sizes(second))
+    costs, model = WorkCosts(setup.sizes(second)), CostModel(setup.sizes(second))
     prompt = Task(0, Op.ATTN, GPU, 5, 1, 0)
     assert costs(prompt).duration_ns == model(prompt._replace(step=0)).duration_ns
     assert costs(Task(0, Op.ATTN, CPU, 5, 1, 1)) == costs(Task(0, Op.ATTN, CPU, 9, 1, 1))
@@ -111,7 +111,7 @@ def test_prompts_and_those_who_decode_cost_differently_even_if_they_are_alike_in
 def test_a_prompt_in_chunks_loads_what_earlier_chunks_left():
     setup = setup_of(chunk=40)
     composition = next_compositions(setup, Workload("long", (100,), 6), 2)[1]
-    costs = StepCosts(setup.sizes(composition))
+    costs = WorkCosts(setup.sizes(composition))
     layer = setup.problem.model.layers[0]
     assert costs(Task(0, Op.LOAD_KV, GPU, 1, 0, 0)).bytes == 40 * layer.kv_bytes_per_token(16)
     assert costs(Task(0, Op.STORE_KV, GPU, 1, 0, 0)).bytes == 40 * layer.kv_bytes_per_token(16)
@@ -128,7 +128,7 @@ def next_compositions(setup, workload, count):
 def test_the_context_of_who_decodes_is_read_from_the_composition():
     setup = setup_of()
     idle, shorter, longer = (
-        StepCosts(setup.sizes(Composition(9, (requests, ()), ((),))))(Task(0, Op.ATTN, CPU, 9, 0, 1)).bytes
+        WorkCosts(setup.sizes(Composition(9, (requests, ()), ((),))))(Task(0, Op.ATTN, CPU, 9, 0, 1)).bytes
         for requests in ((), (Decoding(0, 50), Decoding(1, 10)), (Decoding(0, 50), Decoding(1, 30)))
     )
     layer = setup.problem.model.layers[0]
