@@ -1,7 +1,7 @@
 """Where every byte of a policy lives: the memory plan, which decides feasibility before anything is simulated."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sim.problem import (
@@ -150,16 +150,25 @@ def _cache_bytes(
 
 
 def plan_memory(
-    schedule: Schedule, shape: PipelineShape, policy: Policy, model: Model, batch: Batch, num_devices: int = 1
+    schedule: Schedule,
+    shape: PipelineShape,
+    policy: Policy,
+    model: Model,
+    batch: Batch,
+    num_devices: int = 1,
+    loaded: Sequence[MicroBatch] = (),
 ) -> MemoryPlan:
-    """Plan the memory of a whole generation: weights, KV cache at its longest, activations, buffers, staging."""
+    """Plan the memory of a whole generation: weights, KV cache at its longest, activations, buffers, staging.
+
+    In a stream, `loaded` are micro-batches whose KV cache comes to the device, each with the most that may come.
+    """
     cache = kv_bytes(model, policy, batch, batch.gen_len - 1)
     placement, place = Placement.of(policy, schedule, model), ExpertPlace
     cache_on_device = kv_bytes_on_device(model, policy, batch, batch.gen_len - 1, shape)
     cache_of_host, elsewhere = _cache_bytes_of_host_layers(placement, policy, batch)
     cache_on_device -= elsewhere
     others, others_of_host = _non_experts(model), placement.non_expert_bytes_on_host()
-    buffers = _Buffers(schedule, shape, policy, model, batch)
+    buffers = _Buffers(schedule, shape, policy, model, batch, loaded)
     ranks = tensor_ranks(schedule, num_devices)
     shared = {
         MemoryPart.EMBEDDING_AND_HEAD: model.resident_bytes() - others,
@@ -230,7 +239,16 @@ def _unpacked_bytes(policy: Policy, placement: Placement, num_micro_batches: int
 class _Buffers:
     """Bytes of the buffers of a schedule's layout."""
 
-    def __init__(self, schedule: Schedule, shape: PipelineShape, policy: Policy, model: Model, batch: Batch) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        shape: PipelineShape,
+        policy: Policy,
+        model: Model,
+        batch: Batch,
+        loaded: Sequence[MicroBatch],
+    ) -> None:
+        self._loaded = loaded
         self._parts = layout_of(schedule, shape).parts
         self._shape, self._policy, self._model, self._batch = shape, policy, model, batch
         self._placement = Placement.of(policy, schedule, model)
@@ -261,6 +279,9 @@ class _Buffers:
             asked = max(self._routed_tokens(self._shape.group(group)) for group in range(self._shape.num_groups))
             count = min(split.fetched, asked * layer.top_k)
             return buffer.turns * count * layer.expert_bytes(self._placement.expert_bits)
+        if holds is Holds.LOADED_CACHE:
+            most = max((kept_tokens(layer, one, 0) for one in self._loaded), default=0)
+            return buffer.turns * most * layer.kv_bytes_per_token(self._cache_bits)
         if buffer.by is By.TURN:
             return buffer.turns * max(self._slot(holds, layer, one) for one in self._batch.alike)
         many = self._batch.alike if holds in KEPT else self._all

@@ -13,7 +13,11 @@ from sim.simulation.stream.steps import StepTimes
 def serve_stream(
     setup: StreamSetup, stream: RequestStream, priority: Priority = Priority.ARRIVAL, *, preempts: bool = False
 ) -> StreamResult:
-    """Every request of a stream from its arrival to its last token. Raises InputError for one that is too long."""
+    """Every request of a stream from its arrival to its last token, in the room that the longest of them leaves.
+
+    Raises InputError for one that is too long.
+    """
+    setup = setup.holding(stream)
     run = _Run(Admission(setup.rules(priority, preempts=preempts)), StepTimes(setup), deque(stream.requests))
     while run.go_on():
         pass
