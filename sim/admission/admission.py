@@ -34,7 +34,8 @@ class Admission:
         self._computing: list[Stay | None] = [None] * rules.num_prompts
         self._context = [0] * rules.num_micro_batches
         self._members: list[dict[int, Stay]] = [{} for _ in range(rules.num_micro_batches)]
-        self._awaited: tuple[int, ...] = ()
+        self._begun: list[Stay] = []  # whose prompts the step before has ended
+        self._due: dict[int, list[Stay]] = {}  # by the step before which they have all that they may generate
 
     @property
     def held_blocks(self) -> int:
@@ -75,21 +76,21 @@ class Admission:
         if self._step:
             self._ledger.advance()
         preempted = tuple(self._preempt()) if self.rules.preempts else ()
-        decoding = tuple(tuple(one.decoding() for one in mine.values()) for mine in self._members)
+        decoding = tuple(tuple([one.decoding() for one in mine.values()]) for mine in self._members)
         chunks, room = self._continue_prompts()
         entered = () if preempted else tuple(self._enter(chunks, room))
-        composition = Composition(self._step, decoding, tuple(map(tuple, chunks)), entered, preempted)
-        self._awaited = composition.gives_tokens_to
-        return composition
+        return Composition(self._step, decoding, tuple(map(tuple, chunks)), entered, preempted)
 
     def _count_tokens(self) -> list[Stay]:
         """What the step before gave; returns those to whom it gave their first token of this stay."""
-        stays = [self._stays[id_] for id_ in self._awaited]
-        for stay in stays:
+        for j, mine in enumerate(self._members):
+            for stay in mine.values():
+                stay.generated += 1
+            self._context[j] += len(mine)
+        begun, self._begun = self._begun, []
+        for stay in begun:
             stay.generated += 1
-            if stay.micro_batch != NOWHERE:
-                self._context[stay.micro_batch] += 1
-        return [stay for stay in stays if stay.micro_batch == NOWHERE]
+        return begun
 
     def _begin_decoding(self, begun: Iterable[Stay]) -> None:
         """To each its place, in the micro-batch with the fewest tokens (MoE-Lightning's Algorithm 2)."""
@@ -101,7 +102,8 @@ class Admission:
                 self._context[stay.micro_batch] += stay.context_tokens
 
     def _let_go(self, ended: Collection[int]) -> None:
-        full = [one.request.id for one in self._stays.values() if one.generated == one.request.most_tokens]
+        due = self._due.pop(self._step + 1, ())
+        full = [one.request.id for one in due if self._stays.get(one.request.id) is one]
         for id_ in dict.fromkeys((*ended, *full)):
             if id_ in self._stays:
                 self._remove(self._stays[id_])
@@ -148,6 +150,9 @@ class Admission:
         chunks[stay.lane].append(chunk)
         room[stay.lane] -= chunk.tokens
         self._computing[stay.lane] = None if chunk.is_last else stay
+        if chunk.is_last:
+            self._begun.append(stay)
+            self._due.setdefault(self._step + stay.request.most_tokens - stay.generated, []).append(stay)
 
     def _enter(self, chunks: list[list[Chunk]], room: list[int]) -> Iterable[int]:
         """Requests whose prompts begin in this step: as long as there is a place, room in a chunk, and blocks."""
