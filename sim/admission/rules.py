@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from traces.errors import check_choice, check_count, check_flag
+from traces.errors import check_choice, check_count, check_flag, check_range
 
 BLOCK_TOKENS = 64
 """Tokens of a block of KV cache: a request leaves half of its last one empty; where a block ends attention loses time.
@@ -11,6 +11,17 @@ BLOCK_TOKENS = 64
 Our kernel on the host read blocks of 16, 32 and 64 tokens 0.59 to 0.77, 0.79 to 0.87 and 0.91 to 0.95 times as fast as
 one piece (Mixtral's heads in bfloat16, one thread of a busy EPYC, CPU time).
 """
+
+
+LONGEST_LIMIT_S = 1e9
+"""Of what may be asked of a request: thirty years."""
+
+
+class Prompts(StrEnum):
+    """When the prompts of a stream are computed."""
+
+    BEFORE = "before"  # batch after batch: all of a batch, then its decode
+    BESIDE = "beside"  # in the steps of those who decode
 
 
 class Priority(StrEnum):
@@ -62,3 +73,33 @@ class AdmissionRules:
     def blocks_of(self, tokens: int) -> int:
         """Blocks that so many tokens of one request take."""
         return -(-tokens // self.block_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """How requests are to be served, as far as that is asked for. Raises InputError, naming the field."""
+
+    prefill_chunk: int | None = None
+    """Tokens that a micro-batch of prompts takes in a step; None: as many as turn out best."""
+    num_prompts: int = 1
+    priority: Priority = Priority.ARRIVAL
+    preempts: bool = False
+    ttft_limit_s: float | None = None
+    """A request counts as served well that has its first token so soon after it came, and"""
+    tpot_limit_s: float | None = None
+    """each of the others so soon after the one before, on average."""
+
+    def __post_init__(self) -> None:
+        if self.prefill_chunk is not None:
+            check_count("prefill_chunk", self.prefill_chunk)
+        check_count("num_prompts", self.num_prompts)
+        check_choice("priority", self.priority, Priority)
+        check_flag("preempts", self.preempts)
+        for name in ("ttft_limit_s", "tpot_limit_s"):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), 0, LONGEST_LIMIT_S, "seconds")
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether anything is asked of a request that counts as served well."""
+        return self.ttft_limit_s is not None or self.tpot_limit_s is not None

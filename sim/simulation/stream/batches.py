@@ -61,7 +61,8 @@ class _BatchTimes:
 
     def _simulated(self, batch: Batch) -> _Simulated:
         problem = self.setup.problem
-        replace(self.setup, given_batch=replace(batch, gen_len=max(batch.gen_len, problem.workload.gen_len))).require_fit()
+        most = max(batch.gen_len, problem.workload.gen_len)
+        replace(self.setup, given_batch=replace(batch, gen_len=most)).require_fit()
         workload = replace(problem.workload, gen_len=batch.gen_len)
         setup = replace(self.setup, problem=replace(problem, workload=workload), given_batch=batch)
         found = sample(setup, CompiledPath(setup), exact=self._exact)
