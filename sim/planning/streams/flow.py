@@ -44,9 +44,9 @@ class Flow:
             int((prompt + most - 1).max()),
         )
 
-    def prompt_tokens_beside(self, num_decoding: float) -> float:
-        """Tokens of prompts a step with which as many requests begin to decode as end."""
-        return num_decoding * self.prompt_tokens / max(1.0, self.decode_steps)
+    def prompt_tokens_beside(self, num_running: float) -> float:
+        """Tokens of prompts a step with which as many requests enter as end: each has a step for its prompt, too."""
+        return max(1.0, num_running) * self.prompt_tokens / (self.decode_steps + 1)
 
     def blocks(self, block_tokens: int) -> float:
         """Blocks of KV cache that a request holds, of which the last one is half full."""

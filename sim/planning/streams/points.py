@@ -1,5 +1,6 @@
 """A policy for a stream in the terms of its search: shares of what there is room for, from which sizes follow."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -60,38 +61,36 @@ class StreamSetups:
 
     def at(self, point: StreamPoint) -> StreamSetup | None:
         """As many requests at a time as have room, and as many experts on the device; None if not even one fits."""
-        decoding, setup = float(point.num_micro_batches), None
+        running, setup = float(point.num_micro_batches), None
         for _ in range(ROUNDS):
-            resident = self._most_resident(point, decoding)
-            setup = None if resident is None else self._made(point, decoding, resident)
+            resident = self._most_resident(point, running)
+            setup = None if resident is None else self._made(point, running, resident)
             if setup is None or resident is None:
                 return None
-            decoding = self._decoding(point, setup)
-        resident = self._most_resident(point, decoding)
+            running = self._running(point, setup)
+        resident = self._most_resident(point, running)
         if resident is None:
             return None
-        setup = self._made(point, decoding, int(resident * point.resident))
+        setup = self._made(point, running, int(resident * point.resident))
         return None if setup is None else self._with_room_for_all(point, setup)
 
     def _with_room_for_all(self, point: StreamPoint, setup: StreamSetup) -> StreamSetup | None:
         """The same with no more places than its KV cache has room for, and its weights page-locked."""
-        decoding = min(self._decoding(point, setup), float(setup.policy.batch_size))
+        running = min(self._running(point, setup), float(setup.policy.batch_size))
         resident = round(setup.policy.experts_on_device * self._total)
-        made = self._made(point, decoding, resident)
-        return None if made is None else _most_locked(made)
+        made = self._made(point, running, resident)
+        return None if made is None else _most_locked(made, ceil(running * self._flow.blocks(made.block_tokens)))
 
-    def _decoding(self, point: StreamPoint, setup: StreamSetup) -> float:
-        """Requests that decode at a time: of those in, each spends a step on its prompt at least."""
-        flow = self._flow
-        there = point.room * setup.num_blocks / flow.blocks(setup.block_tokens)
-        decode = there * flow.decode_steps / (flow.decode_steps + 1)
-        return max(1.0, min(decode, float(flow.num_requests)))
+    def _running(self, point: StreamPoint, setup: StreamSetup) -> float:
+        """Requests that are in at a time, as many as have room."""
+        there = point.room * setup.num_blocks / self._flow.blocks(setup.block_tokens)
+        return max(1.0, min(there, float(self._flow.num_requests)))
 
-    def _most_resident(self, point: StreamPoint, decoding: float) -> int | None:
+    def _most_resident(self, point: StreamPoint, running: float) -> int | None:
         """The most experts on the device with which all else fits; None if it does not fit without any."""
 
         def fits(count: int) -> bool:
-            return self._made(point, decoding, count) is not None
+            return self._made(point, running, count) is not None
 
         if not fits(0):
             return None
@@ -107,16 +106,16 @@ class StreamSetups:
         self._near = low
         return low
 
-    def _made(self, point: StreamPoint, decoding: float, resident: int) -> StreamSetup | None:
+    def _made(self, point: StreamPoint, running: float, resident: int) -> StreamSetup | None:
         system, flow = self._schedule.system, self._flow
-        size = max(1, ceil(decoding / point.num_micro_batches))
+        size = max(1, ceil(running / point.num_micro_batches))
         mix = Mix(resident, round(point.on_host * (self._total - resident)), 0)
         places = mix.fields(system, self._total)
         if point.groups and system.splits_experts:
             places["groups"] = point.groups
         batch = size * point.num_micro_batches
         policy = Policy(batch, size, point.attention, **self._bits, **places)
-        chunk = point.pace * flow.prompt_tokens_beside(decoding) / point.num_prompts
+        chunk = point.pace * flow.prompt_tokens_beside(running - point.num_prompts) / point.num_prompts
         most = flow.prompt_tokens * flow.num_requests / point.num_prompts
         chunk_tokens = self._chunk or max(1, ceil(min(chunk, most)))
         sizes = {"num_prompts": point.num_prompts, "longest_tokens": flow.longest_tokens}
@@ -127,19 +126,23 @@ class StreamSetups:
             return None
 
 
-def _most_locked(setup: StreamSetup) -> StreamSetup:
-    """The setup with all its streamed weights page-locked, else with the largest share that fits, else as it is."""
+def _most_locked(setup: StreamSetup, num_blocks: int) -> StreamSetup:
+    """The setup with all its streamed weights page-locked, else with the largest share that fits, else as it is.
+
+    Where the KV cache is page-locked, too, so many blocks of it come first.
+    """
     if not locks_weights(setup.schedule):
         return setup
     placement = Placement.of(setup.policy, setup.schedule, setup.problem.model)
     layers = np.array([placement.moved_bytes(kind) for kind in range(len(placement.distinct))])
     pinned = setup.memory.pinned
     others = sum(size for part, size in pinned.items() if part not in (MemoryPart.STAGING, MemoryPart.KV_CACHE))
+    if MemoryPart.KV_CACHE in pinned:
+        others += min(num_blocks, setup.num_blocks) * setup.block_bytes
     room = np.array(capacity_bytes(setup.problem.hardware)[Tier.PINNED] - others)
     share = largest_share(room, layers, np.array(placement.counts), staging_turns(setup))
-    for one in (1.0, max(0.0, float(share))):
-        try:
-            return replace(setup, policy=replace(setup.policy, pin_weights=one))
-        except InputError:
-            continue
+    all_bytes = int((layers * np.array(placement.counts)).sum())
+    most = 1.0 if all_bytes <= room else max(0.0, float(share))
+    with suppress(InputError):
+        return replace(setup, policy=replace(setup.policy, pin_weights=most))
     return setup

@@ -15,11 +15,10 @@ PROMPTS_IN_WORDS = {Prompts.BEFORE: "batch after batch", Prompts.BESIDE: "prompt
 def print_stream_plan(choice: StreamChoice) -> None:
     """Print the best way for the requests at hand, all of them, and why."""
     out, best = Report(), choice.best
-    count = len(choice.stream.requests)
-    out.say(
-        f"Best for {count:,} requests: [bold]{PROMPTS_IN_WORDS[best.prompts]}[/bold], {best.schedule} with {in_short(best.policy)}"
-        f"{_chunks(best)}: [bold]{best.throughput_tokens_per_s:,.2f} tokens/s[/bold]{_of_rival(choice)}."
-    )
+    count, how = len(choice.stream.requests), PROMPTS_IN_WORDS[best.prompts]
+    rate = f"[bold]{best.throughput_tokens_per_s:,.2f} tokens/s[/bold]{_of_rival(choice)}"
+    with_ = f"{best.schedule} with {in_short(best.policy)}{_chunks(best)}"
+    out.say(f"Best for {count:,} requests: [bold]{how}[/bold], {with_}: {rate}.")
     keys = {"schedule": TEXT, "prompts": TEXT}
     columns = [{**keys, "policy": TEXT, "tokens/s": ",.2f", "steady": ",.2f", "chunk": ",", "busiest": ">"}]
     out.table(columns, map(_row, choice.ways), f"for {count:,} requests", keys=2)

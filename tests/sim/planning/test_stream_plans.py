@@ -37,7 +37,7 @@ def test_means_of_a_flow_are_those_of_its_requests():
     assert flow.context_tokens == sum(reads) / 4
     assert flow.promised_tokens == pytest.approx((4 * (10 + 4 - 2) + 2 * (30 + 8 - 1)) / 6)
     assert flow.longest_tokens == 37
-    assert flow.prompt_tokens_beside(50) == 50 * 20 / 2
+    assert flow.prompt_tokens_beside(60) == 60 * 20 / 3
 
 
 @pytest.mark.parametrize("schedule", MIXING)
@@ -63,7 +63,7 @@ def test_setups_of_points_fit_every_memory_and_have_places_for_those_who_have_ro
     assert setup.memory.host["kv cache"] <= room
     there = point.room * setup.num_blocks / flow.blocks(setup.block_tokens)
     assert 0.9 * there - 3 * point.num_micro_batches <= setup.policy.batch_size <= there + point.num_micro_batches
-    chunk = flow.prompt_tokens_beside(setup.policy.batch_size) / point.num_prompts
+    chunk = flow.prompt_tokens_beside(setup.policy.batch_size - point.num_prompts) / point.num_prompts
     assert setup.prefill_chunk == pytest.approx(chunk, rel=point.num_micro_batches / setup.policy.batch_size, abs=2)
 
 
