@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -32,7 +33,7 @@ SIZES = ("batch_size", "micro_batch_size", "num_micro_batches")
 PLANNED = "planner"
 """What the labels of runs begin with whose schedule and policy the planner chose."""
 
-VARIED = {"do_sample": True, "top_k": 0, "temperature": 1.0}
+VARIED: dict[str, Any] = {"do_sample": True, "top_k": 0, "temperature": 1.0}
 """Greedily a random model soon repeats one token, which would always need the same experts."""
 
 Progress = Callable[[int, int, str], None]
