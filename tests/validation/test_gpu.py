@@ -23,9 +23,9 @@ MOST_FILES = 8
 PATIENCE_S = 300
 PROGRAM = """
 import sys
-from short_fits import few_shares
+from short_calibrations import short_calibrations
 from validation.cli import main
-with few_shares():
+with short_calibrations():
     sys.exit(main(sys.argv[1:]))
 """
 """`python -m validation`."""
