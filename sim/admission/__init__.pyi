@@ -6,6 +6,7 @@ from .lengths import Lengths as Lengths
 from .rules import (
     BLOCK_TOKENS as BLOCK_TOKENS,
     AdmissionRules as AdmissionRules,
+    Joins as Joins,
     Priority as Priority,
     Prompts as Prompts,
     Service as Service,

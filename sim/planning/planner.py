@@ -24,13 +24,19 @@ from traces.errors import InputError
 NARROWER_BITS = (8.0, 4.0)
 """Widths of weights that are tried where nothing fits."""
 
-
 MOST_SIMULATIONS = 2000
 """Policies of a schedule that are simulated at most, if no other limit is given: some tens of seconds. Several times
 what any problem has needed that we know; one that needs more says how many were left out."""
 
+NEAR = ((0.2, 16),)
+NEAR_SPLIT = ((0.2, 7), (0.05, 5))
+"""Within which share of the best sizes others are looked at, and at how many; where experts are in several places, with
+these near the best ones too, which is much for one fine grid, in two steps."""
+
 FINER = (1 / 32, 1 / 128)
 """Steps in which places of experts are looked at near the best ones."""
+PARTS = (0.5, 0.75, 1.0)
+"""Of the most residents that fit there; at other sizes the most alone, as fewer are rarely better."""
 
 
 class NothingFitsError(InputError):
@@ -178,13 +184,13 @@ def best_policy(
     splits = schedule.system.splits_experts
     plan = Plan(objective, tolerance, most_simulations)
     plan.look_through(found, at_least)
-    if refine and num_requests is None:
-        near = grid.around(plan.best.policy)
-        near = near.with_places_near(plan.best.policy, FINER[0]) if splits else near
+    for reach, values in (NEAR_SPLIT if splits else NEAR) if refine and num_requests is None else ():
+        near = grid.around(plan.best.policy, reach, values)
+        near = near.with_places_near(plan.best.policy, FINER[0], (1.0,)) if splits else near
         plan.look_through(candidates_of(problem, schedule, near), 1)
     for step in FINER if refine and splits else ():
         near = grid.with_sizes(plan.best.policy.micro_batch_size, plan.best.policy.num_micro_batches)
-        plan.look_through(candidates_of(problem, schedule, near.with_places_near(plan.best.policy, step)), 1)
+        plan.look_through(candidates_of(problem, schedule, near.with_places_near(plan.best.policy, step, PARTS)), 1)
     if mix_attention and schedule.system.mixes_attention:
         plan.look_beside_the_cpu()
     return plan

@@ -15,6 +15,7 @@ from .recurrence import in_turn as in_turn, start_delays as start_delays, task_e
 from .simulator import Executed as Executed, Simulation as Simulation, simulate_steps as simulate_steps
 from .stream import (
     STREAM_MEASURES as STREAM_MEASURES,
+    Behind as Behind,
     Quantiles as Quantiles,
     RequestTimes as RequestTimes,
     StepTimes as StepTimes,

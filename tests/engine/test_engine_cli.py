@@ -9,6 +9,7 @@ import sys
 import pytest
 from engine_models import reference
 from packed_models import what_is_left
+from short_fits import few_shares
 
 import engine
 from engine.cli import main
@@ -20,6 +21,7 @@ from traces.files import read_trace
 from validation.replay import replay_trace
 
 NEW = 4
+ONE_BY_ONE = ("--micro-batch-size", "1", "--num-micro-batches", "1")
 
 
 @pytest.fixture(scope="session")
@@ -195,7 +197,7 @@ def test_a_full_disk_while_writing_results(tmp_path, folder):
     source.write_text('{"prompt": "one"}\n', encoding="utf-8")
     arguments = ["run", "--model", str(folder), "--input", str(source), "--output", "/dev/full", "--device", "emulated"]
     done = subprocess.run(
-        [sys.executable, "-m", "engine", *arguments, "--max-new-tokens", "2", "--micro-batch-size", "1"],
+        [sys.executable, "-m", "engine", *arguments, "--max-new-tokens", "2", *ONE_BY_ONE],
         capture_output=True,
         text=True,
         check=False,
@@ -348,7 +350,8 @@ def test_without_a_policy_it_plans_for_the_machine_at_hand(command, tmp_path, ca
     for sized in ("--micro-batch-size", "--num-micro-batches"):
         at = arguments.index(sized)
         del arguments[at : at + 2]
-    assert main(arguments) == 0
+    with few_shares():
+        assert main(arguments) == 0
     told = capsys.readouterr().err
     assert "measuring this machine" in told
     assert "policy: " in told

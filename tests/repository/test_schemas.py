@@ -40,6 +40,11 @@ COMMANDS = {
         "plan --model INPUTS/four-layers.json --prompt-len 60 --gen-len 8 --schedules zero,accelerate"
         " --jobs 1 --json -",
     ),
+    "plan, requests": (
+        "sim",
+        "plan --model INPUTS/four-layers.json --prompt-len 60 --gen-len 8 --schedules zero,cgopipe --requests 40"
+        " --quick --jobs 1 --json -",
+    ),
     "policy": ("sim", "plan --optimizer hrm --quick --jobs 1 --out OUT"),
     "plan, hrm": ("sim", "plan --optimizer hrm --quick --jobs 1 --json -"),
     "sweep-row": ("sim", f"sweep {SMALL} --axis schedule=cgopipe,zero {SIZES} --jobs 1 --out OUT"),

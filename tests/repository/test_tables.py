@@ -62,13 +62,14 @@ def problem(model, hardware, gen_len):
 
 
 @cache
-def compared(model, hardware, size):
+def compared(model, hardware, size, layers=None):
     asked = problem(model, hardware, 4)
+    asked = replace(asked, model=replace(asked.model, layers=asked.model.layers[:layers]))
     return asked, compare(asked, list(registered()), Asked({}, size, 2), jobs=1)
 
 
-def comparison(model="mixtral-8x7b", hardware="gcp-t4", size=36, baseline="flexgen"):
-    print_comparison(*compared(model, hardware, size), baseline)
+def comparison(model="mixtral-8x7b", hardware="gcp-t4", size=36, baseline="flexgen", layers=None):
+    print_comparison(*compared(model, hardware, size, layers), baseline)
 
 
 @cache
@@ -129,7 +130,7 @@ def rates():
 
 SHOWN = {
     "compare": comparison,
-    "compare on several devices": lambda: comparison("mixtral-8x22b", "gcp-2xt4", 8, None),
+    "compare on several devices": lambda: comparison("mixtral-8x22b", "gcp-2xt4", 8, None, layers=8),
     "compare of requests": serving,
     "plan": planning,
     "roofline": lambda: sim(["roofline"]),
