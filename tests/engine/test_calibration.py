@@ -8,7 +8,7 @@ import pytest
 import torch
 from engine_models import make, make_prompts
 from hypothesis import given, settings, strategies as st
-from short_fits import few_shares
+from short_calibrations import short_calibrations
 
 import engine
 from engine.calibration import Round, calibrate, described, fitted, measure_machine, planned_for
@@ -116,8 +116,8 @@ def model():
 
 
 @pytest.fixture
-def quick_fits():
-    with few_shares():
+def quick_calibrations():
+    with short_calibrations():
         yield
 
 
@@ -565,7 +565,7 @@ def test_as_many_layers_are_measured_as_fit(model):
     assert layers_to_measure(deep, 1 << 30) == 6
 
 
-@pytest.mark.usefixtures("quick_fits")
+@pytest.mark.usefixtures("quick_calibrations")
 def test_the_command_writes_a_machine_that_the_simulator_reads(tmp_path, capsys):
     make_model(tmp_path / "model", hidden_size=32, num_layers=2)
     out = tmp_path / "machine.toml"
@@ -593,7 +593,7 @@ def test_the_command_refuses_a_bad_name_before_it_measures(out, named, tmp_path,
     assert message.count("\n") == 1
 
 
-@pytest.mark.usefixtures("quick_fits")
+@pytest.mark.usefixtures("quick_calibrations")
 def test_progress_is_told_to_the_end(model, device, probes, monkeypatch):
     told = []
     monkeypatch.setattr("engine.calibration.measure.probe", lambda *_: probes)
@@ -721,7 +721,7 @@ def test_the_hand_over_is_the_gap_between_lanes_and_not_what_a_lane_does_alone(m
     assert np.median(found) == pytest.approx(500e-9)
 
 
-@pytest.mark.usefixtures("quick_fits")
+@pytest.mark.usefixtures("quick_calibrations")
 def test_a_calibrated_machine_knows_its_hand_over(model, device, probes):
     planned = conditions(16, quick=True)
     rounds = [Round(probes, run_all(model, device, planned)) for _ in range(2)]

@@ -9,7 +9,7 @@ import sys
 import pytest
 from engine_models import reference
 from packed_models import what_is_left
-from short_fits import few_shares
+from short_calibrations import short_calibrations
 
 import engine
 from engine.cli import main
@@ -350,7 +350,7 @@ def test_without_a_policy_it_plans_for_the_machine_at_hand(command, tmp_path, ca
     for sized in ("--micro-batch-size", "--num-micro-batches"):
         at = arguments.index(sized)
         del arguments[at : at + 2]
-    with few_shares():
+    with short_calibrations():
         assert main(arguments) == 0
     told = capsys.readouterr().err
     assert "measuring this machine" in told

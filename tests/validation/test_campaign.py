@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 from schemas import faults
-from short_fits import few_shares
+from short_calibrations import short_calibrations
 
 from engine.device import EmulatedDevice
 from sim.schedule import registered
@@ -32,8 +32,8 @@ REPEATS = 2
 
 
 @pytest.fixture(autouse=True, scope="module")
-def quick_fits():
-    with few_shares():
+def quick_calibrations():
+    with short_calibrations():
         yield
 
 

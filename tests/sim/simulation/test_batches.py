@@ -124,13 +124,13 @@ def test_memory_is_counted_for_all_that_they_may_generate():
 
 
 def test_a_batch_waits_until_it_is_full_or_nobody_is_left_to_come():
-    """Eight at once; two of ten then wait for the last one to come, though the device is free."""
-    times = (*[0] * 8, 3 * LONG_AFTER, 4 * LONG_AFTER)
+    """Nine at once; the ninth of ten then waits for the last one to come, though the device is free."""
+    times = (*[0] * 9, 4 * LONG_AFTER)
     result = serve(10, arrivals=Arrivals(times_ns=times))
     first, second = result.requests[7], result.requests[8]
     assert first.end_ns < LONG_AFTER
     assert second.first_token_ns > 4 * LONG_AFTER
-    assert second.first_token_s == pytest.approx(1000 + result.requests[9].first_token_s)
+    assert second.first_token_s == pytest.approx(4000 + result.requests[9].first_token_s)
 
 
 def test_the_longest_prompts_of_those_that_wait_come_first_where_that_is_asked():
@@ -153,6 +153,7 @@ def test_who_finds_no_room_in_the_kv_cache_waits_for_the_next_batch():
     """Micro-batches of 4 × (100 + 20) tokens hold two requests of 200 + 20; the four that are left are one of four."""
     setup = setup_of(workload=Workload("average", (100,), 20))
     result = serve_in_batches(setup, stream_of(*[(200, 20, 0)] * 8))
+    assert [one.id for one in result.requests] == list(range(8))
     starts = sorted({one.first_token_ns for one in result.requests})
     assert [sum(one.first_token_ns == start for one in result.requests) for start in starts] == [4, 2, 2]
 
