@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from traces.errors import check_choice, check_count, check_flag
+from traces.errors import InputError, check_choice, check_count, check_flag
 
 BLOCK_TOKENS = 64
 """Tokens of a block of KV cache: a request leaves half of its last one empty; where a block ends attention loses time.
@@ -18,6 +18,13 @@ class Priority(StrEnum):
 
     ARRIVAL = "arrival"  # the one that came first
     LONGEST = "longest"  # the one with the longest prompt; of two, the one that came first
+
+
+class Joins(StrEnum):
+    """When a request may enter a micro-batch that decodes."""
+
+    ANY_TIME = "any-time"  # while others decode there
+    TOGETHER = "together"  # only while it is empty, with others, whose prompts are computed whole in the same step
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,10 @@ class AdmissionRules:
     """Whether requests enter while there is room for what they hold now, and the last one leaves, to be computed anew,
     where that has been too many. Else all who are in have room to the end, even if each generates all that it may.
     """
+    joins: Joins = Joins.ANY_TIME
+    """Who joins together counts as the longest of them, as its prompt is padded, and the room of all is kept until the
+    last of them ends; so many enter as `prefill_chunk` holds whole prompts.
+    """
 
     def __post_init__(self) -> None:
         for name in (
@@ -48,6 +59,9 @@ class AdmissionRules:
             check_count(name, getattr(self, name))
         check_choice("priority", self.priority, Priority)
         check_flag("preempts", self.preempts)
+        check_choice("joins", self.joins, Joins)
+        if self.preempts and self.joins is Joins.TOGETHER:
+            raise InputError("preempts: true where requests join together, whose room is one: give false")
 
     @property
     def most_running(self) -> int:

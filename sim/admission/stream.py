@@ -23,6 +23,8 @@ class StreamedRequest:
     generated_tokens: int
     """Tokens after which it ends, by itself or at the limit."""
     arrival_ns: int = 0
+    alone: bool = False
+    """Whether it decodes in a micro-batch with nobody else, where requests join together."""
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "most_tokens", "generated_tokens"):
