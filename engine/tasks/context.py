@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from transformers import PreTrainedModel
@@ -113,7 +113,7 @@ class RunContext:
         counts, shared = self.anatomy.expert_counts, self.anatomy.shared
         num_prompts = 0 if self.rules is None else self.rules.num_prompts
         usual = self.policy.pipeline(self.schedule, counts, num_prompts + num_micro_batches, shared=shared)
-        return usual if self.rules is None else replace(usual, num_prompts=num_prompts, offloads_hidden=False)
+        return usual if self.rules is None else usual.beside_prompts(num_prompts)
 
     def most_tokens(self, micro_batch: int) -> int:
         """The most tokens that a micro-batch has in a step after the first: in a stream some carry prompts."""
