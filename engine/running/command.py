@@ -70,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
     """Generate for every request of a file; results are appended as each batch ends, or as each request does."""
     schedule = schedules.by_name(args.schedule)
     policy = given_policy(args, schedule)
+    if args.stream and policy is None:
+        policy = problem.Policy.from_dict({**USUAL_SIZES, "weight_bits": args.weight_bits}, schedule)
     problem.Routing.parse(args.routing)  # a mistake in it is told before a model is loaded
     if args.trace and not str(args.trace).endswith((".json", ".json.gz")):
         raise InputError(f"--trace {args.trace}: give a name that ends in .json or .json.gz")
@@ -92,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def given_policy(args: argparse.Namespace, schedule: "schedules.Schedule") -> "problem.Policy | None":
-    """The policy that the options fix, or None if it is to be planned, which it is for batches. Raises InputError."""
+    """The policy that the options fix, or None if it is to be planned. Raises InputError if they disagree."""
     meant_for, fields = fixed_policy(args)
     if args.plan_for and fields:
         raise InputError("--plan-for chooses policy and sizes: leave the other options for them out")
@@ -100,7 +102,7 @@ def given_policy(args: argparse.Namespace, schedule: "schedules.Schedule") -> "p
         raise InputError(f"policy {args.policy} is for schedule {meant_for}: give --schedule {meant_for}")
     if args.policy and args.weight_bits is not None:
         raise InputError("--policy holds the width of weights already: leave out --weight-bits")
-    if not (fields or args.policy or args.stream):
+    if not fields and args.policy is None:
         return None
     given = fields if args.policy else {**USUAL_SIZES, "weight_bits": args.weight_bits, **fields}
     return problem.Policy.from_dict(given, schedule)
