@@ -54,7 +54,7 @@ class Cohort:
         """
         assert run.rules is not None
         watch = Watch(requests, run.ends, own_criteria(run.options.kwargs))
-        criteria = {"stopping_criteria": StoppingCriteriaList([watch])}
+        criteria: dict[str, Any] = {"stopping_criteria": StoppingCriteriaList([watch])}
         if run.options.kwargs.get("stop_strings"):
             criteria["stop_strings"] = None  # the watch knows them
         seed = None if run.options.seed is None else run.options.seed + requests[0].number

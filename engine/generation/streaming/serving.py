@@ -227,6 +227,7 @@ class OutputStream:
         self._outputs = queue.SimpleQueue[RequestOutput | BaseException | None]()
         self._serving = make(self._outputs.put)
         self._requests = {one.number: one for one in self._serving.requests}
+        self._owner = threading.current_thread()
         self._thread = threading.Thread(target=self._serving.work, name="stream")
         self._thread.start()
 
@@ -275,8 +276,11 @@ class OutputStream:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_thread"):  # else it never began
-            self.close()
+        if not hasattr(self, "_thread"):
+            return  # it never began
+        self._serving.stop()
+        if threading.current_thread() is self._owner:  # a lane that collects garbage must not wait for itself
+            self._thread.join()
 
     def _take(self) -> RequestOutput | BaseException | None:
         while True:  # Ctrl-C comes between two looks
