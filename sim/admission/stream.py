@@ -96,7 +96,7 @@ class RequestStream:
         return cls(Path(path).stem, tuple(StreamedRequest(number, **one) for number, one in enumerate(found)))
 
 
-def _request(line: Mapping[str, Any], where: str, gen_len: int) -> dict[str, int]:
+def _request(line: Mapping[str, Any], where: str, gen_len: int) -> dict[str, Any]:
     """The numbers of one line."""
     prompt, _ = request_length(line, where)
     most = check_count(f"{where}: max_tokens", line.get("max_tokens", gen_len))

@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
-from transformers.generation import StopStringCriteria
+from transformers.generation.stopping_criteria import StopStringCriteria
 
 from engine.generation.streaming.wanted import Wanted
 from engine.model import InFlight
 from engine.tasks import RunContext, make_micro_batch
 
 
-class Watch(StoppingCriteria):  # type: ignore[misc]
+class Watch(StoppingCriteria):
     """Sees each token as `generate()` makes it, and says which requests it need not go on with.
 
     A request ends at a token that ends sequences, at its own limit, where one of `others` says so, and when nobody

@@ -150,12 +150,12 @@ class Cohorts(Carried):
                     self._arrive(request, alone=True)
         self._live = [one for one in self._live if one.left]
         while not self._cancelled.empty():
-            request = self._waiting.get(self._cancelled.get(), None)
-            if request is not None and request not in left:
-                del self._waiting[request.number]
-                request.drop()
-                left.append(request)
-                self._tell(request)
+            waiting = self._waiting.get(self._cancelled.get())
+            if waiting is not None and waiting not in left:
+                del self._waiting[waiting.number]
+                waiting.drop()
+                left.append(waiting)
+                self._tell(waiting)
         return left
 
     def _carry(self, composition: Composition) -> None:
