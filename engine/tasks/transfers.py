@@ -91,8 +91,9 @@ class Transfers:
         return self._load_kv(lane, task, micro_batch, new_tokens=1, room=f"kv buffer {slot}")
 
     def _room_of_cache(self, task: Task) -> str:
-        """Where a cache goes that the model reads itself: two take turns, if no group of micro-batches has to wait."""
-        if self._batch.layout.shape.experts:
+        """Where a cache goes that the model reads itself: two take turns, where no more than two are on their way."""
+        shape = self._batch.layout.shape
+        if shape.experts or shape.num_prompts:  # a group waits for all of it; beside prompts all attend ahead
             return f"kv buffer of micro-batch {task.micro_batch}"
         return f"kv buffer {self._batch.layout.slot_of('kv on device', task)}"
 
