@@ -12,7 +12,7 @@ from traces.cli import positive_int
 from traces.errors import InputError, check_choice, check_count
 
 if TYPE_CHECKING:
-    from sim.admission.stream import RequestStream
+    from sim.admission.requests import RequestStream
     from sim.problem import Problem
 
 DRAWN = ("arrivals", "gen_lens", "prompt_lens", "seed")
@@ -78,7 +78,7 @@ class StreamOptions:
 
         Where the problem's prompts are padded, so are these.
         """
-        from sim.admission.stream import RequestStream
+        from sim.admission.requests import RequestStream
 
         workload = problem.workload
         if isinstance(self.requests, int):
@@ -90,7 +90,7 @@ class StreamOptions:
 
     def _with_prompts(self, problem: "Problem", count: int) -> "Problem":
         """The problem with prompts of the lengths that are drawn, or of its workload where none are."""
-        from sim.admission.lengths import CONSTANT, MOST_MEAN, PROMPTS, Lengths
+        from sim.admission.requests import CONSTANT, MOST_MEAN, PROMPTS, Lengths
         from sim.problem import Basis
 
         if self.prompt_lens in (None, CONSTANT):
@@ -102,8 +102,7 @@ class StreamOptions:
         return replace(problem, workload=replace(problem.workload, **given))
 
     def _drawn(self) -> dict[str, Any]:
-        from sim.admission.arrivals import Arrivals
-        from sim.admission.lengths import CONSTANT, PROMPTS, Lengths
+        from sim.admission.requests import CONSTANT, PROMPTS, Arrivals, Lengths
 
         lengths = Lengths.parse(self.gen_lens or CONSTANT)
         Lengths.parse(self.prompt_lens or CONSTANT, PROMPTS)
