@@ -55,7 +55,7 @@ class StreamOptions:
         """How they are served."""
         return Service(
             self.prefill_chunk,
-            self.prompt_batches or 1,
+            self.prompt_batches,
             Priority(check_choice("priority", self.priority or Priority.ARRIVAL, Priority)),
             bool(self.preempt),
             self.ttft,

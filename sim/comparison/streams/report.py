@@ -6,12 +6,9 @@ from typing import Any
 from sim.admission import Prompts
 from sim.comparison.report import basis_of, schedules_by
 from sim.comparison.streams.served import Served, ServedComparison
-from sim.planning import headline, in_short, seconds
+from sim.planning import PROMPTS_IN_WORDS, headline, in_short, seconds
 from sim.simulation import Quantiles, StreamResult
 from traces.cli import TEXT, Columns, Report
-
-WAYS = {Prompts.BEFORE: "batch after batch", Prompts.BESIDE: "prompts beside decode"}
-"""What is done, in words."""
 
 KEYS: Columns = {"schedule": TEXT, "prompts": TEXT}
 LATENCIES = ("TTFT", "TPOT", "E2E")
@@ -85,7 +82,7 @@ def _notes(found: ServedComparison) -> Iterator[str]:
 
 def _not_served(found: ServedComparison) -> Iterator[str]:
     """Why there is nothing to show, once for all of which it is true."""
-    failed = ((f"{one.schedule}, {WAYS[one.prompts]}", one.reason) for one in found if one.result is None)
+    failed = ((f"{one.schedule}, {PROMPTS_IN_WORDS[one.prompts]}", one.reason) for one in found if one.result is None)
     for reason, which in schedules_by(failed):
         yield f"{'; '.join(which)}: cannot be: {reason}"
 
@@ -100,7 +97,7 @@ def _why(rows: Sequence[Row]) -> str:
 
 
 def _named(row: Row) -> str:
-    return f"{row[0].schedule}, {WAYS[row[0].prompts]}"
+    return f"{row[0].schedule}, {PROMPTS_IN_WORDS[row[0].prompts]}"
 
 
 def _speed(row: Row) -> str:

@@ -11,7 +11,9 @@ from sim.admission import Lengths, Priority, Prompts, RequestStream, Service, St
 from sim.cli import main
 from sim.comparison import Asked, compare, compare_served
 from sim.comparison.streams.chunks import CHUNKS, balanced_chunk
+from sim.planning import Flow, best_stream_policy
 from sim.problem import Policy, Problem, Workload
+from sim.schedule import by_name
 from sim.simulation import StreamSetup, serve_stream
 from traces.errors import InputError
 
@@ -96,6 +98,16 @@ class TestComparison:
         found = served(num_requests=5000, asked=Asked(), schedules=["zero"])[0]
         (alone,) = compare(problem_of(), ["zero"], jobs=1)
         assert found.setup.policy == alone.prediction.policy
+
+    def test_without_a_policy_prompts_beside_decode_have_one_of_their_own(self):
+        stream, service = RequestStream.of(problem_of().workload, 60), Service(num_prompts=2)
+        before, beside = served(num_requests=60, asked=Asked(), schedules=["cgopipe"], service=service)
+        best = best_stream_policy(problem_of(), by_name("cgopipe"), Flow.of(stream), num_prompts=2).ranked[0]
+        assert beside.setup == best.setup
+        assert beside.result == serve_stream(best.setup, stream)
+        assert (beside.service.num_prompts, beside.service.prefill_chunk) == (2, best.setup.prefill_chunk)
+        assert "a policy of its own for prompts beside decode" in beside.note
+        assert "a policy of its own" not in before.note
 
     def test_fewer_requests_than_the_best_batch_holds_are_planned_for(self):
         found = served(num_requests=3, asked=Asked(), schedules=["zero"])[0]
