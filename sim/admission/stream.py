@@ -120,7 +120,7 @@ def _generates(line: Mapping[str, Any], where: str) -> bool:
     return bool(check_count(f"{where}: generated_tokens", line["generated_tokens"]))
 
 
-def _request(line: Mapping[str, Any], where: str, gen_len: int) -> dict[str, int]:
+def _request(line: Mapping[str, Any], where: str, gen_len: int) -> dict[str, Any]:
     """The numbers of one line."""
     prompt, _ = request_length(line, where)
     most = check_count(f"{where}: max_tokens", line.get("max_tokens", gen_len))

@@ -14,8 +14,8 @@ from .prediction import (
 from .recurrence import in_turn as in_turn, start_delays as start_delays, task_ends as task_ends
 from .simulator import Executed as Executed, Simulation as Simulation, simulate_steps as simulate_steps
 from .stream import (
-    Behind as Behind,
     STREAM_MEASURES as STREAM_MEASURES,
+    Behind as Behind,
     Quantiles as Quantiles,
     RequestTimes as RequestTimes,
     StepTimes as StepTimes,
