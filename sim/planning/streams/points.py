@@ -58,7 +58,7 @@ class StreamSetups:
         kv_bits: float | None = None,
     ) -> None:
         """Every point has chunks of `prefill_chunk` tokens, if that is given, instead of what suits it."""
-        self.problem, self._schedule, self._flow, self._chunk = problem, schedule, flow, prefill_chunk
+        self._problem, self._schedule, self._flow, self._chunk = problem, schedule, flow, prefill_chunk
         self._total = total_of(problem.model, schedule)
         self._layers = sum(layer.num_experts > 0 for layer in problem.model.layers)
         self._bits: dict[str, Any] = {"weight_bits": weight_bits, "kv_bits": kv_bits}
@@ -145,7 +145,7 @@ class StreamSetups:
         chunk_tokens = self._chunk or max(1, ceil(min(chunk, most)))
         sizes = {"num_prompts": point.num_prompts, "longest_tokens": flow.longest_tokens}
         try:
-            return StreamSetup(self.problem, self._schedule, policy, chunk_tokens, **sizes)
+            return StreamSetup(self._problem, self._schedule, policy, chunk_tokens, **sizes)
         except InputError as error:
             self.reason = str(error)
             return None

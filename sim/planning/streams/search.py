@@ -70,6 +70,7 @@ class _Search:
     def __init__(self, problem: Problem, schedule: Schedule, flow: Flow, setups: StreamSetups) -> None:
         self.plan = StreamPlan(schedule.name)
         self._schedule, self._flow, self._setups = schedule, flow, setups
+        self._num_experts = problem.model.num_experts
         self._rates: dict[StreamPoint, float] = {}
 
     def climb(self, start: StreamPoint, fixed: set[str]) -> None:
@@ -108,18 +109,17 @@ class _Search:
 
     def _near(self, point: StreamPoint, name: str) -> Iterator[StreamPoint]:
         """Points that differ in one number: some to each side, and both ends."""
-        values = sorted(one for one in AXES[name] if one <= self._most(point, name))
-        kind, at = type(getattr(point, name)), values.index(getattr(point, name))
+        mine = getattr(point, name)
+        values = sorted({mine, *(one for one in AXES[name] if one <= self._most(point, name))})
+        kind, at = type(mine), values.index(mine)
         reach = REACH.get(name, USUAL_REACH)
         near = values[max(0, at - reach) : at + reach + 1]
         for value in dict.fromkeys((*near, values[0], values[-1])):
-            if value != getattr(point, name):
+            if value != mine:
                 yield replace(point, **{name: kind(value)})
 
     def _most(self, point: StreamPoint, name: str) -> float:
         """The largest value of an axis that says something."""
-        most = {
-            "groups": point.num_micro_batches + point.num_prompts - 1,
-            "on_host": self._setups.problem.model.num_experts,
-        }
-        return max(most.get(name, max(AXES[name])), getattr(point, name))
+        if name == "groups":
+            return point.num_micro_batches + point.num_prompts - 1
+        return self._num_experts if name == "on_host" else max(AXES[name])

@@ -15,6 +15,7 @@ from sim.planning.streams.points import StreamPoint, StreamSetups
 from sim.problem import Problem, Workload
 from sim.schedule import Place, by_name
 from sim.simulation import serve_stream
+from traces.errors import InputError
 
 MIXING = ("cgopipe", "hybrid")
 WORKLOAD = Workload("alike", (120,), 20)
@@ -77,17 +78,15 @@ def test_as_many_have_a_place_as_have_room():
         assert setup.policy.pin_weights == 1
 
 
-def test_more_experts_stay_than_would_without_looking():
+def test_as_many_experts_stay_as_fit():
     """One more than those that stay does not fit."""
     problem, flow = problem_of(), Flow.of(RequestStream.of(WORKLOAD, 5000))
-    setups = StreamSetups(problem, by_name("hybrid"), flow)
-    point = StreamPoint(4, Place.CPU, room=0.1)
-    setup = setups.at(point)
+    setup = StreamSetups(problem, by_name("hybrid"), flow).at(StreamPoint(4, Place.CPU, room=0.1))
     total = 8 * 4
     resident = round(setup.policy.experts_on_device * total)
     assert 0 < resident < total
-    assert setups._made(point, float(setup.policy.batch_size), resident) is not None
-    assert setups._made(point, float(setup.policy.batch_size), resident + 1) is None
+    with pytest.raises(InputError, match="device memory is"):
+        replace(setup, policy=replace(setup.policy, experts_on_device=(resident + 1) / total))
 
 
 def test_a_machine_on_which_nothing_fits_says_so():
