@@ -7,15 +7,9 @@ are taken within a turn.
 
 import argparse
 import contextlib
-import json
-import os
-import platform
-import statistics
-import time
-from pathlib import Path
 
-import numba
 import torch
+from in_turns import GIGA, begin, keep, options_of, quartiles, seconds, spread
 
 from engine.calibration.measure.probes import MemoryReader
 from engine.host import HostAttention
@@ -27,7 +21,6 @@ SHAPES = {  # query heads, kv heads, head_dim
     "small (64 wide)": (8, 2, 64),
 }
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-GIGA = 1e9
 
 
 def attention_of(kernel, shape, dtype, ragged, options):
@@ -66,14 +59,6 @@ def measure(shape, ragged, threads, options):
         ]
 
 
-def seconds(work, threads, cpu_time):
-    """How long `work` takes; as CPU time, what its threads used divided by their number."""
-    clock = time.process_time if cpu_time else time.perf_counter
-    start_s = clock()
-    work()
-    return (clock() - start_s) / (threads if cpu_time else 1)
-
-
 def summary(turns):
     """Quartiles for each type: its GB/s, its share of the read and of attention in float32 in the same turn."""
     return {
@@ -86,38 +71,12 @@ def summary(turns):
     }
 
 
-def quartiles(numbers):
-    return [round(number, 4) for number in statistics.quantiles(numbers, n=4)]
-
-
-def spread(found, digits=2):
-    """Median, and the range that holds the middle half."""
-    low, middle, high = found
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def machine_facts():
-    found = {"machine": platform.machine(), "system": platform.system(), "cores": os.cpu_count()}
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        found["processor"] = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numba": numba.__version__}
-    return found | versions
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--context", type=int, default=512, help="tokens per request")
-    parser.add_argument("--threads", type=int, nargs="*", default=sorted({1, os.cpu_count() or 1}))
     parser.add_argument("--cache-mb", type=int, default=200, help="size of each KV cache: far above the caches'")
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--cpu-time", action="store_true", help="count CPU time: where others use the processor too")
-    parser.add_argument("--output", type=Path, help="all quartiles as JSON")
-    options = parser.parse_args()
-    torch.set_num_threads(1)  # helpers of torch spin beside ours
-    setting = {name: value for name, value in vars(options).items() if name != "output"}
-    print(f"{setting}\n{machine_facts()}")
-    print("median (middle half); shares of a plain read, and of attention in float32, in the same turn\n")
+    options = options_of(parser)
+    begin(options, "a plain read, and of attention in float32,")
     print(f"{'shape':24} {'type':9} {'threads':>7} {'GB/s':>22} {'of read':>22} {'of float32':>22}")
     rows = []
     for threads in options.threads:
@@ -128,9 +87,7 @@ def main():
             for kind, numbers in found.items():
                 shown = [spread(numbers[what], 1 if what == "gb_per_s" else 2) for what in numbers]
                 print(f"{label:24} {kind:9} {threads:7} {shown[0]:>22} {shown[1]:>22} {shown[2]:>22}", flush=True)
-    if options.output:
-        result = {"setting": setting, "machine": machine_facts(), "rows": rows}
-        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    keep(options, rows)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,10 @@ within a turn. There are as many layers of them as fill memory far beyond the pr
 
 import argparse
 import itertools
-import json
-import os
-from pathlib import Path
 
 import torch
-from attention import DTYPES, GIGA, SHAPES, machine_facts, quartiles, seconds, spread
+from attention import DTYPES, SHAPES
+from in_turns import GIGA, begin, keep, options_of, quartiles, seconds, spread
 
 from engine.device import EmulatedDevice, Ledger
 from engine.host import HostAttention
@@ -98,16 +96,9 @@ def main():
     parser.add_argument("--requests", type=int, nargs="*", default=[1, 8, 64])
     parser.add_argument("--contexts", type=int, nargs="*", default=[128, 512, 4096])
     parser.add_argument("--blocks", type=int, nargs="*", default=[BLOCK_TOKENS], help="tokens of a block")
-    parser.add_argument("--threads", type=int, nargs="*", default=sorted({1, os.cpu_count() or 1}))
     parser.add_argument("--cache-mb", type=int, default=200, help="size of all layers, or of one that is larger")
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--cpu-time", action="store_true", help="count CPU time: where others use the processor too")
-    parser.add_argument("--output", type=Path, help="all quartiles as JSON")
-    options = parser.parse_args()
-    torch.set_num_threads(1)  # helpers of torch spin beside ours
-    setting = {name: value for name, value in vars(options).items() if name != "output"}
-    print(f"{setting}\n{machine_facts()}")
-    print("median (middle half); shares of one piece in the same turn\n")
+    options = options_of(parser)
+    begin(options, "one piece")
     print(f"{'shape':14} {'type':9} {'threads':>7} {'requests':>8} {'context':>7} {'':14} {'GB/s':>22} {'share':>20}")
     rows = []
     cases = itertools.product(options.shapes, options.types, options.threads, options.requests, options.contexts)
@@ -118,9 +109,7 @@ def main():
         for what, numbers in found.items():
             shown = f"{spread(numbers['gb_per_s'], 1):>22} {spread(numbers['of_one_piece']):>20}"
             print(f"{name:14} {kind:9} {threads:7} {requests:8} {context:7} {what:14} {shown}", flush=True)
-    if options.output:
-        result = {"setting": setting, "machine": machine_facts(), "rows": rows}
-        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    keep(options, rows)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,11 @@ does falls on all alike; shares are taken within a turn. What is read counts onc
 
 import argparse
 import contextlib
-import json
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from attention import GIGA, machine_facts, quartiles, seconds, spread
+from in_turns import GIGA, begin, keep, options_of, quartiles, seconds, spread
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
@@ -142,17 +139,10 @@ def summary(turns):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, nargs="*", default=[1, 4, 16, 64])
-    parser.add_argument("--threads", type=int, nargs="*", default=sorted({1, os.cpu_count() or 1}))
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=SHAPES)
-    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--library-repeats", type=int, default=3, help="turns that the library's experts take part in")
-    parser.add_argument("--cpu-time", action="store_true", help="count CPU time: where others use the processor too")
-    parser.add_argument("--output", type=Path, help="all quartiles as JSON")
-    options = parser.parse_args()
-    torch.set_num_threads(1)  # helpers of torch spin beside ours
-    setting = {name: value for name, value in vars(options).items() if name != "output"}
-    print(f"{setting}\n{machine_facts()}")
-    print("median (middle half); shares of a plain read, and of the library's own experts, in the same turn\n")
+    options = options_of(parser)
+    begin(options, "a plain read, and of the library's own experts,")
     print(f"{'shape':24} {'weights':9} {'threads':>7} {'tokens':>6} {'GB/s':>22} {'of read':>22} {'of library':>24}")
     rows = []
     for threads in options.threads:
@@ -168,9 +158,7 @@ def main():
                         f"{name:24} {weights:9} {threads:7} {tokens:6} {shown[0]:>22} {shown[1]:>22} {shown[2]:>24}",
                         flush=True,
                     )
-    if options.output:
-        result = {"setting": setting, "machine": machine_facts(), "rows": rows}
-        options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    keep(options, rows)
 
 
 if __name__ == "__main__":

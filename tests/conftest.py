@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-for helper in ("schedule_rules", "trace_rules"):
+for helper in ("plan_examples", "schedule_rules", "trace_rules"):
     pytest.register_assert_rewrite(helper)
 
 SLOW = (
@@ -47,15 +47,27 @@ SLOW = (
 NOT_SLOW = ("[roofline-", "[compare-one-micro-batch]", "[compare-nothing-fits]", "[replay-", "[sweep-hrm]")
 """… but for these of them."""
 
+LONGEST = (
+    "tests/validation/test_campaign.py",
+    "tests/validation/test_gpu.py",
+    "tests/engine/host/test_host_experts.py",
+)
+"""The files that take longest, before all others: one that began last would leave the other processes idle."""
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if any(part in item.nodeid for part in SLOW) and not any(part in item.nodeid for part in NOT_SLOW):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: _place_in_order(item.nodeid.partition("::")[0]))
     if "exhaustive" not in config.getoption("markexpr"):
         left_out = [item for item in items if item.get_closest_marker("exhaustive")]
-        items[:] = [item for item in items if item not in left_out]
+        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
         config.hook.pytest_deselected(items=left_out)
+
+
+def _place_in_order(file: str) -> int:
+    return LONGEST.index(file) if file in LONGEST else len(LONGEST)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -106,6 +106,22 @@ def with_experts(module: Any, parameters: Parameters, num_experts: int) -> Itera
         module.num_experts = before[1]
 
 
+@contextlib.contextmanager
+def with_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """While entered, a call of the module calls this.
+
+    (A hook would do, but with hooks on it a module takes a longer way to each call.)
+    """
+    before = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
+
+
 @dataclass(frozen=True, slots=True)
 class ExpertPart:
     """Experts of a layer that lie together, as rows of these parameters."""
@@ -174,8 +190,7 @@ class PlacedExperts:
             result = made if result is None else result.add_(made)
         return torch.zeros_like(hidden) if result is None else result
 
-    @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
+    def in_place(self) -> contextlib.AbstractContextManager[None]:
         """While entered, takes the place of the module's `forward`."""
 
         def forward(hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, *_: Any) -> torch.Tensor:
@@ -184,11 +199,7 @@ class PlacedExperts:
                 self.parts, hidden, index, weights, in_prefill=micro_batch is not None and micro_batch.step == 0
             )
 
-        self.module.forward = forward
-        try:
-            yield
-        finally:
-            del self.module.forward
+        return with_forward(self.module, forward)
 
 
 def expert_rows(experts: Iterable[int], num_experts: int) -> torch.Tensor:

@@ -25,6 +25,7 @@ from engine.model.coroutine import (
     current,
     suspend,
 )
+from engine.model.experts import with_forward
 from engine.model.kvcache import LayerCache, note_tokens
 
 SUPPORTED = ("sdpa", "eager")
@@ -84,20 +85,9 @@ def is_causal(mask: torch.Tensor | None) -> bool:
     return mask is None or getattr(mask, "cgopipe_causal", False)
 
 
-@contextlib.contextmanager
-def _wrapped(module: nn.Module, around: Callable[..., Any]) -> Iterator[None]:
-    """While entered, `around` is called in place of a module's `forward`, with that and its arguments.
-
-    (A hook would do, but with hooks on it a module takes a longer way to each call.)
-    """
-    before = vars(module).get("forward")
-    module.forward = functools.partial(around, module.forward)
-    try:
-        yield
-    finally:
-        del module.forward
-        if before is not None:
-            module.forward = before
+def _wrapped(module: nn.Module, around: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:
+    """While entered, `around` is called in place of a module's `forward`, with that and its arguments."""
+    return with_forward(module, functools.partial(around, module.forward))
 
 
 def _enter_layer(layer: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -7,16 +7,14 @@ it fails, and where shared experts do not stand beside the routed ones (granitem
 they run where the family has them: in Route, or in the next PreAttn.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from engine.model.anatomy import Anatomy
+from engine.model.experts import with_forward
 
 TRIED_TOKENS = 2
 
@@ -83,8 +81,8 @@ class _Trial:
         """What the block makes of the tokens. Raises ValueError if its networks get different things."""
         with (
             torch.no_grad(),
-            _stand_in(self.beside.routed, self._routed),
-            _stand_in(self.beside.shared, self._shared),
+            with_forward(self.beside.routed, self._routed),
+            with_forward(self.beside.shared, self._shared),
         ):
             made = self.beside.block(tokens)
         if not torch.equal(self.got["routed"].flatten(), self.got["shared"].flatten()):
@@ -109,15 +107,3 @@ class _Trial:
         if network in self.got:
             raise ValueError(f"{network} experts are asked twice")
         self.got[network] = hidden.clone()
-
-
-@contextlib.contextmanager
-def _stand_in(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    before = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if before is not None:
-            module.forward = before

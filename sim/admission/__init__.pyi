@@ -2,7 +2,7 @@ from .admission import Admission as Admission
 from .arguments import StreamOptions as StreamOptions, add_stream as add_stream, stream_options as stream_options
 from .arrivals import Arrivals as Arrivals
 from .composition import Chunk as Chunk, Composition as Composition, Decoding as Decoding
-from .lengths import GenerationLengths as GenerationLengths
+from .lengths import Lengths as Lengths
 from .rules import (
     BLOCK_TOKENS as BLOCK_TOKENS,
     AdmissionRules as AdmissionRules,

@@ -1,6 +1,7 @@
 """The options that say which requests come and how they are served, for every command that serves them."""
 
 import argparse
+import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from sim.admission.stream import RequestStream
     from sim.problem import Problem
 
-DRAWN = ("arrivals", "gen_lens", "seed")
+DRAWN = ("arrivals", "gen_lens", "prompt_lens", "seed")
 """What a file of requests says itself."""
 
 OF_MIXED_STEPS = ("prefill_chunk", "prompt_batches", "preempt")
@@ -29,6 +30,7 @@ class StreamOptions:
     """How many of the workload, or a file that holds them."""
     arrivals: str | None = None
     gen_lens: str | None = None
+    prompt_lens: str | None = None
     seed: int | None = None
     prefill_chunk: int | None = None
     prompt_batches: int | None = None
@@ -80,17 +82,38 @@ class StreamOptions:
 
         workload = problem.workload
         if isinstance(self.requests, int):
-            return problem, RequestStream.of(workload, self.requests, **self._drawn())
+            problem = self._with_prompts(problem, self.requests)
+            return problem, RequestStream.of(problem.workload, self.requests, **self._drawn())
         stream = RequestStream.read(Path(self.requests), gen_len)
         stream = stream.padded() if workload.padded else stream
         return replace(problem, workload=stream.workload(padded=workload.padded)), stream
 
+    def _with_prompts(self, problem: "Problem", count: int) -> "Problem":
+        """The problem with prompts of the lengths that are drawn, or of its workload where none are."""
+        from sim.admission.lengths import CONSTANT, MOST_MEAN, PROMPTS, Lengths
+        from sim.problem import Basis
+
+        if self.prompt_lens in (None, CONSTANT):
+            return problem
+        prompts = Lengths.parse(str(self.prompt_lens), PROMPTS).drawn(int(MOST_MEAN), count, self.seed or 0)
+        name, text = f"prompt-lens {self.prompt_lens}", "prompts of the lengths that were given"
+        given: dict[str, Any] = {"name": name, "prompt_tokens": tuple(prompts), "description": text}
+        given |= {"source": "given by the caller", "basis": Basis.ASSUMED}
+        return replace(problem, workload=replace(problem.workload, **given))
+
     def _drawn(self) -> dict[str, Any]:
         from sim.admission.arrivals import Arrivals
-        from sim.admission.lengths import GenerationLengths
+        from sim.admission.lengths import CONSTANT, PROMPTS, Lengths
 
-        lengths = GenerationLengths.parse(self.gen_lens or "constant")
+        lengths = Lengths.parse(self.gen_lens or CONSTANT)
+        Lengths.parse(self.prompt_lens or CONSTANT, PROMPTS)
         return {"lengths": lengths, "arrivals": Arrivals.parse(self.arrivals or "at-once"), "seed": self.seed or 0}
+
+    def files(self) -> dict[str, str]:
+        """The files that requests come from, with hashes of what they hold."""
+        named = (self.requests, self.arrivals, self.gen_lens, self.prompt_lens)
+        paths = [Path(text) for text in named if isinstance(text, str) and Path(text).is_file()]
+        return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def option(name: str) -> str:
@@ -106,6 +129,8 @@ def add_stream(group: Any) -> None:
     group.add_argument("--arrivals", metavar="WHEN", help=when)
     lengths = "tokens after which requests end: constant (default: --gen-len), lognormal:100,0.8, or a .jsonl file"
     group.add_argument("--gen-lens", metavar="LENGTHS", help=lengths)
+    prompts = "lengths of prompts, instead of a workload: lognormal:500,0.8, or a .jsonl file"
+    group.add_argument("--prompt-lens", metavar="LENGTHS", help=prompts)
     group.add_argument("--seed", type=int, metavar="N", help="of what is drawn (default: 0)")
     chunk = "prompt tokens in a step beside those who decode (default: the best power of two)"
     group.add_argument("--prefill-chunk", type=positive_int, metavar="TOKENS", help=chunk)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from sim.admission.arrivals import AT_ONCE, Arrivals, arrival_ns
-from sim.admission.lengths import CONSTANT, GenerationLengths
+from sim.admission.lengths import ALL_THEY_MAY, Lengths
 from sim.admission.request_file import request_lines
 from sim.problem import DEFAULT_GEN_LEN, Workload, request_length
 from traces.errors import InputError, check_count
@@ -70,7 +70,7 @@ class RequestStream:
         workload: Workload,
         num_requests: int,
         *,
-        lengths: GenerationLengths = CONSTANT,
+        lengths: Lengths = ALL_THEY_MAY,
         arrivals: Arrivals = AT_ONCE,
         seed: int = 0,
     ) -> Self:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from engine_models import make, make_prompts
 from hypothesis import given, settings, strategies as st
+from short_calibrations import short_calibrations
 
 import engine
 from engine.calibration import Round, calibrate, described, fitted, measure_machine, planned_for
@@ -112,6 +113,12 @@ def start(device):
 @pytest.fixture(scope="module")
 def model():
     return make("mixtral", hidden_size=64, intermediate_size=128, num_hidden_layers=3)
+
+
+@pytest.fixture
+def quick_calibrations():
+    with short_calibrations():
+        yield
 
 
 def made_up_samples(hardware, model, planned, spoil=lambda seconds, at: seconds):
@@ -558,6 +565,7 @@ def test_as_many_layers_are_measured_as_fit(model):
     assert layers_to_measure(deep, 1 << 30) == 6
 
 
+@pytest.mark.usefixtures("quick_calibrations")
 def test_the_command_writes_a_machine_that_the_simulator_reads(tmp_path, capsys):
     make_model(tmp_path / "model", hidden_size=32, num_layers=2)
     out = tmp_path / "machine.toml"
@@ -585,6 +593,7 @@ def test_the_command_refuses_a_bad_name_before_it_measures(out, named, tmp_path,
     assert message.count("\n") == 1
 
 
+@pytest.mark.usefixtures("quick_calibrations")
 def test_progress_is_told_to_the_end(model, device, probes, monkeypatch):
     told = []
     monkeypatch.setattr("engine.calibration.measure.probe", lambda *_: probes)
@@ -712,6 +721,7 @@ def test_the_hand_over_is_the_gap_between_lanes_and_not_what_a_lane_does_alone(m
     assert np.median(found) == pytest.approx(500e-9)
 
 
+@pytest.mark.usefixtures("quick_calibrations")
 def test_a_calibrated_machine_knows_its_hand_over(model, device, probes):
     planned = conditions(16, quick=True)
     rounds = [Round(probes, run_all(model, device, planned)) for _ in range(2)]

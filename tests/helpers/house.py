@@ -1,6 +1,6 @@
 """The house as it is built, read from source without importing it, and the picture that it must agree with.
 
-A module has its dotted name (`sim.cost.memory`), a folder that of its `__init__.py` (`sim.cost`), its door.
+A module has its dotted name (`sim.cost.setup`), a folder that of its `__init__.py` (`sim.cost`), its door.
 """
 
 import ast

@@ -5,10 +5,15 @@ from setup_examples import RATES, machines
 from sim_examples import few_layers, round_machine
 
 from sim.planning import PolicyGrid, best_policy
+from sim.planning.bounds import least_seconds
 from sim.problem import Problem, Workload
+from sim.simulation import predict
 
 SMALL = PolicyGrid((1, 6, 40), (1, 3, 8), kv_shares=(0.0, 0.5, 1.0), pages=(0.0, 0.5, 1.0, 2.0), expert_values=3)
 MODELS = ("mixtral-8x7b", "mixtral-8x7b", "qwen3-30b-a3b", "deepseek-v2-lite")
+
+SLACK = 2e-3
+"""What the simulator's own interpolation is good for, twice."""
 
 
 def machine_of(num_devices=1, **changes):
@@ -38,3 +43,12 @@ def simple_problem(gen_len=12, num_layers=6, num_devices=1, **machine):
 def planned(problem, schedule, **options):
     """The best policy of the small grid and no other."""
     return best_policy(problem, schedule, **{"grid": SMALL, "refine": False, **options})
+
+
+def assert_nothing_is_faster(found, at):
+    """Than its bound: of the candidates the one `at` so much of them, the first and the last."""
+    total_s, decode_s = least_seconds(found)
+    for row in {int(at * (len(found) - 1)), 0, len(found) - 1}:
+        result = predict(found.setup(row), compiled=True)
+        assert total_s[row] <= result.total_s * (1 + SLACK)
+        assert decode_s[row] <= result.decode_s * (1 + SLACK)

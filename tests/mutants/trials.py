@@ -183,10 +183,11 @@ def _environment(copy: Path, tests: Sequence[str]) -> dict[str, str]:
 
     Compiled functions run as plain Python, which is quicker here. Those of the engine exist only compiled: tests that
     import it keep what was compiled in the copy itself, by the state of the file that it was compiled from.
+    Tests need no plugin that is not named: what is installed beside takes longer to start than most of them.
     """
     files = [path for path in (copy / test.partition("::")[0] for test in tests) if path.is_file()]
     engine = any(_IMPORTS_ENGINE.search(path.read_text(encoding="utf-8")) for path in files)
     numba = {"NUMBA_CACHE_DIR": str(copy / ".numba")} if engine else {"NUMBA_DISABLE_JIT": "1"}
     path = os.pathsep.join(filter(None, (str(copy), os.environ.get("PYTHONPATH"))))
     plain = {"MPLBACKEND": "Agg", "HF_HUB_OFFLINE": "1", "COLUMNS": "500", "PYTHONPATH": path}
-    return {**os.environ, **plain, **numba}
+    return {**os.environ, **plain, **numba, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}

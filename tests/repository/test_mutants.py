@@ -186,7 +186,7 @@ class TestCatalogue:
         files = {mutant.file for mutant in load()}
         parts = {
             "problem": "batch policy/policy policy/splits policy/placement model/layer",
-            "cost": "durations memory",
+            "cost": "durations memory/plan memory/buffers memory/activations",
             "hrm": "estimate",
             "simulation": "fair_sharing simulator recurrence sampling prediction",
         }

@@ -44,7 +44,7 @@ def test_tox_runs_everything_unless_told_otherwise():
     assert TOX["tox"]["env_list"] == "py"
     lint, types, tests = TOX["testenv"]["commands"].split("\n")[1:]
     assert (lint, types) == ("{[testenv:lint]commands}", "{[testenv:types]commands}")
-    assert tests == "pytest -n 2 --dist loadfile {posargs}"
+    assert tests == "pytest -n 2 --dist loadfile --no-loadscope-reorder {posargs}"
     assert TOX["testenv:lint"]["commands"].split("\n")[1:] == ["ruff check .", "ruff format --check ."]
     assert TOX["testenv:types"]["commands"].split() == ["mypy"]
     assert TOX["testenv:quick"]["commands"].strip() == tests.replace("{", '-m "not slow" {')
@@ -55,10 +55,13 @@ def test_every_environment_that_is_spoken_of_is_there():
     assert {f"testenv:{name}" for name in spoken} == {name for name in TOX.sections() if name.startswith("testenv:")}
 
 
-def test_every_test_that_is_called_slow_is_there():
-    table = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8").partition("SLOW = (")[2].partition("\n)\n")[0]
+@pytest.mark.parametrize("table", ["SLOW", "LONGEST"])
+def test_every_test_that_is_called_slow_is_there(table):
+    text = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8").partition(f"\n{table} = (")[2]
     sources = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
-    for name in re.findall(r'"([^"\n]+)",', table):
+    names = re.findall(r'"([^"\n]+)",', text.partition("\n)\n")[0])
+    assert names
+    for name in names:
         assert (ROOT / name).exists() or re.search(rf"(def|class) {name.strip(':')}\b", sources), name
 
 

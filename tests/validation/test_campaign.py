@@ -6,6 +6,7 @@ import statistics
 
 import pytest
 from schemas import faults
+from short_calibrations import short_calibrations
 
 from engine.device import EmulatedDevice
 from sim.schedule import registered
@@ -28,6 +29,12 @@ SHORT = CampaignGrid(
     placements=({"schedule": "hybrid", "batch_sizes": [1], "experts_on_device": 0.5, "experts_on_host": 0.25},),
 )
 REPEATS = 2
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_calibrations():
+    with short_calibrations():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,7 @@
 """Rows of published rates: what is read of them, and what of a bad row is said."""
 
-import csv
-
 import pytest
+from row_files import write_rows
 
 from sim import simulation
 from traces.errors import InputError
@@ -32,12 +31,7 @@ def cells(**given):
 
 
 def write(tmp_path, *rows, columns=COLUMNS):
-    path = tmp_path / "rates.csv"
-    with path.open("w", newline="") as file:
-        table = csv.DictWriter(file, columns)
-        table.writeheader()
-        table.writerows(rows)
-    return path
+    return write_rows(tmp_path / "rates.csv", rows, columns)
 
 
 def read_one(tmp_path, **given):

@@ -1,11 +1,11 @@
 """Published rows: what a file of them may hold, what each is taken to be, and how near the predictions come."""
 
-import csv
 import json
 from dataclasses import replace
 from statistics import fmean
 
 import pytest
+from row_files import write_rows
 
 from sim.problem import Basis, Hardware
 from traces.errors import InputError
@@ -30,12 +30,7 @@ def mean_absolute_error(group):
 
 
 def write(tmp_path, *rows, columns=COLUMNS):
-    path = tmp_path / "runs.csv"
-    with path.open("w", newline="") as file:
-        table = csv.DictWriter(file, columns)
-        table.writeheader()
-        table.writerows(rows)
-    return path
+    return write_rows(tmp_path / "runs.csv", rows, columns)
 
 
 def cells(**given):

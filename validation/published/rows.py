@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from traces.errors import InputError
+from traces.files import read_text
 
 FOLDER = Path(__file__).parent / "data"
 THROUGHPUT = FOLDER / "throughput.csv"
@@ -77,13 +78,8 @@ REQUIRED = tuple(field.name for field in fields(Row) if field.default is MISSING
 def read_rows(path: Path) -> list[Row]:
     """Read a file of runs; lines that begin with # are comments. Raises InputError with the line and the column."""
     columns = f"give a CSV file with the columns {', '.join(COLUMNS)}"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file; {columns}") from None
-    kept = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip() and line[0] != "#"]
+    lines = enumerate(read_text(path).splitlines(), 1)
+    kept = [(number, line) for number, line in lines if line.strip() and line[0] != "#"]
     if not kept:
         raise InputError(f"{path}: empty; {columns}")
     table = csv.reader([line for _, line in kept])

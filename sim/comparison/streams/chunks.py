@@ -14,7 +14,7 @@ CHUNKS = tuple(2**power for power in range(8, 14))
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class Chunked:
     """Requests whose prompts were computed beside decode, the size of their chunks, and the sizes that were tried."""
 
     prefill_chunk: int
@@ -23,19 +23,19 @@ class Beside:
     """In growing order; empty where the size was given."""
 
 
-def serve_beside(setup: Setup, stream: RequestStream, service: Service) -> Beside:
+def serve_beside(setup: Setup, stream: RequestStream, service: Service) -> Chunked:
     """The requests served under a policy with their prompts beside decode, in chunks of a given or of the best size.
 
     Raises InputError where the schedule cannot do so, where memory is short, and for a request that is too long.
     """
     tries = _Tries(setup, stream, service)
     if service.prefill_chunk is not None:
-        return Beside(service.prefill_chunk, tries.serve(service.prefill_chunk))
+        return Chunked(service.prefill_chunk, tries.serve(service.prefill_chunk))
     at = min(bisect_left(CHUNKS, balanced_chunk(setup.policy, stream, service.num_prompts)), len(CHUNKS) - 1)
     while at and tries.rate(at) is None:
         at -= 1
     best = _climb(tries, at)
-    return Beside(CHUNKS[best], tries.serve(CHUNKS[best]), tuple(sorted(tries.served)))
+    return Chunked(CHUNKS[best], tries.serve(CHUNKS[best]), tuple(sorted(tries.served)))
 
 
 def balanced_chunk(policy: Policy, stream: RequestStream, num_prompts: int = 1) -> float:

@@ -7,7 +7,6 @@ from sim.admission import Prompts
 from sim.comparison.report import basis_of, schedules_by
 from sim.comparison.streams.served import Served, ServedComparison
 from sim.planning import headline, in_short, seconds
-from sim.problem import Policy
 from sim.simulation import Quantiles, StreamResult
 from traces.cli import TEXT, Columns, Report
 
@@ -37,7 +36,7 @@ def print_served(found: ServedComparison, baseline: str | None) -> None:
     out.table([KEYS, *latencies], (_latencies(*row) for row in rows), "of the requests", keys=2)
     lanes = list(dict.fromkeys(name for _, result in rows for name in result.lanes if ":" not in name))
     busy = ((*_key(one), *(_lane(result, name) for name in lanes)) for one, result in rows)
-    out.table({**KEYS, **dict.fromkeys(lanes, ">")}, busy, "busy · tokens/s at most, if it never waited", keys=2)
+    out.table({**KEYS, **dict.fromkeys(lanes, ">")}, busy, "busy · tokens/s if it never waited", keys=2)
     out.say(*_notes(found), *_not_served(found), _why(rows), basis_of(hardware))
 
 
@@ -63,8 +62,7 @@ def _rates(one: Served, result: StreamResult, against: Sequence[float], num_more
 
 
 def _policy(one: Served) -> str:
-    policy: Policy | None = one.setup and one.setup.policy
-    return in_short(policy) if policy else ""
+    return in_short(one.setup.policy) if one.setup else ""
 
 
 def _latencies(one: Served, result: StreamResult) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from .grid import (
 from .host_layers import (
     HostLayerCandidates as HostLayerCandidates,
     host_layer_candidates as host_layer_candidates,
+    short_bytes as short_bytes,
 )
 from .locking import (
     largest_share as largest_share,

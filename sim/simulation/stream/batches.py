@@ -26,7 +26,10 @@ def serve_in_batches(
     The setup's workload says what a request may generate at most, by which memory is counted, and whether prompts are
     padded. Raises InputError where a batch does not fit the machine's memories.
     """
-    run = _Run(_BatchTimes(setup, exact), stream, priority is Priority.LONGEST)
+    workload = setup.problem.workload
+    longest = max(one.prompt_tokens for one in stream.requests) + workload.gen_len
+    budget = max(longest, kv_budget(workload, setup.policy.micro_batch_size))
+    run = _Run(_BatchTimes(setup, exact), stream, priority is Priority.LONGEST, budget)
     while run.num_left:
         run.serve_next()
     return run.result()
@@ -79,6 +82,8 @@ class _Run:
     times: _BatchTimes
     stream: RequestStream
     longest_first: bool
+    kv_budget_tokens: int
+    """Room of a micro-batch in the KV cache: that for requests of the average length, but for one at least."""
     now_ns: int = 0
     num_arrived: int = 0
     waiting: list[tuple[int, int]] = field(default_factory=list)
@@ -129,19 +134,17 @@ class _Run:
         heapq.heappush(self.waiting, (-one.prompt_tokens if self.longest_first else 0, one.id))
 
     def _cut(self, requests: Sequence[StreamedRequest]) -> tuple[Batch, set[int]]:
-        """The batch that some requests make, as one device sees it, and who is in; KV cache has room for one at least.
+        """The batch that some requests make, as one device sees it, and who is in.
 
         Where each device has a part of the requests, the first stands for all.
         """
         setup = self.times.setup
         workload, size, parts = setup.problem.workload, setup.policy.micro_batch_size, setup.num_parts
-        longest = max(one.prompt_tokens for one in self.stream.requests)
-        budget = max(kv_budget(workload, size), longest + workload.gen_len)
         each, first, taken = -(-len(requests) // parts), tuple[MicroBatch, ...](), set[int]()
         for start in range(0, len(requests), each):
             mine = requests[start : start + each]
             lengths = [one.prompt_tokens for one in mine]
-            members = split_requests(lengths, size, workload.gen_len, budget, padded=workload.padded)
+            members = split_requests(lengths, size, workload.gen_len, self.kv_budget_tokens, padded=workload.padded)
             made = MicroBatch.padded if workload.padded else MicroBatch.of
             first = first or tuple(made([lengths[place] for place in places]) for places in members)
             taken.update(mine[place].id for places in members for place in places)

@@ -1,16 +1,14 @@
 """Decode attention on the host: right to float32's last digits, whatever the shape, and only where it fits."""
 
 import hashlib
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from llvmlite import binding
 from numba import njit
+from other_processors import OTHER_PROCESSORS, made_for
 from plain_attention import random, reference
 from transformers import DeepseekV3Config, DynamicCache, GptOssConfig, MixtralConfig
 from transformers.masking_utils import create_causal_mask
@@ -18,9 +16,10 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Atten
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
 from transformers.models.mixtral.modeling_mixtral import MixtralAttention, eager_attention_forward
 
-import sim.simulation
 from engine.host import BITS, HostAttention, unsupported, vectors
 from engine.host.attention import decode, kernel, tiles
+from engine.host.bits import bits_of
+from engine.host.vectors import narrow
 
 GROUPS = (1, 2, 3, 4, 5, 7, 8, 9, 12, 16)
 DIMS = (1, 5, 8, 16, 24, 33, 48, 64, 80, 96, 128)
@@ -78,14 +77,9 @@ def test_a_tile_fits_the_registers_of_the_processor(features, registers):
     assert vectors.registers(features) == registers
 
 
-@pytest.mark.parametrize("features", [{"sse2": True, "avx": True}, {"sse2": True}, {"neon": True}])
+@pytest.mark.parametrize("features", OTHER_PROCESSORS)
 def test_with_the_registers_of_other_processors_it_is_the_same(features, monkeypatch):
-    monkeypatch.setattr(binding, "get_host_cpu_features", lambda: features)
-    monkeypatch.setattr(sim.simulation, "jitted", lambda function, **options: njit(nogil=True, **options)(function))
-    for module in (vectors, tiles, kernel):
-        made = importlib.util.module_from_spec(importlib.util.find_spec(module.__name__))
-        monkeypatch.setitem(sys.modules, module.__name__, made)
-        made.__spec__.loader.exec_module(made)
+    _, _, made = made_for(features, (vectors, tiles, kernel), monkeypatch)
     assert vectors.registers(features)[0] == made.LANES
     monkeypatch.setattr(decode, "attend", made.attend)
     monkeypatch.setattr(decode, "scratch_for", made.scratch_for)
@@ -142,15 +136,20 @@ def test_a_result_that_does_not_fit_is_refused(out):
         HostAttention()(random(2, 4, 16), random(2, 2, 5, 16), random(2, 2, 5, 16), out=out)
 
 
+@njit
+def rounded(numbers, out):
+    for i in range(len(out)):
+        out[i] = narrow(numbers[i], out)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_any_float32_is_rounded_as_torch_rounds_it(dtype):
-    generator = torch.Generator().manual_seed(0)
-    bits = torch.randint(-(2**31), 2**31, (64, 2, 1, 512), generator=generator).to(torch.int32)
+    bits = torch.randint(-(2**31), 2**31, (1 << 16,), generator=torch.Generator().manual_seed(0)).to(torch.int32)
     tie, nan_of_ones = 0x3F808000, 0x7FFFFFFF
-    bits[0, 0, 0, :4] = torch.tensor([tie, tie + 0x10000, nan_of_ones, 0x7F7FFFFF])
-    values = bits.view(torch.float32)
-    found = HostAttention()(torch.zeros(64, 2, 512, dtype=dtype), torch.zeros_like(values), values)
-    torch.testing.assert_close(found, values[:, :, 0].to(dtype), rtol=0, atol=0, equal_nan=True)
+    bits[:4] = torch.tensor([tie, tie + 0x10000, nan_of_ones, 0x7F7FFFFF])
+    values, found = bits.view(torch.float32), torch.empty(len(bits), dtype=dtype)
+    rounded(values.numpy(), bits_of(found))
+    torch.testing.assert_close(found, values.to(dtype), rtol=0, atol=0, equal_nan=True)
 
 
 def test_the_highest_score_is_a_request_s_own():

@@ -1,23 +1,20 @@
 """Routed experts on the host: what the module itself gives, whichever of its experts are on the host."""
 
+import contextlib
 import hashlib
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from engine_models import FAMILIES, make
 from hypothesis import given, settings, strategies as st
-from llvmlite import binding
-from numba import njit
+from other_processors import OTHER_PROCESSORS, made_for
 from packed_weights import PlainPacking
 from torch import nn
 from torch.nn.functional import silu
 from transformers.integrations.moe import _default_apply_gate
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
-import sim.simulation
 from engine.host import BITS, HostExperts, HostThreads, can_run_on_host, vectors
 from engine.host.experts import few_tokens, gates, host_experts, kernel, matrix, products
 from engine.model import Anatomy, can_split
@@ -403,23 +400,19 @@ def test_what_is_returned_can_be_written_to():
     assert not found.add_(1).is_inference()
 
 
-@pytest.mark.parametrize(
-    "features", [pytest.param({"sse2": True, "avx": True}, marks=pytest.mark.exhaustive), {"neon": True}], ids=str
-)
+@pytest.mark.parametrize("features", OTHER_PROCESSORS)
 def test_with_the_registers_of_other_processors_it_is_the_same(features, monkeypatch):
-    monkeypatch.setattr(binding, "get_host_cpu_features", lambda: features)
-    monkeypatch.setattr(sim.simulation, "jitted", lambda function, **options: njit(nogil=True, **options)(function))
-    for module in (vectors, products, matrix, kernel, few_tokens):
-        made = importlib.util.module_from_spec(importlib.util.find_spec(module.__name__))
-        monkeypatch.setitem(sys.modules, module.__name__, made)
-        made.__spec__.loader.exec_module(made)
-    monkeypatch.setattr(host_experts, "FewTokens", made.FewTokens)
-    monkeypatch.setattr(host_experts, "Matrix", sys.modules[matrix.__name__].Matrix)
-    for kind in (torch.bfloat16, 8, 4):
-        for module in (Experts(), OssExperts(is_transposed=True)):
-            layer = Layer(kind, 2, 96, 64, module)
-            assert isinstance(layer.on_host([0]).few_tokens, made.FewTokens)
-            check(layer, routed(2, 7, 2, 96), [0, 1])
+    """By two threads, which need less compiled than one."""
+    modules = vectors, products, matrix, kernel, few_tokens
+    *_, own_matrix, _, own_few_tokens = made_for(features, modules, monkeypatch)
+    monkeypatch.setattr(host_experts, "FewTokens", own_few_tokens.FewTokens)
+    monkeypatch.setattr(host_experts, "Matrix", own_matrix.Matrix)
+    with contextlib.closing(HostThreads(2)) as threads:
+        for kind in (torch.bfloat16, 8, 4):
+            for module in (Experts(), OssExperts(is_transposed=True)):
+                layer = Layer(kind, 2, 96, 64, module)
+                assert isinstance(layer.on_host([0], threads).few_tokens, own_few_tokens.FewTokens)
+                check(layer, routed(2, 7, 2, 96), [0, 1], threads)
 
 
 def test_what_is_kept_of_the_kernel_is_renewed_with_its_vectors():

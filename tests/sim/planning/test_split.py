@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
-from plan_examples import SMALL, problems, simple_problem
+from plan_examples import SLACK, SMALL, assert_nothing_is_faster, problems, simple_problem
 from sim_examples import few_layers, preset, round_machine
 
 from sim.cost import Setup
@@ -27,7 +27,6 @@ ANY = replace(SMALL, groups=(1, 2, 0), levels=(0, 6, 6), resident_parts=(0.0, 0.
 SETTINGS = settings(
     deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.filter_too_much]
 )
-SLACK = 2e-3
 
 
 def any_histogram(model, seed):
@@ -119,11 +118,7 @@ class TestBound:
     def test_nothing_is_simulated_to_be_faster(self, problem, name, at, routing):
         found = candidates_of(replace(problem, routing=routing), by_name(name), ANY)
         assume(len(found))
-        total_s, decode_s = least_seconds(found)
-        for row in {int(at * (len(found) - 1)), 0, len(found) - 1}:
-            result = predict(found.setup(row), compiled=True)
-            assert total_s[row] <= result.total_s * (1 + SLACK)
-            assert decode_s[row] <= result.decode_s * (1 + SLACK)
+        assert_nothing_is_faster(found, at)
 
     @given(
         problem=problems(),
@@ -137,11 +132,7 @@ class TestBound:
         routing = Routing(histogram=any_histogram(problem.model, seed))
         found = candidates_of(replace(problem, routing=routing), by_name(name), ANY if name in SPLIT else SMALL)
         assume(len(found))
-        total_s, decode_s = least_seconds(found)
-        for row in {int(at * (len(found) - 1)), 0, len(found) - 1}:
-            result = predict(found.setup(row), compiled=True)
-            assert total_s[row] <= result.total_s * (1 + SLACK)
-            assert decode_s[row] <= result.decode_s * (1 + SLACK)
+        assert_nothing_is_faster(found, at)
 
     @pytest.mark.parametrize("name", SPLIT)
     def test_one_group_takes_no_longer_than_its_chain(self, name):

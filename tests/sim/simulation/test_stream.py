@@ -11,7 +11,7 @@ from sim.admission import (
     Arrivals,
     Composition,
     Decoding,
-    GenerationLengths,
+    Lengths,
     Priority,
     RequestStream,
     StreamedRequest,
@@ -67,7 +67,7 @@ def test_steps_simulated_one_by_one_take_what_they_take_in_one_run(schedule):
 @pytest.mark.parametrize("schedule", ["cgopipe", "hybrid"])
 @pytest.mark.parametrize("priority", Priority)
 def test_every_request_has_its_tokens_in_order(schedule, priority):
-    lengths, arrivals = GenerationLengths.parse("lognormal:4,0.6"), Arrivals.parse("poisson:20/s")
+    lengths, arrivals = Lengths.parse("lognormal:4,0.6"), Arrivals.parse("poisson:20/s")
     stream = RequestStream.of(WORKLOAD, 20, lengths=lengths, arrivals=arrivals)
     result = serve_stream(setup_of(schedule), stream, priority)
     assert [(one.id, one.num_tokens) for one in result.requests] == [

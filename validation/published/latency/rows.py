@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from traces.errors import InputError, nearest
+from traces.files import read_text
 
 COLUMNS = (
     *("id", "system", "model", "precision", "gpu", "n_gpu", "cpu", "dram_gb", "link", "prompt_len", "gen_len"),
@@ -82,13 +83,7 @@ class BadRow:
 def read_latency_rows(path: Path) -> tuple[list[LatencyRow], list[BadRow]]:
     """The rows of a file, and those that cannot be read; lines that begin with # are comments. Raises InputError."""
     columns = f"give a CSV file with the columns {', '.join(COLUMNS)}"
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file; {columns}") from None
-    lines = [line for line in text.splitlines() if line.strip() and line[0] != "#"]
+    lines = [line for line in read_text(path).splitlines() if line.strip() and line[0] != "#"]
     header = [name.strip() for name in next(csv.reader(lines), [])]
     if missing := [name for name in REQUIRED if name not in header]:
         raise InputError(f"{path}: no column {', '.join(missing)}; {columns}")
@@ -176,7 +171,7 @@ def is_latency_file(path: Path) -> bool:
 def _first_lines(path: Path) -> Iterator[str]:
     """The header, if it can be read."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError):
+        lines = read_text(path).splitlines()
+    except InputError:
         return
     yield from [line.replace(" ", "") for line in lines if line.strip() and line[0] != "#"][:1]

@@ -1,0 +1,87 @@
+"""What layers hold while they compute, in bytes: on the device, and of layers that run on the host."""
+
+from sim.problem import Batch, Layer, Placement, packed_bytes
+from sim.schedule import PipelineShape
+
+LOGIT_BYTES = 4
+
+
+def activation_bytes(shape: PipelineShape, placement: Placement, batch: Batch, num_devices: int) -> int:
+    """Working set of the largest micro-batch in prefill, on one device: the layer that needs most, or the logits.
+
+    Or that of the largest group in decode.
+    """
+    model = placement.model
+    prompt_tokens = max(one.prompt_tokens for one in batch.alike)
+    scored = max(one.num_requests * one.max_prompt_tokens**2 for one in batch.alike)
+    requests = max(one.num_requests for one in batch.alike)
+    needed = requests * model.vocab_size * LOGIT_BYTES // num_devices
+    together = prompt_tokens
+    if shape.experts:
+        groups = [batch.micro_batches[one.start : one.stop] for one in map(shape.group, range(shape.num_groups))]
+        together = max(together, *(sum(one.num_requests for one in mine) for mine in groups))
+        if shape.splits_experts(0):
+            together = max(sum(one.prompt_tokens for one in mine) for mine in groups)
+    for layer, split in placement.distinct:
+        if split.layer_on_host:
+            continue
+        attention = _attention_numbers(layer, prompt_tokens, scored, num_devices)
+        there = split.resident + split.streamed + split.fetched if shape.splits_experts(0) else layer.num_experts
+        in_parts = 0 < split.resident < there and placement.expert_bits == model.expert_bits
+        held = _feed_forward_held(layer, num_devices, in_parts, routed=there > 0)
+        feed_forward = together * (2 * layer.hidden_size + held)
+        numbers = packed_bytes(round(max(attention, feed_forward)), model.activation_bits)
+        needed = max(needed, numbers + together * _routing_bytes(layer))
+    return needed
+
+
+def host_activation_bytes(placement: Placement, batch: Batch) -> int:
+    """The same of layers that run on the host, for the one that needs most; each computes all of its experts there."""
+    tokens = max(one.prompt_tokens for one in batch.alike)
+    scored = max(one.num_requests * one.max_prompt_tokens**2 for one in batch.alike)
+    needed = 0
+    for layer in (layer for layer, split in placement.distinct if split.layer_on_host):
+        held = _feed_forward_held(layer, 1, split=False, routed=layer.num_experts > 0)
+        numbers = max(_attention_numbers(layer, tokens, scored, 1), tokens * (2 * layer.hidden_size + held))
+        whole = packed_bytes(round(numbers), placement.model.activation_bits) + tokens * _routing_bytes(layer)
+        needed = max(needed, whole)
+    return needed
+
+
+def _attention_numbers(layer: Layer, tokens: int, scored: int, num_devices: int) -> float:
+    """Numbers held by the prompts in attention, of which `scored` pairs of tokens."""
+    # with sinks no kernel spares the matrices of scores: before and after the softmax, and shifted
+    scores = 3 * layer.attention.num_query_heads * scored / num_devices if layer.attention.sinks else 0.0
+    return tokens * (2 * layer.hidden_size + _attention_held(layer, num_devices)) + scores
+
+
+def _routing_bytes(layer: Layer) -> int:
+    """A token's scores of all experts, and of each that it uses the weight, the number, and the place in the order."""
+    return 8 * layer.num_experts + 48 * layer.top_k
+
+
+def _attention_held(layer: Layer, num_devices: int) -> float:
+    """Numbers a token holds beside its hidden state, normalised and summed up: query, key, value; the query rotated.
+
+    Rotation holds the query times its cosines, its halves swapped, and these times their sines. In prefill MLA has
+    keys and values of every head, and their parts before they are put together.
+    """
+    attention = layer.attention
+    keys_values = attention.cached_width
+    if attention.latent:
+        keys_values += 2 * attention.num_query_heads * (attention.head_dim + attention.value_head_dim)
+    return (4 * attention.query_width + keys_values) / num_devices
+
+
+def _feed_forward_held(layer: Layer, num_devices: int, split: bool, *, routed: bool) -> float:
+    """Numbers a token holds in the experts: all of its routed experts are computed at once, in the order of experts.
+
+    Mostly that is input, gate, up and their product (the optimizer of MoE-Lightning counts the same). With experts in
+    two places each part gathers its own tokens, which may be all of them, and adds to a common result. Without any
+    `routed` ones on the device, tokens hold nothing there for them.
+    """
+    always = 3 * sum(one.intermediate_size for one in (layer.shared, layer.dense) if one) / num_devices
+    if layer.expert is None or not routed:
+        return always
+    each = layer.expert.held_numbers(num_devices) + split * layer.hidden_size
+    return max(layer.computed_experts * each, always) + layer.hidden_size * (bool(layer.shared) + split)
