@@ -131,9 +131,11 @@ def add_stream(group: Any) -> None:
     prompts = "lengths of prompts, instead of a workload: lognormal:500,0.8, or a .jsonl file"
     group.add_argument("--prompt-lens", metavar="LENGTHS", help=prompts)
     group.add_argument("--seed", type=int, metavar="N", help="of what is drawn (default: 0)")
-    chunk = "prompt tokens in a step beside those who decode (default: the best power of two)"
+    chunk = "prompt tokens in a step beside those who decode (default: the best)"
     group.add_argument("--prefill-chunk", type=positive_int, metavar="TOKENS", help=chunk)
-    micro_batches = "micro-batches of prompts in a step, each of a chunk (default: 1)"
+    micro_batches = (
+        "micro-batches of prompts in a step, each of a chunk (default: 1, or with a policy that is searched the best)"
+    )
     group.add_argument("--prompt-batches", type=positive_int, metavar="COUNT", help=micro_batches)
     first = "who enters first: arrival (default), or longest: the longest prompt"
     group.add_argument("--priority", metavar="WHO", help=first)

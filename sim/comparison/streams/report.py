@@ -27,7 +27,7 @@ def print_served(found: ServedComparison, baseline: str | None) -> None:
     if of_baseline:
         against[f"× {baseline}"] = of_baseline[0]
     core = {**KEYS, "policy": TEXT, "tokens/s": ",.2f", "steady": ",.2f", **dict.fromkeys(against, ">")}
-    more = {"chunk": ",", "places": ".0%"} | ({"goodput": ",.3g"} if found.service.has_limits else {})
+    more = {"chunk": ">", "places": ".0%"} | ({"goodput": ",.3g"} if found.service.has_limits else {})
     out.table([core, more], (_rates(*row, [*against.values()], len(more)) for row in rows), keys=2)
     latencies = [dict.fromkeys((f"{name} {of}" for of in Quantiles._fields), ">") for name in LATENCIES]
     out.table([KEYS, *latencies], (_latencies(*row) for row in rows), "of the requests", keys=2)
@@ -52,10 +52,18 @@ def _key(one: Served) -> tuple[str, str]:
 
 
 def _rates(one: Served, result: StreamResult, against: Sequence[float], num_more: int) -> tuple[Any, ...]:
-    speed, chunk = result.throughput_tokens_per_s, one.service.prefill_chunk if one.prompts is Prompts.BESIDE else None
+    speed = result.throughput_tokens_per_s
     rates = speed, result.steady_tokens_per_s, *(f"{speed / other:.2f}×" for other in against)
-    more = chunk, result.occupancy, one.goodput_requests_per_s
+    more = _chunk(one), result.occupancy, one.goodput_requests_per_s
     return *_key(one), _policy(one), *rates, *more[:num_more]
+
+
+def _chunk(one: Served) -> str:
+    """Tokens of prompts that a step takes, in how many micro-batches if that is not one."""
+    chunk, count = one.service.prefill_chunk, one.service.num_prompts or 1
+    if one.prompts is Prompts.BEFORE or chunk is None:
+        return ""
+    return f"{chunk:,}" if count == 1 else f"{count} × {chunk:,}"
 
 
 def _policy(one: Served) -> str:
