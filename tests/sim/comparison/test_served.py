@@ -120,9 +120,7 @@ class TestComparison:
         found = compare_served(problem, stream, Service(64), ["cgopipe"], EIGHT, jobs=1)
         assert [one.result for one in found] == [None, None]
         assert all("memory is" in one.reason for one in found)
-        with pytest.raises(
-            InputError, match=r"round serves none of the requests: cgopipe: .* memory is .* | cgopipe: .* in a stream"
-        ):
+        with pytest.raises(InputError, match=r"round serves none of the requests: cgopipe: .* memory is "):
             found.best  # noqa: B018
 
     def test_what_cannot_be_beside_decode_stays_before_it(self):
