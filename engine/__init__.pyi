@@ -1,1 +1,7 @@
-from .generation import RunResult as RunResult, run as run
+from .generation import (
+    GenerationRequest as GenerationRequest,
+    RequestOutput as RequestOutput,
+    RunResult as RunResult,
+    run as run,
+    stream as stream,
+)

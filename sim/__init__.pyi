@@ -1,4 +1,11 @@
-from .comparison import Comparison as Comparison, Outcome as Outcome, compare as compare
+from .admission import RequestStream as RequestStream, Service as Service
+from .comparison import (
+    Comparison as Comparison,
+    Outcome as Outcome,
+    ServedComparison as ServedComparison,
+    compare as compare,
+    compare_served as compare_served,
+)
 from .cost import Setup as Setup
 from .planning import Choice as Choice, Explanation as Explanation, explain as explain, plan as plan
 from .problem import (

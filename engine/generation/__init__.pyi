@@ -6,4 +6,11 @@ from .checkpoint import (
 )
 from .generate import BatchDone as BatchDone, RunResult as RunResult, run as run, stats_of as stats_of
 from .request_file import RequestFile as RequestFile
+from .streaming import (
+    GenerationRequest as GenerationRequest,
+    OutputStream as OutputStream,
+    RequestOutput as RequestOutput,
+    StreamStats as StreamStats,
+    stream as stream,
+)
 from .trace import as_cut as as_cut, describe_model as describe_model

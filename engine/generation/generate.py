@@ -87,12 +87,8 @@ def run(
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens: {max_new_tokens} is not allowed; generate at least 1 token")
     with open_device(device) as opened:
-        if isinstance(model, str | Path):
-            tokenizer = tokenizer or find_tokenizer(model)
-            model, keep_model = load_model(model, device=opened), False
-        check_generate_kwargs(generate_kwargs, model)
-        if "stop_strings" in generate_kwargs:
-            generate_kwargs["tokenizer"] = tokenizer
+        keep_model = keep_model and not isinstance(model, str | Path)
+        model, tokenizer = given_model(model, tokenizer, opened, generate_kwargs)
         if not prompts:
             raise InputError("prompts: the list is empty; give at least one prompt")
         ids = [prompt_ids(prompt, number, tokenizer) for number, prompt in enumerate(prompts)]
@@ -101,7 +97,7 @@ def run(
         chosen = by_name(schedule) if isinstance(schedule, str) else schedule
         size = -(-len(ids) // USUAL_MICRO_BATCHES) if micro_batch_size is None else micro_batch_size
         policy = policy or Policy.usual(chosen, len(ids), size)
-        seed, padding = _seed(seed, generate_kwargs, model), pad_token(model, tokenizer)
+        seed, padding = drawn_seed(seed, generate_kwargs, model), pad_token(model, tokenizer)
         options = GenerationOptions(max_new_tokens, padding, generate_kwargs, seed)
         known = Routing.parse(routing) if isinstance(routing, str) else routing
         context = RunContext.of(model, chosen, policy, opened, options, known)
@@ -149,7 +145,24 @@ def _batches(session: Session, ids: list[list[int]], progress: Callable[[int], N
         yield BatchDone(first, result, make_trace(result.ran, described, histories))
 
 
-def _seed(seed: int | None, kwargs: Mapping[str, Any], model: PreTrainedModel) -> int | None:
+def given_model(
+    model: PreTrainedModel | str | Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    device: Device,
+    generate_kwargs: dict[str, Any],
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """The model, loaded where it is named, and its tokenizer. Raises InputError for arguments that it cannot honour."""
+    if isinstance(model, str | Path):
+        tokenizer = tokenizer or find_tokenizer(model)
+        model = load_model(model, device=device)
+    check_generate_kwargs(generate_kwargs, model)
+    if "stop_strings" in generate_kwargs:
+        generate_kwargs["tokenizer"] = tokenizer
+    return model, tokenizer
+
+
+def drawn_seed(seed: int | None, kwargs: Mapping[str, Any], model: PreTrainedModel) -> int | None:
+    """The seed of a run that samples, drawn if none is given; None of one that does not sample."""
     if not kwargs.get("do_sample", model.generation_config.do_sample):
         return None
     return int(torch.randint(2**31, ()).item()) if seed is None else seed

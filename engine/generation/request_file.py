@@ -1,4 +1,4 @@
-"""A file of requests through the engine: batch after batch, results appended as each batch ends."""
+"""A file of requests through the engine, results appended as they come: batch after batch, or in a stream."""
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -11,7 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from engine.device import Device
 from engine.generation.generate import BatchDone, RunResult, run
 from engine.generation.prompts import check_length
-from engine.generation.requests import Request, Results, error_line, output_line, read_requests
+from engine.generation.requests import Request, error_line, output_line, read_requests
+from engine.generation.results import Results, UnorderedResults
+from engine.generation.streaming import GenerationRequest, OutputStream, RequestOutput, stream
 from engine.model import end_tokens
 from sim.problem import Policy
 from sim.schedule import Schedule
@@ -29,14 +31,19 @@ class RequestFile:
         tokenizer: PreTrainedTokenizerBase | None,
         max_new_tokens: int,
         resume: bool,
+        *,
+        in_any_order: bool = False,
     ) -> None:
+        """`in_any_order`: results come as requests end, for `run_stream`, each with the number of its line."""
         self._model = model
         self._tokenizer = tokenizer
         self._max_new_tokens = max_new_tokens
         self._requests = [self._checked(request) for request in read_requests(source, tokenizer)]
-        self._results = Results(target, self._requests, resume)
+        self._numbered = in_any_order
+        self._results = (UnorderedResults if in_any_order else Results)(target, self._requests, resume)
         self.resumed = self._results.done  # lines that had results already
-        self.pending = [request for request in self._requests[self._results.done :] if request.ids is not None]
+        self._left = [request for request in self._requests if not self._results.has(request)]
+        self.pending = [request for request in self._left if request.ids is not None]
         self.prompts = [request.ids for request in self.pending if request.ids is not None]
 
     @property
@@ -47,7 +54,10 @@ class RequestFile:
     def run_nothing(self) -> None:
         """Writes what is left to say where no request can be run."""
         with closing(self._results):
-            self._append(len(self._requests), {})
+            if self._numbered:
+                self._append_errors()
+            else:
+                self._append(len(self._requests), {})
 
     def run(
         self, schedule: Schedule, policy: Policy, device: Device, progress: Callable[[int], None], **kwargs: Any
@@ -69,6 +79,23 @@ class RequestFile:
             self._append(len(self._requests), {})
             return result
 
+    def run_stream(
+        self, schedule: Schedule, policy: Policy | None, device: Device, progress: Callable[[int], None], **kwargs: Any
+    ) -> OutputStream:
+        """The same in a stream: a line as each request ends. `progress` is told of its tokens."""
+        asked = [
+            GenerationRequest(ids, self._limit(request))
+            for ids, request in zip(self.prompts, self.pending, strict=True)
+        ]
+        options = {"max_new_tokens": self._max_new_tokens, "device": device, "tokenizer": self._tokenizer, **kwargs}
+        with closing(self._results):
+            self._append_errors()
+            with stream(self._model, asked, schedule, policy, **options) as outputs:
+                for output in outputs:
+                    self._results.append([self._line_of(self.pending[output.number], output)])
+                    progress(len(output.sequence))
+            return outputs
+
     def _checked(self, request: Request) -> Request:
         if request.ids is None:
             return request
@@ -77,6 +104,9 @@ class RequestFile:
         except InputError as error:
             return replace(request, ids=None, error=f"line {request.line}: {error}")
         return request
+
+    def _limit(self, request: Request) -> int:
+        return min(self._max_new_tokens, request.max_tokens or self._max_new_tokens)
 
     def _write(self, batch: BatchDone) -> None:
         requests = self.pending[batch.first : batch.first + len(batch.result.sequences)]
@@ -88,9 +118,18 @@ class RequestFile:
         waiting = self._requests[self._results.done : stop]
         self._results.append([lines.get(request.line) or error_line(request) for request in waiting])
 
+    def _append_errors(self) -> None:
+        """Of lines that cannot be run, where no order has to be kept."""
+        self._results.append([error_line(one, numbered=True) for one in self._left if one.ids is None])
+
+    def _line_of(self, request: Request, output: RequestOutput) -> str:
+        if output.error:
+            return error_line(replace(request, error=f"line {request.line}: {output.error}"), numbered=True)
+        return self._line(request, output.sequence)
+
     def _line(self, request: Request, sequence: Sequence[int]) -> str:
-        limit = request.max_tokens if request.max_tokens is not None else self._max_new_tokens
-        kept = list(sequence[:limit])
+        kept = list(sequence[: self._limit(request)])
         text = None if self._tokenizer is None else str(self._tokenizer.decode(kept, skip_special_tokens=True))
         ended = bool(kept) and kept[-1] in end_tokens(self._model)
-        return output_line(request, kept, text, ended, str(self._model.name_or_path))
+        name = str(self._model.name_or_path)
+        return output_line(request, kept, text, ended, name, numbered=self._numbered)

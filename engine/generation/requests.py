@@ -1,14 +1,12 @@
 """Requests as lines of JSON, in and out: one prompt a line, or the OpenAI batch format.
 
-Output lines have the order and the format of the input lines. A line that cannot be run gets an output line that says
-why, and the others run. Results are appended as they come, so that a run that was cut short can go on where it stopped.
+Output lines have the format of the input lines. A line that cannot be run gets an output line that says why, and the
+others run. Where they come in another order than those of the input, each has its number.
 """
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,9 @@ from traces.errors import InputError
 
 BODY_FIELDS = ("messages", "model", "max_tokens", "max_completion_tokens", "n", "stream")
 """What the engine understands of an OpenAI request's body. Sampling is set for the whole run, not for one request."""
+
+OPENAI_ID = "batch_req_"
+"""What the id of an output line begins with, before the number of its input line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +95,12 @@ def _chat_ids(given: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | Non
     return list(encoded["input_ids"]), limit
 
 
-def output_line(request: Request, sequence: Sequence[int], text: str | None, ended: bool, model: str) -> str:
+def output_line(
+    request: Request, sequence: Sequence[int], text: str | None, ended: bool, model: str, *, numbered: bool = False
+) -> str:
     """The result of one request in the format of its input. `ended`: the model ended it, not the token limit."""
     if not request.is_openai:
-        result = {**request.given, "text": text, "token_ids": list(sequence), "finished": ended}
+        result = {**_given(request, numbered), "text": text, "token_ids": list(sequence), "finished": ended}
         return json.dumps(result, ensure_ascii=False) + "\n"
     given, made = len(request.ids or ()), len(sequence)
     message = {"role": "assistant", "content": text}
@@ -112,71 +115,27 @@ def output_line(request: Request, sequence: Sequence[int], text: str | None, end
     return _openai_line(request, {"status_code": 200, "request_id": f"req-{request.line}", "body": body}, None)
 
 
-def error_line(request: Request) -> str:
+def error_line(request: Request, *, numbered: bool = False) -> str:
     """What stands in the output for a request that could not be run."""
     if request.is_openai:
         return _openai_line(request, None, {"code": "invalid_request", "message": request.error})
-    return json.dumps({**request.given, "error": request.error}, ensure_ascii=False) + "\n"
+    return json.dumps({**_given(request, numbered), "error": request.error}, ensure_ascii=False) + "\n"
+
+
+def line_of_output(result: Mapping[str, Any]) -> int:
+    """The line of the input that a line of the output is of; 0 where it does not say."""
+    if "custom_id" in result:
+        number = str(result.get("id")).removeprefix(OPENAI_ID)
+        return int(number) if number.isdecimal() else 0
+    line = result.get("line")
+    return line if isinstance(line, int) else 0
+
+
+def _given(request: Request, numbered: bool) -> dict[str, Any]:
+    """What a line of the output repeats of its request."""
+    return {**request.given, **({"line": request.line} if numbered else {})}
 
 
 def _openai_line(request: Request, response: Mapping[str, Any] | None, error: Mapping[str, Any] | None) -> str:
-    line = {"id": f"batch_req_{request.line}", "custom_id": request.given["custom_id"]}
+    line = {"id": f"{OPENAI_ID}{request.line}", "custom_id": request.given["custom_id"]}
     return json.dumps({**line, "response": response, "error": error}, ensure_ascii=False) + "\n"
-
-
-class Results:
-    """The output file: lines in input order, appended and flushed to the disk as they come."""
-
-    def __init__(self, path: Path, requests: Sequence[Request], resume: bool) -> None:
-        """Opens the file. With `resume`, keeps what an earlier run wrote. Raises InputError if it does not fit."""
-        self.path = path
-        self._requests = requests
-        if path.exists() and path.stat().st_size and not resume:
-            raise InputError(f"output {path}: exists already; give --resume to go on with it, or another name")
-        self.done = self._keep_complete_lines() if resume and path.exists() else 0
-        try:
-            self._file = path.open("a", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"output {path}: cannot be written: {error.strerror}") from None
-
-    def append(self, lines: Sequence[str]) -> None:
-        """Writes the next lines. Raises InputError if they cannot be written; those before stay."""
-        try:
-            self._file.write("".join(lines))
-            self._file.flush()
-            if self.path.is_file():
-                os.fsync(self._file.fileno())
-        except OSError as error:
-            raise InputError(
-                f"output {self.path}: cannot be written: {error.strerror}; {self.done} lines are complete: make room "
-                f"and go on with --resume"
-            ) from None
-        self.done += len(lines)
-
-    def close(self) -> None:
-        """Closes the file, whatever state it is in."""
-        with suppress(OSError):  # the same failure that append told of: buffered text that finds no room
-            self._file.close()
-
-    def _keep_complete_lines(self) -> int:
-        """Cuts off a last line that was not written to its end; checks that the rest belongs to these requests."""
-        content = self.path.read_bytes()
-        complete = content[: content.rfind(b"\n") + 1]
-        lines = complete.decode("utf-8").splitlines()
-        if len(lines) > len(self._requests):
-            raise InputError(f"output {self.path}: holds {len(lines)} results for {len(self._requests)} requests")
-        for line, request in zip(lines, self._requests, strict=False):
-            if not _belongs(line, request):
-                told = f"does not belong to this input, see line {request.line}; give another name"
-                raise InputError(f"output {self.path}: {told}")
-        os.truncate(self.path, len(complete))
-        return len(lines)
-
-
-def _belongs(line: str, request: Request) -> bool:
-    try:
-        result = json.loads(line)
-    except ValueError:
-        return False
-    names = ("custom_id",) if request.is_openai else ("prompt", "prompt_token_ids")
-    return all(result.get(name) == request.given.get(name) for name in names)

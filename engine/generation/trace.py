@@ -107,11 +107,14 @@ def as_cut(prompt_tokens: Sequence[int], micro_batch_size: int, gen_len: int) ->
     return Batch(tuple(cut), 0, gen_len)
 
 
-def make_trace(ran: Sequence[Ran], metadata: dict[str, Any], memory: Mapping[str, History]) -> Trace:
+def make_trace(
+    ran: Sequence[Ran], metadata: dict[str, Any], memory: Mapping[str, History], others: Sequence[Counter] = ()
+) -> Trace:
     """The trace of one batch: the tasks' own keys, in order of time, from 0 ns, and what each tier held.
 
     `memory` has the histories of the tiers `device`, `pinned` and `host`, the last without what is pinned. The metadata
-    says by how much the device's clock was corrected (`clock_shift_ns`), if it was.
+    says by how much the device's clock was corrected (`clock_shift_ns`), if it was. Counters of `others` are by the
+    host's clock.
     """
     times, moved_ns = _times_ns(ran)
     metadata = {**metadata, "clock_shift_ns": moved_ns} if moved_ns else metadata
@@ -127,7 +130,8 @@ def make_trace(ran: Sequence[Ran], metadata: dict[str, Any], memory: Mapping[str
         first, last = (time - start_ns for time in times[task.id])
         what = (one.num_bytes, 0, "", "" if cause in (previous, NONE) else DEPENDENCY, cause)
         spans.append(Span(task.id, task.op.value, task.lane.kind.value, *task.key[1:], first, last, *what))
-    return Trace(metadata, spans, _memory(memory, start_ns))
+    counted = [one._replace(time_ns=max(0, one.time_ns - start_ns)) for one in others]
+    return Trace(metadata, spans, [*_memory(memory, start_ns), *counted])
 
 
 def _times_ns(ran: Sequence[Ran]) -> tuple[dict[int, tuple[int, int]], int]:

@@ -74,7 +74,8 @@ class Executor:
     """One run of a schedule's tasks on a device.
 
     `steps` yields the tasks of each step in order of issue, `lanes` are those they may use. `finished` says that
-    nothing is left to do although tasks remain. `on_thread_end` is called in each lane's thread when it ends.
+    nothing is left to do although tasks remain. `on_thread_end` is called in each lane's thread when it ends. Of tasks
+    that are not `told` of nothing is kept: a run may go on for long.
     """
 
     def __init__(
@@ -85,11 +86,13 @@ class Executor:
         perform: Perform,
         finished: Callable[[], bool] = lambda: False,
         on_thread_end: Callable[[Lane], None] = lambda lane: None,
+        told: Callable[[Task], bool] = lambda task: True,
     ) -> None:
         self._device = device
         self._perform = perform
         self._finished = finished
         self._on_thread_end = on_thread_end
+        self._told = told
         self._queue = TaskQueue(steps, lanes)
         self._threads = [threading.Thread(target=self._work, args=(lane,), name=str(lane)) for lane in lanes]
         self._lanes_left = threading.Semaphore(0)
@@ -107,6 +110,15 @@ class Executor:
         if self._failure is not None:
             raise self._failure
         return [ran for progress in self._progress.values() for ran in progress.ran]
+
+    def stop(self) -> None:
+        """Ends the run between two tasks of each lane. From any thread, also before it has begun."""
+        self._queue.stop()
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether no lane gets another task."""
+        return self._queue.is_stopped
 
     def _run_lanes(self) -> None:
         started: list[threading.Thread] = []
@@ -152,7 +164,7 @@ class Executor:
         moved = self._named_in_profile(context, task) if _profiling() else self._perform(context, task)
         end = context.mark()
         self._queue.ended(task, end)  # first, so that lanes that wait for it lose no time
-        progress.ended(task, start, end, moved)
+        progress.ended(task, start, end, moved if self._told(task) else None)
 
     def _named_in_profile(self, context: LaneContext, task: Task) -> int | None:
         """Does a task in a range that names it, so that `traces.files.read_trace` can read the run back."""

@@ -94,6 +94,11 @@ class TaskQueue:
             self._wake(task.id)
             self._count_down(task)
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether no lane gets another task."""
+        return self._stopped
+
     def stop(self) -> None:
         """No lane gets another task."""
         with self._lock:

@@ -27,18 +27,30 @@ class Activations:
     stop is measured the first time that it is of its kind, and the micro-batch counts with the most that it held. The
     working set inside tasks counts while the largest micro-batch is prefilled: no other task needs more. To look at
     every tensor slows a task down several times, so it is measured once for each kind of layer (`kinds`: a number per
-    layer) and taken to be the same in those alike.
+    layer) and taken to be the same in those alike. In a stream micro-batches enter later; each counts with what the
+    largest so far worked with.
     """
 
-    def __init__(self, device: Device, largest: InFlight, kinds: Sequence[int]) -> None:
+    def __init__(self, device: Device, largest: InFlight | None, kinds: Sequence[int]) -> None:
         self._device = device
         self._largest = largest
+        self._most_tokens = 0 if largest is None else _prompt_tokens(largest)
         self._kinds = kinds
         self._working_sets: dict[tuple[Op, int, bool], int] = {}
         self._held: dict[int, int] = {}
         self._entered: dict[int, int] = {}
         self._passing: _Passing = []  # what the largest micro-batch holds that a task may let go of
         self._known_stops: dict[int, set[Hashable]] = {}  # of decode, by micro-batch
+
+    def enter(self, micro_batch: InFlight) -> None:
+        """A micro-batch begins, beside others; its number is nobody else's any more."""
+        if _prompt_tokens(micro_batch) > self._most_tokens:
+            self._most_tokens = _prompt_tokens(micro_batch)
+            self._working_sets.clear()
+        self._largest = micro_batch
+        self._known_stops.pop(micro_batch.index, None)
+        self._entered.pop(micro_batch.index, None)
+        self._count(micro_batch.index, 0)
 
     def working(self, micro_batch: InFlight, task: Task) -> contextlib.AbstractContextManager[None]:
         """Around a task of the GPU lane: counts its working set where that is largest."""
@@ -48,7 +60,7 @@ class Activations:
 
     def working_group(self, group: Sequence[InFlight], task: Task) -> contextlib.AbstractContextManager[None]:
         """The same around a task for several micro-batches: that of the largest one is taken for the largest."""
-        return self.working(self._largest if self._largest in group else group[0], task)
+        return self.working(next((one for one in group if one is self._largest), group[0]), task)
 
     @contextlib.contextmanager
     def _working(self, task: Task) -> Iterator[None]:
@@ -118,6 +130,10 @@ class Activations:
         elif more < 0:
             self._device.memory.refund(name, -more)
         self._held[index] = num_bytes
+
+
+def _prompt_tokens(micro_batch: InFlight) -> int:
+    return len(micro_batch.padding) * micro_batch.width
 
 
 class _WorkingSet(TorchDispatchMode):  # type: ignore[no-untyped-call]

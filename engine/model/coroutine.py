@@ -121,6 +121,11 @@ class GenerateCoroutine:
     def finished(self) -> bool:
         return isinstance(self.at, Finished)
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether an error came out of what runs in it, which is over then."""
+        return self._coroutine is not None and self._coroutine.dead and not self.finished
+
     def start(self) -> None:
         """Runs up to the entry of the first layer. Binds the coroutine to the calling thread."""
         self._coroutine = _Coroutine(lambda _: Finished(self.generate()))

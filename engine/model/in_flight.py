@@ -20,6 +20,8 @@ class InFlight(GenerateCoroutine):
     cache: Cache
     width: int  # tokens of each prompt, padding included
     capacity: int  # tokens that the cache may come to hold, prompt included
+    entered: int = 0  # the step of the schedule in which its prompts are computed
+    most_requests: int | None = None  # that its room on the host is made for, where others use it after it
     resident_requests: int = 0  # so many of its requests, the first ones, keep their KV cache on the device
     resident: dict[int, Store] = field(default_factory=dict)  # theirs, by layer
     stores: dict[int, Store] = field(default_factory=dict)  # on the host, by layer
@@ -37,15 +39,29 @@ class InFlight(GenerateCoroutine):
     deferred: dict[int, torch.Tensor] = field(default_factory=dict)  # what experts made that count late, by their layer
     loaded_caches: dict[tuple[int, int], KeysValues] = field(default_factory=dict)  # by step and layer
 
+    @property
+    def at_step(self) -> int:
+        """The step of the schedule that it is in, or that it would have been in next when it finished."""
+        return self.entered + self.step
+
+    def has_left(self, task: Task) -> bool:
+        """Whether it had finished before the task's step."""
+        return self.finished and task.step >= self.at_step
+
+    def room_bytes(self, num_bytes: int) -> int:
+        """What so many bytes of its own requests take where room is made for others, too."""
+        own = len(self.padding)
+        return num_bytes if self.most_requests is None else -(-num_bytes // own) * max(own, self.most_requests)
+
     def new(self, task: Task) -> KeysValues | None:
         """The keys and values that the task's layer made in the task's step."""
         cache = layer_of(self.cache, task.layer)
-        return None if cache is None else cache.new.get(task.step)
+        return None if cache is None else cache.new.get(task.step - self.entered)
 
     def take_new(self, task: Task) -> KeysValues | None:
         """The same, once, without what the first requests keep on the device."""
         cache = layer_of(self.cache, task.layer)
-        new = None if cache is None else cache.take(task.step)
+        new = None if cache is None else cache.take(task.step - self.entered)
         return None if new is None else new.of_requests(self.resident_requests)
 
     def keep_resident(self, task: Task, allocate: Allocate) -> None:

@@ -15,10 +15,16 @@ from traces.cli import Command, positive_int, progress
 from traces.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from engine.running.planning import RunPlan
+    from traces.trace import Trace
 
 USUAL_SIZES = {"micro_batch_size": 4, "num_micro_batches": 4}
 """What of the sizes is not given, where one of them is."""
+
+TRACED_STEPS = 64
+"""Of a stream, in the trace that it writes."""
 
 SAMPLING = ("temperature", "top_p", "top_k")
 """Options of `generate` that make it sample; without them the choice is greedy."""
@@ -33,7 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", required=True, type=Path, metavar="FILE", help="results, in the order and format of the input"
     )
     paths.add_argument("--resume", action="store_true", help="go on with an output file that an earlier run began")
-    paths.add_argument("--trace", type=Path, metavar="FILE", help="write the first batch's trace (.json or .json.gz)")
+    first = f"write the trace of the first batch, or of the first {TRACED_STEPS} steps of a stream (.json or .json.gz)"
+    paths.add_argument("--trace", type=Path, metavar="FILE", help=first)
+    streamed = "let requests enter as others end; results as they come, each with the number of its line"
+    paths.add_argument("--stream", action="store_true", help=streamed)
     counts = "write how many tokens used each expert, for --routing"
     paths.add_argument("--record-routing", type=Path, metavar="FILE", help=counts)
     policy = parser.add_argument_group("policy (without one, this machine is measured and the best is planned)")
@@ -58,30 +67,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Generate for every request of a file; results are appended as each batch ends."""
+    """Generate for every request of a file; results are appended as each batch ends, or as each request does."""
     schedule = schedules.by_name(args.schedule)
     policy = given_policy(args, schedule)
+    if args.stream and policy is None:
+        policy = problem.Policy.from_dict({**USUAL_SIZES, "weight_bits": args.weight_bits}, schedule)
     problem.Routing.parse(args.routing)  # a mistake in it is told before a model is loaded
     if args.trace and not str(args.trace).endswith((".json", ".json.gz")):
         raise InputError(f"--trace {args.trace}: give a name that ends in .json or .json.gz")
     for path in filter(None, (args.output, args.trace, args.record_routing)):
         if not path.resolve().parent.is_dir():
             raise InputError(f"{path}: there is no folder {path.resolve().parent}; make it first")
+    if args.stream and (args.record_routing or args.plan_for):
+        given = "--record-routing" if args.record_routing else "--plan-for"
+        raise InputError(f"{given} is for batches: leave it out with --stream")
     with devices.open_device(device_of(args)) as device:
         result = _run_file(args, schedule, policy, device)
     if result is None:
         sys.stderr.write("nothing left to do\n")
         return 0
-    if args.trace:
-        files.write_trace(result.trace, args.trace)
-    stats = result.stats
-    busy = ", ".join(f"{lane} {seconds:.2f} s" for lane, seconds in stats.busy_s.items())
-    peaks = ", ".join(f"{tier} {num_bytes / 1e6:.1f} MB" for tier, num_bytes in stats.peak_bytes.items())
-    sys.stderr.write(
-        f"{result.trace.origin}: {stats.generated_tokens} tokens at {stats.tokens_per_s:.1f} tokens/s "
-        f"(prefill {stats.prefill_s:.2f} s, decode {stats.decode_s:.2f} s)\n"
-        f"busy: {busy}\npeak memory: {peaks}\n"
-    )
+    trace, told = result
+    if args.trace and trace is not None:
+        files.write_trace(trace, args.trace)
+    sys.stderr.write(told)
     return 0
 
 
@@ -102,11 +110,13 @@ def given_policy(args: argparse.Namespace, schedule: "schedules.Schedule") -> "p
 
 def _run_file(
     args: argparse.Namespace, schedule: "schedules.Schedule", policy: "problem.Policy | None", device: "devices.Device"
-) -> "generation.RunResult | None":
+) -> "tuple[Trace | None, str] | None":
     with progress(f"loading {args.model}"):
         tokenizer = generation.find_tokenizer(args.model, args.trust_remote_code)
         model = model_of(args, device)
-    requests = generation.RequestFile(args.input, args.output, model, tokenizer, args.max_new_tokens, args.resume)
+    requests = generation.RequestFile(
+        args.input, args.output, model, tokenizer, args.max_new_tokens, args.resume, in_any_order=args.stream
+    )
     for error in requests.errors:
         sys.stderr.write(f"left out: {error}\n")
     if requests.resumed:
@@ -114,23 +124,74 @@ def _run_file(
     if not requests.pending:
         requests.run_nothing()
         return None
-    planned = None
     memory.check_packing(model, args.weight_bits)
+    if args.stream and policy is not None:
+        return _as_stream(args, schedule, policy, device, requests)
+    return _in_batches(args, schedule, policy, device, requests, model)
+
+
+def _in_batches(
+    args: argparse.Namespace,
+    schedule: "schedules.Schedule",
+    policy: "problem.Policy | None",
+    device: "devices.Device",
+    requests: "generation.RequestFile",
+    model: Any,
+) -> "tuple[Trace | None, str]":
+    """Batch after batch, by a policy that is given or planned; the first one's trace, and what is said in the end."""
+    planned = None
     if policy is None:
         planned = _plan(args, schedule, device, model, [len(prompt) for prompt in requests.prompts])
         policy = planned.policy
-    sys.stderr.write(f"policy: {planned or f'{policy} requests'}, schedule {schedule.name}\n")
-    if policy.changes_outputs:
-        sys.stderr.write(f"{policy.changes_outputs}\n")
+    _tell_policy(policy, str(planned or f"{policy} requests"), schedule)
     with progress("generating", len(requests.pending) * args.max_new_tokens, unit="tokens", lines=True) as shown:
         result = requests.run(schedule, policy, device, shown.advance, **_run_options(args))
+    told, stats = "", result.stats
     if planned is not None:
-        expected, measured = planned.expected.throughput_tokens_per_s, result.stats.tokens_per_s
-        sys.stderr.write(
+        expected, measured = planned.expected.throughput_tokens_per_s, stats.tokens_per_s
+        told = (
             f"expected {expected:.1f} tokens/s on {planned.machine}, measured {measured:.1f} on {result.trace.origin} "
             f"({measured / expected:.2f} of it)\n"
         )
-    return result
+    busy = ", ".join(f"{lane} {seconds:.2f} s" for lane, seconds in stats.busy_s.items())
+    return result.trace, (
+        f"{told}{result.trace.origin}: {stats.generated_tokens} tokens at {stats.tokens_per_s:.1f} tokens/s "
+        f"(prefill {stats.prefill_s:.2f} s, decode {stats.decode_s:.2f} s)\n"
+        f"busy: {busy}\n{_peaks(stats.peak_bytes)}"
+    )
+
+
+def _as_stream(
+    args: argparse.Namespace,
+    schedule: "schedules.Schedule",
+    policy: "problem.Policy",
+    device: "devices.Device",
+    requests: "generation.RequestFile",
+) -> "tuple[Trace | None, str]":
+    """Requests that enter as others end; the trace of the first steps, and what is said in the end."""
+    _tell_policy(policy, f"{policy} requests at a time", schedule)
+    options = {name: value for name, value in _run_options(args).items() if name != "record_routing"}
+    traced = TRACED_STEPS if args.trace else 0
+    with progress("generating", len(requests.pending) * args.max_new_tokens, unit="tokens", lines=True) as shown:
+        outputs = requests.run_stream(schedule, policy, device, shown.advance, traced_steps=traced, **options)
+    stats = outputs.stats
+    if stats is None:
+        return None, "no request could be run\n"
+    return outputs.trace, (
+        f"{device.origin}: {stats.generated_tokens} tokens at {stats.tokens_per_s:.1f} tokens/s "
+        f"({stats.num_requests} requests in {stats.num_steps} steps, {stats.total_s:.2f} s)\n{_peaks(stats.peak_bytes)}"
+    )
+
+
+def _tell_policy(policy: "problem.Policy", told: str, schedule: "schedules.Schedule") -> None:
+    sys.stderr.write(f"policy: {told}, schedule {schedule.name}\n")
+    if policy.changes_outputs:
+        sys.stderr.write(f"{policy.changes_outputs}\n")
+
+
+def _peaks(peak_bytes: "Mapping[str, int]") -> str:
+    peaks = ", ".join(f"{tier} {num_bytes / 1e6:.1f} MB" for tier, num_bytes in peak_bytes.items())
+    return f"peak memory: {peaks}\n"
 
 
 def _plan(
@@ -165,9 +226,10 @@ COMMAND = Command(
     (
         "--model ./model --input prompts.jsonl --output results.jsonl --max-new-tokens 32",
         "--model ./model --input prompts.jsonl --output results.jsonl --resume",
+        "--model ./model --input prompts.jsonl --output results.jsonl --stream --micro-batch-size 8",
     ),
     add_arguments,
     run,
     needs="engine",
-    interrupted="interrupted: finished batches are written, --resume goes on with the others",
+    interrupted="interrupted: what has ended is written, --resume goes on with the others",
 )

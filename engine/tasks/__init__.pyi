@@ -1,4 +1,16 @@
-from .batch import BatchResult as BatchResult, run_batch as run_batch
-from .context import GenerationOptions as GenerationOptions, RunContext as RunContext, Session as Session
+from .attend import DecodeAttention as DecodeAttention
+from .batch import (
+    BatchResult as BatchResult,
+    TaskPerformer as TaskPerformer,
+    make_micro_batch as make_micro_batch,
+    run_batch as run_batch,
+)
+from .context import (
+    BatchContext as BatchContext,
+    Carried as Carried,
+    GenerationOptions as GenerationOptions,
+    RunContext as RunContext,
+    Session as Session,
+)
 from .host_room import expert_exchange_bytes as expert_exchange_bytes
 from .host_time import HostTime as HostTime

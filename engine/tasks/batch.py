@@ -13,7 +13,7 @@ from engine.memory import Activations, Buffers
 from engine.model import Finished, InFlight, cache_for
 from engine.tasks.attend import DecodeAttention
 from engine.tasks.compute import Compute
-from engine.tasks.context import BatchContext, RunContext, Session
+from engine.tasks.context import BatchContext, Carried, RunContext, Session
 from engine.tasks.experts import Experts
 from engine.tasks.host_layers import HostLayers
 from engine.tasks.host_time import HostTime, clocks_ns
@@ -44,21 +44,24 @@ def run_batch(
     run, size = session.run, session.run.policy.micro_batch_size
     cut = [prompts[start : start + size] for start in range(0, len(prompts), size)]
     layout, attention = run.layout(len(cut)), DecodeAttention(session.kernel)
-    micro_batches = [_micro_batch(run, layout.shape, j, rows, first + j) for j, rows in enumerate(cut)]
+    micro_batches = [_of_batch(run, layout.shape, j, rows, first + j) for j, rows in enumerate(cut)]
     session.weights.begin_batch(layout)
     with contextlib.ExitStack() as at_end:
         buffers = at_end.enter_context(contextlib.closing(Buffers(run.device)))
         at_end.callback(_free_resident, run, micro_batches)
         largest = max(micro_batches, key=lambda one: len(one.padding) * one.width)
         activations = at_end.enter_context(contextlib.closing(Activations(run.device, largest, run.anatomy.kinds)))
-        work = TaskPerformer(BatchContext(session, layout, micro_batches, attention, buffers, activations, on_head))
+        carried = _AllAtOnce(micro_batches, run.options.max_new_tokens)
+        work = TaskPerformer(BatchContext(session, layout, carried, attention, buffers, activations, on_head))
         ran = _execute(run, layout.shape, work)
         sequences = [row for one in micro_batches for row in _generated(run, one)]
     return BatchResult(sequences, ran, work.host, attention.kernel_calls, attention.own_calls)
 
 
-def _micro_batch(run: RunContext, shape: PipelineShape, j: int, prompts: Prompts, number: int) -> InFlight:
+def make_micro_batch(run: RunContext, index: int, prompts: Prompts, seed: int | None, **others: Any) -> InFlight:
+    """A micro-batch that will generate for these prompts; `others` go to `generate()` with the options of the run."""
     options, cache = run.options, cache_for(run.model)
+    kwargs = {"max_new_tokens": options.max_new_tokens, **options.kwargs, **others}
     width = max(map(len, prompts))
     padding = tuple(width - len(prompt) for prompt in prompts)
     ids = [[options.pad_token_id] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
@@ -69,15 +72,18 @@ def _micro_batch(run: RunContext, shape: PipelineShape, j: int, prompts: Prompts
             input_ids=torch.tensor(ids).to(run.device.torch_device),
             attention_mask=torch.tensor(mask).to(run.device.torch_device),
             past_key_values=cache,
-            max_new_tokens=options.max_new_tokens,
             pad_token_id=options.pad_token_id,
-            **options.kwargs,
+            **kwargs,
         )
 
-    seed = None if options.seed is None else options.seed + number
-    capacity = width + options.max_new_tokens - 1  # the last token is not attended to
-    resident = run.policy.resident_requests(len(prompts)) if shape.kv_on_host(j) else len(prompts)
-    return InFlight(j, padding, generate, seed, cache=cache, width=width, capacity=capacity, resident_requests=resident)
+    capacity = width + kwargs["max_new_tokens"] - 1  # the last token is not attended to
+    return InFlight(index, padding, generate, seed, cache=cache, width=width, capacity=capacity)
+
+
+def _of_batch(run: RunContext, shape: PipelineShape, j: int, prompts: Prompts, number: int) -> InFlight:
+    made = make_micro_batch(run, j, prompts, None if run.options.seed is None else run.options.seed + number)
+    made.resident_requests = run.policy.resident_requests(len(prompts)) if shape.kv_on_host(j) else len(prompts)
+    return made
 
 
 def _free_resident(run: RunContext, micro_batches: Sequence[InFlight]) -> None:
@@ -93,7 +99,7 @@ def _execute(run: RunContext, shape: PipelineShape, work: "TaskPerformer") -> li
 
 
 class TaskPerformer:
-    """Performs the tasks of one batch, on whatever lane they are. Dependencies keep lanes out of each other's way."""
+    """Performs the tasks of those who are in, on any lane. Dependencies keep lanes out of each other's way."""
 
     def __init__(self, batch: BatchContext) -> None:
         self._batch = batch
@@ -138,13 +144,13 @@ class TaskPerformer:
         }
 
     def __call__(self, lane: LaneContext, task: Task) -> int | None:
-        """Do the task. Returns the bytes it moved; None if its micro-batch has finished."""
+        """Do the task. Returns the bytes it moved; None if there was nothing to do."""
         if task.op in self._move_weights:
             return self._move_weights[task.op](lane, task)
         if task.op in self._for_group:
             return self._of_group(lane, task)
-        micro_batch = self._batch.micro_batches[task.micro_batch]
-        if micro_batch.finished and task.step >= micro_batch.step:
+        micro_batch = self._batch.carried.of(task)
+        if micro_batch is None:
             return None
         copies = self._around_host_layers if self._host_layers.are_at(task) else self._copies
         if task.op in copies:
@@ -153,8 +159,8 @@ class TaskPerformer:
             return self._on_host[task.op](task, micro_batch)
         if task.op not in self._on_device:
             raise NotImplementedError(f"{task.op} belongs to runs on several devices")
-        if micro_batch.step != task.step:
-            raise RuntimeError(f"micro-batch {micro_batch.index} is in step {micro_batch.step}")
+        if micro_batch.at_step != task.step:
+            raise RuntimeError(f"micro-batch {micro_batch.index} is in step {micro_batch.at_step}")
         before = clocks_ns()
         num_bytes = self._on_device[task.op](task, micro_batch)
         self.host.add(task, before)
@@ -171,14 +177,39 @@ class TaskPerformer:
         return num_bytes
 
     def finished(self) -> bool:
-        """Whether every micro-batch has ended before its last step, so that what is issued further has no use."""
-        micro_batches, num_steps = self._batch.micro_batches, self._batch.session.run.options.max_new_tokens
-        return all(one.finished for one in micro_batches) and any(one.step < num_steps for one in micro_batches)
+        """Whether all has been done, so that what is issued further has no use."""
+        return self._batch.carried.over
 
     def leave(self, lane: Lane) -> None:
         """Ends all coroutines when the GPU lane ends, in whose thread they run."""
-        for micro_batch in self._batch.micro_batches if lane.kind is LaneKind.GPU else ():
+        for micro_batch in self._batch.carried.in_flight() if lane.kind is LaneKind.GPU else ():
             micro_batch.abandon()
+
+
+class _AllAtOnce(Carried):
+    """The micro-batches of one batch, each of which is there from the first step to its end."""
+
+    def __init__(self, micro_batches: Sequence[InFlight], num_steps: int) -> None:
+        self._all, self._num_steps = micro_batches, num_steps
+
+    def of(self, task: Task) -> InFlight | None:
+        one = self._all[task.micro_batch]
+        return None if one.has_left(task) else one
+
+    @property
+    def over(self) -> bool:
+        """Whether every micro-batch has ended before its last step."""
+        return all(one.finished for one in self._all) and any(one.step < self._num_steps for one in self._all)
+
+    def in_flight(self) -> Sequence[InFlight]:
+        return self._all
+
+    def most_tokens(self, micro_batch: int, *, prompts: bool) -> int:
+        one = self._all[micro_batch]
+        return len(one.padding) * (one.width if prompts else 1)
+
+    def most_cached_tokens(self, *, on_host: bool = False) -> int:
+        return max((len(one.padding) - on_host * one.resident_requests) * one.capacity for one in self._all)
 
 
 def _generated(run: RunContext, micro_batch: InFlight) -> list[list[int]]:

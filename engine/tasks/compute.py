@@ -67,7 +67,7 @@ class Compute:
             if not isinstance(micro_batch.at, AttentionCall):
                 return 0  # the layer keeps no keys and values
             call = micro_batch.at
-            if task.step == 0:
+            if micro_batch.step == 0:
                 self._keep_on_device(task, micro_batch)
             known = [KeysValues(call.key, call.value)] if call.whole_cache else self._cache(task, micro_batch)
             micro_batch.attended = attend_on_device(call, known)
@@ -174,7 +174,7 @@ class Compute:
         """Both parts in one buffer, which the next task of this lane may use again."""
         _, heads, tokens, dim = loaded.shape
         shape = (len(resident) + len(loaded), heads, tokens, dim)
-        room_bytes = self._batch.most_cached_tokens() * heads * dim * loaded.itemsize
+        room_bytes = self._batch.carried.most_cached_tokens() * heads * dim * loaded.itemsize
         whole = self._batch.buffers.on_device(f"joined kv cache, {name}", shape, loaded.dtype, room_bytes)
         whole[: len(resident)].copy_(resident)
         whole[len(resident) :].copy_(loaded)

@@ -1,6 +1,7 @@
 """What tasks are given: of the whole run, of a run whose model is on its device, and of one batch."""
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -21,8 +22,9 @@ from engine.memory import (
 )
 from engine.model import Anatomy, InFlight, end_tokens
 from engine.tasks.attend import DecodeAttention
+from sim.admission import AdmissionRules
 from sim.problem import Policy, Routing, splits_of
-from sim.schedule import MemoryPart, PipelineShape, Place, Schedule, SlotLayout, layout_of
+from sim.schedule import MemoryPart, PipelineShape, Place, Schedule, SlotLayout, Task, layout_of
 from traces.errors import InputError
 
 
@@ -60,6 +62,8 @@ class RunContext:
     packed: list[PackedLayer | None]
     """Per layer, its routed experts where they are stored in fewer bits than the model has."""
     host: Ledger = field(default_factory=lambda: Ledger("host memory", None))
+    rules: AdmissionRules | None = None
+    """What a stream of requests goes by; None: batch after batch."""
 
     @classmethod
     def of(
@@ -70,8 +74,9 @@ class RunContext:
         device: Device,
         options: GenerationOptions,
         routing: Routing | None = None,
+        rules: AdmissionRules | None = None,
     ) -> Self:
-        """Opens the model; experts are placed by their popularity in `routing`.
+        """Opens the model; experts are placed by their popularity in `routing`. With `rules`, for a stream.
 
         Raises InputError if the engine cannot run it, or cannot run it by this policy.
         """
@@ -85,7 +90,7 @@ class RunContext:
         packed = packed_layers(model, anatomy, policy.weight_bits, splits, prefill_on_host=prefill_on_host)
         orders = _orders(routing or Routing(), model, anatomy)
         streamed = streamed_layers(model, anatomy, policy, schedule, packed, orders)
-        return cls(model, schedule, policy, device, options, anatomy, streamed, packed)
+        return cls(model, schedule, policy, device, options, anatomy, streamed, packed, rules=rules)
 
     @property
     def ends(self) -> set[int]:
@@ -103,10 +108,18 @@ class RunContext:
         return {"device": self.device.memory, "pinned": self.device.pinned, "host": self.host}
 
     def shape(self, num_micro_batches: int) -> PipelineShape:
-        """The pipeline that a batch of so many micro-batches makes."""
+        """The pipeline that so many micro-batches make, in a stream with those that carry prompts before them."""
         self.policy.check_deferral(self.anatomy.top_k)
         counts, shared = self.anatomy.expert_counts, self.anatomy.shared
-        return self.policy.pipeline(self.schedule, counts, num_micro_batches, shared=shared)
+        num_prompts = 0 if self.rules is None else self.rules.num_prompts
+        usual = self.policy.pipeline(self.schedule, counts, num_prompts + num_micro_batches, shared=shared)
+        return usual if self.rules is None else usual.beside_prompts(num_prompts)
+
+    def most_tokens(self, micro_batch: int) -> int:
+        """The most tokens that a micro-batch has in a step after the first: in a stream some carry prompts."""
+        if self.rules is not None and micro_batch < self.rules.num_prompts:
+            return self.rules.prefill_chunk
+        return self.policy.micro_batch_size
 
     def layout(self, num_micro_batches: int) -> SlotLayout:
         """Which slots the tasks of such a batch read and write."""
@@ -164,25 +177,52 @@ class Session:
         return {part.value: held for part, held in weights.items()} | self.host_blocks.bytes_by_part()
 
 
+class Carried(ABC):
+    """What the micro-batches of a schedule carry, step by step."""
+
+    @abstractmethod
+    def of(self, task: Task) -> InFlight | None:
+        """Whom a task works for, or the first one of whose group; None where it has nothing to do."""
+
+    @property
+    @abstractmethod
+    def over(self) -> bool:
+        """Whether nothing is left to do although tasks remain."""
+
+    @abstractmethod
+    def in_flight(self) -> Iterable[InFlight]:
+        """Those that may have begun, and not ended."""
+
+    @abstractmethod
+    def most_tokens(self, micro_batch: int, *, prompts: bool) -> int:
+        """The most tokens that a micro-batch has in a step: of prompts, padding included, or one of each request."""
+
+    @abstractmethod
+    def most_cached_tokens(self, *, on_host: bool = False) -> int:
+        """Tokens that the cache of a micro-batch may come to hold in a layer, of the one that needs most.
+
+        `on_host`: those of the requests whose cache does not stay on the device.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class BatchContext:
-    """One batch: its slots, its micro-batches, and what their tasks share."""
+    """What the tasks of a run share while some requests are in: their slots, and who is in."""
 
     session: Session
     layout: SlotLayout
-    micro_batches: Sequence[InFlight]
+    carried: Carried
     attention: DecodeAttention
     buffers: Buffers
     activations: Activations
-    on_head: Callable[[InFlight], None]
+    on_head: Callable[[InFlight], None] = lambda micro_batch: None
     """Told of each micro-batch whenever it has new tokens."""
 
     def routed_tokens(self, group: int, *, in_decode: bool = False) -> int:
         """The most tokens of a group whose experts are computed together, apart from their layer."""
         shape = self.layout.shape
-        members = (self.micro_batches[j] for j in shape.group(group))
         prompts = shape.splits_experts(0) and not in_decode
-        return sum(len(one.padding) * (one.width if prompts else 1) for one in members)
+        return sum(self.carried.most_tokens(j, prompts=prompts) for j in shape.group(group))
 
     @property
     def most_routed_tokens(self) -> int:
@@ -192,11 +232,4 @@ class BatchContext:
     @property
     def most_prompt_tokens(self) -> int:
         """Tokens of the prompts of the largest micro-batch, padding included."""
-        return max(len(one.padding) * one.width for one in self.micro_batches)
-
-    def most_cached_tokens(self, *, on_host: bool = False) -> int:
-        """Tokens that the cache of a micro-batch may come to hold in a layer, of the one that needs most.
-
-        `on_host`: those of the requests whose cache does not stay on the device.
-        """
-        return max((len(one.padding) - on_host * one.resident_requests) * one.capacity for one in self.micro_batches)
+        return max(self.carried.most_tokens(j, prompts=True) for j in range(self.layout.shape.num_micro_batches))

@@ -71,8 +71,8 @@ class Experts:
     def members(self, task: Task) -> list[InFlight]:
         """The micro-batches of a task's group that have not finished."""
         group = self._shape.group(int(self._layout.group_of[task.micro_batch]))
-        mine = (self._batch.micro_batches[j] for j in group)
-        return [one for one in mine if not (one.finished and task.step >= one.step)]
+        mine = (self._batch.carried.of(task._replace(micro_batch=j)) for j in group)
+        return [one for one in mine if one is not None]
 
     def offload_tokens(self, lane: LaneContext, task: Task, group: Sequence[InFlight]) -> int:
         """Experts of all tokens and their weights, and what goes into experts if the host has some."""
@@ -109,7 +109,8 @@ class Experts:
         made, sizes = self._made.pop((task.micro_batch, task.page))
         late = task.page == DEFERRED
         name = f"{'deferred ' if late else ''}expert output of host {task.micro_batch}"
-        on_device = self._batch.buffers.on_device(name, tuple(made.shape), made.dtype)
+        most = self._batch.routed_tokens(int(self._layout.group_of[task.micro_batch]), in_decode=late)
+        on_device = self._batch.buffers.on_device(name, tuple(made.shape), made.dtype, made[0].nbytes * most)
         lane.copy_h2d(on_device, made, pinned=self._output_room(task, made.nbytes).locked)
         for one, rows in zip(group, on_device.split_with_sizes(sizes), strict=True):
             if late:
@@ -137,7 +138,7 @@ class Experts:
             if parts:
                 known = not places.formats and can_run_on_host(places.module)
                 code = self._played if known else None
-                in_prefill = task.step == 0
+                in_prefill = any(one.step == 0 for one in group)
                 output = places.compute(parts, hidden, index, weights, in_prefill=in_prefill, in_decode_by=code)
                 for one, rows in zip(group, output.split_with_sizes(sizes), strict=True):
                     one.output = rows

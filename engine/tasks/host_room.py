@@ -35,18 +35,18 @@ class HostRoom:
     def exchanged(self, what: str, micro_batch: InFlight, num_bytes: int) -> HostBlock:
         """For what attention on the host gets in a turn."""
         name, locked = f"{what} of micro-batch {micro_batch.index}", self._locks("qkv on host")
-        return self._blocks.take(MemoryPart.ATTENTION_EXCHANGE, name, num_bytes, locked=locked)
+        return self._blocks.take(MemoryPart.ATTENTION_EXCHANGE, name, micro_batch.room_bytes(num_bytes), locked=locked)
 
     def mask(self, micro_batch: InFlight, mask: torch.Tensor) -> HostBlock:
         """For an attention mask, which grows by a token a step."""
         tokens = mask.shape[-1]
         name, room_bytes = f"micro-batch {micro_batch.index}", mask.nbytes // tokens * max(tokens, micro_batch.capacity)
-        return self._blocks.take(MASKS, name, room_bytes, locked=self._locks("qkv on host"))
+        return self._blocks.take(MASKS, name, micro_batch.room_bytes(room_bytes), locked=self._locks("qkv on host"))
 
     def attended(self, micro_batch: InFlight, num_bytes: int) -> HostBlock:
         """For what attention on the host gives back."""
         name, locked = f"attention output of micro-batch {micro_batch.index}", self._locks("attention on host")
-        return self._blocks.take(MemoryPart.ATTENTION_EXCHANGE, name, num_bytes, locked=locked)
+        return self._blocks.take(MemoryPart.ATTENTION_EXCHANGE, name, micro_batch.room_bytes(num_bytes), locked=locked)
 
     def hidden(self, micro_batch: InFlight, num_bytes: int) -> HostBlock:
         """For the hidden states of a micro-batch that waits in prefill."""
@@ -88,7 +88,7 @@ class HostRoom:
         made: list[HostBlock] = []
 
         def allocate(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-            num_bytes = torch.Size(shape).numel() * dtype.itemsize
+            num_bytes = micro_batch.room_bytes(torch.Size(shape).numel() * dtype.itemsize)
             name = f"{KeysValues._fields[len(made)]} of {name}"
             made.append(self._blocks.take(MemoryPart.KV_CACHE, name, num_bytes, locked=locked))
             return made[-1].view(shape, dtype)
@@ -139,7 +139,7 @@ def expert_exchange_bytes(run: RunContext, layout: SlotLayout) -> int:
     row_bytes = _row_bytes(run, layout)
     in_decode = not shape.splits_experts(0)
     locked = [n for what, n in row_bytes.items() if in_decode and buffers[OF_EXPERTS[what]].tier is Tier.PINNED]
-    rows = [len(shape.group(group)) * run.policy.micro_batch_size for group in range(shape.num_groups)]
+    rows = [sum(map(run.most_tokens, shape.group(group))) for group in range(shape.num_groups)]
     told_bytes = buffers["fetched"].turns * aligned_bytes(_told_bytes(run)) if _fetches(shape) else 0
     return told_bytes + (1 + shape.defers_experts) * sum(aligned_bytes(count * row) for count in rows for row in locked)
 

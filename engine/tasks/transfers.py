@@ -47,7 +47,8 @@ class Transfers:
         attended, micro_batch.attended_on_host = micro_batch.attended_on_host, None
         if attended is None:
             return 0
-        on_device = self._buffers.on_device(f"attention output {micro_batch.index}", attended.shape, attended.dtype)
+        name, room_bytes = f"attention output {micro_batch.index}", micro_batch.room_bytes(attended.nbytes)
+        on_device = self._buffers.on_device(name, attended.shape, attended.dtype, room_bytes)
         micro_batch.on_its_way = attended
         lane.copy_h2d(on_device, attended, pinned=self._host.attended(micro_batch, attended.nbytes).locked)
         micro_batch.attended = (on_device, None)
@@ -90,8 +91,9 @@ class Transfers:
         return self._load_kv(lane, task, micro_batch, new_tokens=1, room=f"kv buffer {slot}")
 
     def _room_of_cache(self, task: Task) -> str:
-        """Where a cache goes that the model reads itself: two take turns, if no group of micro-batches has to wait."""
-        if self._batch.layout.shape.experts:
+        """Where a cache goes that the model reads itself: two take turns, where no more than two are on their way."""
+        shape = self._batch.layout.shape
+        if shape.experts or shape.num_prompts:  # a group waits for all of it; beside prompts all attend ahead
             return f"kv buffer of micro-batch {task.micro_batch}"
         return f"kv buffer {self._batch.layout.slot_of('kv on device', task)}"
 
@@ -103,7 +105,7 @@ class Transfers:
         for name, tensor in zip(KeysValues._fields, store.content, strict=True):
             batch, heads, tokens, dim = tensor.shape
             shape, row_bytes = (tokens + new_tokens, batch, heads, dim), heads * dim * tensor.itemsize
-            room_bytes = self._batch.most_cached_tokens(on_host=True) * row_bytes
+            room_bytes = self._batch.carried.most_cached_tokens(on_host=True) * row_bytes
             on_device = self._buffers.on_device(f"{room}, {name}", shape, tensor.dtype, room_bytes)
             lane.copy_h2d(on_device[:tokens], by_tokens(tensor), pinned=store.locked)
             loaded.append(on_device.permute(1, 2, 0, 3))

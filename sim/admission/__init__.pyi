@@ -1,6 +1,14 @@
 from .admission import Admission as Admission
+from .arguments import StreamOptions as StreamOptions, add_stream as add_stream, stream_options as stream_options
 from .arrivals import Arrivals as Arrivals
 from .composition import Chunk as Chunk, Composition as Composition, Decoding as Decoding
-from .lengths import GenerationLengths as GenerationLengths
-from .rules import BLOCK_TOKENS as BLOCK_TOKENS, AdmissionRules as AdmissionRules, Priority as Priority
+from .lengths import Lengths as Lengths
+from .rules import (
+    BLOCK_TOKENS as BLOCK_TOKENS,
+    AdmissionRules as AdmissionRules,
+    Joins as Joins,
+    Priority as Priority,
+    Prompts as Prompts,
+    Service as Service,
+)
 from .stream import RequestStream as RequestStream, StreamedRequest as StreamedRequest

@@ -10,9 +10,10 @@ from collections.abc import Collection, Iterable
 
 from sim.admission.composition import Chunk, Composition
 from sim.admission.ledger import KvLedger
-from sim.admission.rules import AdmissionRules, Priority
+from sim.admission.rules import AdmissionRules, Joins, Priority
 from sim.admission.stay import NOWHERE, Stay, planned_blocks
 from sim.admission.stream import StreamedRequest
+from sim.admission.together import take_together
 from traces.errors import InputError
 
 
@@ -34,7 +35,8 @@ class Admission:
         self._computing: list[Stay | None] = [None] * rules.num_prompts
         self._context = [0] * rules.num_micro_batches
         self._members: list[dict[int, Stay]] = [{} for _ in range(rules.num_micro_batches)]
-        self._awaited: tuple[int, ...] = ()
+        self._begun: list[Stay] = []  # whose prompts the step before has ended
+        self._due: dict[int, list[Stay]] = {}  # by the step before which they have all that they may generate
 
     @property
     def held_blocks(self) -> int:
@@ -58,6 +60,11 @@ class Admission:
                 f"ones take {rules.blocks_of(last)} blocks of KV cache, of which there are {rules.num_blocks}: shorten "
                 f"it, let it generate less, or give more memory"
             )
+        if rules.joins is Joins.TOGETHER and request.prompt_tokens > rules.prefill_chunk:
+            raise InputError(
+                f"request {request.id}: a prompt of {request.prompt_tokens} tokens, which is computed whole, is more "
+                f"than the {rules.prefill_chunk} that a step takes: shorten it, or give a larger prefill_chunk"
+            )
         longest = request.prompt_tokens if rules.priority is Priority.LONGEST else 0
         heapq.heappush(self._waiting, (-longest, self._arrived, request))
         self._arrived += 1
@@ -75,33 +82,43 @@ class Admission:
         if self._step:
             self._ledger.advance()
         preempted = tuple(self._preempt()) if self.rules.preempts else ()
-        decoding = tuple(tuple(one.decoding() for one in mine.values()) for mine in self._members)
+        decoding = tuple(tuple([one.decoding() for one in mine.values()]) for mine in self._members)
         chunks, room = self._continue_prompts()
-        entered = () if preempted else tuple(self._enter(chunks, room))
-        composition = Composition(self._step, decoding, tuple(map(tuple, chunks)), entered, preempted)
-        self._awaited = composition.gives_tokens_to
-        return composition
+        places: list[int] = []
+        if self.rules.joins is Joins.TOGETHER:
+            places = self._enter_together(chunks)
+            entered = tuple(chunk.request for mine in chunks for chunk in mine)
+        else:
+            entered = () if preempted else tuple(self._enter(chunks, room))
+        prompts = tuple(map(tuple, chunks))
+        return Composition(self._step, decoding, prompts, entered, preempted, tuple(places))
 
     def _count_tokens(self) -> list[Stay]:
         """What the step before gave; returns those to whom it gave their first token of this stay."""
-        stays = [self._stays[id_] for id_ in self._awaited]
-        for stay in stays:
+        for j, mine in enumerate(self._members):
+            for stay in mine.values():
+                stay.generated += 1
+            self._context[j] += len(mine)
+        begun, self._begun = self._begun, []
+        for stay in begun:
             stay.generated += 1
-            if stay.micro_batch != NOWHERE:
-                self._context[stay.micro_batch] += 1
-        return [stay for stay in stays if stay.micro_batch == NOWHERE]
+        return begun
 
     def _begin_decoding(self, begun: Iterable[Stay]) -> None:
-        """To each its place, in the micro-batch with the fewest tokens (MoE-Lightning's Algorithm 2)."""
+        """To each its place: its own, or in the micro-batch with the fewest tokens (MoE-Lightning's Algorithm 2)."""
         for stay in begun:
             if stay.request.id in self._stays:
-                open_ = (j for j, mine in enumerate(self._members) if len(mine) < self.rules.micro_batch_size)
-                stay.micro_batch = min(open_, key=self._context.__getitem__)
+                stay.micro_batch = self._emptiest() if stay.place == NOWHERE else stay.place
                 self._members[stay.micro_batch][stay.request.id] = stay
                 self._context[stay.micro_batch] += stay.context_tokens
 
+    def _emptiest(self) -> int:
+        open_ = (j for j, mine in enumerate(self._members) if len(mine) < self.rules.micro_batch_size)
+        return min(open_, key=self._context.__getitem__)
+
     def _let_go(self, ended: Collection[int]) -> None:
-        full = [one.request.id for one in self._stays.values() if one.generated == one.request.most_tokens]
+        due = self._due.pop(self._step + 1, ())
+        full = [one.request.id for one in due if self._stays.get(one.request.id) is one]
         for id_ in dict.fromkeys((*ended, *full)):
             if id_ in self._stays:
                 self._remove(self._stays[id_])
@@ -119,7 +136,7 @@ class Admission:
     def _remove(self, stay: Stay) -> None:
         """Out of its place; the blocks that it would have held from the next step on are free."""
         del self._stays[stay.request.id]
-        self._ledger.release(stay.needs, stay.entered)
+        self._ledger.leave(stay.promise)
         if stay.micro_batch != NOWHERE:
             del self._members[stay.micro_batch][stay.request.id]
             self._context[stay.micro_batch] -= stay.context_tokens
@@ -148,6 +165,13 @@ class Admission:
         chunks[stay.lane].append(chunk)
         room[stay.lane] -= chunk.tokens
         self._computing[stay.lane] = None if chunk.is_last else stay
+        if chunk.is_last:
+            self._await_token(stay)
+
+    def _await_token(self, stay: Stay) -> None:
+        """Its prompt ends in this step, which gives it the first of the tokens that it may generate in this stay."""
+        self._begun.append(stay)
+        self._due.setdefault(self._step + stay.request.most_tokens - stay.generated, []).append(stay)
 
     def _enter(self, chunks: list[list[Chunk]], room: list[int]) -> Iterable[int]:
         """Requests whose prompts begin in this step: as long as there is a place, room in a chunk, and blocks."""
@@ -159,10 +183,27 @@ class Admission:
             if not self._ledger.fits(needs[:prefill_steps] if self.rules.preempts else needs):
                 return
             self._leave_queue()
-            self._ledger.promise(needs)
-            stay = self._stays[request.id] = Stay(request, self._step, generated, lane, needs)
+            stay = self._stays[request.id] = Stay(request, generated, lane, self._ledger.promise(needs))
             self._take_chunk(stay, chunks, room)
             yield request.id
+
+    def _enter_together(self, chunks: list[list[Chunk]]) -> list[int]:
+        """Requests whose prompts are computed in this step; for each micro-batch of them, in which one they decode."""
+        empty = deque(j for j, mine in enumerate(self._members) if not mine)
+        return [self._begin_together(lane, mine, empty) for lane, mine in enumerate(chunks)]
+
+    def _begin_together(self, lane: int, chunks: list[Chunk], empty: deque[int]) -> int:
+        if not empty:
+            return NOWHERE
+        requests, needs = take_together(self._waiting, self.rules, self._ledger)
+        if not requests:
+            return NOWHERE
+        place, promise = empty.popleft(), self._ledger.promise(needs, len(requests))
+        for request in requests:
+            stay = self._stays[request.id] = Stay(request, 0, lane, promise, place)
+            chunks.append(stay.next_chunk(request.prompt_tokens))
+            self._await_token(stay)
+        return place
 
     def _leave_queue(self) -> None:
         if self._resuming:

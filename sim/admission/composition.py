@@ -38,6 +38,9 @@ class Composition:
     """Requests of which this step has the first chunk."""
     preempted: tuple[int, ...] = ()
     """Requests that gave up their blocks before this step."""
+    places: tuple[int, ...] = ()
+    """Where requests join together: of each micro-batch of prompts, in which one those will decode; -1 of an empty one.
+    """
 
     @property
     def is_empty(self) -> bool:

@@ -1,11 +1,23 @@
 """Blocks of KV cache that are promised: how many at each step from now on."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 Counts = NDArray[np.int64]
 
 FIRST_HORIZON = 256
+
+
+@dataclass(slots=True)
+class Promise:
+    """Blocks set apart in each step from `since` on, for one request, or for several until the last of them leaves."""
+
+    needs: Counts
+    since: int
+    """The step of the first chunk."""
+    holders: int
 
 
 class KvLedger:
@@ -37,15 +49,18 @@ class KvLedger:
         shared = self._promised[: len(needs)]
         return bool((needs[: len(shared)] + shared <= self._num_blocks).all() and (needs <= self._num_blocks).all())
 
-    def promise(self, needs: Counts) -> None:
-        """Set so many blocks apart in each step from this one on."""
+    def promise(self, needs: Counts, holders: int = 1) -> Promise:
+        """Set so many blocks apart in each step from this one on, until so many requests have left."""
         if len(needs) > len(self._promised):
             longer = np.zeros(2 * len(needs), np.int64)
             longer[: len(self._promised)] = self._promised
             self._promised = longer
         self._promised[: len(needs)] += needs
+        return Promise(needs, self._now, holders)
 
-    def release(self, needs: Counts, since: int) -> None:
-        """Take back what is left of a promise that was made in step `since`."""
-        left = needs[self._now - since :]
-        self._promised[: len(left)] -= left
+    def leave(self, promise: Promise) -> None:
+        """One of its requests leaves; with the last one, what is left of the promise is free."""
+        promise.holders -= 1
+        if not promise.holders:
+            left = promise.needs[self._now - promise.since :]
+            self._promised[: len(left)] -= left

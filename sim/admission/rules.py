@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from traces.errors import check_choice, check_count, check_flag
+from traces.errors import InputError, check_choice, check_count, check_flag, check_range
 
 BLOCK_TOKENS = 64
 """Tokens of a block of KV cache: a request leaves half of its last one empty; where a block ends attention loses time.
@@ -13,11 +13,29 @@ one piece (Mixtral's heads in bfloat16, one thread of a busy EPYC, CPU time).
 """
 
 
+LONGEST_LIMIT_S = 1e9
+"""Of what may be asked of a request: thirty years."""
+
+
+class Prompts(StrEnum):
+    """When the prompts of a stream are computed."""
+
+    BEFORE = "before"  # batch after batch: all of a batch, then its decode
+    BESIDE = "beside"  # in the steps of those who decode
+
+
 class Priority(StrEnum):
     """Which of the requests that wait enters next."""
 
     ARRIVAL = "arrival"  # the one that came first
     LONGEST = "longest"  # the one with the longest prompt; of two, the one that came first
+
+
+class Joins(StrEnum):
+    """When a request may enter a micro-batch that decodes."""
+
+    ANY_TIME = "any-time"  # while others decode there
+    TOGETHER = "together"  # only while it is empty, with others, whose prompts are computed whole in the same step
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +58,10 @@ class AdmissionRules:
     """Whether requests enter while there is room for what they hold now, and the last one leaves, to be computed anew,
     where that has been too many. Else all who are in have room to the end, even if each generates all that it may.
     """
+    joins: Joins = Joins.ANY_TIME
+    """Who joins together counts as the longest of them, as its prompt is padded, and the room of all is kept until the
+    last of them ends; so many enter as `prefill_chunk` holds whole prompts.
+    """
 
     def __post_init__(self) -> None:
         for name in (
@@ -48,6 +70,9 @@ class AdmissionRules:
             check_count(name, getattr(self, name))
         check_choice("priority", self.priority, Priority)
         check_flag("preempts", self.preempts)
+        check_choice("joins", self.joins, Joins)
+        if self.preempts and self.joins is Joins.TOGETHER:
+            raise InputError("preempts: true where requests join together, whose room is one: give false")
 
     @property
     def most_running(self) -> int:
@@ -62,3 +87,33 @@ class AdmissionRules:
     def blocks_of(self, tokens: int) -> int:
         """Blocks that so many tokens of one request take."""
         return -(-tokens // self.block_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """How requests are to be served, as far as that is asked for. Raises InputError, naming the field."""
+
+    prefill_chunk: int | None = None
+    """Tokens that a micro-batch of prompts takes in a step; None: as many as turn out best."""
+    num_prompts: int = 1
+    priority: Priority = Priority.ARRIVAL
+    preempts: bool = False
+    ttft_limit_s: float | None = None
+    """A request counts as served well that has its first token so soon after it came, and"""
+    tpot_limit_s: float | None = None
+    """each of the others so soon after the one before, on average."""
+
+    def __post_init__(self) -> None:
+        if self.prefill_chunk is not None:
+            check_count("prefill_chunk", self.prefill_chunk)
+        check_count("num_prompts", self.num_prompts)
+        check_choice("priority", self.priority, Priority)
+        check_flag("preempts", self.preempts)
+        for name in ("ttft_limit_s", "tpot_limit_s"):
+            if getattr(self, name) is not None:
+                check_range(name, getattr(self, name), 0, LONGEST_LIMIT_S, "seconds")
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether anything is asked of a request that counts as served well."""
+        return self.ttft_limit_s is not None or self.tpot_limit_s is not None

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sim.admission.composition import Chunk, Decoding
-from sim.admission.ledger import Counts
+from sim.admission.ledger import Counts, Promise
 from sim.admission.rules import AdmissionRules
 from sim.admission.stream import StreamedRequest
 
@@ -17,14 +17,14 @@ class Stay:
     """From the step in which a request enters to the one in which it ends, or is preempted."""
 
     request: StreamedRequest
-    entered: int
-    """The step of its first chunk."""
     generated: int
     """Tokens that it has; those of an earlier stay are part of the prompt that is computed anew."""
     lane: int
     """The micro-batch that takes its chunks, among those that take prompts."""
-    needs: Counts
-    """Blocks that it holds in each step from `entered` on, if it generates all that it may."""
+    promise: Promise
+    """The blocks that it holds if it generates all that it may, or those of all that it joins."""
+    place: int = NOWHERE
+    """The micro-batch in which it will decode, where that is known when it enters."""
     prompt_tokens: int = field(init=False)
     prefilled: int = 0
     micro_batch: int = NOWHERE

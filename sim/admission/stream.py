@@ -1,15 +1,15 @@
 """A stream: requests with their lengths, in the order in which they arrive."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from sim.admission.arrivals import AT_ONCE, Arrivals, arrival_ns
-from sim.admission.lengths import CONSTANT, GenerationLengths
+from sim.admission.lengths import ALL_THEY_MAY, Lengths
+from sim.admission.request_file import request_lines
 from sim.problem import DEFAULT_GEN_LEN, Workload, request_length
 from traces.errors import InputError, check_count
-from traces.files import read_objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,8 @@ class StreamedRequest:
     generated_tokens: int
     """Tokens after which it ends, by itself or at the limit."""
     arrival_ns: int = 0
+    alone: bool = False
+    """Whether it decodes in a micro-batch with nobody else, where requests join together."""
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "most_tokens", "generated_tokens"):
@@ -68,7 +70,7 @@ class RequestStream:
         workload: Workload,
         num_requests: int,
         *,
-        lengths: GenerationLengths = CONSTANT,
+        lengths: Lengths = ALL_THEY_MAY,
         arrivals: Arrivals = AT_ONCE,
         seed: int = 0,
     ) -> Self:
@@ -82,19 +84,43 @@ class RequestStream:
         return cls(workload.name, tuple(found))
 
     @classmethod
-    def read(cls, path: str | Path, gen_len: int = DEFAULT_GEN_LEN) -> Self:
-        """The requests of a JSONL file, each once, such as {"prompt_tokens": 77, "max_tokens": 64}.
+    def read(cls, path: str | Path, gen_len: int | None = None) -> Self:
+        """The requests of a file, each once: lines such as {"prompt_tokens": 77, "max_tokens": 64}, or a CSV table.
 
-        A line says how long its prompt is as those of a workload do. `max_tokens` is `gen_len` where it is not given;
-        a recorded trace says of a request how many `generated_tokens` it had, which else is all that it may, and when
-        it came, as `arrival_s`. Raises InputError with the line.
+        A line says how long its prompt is as those of a workload do, or with the messages of OpenAI's batch format.
+        A recorded trace says of a request how many `generated_tokens` it had, which else is all that it may, and when
+        it came, as `arrival_s`. `max_tokens` is `gen_len` where it is not given, or without that as much as the usual
+        length or the longest recorded one. Raises InputError with the line.
         """
-        found = [_request(line, where, gen_len) for where, line in read_objects(Path(path))]
+        lines = request_lines(Path(path))
+        if gen_len is None:
+            recorded = (line["generated_tokens"] for where, line in lines if _generates(line, where))
+            gen_len = max(DEFAULT_GEN_LEN, *recorded, 0)
+        found = [_request(line, where, gen_len) for where, line in lines]
         found.sort(key=lambda one: one["arrival_ns"])
         return cls(Path(path).stem, tuple(StreamedRequest(number, **one) for number, one in enumerate(found)))
 
+    def padded(self) -> Self:
+        """The same requests, each with a prompt as long as the longest."""
+        longest = max(one.prompt_tokens for one in self.requests)
+        return replace(self, requests=tuple(replace(one, prompt_tokens=longest) for one in self.requests))
 
-def _request(line: Mapping[str, Any], where: str, gen_len: int) -> dict[str, int]:
+    def workload(self, *, padded: bool = False) -> Workload:
+        """The requests as a batch's: with their prompts, and the most that any may generate."""
+        most = max(one.most_tokens for one in self.requests)
+        text = f"{len(self.requests)} requests"
+        prompts = tuple(one.prompt_tokens for one in self.requests)
+        return Workload(self.name, prompts, most, padded, text, "given by the caller")
+
+
+def _generates(line: Mapping[str, Any], where: str) -> bool:
+    """Whether a line says how many tokens a request had, and not how many it might have had."""
+    if "generated_tokens" not in line or "max_tokens" in line:
+        return False
+    return bool(check_count(f"{where}: generated_tokens", line["generated_tokens"]))
+
+
+def _request(line: Mapping[str, Any], where: str, gen_len: int) -> dict[str, Any]:
     """The numbers of one line."""
     prompt, _ = request_length(line, where)
     most = check_count(f"{where}: max_tokens", line.get("max_tokens", gen_len))

@@ -14,3 +14,11 @@ from .report import (
     print_hardware as print_hardware,
     print_known as print_known,
 )
+from .streams import (
+    Served as Served,
+    ServedComparison as ServedComparison,
+    compare_served as compare_served,
+    draw_served as draw_served,
+    print_served as print_served,
+    served_by as served_by,
+)

@@ -1,13 +1,18 @@
 """Two commands: schedules side by side, and what is known."""
 
 import argparse
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from sim import comparison, schedule as schedules, simulation
+from sim import admission, comparison, schedule as schedules, simulation
 from sim.problem import Hardware, add_policy, add_problem, fixed_policy, problem_of, schedules_of
 from traces import files
 from traces.cli import Command, add_jobs, add_json, add_plot, deliver, progress, project_version, write_json
 from traces.errors import InputError
+
+if TYPE_CHECKING:
+    from sim.problem import Problem
 
 MEND = "Try smaller or fewer micro-batches, a shorter prompt-len or gen-len, or fewer weight_bits in a policy file"
 
@@ -15,6 +20,7 @@ MEND = "Try smaller or fewer micro-batches, a shorter prompt-len or gen-len, or 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     add_problem(parser.add_argument_group("problem"))
     add_policy(parser.add_argument_group("policy (without one, each schedule gets its own best)"))
+    admission.add_stream(parser.add_argument_group("requests (without a number or a file, one batch)"))
     how = parser.add_argument_group("output")
     how.add_argument("--baseline", metavar="SCHEDULE", help="show speed-ups against it too")
     add_json(how)
@@ -27,21 +33,19 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(args: argparse.Namespace) -> int:
+    options = admission.stream_options(args)
     problem = problem_of(args)
     names, asked = schedules_of(args), _asked(args)
     if args.baseline and args.baseline not in names:
         raise InputError(f"--baseline: {args.baseline!r} is not among the schedules compared: {', '.join(names)}")
+    if options is not None:
+        return _compare_served(args, options, problem, names, asked)
     if not (args.policy or (args.micro_batch_size and args.num_micro_batches)):
         simulation.compile_once()
     with progress("planning and simulating"):
         outcomes = comparison.compare(problem, names, asked, args.jobs)
     content = outcomes.to_dict()
-    try:
-        outcomes.best  # noqa: B018
-    except InputError as nothing_fits:
-        if args.json:
-            write_json(args.json, content)
-        raise InputError(f"{nothing_fits}. {MEND}") from None
+    _check_any(args, content, lambda: outcomes.best)
     return deliver(
         args,
         lambda: content,
@@ -49,6 +53,42 @@ def _compare(args: argparse.Namespace) -> int:
         (args.plot, lambda path: comparison.draw(problem, outcomes, path)),
         (args.trace, lambda folder: _write_traces(outcomes, Path(folder), content["input_hash"])),
     )
+
+
+def _compare_served(
+    args: argparse.Namespace,
+    options: "admission.StreamOptions",
+    problem: "Problem",
+    names: list[str],
+    asked: "comparison.Asked",
+) -> int:
+    if args.trace:
+        raise InputError("--trace: holds one batch of each schedule: leave --requests out")
+    if args.prompt_len and (isinstance(options.requests, str) or options.prompt_lens):
+        raise InputError("--prompt-len: these requests have prompts of their own lengths: leave it out")
+    options.check_schedules(names)
+    problem, stream = options.stream_of(problem, args.gen_len)
+    simulation.compile_once()
+    with progress("planning and simulating"):
+        found = comparison.compare_served(problem, stream, options.service, names, asked, args.jobs)
+    content = found.to_dict()
+    _check_any(args, content, lambda: found.best)
+    return deliver(
+        args,
+        lambda: content,
+        lambda: comparison.print_served(found, args.baseline),
+        (args.plot, lambda path: comparison.draw_served(found, path)),
+    )
+
+
+def _check_any(args: argparse.Namespace, content: Mapping[str, Any], best: Callable[[], object]) -> None:
+    """Raise InputError, behind the JSON, if nothing of what was compared fits."""
+    try:
+        best()
+    except InputError as nothing_fits:
+        if args.json:
+            write_json(args.json, content)
+        raise InputError(f"{nothing_fits}. {MEND}") from None
 
 
 def _asked(args: argparse.Namespace) -> "comparison.Asked":

@@ -35,6 +35,10 @@ class Asked:
         """Of a schedule's whole policy, if one is given."""
         return self.policies.get(schedule, self.policies.get(""))
 
+    def leaves_open(self, schedule: str) -> bool:
+        """Whether nothing is given of a schedule's policy."""
+        return self.fields(schedule) is None and self.micro_batch_size is None and self.num_micro_batches is None
+
     def only_sizes(self, schedule: str) -> bool:
         """Whether both sizes are given and where things are is not."""
         return self.fields(schedule) is None and None not in (self.micro_batch_size, self.num_micro_batches)
@@ -91,21 +95,31 @@ class Comparison(Tabular, Sequence[Outcome]):
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, with all that the results follow from: equal hashes of that, equal results."""
-        inputs = {
-            "version": project_version(),
-            "schedules": [one.schedule for one in self.outcomes],
-            "asked": asdict(self.asked),
-            "model": asdict(self.problem.model),
-            "hardware": self.problem.hardware.to_dict(),
-            "workload": asdict(self.problem.workload),
-            "routing": asdict(self.problem.routing),
-        }
-        digest = hashlib.sha256(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-        return {"inputs": inputs, "input_hash": digest, "results": self.rows()}
+        schedules = [one.schedule for one in self.outcomes]
+        return {**with_hash(inputs_of(self.problem, schedules, self.asked)), "results": self.rows()}
 
     def rows(self) -> list[dict[str, Any]]:
         """One for each schedule."""
         return [one.to_dict() for one in self.outcomes]
+
+
+def inputs_of(problem: Problem, schedules: Sequence[str], asked: Asked) -> dict[str, Any]:
+    """All that the results of a comparison follow from, as JSON values."""
+    return {
+        "version": project_version(),
+        "schedules": list(schedules),
+        "asked": asdict(asked),
+        "model": asdict(problem.model),
+        "hardware": problem.hardware.to_dict(),
+        "workload": asdict(problem.workload),
+        "routing": asdict(problem.routing),
+    }
+
+
+def with_hash(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs and their hash: equal hashes, equal results."""
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return {"inputs": inputs, "input_hash": digest}
 
 
 def compare(
@@ -127,20 +141,26 @@ def compare(
 
 
 def _outcome(problem: Problem, asked: Asked, name: str) -> Outcome:
-    note = ""
     try:
-        setup = _set_up(problem, asked, name)
+        setup, note = set_up(problem, asked, name)
     except NothingFitsError as error:
         return Outcome(name, None, None, str(error))
-    if setup.shortages and asked.only_sizes(name):
-        setup, note = _with_experts_that_fit(setup)
     if setup.shortages:
         return Outcome(name, setup, None, "; ".join(map(str, setup.shortages)))
     notes = "; ".join(filter(None, (note, setup.policy.changes_outputs)))
     return Outcome(name, setup, predict(setup, exact=asked.exact), note=notes)
 
 
-def _set_up(problem: Problem, asked: Asked, name: str) -> Setup:
+def set_up(problem: Problem, asked: Asked, name: str) -> tuple[Setup, str]:
+    """A schedule with what is asked of its policy, or its own best one, and what to say of it.
+
+    Raises NothingFitsError where no policy fits; one that was given may have shortages.
+    """
+    setup = _as_asked(problem, asked, name)
+    return _with_experts_that_fit(setup) if setup.shortages and asked.only_sizes(name) else (setup, "")
+
+
+def _as_asked(problem: Problem, asked: Asked, name: str) -> Setup:
     schedule, given = by_name(name), asked.fields(name)
     if given is not None:
         return Setup(problem, schedule, Policy.from_dict(given, schedule))

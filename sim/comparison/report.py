@@ -5,7 +5,7 @@ schedule in a line, or one machine in full.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import ItemsView, Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterable, Iterator, Sequence
 from typing import Any
 
 from sim.comparison.comparison import Outcome
@@ -34,7 +34,7 @@ def print_comparison(problem: Problem, outcomes: Sequence[Outcome], baseline: st
     busy = ((one.schedule, *(_lane(one.lanes.get(name)) for name in lanes)) for one in predictions)
     out.table({"schedule": TEXT} | dict.fromkeys(lanes, ">"), busy, f"busy · waited mostly for{alike}")
     out.say(*_notes(outcomes), *_not_fitting(outcomes), _why(predictions))
-    out.say(f"Hardware numbers: {_basis(problem)}. Each with its source: python -m sim list {hardware.name}")
+    out.say(basis_of(problem.hardware))
 
 
 def _result(one: Prediction, against: Sequence[float]) -> tuple[Any, ...]:
@@ -53,20 +53,22 @@ def _lane(lane: LaneSummary | None) -> str:
 
 def _not_fitting(outcomes: Sequence[Outcome]) -> Iterator[str]:
     """Why there is nothing to show, once for all schedules of which it is true."""
-    for reason, which in _schedules_by({one.schedule: one.reason for one in outcomes if one.prediction is None}):
+    for reason, which in schedules_by((one.schedule, one.reason) for one in outcomes if one.prediction is None):
         yield f"{', '.join(which)}: {'do' if len(which) > 1 else 'does'} not fit: {reason}"
 
 
 def _notes(outcomes: Sequence[Outcome]) -> Iterator[str]:
     """What was chosen for schedules, once for all that got the same."""
-    for note, which in _schedules_by({one.schedule: one.note for one in outcomes if one.note}):
+    for note, which in schedules_by((one.schedule, one.note) for one in outcomes if one.note):
         yield f"{', '.join(which)}: {note}"
 
 
-def _schedules_by(texts: Mapping[str, str]) -> ItemsView[str, list[str]]:
-    names = defaultdict(list)
-    for schedule, text in texts.items():
-        names[text].append(schedule)
+def schedules_by(texts: Iterable[tuple[str, str]]) -> ItemsView[str, list[str]]:
+    """Texts that are said of schedules, each with those of which it is."""
+    names = defaultdict[str, list[str]](list)
+    for schedule, text in texts:
+        if schedule not in names[text]:
+            names[text].append(schedule)
     return names.items()
 
 
@@ -87,9 +89,11 @@ def _busy(one: Prediction) -> str:
     return text + (f" and mostly waits for {lane.waited_most_for}" if share < 0.97 and lane.waited_most_for else "")
 
 
-def _basis(problem: Problem) -> str:
-    counts = Counter(quantity.basis for _, quantity in problem.hardware.quantities())
-    return ", ".join(f"{counts[basis]} {basis}" for basis in Basis if counts[basis])
+def basis_of(hardware: Hardware) -> str:
+    """How the numbers of a machine are known, in a sentence."""
+    counts = Counter(quantity.basis for _, quantity in hardware.quantities())
+    kinds = ", ".join(f"{counts[basis]} {basis}" for basis in Basis if counts[basis])
+    return f"Hardware numbers: {kinds}. Each with its source: python -m sim list {hardware.name}"
 
 
 def known() -> dict[str, dict[str, str]]:

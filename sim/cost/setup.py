@@ -46,12 +46,13 @@ class Setup:
         return cls(problem, by_name(schedule), Policy.from_dict(policy, by_name(schedule)))
 
     def _batch(self) -> Batch:
-        size, parts = self.policy.batch_size, self._num_parts
+        size, parts = self.policy.batch_size, self.num_parts
         batch = _batch(self.problem.workload, -(-size // parts), self.policy.micro_batch_size)
         return replace(batch, copies=parts) if parts > 1 else batch
 
     @property
-    def _num_parts(self) -> int:
+    def num_parts(self) -> int:
+        """Devices that each work on a part of the requests."""
         return self.problem.hardware.num_devices if self.schedule.system.splits_batch else 1
 
     @property

@@ -21,3 +21,12 @@ from .report import (
     title as title,
 )
 from .search import Candidate as Candidate, Objective as Objective
+from .streams import (
+    Flow as Flow,
+    Given as Given,
+    StreamChoice as StreamChoice,
+    StreamPlan as StreamPlan,
+    best_stream_policy as best_stream_policy,
+    plan_stream as plan_stream,
+    print_stream_plan as print_stream_plan,
+)

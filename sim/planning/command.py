@@ -2,12 +2,15 @@
 
 import argparse
 import time
-from functools import partial
+from typing import TYPE_CHECKING
 
-from sim import planning, simulation
+from sim import admission, planning, simulation
 from sim.problem import add_problem, problem_of, schedules_of
 from traces.cli import Command, add_jobs, add_json, add_plot, deliver, one_of, positive_int, progress, write_json
 from traces.errors import InputError
+
+if TYPE_CHECKING:
+    from sim.problem import Problem
 
 AT_LEAST = 2
 """Policies of each schedule that are simulated, so that there is a runner-up."""
@@ -34,6 +37,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     search.add_argument("--kv-bits", type=float, metavar="BITS", help="width of the KV cache (default: 16)")
     add_jobs(search)
+    admission.add_stream(parser.add_argument_group("requests (without a number or a file, one batch)"))
     how = parser.add_argument_group("output")
     how.add_argument("--out", metavar="FILE", help="write the policy for `--policy` of other commands")
     top = "best policies to show (default: %(default)s)"
@@ -49,31 +53,74 @@ def run(args: argparse.Namespace) -> int:
     if args.optimizer == "hrm" and others:
         options = "--objective, --schedules and --batch"
         raise InputError(f"--optimizer hrm: it knows throughput and cgopipe only: leave out {options}")
+    options = admission.stream_options(args)
+    _check_beside_requests(args, options)
     started = time.perf_counter()
     simulation.compile_once()
     with progress("planning") as shown:
-        choice = _choose(args)
+        problem, stream = problem_of(args), None
+        if options is not None:
+            problem, stream = options.stream_of(problem, args.gen_len)
+        choice = _choose(args, problem, None if stream is None else len(stream.requests))
+        of_requests = None if stream is None else _choose_for(args, options, stream, choice)
         prediction = simulation.predict(choice.best.setup)
         wall_s = time.perf_counter() - started
         shown.say("explaining")
-        why = planning.explain(choice, prediction, jobs=args.jobs, replan=not args.quick)
+        why = planning.explain(choice, prediction, jobs=args.jobs, replan=not args.quick and stream is None)
 
     def draw(path: str) -> None:
         with progress("drawing"):
             planning.draw(choice, path, args.jobs)
 
-    policy = {"schedule": choice.best.schedule, **choice.best.policy.to_dict()}
+    best = choice.best if of_requests is None else of_requests.best
+    policy = {"schedule": best.schedule, **best.policy.to_dict()}
     files = (args.plot, draw), (args.out, lambda path: write_json(path, policy))
     everything = {**choice.to_dict(args.top), "wall_s": wall_s, "explanation": why.to_dict()}
-    show = partial(planning.print_plan, choice, why, prediction, args.top, wall_s)
+    if of_requests is not None:
+        everything["requests"] = of_requests.to_dict()
+
+    def show() -> None:
+        planning.print_plan(choice, why, prediction, args.top, wall_s)
+        if of_requests is not None:
+            planning.print_stream_plan(of_requests)
+
     return deliver(args, lambda: everything, show, *files)
 
 
-def _choose(args: argparse.Namespace) -> "planning.Choice":
-    problem = problem_of(args)
+def _check_beside_requests(args: argparse.Namespace, options: "admission.StreamOptions | None") -> None:
+    """Raise InputError for what says nothing of a stream of requests."""
+    if options is None:
+        return
+    given = {
+        "--objective": args.objective != OBJECTIVES[0],
+        "--optimizer": args.optimizer != OPTIMIZERS[0],
+        "--batch": args.batch is not None,
+        "--ttft": args.ttft is not None,
+        "--tpot": args.tpot is not None,
+    }
+    for option, is_given in given.items():
+        if is_given:
+            raise InputError(f"{option}: with --requests the most tokens a second of all are searched: leave it out")
+    options.check_schedules(schedules_of(args))
+
+
+def _choose_for(
+    args: argparse.Namespace,
+    options: "admission.StreamOptions",
+    stream: "admission.RequestStream",
+    choice: "planning.Choice",
+) -> "planning.StreamChoice":
+    """How these requests are served best; `choice` has each schedule's best policy for one batch."""
+    how = options.service
+    bits = (args.weight_bits, args.kv_bits)
+    given = planning.Given(options.prefill_chunk, options.prompt_batches, *bits, how.priority, how.preempts)
+    return planning.plan_stream(choice.problem, stream, schedules_of(args), choice, given, args.jobs)
+
+
+def _choose(args: argparse.Namespace, problem: "Problem", most_requests: int | None) -> "planning.Choice":
     if args.optimizer == "hrm":
         return planning.hrm_plan(problem)
-    grid = planning.PolicyGrid(weight_bits=args.weight_bits, kv_bits=args.kv_bits)
+    grid = planning.PolicyGrid(weight_bits=args.weight_bits, kv_bits=args.kv_bits, most_requests=most_requests)
     objective = planning.Objective(args.objective)
     asked = {"objective": objective, "jobs": args.jobs, "grid": grid, "at_least": AT_LEAST}
     return planning.plan(problem, schedules_of(args), num_requests=args.batch, **asked)
@@ -86,6 +133,7 @@ COMMAND = Command(
         "--model mixtral-8x7b --hardware gcp-t4 --gen-len 128 --out policy.json",
         "--model qwen3-30b-a3b --hardware rtx4090 --unpadded --objective latency",
         "--model gpt-oss-120b --hardware rtx4090 --batch 1",
+        "--requests 6700 --quick",
         "--optimizer hrm --plot plan.png",
     ),
     _add_arguments,

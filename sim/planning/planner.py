@@ -13,10 +13,10 @@ from typing import Any
 
 from sim.cost import Setup
 from sim.hrm import SCHEDULE, search_policies
-from sim.planning.policies import PolicyGrid, Space, candidates_of, host_layer_candidates
+from sim.planning.policies import PolicyGrid, Space, candidates_of, host_layer_candidates, short_bytes
 from sim.planning.search import TOLERANCE, Candidate, Objective, Plan, at_best, ranked
 from sim.problem import Problem
-from sim.schedule import ExpertPlace, Schedule, by_name, registered
+from sim.schedule import ExpertPlace, Schedule, Tier, by_name, registered
 from traces.cli import in_processes
 from traces.data_frame import Tabular
 from traces.errors import InputError
@@ -24,13 +24,19 @@ from traces.errors import InputError
 NARROWER_BITS = (8.0, 4.0)
 """Widths of weights that are tried where nothing fits."""
 
-
 MOST_SIMULATIONS = 2000
 """Policies of a schedule that are simulated at most, if no other limit is given: some tens of seconds. Several times
 what any problem has needed that we know; one that needs more says how many were left out."""
 
+NEAR = ((0.2, 16),)
+NEAR_SPLIT = ((0.2, 7), (0.05, 5))
+"""Within which share of the best sizes others are looked at, and at how many; where experts are in several places, with
+these near the best ones too, which is much for one fine grid, in two steps."""
+
 FINER = (1 / 32, 1 / 128)
 """Steps in which places of experts are looked at near the best ones."""
+PARTS = (0.5, 0.75, 1.0)
+"""Of the most residents that fit there; at other sizes the most alone, as fewer are rarely better."""
 
 
 class NothingFitsError(InputError):
@@ -170,21 +176,23 @@ def best_policy(
             break
         nothing.append(found)
     else:
-        on_host = _with_layers_on_host(problem, schedule, grid, objective, at_least)
-        if on_host is None:
-            raise _nothing_fits(schedule.name, nothing[0])
-        return on_host
+        on_host = host_layer_candidates(problem, schedule, grid)
+        if not len(on_host):
+            raise _nothing_fits(schedule.name, [nothing[0], on_host])
+        plan = Plan(objective, most_simulations=MOST_SIMULATIONS)
+        plan.look_through(on_host, at_least)
+        return plan
     grid = tried
     splits = schedule.system.splits_experts
     plan = Plan(objective, tolerance, most_simulations)
     plan.look_through(found, at_least)
-    if refine and num_requests is None:
-        near = grid.around(plan.best.policy)
-        near = near.with_places_near(plan.best.policy, FINER[0]) if splits else near
+    for reach, values in (NEAR_SPLIT if splits else NEAR) if refine and num_requests is None else ():
+        near = grid.around(plan.best.policy, reach, values)
+        near = near.with_places_near(plan.best.policy, FINER[0], (1.0,)) if splits else near
         plan.look_through(candidates_of(problem, schedule, near), 1)
     for step in FINER if refine and splits else ():
         near = grid.with_sizes(plan.best.policy.micro_batch_size, plan.best.policy.num_micro_batches)
-        plan.look_through(candidates_of(problem, schedule, near.with_places_near(plan.best.policy, step)), 1)
+        plan.look_through(candidates_of(problem, schedule, near.with_places_near(plan.best.policy, step, PARTS)), 1)
     if mix_attention and schedule.system.mixes_attention:
         plan.look_beside_the_cpu()
     return plan
@@ -200,25 +208,15 @@ def _grids(schedule: Schedule, grid: PolicyGrid) -> list[PolicyGrid]:
     return found
 
 
-def _with_layers_on_host(
-    problem: Problem, schedule: Schedule, grid: PolicyGrid, objective: Objective, at_least: int
-) -> Plan | None:
-    """The best policy that leaves whole layers to the host, if any of that kind fits."""
-    found = host_layer_candidates(problem, schedule, grid)
-    if not len(found):
-        return None
-    plan = Plan(objective, most_simulations=MOST_SIMULATIONS)
-    plan.look_through(found, at_least)
-    return plan
-
-
-def _nothing_fits(schedule: str, found: Space) -> NothingFitsError:
-    nearest = found.nearest
-    if nearest is None or not nearest.shortages:
+def _nothing_fits(schedule: str, tried: Sequence[Space]) -> NothingFitsError:
+    """The nearest of several spaces: what lacks host memory alone is mended more easily than a device too small."""
+    lacking = [one.nearest for one in tried if one.nearest is not None and one.nearest.shortages]
+    if not lacking:
         return NothingFitsError(f"{schedule}: the grid holds no policy: give other sizes")
+    nearest = min(lacking, key=lambda one: (any(two.tier == Tier.DEVICE for two in one.shortages), short_bytes(one)))
     short = "; ".join(map(str, nearest.shortages))
     text = f"{schedule}: no policy on the grid fits; with {nearest.policy}, the nearest, {short}"
-    return NothingFitsError(text, sum(one.short_bytes for one in nearest.shortages))
+    return NothingFitsError(text, short_bytes(nearest))
 
 
 def hrm_setup(problem: Problem) -> tuple[Setup, int]:

@@ -6,7 +6,13 @@ from .arguments import (
     problem_of as problem_of,
     schedules_of as schedules_of,
 )
-from .batch import Batch as Batch, MicroBatch as MicroBatch, make_batch as make_batch
+from .batch import (
+    Batch as Batch,
+    MicroBatch as MicroBatch,
+    kv_budget as kv_budget,
+    make_batch as make_batch,
+    split_requests as split_requests,
+)
 from .machine import (
     AtTokens as AtTokens,
     Basis as Basis,

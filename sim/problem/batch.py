@@ -2,7 +2,7 @@
 
 import heapq
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -22,6 +22,11 @@ class MicroBatch:
     max_prompt_tokens: int
     padding_tokens: int = 0
     """How many of `prompt_tokens` are padding, which is computed and stored but which CPU attention does not read."""
+
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> Self:
+        """Prompts of these lengths, each as long as it is."""
+        return cls(len(lengths), sum(lengths), sum(length * length for length in lengths), max(lengths))
 
     @classmethod
     def padded(cls, lengths: Sequence[int]) -> Self:
@@ -84,47 +89,67 @@ def make_batch(
     """
     check_count("micro-batch-size", micro_batch_size)
     if kv_budget_tokens is None:
-        kv_budget_tokens = round(micro_batch_size * (workload.mean_prompt_tokens + workload.gen_len))
-    lengths = workload.requests(batch_size)
-    split = _fill_in_order if workload.padded else _balance
-    micro_batches = split(lengths, micro_batch_size, workload.gen_len, kv_budget_tokens)
-    if not micro_batches:
+        kv_budget_tokens = kv_budget(workload, micro_batch_size)
+    lengths, padded = workload.requests(batch_size), workload.padded
+    members = split_requests(lengths, micro_batch_size, workload.gen_len, kv_budget_tokens, padded=padded)
+    if not members:
         raise InputError(
             f"kv budget of {kv_budget_tokens} tokens a micro-batch: holds no request; the shortest needs "
             f"{min(lengths) + workload.gen_len} (prompt + gen_len); use a larger micro-batch-size or a shorter gen-len"
         )
+    if padded:
+        micro_batches = tuple(_alike(len(mine), lengths[0]) for mine in members)
+    else:
+        micro_batches = tuple(MicroBatch.of([lengths[place] for place in mine]) for mine in members)
     num_admitted = sum(micro_batch.num_requests for micro_batch in micro_batches)
     return Batch(micro_batches, batch_size - num_admitted, workload.gen_len)
 
 
-def _fill_in_order(lengths: tuple[int, ...], capacity: int, gen_len: int, budget: int) -> tuple[MicroBatch, ...]:
+def kv_budget(workload: Workload, micro_batch_size: int) -> int:
+    """Tokens of KV cache that a planner who knows only the average prompt sets aside for a micro-batch."""
+    return round(micro_batch_size * (workload.mean_prompt_tokens + workload.gen_len))
+
+
+def split_requests(
+    lengths: Sequence[int], micro_batch_size: int, gen_len: int, kv_budget_tokens: int, *, padded: bool
+) -> list[Sequence[int]]:
+    """Which requests, by their places, are in each micro-batch of `make_batch`; who is in none waits for the next."""
+    split = _fill_in_order if padded else _balance
+    return [mine for mine in split(lengths, micro_batch_size, gen_len, kv_budget_tokens) if mine]
+
+
+def _alike(count: int, length: int) -> MicroBatch:
+    """Requests of one length; however many they are, it takes no longer to say."""
+    return MicroBatch(count, count * length, count * length**2, length)
+
+
+def _fill_in_order(lengths: Sequence[int], capacity: int, gen_len: int, budget: int) -> Iterator[Sequence[int]]:
     """Fill one micro-batch after the other with requests of one length, as far as the budgets of all of them reach."""
-    length, num_micro_batches = lengths[0], -(-len(lengths) // capacity)
+    length, num_micro_batches = max(lengths), -(-len(lengths) // capacity)
     capacity = min(capacity, budget // (length + gen_len))
-    sizes = (min(capacity, len(lengths) - j * capacity) for j in range(num_micro_batches))
-    return tuple(MicroBatch(size, size * length, size * length**2, length) for size in sizes if size > 0)
+    for j in range(num_micro_batches):
+        yield range(j * capacity, min((j + 1) * capacity, len(lengths)))
 
 
-def _balance(lengths: Iterable[int], capacity: int, gen_len: int, budget: int) -> tuple[MicroBatch, ...]:
+def _balance(lengths: Sequence[int], capacity: int, gen_len: int, budget: int) -> list[list[int]]:
     """Algorithm 2: the longest request first, each into the open micro-batch with the fewest tokens.
 
     A micro-batch closes when it holds `capacity` requests. A request that would overflow the one it is meant for waits
     for the next batch; shorter ones behind it may still fit. Of two with equally few tokens, the first takes it.
     """
-    longest_first = sorted(lengths, reverse=True)
+    longest_first = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     members: list[list[int]] = [[] for _ in range(-(-len(longest_first) // capacity))]
     fewest = [(0, j) for j in range(len(members))]  # a heap of (prompt tokens, micro-batch) of the open ones
-    for length in longest_first:
+    for place in longest_first:
         if not fewest:
             break
-        tokens, j = fewest[0]
+        (tokens, j), length = fewest[0], lengths[place]
         mine = members[j]
         if tokens + length + (1 + len(mine)) * gen_len > budget:
             continue
-        mine.append(length)
+        mine.append(place)
         if len(mine) == capacity:
             heapq.heappop(fewest)
         else:
             heapq.heapreplace(fewest, (tokens + length, j))
-    sums = ((len(mine), sum(mine), sum(length * length for length in mine), max(mine)) for mine in members if mine)
-    return tuple(MicroBatch(*of_one) for of_one in sums)
+    return members

@@ -41,6 +41,7 @@ class Holds(StrEnum):
     RESIDENT_CACHE = "that share"
     JOINED_CACHE = "both in one piece, where a model expands its KV cache before attention"
     PROMPT_CACHE = "the KV entries of a layer for the prompts"
+    LOADED_CACHE = "in a stream, the KV entries of a layer that come to the device to be attended to there"
     PROMPT_HIDDEN = "hidden states of the prompts"
     HIDDEN = "hidden states of one token a request"
     QKV = "query, new key and value of one token a request"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sim.schedule.buffers import Buffer, By, Holds
+from sim.schedule.buffers import Buffer, By, Holds, MemoryPart, Tier
 from sim.schedule.shape import Place
 from sim.schedule.slots import Access, Accesses, Column, SlotLayout
 from sim.schedule.task import LaneKind, Op, Task
@@ -26,6 +26,8 @@ def let_prompts_in(layout: SlotLayout) -> None:
             _cache_of(turn): Buffer(Holds.CACHE, By.CACHE),
             _begun_in(turn): Buffer(Holds.HIDDEN, By.MICRO_BATCH),
         }
+    loaded = Tier.DEVICE if layout.shape.streams_kv else None
+    layout.buffers["kv on device"] = Buffer(Holds.LOADED_CACHE, By.TURN, 2, loaded, MemoryPart.KV_BUFFERS)
     rules = _Rules(layout)
     for op, refined in {
         Op.PRE_ATTN: rules.pre_attn,

@@ -248,6 +248,10 @@ class PipelineShape:
         n, groups = self.num_micro_batches, self.num_groups
         return range(number * n // groups, (number + 1) * n // groups)
 
+    def beside_prompts(self, num_prompts: int) -> "PipelineShape":
+        """The same micro-batches in a stream, of which the first ones carry prompts."""
+        return replace(self, num_prompts=num_prompts, offloads_hidden=False)
+
     def some_layers(self, kept: Sequence[int]) -> "PipelineShape":
         """The same pipeline with these layers only."""
         streamed = tuple(self.streamed[layer] for layer in kept)

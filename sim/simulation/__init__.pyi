@@ -14,11 +14,14 @@ from .prediction import (
 from .recurrence import in_turn as in_turn, start_delays as start_delays, task_ends as task_ends
 from .simulator import Executed as Executed, Simulation as Simulation, simulate_steps as simulate_steps
 from .stream import (
+    STREAM_MEASURES as STREAM_MEASURES,
+    Behind as Behind,
     Quantiles as Quantiles,
     RequestTimes as RequestTimes,
     StepTimes as StepTimes,
     StreamResult as StreamResult,
     StreamSetup as StreamSetup,
+    serve_in_batches as serve_in_batches,
     serve_stream as serve_stream,
 )
 from .timeline import record as record, span_of as span_of, structure as structure

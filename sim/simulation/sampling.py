@@ -7,8 +7,9 @@ where the curve bends until a midpoint is met within `TOLERANCE`. The last step,
 and the one before it stand alone. `exact` simulates all of them and adds them up instead.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from sim.cost import Setup
 from sim.schedule import Lane
@@ -57,6 +58,18 @@ class SampledGeneration:
     decode: StepTotals
     simulated_tasks: int
     simulated_steps: list[int]
+    spans_ns: Mapping[int, float]
+    """Of these steps."""
+    chords: Sequence[tuple[int, int]]
+    """Steps of which those between, and the second itself, were interpolated."""
+
+    def ends_ns(self) -> list[float]:
+        """When each step ends, from the start of prefill, which is step 0."""
+        spans = dict(self.spans_ns)
+        for low, high in self.chords:
+            first, slope = self.spans_ns[low], (self.spans_ns[high] - self.spans_ns[low]) / (high - low)
+            spans.update((step, first + (step - low) * slope) for step in range(low + 1, high + 1))
+        return list(accumulate(spans[step] for step in range(len(spans))))
 
 
 class _Sampler:
@@ -93,20 +106,24 @@ class _Sampler:
 def sample(setup: Setup, simulate: Simulate, *, exact: bool = False) -> SampledGeneration:
     """The whole generation of a setup from the steps that `simulate` is asked for, all of them if `exact`."""
     sampler, decode, last = _Sampler(setup, simulate), StepTotals(), setup.last_step
+    chords: list[tuple[int, int]] = []
     if exact or last < 2 * (sampler.start + END):
         sampler.simulate(0, last + 1)
         alone: Iterable[int] = range(1, last + 1)
     else:
         sampler.simulate(0, sampler.start + AFTER)
         sampler.simulate(last + 1 - END - sampler.warm_up, last + 1)
-        _interpolate(sampler.at, sampler.start - 1, last + 1 - END, decode)
+        _interpolate(sampler.at, sampler.start - 1, last + 1 - END, decode, chords)
         alone = [*range(1, sampler.start), *range(last + 2 - END, last + 1)]
     for step in alone:
         decode.add(sampler.at(step))
-    return SampledGeneration(sampler.steps[0], decode, sampler.simulated_tasks, sorted(sampler.steps))
+    spans = {step: one.span_ns for step, one in sorted(sampler.steps.items())}
+    return SampledGeneration(sampler.steps[0], decode, sampler.simulated_tasks, list(spans), spans, chords)
 
 
-def _interpolate(at: Callable[[int], StepTotals], low: int, high: int, total: StepTotals) -> None:
+def _interpolate(
+    at: Callable[[int], StepTotals], low: int, high: int, total: StepTotals, chords: list[tuple[int, int]]
+) -> None:
     """Add steps low + 1 to high to the total, by the chord if the midpoint lies on it, else by halves."""
     if low == high:
         return
@@ -115,9 +132,10 @@ def _interpolate(at: Callable[[int], StepTotals], low: int, high: int, total: St
         share = (middle - low) / (high - low)
         chord = (1 - share) * at(low).span_ns + share * at(high).span_ns
         if abs(at(middle).span_ns - chord) > TOLERANCE * chord:
-            _interpolate(at, low, middle, total)
-            _interpolate(at, middle, high, total)
+            _interpolate(at, low, middle, total, chords)
+            _interpolate(at, middle, high, total, chords)
             return
     steps = high - low
+    chords.append((low, high))
     total.add(at(low), (steps - 1) / 2)  # sum over s of the chord's weights of both ends
     total.add(at(high), (steps + 1) / 2)

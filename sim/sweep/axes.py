@@ -29,6 +29,7 @@ FORM = "NAME=V1,V2 or NAME=FROM..TOxCOUNT, with *= instead of = to multiply"
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _AXIS = re.compile(r"(?:(?P<label>[^:=]+):)?(?P<names>[^:=]+?)(?P<factor>\*?)=(?P<values>.*)", re.DOTALL)
 _RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(?:x(\d+))?")
+_PAIR = re.compile(r"(lognormal:[^,]*),")
 _WITH_UNIT = re.compile(r"(.+)\[([^\[\]]+)\]")
 
 
@@ -130,7 +131,7 @@ def _words(text: str, label: str, numeric: bool) -> list[str]:
     """The values as texts, a range spelt out."""
     span = _RANGE.fullmatch(text.strip()) if numeric else None
     if span is None:
-        words = [word.strip() for word in text.split(",")]
+        words = [word.replace("\0", ",").strip() for word in _PAIR.sub(r"\1\0", text).split(",")]
         if not all(words):
             raise InputError(f"--axis {label}={text}: a value is missing; give {FORM}")
         return words
@@ -185,6 +186,11 @@ _as_flag = _word("neither true nor false", {"true": True, "false": False})
 _as_place = _word(f"not where attention runs; give {' or '.join(Place)}", {place.value: place.value for place in Place})
 
 
+def _as_requests(word: str) -> Value:
+    """How many, or the file that holds them."""
+    return _as_count(word) if re.fullmatch(r"[-+\d]+", word) else word
+
+
 def _as_share_or_flag(word: str) -> Value:
     """A share; true is all of it and false nothing."""
     return _as_share({"true": "1", "false": "0"}.get(word, word))
@@ -198,6 +204,12 @@ _READERS: dict[str, Callable[[str], Value]] = {
     **dict.fromkeys(("model", "hardware", "workload", "schedule", "routing"), str),
     **dict.fromkeys(("gen_len", "prompt_len"), _as_count),
     "padded": _as_flag,
+    **dict.fromkeys(("arrivals", "gen_lens", "prompt_lens", "priority"), str),
+    **dict.fromkeys(("prefill_chunk", "prompt_batches"), _as_count),
+    **dict.fromkeys(("ttft", "tpot"), _as_number),
+    "requests": _as_requests,
+    "seed": _number("a whole number from 0 on", form=r"\d+", kind=int),
+    "preempt": _as_flag,
 }
 _POLICY_READERS: dict[str, Callable[[str], Value]] = {
     **dict.fromkeys(("batch_size", "micro_batch_size", "num_micro_batches"), _as_count),

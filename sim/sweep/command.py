@@ -2,10 +2,11 @@
 
 import argparse
 import sys
+from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 
-from sim import hrm, problem, simulation, sweep as sweeps
+from sim import admission, hrm, problem, simulation, sweep as sweeps
 from sim.problem import add_policy, add_problem, fixed_policy, schedules_of
 from traces.cli import INTERRUPTED, Command, add_jobs, add_plot, one_of, progress, writing
 from traces.errors import InputError
@@ -13,7 +14,7 @@ from traces.errors import InputError
 AXIS_HELP = (
     "what varies: NAME=V1,V2 or NAME=FROM..TOxCOUNT; NAME*= multiplies a number of the machine, NAME+NAME sets several "
     "together, LABEL:NAME names the column. Names: model, hardware, workload, schedule, gen_len, prompt_len, padded, "
-    "routing, policy.FIELD, hardware.NUMBER[UNIT]; may be given several times"
+    "routing, policy.FIELD, hardware.NUMBER[UNIT]; of requests the options below; may be given several times"
 )
 
 
@@ -22,6 +23,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--axis", action="append", default=[], metavar="AXIS", help=AXIS_HELP)
     add_problem(what)
     add_policy(what)
+    admission.add_stream(parser.add_argument_group("requests (without a number or a file, one batch)"))
     by = "simulator (default), or hrm: the paper's search alone"
     what.add_argument("--by", metavar="WHAT", type=one_of("simulator", "hrm"), default="simulator", help=by)
     what.add_argument("--exact", action="store_true", help="simulate every decode step instead of interpolating")
@@ -43,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     _check_flags(args)
     if args.rows:
         return _draw(args.rows, args)
-    sweep = sweeps.Sweep(_base(args), _axes(args))
+    axes = _axes(args)
+    sweep = sweeps.Sweep(_base(args, {name for axis in axes for name in axis.names}), axes)
     if args.map:
         sweeps.check_columns(args.map, sweep.columns)
     if args.by != "hrm":
@@ -78,14 +81,15 @@ def _check_flags(args: argparse.Namespace) -> None:
             raise InputError(mistake)
 
 
-def _base(args: argparse.Namespace) -> "sweeps.Base":
+def _base(args: argparse.Namespace, swept: Collection[str]) -> "sweeps.Base":
     schedule, policy = fixed_policy(args)
     if args.schedules or (schedule is None and args.by != "hrm"):
         names = schedules_of(args)
     else:
         names = [schedule or hrm.SCHEDULE]
     what = (args.model, args.hardware, args.workload, args.prompt_len, args.gen_len, args.padded)
-    return sweeps.Base(*what, tuple(names), policy, args.exact, args.by, args.routing)
+    stream = admission.stream_options(args, swept)
+    return sweeps.Base(*what, tuple(names), policy, args.exact, args.by, args.routing, stream)
 
 
 def _axes(args: argparse.Namespace) -> "tuple[sweeps.Axis, ...]":

@@ -12,6 +12,7 @@ from functools import cached_property
 from itertools import islice, product
 from typing import Any
 
+from sim.admission import Prompts, RequestStream, StreamOptions
 from sim.comparison import SIZES, Asked, Outcome, compare
 from sim.hrm import SCHEDULE, search_policies
 from sim.planning import best_policy
@@ -19,6 +20,15 @@ from sim.problem import UNIFORM, Hardware, Model, Policy, Problem, Routing, Work
 from sim.schedule import Place, by_name
 from sim.simulation import predict
 from sim.sweep.axes import HARDWARE, POLICY, Axis, Value, points
+from sim.sweep.streams import (
+    SERVED_COLUMNS,
+    START_COLUMNS,
+    STREAM_SETTINGS,
+    all_options,
+    options_at,
+    places_of,
+    served_cells,
+)
 from traces.cli import project_version
 from traces.errors import InputError, error_prefix
 
@@ -61,6 +71,8 @@ class Base:
     exact: bool = False
     by: str = SIMULATOR
     routing: str = UNIFORM
+    stream: StreamOptions | None = None
+    """Requests that come, instead of one batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +83,10 @@ class SweepPoint:
     problem: Problem
     schedule: str
     asked: Asked
+    stream: StreamOptions | None = None
+    prompts: Prompts | None = None
+    gen_len: int | None = None
+    """What requests of a file may generate, if that is given."""
 
 
 class Sweep:
@@ -86,6 +102,7 @@ class Sweep:
         self._check_numbers_of_machines()
         self._check_policy()
         self._check_labels()
+        self._check_streams()
         for routing, model in product(self._routings.values(), self._models.values()):
             routing.check_fits(model)
 
@@ -93,14 +110,20 @@ class Sweep:
     def columns(self) -> tuple[str, ...]:
         """The names of a row's cells."""
         labels = [axis.label for axis in self._axes]
-        problem = [name for name in PROBLEM_COLUMNS if name not in labels]
-        return ("sweep", *labels, *problem, "feasible", "reason", *POLICY_COLUMNS, *MEASURE_COLUMNS)
+        problem: tuple[str, ...] = PROBLEM_COLUMNS
+        results: tuple[str, ...] = MEASURE_COLUMNS
+        if self._base.stream is not None:
+            problem, results = (*problem, *START_COLUMNS), SERVED_COLUMNS
+        first, last = ([name for name in names if name not in labels] for names in (problem, results))
+        return ("sweep", *labels, *first, "feasible", "reason", *POLICY_COLUMNS, *last)
 
     @cached_property
     def digest(self) -> str:
         """Twelve digits of the SHA-256 of everything that the rows follow from; each row carries it."""
         base = asdict(self._base)
         del base["routing"]
+        if self._base.stream is None:
+            del base["stream"]
         routings = {name: asdict(routing) for name, routing in self._routings.items() if routing != Routing()}
         everything = {
             "version": project_version(),
@@ -111,6 +134,7 @@ class Sweep:
             "hardware": {name: machine.to_dict() for name, machine in self._machines.items()},
             "workloads": {name: asdict(workload) for name, workload in self._workloads.items()},
             **({"routings": routings} if routings else {}),  # rows from before there were any keep their digest
+            **({"files": self._files()} if self._base.stream is not None else {}),
         }
         return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -119,9 +143,14 @@ class Sweep:
 
     def points(self, start: int = 0) -> Iterator[SweepPoint]:
         """The points from number `start` on."""
-        return (self._point(values, schedule) for values, schedule in islice(self._combinations(), start, None))
+        return (self._point(*one) for one in islice(self._combinations(), start, None))
 
-    def _combinations(self) -> Iterator[tuple[tuple[Value, ...], str]]:
+    def _combinations(self) -> Iterator[tuple[tuple[Value, ...], str, Prompts | None]]:
+        for values, schedule in self._with_schedules():
+            places: Sequence[Prompts | None] = (None,) if self._base.stream is None else places_of(schedule)
+            yield from ((values, schedule, prompts) for prompts in places)
+
+    def _with_schedules(self) -> Iterator[tuple[tuple[Value, ...], str]]:
         swept = [axis.names for axis in self._axes]
         for values in points(self._axes):
             if ("schedule",) in swept:
@@ -134,7 +163,7 @@ class Sweep:
         swept = [axis.values for axis in self._axes if name in axis.names]
         return tuple(str(value) for value in swept[0]) if swept else given
 
-    def _point(self, values: tuple[Value, ...], schedule: str) -> SweepPoint:
+    def _point(self, values: tuple[Value, ...], schedule: str, prompts: Prompts | None) -> SweepPoint:
         set_by = list(zip(self._axes, values, strict=True))
         settings: dict[str, Any] = {name: value for axis, value in set_by for name in axis.names}
         model = self._models[settings.get("model", self._base.model)]
@@ -147,6 +176,9 @@ class Sweep:
         padded = settings.get("padded", self._base.padded)
         routing = self._routings[settings.get("routing", self._base.routing)]
         problem = Problem.of(model, machine, workload, **length, padded=padded, routing=routing)
+        stream = self._base.stream and options_at(self._base.stream, settings)
+        if stream is not None and isinstance(stream.requests, str):
+            problem, _ = stream.stream_of(problem, length["gen_len"])
         start = {
             "sweep": self.digest,
             "by": self._base.by,
@@ -156,11 +188,13 @@ class Sweep:
             "gen_len": problem.workload.gen_len,
             "padded": problem.workload.padded,
             "schedule": schedule,
+            **({} if stream is None else {"requests": stream.requests, "prompts": prompts and prompts.value}),
             **{axis.label: value for axis, value in set_by},
         }
         fixed = {name.removeprefix(POLICY): value for name, value in settings.items() if name.startswith(POLICY)}
         ordered = {name: start[name] for name in self.columns if name in start}
-        return SweepPoint(ordered, problem, schedule, Asked.of({**self._base.policy, **fixed}, exact=self._base.exact))
+        asked = Asked.of({**self._base.policy, **fixed}, exact=self._base.exact)
+        return SweepPoint(ordered, problem, schedule, asked, stream, prompts, length["gen_len"])
 
     def _check_numbers_of_machines(self) -> None:
         for axis, machine in product(self._axes, self._machines.values()):
@@ -184,9 +218,33 @@ class Sweep:
 
     def _check_labels(self) -> None:
         taken = {"sweep", "feasible", "reason", *PROBLEM_COLUMNS, *POLICY_COLUMNS, *MEASURE_COLUMNS}
+        taken |= {*START_COLUMNS, *SERVED_COLUMNS} if self._base.stream is not None else set()
         for axis in self._axes:
             if axis.label in taken and axis.names != (axis.label,):
                 raise InputError(f"--axis {axis.label}: is a column of the results already; choose another label")
+
+    def _check_streams(self) -> None:
+        swept = {name for axis in self._axes for name in axis.names}
+        if self._base.stream is None:
+            for name in sorted(STREAM_SETTINGS & swept):
+                raise InputError(f"--axis {name}: says something of a stream of requests: give --requests N too")
+            return
+        if self._base.by == HRM:
+            raise InputError("--by hrm: knows one batch only: leave out --requests")
+        lengths = self._base.prompt_len is not None or bool({"prompt_len", "workload"} & swept)
+        for one in all_options(self._base.stream, self._axes):
+            one.check_schedules(self._schedules)
+            if isinstance(one.requests, str) and lengths:
+                raise InputError(f"--requests {one.requests}: has the prompts: leave out workload and prompt_len")
+            if isinstance(one.requests, str):
+                RequestStream.read(one.requests, self._base.gen_len)
+
+    def _files(self) -> dict[str, str]:
+        """What the files hold that requests come from, as hashes."""
+        if self._base.stream is None:
+            return {}
+        every = all_options(self._base.stream, self._axes)
+        return {path: digest for one in every for path, digest in one.files().items()}
 
 
 def _with_numbers(machine: Hardware, axis: Axis, value: Value) -> Hardware:
@@ -203,18 +261,24 @@ def _with_numbers(machine: Hardware, axis: Axis, value: Value) -> Hardware:
 
 def row_of(point: SweepPoint) -> Row:
     """Plan and simulate one point. What does not fit, or cannot be, is a row with the reason and no numbers."""
-    try:
-        found = _searched(point.problem) if point.start["by"] == HRM else _simulated(point)
-    except InputError as error:
-        found = Outcome(point.schedule, None, None, str(error)).to_dict()
+    found, results = _results(point), MEASURE_COLUMNS if point.stream is None else SERVED_COLUMNS
     policy = found["policy"] or {}
     return {
         **point.start,
         "feasible": found["feasible"],
         "reason": " ".join(found["reason"].split()),
         **{name: policy.get(name) for name in POLICY_COLUMNS},
-        **{name: found[name] for name in MEASURE_COLUMNS},
+        **{name: found[name] for name in results if name not in point.start},
     }
+
+
+def _results(point: SweepPoint) -> Row:
+    if point.stream is not None and point.prompts is not None:
+        return served_cells(point.problem, point.stream, point.asked, point.schedule, point.prompts, point.gen_len)
+    try:
+        return _searched(point.problem) if point.start["by"] == HRM else _simulated(point)
+    except InputError as error:
+        return Outcome(point.schedule, None, None, str(error)).to_dict()
 
 
 def _simulated(point: SweepPoint) -> Row:

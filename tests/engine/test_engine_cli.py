@@ -2,9 +2,11 @@
 
 import _thread
 import json
+import random
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 from engine_models import reference
@@ -14,7 +16,8 @@ from short_calibrations import short_calibrations
 import engine
 from engine.cli import main
 from engine.generation import find_tokenizer, load_model
-from engine.generation.requests import Results, read_requests
+from engine.generation.requests import read_requests
+from engine.generation.results import Results
 from engine.running.demo import make_model
 from sim.problem import Hardware, Histogram
 from traces.files import read_trace
@@ -251,6 +254,11 @@ def test_pickled_weights_are_not_loaded(folder, command, tmp_path, capsys):
         (["--input", "/nowhere/in.jsonl"], "cannot be read"),
         (["--model", "/nowhere/model"], "cannot be loaded"),
         (["--nonsense"], "unrecognized arguments"),
+        (["--stream", "--schedule", "flexgen"], "flexgen: its steps cannot carry prompts beside decode"),
+        (
+            ["--stream", "--record-routing", "counts.json"],
+            "--record-routing is for batches: leave it out with --stream",
+        ),
     ],
 )
 def test_mistakes_are_one_line(command, capsys, extra, told):
@@ -372,3 +380,104 @@ def test_routing_is_recorded_and_planned_with(command, tmp_path, capsys):
     assert main([*files, *plain[:-1], "none.json"]) == 2
     assert "none.json: cannot be read" in capsys.readouterr().err
     assert main(command(lines, "--routing", str(path), output="again.jsonl")) == 0, "a given policy places by rank"
+
+
+# in a stream ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_gives_each_request_its_own_tokens_and_its_line(folder, command, tmp_path, capsys):
+    lines = [{"prompt": text} for text in TEXTS]
+    arguments = command([*lines[:3], "{not json", *lines[3:]], "--stream", "--trace", str(tmp_path / "run.json.gz"))
+    assert main(arguments) == 0
+    found = {line["line"]: line for line in results(tmp_path)}
+    assert sorted(found) == list(range(1, 11))
+    assert "line 4 is not JSON" in found.pop(4)["error"]
+    tokenizer, model = find_tokenizer(folder), load_model(folder)
+    for line in found.values():
+        assert [line["token_ids"]] == reference(model, [tokenizer(line["prompt"])["input_ids"]], 1, NEW)
+    told = capsys.readouterr().err
+    assert "requests at a time, schedule cgopipe" in told
+    assert "(9 requests in" in told
+    assert read_trace(tmp_path / "run.json.gz").metadata["stream"]["requests"] == 9
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_a_stream_that_was_cut_short_goes_on_and_repeats_nothing(command, tmp_path, monkeypatch):
+    from engine.generation import request_file as serve
+
+    lines = [{"prompt": text} for text in TEXTS]
+    whole = command(lines, "--stream")
+    assert main(whole) == 0
+    expected = sorted((tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines())
+    (tmp_path / "results.jsonl").unlink()
+    done = []
+
+    def interrupt(output):
+        done.append(output.number)
+        if len(done) == 4:
+            _thread.interrupt_main()
+
+    real = serve.stream
+    monkeypatch.setattr(serve, "stream", lambda *args, **kwargs: real(*args, **kwargs, on_result=interrupt))
+    assert main(whole) == 130
+    written = (tmp_path / "results.jsonl").read_text(encoding="utf-8")
+    before = written.splitlines()
+    assert len(before) < len(TEXTS)
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write('{"prompt": "and n')  # cut off in the middle of a line
+    done.clear()
+    done.extend([-1] * 5)  # nobody interrupts any more
+    assert main([*whole, "--resume"]) == 0
+    assert len(done) - 5 == len(TEXTS) - len(before), "who was done is not run again"
+    content = (tmp_path / "results.jsonl").read_text(encoding="utf-8")
+    assert content.startswith(written)
+    assert sorted(content.splitlines()) == expected
+    assert main([*whole, "--resume"]) == 0
+    assert (tmp_path / "results.jsonl").read_text(encoding="utf-8") == content
+
+
+def test_openai_lines_in_a_stream_end_at_their_own_limits(folder, command, tmp_path):
+    tokenizer = find_tokenizer(folder)
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    own = tmp_path / "chat"
+    load_model(folder).save_pretrained(own)
+    tokenizer.save_pretrained(own)
+    messages = [{"role": "user", "content": "Hi"}]
+    asked = [openai(name, messages=messages, max_tokens=most) for name, most in (("a", 2), ("b", 99), ("c", 1))]
+    arguments = command(asked, "--stream")
+    arguments[2] = str(own)
+    assert main(arguments) == 0
+    made = {line["custom_id"]: line["response"]["body"]["usage"]["completion_tokens"] for line in results(tmp_path)}
+    assert made == {"a": 2, "b": NEW, "c": 1}
+    assert main([*arguments, "--resume"]) == 0
+    assert len(results(tmp_path)) == 3
+
+
+def test_results_of_batches_do_not_go_on_in_a_stream(command, tmp_path, capsys):
+    lines = [{"prompt": "one"}, {"prompt": "two"}]
+    assert main(command(lines)) == 0
+    assert main(command(lines, "--stream", "--resume")) == 2
+    assert (
+        "line 1 names no line of this input, or one twice: was it written without --stream?" in capsys.readouterr().err
+    )
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("seed", range(10))
+def test_a_stream_that_is_killed_loses_nothing_that_was_written_and_does_nothing_twice(command, tmp_path, seed):
+    lines = [{"prompt": text} for text in TEXTS * 4]
+    whole = command(lines, "--stream")
+    assert main(whole) == 0
+    output = tmp_path / "results.jsonl"
+    expected = sorted(output.read_text(encoding="utf-8").splitlines())
+    output.unlink()
+    waits = random.Random(seed)
+    for _ in range(50):
+        process = subprocess.Popen([sys.executable, "-m", "engine", *whole, "--resume"], stderr=subprocess.DEVNULL)
+        enough = waits.randrange(1, 12) + (len(output.read_text().splitlines()) if output.exists() else 0)
+        while process.poll() is None and (not output.exists() or len(output.read_bytes().splitlines()) < enough):
+            time.sleep(0.01)
+        process.kill()
+        if process.wait() == 0:
+            break
+    assert sorted(output.read_text(encoding="utf-8").splitlines()) == expected

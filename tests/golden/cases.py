@@ -142,4 +142,17 @@ REPLAY = (
     Case("replay-engine", "validation", "replay INPUTS/engine.json.gz --hardware INPUTS/engine.toml"),
     Case("replay-simulated", "validation", "replay INPUTS/simulated.json.gz --hardware gcp-2xt4"),
 )
-CASES = (*COMPARE, *PLAN, *SWEEP, *ROOFLINE, *PUBLISHED, *REPLAY)
+STREAMS = (
+    _sim(
+        "compare-requests",
+        "compare --model INPUTS/four-layers.json --requests 90 --schedules cgopipe,flexgen,zero --unpadded --gen-len 20"
+        " --arrivals poisson:40/s --gen-lens lognormal:12,0.5 --seed 2 --ttft 2 --tpot 0.1 --prefill-chunk 256"
+        " --micro-batch-size 8 --num-micro-batches 3",
+    ),
+    _sim(
+        "sweep-requests",
+        "sweep --model olmoe-1b-7b --hardware t4 --axis requests=10,40 --axis prefill_chunk=256,512 --gen-len 9"
+        " --schedules cgopipe,flexgen --micro-batch-size 8 --num-micro-batches 2 --prompt-len 64 --jobs 1",
+    ),
+)
+CASES = (*COMPARE, *PLAN, *SWEEP, *STREAMS, *ROOFLINE, *PUBLISHED, *REPLAY)

@@ -42,6 +42,11 @@ def any_requests(draw, most=14):
     return found
 
 
+def served_by(rules, requests, most_steps):
+    """The first steps of requests that all come at once; less if they have gone before."""
+    return [one for one, _ in zip(serve(rules, requests), range(most_steps), strict=False)]
+
+
 def serve(rules, requests, arrives=None, cancelled=None, most_steps=5_000):
     """Every step until all requests have gone; `arrives` and `cancelled` give the steps for some of them by id."""
     admission, has = Admission(rules), {}

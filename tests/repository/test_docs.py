@@ -31,7 +31,10 @@ def test_the_schedule_of_the_docs_runs():
     assert sum(task.op is Op.POST_ATTN for task in tasks) == 3 * 2 * 4
 
 
-@pytest.mark.parametrize("source", blocks("docs/library.md", "python"), ids=["calls", "nouns"])
+EXAMPLES = (*blocks("docs/library.md", "python"), *blocks("docs/streams.md", "python"))
+
+
+@pytest.mark.parametrize("source", EXAMPLES, ids=["calls", "nouns", "streams"])
 def test_the_examples_of_the_library_run(source, capsys):
     """Each shows numbers of the simulator or asserts something about them."""
     exec(source, {})

@@ -21,14 +21,29 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARED = "common.json"
 SMALL = "--model INPUTS/small.json --hardware gcp-2xt4 --prompt-len 60 --gen-len 8"
 SIZES = "--micro-batch-size 4 --num-micro-batches 2"
+STREAM = "--model INPUTS/small.json --hardware gcp-t4 --prompt-len 60 --gen-len 8"
 COMMANDS = {
     "compare": ("sim", f"compare {SMALL} {SIZES} --jobs 1 --json -"),
     "compare, nothing fits": ("sim", f"compare --model deepseek-v3 --hardware t4 {SIZES} --jobs 1 --json -"),
     "compare, one token": ("sim", f"compare {SMALL} {SIZES} --gen-len 1 --schedules cgopipe --jobs 1 --json -"),
+    "compare-requests": (
+        "sim",
+        f"compare {STREAM} {SIZES} --requests 20 --schedules cgopipe,zero --ttft 1 --prefill-chunk 64 --jobs 1"
+        " --json -",
+    ),
+    "compare-requests, nothing fits": (
+        "sim",
+        f"compare --model deepseek-v3 --hardware t4 {SIZES} --requests 20 --schedules cgopipe --jobs 1 --json -",
+    ),
     "plan": (
         "sim",
         "plan --model INPUTS/four-layers.json --prompt-len 60 --gen-len 8 --schedules zero,accelerate"
         " --jobs 1 --json -",
+    ),
+    "plan, requests": (
+        "sim",
+        "plan --model INPUTS/four-layers.json --prompt-len 60 --gen-len 8 --schedules zero,cgopipe --requests 40"
+        " --quick --jobs 1 --json -",
     ),
     "policy": ("sim", "plan --optimizer hrm --quick --jobs 1 --out OUT"),
     "plan, hrm": ("sim", "plan --optimizer hrm --quick --jobs 1 --json -"),
@@ -37,6 +52,14 @@ COMMANDS = {
     "sweep-row, nothing fits": (
         "sim",
         f"sweep --model deepseek-v3 --hardware t4 --axis gen_len=8 {SIZES} --jobs 1 --out OUT",
+    ),
+    "sweep-row-requests": (
+        "sim",
+        f"sweep {STREAM} {SIZES} --requests 20 --axis prefill_chunk=32,64 --schedules cgopipe,zero --jobs 1 --out OUT",
+    ),
+    "sweep-row-requests, nothing fits": (
+        "sim",
+        f"sweep --model deepseek-v3 --hardware t4 {SIZES} --axis requests=20 --schedules zero --jobs 1 --out OUT",
     ),
     "roofline": ("sim", "roofline --json -"),
     "list": ("sim", "list --json -"),
@@ -104,7 +127,7 @@ def test_a_field_that_is_gone_or_has_another_type_is_seen(case, written, capsys)
         assert faults(case, {**value, field: [[]]})
 
 
-@pytest.mark.parametrize("case", [case for case in COMMANDS if name_of(case) == case and case != "sweep-row"])
+@pytest.mark.parametrize("case", [case for case in COMMANDS if name_of(case) == case and "sweep" not in case])
 def test_a_field_that_is_new_is_seen_wherever_it_appears(case, written, capsys):
     """In the object itself, and in the first object of each list; a sweep's rows have columns of their axes."""
     (value, *_) = written(case, capsys)

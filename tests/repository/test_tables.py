@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
+from sim.admission import Lengths, RequestStream, Service
 from sim.cli import main as sim
-from sim.comparison import Asked, compare, print_comparison
+from sim.comparison import Asked, compare, compare_served, print_comparison, print_served
 from sim.planning import PolicyGrid, seconds, speeds
 from sim.planning.explanation import FACTORS, RESOURCES, Explanation, MemoryUse, Replanned
 from sim.planning.placed import placed_experts
@@ -72,6 +73,19 @@ def comparison(model="mixtral-8x7b", hardware="gcp-t4", size=36, baseline="flexg
 
 
 @cache
+def served():
+    """Requests that end early, on a schedule that can mix and on two that cannot."""
+    asked = Problem.of("olmoe-1b-7b", "t4", prompt_len=64, gen_len=6)
+    stream = RequestStream.of(asked.workload, 40, lengths=Lengths.parse("lognormal:4,0.6"))
+    names, service = ["cgopipe", "flexgen", "zero"], Service(prefill_chunk=256, ttft_limit_s=3.0)
+    return compare_served(asked, stream, service, names, Asked({}, 8, 2), jobs=1)
+
+
+def serving():
+    print_served(served(), "cgopipe")
+
+
+@cache
 def planned():
     grid = PolicyGrid((1, 8, 64), (1, 4, 16), expert_values=3)
     choice = plan(problem("olmoe-1b-7b", "t4", 5), ["cgopipe", "zero"], jobs=1, grid=grid, at_least=2)
@@ -117,6 +131,7 @@ def rates():
 SHOWN = {
     "compare": comparison,
     "compare on several devices": lambda: comparison("mixtral-8x22b", "gcp-2xt4", 8, None, layers=8),
+    "compare of requests": serving,
     "plan": planning,
     "roofline": lambda: sim(["roofline"]),
     "list": lambda: sim(["list"]),
@@ -131,6 +146,7 @@ SHOWN = {
 SPEEDS = ("prefill tokens/s", "first token", "decode tokens/s", "a request")
 CORE = {
     "compare": (*SPEEDS, "× slowest", "× flexgen", "bound by", "over it", "GPU idle", "HRM (× simulated)"),
+    "compare of requests": ("prompts", "steady", "chunk", "places", "goodput", "TTFT p99", "TPOT p50", "E2E p90"),
     "plan": (*SPEEDS, "at most", "busiest", "GB device", "GB host", "GB pinned"),
     "published": ("measured tokens/s", "predicted tokens/s", "error", "HRM error", "mean |error|"),
     "replay": ("MAPE", "WAPE", "bias", "points", "measured tokens/s"),

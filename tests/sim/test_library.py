@@ -8,7 +8,7 @@ import pytest
 from plan_examples import SMALL, simple_problem
 
 import sim
-from sim import Problem, Setup, Workload, compare, explain, plan, predict
+from sim import Problem, RequestStream, Service, Setup, Workload, compare, compare_served, explain, plan, predict
 from sim.cli import main
 from sim.schedule import registered
 from traces.errors import InputError
@@ -98,3 +98,15 @@ def test_the_door_shows_what_it_holds():
     assert {"Problem", "predict", "plan", "compare"} <= set(dir(sim))
     with pytest.raises(AttributeError, match="predikt"):
         _ = sim.predikt
+
+
+class TestStreams:
+    def test_compare_served_gives_what_the_command_writes(self, capsys):
+        options = "--requests 12 --gen-len 8 --schedules cgopipe --micro-batch-size 4 --num-micro-batches 2 --jobs 1"
+        assert main(["compare", *options.split(), "--prefill-chunk", "512", "--json", "-"]) == 0
+        written = json.loads(capsys.readouterr().out)
+        stream, service = RequestStream.of(PROBLEM.workload, 12), Service(prefill_chunk=512)
+        found = compare_served(PROBLEM, stream, service, ["cgopipe"], jobs=1, **SIZES)
+        given = json.loads(json.dumps(found.to_dict()))
+        assert {key: written[key] for key in given} == given
+        assert [one["prompts"] for one in given["results"]] == ["before", "beside"]

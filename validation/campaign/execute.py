@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -31,6 +32,9 @@ SIZES = ("batch_size", "micro_batch_size", "num_micro_batches")
 
 PLANNED = "planner"
 """What the labels of runs begin with whose schedule and policy the planner chose."""
+
+VARIED: dict[str, Any] = {"do_sample": True, "top_k": 0, "temperature": 1.0}
+"""Greedily a random model soon repeats one token, which would always need the same experts."""
 
 Progress = Callable[[int, int, str], None]
 
@@ -129,7 +133,7 @@ class Campaign:
         vocabulary = model.config.get_text_config(decoder=True).vocab_size
         with self.make_device() as device:
             run = (model, case.prompts(vocabulary), case.chosen_schedule, case.policy)
-            return engine.run(*run, max_new_tokens=case.gen_len, device=device, do_sample=False).trace
+            return engine.run(*run, max_new_tokens=case.gen_len, device=device, seed=0, **VARIED).trace
 
     def _plan(self, name: str, model: PreTrainedModel, requests: int) -> None:
         """Write down what the planner takes for so many requests, from the calibration alone."""
@@ -140,7 +144,7 @@ class Campaign:
         plans: dict[str, RunPlan] = {}
         for schedule in registered().values():
             with suppress(InputError):  # nothing fits
-                plans[schedule.name] = plan(model, machine, schedule, lengths, self.grid.gen_len)
+                plans[schedule.name] = plan(model, machine, schedule, lengths, self.grid.gen_len_of(requests))
         best = max(plans, key=lambda schedule: plans[schedule].expected.throughput_tokens_per_s)
         chosen = {"schedule": best, "policy": plans[best].policy.to_dict()}
         with appearing(file) as path:
@@ -152,5 +156,5 @@ class Campaign:
         policy = chosen["policy"]
         fields = {key: value for key, value in policy.items() if key not in SIZES and value is not None}
         sizes = (policy["batch_size"], policy["micro_batch_size"])
-        label = f"{PLANNED}-for-{requests}"
-        return Case(name, chosen["schedule"], *sizes, self.grid.prompt_tokens, self.grid.gen_len, fields, label)
+        label, gen_len = f"{PLANNED}-for-{requests}", self.grid.gen_len_of(requests)
+        return Case(name, chosen["schedule"], *sizes, self.grid.prompt_tokens, gen_len, fields, label)

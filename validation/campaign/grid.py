@@ -65,6 +65,8 @@ class CampaignGrid:
     """`batch_size` and `micro_batch_size` of the schedules that cut their batch up, beside the usual one."""
     placements: Sequence[Mapping[str, Any]] = ()
     """Of few requests: each with `schedule`, `batch_sizes` and other fields; one micro-batch if they give no size."""
+    few_gen_len: int | None = None
+    """Tokens that few requests generate, if not as many as all others."""
     shared: Mapping[str, Any] = field(default_factory=dict)
     """Fields that every policy has."""
 
@@ -84,6 +86,11 @@ class CampaignGrid:
         """Few requests, with which schedules are ranked and planned for, too."""
         return sorted({size for one in self.placements for size in one["batch_sizes"]})
 
+    def gen_len_of(self, requests: int) -> int:
+        """Tokens that each of so many requests generates."""
+        few = requests != self.requests and requests in self.small_batches
+        return self.few_gen_len or self.gen_len if few else self.gen_len
+
     def cases_of(self, model: str, requests: int) -> list[Case]:
         """Those with so few requests."""
         return [case for case in self._placed(model) if case.batch_size == requests]
@@ -102,8 +109,8 @@ class CampaignGrid:
         return list({case.name: case for case in (*self.usual_cases(model), *policies, *others)}.values())
 
     def _case(self, model: str, schedule: str, batch_size: int, micro_batch_size: int, **fields: Any) -> Case:
-        whole = {**self.shared, **fields}
-        return Case(model, schedule, batch_size, micro_batch_size, self.prompt_tokens, self.gen_len, whole)
+        whole, gen_len = {**self.shared, **fields}, self.gen_len_of(batch_size)
+        return Case(model, schedule, batch_size, micro_batch_size, self.prompt_tokens, gen_len, whole)
 
 
 def few_large_experts(hidden_size: int = 384, num_layers: int = 6) -> PreTrainedModel:

@@ -91,12 +91,12 @@ GROUPS = (
     Group("attention in prefill", _class("device.attention"), (Op.ATTN,), in_decode=False),
     Group("attention on the device", _class("device.decode_attention"), (Op.ATTN,), prefill_from=None),
     Group("Head", _class("device.head"), (Op.HEAD,), prefill_from=None, with_ratios_of="device.head"),
-    Group("Route", _class("device.route"), (Op.ROUTE,), prefill_from=None, with_ratios_of="device.route"),
+    Group("Route", _class("device.route"), (Op.ROUTE,), with_ratios_of="device.route"),
     Group(
         "experts on the device",
         _class("device.experts_apart"),
         (Op.DEVICE_EXPERTS,),
-        prefill_from=None,
+        prefill_from=MANY_REQUESTS,
         with_ratios_of="device.experts_apart",
     ),
     Group(

@@ -1,7 +1,7 @@
 """The buffers of a schedule's layout in bytes: of each, all slots as large as the layer that needs most fills them."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sim.cost.memory.kv_cache import kept_tokens, tokens_on_device
 from sim.problem import Batch, Layer, MicroBatch, Model, Placement, Policy, packed_bytes
@@ -26,7 +26,16 @@ EXCHANGED = frozenset({Holds.QKV, Holds.ATTENTION})
 class BufferBytes:
     """Bytes of the buffers of a schedule's layout."""
 
-    def __init__(self, schedule: Schedule, shape: PipelineShape, policy: Policy, model: Model, batch: Batch) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        shape: PipelineShape,
+        policy: Policy,
+        model: Model,
+        batch: Batch,
+        loaded: Sequence[MicroBatch],
+    ) -> None:
+        self._loaded = loaded
         self._parts = layout_of(schedule, shape).parts
         self._shape, self._policy, self._model, self._batch = shape, policy, model, batch
         self._placement = Placement.of(policy, schedule, model)
@@ -57,6 +66,9 @@ class BufferBytes:
             asked = max(self._routed_tokens(self._shape.group(group)) for group in range(self._shape.num_groups))
             count = min(split.fetched, asked * layer.top_k)
             return buffer.turns * count * layer.expert_bytes(self._placement.expert_bits)
+        if holds is Holds.LOADED_CACHE:
+            most = max((kept_tokens(layer, one, 0) for one in self._loaded), default=0)
+            return buffer.turns * most * layer.kv_bytes_per_token(self._cache_bits)
         if buffer.by is By.TURN:
             return buffer.turns * max(self._slot(holds, layer, one) for one in self._batch.alike)
         many = self._batch.alike if holds in KEPT else self._all

@@ -1,7 +1,7 @@
 """What every memory holds under a policy, part by part, and which of them is too small for it."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sim.cost.memory.activations import activation_bytes, host_activation_bytes
@@ -10,6 +10,7 @@ from sim.cost.memory.kv_cache import cache_bytes_of_host_layers, kv_bytes, kv_by
 from sim.problem import (
     Batch,
     Hardware,
+    MicroBatch,
     Model,
     Placement,
     Policy,
@@ -78,16 +79,25 @@ def tensor_ranks(schedule: Schedule, num_devices: int) -> int:
 
 
 def plan_memory(
-    schedule: Schedule, shape: PipelineShape, policy: Policy, model: Model, batch: Batch, num_devices: int = 1
+    schedule: Schedule,
+    shape: PipelineShape,
+    policy: Policy,
+    model: Model,
+    batch: Batch,
+    num_devices: int = 1,
+    loaded: Sequence[MicroBatch] = (),
 ) -> MemoryPlan:
-    """Plan the memory of a whole generation: weights, KV cache at its longest, activations, buffers, staging."""
+    """Plan the memory of a whole generation: weights, KV cache at its longest, activations, buffers, staging.
+
+    In a stream, `loaded` are micro-batches whose KV cache comes to the device, each with the most that may come.
+    """
     cache = kv_bytes(model, policy, batch, batch.gen_len - 1)
     placement, place = Placement.of(policy, schedule, model), ExpertPlace
     cache_on_device = kv_bytes_on_device(model, policy, batch, batch.gen_len - 1, shape)
     cache_of_host, elsewhere = cache_bytes_of_host_layers(placement, policy, batch)
     cache_on_device -= elsewhere
     others, others_of_host = _non_experts(model), placement.non_expert_bytes_on_host()
-    buffers = BufferBytes(schedule, shape, policy, model, batch)
+    buffers = BufferBytes(schedule, shape, policy, model, batch, loaded)
     ranks = tensor_ranks(schedule, num_devices)
     shared = {
         MemoryPart.EMBEDDING_AND_HEAD: model.resident_bytes() - others,

@@ -21,7 +21,8 @@ from traces.errors import InputError
 TIERS = tuple(Tier)
 
 HOPELESS = 1.1
-"""A number of micro-batches that needs so many times what all memories hold together ends the axis: more need more."""
+"""A number of micro-batches ends the axis if it needs so many times what the device holds with all experts elsewhere,
+or what all memories hold together: more need more."""
 
 SHRINKING = frozenset({MemoryPart.WEIGHT_SLOTS, MemoryPart.STAGING, MemoryPart.ACTIVATIONS})
 """What may take less with more experts on the device; it is left out of what a batch needs at least."""
@@ -173,11 +174,12 @@ def _bytes(setups: list[Setup], residency: Residency, capacity: Ints) -> Ints:
 
 def _hopeless(setup: Setup) -> bool:
     hardware, memory = setup.problem.hardware, setup.memory
-    room = hardware.host_memory.capacity_bytes + hardware.num_devices * hardware.device_memory.capacity_bytes
+    own, ranks = hardware.device_memory.capacity_bytes, hardware.num_devices
+    all_of_them = hardware.host_memory.capacity_bytes + ranks * own
     device, host = (
         sum(size for name, size in part.items() if name not in SHRINKING) for part in (memory.device, memory.host)
     )
-    return host + hardware.num_devices * device > HOPELESS * room
+    return device > HOPELESS * own or host + ranks * device > HOPELESS * all_of_them
 
 
 def _residency(setup: Setup) -> Residency:

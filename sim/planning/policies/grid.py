@@ -69,17 +69,18 @@ class PolicyGrid:
         counts = self.num_micro_batches if num_micro_batches is None else (num_micro_batches,)
         return replace(self, micro_batch_sizes=sizes, num_micro_batches=counts)
 
-    def around(self, policy: Policy) -> "PolicyGrid":
-        """A fine grid of all sizes and KV shares near a policy."""
-        sizes = _near(policy.micro_batch_size) if len(self.micro_batch_sizes) > 1 else self.micro_batch_sizes
-        counts = _near(policy.num_micro_batches) if len(self.num_micro_batches) > 1 else self.num_micro_batches
+    def around(self, policy: Policy, reach: float = 0.2, values: int = 16) -> "PolicyGrid":
+        """A fine grid near a policy: up to so many sizes and numbers of micro-batches within `reach`, and KV shares."""
+        size, count = policy.micro_batch_size, policy.num_micro_batches
+        sizes = _near(size, reach, values) if len(self.micro_batch_sizes) > 1 else self.micro_batch_sizes
+        counts = _near(count, reach, values) if len(self.num_micro_batches) > 1 else self.num_micro_batches
         steps = (policy.kv_on_device + step / 16 for step in range(-3, 4))
         shares = tuple(step for step in steps if 0 <= step <= 1)
         fine = replace(self, micro_batch_sizes=sizes, num_micro_batches=counts, kv_shares=shares)
         return replace(fine, attention=policy.attention)
 
-    def with_places_near(self, policy: Policy, step: float) -> "PolicyGrid":
-        """The same grid with places of experts near a policy's, a few steps to each side."""
+    def with_places_near(self, policy: Policy, step: float, parts: tuple[float, ...]) -> "PolicyGrid":
+        """The same grid with places of experts near a policy's, a few steps to each side; of residents, these parts."""
         others = 1.0 - policy.experts_on_device
         host = policy.experts_on_host / others if others else 0.0
         behind = others - policy.experts_on_host
@@ -90,7 +91,7 @@ class PolicyGrid:
             self,
             groups=(policy.groups or 0,),
             levels=(max(0, level - 6), min(fine, level + 6), fine),
-            resident_parts=(0.5, 0.75, 1.0),
+            resident_parts=parts,
             host_parts=_steps(host, step),
             fetched_parts=_steps(fetched, 2 * step, 2),
             prefill_experts=policy.prefill_experts,
@@ -128,10 +129,10 @@ def _steps(middle: float, step: float, reach: int = 4) -> tuple[float, ...]:
     return tuple(sorted({min(1.0, max(0.0, middle + step * at)) for at in range(-reach, reach + 1)}))
 
 
-def _near(size: int) -> tuple[int, ...]:
-    """All whole numbers within a fifth of a size, or sixteen of them."""
-    low, high = max(1, int(size * 0.82)), int(size * 1.22) + 1
-    return tuple(sorted({round(low + (high - low) * at / 15) for at in range(16)} | {size}))
+def _near(size: int, reach: float, values: int) -> tuple[int, ...]:
+    """All whole numbers within a share of a size, a little more above than below, or so many of them."""
+    low, high = max(1, int(size * (1 - 0.9 * reach))), int(size * (1 + 1.1 * reach)) + 1
+    return tuple(sorted({round(low + (high - low) * at / (values - 1)) for at in range(values)} | {size}))
 
 
 def placements(schedule: Schedule, grid: PolicyGrid) -> list[tuple[Place, float]]:

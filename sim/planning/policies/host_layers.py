@@ -52,9 +52,16 @@ def host_layer_candidates(problem: Problem, schedule: Schedule, grid: PolicyGrid
     considered = 0
     for policy in _batches(schedule, grid):
         considered += 1
-        for setup in _fitting(problem, schedule, policy):
+        for setup in _divisions(problem, schedule, policy):
             found[setup.policy] = setup
-    return HostLayerCandidates(problem, schedule, list(found.values()), considered)
+    fitting = [one for one in found.values() if not one.shortages]
+    nearest = None if fitting else min(found.values(), key=short_bytes, default=None)
+    return HostLayerCandidates(problem, schedule, fitting, considered, nearest)
+
+
+def short_bytes(setup: Setup) -> int:
+    """What it lacks in all memories together."""
+    return sum(one.short_bytes for one in setup.shortages)
 
 
 def _batches(schedule: Schedule, grid: PolicyGrid) -> Iterator[Policy]:
@@ -68,7 +75,8 @@ def _batches(schedule: Schedule, grid: PolicyGrid) -> Iterator[Policy]:
                 yield replace(policy, experts_on_device=0.0, experts_on_host=all_on_host, prefill_experts=place)
 
 
-def _fitting(problem: Problem, schedule: Schedule, policy: Policy) -> Iterator[Setup]:
+def _divisions(problem: Problem, schedule: Schedule, policy: Policy) -> Iterator[Setup]:
+    """With the fewest layers on the host that leave room on the device, with more of them, and with all."""
     layers = problem.model.num_layers
 
     def with_layers(stop: int) -> Setup:
@@ -81,7 +89,4 @@ def _fitting(problem: Problem, schedule: Schedule, policy: Policy) -> Iterator[S
     while low < high:
         middle = (low + high) // 2
         low, high = (middle + 1, high) if device_is_short(middle) else (low, middle)
-    for stop in sorted({low, (low + layers) // 2, layers}):
-        setup = with_layers(stop)
-        if not setup.shortages:
-            yield setup
+    yield from map(with_layers, sorted({low, (low + layers) // 2, layers}))

@@ -5,13 +5,14 @@ staging that it would have passed through.
 """
 
 from dataclasses import replace
+from typing import Protocol
 
 import numpy as np
 
 from sim.cost import Setup, capacity_bytes
 from sim.planning.policies.grid import Floats, Ints
 from sim.problem import LOCK_UNIT_BYTES, Placement
-from sim.schedule import Holds, MemoryPart, Tier, layout_of
+from sim.schedule import Holds, MemoryPart, PipelineShape, Schedule, Tier, layout_of
 
 STEPS = 1000
 """Shares between none and all are whole thousandths."""
@@ -23,7 +24,16 @@ def locked_bytes(layer_bytes: Ints, share: Floats) -> Ints:
     return np.asarray(np.where(share == 1, layer_bytes, whole_pages))
 
 
-def staging_turns(setup: Setup) -> int:
+class HasPipeline(Protocol):
+    """A schedule and the pipeline that it orders."""
+
+    @property
+    def schedule(self) -> Schedule: ...
+    @property
+    def shape(self) -> PipelineShape: ...
+
+
+def staging_turns(setup: HasPipeline) -> int:
     """How many layers of what is not page-locked staging holds."""
     buffers = layout_of(setup.schedule, setup.shape).buffers.values()
     return sum(one.turns for one in buffers if one.holds is Holds.STAGED)

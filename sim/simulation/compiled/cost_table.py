@@ -22,7 +22,7 @@ Numbers = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Kinds:
+class TaskKinds:
     """The tasks of a program with their kinds: those of one kind cost the same in each step."""
 
     tasks: Tasks
@@ -39,7 +39,7 @@ class CostTable:
 
     def __init__(self, program: Program, costs: CostModel) -> None:
         self._costs = costs
-        self._kinds = _kinds(program, costs.layer_kinds, costs.batch_kinds, costs.page_kinds)
+        self._kinds = task_kinds(program, costs.layer_kinds, costs.batch_kinds, costs.page_kinds)
         self.tasks = self._kinds.tasks
         known = [costs(task) for task in self._kinds.static]
         pools = sorted({pool for cost in known for pool, _ in cost.demands})
@@ -70,7 +70,10 @@ class CostTable:
 
 
 @lru_cache(maxsize=KINDS_KEPT)
-def _kinds(program: Program, layer_kinds: Numbers, batch_kinds: Numbers, page_kinds: tuple[Numbers, ...]) -> _Kinds:
+def task_kinds(
+    program: Program, layer_kinds: Numbers, batch_kinds: Numbers, page_kinds: tuple[Numbers, ...]
+) -> TaskKinds:
+    """The tasks of a program in kinds: what the kinds of layers, micro-batches and pages tell apart, and no more."""
     rows = program.rows
     layer, pages = np.array(layer_kinds)[rows[:, LAYER]], np.array(page_kinds)
     decodes = program.step_of + rows[:, STEP] > 0
@@ -104,4 +107,4 @@ def _kinds(program: Program, layer_kinds: Numbers, batch_kinds: Numbers, page_ki
     steps = decodes[example[used]].astype(int).tolist()
     static = [task._replace(step=step) for task, step in zip(examples, steps, strict=True)]
     growing = [kind for kind, task in enumerate(static) if task.op in GROWS_WITH_CONTEXT and task.step > 0]
-    return _Kinds(Tasks(program.lane_start, tasks, program.deps), examples, static, growing)
+    return TaskKinds(Tasks(program.lane_start, tasks, program.deps), examples, static, growing)

@@ -46,10 +46,11 @@ class CompiledPath:
         uses, left = run_events(np.array(kinds), table.tasks, costs, self._costs.hand_over_ns)
         if left:
             raise DeadlockError(f"{left} tasks never ended")
-        return _step_uses(program, kinds, uses)
+        return step_uses(program, kinds, uses)
 
 
-def _step_uses(program: Program, kinds: Sequence[int], uses: Uses) -> list[StepUse]:
+def step_uses(program: Program, kinds: Sequence[int], uses: Uses) -> list[StepUse]:
+    """What the arrays say of each step, as `Simulation` reports it."""
     numbers = np.diff(program.lane_start, axis=1).tolist()
     found = [
         StepUse(

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sim.simulation.prediction import NS, LaneSummary
+from traces.analysis import LaneUse
+from traces.trace import lane_order
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
@@ -22,6 +24,24 @@ class Quantiles(NamedTuple):
     def of(cls, values: Iterable[float]) -> "Quantiles":
         found = np.quantile(list(values), list(QUANTILES.values()), method="inverted_cdf")
         return cls(*found.tolist())
+
+
+STREAM_MEASURES = (
+    "num_requests",
+    "generated_tokens",
+    "total_s",
+    "throughput_tokens_per_s",
+    "steady_tokens_per_s",
+    "ttft_s",
+    "tpot_s",
+    "e2e_s",
+    "occupancy",
+    "bottleneck",
+    "num_steps",
+    "num_simulated",
+    "num_preempted",
+)
+"""What only requests that were served have as JSON, lanes aside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +82,12 @@ class StreamResult:
     num_simulated: int
     """Of these steps, those that were simulated; the others were like one of them."""
     num_preempted: int
+    occupancy: float
+    """Mean share of the places that requests hold, from when their prompts begin to when they end."""
+
+    @property
+    def num_requests(self) -> int:
+        return len(self.requests)
 
     @property
     def total_s(self) -> float:
@@ -83,6 +109,11 @@ class StreamResult:
         """By lane, tokens a second if it never waited; its work has what the last step fetches for a next one."""
         return {name: self.generated_tokens / lane.busy_s for name, lane in self.lanes.items() if lane.busy_s}
 
+    @property
+    def bottleneck(self) -> str:
+        """The lane that works most."""
+        return max(self.lanes, key=lambda name: self.lanes[name].busy_s)
+
     def goodput(self, first_token_limit_s: float = float("inf"), token_limit_s: float = float("inf")) -> float:
         """Requests a second that met both limits."""
         met = (one.first_token_s <= first_token_limit_s and one.token_s <= token_limit_s for one in self.requests)
@@ -101,17 +132,24 @@ class StreamResult:
         return Quantiles.of(one.whole_s for one in self.requests)
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as JSON values."""
+        """The result as JSON values; latencies under the names that serving benchmarks give them."""
+        latencies = {"ttft_s": self.first_token_s, "tpot_s": self.token_s, "e2e_s": self.whole_s}
+        known = {name: quantiles._asdict() for name, quantiles in latencies.items()}
+        bounds = self.at_most_tokens_per_s
         return {
-            "num_requests": len(self.requests),
-            "generated_tokens": self.generated_tokens,
-            "total_s": self.total_s,
-            "throughput_tokens_per_s": self.throughput_tokens_per_s,
-            "steady_tokens_per_s": self.steady_tokens_per_s,
-            **{name: getattr(self, name)._asdict() for name in ("first_token_s", "token_s", "whole_s")},
-            "at_most_tokens_per_s": self.at_most_tokens_per_s,
-            "utilisation": {name: lane.utilisation for name, lane in self.lanes.items()},
-            "num_steps": self.num_steps,
-            "num_simulated": self.num_simulated,
-            "num_preempted": self.num_preempted,
+            **{name: known[name] if name in known else getattr(self, name) for name in STREAM_MEASURES},
+            "lanes": {
+                name: {
+                    "busy_s": lane.busy_s,
+                    "utilisation": lane.utilisation,
+                    "at_most_tokens_per_s": bounds.get(name),
+                }
+                for name, lane in self.lanes.items()
+            },
         }
+
+
+def lane_summaries(uses: Iterable[LaneUse], span_ns: float) -> dict[str, LaneSummary]:
+    """What lanes did in so long a time, in the order in which people read them."""
+    in_order = sorted(uses, key=lambda use: lane_order(use.lane))
+    return {str(use.lane): LaneSummary(use.busy_ns * NS, use.busy_ns / span_ns, {}) for use in in_order}

@@ -1,11 +1,11 @@
 """A stream served: admission says what a step carries, simulation how long it takes, and so on until all are done."""
 
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, field
 
 from sim.admission import Admission, Composition, Priority, RequestStream, StreamedRequest
-from sim.simulation.prediction import NS, LaneSummary
-from sim.simulation.stream.results import RequestTimes, StreamResult
+from sim.simulation.prediction import NS
+from sim.simulation.stream.results import RequestTimes, StreamResult, lane_summaries
 from sim.simulation.stream.setup import StreamSetup
 from sim.simulation.stream.steps import StepTimes
 
@@ -13,7 +13,11 @@ from sim.simulation.stream.steps import StepTimes
 def serve_stream(
     setup: StreamSetup, stream: RequestStream, priority: Priority = Priority.ARRIVAL, *, preempts: bool = False
 ) -> StreamResult:
-    """Every request of a stream from its arrival to its last token. Raises InputError for one that is too long."""
+    """Every request of a stream from its arrival to its last token, in the room that the longest of them leaves.
+
+    Raises InputError for one that is too long.
+    """
+    setup = setup.holding(stream)
     run = _Run(Admission(setup.rules(priority, preempts=preempts)), StepTimes(setup), deque(stream.requests))
     while run.go_on():
         pass
@@ -30,13 +34,20 @@ class _Run:
     now_ns: int = 0
     before: Composition | None = None
     in_: dict[int, StreamedRequest] = field(default_factory=dict)
-    tokens: Counter[int] = field(default_factory=Counter)
+    since: dict[int, int] = field(default_factory=dict)
+    """Of each request that decodes, the step that gave it its first token since it entered; it has one a step."""
+    had: dict[int, int] = field(default_factory=dict)
+    """Tokens that requests had before, if they were preempted."""
+    due: dict[int, list[int]] = field(default_factory=dict)
+    """By step, who has its last token in it unless it is preempted."""
     first_ns: dict[int, int] = field(default_factory=dict)
     done: list[RequestTimes] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
     num_tokens: int = 0
     num_steps: int = 0
     num_preempted: int = 0
+    held_ns: int = 0
+    """Of each request that was in, the time that it was; of all places together."""
     steady_from: tuple[int, int] | None = None
     """When the first request ended, and how many tokens there were."""
     steady_to: tuple[int, int] | None = None
@@ -55,7 +66,9 @@ class _Run:
                 self.now_ns = self.coming[0].arrival_ns
             self.before = None
             return bool(self.coming)
-        self.now_ns += self.times.span_ns(self.before, composition)
+        span_ns = self.times.span_ns(self.before, composition)
+        self.now_ns += span_ns
+        self.held_ns += self.admission.num_running * span_ns
         self.before = composition
         self.num_steps += 1
         self.num_preempted += len(composition.preempted)
@@ -63,28 +76,41 @@ class _Run:
         return True
 
     def _give_tokens(self, composition: Composition) -> None:
-        for id_ in composition.gives_tokens_to:
-            self.tokens[id_] += 1
-            self.num_tokens += 1
+        step = composition.step
+        for id_ in composition.preempted:
+            if id_ in self.since:
+                self.had[id_] = self._has(id_, step - 1)
+                del self.since[id_]
+        begun = [chunk.request for chunks in composition.prompts for chunk in chunks if chunk.is_last]
+        for id_ in begun:
+            self.since[id_] = step
             self.first_ns.setdefault(id_, self.now_ns)
+            last = step + self.in_[id_].generated_tokens - self.had.get(id_, 0) - 1
+            self.due.setdefault(last, []).append(id_)
+        self.num_tokens += composition.num_decoding + len(begun)
+        for id_ in self.due.pop(step, ()):
             request = self.in_[id_]
-            if self.tokens[id_] == request.generated_tokens:
+            if id_ in self.since and self._has(id_, step) == request.generated_tokens:
                 self.ended.append(id_)
                 times = (request.arrival_ns, self.first_ns[id_], self.now_ns)
                 self.done.append(RequestTimes(id_, *times, request.generated_tokens))
+                del self.in_[id_], self.since[id_]
         mark = (self.now_ns, self.num_tokens)
         if self.ended and self.steady_from is None:
             self.steady_from = mark
         if self.admission.num_waiting:
             self.steady_to = mark
 
+    def _has(self, id_: int, step: int) -> int:
+        """Tokens of a request that decodes when a step has ended."""
+        return self.had.get(id_, 0) + step - self.since[id_] + 1
+
     def result(self) -> StreamResult:
-        lanes = {
-            name: LaneSummary(use.busy_ns * NS, use.busy_ns / self.now_ns, {})
-            for name, use in sorted(self.times.lanes.items())
-        }
+        lanes = lane_summaries(self.times.lanes.values(), self.now_ns)
         done = tuple(sorted(self.done, key=lambda one: one.id))
-        return StreamResult(done, lanes, self._steady(), self.num_steps, self.times.num_simulated, self.num_preempted)
+        counts = self.num_steps, self.times.num_simulated, self.num_preempted
+        occupancy = self.held_ns / (self.admission.rules.most_running * self.now_ns)
+        return StreamResult(done, lanes, self._steady(), *counts, occupancy)
 
     def _steady(self) -> float | None:
         if self.steady_from is None or self.steady_to is None or self.steady_to[0] <= self.steady_from[0]:

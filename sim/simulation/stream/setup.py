@@ -1,11 +1,14 @@
 """A schedule and a policy made ready for a stream: its pipeline, and the room that is left for blocks of KV cache."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import ceil, sqrt
+from typing import Self
 
-from sim.admission import BLOCK_TOKENS, AdmissionRules, Chunk, Composition, Decoding, Priority
+from sim.admission import BLOCK_TOKENS, AdmissionRules, Chunk, Composition, Decoding, Priority, RequestStream
 from sim.cost import MemoryPlan, Shortage, Sizes, capacity_bytes, plan_memory
 from sim.problem import Batch, MicroBatch, Policy, Problem
-from sim.schedule import MemoryPart, PipelineShape, Schedule, Tier
+from sim.schedule import MemoryPart, PipelineShape, Place, Schedule, Tier
 from traces.errors import InputError, check_count
 
 STEP_LEN = 2
@@ -16,6 +19,7 @@ STEP_LEN = 2
 class StreamSetup:
     """A policy whose batch is what decodes at a time, with `num_prompts` micro-batches of prompts beside it.
 
+    A stream has no prefill, so experts of the host compute prompts there, too, where the schedule can have it so.
     Raises InputError where the schedule cannot mix, where its KV cache is not on the host, and where no room is left.
     """
 
@@ -26,18 +30,33 @@ class StreamSetup:
     """Tokens of prompts that each of their micro-batches takes in a step."""
     num_prompts: int = 1
     block_tokens: int = BLOCK_TOKENS
+    longest_tokens: int = 0
+    """The most KV entries that a request may have; 0 for the longest one of the problem's workload."""
     shape: PipelineShape = field(init=False)
+    memory: MemoryPlan = field(init=False)
+    """Of the fullest step: all chunks full, all places taken. What is left of the host's is for the KV cache."""
     num_blocks: int = field(init=False)
     """As many blocks of KV cache as the host has room for beside all else."""
 
     def __post_init__(self) -> None:
         for name in ("prefill_chunk", "num_prompts", "block_tokens"):
             check_count(name, getattr(self, name))
+        check_count("longest_tokens", self.longest_tokens, least=0)
         self._check_mixes()
+        if not self.longest_tokens:
+            workload = self.problem.workload
+            object.__setattr__(self, "longest_tokens", workload.max_prompt_tokens + workload.gen_len - 1)
+        if Place.CPU in self.schedule.system.prefill_experts:
+            object.__setattr__(self, "policy", replace(self.policy, prefill_experts=Place.CPU))
         count = self.num_prompts + self.policy.num_micro_batches
         usual = self.policy.shape(self.schedule, self.problem.model, count)
         object.__setattr__(self, "shape", replace(usual, num_prompts=self.num_prompts, offloads_hidden=False))
+        object.__setattr__(self, "memory", self._plan())
         object.__setattr__(self, "num_blocks", self._blocks())
+
+    def holding(self, stream: RequestStream) -> Self:
+        """The same with room on the device for the longest request of a stream."""
+        return replace(self, longest_tokens=max(one.prompt_tokens + one.most_tokens - 1 for one in stream.requests))
 
     @property
     def block_bytes(self) -> int:
@@ -61,14 +80,19 @@ class StreamSetup:
 
     def sizes(self, composition: Composition) -> Sizes:
         """What the formulas of cost ask for in a step of this composition, as if it were step 1."""
-        problem = self.problem
-        prompts = [_of_prompts(chunks) for chunks in composition.prompts]
-        micro_batches = (*prompts, *map(_of_decoding, composition.decoding))
+        micro_batches = (*map(_of_prompts, composition.prompts), *map(_of_decoding, composition.decoding))
         earlier = tuple(sum(chunk.start for chunk in chunks) for chunks in composition.prompts)
-        batch = Batch(micro_batches, 0, STEP_LEN)
-        return Sizes(
-            self.schedule, self.shape, self.policy, problem.model, batch, problem.hardware, problem.routing, earlier
-        )
+        return self.sizes_of(micro_batches, earlier)
+
+    def sizes_of(self, micro_batches: Sequence[MicroBatch], earlier: Sequence[int]) -> Sizes:
+        """The same of a step whose micro-batches, those of prompts first, are known by their sums only.
+
+        Who decodes has one KV entry more than `prompt_tokens` of its micro-batch say; `earlier` are those that earlier
+        chunks of each micro-batch's prompts left.
+        """
+        problem = self.problem
+        given = (self.schedule, self.shape, self.policy, problem.model, Batch(tuple(micro_batches), 0, STEP_LEN))
+        return Sizes(*given, problem.hardware, problem.routing, tuple(earlier))
 
     def _check_mixes(self) -> None:
         name, devices = self.schedule.name, self.problem.hardware.num_devices
@@ -81,10 +105,8 @@ class StreamSetup:
 
     def _blocks(self) -> int:
         """What the host has left. Where the cache is page-locked, what may be page-locked counts as well."""
-        hardware = self.problem.hardware
-        plan = self._plan()
-        capacity, room = capacity_bytes(hardware), list[int]()
-        for tier, parts in plan.tiers().items():
+        capacity, room = capacity_bytes(self.problem.hardware), list[int]()
+        for tier, parts in self.memory.tiers().items():
             used = sum(size for part, size in parts.items() if part != MemoryPart.KV_CACHE)
             holds_cache = tier == Tier.HOST or (tier == Tier.PINNED and MemoryPart.KV_CACHE in parts)
             needed = used + (self.block_bytes if holds_cache else 0)
@@ -95,12 +117,20 @@ class StreamSetup:
         return min(room)
 
     def _plan(self) -> MemoryPlan:
-        """The memory of the fullest step: all chunks full, all places taken."""
-        policy, chunk = self.policy, self.prefill_chunk
-        decoding = MicroBatch(policy.micro_batch_size, policy.micro_batch_size, policy.micro_batch_size, 1)
-        prompts = MicroBatch(1, chunk, chunk**2, chunk)
-        batch = Batch((prompts,) * self.num_prompts + (decoding,) * policy.num_micro_batches, 0, STEP_LEN)
-        return plan_memory(self.schedule, self.shape, policy, self.problem.model, batch)
+        """A prompt's chunk is attended to by as many entries as the longest request has.
+
+        One prompt of a chunk may have earlier ones, which come to the device. With attention there so does the cache of
+        all who decode.
+        """
+        policy, chunk, longest = self.policy, self.prefill_chunk, self.longest_tokens
+        size = policy.micro_batch_size
+        prompts = MicroBatch(1, chunk, chunk**2, ceil(sqrt(chunk * longest)))
+        micro_batches = (prompts,) * self.num_prompts + (MicroBatch(size, size, size, 1),) * policy.num_micro_batches
+        loaded = [MicroBatch(1, longest, 0, 0)]
+        if policy.attention is Place.GPU:
+            loaded.append(MicroBatch(size, size * longest, 0, 0))
+        batch = Batch(micro_batches, 0, STEP_LEN)
+        return plan_memory(self.schedule, self.shape, policy, self.problem.model, batch, loaded=loaded)
 
 
 def _of_prompts(chunks: tuple[Chunk, ...]) -> MicroBatch:

@@ -1,10 +1,12 @@
 """How long the steps of a stream take: each simulated behind the step before it, and once for all that are alike."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from sim.admission import Composition
 from sim.cost import Cost, CostModel, Sizes
 from sim.schedule import NONE, Op, Task
+from sim.simulation.compiled import CostVector, SteadySteps
 from sim.simulation.simulator import Simulation, StepUse
 from sim.simulation.stream.setup import StreamSetup
 from traces.analysis import LaneUse
@@ -13,60 +15,83 @@ NOTHING = Cost(0)
 FIRST = 1
 """A stream has no step 0, which is prefill."""
 
+MOST_KEPT = 2_000
+"""Steps of which it is remembered what they cost and took before the memory of them starts anew."""
+
 OF_GROUPS = frozenset({Op.OFFLOAD_TOKENS, Op.FETCH_EXPERTS, Op.HOST_EXPERTS, Op.DEVICE_EXPERTS, Op.LOAD_OUTPUT})
 """Ops that work for a group of micro-batches."""
 
-Work = tuple[Hashable, ...]
+
+class Behind(NamedTuple):
+    """A step behind another: from the last token of that one to its own, and what the lanes did for it."""
+
+    span_ns: int
+    use: StepUse
+
+
+class _Known(NamedTuple):
+    """Steps that carry work of one kind: a number of their own, and what they cost."""
+
+    number: int
+    costs: Any
 
 
 class StepTimes:
-    """Spans of steps: from the last token of the step before to its own. What lanes did is added up in `lanes`."""
+    """Spans of steps: from the last token of the step before to its own. What lanes did is added up in `lanes`.
 
-    def __init__(self, setup: StreamSetup) -> None:
+    Unless `compiled`, steps are simulated with SimPy, which takes some thirty times as long and says the same.
+    """
+
+    def __init__(self, setup: StreamSetup, *, compiled: bool = True) -> None:
         self._setup = setup
-        self._costs: dict[Work, StepCosts] = {}
-        self._known: dict[tuple[Work | None, Work], tuple[int, StepUse]] = {}
-        self.lanes: dict[str, LaneUse] = {}
-
-    @property
-    def num_simulated(self) -> int:
+        self._path: _Path = _CompiledPath(setup) if compiled else _SimpyPath(setup)
+        self._steps: dict[tuple[Hashable, ...], _Known] = {}
+        self._behind: dict[tuple[int, int], Behind] = {}
+        self._newest: tuple[Composition, _Known] | None = None
+        self._count = 0
+        self.num_simulated = 0
         """Steps that were simulated; the others were like one of them."""
-        return len(self._known)
+        self.lanes: dict[str, LaneUse] = {}
 
     def span_ns(self, before: Composition | None, now: Composition) -> int:
         """How long a step takes behind the one before it, or as the first one."""
-        work = self._work(now)
-        earlier = None if before is None or before.is_empty else self._work(before)
-        if (earlier, work) not in self._known:
-            self._known[earlier, work] = self._simulated(*(one for one in (earlier, work) if one is not None))
-        span, use = self._known[earlier, work]
+        earlier = None if before is None or before.is_empty else self._of(before)
+        span, use = self._simulated(earlier, self._of(now))
         for lane, one in use.lanes.items():
             self.lanes.setdefault(str(lane), LaneUse(lane)).add(one)
         return span
 
-    def _work(self, composition: Composition) -> Work:
-        """All that a step's costs follow from, with the costs kept by it."""
-        sizes = self._setup.sizes(composition)
+    def behind(self, before: Sizes | None, now: Sizes) -> Behind:
+        """The same of steps of these sizes, which are added to nothing."""
+        return self._simulated(None if before is None else self._known(before), self._known(now))
+
+    def _of(self, composition: Composition) -> _Known:
+        """A composition is asked for twice: as a step, and as the one before the next."""
+        if self._newest is None or self._newest[0] is not composition:
+            self._newest = composition, self._known(self._setup.sizes(composition))
+        return self._newest[1]
+
+    def _known(self, sizes: Sizes) -> _Known:
+        """By all that costs follow from."""
         work = tuple(sizes.work)
-        if work not in self._costs:
-            self._costs[work] = StepCosts(sizes)
-        return work
+        if work not in self._steps:
+            if len(self._steps) >= MOST_KEPT:
+                self._steps.clear()
+                self._behind.clear()
+            self._count += 1
+            self._steps[work] = _Known(self._count, self._path.costs(sizes))
+        return self._steps[work]
 
-    def _simulated(self, *works: Work) -> tuple[int, StepUse]:
-        """The last of some steps that follow each other."""
-        costs, uses = [self._costs[work] for work in works], list[StepUse]()
-        last = len(works) - 1
-
-        def cost(task: Task) -> Cost:
-            return costs[min(task.step - FIRST, last)](task)
-
-        schedule, model = self._setup.schedule, costs[-1].model
-        steps = schedule.steps(self._setup.shape, FIRST, FIRST + len(works), last=FIRST + len(works))
-        Simulation(steps, cost, model.capacities, on_step=uses.append, hand_over_ns=model.hand_over_ns).run()
-        return uses[-1].end_ns - (uses[-2].end_ns if last else 0), uses[-1]
+    def _simulated(self, before: _Known | None, now: _Known) -> Behind:
+        key = (before.number if before else 0, now.number)
+        if key not in self._behind:
+            uses = self._path.simulate([one.costs for one in (before, now) if one is not None])
+            self._behind[key] = Behind(uses[-1].end_ns - (uses[-2].end_ns if before else 0), uses[-1])
+            self.num_simulated += 1
+        return self._behind[key]
 
 
-class StepCosts:
+class WorkCosts:
     """Costs of the tasks of one composition. Those of micro-batches that carry nothing take no time."""
 
     def __init__(self, sizes: Sizes) -> None:
@@ -84,3 +109,44 @@ class StepCosts:
         if key not in self._idle:
             self._idle[key] = not (self._sizes.group_tokens if key[0] else self._sizes.tokens)(task)
         return self._idle[key]
+
+
+class _Path(Protocol):
+    """A way to simulate steps that follow each other, of which each costs what it does."""
+
+    def costs(self, sizes: Sizes) -> Any: ...
+    def simulate(self, steps: Sequence[Any]) -> list[StepUse]: ...
+
+
+class _SimpyPath:
+    def __init__(self, setup: StreamSetup) -> None:
+        self._schedule, self._shape = setup.schedule, setup.shape
+
+    def costs(self, sizes: Sizes) -> WorkCosts:
+        return WorkCosts(sizes)
+
+    def simulate(self, steps: Sequence[WorkCosts]) -> list[StepUse]:
+        uses, last, stop = list[StepUse](), len(steps) - 1, FIRST + len(steps)
+
+        def cost(task: Task) -> Cost:
+            return steps[min(task.step - FIRST, last)](task)
+
+        model, tasks = steps[-1].model, self._schedule.steps(self._shape, FIRST, stop, last=stop)
+        Simulation(tasks, cost, model.capacities, on_step=uses.append, hand_over_ns=model.hand_over_ns).run()
+        return uses
+
+
+class _CompiledPath:
+    def __init__(self, setup: StreamSetup) -> None:
+        self._schedule, self._shape = setup.schedule, setup.shape
+        self._steady: SteadySteps | None = None
+
+    def costs(self, sizes: Sizes) -> CostVector:
+        costs = WorkCosts(sizes)
+        if self._steady is None:
+            self._steady = SteadySteps(self._schedule, self._shape, costs.model)
+        return self._steady.costs(costs)
+
+    def simulate(self, steps: Sequence[CostVector]) -> list[StepUse]:
+        assert self._steady is not None, "costs come first"
+        return self._steady(steps)

@@ -15,7 +15,7 @@ from async_device.streams import LOCK, Event, Stream, chosen_stream
 NAME = "late"
 """What torch calls the device."""
 
-_ASKS = re.compile(r"(?:transformers|(?<!tests/)engine(?!/device|/lanes))/[\w/]+\.py$")
+_ASKS = re.compile(r"(?<![\w-])(?:transformers|(?<!tests/)engine(?!/device|/lanes))/[\w/]+\.py$")
 """Code that may ask for something to be waited for; a device and the lanes' threads only pass it on."""
 
 TOTAL_BYTES = 8 * 10**9

@@ -175,6 +175,23 @@ class TestGrid:
         assert 0.3125 in grid.kv_shares
         assert all(24 <= count <= 40 for count in grid.num_micro_batches)
 
+    def test_nearer_and_fewer_where_told(self):
+        grid = PolicyGrid().around(Policy(100 * 40, 100), reach=0.05, values=5)
+        assert grid.micro_batch_sizes == (95, 98, 100, 103, 106)
+        assert grid.num_micro_batches == (38, 39, 40, 42, 43)
+
+    def test_an_axis_ends_where_the_device_cannot_hold_the_kv_cache(self):
+        grid = replace(SMALL, micro_batch_sizes=(64,), num_micro_batches=tuple(range(1, 400)), kv_shares=(1.0,))
+        grid = replace(grid, attention=Place.GPU)
+        problem = simple_problem()
+        machine = problem.hardware.with_value("host_memory.capacity", 1e12).with_value("device_memory.capacity", 16e9)
+        problem = replace(problem, hardware=machine)
+        found = candidates_of(problem, by_name("cgopipe"), grid)
+        room = problem.hardware.device_memory.capacity_bytes
+        beyond = [one for one in found.batch_setups if one.memory.device["kv cache"] > 1.2 * room]
+        assert len(beyond) <= 1
+        assert found.considered >= 399  # those beyond it count as looked at
+
 
 class TestBound:
     @given(problem=problems(), name=st.sampled_from(ALL), at=st.floats(0, 1))

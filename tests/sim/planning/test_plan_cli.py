@@ -198,3 +198,27 @@ class TestMistakes:
         assert "host memory is" in error
         assert "bytes short" in error
         assert "with weight_bits 8" in error
+
+
+class TestRequests:
+    def test_json_has_how_they_are_served_best(self, capsys):
+        table = planned(capsys, "--requests", "30")
+        found = table["requests"]
+        assert found["num_requests"] == 30
+        assert {one["prompts"] for one in found["ways"]} == {"before", "beside"}
+        assert found["throughput_tokens_per_s"] == found["ways"][0]["throughput_tokens_per_s"]
+        assert found["served"]["generated_tokens"] == 150
+
+    def test_the_text_says_where_prompts_are_computed(self, capsys):
+        run("--requests", "30")
+        text = " ".join(capsys.readouterr().out.split())
+        assert "Best for 30 requests:" in text
+        assert "batch after batch" in text
+        assert "prompts beside decode" in text
+
+    @pytest.mark.parametrize(
+        "more", [("--batch", "4"), ("--objective", "latency"), ("--ttft", "3"), ("--schedules", "zero", "--preempt")]
+    )
+    def test_what_says_nothing_of_a_stream_is_refused_in_a_line(self, capsys, more):
+        run("--requests", "30", *more, code=2)
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -3,7 +3,7 @@
 import pytest
 from sim_examples import preset, round_machine
 
-from sim.planning import best_policy, plan
+from sim.planning import NothingFitsError, best_policy, plan
 from sim.planning.explanation import explain, sentences
 from sim.problem import Problem, Workload
 from sim.schedule import by_name
@@ -35,6 +35,15 @@ def test_hybrid_streams_all_weights_where_there_is_room_for_their_slots():
 
 def test_where_all_fits_no_layer_is_left_to_the_host():
     assert best_policy(problem(64e9), by_name("n-cpu-moe"), num_requests=1).best.policy.layers_on_host is None
+
+
+def test_where_even_that_does_not_fit_the_lack_is_that_with_all_layers_on_the_host():
+    machine = round_machine(device_memory__capacity=1.3e9, host_memory__capacity=60e9)
+    asked = Problem(preset("mixtral-8x7b"), machine, Workload.fixed(100, 4))
+    with pytest.raises(NothingFitsError, match="host memory is") as raised:
+        best_policy(asked, by_name("n-cpu-moe"), num_requests=1)
+    assert "device memory" not in str(raised.value)
+    assert raised.value.short_bytes == pytest.approx(93.4e9 - 60e9, rel=0.05)
 
 
 def test_the_plan_says_so_in_words():

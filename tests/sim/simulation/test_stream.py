@@ -6,13 +6,22 @@ from itertools import pairwise
 import pytest
 from sim_examples import few_layers, round_machine
 
-from sim.admission import Admission, Arrivals, Composition, Decoding, GenerationLengths, Priority, RequestStream
+from sim.admission import (
+    Admission,
+    Arrivals,
+    Composition,
+    Decoding,
+    Lengths,
+    Priority,
+    RequestStream,
+    StreamedRequest,
+)
 from sim.cost import CostModel
 from sim.problem import Batch, MicroBatch, Policy, Problem, Workload
-from sim.schedule import CPU, GPU, Op, Task, by_name
+from sim.schedule import CPU, GPU, H2D, MemoryPart, Op, Place, Task, by_name
 from sim.simulation import Simulation
 from sim.simulation.stream import Quantiles, RequestTimes, StepTimes, StreamResult, StreamSetup, serve_stream
-from sim.simulation.stream.steps import StepCosts
+from sim.simulation.stream.steps import WorkCosts
 from traces.errors import InputError
 
 WORKLOAD = Workload("short", (30, 70), 6)
@@ -36,7 +45,7 @@ def whole_run_ns(setup, stream):
         for id_ in composition.gives_tokens_to:
             has[id_] = has.get(id_, 0) + 1
         ended = [id_ for id_ in composition.gives_tokens_to if has[id_] == stream.requests[id_].generated_tokens]
-    costs = [StepCosts(setup.sizes(one)) for one in compositions]
+    costs = [WorkCosts(setup.sizes(one)) for one in compositions]
     steps = setup.schedule.steps(setup.shape, 1, 1 + len(costs), last=1 + len(costs))
     ends = []
     Simulation(
@@ -58,7 +67,7 @@ def test_steps_simulated_one_by_one_take_what_they_take_in_one_run(schedule):
 @pytest.mark.parametrize("schedule", ["cgopipe", "hybrid"])
 @pytest.mark.parametrize("priority", Priority)
 def test_every_request_has_its_tokens_in_order(schedule, priority):
-    lengths, arrivals = GenerationLengths.parse("lognormal:4,0.6"), Arrivals.parse("poisson:20/s")
+    lengths, arrivals = Lengths.parse("lognormal:4,0.6"), Arrivals.parse("poisson:20/s")
     stream = RequestStream.of(WORKLOAD, 20, lengths=lengths, arrivals=arrivals)
     result = serve_stream(setup_of(schedule), stream, priority)
     assert [(one.id, one.num_tokens) for one in result.requests] == [
@@ -92,7 +101,7 @@ def test_prompts_beside_decode_cost_what_they_do_in_prefill_and_others_what_they
     for request in RequestStream.of(Workload("alike", (100,), 6), 2).requests:
         admission.arrive(request)
     _, second = admission.step(), admission.step()
-    costs, model = StepCosts(setup.sizes(second)), CostModel(setup.sizes(second))
+    costs, model = WorkCosts(setup.sizes(second)), CostModel(setup.sizes(second))
     prompt = Task(0, Op.ATTN, GPU, 5, 1, 0)
     assert costs(prompt).duration_ns == model(prompt._replace(step=0)).duration_ns
     assert costs(Task(0, Op.ATTN, CPU, 5, 1, 1)) == costs(Task(0, Op.ATTN, CPU, 9, 1, 1))
@@ -111,7 +120,7 @@ def test_prompts_and_those_who_decode_cost_differently_even_if_they_are_alike_in
 def test_a_prompt_in_chunks_loads_what_earlier_chunks_left():
     setup = setup_of(chunk=40)
     composition = next_compositions(setup, Workload("long", (100,), 6), 2)[1]
-    costs = StepCosts(setup.sizes(composition))
+    costs = WorkCosts(setup.sizes(composition))
     layer = setup.problem.model.layers[0]
     assert costs(Task(0, Op.LOAD_KV, GPU, 1, 0, 0)).bytes == 40 * layer.kv_bytes_per_token(16)
     assert costs(Task(0, Op.STORE_KV, GPU, 1, 0, 0)).bytes == 40 * layer.kv_bytes_per_token(16)
@@ -128,7 +137,7 @@ def next_compositions(setup, workload, count):
 def test_the_context_of_who_decodes_is_read_from_the_composition():
     setup = setup_of()
     idle, shorter, longer = (
-        StepCosts(setup.sizes(Composition(9, (requests, ()), ((),))))(Task(0, Op.ATTN, CPU, 9, 0, 1)).bytes
+        WorkCosts(setup.sizes(Composition(9, (requests, ()), ((),))))(Task(0, Op.ATTN, CPU, 9, 0, 1)).bytes
         for requests in ((), (Decoding(0, 50), Decoding(1, 10)), (Decoding(0, 50), Decoding(1, 30)))
     )
     layer = setup.problem.model.layers[0]
@@ -149,7 +158,7 @@ def test_quantiles_are_values_of_requests():
 
 def test_goodput_counts_who_met_both_limits():
     times = [RequestTimes(0, 0, 10**9, 3 * 10**9, 3), RequestTimes(1, 0, 2 * 10**9, 4 * 10**9, 2)]
-    result = StreamResult(tuple(times), {}, None, 4, 4, 0)
+    result = StreamResult(tuple(times), {}, None, 4, 4, 0, 1.0)
     assert [(one.first_token_s, one.token_s, one.whole_s) for one in times] == [(1, 1, 3), (2, 2, 4)]
     assert (result.goodput(), result.goodput(1.5), result.goodput(5, 1.5), result.goodput(1.5, 0.5)) == (
         0.5, 0.25, 0.25, 0
@@ -185,3 +194,51 @@ def test_step_times_know_what_lanes_did():
     assert 0 < times.lanes["GPU"].busy_ns <= span
     assert times.span_ns(None, composition) == span
     assert times.num_simulated == 1
+    longer = next_compositions(setup, Workload("longer", (60,), 6), 1)[0]
+    assert times.span_ns(None, longer) > span
+
+
+def test_a_prompt_of_many_chunks_has_room_on_the_device_for_what_the_earlier_ones_left():
+    """Twice: a layer's comes while the one before is attended to. Ten times the prompt, ten times the room."""
+    short, long = (setup_of(workload=Workload("long", (tokens,), 6), chunk=50) for tokens in (95, 995))
+    layer = short.problem.model.layers[0]
+    assert (short.longest_tokens, long.longest_tokens) == (100, 1000)
+    more = long.memory.device[MemoryPart.KV_BUFFERS] - short.memory.device[MemoryPart.KV_BUFFERS]
+    assert more == 2 * 900 * layer.kv_bytes_per_token(16)
+
+
+@pytest.mark.parametrize("attention", Place)
+def test_what_comes_to_the_device_never_exceeds_its_room(attention):
+    """Of prompts of up to twenty chunks, and of all who decode where they attend there."""
+    workload = Workload("long", (1000, 30), 6)
+    setup = setup_of(workload=workload, chunk=50, attention=attention)
+    admission = Admission(setup.rules())
+    for request in RequestStream.of(workload, 12).requests:
+        admission.arrive(request)
+    model, room = setup.problem.model, setup.memory.device[MemoryPart.KV_BUFFERS]
+    loaded = 0
+    while not (composition := admission.step()).is_empty:
+        costs = WorkCosts(setup.sizes(composition))
+        attending = range(setup.shape.num_micro_batches if attention is Place.GPU else 1)
+        loaded = max(loaded, *(costs(Task(0, Op.LOAD_KV, H2D, 1, 0, j)).bytes for j in attending))
+    landing = 2 * 50 * model.layers[0].kv_bytes_per_token(16)
+    assert 2 * loaded + landing <= room
+    if attention is Place.CPU:
+        assert 2 * loaded + landing > 0.9 * room
+
+
+def test_the_device_has_room_for_the_longest_request_of_a_stream(monkeypatch):
+    """Whatever the workload says that the setup was made for."""
+    seen = []
+    monkeypatch.setattr("sim.simulation.stream.serving.StepTimes", lambda setup: seen.append(setup) or StepTimes(setup))
+    requests = (StreamedRequest(0, 300, 8, 8), StreamedRequest(1, 40, 90, 2))
+    serve_stream(setup_of(), RequestStream("two", requests))
+    assert seen[0].longest_tokens == 307
+
+
+def test_experts_of_the_host_compute_prompts_too_so_that_nothing_of_them_has_room_on_the_device():
+    policy = {"experts_on_host": 0.5, "experts_on_device": 0.25}
+    setup = setup_of("hybrid", **policy)
+    layer = setup.problem.model.layers[0]
+    assert setup.memory.device[MemoryPart.WEIGHT_SLOTS] == 2 * 2 * layer.expert_bytes(16)
+    assert setup.policy.prefill_experts is Place.CPU

@@ -73,7 +73,7 @@ class TestNumbersOfMachines:
     ("text", "message"),
     [
         ("gen_len", "not an axis; give NAME=V1,V2"),
-        ("gen_lem=3", "did you mean gen_len?"),
+        ("gen_lem=3", "did you mean gen_len"),
         ("hardware.link.h2=3", "did you mean hardware.link.h2d"),
         ("h2d=3", "no such setting; did you mean"),
         ("policy.microbatch_size=3", "did you mean policy.micro_batch_size"),

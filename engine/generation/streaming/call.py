@@ -1,0 +1,113 @@
+"""The public call: a stream of requests through an offloaded model."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from engine.device import Device, open_device
+from engine.generation.generate import USUAL_MICRO_BATCHES, drawn_seed, given_model
+from engine.generation.prompts import Prompt, pad_token
+from engine.generation.streaming.serving import OutputStream, Serving
+from engine.generation.streaming.wanted import GenerationRequest, RequestOutput, Wanted, check_wanted
+from engine.tasks import GenerationOptions, RunContext
+from sim.admission import BLOCK_TOKENS, AdmissionRules, Joins, Priority
+from sim.problem import UNIFORM, Policy, Routing
+from sim.schedule import Schedule, by_name
+from traces.errors import InputError, check_choice, check_count
+
+USUAL_WAVES = 4
+"""How often each place is filled, where neither a policy nor a size says how many requests are in at a time."""
+
+
+def stream(
+    model: PreTrainedModel | str | Path,
+    requests: Sequence[Prompt | GenerationRequest],
+    schedule: str | Schedule = "cgopipe",
+    policy: Policy | None = None,
+    micro_batch_size: int | None = None,
+    max_new_tokens: int = 64,
+    device: str | Device = "auto",
+    *,
+    num_prompts: int = 1,
+    prefill_chunk: int | None = None,
+    priority: str = Priority.ARRIVAL,
+    seed: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    on_result: Callable[[RequestOutput], None] | None = None,
+    routing: str | Routing = UNIFORM,
+    keep_model: bool = True,
+    traced_steps: int = 0,
+    **generate_kwargs: Any,
+) -> OutputStream:
+    """Generate for `requests`, of which as many are in at a time as the policy's batch; the others follow as these end.
+
+    Each step decodes in the policy's micro-batches, and computes in `num_prompts` more the prompts of requests that
+    will decode together in one of them that is empty: as many as fit `prefill_chunk` tokens, padding included (default:
+    a whole micro-batch of the longest). `priority` says who enters next, `arrival` or `longest`. The iterator gives
+    each output as its request ends; `on_result` is told of it in a lane's thread, which it should not hold up.
+
+    A request that cannot be run, or that makes what it brings along (a logits processor) raise, has an output that says
+    so, and the others run. Model, `generate_kwargs`, `seed`, `routing` and `keep_model` are as in `run`, but that who
+    enters together draws with `seed` plus the number of the first of them. Of the first `traced_steps` there is a
+    trace. Raises InputError for anything else that the caller can mend.
+    """
+    for name, count in {"max_new_tokens": max_new_tokens, "num_prompts": num_prompts}.items():
+        check_count(name, count)
+    check_count("traced_steps", traced_steps, least=0)
+    if not requests:
+        raise InputError("requests: there is none; give at least one prompt")
+    chosen = by_name(schedule) if isinstance(schedule, str) else schedule
+    if not chosen.system.mixes:
+        raise InputError(f"{chosen.name}: its steps cannot carry prompts beside decode; take cgopipe or hybrid")
+    size = -(-len(requests) // (USUAL_MICRO_BATCHES * USUAL_WAVES)) if micro_batch_size is None else micro_batch_size
+    policy = policy or Policy.usual(chosen, USUAL_MICRO_BATCHES * size, size)
+    if policy.kv_on_device:
+        raise InputError(f"kv_on_device: {policy.kv_on_device:g} in a stream, whose KV cache is on the host: give 0")
+    with contextlib.ExitStack() as at_end:
+        opened = at_end.enter_context(open_device(device))
+        own = not isinstance(model, str | Path)
+        model, tokenizer = given_model(model, tokenizer, opened, generate_kwargs)
+        refused: list[RequestOutput] = []
+        wanted = check_wanted(requests, max_new_tokens, model, tokenizer, refused.append)
+        rules = _rules(policy, wanted, num_prompts, prefill_chunk, priority)
+        seed = drawn_seed(seed, generate_kwargs, model)
+        options = GenerationOptions(max_new_tokens, pad_token(model, tokenizer), generate_kwargs, seed)
+        known = Routing.parse(routing) if isinstance(routing, str) else routing
+        run = RunContext.of(model, chosen, policy, opened, options, known, rules)
+        run.shape(policy.num_micro_batches)  # what the schedule cannot do is said at once
+        kept = at_end.pop_all()
+
+    def output_of(request: Wanted) -> RequestOutput:
+        return request.output(run.ends, tokenizer)
+
+    def serving(put: Callable[[RequestOutput | BaseException | None], None]) -> Serving:
+        def put_and_tell(found: RequestOutput | BaseException | None) -> None:
+            put(found)
+            if on_result is not None and isinstance(found, RequestOutput):
+                on_result(found)
+
+        for one in refused:
+            put_and_tell(one)
+        return Serving(run, wanted, put_and_tell, output_of, kept, keep_model and own, traced_steps)
+
+    try:
+        return OutputStream(serving)
+    except BaseException:
+        kept.close()
+        raise
+
+
+def _rules(
+    policy: Policy, wanted: Sequence[Wanted], num_prompts: int, prefill_chunk: int | None, priority: str
+) -> AdmissionRules:
+    """Room for as many as the policy's micro-batches hold, each as long as the longest may become."""
+    size, count = policy.micro_batch_size, policy.num_micro_batches
+    longest = max((len(one.ids) for one in wanted), default=1)
+    most = max((one.most_tokens for one in wanted), default=1)
+    blocks = size * count * -(-(longest + most - 1) // BLOCK_TOKENS)
+    chunk = size * longest if prefill_chunk is None else prefill_chunk
+    order = Priority(check_choice("priority", priority, Priority))
+    return AdmissionRules(blocks, size, count, chunk, num_prompts, priority=order, joins=Joins.TOGETHER)

@@ -1,0 +1,178 @@
+"""Who is in, step by step: admission decides, and micro-batches carry what it says.
+
+The schedule issues the same tasks for every step. Whom they work for is known from the last head of the step before on;
+until then other lanes wait, if they come so early.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+
+from engine.generation.streaming.cohort import Cohort
+from engine.generation.streaming.wanted import Wanted
+from engine.memory import Activations
+from engine.model import InFlight
+from engine.tasks import Carried, RunContext
+from sim.admission import Admission, Composition, StreamedRequest
+from sim.schedule import LaneKind, Op, PipelineShape, Task
+from traces.errors import InputError
+
+FIRST = 1
+"""The first step of a stream for the schedule, whose step 0 is the prefill of a batch."""
+
+STEPS_KEPT = 8
+"""So many steps are known at a time; lanes are never further apart, as the queue issues no more."""
+
+LOOK_UP_S = 0.05
+"""How often a lane that waits for a step to begin looks whether the run has ended meanwhile."""
+
+
+class Cohorts(Carried):
+    """The micro-batches of a stream. All but `of` and `cancel` is called in the thread of the GPU lane."""
+
+    def __init__(
+        self,
+        run: RunContext,
+        shape: PipelineShape,
+        requests: Sequence[Wanted],
+        activations: Activations,
+        tell: Callable[[Wanted], None],
+        on_step: Callable[[Composition, int], None],
+    ) -> None:
+        """`tell` is told of each request as it ends, `on_step` of each step and of how many requests still wait."""
+        assert run.rules is not None
+        self._run, self._shape, self._activations = run, shape, activations
+        self._tell, self._on_step = tell, on_step
+        self._admission = Admission(run.rules)
+        self._capacity = max((len(one.ids) for one in requests), default=1)
+        self._capacity += max((one.most_tokens for one in requests), default=1) - 1
+        self._waiting: dict[int, Wanted] = {}
+        self._cancelled = queue.SimpleQueue[int]()
+        self._live: list[Cohort] = []
+        self._steps: dict[int, list[Cohort | None]] = {}
+        self._newest = FIRST - 1
+        self._heads = 0
+        self._over = False
+        self._changed = threading.Condition()
+        self.is_stopped: Callable[[], bool] = lambda: False
+        """Whether the lanes end, whatever is left to do."""
+        for one in requests:
+            self._arrive(one)
+
+    def of(self, task: Task) -> InFlight | None:
+        if task.op is Op.LOAD_KV and task.micro_batch < self._shape.num_prompts:
+            return None  # a prompt is computed whole: of no earlier part is there anything to load
+        with self._changed:
+            while task.step > self._newest:
+                if task.lane.kind is LaneKind.GPU:
+                    raise RuntimeError(f"schedule {self._run.schedule.name}: step {task.step} begins before its time")
+                if self._over or self.is_stopped():
+                    return None
+                self._changed.wait(LOOK_UP_S)
+            cohort = self._steps[task.step][task.micro_batch]
+        if cohort is None or cohort.error is not None or cohort.micro_batch.has_left(task):
+            return None
+        return cohort.micro_batch
+
+    @property
+    def over(self) -> bool:
+        return self._over
+
+    def in_flight(self) -> Iterable[InFlight]:
+        return [cohort.micro_batch for cohort in self._live]
+
+    def most_tokens(self, micro_batch: int, *, prompts: bool) -> int:
+        return self._run.most_tokens(micro_batch)
+
+    def most_cached_tokens(self, *, on_host: bool = False) -> int:
+        return self._run.policy.micro_batch_size * self._capacity
+
+    def cancel(self, number: int) -> None:
+        """A request that waits leaves before the next step. From any thread."""
+        self._cancelled.put(number)
+
+    def head_done(self) -> None:
+        """One more micro-batch has come to the end of the step, or had nothing to do in it; the last one ends it."""
+        self._heads += 1
+        if self._heads == self._shape.num_micro_batches:
+            self._heads = 0
+            self.advance()
+
+    def breaks(self, task: Task, error: Exception) -> bool:
+        """Whether an error is of a task's requests and not of the run: it came out of what they bring along themselves.
+
+        That is called when generation begins and in the head. The others go on; these begin again, each alone.
+        """
+        if task.op not in (Op.PRE_ATTN, Op.HEAD) or isinstance(error, InputError | torch.OutOfMemoryError):
+            return False
+        cohort = self._steps[task.step][task.micro_batch]
+        if cohort is None:
+            return False
+        begins = task.op is Op.PRE_ATTN and cohort.micro_batch.step == 0 and task.layer == self._shape.first_on_device
+        if not cohort.micro_batch.is_broken or not (begins or task.op is Op.HEAD):
+            return False
+        cohort.error = error
+        return True
+
+    def advance(self) -> None:
+        """The next step begins: whoever has ended leaves, and others enter."""
+        ended = [one.number for one in self._leave()]
+        composition = self._admission.step(ended)
+        self._carry(composition)
+        self._on_step(composition, self._admission.num_waiting)
+
+    def _arrive(self, request: Wanted, *, alone: bool = False) -> None:
+        most = request.most_tokens
+        try:
+            self._admission.arrive(StreamedRequest(request.number, len(request.ids), most, most, alone=alone))
+        except InputError as error:
+            request.error = str(error)
+            self._tell(request)
+        else:
+            self._waiting[request.number] = request
+
+    def _leave(self) -> list[Wanted]:
+        """Requests that were in or waited, and do no more."""
+        left: list[Wanted] = []
+        for cohort in self._live:
+            alone = len(cohort.micro_batch.padding) == 1
+            for request in cohort.take_ended():
+                left.append(request)
+                if cohort.error is None or request.is_over:
+                    self._tell(request)
+                elif alone:
+                    request.error = f"{type(cohort.error).__name__}: {cohort.error}"
+                    self._tell(request)
+                else:
+                    request.begin_again()
+                    self._arrive(request, alone=True)
+        self._live = [one for one in self._live if one.left]
+        while not self._cancelled.empty():
+            waiting = self._waiting.get(self._cancelled.get())
+            if waiting is not None and waiting not in left:
+                del self._waiting[waiting.number]
+                waiting.drop()
+                left.append(waiting)
+                self._tell(waiting)
+        return left
+
+    def _carry(self, composition: Composition) -> None:
+        step, num_prompts = composition.step + FIRST, self._shape.num_prompts
+        of_place = {cohort.micro_batch.index: cohort for cohort in self._live}
+        decoding = [of_place[num_prompts + j] if mine else None for j, mine in enumerate(composition.decoding)]
+        entering: list[Cohort | None] = []
+        for chunks, place in zip(composition.prompts, composition.places, strict=True):
+            requests = [self._waiting.pop(chunk.request) for chunk in chunks]
+            made = Cohort.of(self._run, num_prompts + place, requests, step, self._capacity) if requests else None
+            entering.append(made)
+        new = sorted((one for one in entering if one is not None), key=lambda one: one.prompt_tokens)
+        for cohort in new:  # what the largest works with counts for all of them
+            self._activations.enter(cohort.micro_batch)
+        self._live += new
+        with self._changed:
+            self._steps[step] = [*entering, *decoding]
+            self._steps.pop(step - STEPS_KEPT, None)
+            self._newest, self._over = step, composition.is_empty
+            self._changed.notify_all()

@@ -1,0 +1,78 @@
+"""How many tokens of prompts a step takes beside those who decode, where nobody says it: the best of a few."""
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+from sim.admission import RequestStream, Service
+from sim.cost import Setup
+from sim.problem import Policy
+from sim.simulation import StreamResult, StreamSetup, serve_stream
+from traces.errors import InputError
+
+CHUNKS = tuple(2**power for power in range(8, 14))
+"""Tokens of a chunk that are tried. Fewer make little of the weights that come over the link for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunked:
+    """Requests whose prompts were computed beside decode, the size of their chunks, and the sizes that were tried."""
+
+    prefill_chunk: int
+    result: StreamResult
+    tried: tuple[int, ...] = ()
+    """In growing order; empty where the size was given."""
+
+
+def serve_beside(setup: Setup, stream: RequestStream, service: Service) -> Chunked:
+    """The requests served under a policy with their prompts beside decode, in chunks of a given or of the best size.
+
+    Raises InputError where the schedule cannot do so, where memory is short, and for a request that is too long.
+    """
+    tries = _Tries(setup, stream, service)
+    if service.prefill_chunk is not None:
+        return Chunked(service.prefill_chunk, tries.serve(service.prefill_chunk))
+    at = min(bisect_left(CHUNKS, balanced_chunk(setup.policy, stream, service.num_prompts)), len(CHUNKS) - 1)
+    while at and tries.rate(at) is None:
+        at -= 1
+    best = _climb(tries, at)
+    return Chunked(CHUNKS[best], tries.serve(CHUNKS[best]), tuple(sorted(tries.served)))
+
+
+def balanced_chunk(policy: Policy, stream: RequestStream, num_prompts: int = 1) -> float:
+    """Tokens of a chunk with which as many prompts end, step by step, as requests do: places stay taken, none waits."""
+    return policy.batch_size * stream.prompt_tokens / stream.generated_tokens / num_prompts
+
+
+def _climb(tries: "_Tries", at: int) -> int:
+    """From one size to larger ones as long as these are better, then to smaller ones."""
+    for step in (1, -1):
+        while 0 <= at + step < len(CHUNKS) and (tries.rate(at + step) or 0.0) > (tries.rate(at) or 0.0):
+            at += step
+    return at
+
+
+@dataclass(slots=True)
+class _Tries:
+    """The stream served with chunks of one size after the other, each once."""
+
+    setup: Setup
+    stream: RequestStream
+    service: Service
+    served: dict[int, StreamResult] = field(default_factory=dict)
+
+    def serve(self, chunk: int) -> StreamResult:
+        """With chunks of so many tokens."""
+        if chunk not in self.served:
+            asked, setup = self.service, self.setup
+            fixed = StreamSetup(setup.problem, setup.schedule, setup.policy, chunk, asked.num_prompts)
+            self.served[chunk] = serve_stream(fixed, self.stream, asked.priority, preempts=asked.preempts)
+        return self.served[chunk]
+
+    def rate(self, at: int) -> float | None:
+        """Tokens a second with one of `CHUNKS`; None where it does not fit. The smallest one must: it raises."""
+        try:
+            return self.serve(CHUNKS[at]).throughput_tokens_per_s
+        except InputError:
+            if at == 0:
+                raise
+            return None

@@ -1,0 +1,27 @@
+"""The picture of a comparison on a stream: tokens a second as bars, and how soon most requests have a first token."""
+
+from sim.comparison.streams.report import WAYS
+from sim.comparison.streams.served import ServedComparison
+from sim.planning import seconds, title
+from traces.cli import new_figure, open_frame, save
+
+STRONG, PALE = "#1d6fa5", "#a9bfd0"
+
+
+def draw_served(found: ServedComparison, path: str) -> None:
+    """Draw into a .png, .svg or .pdf file. Raises ValueError for another format, OSError if it cannot be written."""
+    rows = [(one, one.result) for one in found if one.result is not None]
+    figure = new_figure(12, 0.5 * len(rows) + 1.8)
+    ax, count = figure.subplots(), len(found.stream.requests)
+    figure.suptitle(f"{title(found.problem)}, {count:,} requests: simulated", fontsize=13)
+    speeds = [result.throughput_tokens_per_s for _, result in rows]
+    best, places = max(speeds, default=0.0), range(len(rows))
+    ax.barh(places, speeds, color=[STRONG if speed == best else PALE for speed in speeds], height=0.62)
+    for place, (_, result) in zip(places, rows, strict=True):
+        waits = f"{result.bottleneck} busiest, 9 of 10 first tokens within {seconds(result.first_token_s.p90)}"
+        ax.text(speeds[place], place, f" {speeds[place]:,.1f}   ({waits})", va="center", fontsize=9)
+    ax.set_yticks(places, [f"{one.schedule}, {WAYS[one.prompts]}" for one, _ in rows])
+    ax.invert_yaxis()
+    ax.set(xlim=(0, best * 1.6), xlabel="throughput (tokens/s)")
+    open_frame(ax)
+    save(figure, path)

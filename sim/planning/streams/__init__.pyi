@@ -1,0 +1,6 @@
+from .choice import Given as Given, StreamChoice as StreamChoice, Way as Way, plan_stream as plan_stream
+from .estimate import StreamEstimate as StreamEstimate
+from .flow import Flow as Flow
+from .points import StreamPoint as StreamPoint, StreamSetups as StreamSetups
+from .report import print_stream_plan as print_stream_plan
+from .search import StreamPlan as StreamPlan, best_stream_policy as best_stream_policy

@@ -1,0 +1,210 @@
+"""How to serve the requests at hand: each schedule's best with prompts beside decode, and its best batch after batch.
+
+Policies for prompts beside decode are ranked by estimates from a few steps; those that come near the best are then
+simulated to the last request, as all are batch after batch.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+from sim.admission import Priority, Prompts, RequestStream
+from sim.cost import Setup
+from sim.planning.planner import Choice
+from sim.planning.streams.estimate import StreamEstimate
+from sim.planning.streams.flow import Flow
+from sim.planning.streams.search import StreamPlan, best_stream_policy
+from sim.problem import Policy, Problem
+from sim.schedule import by_name
+from sim.simulation import StreamResult, StreamSetup, serve_in_batches, serve_stream
+from traces.cli import in_processes
+from traces.data_frame import Tabular
+from traces.errors import InputError
+
+NEAR = 0.98
+"""Share of the best estimate from which on a schedule's policy is simulated to the last request."""
+
+HAS_NO_MIXED_STEPS = "its steps cannot carry prompts beside decode"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One schedule with a policy on the requests at hand, prompts in one place."""
+
+    schedule: str
+    prompts: Prompts
+    policy: Policy
+    prefill_chunk: int | None
+    num_prompts: int | None
+    throughput_tokens_per_s: float
+    steady_tokens_per_s: float | None
+    at_most_tokens_per_s: dict[str, float]
+    """By lane, if it never waited."""
+    result: StreamResult | None
+    """The requests simulated to the last; None where the numbers are estimated from a few steps."""
+
+    @property
+    def bottleneck(self) -> str:
+        """The lane that works most."""
+        return min(self.at_most_tokens_per_s, key=lambda lane: self.at_most_tokens_per_s[lane])
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "schedule": self.schedule,
+            "prompts": self.prompts.value,
+            "policy": self.policy.to_dict(),
+            "prefill_chunk": self.prefill_chunk,
+            "prompt_batches": self.num_prompts,
+            "throughput_tokens_per_s": self.throughput_tokens_per_s,
+            "steady_tokens_per_s": self.steady_tokens_per_s,
+            "at_most_tokens_per_s": self.at_most_tokens_per_s,
+            "bottleneck": self.bottleneck,
+            "estimated": self.result is None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class StreamChoice(Tabular):
+    """All ways that were found, the best first."""
+
+    problem: Problem
+    stream: RequestStream
+    ways: tuple[Way, ...]
+    failed: dict[str, str]
+    """By schedule, why it cannot have prompts beside decode here."""
+    considered: int
+    """Policies for prompts beside decode that were looked at."""
+
+    @property
+    def best(self) -> Way:
+        return self.ways[0]
+
+    @property
+    def rival(self) -> Way | None:
+        """The best way that has prompts in the other place."""
+        return next((one for one in self.ways if one.prompts is not self.best.prompts), None)
+
+    @property
+    def gain(self) -> float | None:
+        """How many times as fast the best is."""
+        rival = self.rival
+        return self.best.throughput_tokens_per_s / rival.throughput_tokens_per_s if rival else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        result = self.best.result
+        return {
+            "num_requests": len(self.stream.requests),
+            **self.best.to_dict(),
+            "of_the_other_place": self.gain,
+            "considered": self.considered,
+            "infeasible": self.failed,
+            "served": None if result is None else result.to_dict(),
+            "ways": self.rows(),
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One for each way."""
+        return [one.to_dict() for one in self.ways]
+
+
+Serve = Callable[[Any, RequestStream, "Given"], Way]
+"""Requests served under a setup to the last one."""
+
+
+class Given(NamedTuple):
+    """What is asked of prompts beside decode; what is None is searched."""
+
+    prefill_chunk: int | None = None
+    num_prompts: int | None = None
+    weight_bits: float | None = None
+    kv_bits: float | None = None
+    priority: Priority = Priority.ARRIVAL
+    preempts: bool = False
+
+
+def plan_stream(
+    problem: Problem,
+    stream: RequestStream,
+    schedules: Sequence[str],
+    batches: Choice | None,
+    given: Given | None = None,
+    jobs: int | None = None,
+) -> StreamChoice:
+    """How the schedules serve a stream best. `batches` are their best policies for one batch, if any fit.
+
+    Raises InputError where nothing fits in either way.
+    """
+    given = given or Given()
+    mixing = [name for name in schedules if by_name(name).system.mixes]
+    plans = list(in_processes(partial(_planned, problem, Flow.of(stream), given), mixing, jobs))
+    failed = dict.fromkeys((name for name in schedules if name not in mixing), HAS_NO_MIXED_STEPS)
+    failed |= {one.schedule: one.reason for one in plans if not one.found}
+    best = [one.ranked[0] for one in plans if one.found]
+    least = NEAR * max((one.throughput_tokens_per_s for one in best), default=0.0)
+    tried: list[tuple[Serve, Any]] = [
+        (_served_beside, one.setup) for one in best if one.throughput_tokens_per_s >= least
+    ]
+    ways = [_expected(one) for one in best if one.throughput_tokens_per_s < least]
+    for one in batches.plans.values() if batches else ():
+        tried += [(_served_in_batches, setup) for setup in _even(one.best.setup, len(stream.requests))]
+    served = in_processes(partial(_served, stream, given), tried, jobs)
+    ways += filter(None, served)
+    if not ways:
+        reasons = " | ".join(f"{name}: {reason}" for name, reason in failed.items())
+        raise InputError(f"{problem.hardware.name} serves none of the requests: {reasons}")
+    first: dict[tuple[str, Prompts], Way] = {}
+    for way in sorted(ways, key=lambda one: -one.throughput_tokens_per_s):
+        first.setdefault((way.schedule, way.prompts), way)
+    return StreamChoice(problem, stream, tuple(first.values()), failed, sum(one.considered for one in plans))
+
+
+def _planned(problem: Problem, flow: Flow, given: Given, name: str) -> StreamPlan:
+    asked = {field: getattr(given, field) for field in ("prefill_chunk", "num_prompts", "weight_bits", "kv_bits")}
+    return best_stream_policy(problem, by_name(name), flow, **asked)
+
+
+def _even(setup: Setup, num_requests: int) -> list[Setup]:
+    """A setup of batches, and one with as many batches that are all of one size."""
+    most = setup.policy.batch_size
+    even = -(-num_requests // -(-num_requests // most))
+    found = [setup]
+    if even < most:
+        with suppress(InputError):  # fewer micro-batches than it has groups, or attend on the device
+            found.append(replace(setup, policy=replace(setup.policy, batch_size=even)))
+    return found
+
+
+def _expected(one: StreamEstimate) -> Way:
+    """What is estimated of a policy."""
+    setup = one.setup
+    sizes = (setup.prefill_chunk, setup.num_prompts)
+    rates = (one.throughput_tokens_per_s, one.steady_tokens_per_s, one.at_most_tokens_per_s)
+    return Way(setup.schedule.name, Prompts.BESIDE, setup.policy, *sizes, *rates, None)
+
+
+def _served(stream: RequestStream, given: Given, one: "tuple[Serve, Any]") -> Way | None:
+    """What simulation to the last request gives; None if it cannot be."""
+    serve, setup = one
+    with suppress(InputError):
+        return serve(setup, stream, given)
+    return None
+
+
+def _served_beside(setup: StreamSetup, stream: RequestStream, given: Given) -> Way:
+    result = serve_stream(setup, stream, given.priority, preempts=given.preempts)
+    return _way(Prompts.BESIDE, setup, result, setup.prefill_chunk, setup.num_prompts)
+
+
+def _served_in_batches(setup: Setup, stream: RequestStream, given: Given) -> Way:
+    return _way(Prompts.BEFORE, setup, serve_in_batches(setup, stream, given.priority))
+
+
+def _way(
+    prompts: Prompts, setup: Setup | StreamSetup, result: StreamResult, chunk: int | None = None, num: int | None = None
+) -> Way:
+    rates = (result.throughput_tokens_per_s, result.steady_tokens_per_s, result.at_most_tokens_per_s)
+    return Way(setup.schedule.name, prompts, setup.policy, chunk, num, *rates, result)

@@ -1,0 +1,148 @@
+"""A policy for a stream in the terms of its search: shares of what there is room for, from which sizes follow."""
+
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from math import ceil
+
+import numpy as np
+
+from sim.cost import capacity_bytes
+from sim.planning.policies import Mix, largest_share, locks_weights, staging_turns, total_of
+from sim.planning.streams.flow import Flow
+from sim.problem import Placement, Policy, Problem
+from sim.schedule import MemoryPart, Place, Schedule, Tier
+from sim.simulation import StreamSetup
+from traces.errors import InputError
+
+ROUNDS = 2
+"""How often room and residents are found from each other: more experts on the device leave the host more room."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPoint:
+    """Numbers of micro-batches, and shares of what is possible with them."""
+
+    num_micro_batches: int
+    """That decode."""
+    attention: Place
+    num_prompts: int = 1
+    room: float = 1.0
+    """Share of the KV cache's room that requests take."""
+    resident: float = 1.0
+    """Share of the experts that find room on the device."""
+    on_host: float = 0.0
+    """Share of the others that the host computes."""
+    groups: int = 0
+    """In how many groups of micro-batches experts are computed; 0: each micro-batch alone."""
+    pace: float = 1.0
+    """Prompt tokens a step, in multiples of what keeps as many requests beginning as end."""
+
+
+class StreamSetups:
+    """Setups of points on one problem under one schedule."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        schedule: Schedule,
+        flow: Flow,
+        *,
+        prefill_chunk: int | None = None,
+        weight_bits: float | None = None,
+        kv_bits: float | None = None,
+    ) -> None:
+        """Every point has chunks of `prefill_chunk` tokens, if that is given, instead of what suits it."""
+        self._problem, self._schedule, self._flow, self._chunk = problem, schedule, flow, prefill_chunk
+        self._total = total_of(problem.model, schedule)
+        self._bits = {"weight_bits": weight_bits, "kv_bits": kv_bits}
+        self._near = self._total // 4
+        self.reason = ""
+        """Why the last point that was asked for has no setup."""
+
+    def at(self, point: StreamPoint) -> StreamSetup | None:
+        """As many requests at a time as have room, and as many experts on the device; None if not even one fits."""
+        running, setup = float(point.num_micro_batches), None
+        for _ in range(ROUNDS):
+            resident = self._most_resident(point, running)
+            setup = None if resident is None else self._made(point, running, resident)
+            if setup is None or resident is None:
+                return None
+            running = self._running(point, setup)
+        resident = self._most_resident(point, running)
+        if resident is None:
+            return None
+        setup = self._made(point, running, int(resident * point.resident))
+        return None if setup is None else self._with_room_for_all(point, setup)
+
+    def _with_room_for_all(self, point: StreamPoint, setup: StreamSetup) -> StreamSetup | None:
+        """The same with no more places than its KV cache has room for, and its weights page-locked."""
+        running = min(self._running(point, setup), float(setup.policy.batch_size))
+        resident = round(setup.policy.experts_on_device * self._total)
+        made = self._made(point, running, resident)
+        return None if made is None else _most_locked(made, ceil(running * self._flow.blocks(made.block_tokens)))
+
+    def _running(self, point: StreamPoint, setup: StreamSetup) -> float:
+        """Requests that are in at a time, as many as have room."""
+        there = point.room * setup.num_blocks / self._flow.blocks(setup.block_tokens)
+        return max(1.0, min(there, float(self._flow.num_requests)))
+
+    def _most_resident(self, point: StreamPoint, running: float) -> int | None:
+        """The most experts on the device with which all else fits; None if it does not fit without any."""
+
+        def fits(count: int) -> bool:
+            return self._made(point, running, count) is not None
+
+        if not fits(0):
+            return None
+        low, high, step = 0, self._total, 1
+        near = min(self._near, self._total)
+        while low < high:  # from what the last point had outwards, then by halves
+            tried = near if low < near <= high else (low + high + 1) // 2
+            if fits(tried):
+                low, near = tried, tried + step
+            else:
+                high, near = tried - 1, tried - step
+            step *= 2
+        self._near = low
+        return low
+
+    def _made(self, point: StreamPoint, running: float, resident: int) -> StreamSetup | None:
+        system, flow = self._schedule.system, self._flow
+        size = max(1, ceil(running / point.num_micro_batches))
+        mix = Mix(resident, round(point.on_host * (self._total - resident)), 0)
+        places = mix.fields(system, self._total)
+        if point.groups and system.splits_experts:
+            places["groups"] = point.groups
+        batch = size * point.num_micro_batches
+        policy = Policy(batch, size, point.attention, **self._bits, **places)
+        chunk = point.pace * flow.prompt_tokens_beside(running - point.num_prompts) / point.num_prompts
+        most = flow.prompt_tokens * flow.num_requests / point.num_prompts
+        chunk_tokens = self._chunk or max(1, ceil(min(chunk, most)))
+        sizes = {"num_prompts": point.num_prompts, "longest_tokens": flow.longest_tokens}
+        try:
+            return StreamSetup(self._problem, self._schedule, policy, chunk_tokens, **sizes)
+        except InputError as error:
+            self.reason = str(error)
+            return None
+
+
+def _most_locked(setup: StreamSetup, num_blocks: int) -> StreamSetup:
+    """The setup with all its streamed weights page-locked, else with the largest share that fits, else as it is.
+
+    Where the KV cache is page-locked, too, so many blocks of it come first.
+    """
+    if not locks_weights(setup.schedule):
+        return setup
+    placement = Placement.of(setup.policy, setup.schedule, setup.problem.model)
+    layers = np.array([placement.moved_bytes(kind) for kind in range(len(placement.distinct))])
+    pinned = setup.memory.pinned
+    others = sum(size for part, size in pinned.items() if part not in (MemoryPart.STAGING, MemoryPart.KV_CACHE))
+    if MemoryPart.KV_CACHE in pinned:
+        others += min(num_blocks, setup.num_blocks) * setup.block_bytes
+    room = np.array(capacity_bytes(setup.problem.hardware)[Tier.PINNED] - others)
+    share = largest_share(room, layers, np.array(placement.counts), staging_turns(setup))
+    all_bytes = int((layers * np.array(placement.counts)).sum())
+    most = 1.0 if all_bytes <= room else max(0.0, float(share))
+    with suppress(InputError):
+        return replace(setup, policy=replace(setup.policy, pin_weights=most))
+    return setup

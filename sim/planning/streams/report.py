@@ -1,0 +1,73 @@
+"""What `plan --requests` tells: where prompts are computed best, with which policy, and why."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from sim.admission import Prompts
+from sim.planning.report import in_short
+from sim.planning.streams.choice import StreamChoice, Way
+from traces.cli import TEXT, Report
+
+PROMPTS_IN_WORDS = {Prompts.BEFORE: "batch after batch", Prompts.BESIDE: "prompts beside decode"}
+"""What is done, in words."""
+
+
+def print_stream_plan(choice: StreamChoice) -> None:
+    """Print the best way for the requests at hand, all of them, and why."""
+    out, best = Report(), choice.best
+    count, how = len(choice.stream.requests), PROMPTS_IN_WORDS[best.prompts]
+    rate = f"[bold]{best.throughput_tokens_per_s:,.2f} tokens/s[/bold]{_of_rival(choice)}"
+    with_ = f"{best.schedule} with {in_short(best.policy)}{_chunks(best)}"
+    out.say(f"Best for {count:,} requests: [bold]{how}[/bold], {with_}: {rate}.")
+    keys = {"schedule": TEXT, "prompts": TEXT}
+    columns = [{**keys, "policy": TEXT, "tokens/s": ",.2f", "steady": ",.2f", "chunk": ",", "busiest": ">"}]
+    out.table(columns, map(_row, choice.ways), f"for {count:,} requests", keys=2)
+    out.say(*_why(choice))
+
+
+def _chunks(way: Way) -> str:
+    if way.prefill_chunk is None:
+        return ""
+    times = f"{way.num_prompts} × " if way.num_prompts != 1 else ""
+    return f", {times}{way.prefill_chunk:,} tokens of prompts a step"
+
+
+def _of_rival(choice: StreamChoice) -> str:
+    rival, gain = choice.rival, choice.gain
+    if rival is None or gain is None:
+        return ""
+    rate = f"{rival.throughput_tokens_per_s:,.2f}"
+    return (
+        f", {gain:.2f} × of {PROMPTS_IN_WORDS[rival.prompts]} ({rival.schedule} with {in_short(rival.policy)}: {rate})"
+    )
+
+
+def _row(way: Way) -> tuple[Any, ...]:
+    rates = (way.throughput_tokens_per_s, way.steady_tokens_per_s, way.prefill_chunk)
+    return way.schedule, way.prompts.value, in_short(way.policy), *rates, _busiest(way)
+
+
+def _busiest(way: Way) -> str:
+    """The lane that decides, and how fast it would be if it never waited."""
+    return f"{way.bottleneck} · {way.at_most_tokens_per_s[way.bottleneck]:,.1f}"
+
+
+def _why(choice: StreamChoice) -> Iterator[str]:
+    best, rival = choice.best, choice.rival
+    if rival is not None:
+        both = "; ".join(f"{PROMPTS_IN_WORDS[one.prompts]}, {_bound(one)}" for one in (best, rival))
+        yield f"Why: {both}."
+        if best.prompts is Prompts.BEFORE and (rival.steady_tokens_per_s or 0.0) > best.throughput_tokens_per_s:
+            yield (
+                f"Without end prompts beside decode would give {rival.steady_tokens_per_s:,.2f} tokens/s: here most of "
+                f"the time is spent until requests end as others begin, and behind the last one to enter."
+            )
+    if any(one.result is None for one in choice.ways):
+        yield "What is not within 2 % of the best estimate is estimated from a few steps, not simulated to its end."
+    for name, reason in choice.failed.items():
+        yield f"{name}: {reason}" if not reason.startswith(name) else reason
+
+
+def _bound(way: Way) -> str:
+    most = way.at_most_tokens_per_s[way.bottleneck]
+    return f"its busiest lane, {way.bottleneck}, works {way.throughput_tokens_per_s / most:.0%} of the time"

@@ -1,0 +1,114 @@
+"""The best policy of one schedule for a stream: one number after the other is changed as long as that helps."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from sim.planning.streams.estimate import StreamEstimate, estimated
+from sim.planning.streams.flow import Flow
+from sim.planning.streams.points import StreamPoint, StreamSetups
+from sim.problem import Problem
+from sim.schedule import ExpertPlace, Schedule
+
+AXES: dict[str, tuple[float, ...]] = {
+    "num_micro_batches": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
+    "room": (1.0, 0.95, 0.85, 0.7, 0.55, 0.4, 0.3, 0.2, 0.1),
+    "num_prompts": (1, 2, 3, 4),
+    "on_host": (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0),
+    "groups": (0, 1, 2, 3, 4, 6, 8),
+    "pace": (1.0, 0.9, 1.1, 1.5, 2.0, 4.0, 8.0),
+    "resident": (1.0, 0.75, 0.5, 0.0),
+}
+"""What each number of a point may be. Several neighbours of a value are looked at, and the ends of its axis."""
+
+FIRST_MICRO_BATCHES = 4
+GAIN = 1e-3
+"""Relative gain below which another point counts as no better."""
+MOST_ROUNDS = 4
+REACH = 2
+"""Values to each side that are looked at beside the ends of an axis."""
+
+
+@dataclass(slots=True)
+class StreamPlan:
+    """The best policy that one schedule has for a stream, of those that were looked at."""
+
+    schedule: str
+    found: dict[StreamPoint, StreamEstimate] = field(default_factory=dict)
+    """All that fit."""
+    considered: int = 0
+    reason: str = ""
+    """Why nothing fits, if nothing does."""
+
+    @property
+    def ranked(self) -> list[StreamEstimate]:
+        """The best first."""
+        return sorted(self.found.values(), key=lambda one: -one.throughput_tokens_per_s)
+
+
+def best_stream_policy(
+    problem: Problem,
+    schedule: Schedule,
+    flow: Flow,
+    *,
+    num_prompts: int | None = None,
+    prefill_chunk: int | None = None,
+    weight_bits: float | None = None,
+    kv_bits: float | None = None,
+) -> StreamPlan:
+    """The best policy of a schedule that mixes; what is given is kept. Nothing is found where not one request fits."""
+    given = {"prefill_chunk": prefill_chunk, "weight_bits": weight_bits, "kv_bits": kv_bits}
+    search = _Search(problem, schedule, flow, StreamSetups(problem, schedule, flow, **given))
+    fixed = {name for name, value in (("num_prompts", num_prompts), ("pace", prefill_chunk)) if value is not None}
+    for place in schedule.system.attention:
+        search.climb(StreamPoint(FIRST_MICRO_BATCHES, place, num_prompts or 1), fixed)
+    return search.plan
+
+
+class _Search:
+    def __init__(self, problem: Problem, schedule: Schedule, flow: Flow, setups: StreamSetups) -> None:
+        self.plan = StreamPlan(schedule.name)
+        self._schedule, self._flow, self._setups = schedule, flow, setups
+        self._rates: dict[StreamPoint, float] = {}
+
+    def climb(self, start: StreamPoint, fixed: set[str]) -> None:
+        """From a point uphill, an axis at a time, until no neighbour is better."""
+        best = start
+        for _ in range(MOST_ROUNDS):
+            before = best
+            for name in self._axes(fixed):
+                for near in self._near(best, name):
+                    if self.rate(near) > self.rate(best) * (1 + GAIN):
+                        best = near
+            if best == before:
+                return
+
+    def rate(self, point: StreamPoint) -> float:
+        """Tokens a second; 0 where the point does not fit."""
+        if point not in self._rates:
+            self.plan.considered += 1
+            setup = self._setups.at(point)
+            self._rates[point] = 0.0
+            if setup is None:
+                self.plan.reason = self.plan.reason or self._setups.reason
+            else:
+                found = self.plan.found[point] = estimated(point, setup, self._flow)
+                self._rates[point] = found.throughput_tokens_per_s
+        return self._rates[point]
+
+    def _axes(self, fixed: set[str]) -> Iterator[str]:
+        system = self._schedule.system
+        unused = set(fixed)
+        if not system.experts & ExpertPlace.HOST:
+            unused.add("on_host")
+        if not system.splits_experts:
+            unused.add("groups")
+        return (name for name in AXES if name not in unused)
+
+    def _near(self, point: StreamPoint, name: str) -> Iterator[StreamPoint]:
+        """Points that differ in one number: some to each side, and both ends."""
+        values = sorted(AXES[name])
+        kind, at = type(getattr(point, name)), values.index(getattr(point, name))
+        near = values[max(0, at - REACH) : at + REACH + 1]
+        for value in dict.fromkeys((*near, values[0], values[-1])):
+            if value != getattr(point, name):
+                yield replace(point, **{name: kind(value)})
