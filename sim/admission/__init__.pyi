@@ -1,8 +1,12 @@
 from .admission import Admission as Admission
 from .arguments import StreamOptions as StreamOptions, add_stream as add_stream, stream_options as stream_options
-from .arrivals import Arrivals as Arrivals
 from .composition import Chunk as Chunk, Composition as Composition, Decoding as Decoding
-from .lengths import Lengths as Lengths
+from .requests import (
+    Arrivals as Arrivals,
+    Lengths as Lengths,
+    RequestStream as RequestStream,
+    StreamedRequest as StreamedRequest,
+)
 from .rules import (
     BLOCK_TOKENS as BLOCK_TOKENS,
     AdmissionRules as AdmissionRules,
@@ -11,4 +15,3 @@ from .rules import (
     Prompts as Prompts,
     Service as Service,
 )
-from .stream import RequestStream as RequestStream, StreamedRequest as StreamedRequest

@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterable
 
 from sim.admission.composition import Chunk, Composition
 from sim.admission.ledger import KvLedger
+from sim.admission.requests import StreamedRequest
 from sim.admission.rules import AdmissionRules, Joins, Priority
 from sim.admission.stay import NOWHERE, Stay, planned_blocks
-from sim.admission.stream import StreamedRequest
 from sim.admission.together import take_together
 from traces.errors import InputError
 

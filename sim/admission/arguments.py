@@ -12,7 +12,7 @@ from traces.cli import positive_int
 from traces.errors import InputError, check_choice, check_count
 
 if TYPE_CHECKING:
-    from sim.admission.stream import RequestStream
+    from sim.admission.requests import RequestStream
     from sim.problem import Problem
 
 DRAWN = ("arrivals", "gen_lens", "prompt_lens", "seed")
@@ -55,7 +55,7 @@ class StreamOptions:
         """How they are served."""
         return Service(
             self.prefill_chunk,
-            self.prompt_batches or 1,
+            self.prompt_batches,
             Priority(check_choice("priority", self.priority or Priority.ARRIVAL, Priority)),
             bool(self.preempt),
             self.ttft,
@@ -78,7 +78,7 @@ class StreamOptions:
 
         Where the problem's prompts are padded, so are these.
         """
-        from sim.admission.stream import RequestStream
+        from sim.admission.requests import RequestStream
 
         workload = problem.workload
         if isinstance(self.requests, int):
@@ -90,7 +90,7 @@ class StreamOptions:
 
     def _with_prompts(self, problem: "Problem", count: int) -> "Problem":
         """The problem with prompts of the lengths that are drawn, or of its workload where none are."""
-        from sim.admission.lengths import CONSTANT, MOST_MEAN, PROMPTS, Lengths
+        from sim.admission.requests import CONSTANT, MOST_MEAN, PROMPTS, Lengths
         from sim.problem import Basis
 
         if self.prompt_lens in (None, CONSTANT):
@@ -102,8 +102,7 @@ class StreamOptions:
         return replace(problem, workload=replace(problem.workload, **given))
 
     def _drawn(self) -> dict[str, Any]:
-        from sim.admission.arrivals import Arrivals
-        from sim.admission.lengths import CONSTANT, PROMPTS, Lengths
+        from sim.admission.requests import CONSTANT, PROMPTS, Arrivals, Lengths
 
         lengths = Lengths.parse(self.gen_lens or CONSTANT)
         Lengths.parse(self.prompt_lens or CONSTANT, PROMPTS)
@@ -132,9 +131,11 @@ def add_stream(group: Any) -> None:
     prompts = "lengths of prompts, instead of a workload: lognormal:500,0.8, or a .jsonl file"
     group.add_argument("--prompt-lens", metavar="LENGTHS", help=prompts)
     group.add_argument("--seed", type=int, metavar="N", help="of what is drawn (default: 0)")
-    chunk = "prompt tokens in a step beside those who decode (default: the best power of two)"
+    chunk = "prompt tokens in a step beside those who decode (default: the best)"
     group.add_argument("--prefill-chunk", type=positive_int, metavar="TOKENS", help=chunk)
-    micro_batches = "micro-batches of prompts in a step, each of a chunk (default: 1)"
+    micro_batches = (
+        "micro-batches of prompts in a step, each of a chunk (default: 1, or with a policy that is searched the best)"
+    )
     group.add_argument("--prompt-batches", type=positive_int, metavar="COUNT", help=micro_batches)
     first = "who enters first: arrival (default), or longest: the longest prompt"
     group.add_argument("--priority", metavar="WHO", help=first)

@@ -95,7 +95,8 @@ class Service:
 
     prefill_chunk: int | None = None
     """Tokens that a micro-batch of prompts takes in a step; None: as many as turn out best."""
-    num_prompts: int = 1
+    num_prompts: int | None = None
+    """Micro-batches of prompts in a step; None: one, or where the policy is searched as many as turn out best."""
     priority: Priority = Priority.ARRIVAL
     preempts: bool = False
     ttft_limit_s: float | None = None
@@ -104,9 +105,9 @@ class Service:
     """each of the others so soon after the one before, on average."""
 
     def __post_init__(self) -> None:
-        if self.prefill_chunk is not None:
-            check_count("prefill_chunk", self.prefill_chunk)
-        check_count("num_prompts", self.num_prompts)
+        for name in ("prefill_chunk", "num_prompts"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
         check_choice("priority", self.priority, Priority)
         check_flag("preempts", self.preempts)
         for name in ("ttft_limit_s", "tpot_limit_s"):

@@ -6,8 +6,8 @@ import numpy as np
 
 from sim.admission.composition import Chunk, Decoding
 from sim.admission.ledger import Counts, Promise
+from sim.admission.requests import StreamedRequest
 from sim.admission.rules import AdmissionRules
-from sim.admission.stream import StreamedRequest
 
 NOWHERE = -1
 

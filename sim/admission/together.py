@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from sim.admission.ledger import Counts, KvLedger
+from sim.admission.requests import StreamedRequest
 from sim.admission.rules import AdmissionRules
 from sim.admission.stay import planned_blocks
-from sim.admission.stream import StreamedRequest
 
 Queue = list[tuple[int, int, StreamedRequest]]
 """A heap of requests that wait, the next one first."""

@@ -22,6 +22,7 @@ from .report import (
 )
 from .search import Candidate as Candidate, Objective as Objective
 from .streams import (
+    PROMPTS_IN_WORDS as PROMPTS_IN_WORDS,
     Flow as Flow,
     Given as Given,
     StreamChoice as StreamChoice,

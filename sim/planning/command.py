@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     """Plan, write what was asked for, and print. Raises InputError for what the user gave wrong or nothing fits."""
     others = args.objective != OBJECTIVES[0] or args.schedules not in (None, "cgopipe") or args.batch is not None
     if args.optimizer == "hrm" and others:
-        options = "--objective, --schedules and --batch"
-        raise InputError(f"--optimizer hrm: it knows throughput and cgopipe only: leave out {options}")
+        more = "--objective, --schedules and --batch"
+        raise InputError(f"--optimizer hrm: it knows throughput and cgopipe only: leave out {more}")
     options = admission.stream_options(args)
     _check_beside_requests(args, options)
     started = time.perf_counter()
@@ -62,7 +62,9 @@ def run(args: argparse.Namespace) -> int:
         if options is not None:
             problem, stream = options.stream_of(problem, args.gen_len)
         choice = _choose(args, problem, None if stream is None else len(stream.requests))
-        of_requests = None if stream is None else _choose_for(args, options, stream, choice)
+        of_requests = None
+        if options is not None and stream is not None:
+            of_requests = _choose_for(args, options, stream, choice)
         prediction = simulation.predict(choice.best.setup)
         wall_s = time.perf_counter() - started
         shown.say("explaining")

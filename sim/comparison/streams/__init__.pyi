@@ -1,4 +1,4 @@
-from .chunks import CHUNKS as CHUNKS, Chunked as Chunked, serve_beside as serve_beside
+from .chunks import CHUNKS as CHUNKS, Chunked as Chunked, serve_beside as serve_beside, serve_by_best as serve_by_best
 from .picture import draw_served as draw_served
 from .report import print_served as print_served
 from .served import (

@@ -1,11 +1,13 @@
-"""How many tokens of prompts a step takes beside those who decode, where nobody says it: the best of a few."""
+"""Prompts beside decode: in chunks of a given size or the best of a few, or with a policy that is searched for them."""
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
 from sim.admission import RequestStream, Service
 from sim.cost import Setup
-from sim.problem import Policy
+from sim.planning import Flow, best_stream_policy
+from sim.problem import Policy, Problem
+from sim.schedule import Schedule
 from sim.simulation import StreamResult, StreamSetup, serve_stream
 from traces.errors import InputError
 
@@ -15,12 +17,11 @@ CHUNKS = tuple(2**power for power in range(8, 14))
 
 @dataclass(frozen=True, slots=True)
 class Chunked:
-    """Requests whose prompts were computed beside decode, the size of their chunks, and the sizes that were tried."""
+    """Requests whose prompts were computed beside decode, the setup that did so, and what was chosen, in words."""
 
-    prefill_chunk: int
+    setup: StreamSetup
     result: StreamResult
-    tried: tuple[int, ...] = ()
-    """In growing order; empty where the size was given."""
+    choice: str = ""
 
 
 def serve_beside(setup: Setup, stream: RequestStream, service: Service) -> Chunked:
@@ -30,12 +31,29 @@ def serve_beside(setup: Setup, stream: RequestStream, service: Service) -> Chunk
     """
     tries = _Tries(setup, stream, service)
     if service.prefill_chunk is not None:
-        return Chunked(service.prefill_chunk, tries.serve(service.prefill_chunk))
-    at = min(bisect_left(CHUNKS, balanced_chunk(setup.policy, stream, service.num_prompts)), len(CHUNKS) - 1)
+        return tries.serve(service.prefill_chunk)
+    at = min(bisect_left(CHUNKS, balanced_chunk(setup.policy, stream, service.num_prompts or 1)), len(CHUNKS) - 1)
     while at and tries.rate(at) is None:
         at -= 1
-    best = _climb(tries, at)
-    return Chunked(CHUNKS[best], tries.serve(CHUNKS[best]), tuple(sorted(tries.served)))
+    best = CHUNKS[_climb(tries, at)]
+    tried = ", ".join(f"{chunk:,}" for chunk in sorted(tries.served))
+    found = tries.serve(best)
+    return Chunked(found.setup, found.result, f"prompts in chunks of {best:,} tokens, the best of {tried}")
+
+
+def serve_by_best(problem: Problem, schedule: Schedule, stream: RequestStream, service: Service) -> Chunked:
+    """The same with the policy that the planner finds best for prompts beside decode; what is given is kept.
+
+    Raises InputError where no policy fits, and for a request that is too long.
+    """
+    given = {"num_prompts": service.num_prompts, "prefill_chunk": service.prefill_chunk}
+    plan = best_stream_policy(problem, schedule, Flow.of(stream), **given)
+    if not plan.found:
+        raise InputError(plan.reason)
+    setup = plan.ranked[0].setup
+    result = serve_stream(setup, stream, service.priority, preempts=service.preempts)
+    chosen = f"a policy of its own for prompts beside decode, the best of {plan.considered:,} that were looked at"
+    return Chunked(setup, result, chosen)
 
 
 def balanced_chunk(policy: Policy, stream: RequestStream, num_prompts: int = 1) -> float:
@@ -58,20 +76,21 @@ class _Tries:
     setup: Setup
     stream: RequestStream
     service: Service
-    served: dict[int, StreamResult] = field(default_factory=dict)
+    served: dict[int, Chunked] = field(default_factory=dict)
 
-    def serve(self, chunk: int) -> StreamResult:
+    def serve(self, chunk: int) -> Chunked:
         """With chunks of so many tokens."""
         if chunk not in self.served:
             asked, setup = self.service, self.setup
-            fixed = StreamSetup(setup.problem, setup.schedule, setup.policy, chunk, asked.num_prompts)
-            self.served[chunk] = serve_stream(fixed, self.stream, asked.priority, preempts=asked.preempts)
+            fixed = StreamSetup(setup.problem, setup.schedule, setup.policy, chunk, asked.num_prompts or 1)
+            result = serve_stream(fixed, self.stream, asked.priority, preempts=asked.preempts)
+            self.served[chunk] = Chunked(fixed, result)
         return self.served[chunk]
 
     def rate(self, at: int) -> float | None:
         """Tokens a second with one of `CHUNKS`; None where it does not fit. The smallest one must: it raises."""
         try:
-            return self.serve(CHUNKS[at]).throughput_tokens_per_s
+            return self.serve(CHUNKS[at]).result.throughput_tokens_per_s
         except InputError:
             if at == 0:
                 raise

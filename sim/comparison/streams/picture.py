@@ -1,8 +1,7 @@
 """The picture of a comparison on a stream: tokens a second as bars, and how soon most requests have a first token."""
 
-from sim.comparison.streams.report import WAYS
 from sim.comparison.streams.served import ServedComparison
-from sim.planning import seconds, title
+from sim.planning import PROMPTS_IN_WORDS, seconds, title
 from traces.cli import new_figure, open_frame, save
 
 STRONG, PALE = "#1d6fa5", "#a9bfd0"
@@ -20,7 +19,7 @@ def draw_served(found: ServedComparison, path: str) -> None:
     for place, (_, result) in zip(places, rows, strict=True):
         waits = f"{result.bottleneck} busiest, 9 of 10 first tokens within {seconds(result.first_token_s.p90)}"
         ax.text(speeds[place], place, f" {speeds[place]:,.1f}   ({waits})", va="center", fontsize=9)
-    ax.set_yticks(places, [f"{one.schedule}, {WAYS[one.prompts]}" for one, _ in rows])
+    ax.set_yticks(places, [f"{one.schedule}, {PROMPTS_IN_WORDS[one.prompts]}" for one, _ in rows])
     ax.invert_yaxis()
     ax.set(xlim=(0, best * 1.6), xlabel="throughput (tokens/s)")
     open_frame(ax)

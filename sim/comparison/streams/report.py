@@ -6,12 +6,9 @@ from typing import Any
 from sim.admission import Prompts
 from sim.comparison.report import basis_of, schedules_by
 from sim.comparison.streams.served import Served, ServedComparison
-from sim.planning import headline, in_short, seconds
+from sim.planning import PROMPTS_IN_WORDS, headline, in_short, seconds
 from sim.simulation import Quantiles, StreamResult
 from traces.cli import TEXT, Columns, Report
-
-WAYS = {Prompts.BEFORE: "batch after batch", Prompts.BESIDE: "prompts beside decode"}
-"""What is done, in words."""
 
 KEYS: Columns = {"schedule": TEXT, "prompts": TEXT}
 LATENCIES = ("TTFT", "TPOT", "E2E")
@@ -30,7 +27,7 @@ def print_served(found: ServedComparison, baseline: str | None) -> None:
     if of_baseline:
         against[f"× {baseline}"] = of_baseline[0]
     core = {**KEYS, "policy": TEXT, "tokens/s": ",.2f", "steady": ",.2f", **dict.fromkeys(against, ">")}
-    more = {"chunk": ",", "places": ".0%"} | ({"goodput": ",.3g"} if found.service.has_limits else {})
+    more = {"chunk": ">", "places": ".0%"} | ({"goodput": ",.3g"} if found.service.has_limits else {})
     out.table([core, more], (_rates(*row, [*against.values()], len(more)) for row in rows), keys=2)
     latencies = [dict.fromkeys((f"{name} {of}" for of in Quantiles._fields), ">") for name in LATENCIES]
     out.table([KEYS, *latencies], (_latencies(*row) for row in rows), "of the requests", keys=2)
@@ -55,10 +52,18 @@ def _key(one: Served) -> tuple[str, str]:
 
 
 def _rates(one: Served, result: StreamResult, against: Sequence[float], num_more: int) -> tuple[Any, ...]:
-    speed, chunk = result.throughput_tokens_per_s, one.service.prefill_chunk if one.prompts is Prompts.BESIDE else None
+    speed = result.throughput_tokens_per_s
     rates = speed, result.steady_tokens_per_s, *(f"{speed / other:.2f}×" for other in against)
-    more = chunk, result.occupancy, one.goodput_requests_per_s
+    more = _chunk(one), result.occupancy, one.goodput_requests_per_s
     return *_key(one), _policy(one), *rates, *more[:num_more]
+
+
+def _chunk(one: Served) -> str:
+    """Tokens of prompts that a step takes, in how many micro-batches if that is not one."""
+    chunk, count = one.service.prefill_chunk, one.service.num_prompts or 1
+    if one.prompts is Prompts.BEFORE or chunk is None:
+        return ""
+    return f"{chunk:,}" if count == 1 else f"{count} × {chunk:,}"
 
 
 def _policy(one: Served) -> str:
@@ -85,7 +90,7 @@ def _notes(found: ServedComparison) -> Iterator[str]:
 
 def _not_served(found: ServedComparison) -> Iterator[str]:
     """Why there is nothing to show, once for all of which it is true."""
-    failed = ((f"{one.schedule}, {WAYS[one.prompts]}", one.reason) for one in found if one.result is None)
+    failed = ((f"{one.schedule}, {PROMPTS_IN_WORDS[one.prompts]}", one.reason) for one in found if one.result is None)
     for reason, which in schedules_by(failed):
         yield f"{'; '.join(which)}: cannot be: {reason}"
 
@@ -100,7 +105,7 @@ def _why(rows: Sequence[Row]) -> str:
 
 
 def _named(row: Row) -> str:
-    return f"{row[0].schedule}, {WAYS[row[0].prompts]}"
+    return f"{row[0].schedule}, {PROMPTS_IN_WORDS[row[0].prompts]}"
 
 
 def _speed(row: Row) -> str:

@@ -2,19 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from sim.admission import Prompts, RequestStream, Service
 from sim.comparison.comparison import Asked, inputs_of, set_up, with_hash
-from sim.comparison.streams.chunks import serve_beside
+from sim.comparison.streams.chunks import Chunked, serve_beside, serve_by_best
 from sim.cost import Setup
 from sim.planning import NothingFitsError, best_policy
 from sim.problem import Problem
 from sim.schedule import by_name, registered
-from sim.simulation import STREAM_MEASURES, StreamResult, serve_in_batches
+from sim.simulation import STREAM_MEASURES, StreamResult, StreamSetup, serve_in_batches
 from traces.cli import in_processes
 from traces.data_frame import Tabular
 from traces.errors import InputError
@@ -29,8 +29,8 @@ class Served(Tabular):
     schedule: str
     prompts: Prompts
     service: Service
-    """As it was asked for, with the size of chunks that was taken where it is None there."""
-    setup: Setup | None
+    """As it was asked for, with the chunks that were taken where it leaves them open."""
+    setup: Setup | StreamSetup | None
     result: StreamResult | None
     reason: str = ""
     note: str = ""
@@ -129,19 +129,31 @@ def served_by(
     name: str,
     places: Sequence[Prompts] = tuple(Prompts),
 ) -> tuple[Served, ...]:
-    """One schedule, with prompts in those of the places in which it can have them."""
-    mixes = by_name(name).system.mixes
-    places = [one for one in places if mixes or one is Prompts.BEFORE]
-    try:
-        setup, note = _fitting(problem, asked, name, len(stream.requests))
-    except NothingFitsError as error:
-        return tuple(Served(name, one, service, None, None, str(error)) for one in places)
-    if setup.shortages:
-        reason = "; ".join(map(str, setup.shortages))
-        return tuple(Served(name, one, service, setup, None, reason) for one in places)
-    notes = [note, setup.policy.changes_outputs, "" if mixes else CANNOT_MIX]
-    common = Served(name, Prompts.BEFORE, service, setup, None, note="; ".join(filter(None, notes)))
-    return tuple(_served(stream, setup, replace(common, prompts=one), asked.exact) for one in places)
+    """One schedule, with prompts in those of the places in which it can have them.
+
+    Where nothing is given of its policy, it has its best for each place: of one batch, and of prompts beside decode.
+    """
+    schedule = by_name(name)
+    note = "" if schedule.system.mixes else CANNOT_MIX
+    places = [one for one in places if schedule.system.mixes or one is Prompts.BEFORE]
+    usual = cache(partial(_fitting, problem, asked, name, len(stream.requests)))
+
+    def serve(one: Served) -> Served:
+        if one.prompts is Prompts.BESIDE and asked.leaves_open(name):
+            return _with_result(one, partial(serve_by_best, problem, schedule, stream, service))
+        try:
+            setup, said = usual()
+        except NothingFitsError as error:
+            return replace(one, reason=str(error), note="")
+        notes = "; ".join(filter(None, (said, setup.policy.changes_outputs, one.note)))
+        one = replace(one, setup=setup, note=notes)
+        if one.prompts is Prompts.BESIDE:  # a chunk may fit the device where whole prompts do not
+            return _with_result(one, partial(serve_beside, setup, stream, service))
+        if setup.shortages:
+            return replace(one, reason="; ".join(map(str, setup.shortages)), note="")
+        return _with_result(one, partial(_in_batches, setup, stream, service, asked.exact))
+
+    return tuple(serve(Served(name, one, service, None, None, note=note)) for one in places)
 
 
 def _fitting(problem: Problem, asked: Asked, name: str, num_requests: int) -> tuple[Setup, str]:
@@ -154,22 +166,21 @@ def _fitting(problem: Problem, asked: Asked, name: str, num_requests: int) -> tu
     return fewer, f"planned for {num_requests:,} requests, fewer than the {most:,} of its best batch"
 
 
-def _served(stream: RequestStream, setup: Setup, one: Served, exact: bool) -> Served:
+def _in_batches(setup: Setup, stream: RequestStream, service: Service, exact: bool) -> StreamResult:
+    return serve_in_batches(setup, stream, service.priority, exact=exact)
+
+
+def _with_result(one: Served, serve: Callable[[], StreamResult | Chunked]) -> Served:
     """The outcome with its result, or with the reason why there is none."""
     try:
-        if one.prompts is Prompts.BEFORE:
-            return replace(one, result=serve_in_batches(setup, stream, one.service.priority, exact=exact))
-        found = serve_beside(setup, stream, one.service)
+        found = serve()
     except InputError as error:
         return replace(one, reason=str(error), note="")
-    tried = ", ".join(f"{chunk:,}" for chunk in found.tried)
-    said = f"prompts in chunks of {found.prefill_chunk:,} tokens, the best of {tried}" if tried else ""
-    return replace(
-        one,
-        service=replace(one.service, prefill_chunk=found.prefill_chunk),
-        result=found.result,
-        note="; ".join(filter(None, (one.note, said))),
-    )
+    if isinstance(found, StreamResult):
+        return replace(one, result=found)
+    taken = replace(one.service, prefill_chunk=found.setup.prefill_chunk, num_prompts=found.setup.num_prompts)
+    notes = "; ".join(filter(None, (one.note, found.choice)))
+    return replace(one, service=taken, setup=found.setup, result=found.result, note=notes)
 
 
 def _in_numbers(stream: RequestStream) -> dict[str, Any]:

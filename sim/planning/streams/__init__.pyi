@@ -2,5 +2,5 @@ from .choice import Given as Given, StreamChoice as StreamChoice, Way as Way, pl
 from .estimate import StreamEstimate as StreamEstimate
 from .flow import Flow as Flow
 from .points import StreamPoint as StreamPoint, StreamSetups as StreamSetups
-from .report import print_stream_plan as print_stream_plan
+from .report import PROMPTS_IN_WORDS as PROMPTS_IN_WORDS, print_stream_plan as print_stream_plan
 from .search import StreamPlan as StreamPlan, best_stream_policy as best_stream_policy

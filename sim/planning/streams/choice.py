@@ -181,9 +181,17 @@ def _even(setup: Setup, num_requests: int) -> list[Setup]:
 def _expected(one: StreamEstimate) -> Way:
     """What is estimated of a policy."""
     setup = one.setup
-    sizes = (setup.prefill_chunk, setup.num_prompts)
-    rates = (one.throughput_tokens_per_s, one.steady_tokens_per_s, one.at_most_tokens_per_s)
-    return Way(setup.schedule.name, Prompts.BESIDE, setup.policy, *sizes, *rates, None)
+    return Way(
+        setup.schedule.name,
+        Prompts.BESIDE,
+        setup.policy,
+        setup.prefill_chunk,
+        setup.num_prompts,
+        one.throughput_tokens_per_s,
+        one.steady_tokens_per_s,
+        one.at_most_tokens_per_s,
+        None,
+    )
 
 
 def _served(stream: RequestStream, given: Given, one: "tuple[Serve, Any]") -> Way | None:

@@ -32,7 +32,8 @@ def estimated(point: StreamPoint, setup: StreamSetup, flow: Flow) -> StreamEstim
     steps = _Steps(setup, flow)
     entering = steps.prompts / flow.prompt_tokens
     places, most = float(setup.policy.batch_size), float(flow.num_requests)
-    entering = min(entering, most, places / max(1.0, flow.decode_steps) if most > places else most)
+    ending = max(1.0, places - setup.num_prompts) / (flow.decode_steps + 1)  # who is at its prompt has a place, too
+    entering = min(entering, most, ending if most > places else most)
     coming = most / entering
     rising = min(coming, flow.decode_steps)
     peak, between = entering * rising, abs(coming - flow.decode_steps)

@@ -2,7 +2,8 @@
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, sqrt
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,13 @@ from sim.schedule import MemoryPart, Place, Schedule, Tier
 from sim.simulation import StreamSetup
 from traces.errors import InputError
 
-ROUNDS = 2
-"""How often room and residents are found from each other: more experts on the device leave the host more room."""
+ROUNDS = 6
+"""How often at most room and residents are found from each other: more experts on the device leave the host room for
+more requests, whose prompts leave the device less room.
+"""
+
+CLOSE = 1.02
+"""Numbers of requests that are this close count as one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +37,7 @@ class StreamPoint:
     resident: float = 1.0
     """Share of the experts that find room on the device."""
     on_host: float = 0.0
-    """Share of the others that the host computes."""
+    """Experts of each layer that the host computes, on average."""
     groups: int = 0
     """In how many groups of micro-batches experts are computed; 0: each micro-batch alone."""
     pace: float = 1.0
@@ -54,32 +60,50 @@ class StreamSetups:
         """Every point has chunks of `prefill_chunk` tokens, if that is given, instead of what suits it."""
         self._problem, self._schedule, self._flow, self._chunk = problem, schedule, flow, prefill_chunk
         self._total = total_of(problem.model, schedule)
-        self._bits = {"weight_bits": weight_bits, "kv_bits": kv_bits}
+        self._layers = sum(layer.num_experts > 0 for layer in problem.model.layers)
+        self._bits: dict[str, Any] = {"weight_bits": weight_bits, "kv_bits": kv_bits}
         self._near = self._total // 4
         self.reason = ""
         """Why the last point that was asked for has no setup."""
 
     def at(self, point: StreamPoint) -> StreamSetup | None:
         """As many requests at a time as have room, and as many experts on the device; None if not even one fits."""
-        running, setup = float(point.num_micro_batches), None
-        for _ in range(ROUNDS):
+        running, wanted = 0.0, float(point.num_micro_batches)
+        for round_ in range(ROUNDS):
+            if max(running, wanted) <= CLOSE * min(running, wanted):
+                break
+            running = self._that_fit(point, running, sqrt(running * wanted) if round_ > 1 else wanted)
             resident = self._most_resident(point, running)
-            setup = None if resident is None else self._made(point, running, resident)
-            if setup is None or resident is None:
+            setup = None if resident is None else self._locked(point, running, resident)
+            if setup is None:
                 return None
-            running = self._running(point, setup)
+            wanted = self._running(point, setup)
+        running = self._that_fit(point, running, wanted)
         resident = self._most_resident(point, running)
-        if resident is None:
-            return None
-        setup = self._made(point, running, int(resident * point.resident))
-        return None if setup is None else self._with_room_for_all(point, setup)
+        return None if resident is None else self._locked(point, running, int(resident * point.resident))
 
-    def _with_room_for_all(self, point: StreamPoint, setup: StreamSetup) -> StreamSetup | None:
-        """The same with no more places than its KV cache has room for, and its weights page-locked."""
-        running = min(self._running(point, setup), float(setup.policy.batch_size))
-        resident = round(setup.policy.experts_on_device * self._total)
+    def _that_fit(self, point: StreamPoint, fits: float, wanted: float) -> float:
+        """As many requests as are wanted, or as have room on the device without any experts there."""
+        if wanted <= fits or fits < 1 or self._made(point, wanted, 0) is not None:
+            return wanted
+        while wanted > CLOSE * fits:
+            middle = sqrt(fits * wanted)
+            fits, wanted = (fits, middle) if self._made(point, middle, 0) is None else (middle, wanted)
+        return fits
+
+    def _locked(self, point: StreamPoint, running: float, resident: int) -> StreamSetup | None:
+        """With as much of the weights page-locked as may be, and no more places than there is room for."""
         made = self._made(point, running, resident)
-        return None if made is None else _most_locked(made, ceil(running * self._flow.blocks(made.block_tokens)))
+        if made is None:
+            return None
+        locked = _most_locked(made, ceil(running * self._flow.blocks(made.block_tokens)))
+        room = self._running(point, locked)
+        fewer = self._made(point, room, resident) if room < running else None
+        return (
+            locked
+            if fewer is None
+            else replace(fewer, policy=replace(fewer.policy, pin_weights=locked.policy.pin_weights))
+        )
 
     def _running(self, point: StreamPoint, setup: StreamSetup) -> float:
         """Requests that are in at a time, as many as have room."""
@@ -109,7 +133,8 @@ class StreamSetups:
     def _made(self, point: StreamPoint, running: float, resident: int) -> StreamSetup | None:
         system, flow = self._schedule.system, self._flow
         size = max(1, ceil(running / point.num_micro_batches))
-        mix = Mix(resident, round(point.on_host * (self._total - resident)), 0)
+        on_host = round(point.on_host * self._layers)
+        mix = Mix(min(resident, self._total - on_host), on_host, 0)
         places = mix.fields(system, self._total)
         if point.groups and system.splits_experts:
             places["groups"] = point.groups

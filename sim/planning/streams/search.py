@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from sim.planning.streams.estimate import StreamEstimate, estimated
 from sim.planning.streams.flow import Flow
@@ -13,7 +14,7 @@ AXES: dict[str, tuple[float, ...]] = {
     "num_micro_batches": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
     "room": (1.0, 0.95, 0.85, 0.7, 0.55, 0.4, 0.3, 0.2, 0.1),
     "num_prompts": (1, 2, 3, 4),
-    "on_host": (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0),
+    "on_host": (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0),
     "groups": (0, 1, 2, 3, 4, 6, 8),
     "pace": (1.0, 0.9, 1.1, 1.5, 2.0, 4.0, 8.0),
     "resident": (1.0, 0.75, 0.5, 0.0),
@@ -24,7 +25,8 @@ FIRST_MICRO_BATCHES = 4
 GAIN = 1e-3
 """Relative gain below which another point counts as no better."""
 MOST_ROUNDS = 4
-REACH = 2
+REACH = {"on_host": 4}
+USUAL_REACH = 2
 """Values to each side that are looked at beside the ends of an axis."""
 
 
@@ -56,7 +58,7 @@ def best_stream_policy(
     kv_bits: float | None = None,
 ) -> StreamPlan:
     """The best policy of a schedule that mixes; what is given is kept. Nothing is found where not one request fits."""
-    given = {"prefill_chunk": prefill_chunk, "weight_bits": weight_bits, "kv_bits": kv_bits}
+    given: dict[str, Any] = {"prefill_chunk": prefill_chunk, "weight_bits": weight_bits, "kv_bits": kv_bits}
     search = _Search(problem, schedule, flow, StreamSetups(problem, schedule, flow, **given))
     fixed = {name for name, value in (("num_prompts", num_prompts), ("pace", prefill_chunk)) if value is not None}
     for place in schedule.system.attention:
@@ -68,6 +70,7 @@ class _Search:
     def __init__(self, problem: Problem, schedule: Schedule, flow: Flow, setups: StreamSetups) -> None:
         self.plan = StreamPlan(schedule.name)
         self._schedule, self._flow, self._setups = schedule, flow, setups
+        self._num_experts = problem.model.num_experts
         self._rates: dict[StreamPoint, float] = {}
 
     def climb(self, start: StreamPoint, fixed: set[str]) -> None:
@@ -106,9 +109,17 @@ class _Search:
 
     def _near(self, point: StreamPoint, name: str) -> Iterator[StreamPoint]:
         """Points that differ in one number: some to each side, and both ends."""
-        values = sorted(AXES[name])
-        kind, at = type(getattr(point, name)), values.index(getattr(point, name))
-        near = values[max(0, at - REACH) : at + REACH + 1]
+        mine = getattr(point, name)
+        values = sorted({mine, *(one for one in AXES[name] if one <= self._most(point, name))})
+        kind, at = type(mine), values.index(mine)
+        reach = REACH.get(name, USUAL_REACH)
+        near = values[max(0, at - reach) : at + reach + 1]
         for value in dict.fromkeys((*near, values[0], values[-1])):
-            if value != getattr(point, name):
+            if value != mine:
                 yield replace(point, **{name: kind(value)})
+
+    def _most(self, point: StreamPoint, name: str) -> float:
+        """The largest value of an axis that says something."""
+        if name == "groups":
+            return point.num_micro_batches + point.num_prompts - 1
+        return self._num_experts if name == "on_host" else max(AXES[name])

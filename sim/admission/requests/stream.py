@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from sim.admission.arrivals import AT_ONCE, Arrivals, arrival_ns
-from sim.admission.lengths import ALL_THEY_MAY, Lengths
-from sim.admission.request_file import request_lines
+from sim.admission.requests.arrivals import AT_ONCE, Arrivals, arrival_ns
+from sim.admission.requests.lengths import ALL_THEY_MAY, Lengths
+from sim.admission.requests.request_file import request_lines
 from sim.problem import DEFAULT_GEN_LEN, Workload, request_length
 from traces.errors import InputError, check_count
 
