@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-from sim.admission import Priority, Prompts, RequestStream
+from sim.admission import Prompts, RequestStream, Service
 from sim.cost import Setup
 from sim.planning.planner import Choice
 from sim.planning.streams.estimate import StreamEstimate
@@ -111,19 +111,8 @@ class StreamChoice(Tabular):
         return [one.to_dict() for one in self.ways]
 
 
-Serve = Callable[[Any, RequestStream, "Given"], Way]
+Serve = Callable[[Any, RequestStream, Service], Way]
 """Requests served under a setup to the last one."""
-
-
-class Given(NamedTuple):
-    """What is asked of prompts beside decode; what is None is searched."""
-
-    prefill_chunk: int | None = None
-    num_prompts: int | None = None
-    weight_bits: float | None = None
-    kv_bits: float | None = None
-    priority: Priority = Priority.ARRIVAL
-    preempts: bool = False
 
 
 def plan_stream(
@@ -131,16 +120,21 @@ def plan_stream(
     stream: RequestStream,
     schedules: Sequence[str],
     batches: Choice | None,
-    given: Given | None = None,
+    service: Service | None = None,
+    *,
+    weight_bits: float | None = None,
+    kv_bits: float | None = None,
     jobs: int | None = None,
 ) -> StreamChoice:
     """How the schedules serve a stream best. `batches` are their best policies for one batch, if any fit.
 
-    Raises InputError where nothing fits in either way.
+    What the service leaves open of chunks is searched. Raises InputError where nothing fits in either way.
     """
-    given = given or Given()
+    service = service or Service()
+    given = {"num_prompts": service.num_prompts, "prefill_chunk": service.prefill_chunk}
+    asked = {**given, "weight_bits": weight_bits, "kv_bits": kv_bits}
     mixing = [name for name in schedules if by_name(name).system.mixes]
-    plans = list(in_processes(partial(_planned, problem, Flow.of(stream), given), mixing, jobs))
+    plans = list(in_processes(partial(_planned, problem, Flow.of(stream), asked), mixing, jobs))
     failed = dict.fromkeys((name for name in schedules if name not in mixing), HAS_NO_MIXED_STEPS)
     failed |= {one.schedule: one.reason for one in plans if not one.found}
     best = [one.ranked[0] for one in plans if one.found]
@@ -151,7 +145,7 @@ def plan_stream(
     ways = [_expected(one) for one in best if one.throughput_tokens_per_s < least]
     for one in batches.plans.values() if batches else ():
         tried += [(_served_in_batches, setup) for setup in _even(one.best.setup, len(stream.requests))]
-    served = in_processes(partial(_served, stream, given), tried, jobs)
+    served = in_processes(partial(_served, stream, service), tried, jobs)
     ways += filter(None, served)
     if not ways:
         reasons = " | ".join(f"{name}: {reason}" for name, reason in failed.items())
@@ -162,8 +156,7 @@ def plan_stream(
     return StreamChoice(problem, stream, tuple(first.values()), failed, sum(one.considered for one in plans))
 
 
-def _planned(problem: Problem, flow: Flow, given: Given, name: str) -> StreamPlan:
-    asked = {field: getattr(given, field) for field in ("prefill_chunk", "num_prompts", "weight_bits", "kv_bits")}
+def _planned(problem: Problem, flow: Flow, asked: dict[str, Any], name: str) -> StreamPlan:
     return best_stream_policy(problem, by_name(name), flow, **asked)
 
 
@@ -194,21 +187,21 @@ def _expected(one: StreamEstimate) -> Way:
     )
 
 
-def _served(stream: RequestStream, given: Given, one: "tuple[Serve, Any]") -> Way | None:
+def _served(stream: RequestStream, service: Service, one: "tuple[Serve, Any]") -> Way | None:
     """What simulation to the last request gives; None if it cannot be."""
     serve, setup = one
     with suppress(InputError):
-        return serve(setup, stream, given)
+        return serve(setup, stream, service)
     return None
 
 
-def _served_beside(setup: StreamSetup, stream: RequestStream, given: Given) -> Way:
-    result = serve_stream(setup, stream, given.priority, preempts=given.preempts)
+def _served_beside(setup: StreamSetup, stream: RequestStream, service: Service) -> Way:
+    result = serve_stream(setup, stream, service.priority, preempts=service.preempts)
     return _way(Prompts.BESIDE, setup, result, setup.prefill_chunk, setup.num_prompts)
 
 
-def _served_in_batches(setup: Setup, stream: RequestStream, given: Given) -> Way:
-    return _way(Prompts.BEFORE, setup, serve_in_batches(setup, stream, given.priority))
+def _served_in_batches(setup: Setup, stream: RequestStream, service: Service) -> Way:
+    return _way(Prompts.BEFORE, setup, serve_in_batches(setup, stream, service.priority))
 
 
 def _way(
