@@ -33,17 +33,32 @@ HAS_NO_MIXED_STEPS = "its steps cannot carry prompts beside decode"
 class Way:
     """One schedule with a policy on the requests at hand, prompts in one place."""
 
-    schedule: str
     prompts: Prompts
-    policy: Policy
-    prefill_chunk: int | None
-    num_prompts: int | None
+    setup: Setup | StreamSetup
     throughput_tokens_per_s: float
     steady_tokens_per_s: float | None
     at_most_tokens_per_s: dict[str, float]
     """By lane, if it never waited."""
-    result: StreamResult | None
+    result: StreamResult | None = None
     """The requests simulated to the last; None where the numbers are estimated from a few steps."""
+
+    @property
+    def schedule(self) -> str:
+        return self.setup.schedule.name
+
+    @property
+    def policy(self) -> Policy:
+        return self.setup.policy
+
+    @property
+    def prefill_chunk(self) -> int | None:
+        """Tokens of a micro-batch of prompts in a step, beside decode."""
+        return self.setup.prefill_chunk if isinstance(self.setup, StreamSetup) else None
+
+    @property
+    def num_prompts(self) -> int | None:
+        """Such micro-batches."""
+        return self.setup.num_prompts if isinstance(self.setup, StreamSetup) else None
 
     @property
     def bottleneck(self) -> str:
@@ -137,23 +152,33 @@ def plan_stream(
     plans = list(in_processes(partial(_planned, problem, Flow.of(stream), asked), mixing, jobs))
     failed = dict.fromkeys((name for name in schedules if name not in mixing), HAS_NO_MIXED_STEPS)
     failed |= {one.schedule: one.reason for one in plans if not one.found}
-    best = [one.ranked[0] for one in plans if one.found]
-    least = NEAR * max((one.throughput_tokens_per_s for one in best), default=0.0)
+    expected = [one.ranked[0] for one in plans if one.found]
+    least = NEAR * max((one.throughput_tokens_per_s for one in expected), default=0.0)
     tried: list[tuple[Serve, Any]] = [
-        (_served_beside, one.setup) for one in best if one.throughput_tokens_per_s >= least
+        (_served_beside, one.setup) for one in expected if one.throughput_tokens_per_s >= least
     ]
-    ways = [_expected(one) for one in best if one.throughput_tokens_per_s < least]
     for one in batches.plans.values() if batches else ():
         tried += [(_served_in_batches, setup) for setup in _even(one.best.setup, len(stream.requests))]
-    served = in_processes(partial(_served, stream, service), tried, jobs)
-    ways += filter(None, served)
+    served = filter(None, in_processes(partial(_served, stream, service), tried, jobs))
+    ways = [*served, *(_expected(one) for one in expected if one.throughput_tokens_per_s < least)]
+    ways = _with_a_served_best(ways, lambda setup: _served(stream, service, (_served_beside, setup)))
     if not ways:
         reasons = " | ".join(f"{name}: {reason}" for name, reason in failed.items())
         raise InputError(f"{problem.hardware.name} serves none of the requests: {reasons}")
     first: dict[tuple[str, Prompts], Way] = {}
-    for way in sorted(ways, key=lambda one: -one.throughput_tokens_per_s):
+    for way in ways:
         first.setdefault((way.schedule, way.prompts), way)
     return StreamChoice(problem, stream, tuple(first.values()), failed, sum(one.considered for one in plans))
+
+
+def _with_a_served_best(ways: list[Way], serve: Callable[[Setup | StreamSetup], Way | None]) -> list[Way]:
+    """The ways, the best first, which is served if it was only estimated: until the best one is no estimate."""
+    while True:
+        ways = sorted(ways, key=lambda one: -one.throughput_tokens_per_s)
+        if not ways or ways[0].result is not None:
+            return ways
+        expected, *ways = ways
+        ways += filter(None, [serve(expected.setup)])
 
 
 def _planned(problem: Problem, flow: Flow, asked: dict[str, Any], name: str) -> StreamPlan:
@@ -173,18 +198,8 @@ def _even(setup: Setup, num_requests: int) -> list[Setup]:
 
 def _expected(one: StreamEstimate) -> Way:
     """What is estimated of a policy."""
-    setup = one.setup
-    return Way(
-        setup.schedule.name,
-        Prompts.BESIDE,
-        setup.policy,
-        setup.prefill_chunk,
-        setup.num_prompts,
-        one.throughput_tokens_per_s,
-        one.steady_tokens_per_s,
-        one.at_most_tokens_per_s,
-        None,
-    )
+    rates = (one.throughput_tokens_per_s, one.steady_tokens_per_s, one.at_most_tokens_per_s)
+    return Way(Prompts.BESIDE, one.setup, *rates)
 
 
 def _served(stream: RequestStream, service: Service, one: "tuple[Serve, Any]") -> Way | None:
@@ -196,16 +211,13 @@ def _served(stream: RequestStream, service: Service, one: "tuple[Serve, Any]") -
 
 
 def _served_beside(setup: StreamSetup, stream: RequestStream, service: Service) -> Way:
-    result = serve_stream(setup, stream, service.priority, preempts=service.preempts)
-    return _way(Prompts.BESIDE, setup, result, setup.prefill_chunk, setup.num_prompts)
+    return _way(Prompts.BESIDE, setup, serve_stream(setup, stream, service.priority, preempts=service.preempts))
 
 
 def _served_in_batches(setup: Setup, stream: RequestStream, service: Service) -> Way:
     return _way(Prompts.BEFORE, setup, serve_in_batches(setup, stream, service.priority))
 
 
-def _way(
-    prompts: Prompts, setup: Setup | StreamSetup, result: StreamResult, chunk: int | None = None, num: int | None = None
-) -> Way:
+def _way(prompts: Prompts, setup: Setup | StreamSetup, result: StreamResult) -> Way:
     rates = (result.throughput_tokens_per_s, result.steady_tokens_per_s, result.at_most_tokens_per_s)
-    return Way(setup.schedule.name, prompts, setup.policy, chunk, num, *rates, result)
+    return Way(prompts, setup, *rates, result)
