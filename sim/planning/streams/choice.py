@@ -26,7 +26,7 @@ from traces.errors import InputError
 NEAR = 0.98
 """Share of the best estimate from which on a schedule's policy is simulated to the last request."""
 
-HAS_NO_MIXED_STEPS = "its steps cannot carry prompts beside decode"
+HAS_NO_MIXED_STEPS = "steps cannot carry prompts beside decode"
 
 
 @dataclass(frozen=True, slots=True)

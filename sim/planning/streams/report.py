@@ -66,8 +66,9 @@ def _why(choice: StreamChoice) -> Iterator[str]:
             )
     if any(one.result is None for one in choice.ways):
         yield "What is not within 2 % of the best estimate is estimated from a few steps, not simulated to its end."
-    for name, reason in choice.failed.items():
-        yield f"{name}: {reason}" if not reason.startswith(name) else reason
+    for reason in dict.fromkeys(choice.failed.values()):
+        which = ", ".join(name for name, why in choice.failed.items() if why == reason)
+        yield f"{which}: {reason}"
 
 
 def _bound(way: Way) -> str:

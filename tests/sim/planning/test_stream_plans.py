@@ -139,7 +139,7 @@ def test_prompts_go_beside_decode_where_the_gpu_and_the_link_would_take_turns():
 
 def test_batch_after_batch_is_chosen_where_it_is_faster():
     """One wave in chunks that are far too small: who waits for its prompt does not decode, and nobody comes behind."""
-    choice = chosen_for(problem_of(), 24, "cgopipe", prefill_chunk=16)
+    choice = chosen_for(problem_of(), 24, "cgopipe", prefill_chunk=16, num_prompts=1)
     assert choice.best.prompts is Prompts.BEFORE
     assert choice.rival.prompts is Prompts.BESIDE
     assert choice.gain > 1.5
