@@ -278,7 +278,8 @@ def test_a_request_whose_processor_raises_ends_alone_with_its_error(after, devic
         assert (found[number].sequence, found[number].error) == (alone("mixtral", PROMPTS[number]), "")
 
 
-def test_what_breaks_in_the_model_ends_the_stream_and_leaves_nothing_behind(device):
+@pytest.mark.parametrize("part", ["mlp", "input_layernorm"])
+def test_what_breaks_in_the_model_ends_the_stream_and_leaves_nothing_behind(part, device):
     model, calls = make("mixtral"), []
 
     def hook(*_):
@@ -287,7 +288,7 @@ def test_what_breaks_in_the_model_ends_the_stream_and_leaves_nothing_behind(devi
             raise ValueError("broken")
 
     before, parameters = threading.active_count(), dict(model.named_parameters())
-    handle = model.model.layers[1].mlp.register_forward_pre_hook(hook)
+    handle = getattr(model.model.layers[1], part).register_forward_pre_hook(hook)
     try:
         with pytest.raises(TaskError, match="layer 1"):
             list(engine.stream(model, PROMPTS, micro_batch_size=2, max_new_tokens=NEW, device=device))
@@ -306,6 +307,7 @@ def test_closed_early_nothing_is_left_behind(taken, device):
     with engine.stream(model, PROMPTS * 3, micro_batch_size=2, max_new_tokens=40, device=device) as stream:
         for _ in range(taken):
             next(stream)
+    assert stream.stats is None or stream.stats.generated_tokens < 3 * 40 * len(PROMPTS)
     assert threading.active_count() == before
     assert device.usage.current_bytes == device.pinned.usage.current_bytes == 0
     assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
@@ -339,6 +341,22 @@ def test_ctrl_c(device):
     assert len(done) < 4 * len(PROMPTS)
     assert threading.active_count() == before
     assert device.usage.current_bytes == 0
+
+
+def test_who_is_cancelled_while_it_runs_ends_with_what_it_has(device):
+    ready, opened = threading.Event(), []
+
+    def cancel(output):
+        ready.wait()
+        opened[0].cancel(1)
+
+    asked = [engine.GenerationRequest(PROMPTS[i], most) for i, most in enumerate((3, 50, 6))]
+    opened.append(engine.stream(make("mixtral"), asked, micro_batch_size=3, device=device, on_result=cancel))
+    ready.set()
+    found = outputs_of(opened[0])
+    assert found[1].error == "cancelled"
+    assert found[1].sequence == reference(make("mixtral"), [PROMPTS[1]], 1, 50)[0][:3]
+    assert (found[2].sequence, found[2].error) == (alone("mixtral", PROMPTS[2], 6), "")
 
 
 def test_all_cancelled_is_over(device):
