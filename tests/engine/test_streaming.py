@@ -3,8 +3,10 @@
 import _thread
 import faulthandler
 import functools
+import gc
 import threading
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -375,6 +377,10 @@ def test_outputs_come_as_requests_end(device):
     stream = engine.stream(make("mixtral"), asked, micro_batch_size=1, device=device)
     assert [one.number for one in stream] == [1, 0, 2]
     assert (stream.stats.num_requests, stream.stats.generated_tokens) == (3, 42)
+    first, second, third = stream.stats.times
+    assert 0 < first.first_token_ns < second.first_token_ns < second.end_ns < first.end_ns < third.end_ns
+    assert stream.stats.whole_s.p90 == third.whole_s <= stream.stats.total_s
+    assert stream.stats.to_dict()["first_token_s"]["p50"] == second.first_token_s
     assert stream.trace is None
 
 
@@ -407,6 +413,23 @@ def test_a_trace_ends_where_it_is_told_to(device):
     list(stream)
     assert {span.step for span in stream.trace.spans} == {1, 2}
     assert stream.stats.num_steps > 9
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads what Linux says of a process")
+def test_memory_stays_what_it_is_however_many_requests_come(device):
+    def anonymous_bytes():
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return 1024 * int(status.partition("RssAnon:")[2].split()[0])
+
+    prompts, held = make_prompts(*(1 + i % 4 for i in range(2_000))), []
+    for output in engine.stream(make("mixtral"), prompts, policy=Policy(32, 8), max_new_tokens=3, device=device):
+        assert output.error == ""
+        if (len(held) + 1) % 500 == 0:
+            gc.collect()
+        held.append(anonymous_bytes())
+    assert len(held) == 2_000
+    assert held[-1] - held[499] < 8 << 20
 
 
 @pytest.mark.parametrize("name", ["cgopipe", "cgopipe, attention on the GPU", "cgopipe, all page-locked"])

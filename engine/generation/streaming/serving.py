@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
 from engine.device import LaneContext
@@ -18,6 +18,7 @@ from engine.memory import Activations, Buffers
 from engine.tasks import BatchContext, DecodeAttention, RunContext, Session, TaskPerformer
 from sim.admission import Composition
 from sim.schedule import H2D, WHOLE, Lane, LaneKind, Op, SlotLayout, Task
+from sim.simulation import Quantiles, RequestTimes
 from traces.trace import Counter, Trace
 
 ENDLESS = 1 << 40
@@ -41,14 +42,26 @@ class StreamStats:
     num_steps: int
     total_s: float
     peak_bytes: dict[str, int]
+    times: tuple[RequestTimes, ...]
+    """Of each request that came to its end: when it had its first token, and its last, from the first step on."""
 
     @property
     def tokens_per_s(self) -> float:
         return self.generated_tokens / self.total_s if self.total_s else 0.0
 
+    @property
+    def first_token_s(self) -> Quantiles:
+        return Quantiles.of(one.first_token_s for one in self.times)
+
+    @property
+    def whole_s(self) -> Quantiles:
+        return Quantiles.of(one.whole_s for one in self.times)
+
     def to_dict(self) -> dict[str, Any]:
-        """The numbers as JSON values."""
-        return {**asdict(self), "tokens_per_s": self.tokens_per_s}
+        """The numbers as JSON values; of the times, what so large a share of the requests does not exceed."""
+        numbers = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "times"}
+        times = {name: getattr(self, name)._asdict() for name in ("first_token_s", "whole_s") if self.times}
+        return {**numbers, "tokens_per_s": self.tokens_per_s, **times}
 
 
 @dataclass(slots=True, eq=False)
@@ -128,10 +141,10 @@ class Serving:
         for request in self.requests:
             if request.cancelled:
                 cohorts.cancel(request.number)
-        begun = time.perf_counter()
+        begun_ns = time.perf_counter_ns()
         cohorts.advance()
         ran = [] if cohorts.over else executor.run()
-        self._note(ran, time.perf_counter() - begun)
+        self._note(ran, begun_ns, time.perf_counter_ns())
 
     def _tell(self, request: Wanted) -> None:
         self.put(self.output_of(request))
@@ -159,11 +172,17 @@ class Serving:
         if self.traced_steps and not self._histories:
             self._histories = {tier: memory.take_history() for tier, memory in self.run.memories.items()}
 
-    def _note(self, ran: list[Ran], total_s: float) -> None:
+    def _note(self, ran: list[Ran], begun_ns: int, ended_ns: int) -> None:
         run = self.run
+        times = tuple(
+            RequestTimes(one.number, 0, one.first_token_ns - begun_ns, one.end_ns - begun_ns, len(one.tokens))
+            for one in self.requests
+            if one.is_over and not one.error
+        )
         peaks = {tier: memory.usage.peak_bytes for tier, memory in run.memories.items()}
         made = sum(len(one.tokens) for one in self.requests)
-        self.stats = StreamStats(len(self.requests), made, self._num_steps, total_s, peaks)
+        seconds = (ended_ns - begun_ns) / 1e9
+        self.stats = StreamStats(len(self.requests), made, self._num_steps, seconds, peaks, times)
         if not ran:
             return
         self._end_histories()
