@@ -62,7 +62,7 @@ def forget_shapes() -> None:
         base._steady,
         fastpath_program._program,
         fastpath_program._alike,
-        fastpath_costs._kinds,
+        fastpath_costs.task_kinds,
     ):
         cached.cache_clear()
 

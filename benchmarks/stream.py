@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, MixtralConfig, MixtralForCausalLM, PreTrainedModel
+from engine_schedules import make_model
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 import engine
 from engine.device import EmulatedDevice
@@ -31,19 +32,9 @@ GIGA = 1e9
 VOCABULARY, PAD, EOS, FIRST_TOKEN = 4096, 0, 1, 3
 
 
-def make_model(hidden_size: int) -> PreTrainedModel:
-    """A random Mixtral; 512 gives about 200M parameters."""
-    torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=hidden_size,
-        intermediate_size=hidden_size * 7 // 2,
-        num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        num_local_experts=8,
-    )
-    model = MixtralForCausalLM(config).eval()
+def make_ending_model(hidden_size: int) -> PreTrainedModel:
+    """The same as of the benchmark of schedules, but that requests may end."""
+    model = make_model(hidden_size)
     model.generation_config.eos_token_id = EOS
     model.generation_config.pad_token_id = PAD
     return model
@@ -153,7 +144,7 @@ def main() -> None:
     parser.add_argument("--cpu-threads", type=int, default=1)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    model, prompts = make_model(args.hidden_size), make_prompts(args)
+    model, prompts = make_ending_model(args.hidden_size), make_prompts(args)
     ways = {"batches": in_batches, "stream": as_stream}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for repeat in range(args.repeats):

@@ -62,6 +62,11 @@ class StreamOptions:
             self.tpot,
         )
 
+    def check_prompt_len(self, given: int | None) -> None:
+        """Raise InputError where all prompts are given one length, and these requests have their own."""
+        if given and (isinstance(self.requests, str) or self.prompt_lens):
+            raise InputError("--prompt-len: these requests have prompts of their own lengths: leave it out")
+
     def check_schedules(self, names: Sequence[str]) -> None:
         """Raise InputError for what says something of mixed steps where no schedule has them."""
         from sim.schedule import by_name, registered

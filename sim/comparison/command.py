@@ -64,8 +64,7 @@ def _compare_served(
 ) -> int:
     if args.trace:
         raise InputError("--trace: holds one batch of each schedule: leave --requests out")
-    if args.prompt_len and (isinstance(options.requests, str) or options.prompt_lens):
-        raise InputError("--prompt-len: these requests have prompts of their own lengths: leave it out")
+    options.check_prompt_len(args.prompt_len)
     options.check_schedules(names)
     problem, stream = options.stream_of(problem, args.gen_len)
     simulation.compile_once()

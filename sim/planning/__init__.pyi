@@ -24,7 +24,6 @@ from .search import Candidate as Candidate, Objective as Objective
 from .streams import (
     PROMPTS_IN_WORDS as PROMPTS_IN_WORDS,
     Flow as Flow,
-    Given as Given,
     StreamChoice as StreamChoice,
     StreamPlan as StreamPlan,
     best_stream_policy as best_stream_policy,

@@ -103,6 +103,7 @@ def _check_beside_requests(args: argparse.Namespace, options: "admission.StreamO
     for option, is_given in given.items():
         if is_given:
             raise InputError(f"{option}: with --requests the most tokens a second of all are searched: leave it out")
+    options.check_prompt_len(args.prompt_len)
     options.check_schedules(schedules_of(args))
 
 
@@ -113,10 +114,8 @@ def _choose_for(
     choice: "planning.Choice",
 ) -> "planning.StreamChoice":
     """How these requests are served best; `choice` has each schedule's best policy for one batch."""
-    how = options.service
-    bits = (args.weight_bits, args.kv_bits)
-    given = planning.Given(options.prefill_chunk, options.prompt_batches, *bits, how.priority, how.preempts)
-    return planning.plan_stream(choice.problem, stream, schedules_of(args), choice, given, args.jobs)
+    more = {"weight_bits": args.weight_bits, "kv_bits": args.kv_bits, "jobs": args.jobs}
+    return planning.plan_stream(choice.problem, stream, schedules_of(args), choice, options.service, **more)
 
 
 def _choose(args: argparse.Namespace, problem: "Problem", most_requests: int | None) -> "planning.Choice":

@@ -1,4 +1,4 @@
-from .choice import Given as Given, StreamChoice as StreamChoice, Way as Way, plan_stream as plan_stream
+from .choice import StreamChoice as StreamChoice, Way as Way, plan_stream as plan_stream
 from .estimate import StreamEstimate as StreamEstimate
 from .flow import Flow as Flow
 from .points import StreamPoint as StreamPoint, StreamSetups as StreamSetups

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-from sim.admission import Priority, Prompts, RequestStream
+from sim.admission import Prompts, RequestStream, Service
 from sim.cost import Setup
 from sim.planning.planner import Choice
 from sim.planning.streams.estimate import StreamEstimate
@@ -26,24 +26,39 @@ from traces.errors import InputError
 NEAR = 0.98
 """Share of the best estimate from which on a schedule's policy is simulated to the last request."""
 
-HAS_NO_MIXED_STEPS = "its steps cannot carry prompts beside decode"
+HAS_NO_MIXED_STEPS = "steps cannot carry prompts beside decode"
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
     """One schedule with a policy on the requests at hand, prompts in one place."""
 
-    schedule: str
     prompts: Prompts
-    policy: Policy
-    prefill_chunk: int | None
-    num_prompts: int | None
+    setup: Setup | StreamSetup
     throughput_tokens_per_s: float
     steady_tokens_per_s: float | None
     at_most_tokens_per_s: dict[str, float]
     """By lane, if it never waited."""
-    result: StreamResult | None
+    result: StreamResult | None = None
     """The requests simulated to the last; None where the numbers are estimated from a few steps."""
+
+    @property
+    def schedule(self) -> str:
+        return self.setup.schedule.name
+
+    @property
+    def policy(self) -> Policy:
+        return self.setup.policy
+
+    @property
+    def prefill_chunk(self) -> int | None:
+        """Tokens of a micro-batch of prompts in a step, beside decode."""
+        return self.setup.prefill_chunk if isinstance(self.setup, StreamSetup) else None
+
+    @property
+    def num_prompts(self) -> int | None:
+        """Such micro-batches."""
+        return self.setup.num_prompts if isinstance(self.setup, StreamSetup) else None
 
     @property
     def bottleneck(self) -> str:
@@ -111,19 +126,8 @@ class StreamChoice(Tabular):
         return [one.to_dict() for one in self.ways]
 
 
-Serve = Callable[[Any, RequestStream, "Given"], Way]
+Serve = Callable[[Any, RequestStream, Service], Way]
 """Requests served under a setup to the last one."""
-
-
-class Given(NamedTuple):
-    """What is asked of prompts beside decode; what is None is searched."""
-
-    prefill_chunk: int | None = None
-    num_prompts: int | None = None
-    weight_bits: float | None = None
-    kv_bits: float | None = None
-    priority: Priority = Priority.ARRIVAL
-    preempts: bool = False
 
 
 def plan_stream(
@@ -131,39 +135,53 @@ def plan_stream(
     stream: RequestStream,
     schedules: Sequence[str],
     batches: Choice | None,
-    given: Given | None = None,
+    service: Service | None = None,
+    *,
+    weight_bits: float | None = None,
+    kv_bits: float | None = None,
     jobs: int | None = None,
 ) -> StreamChoice:
     """How the schedules serve a stream best. `batches` are their best policies for one batch, if any fit.
 
-    Raises InputError where nothing fits in either way.
+    What the service leaves open of chunks is searched. Raises InputError where nothing fits in either way.
     """
-    given = given or Given()
+    service = service or Service()
+    given = {"num_prompts": service.num_prompts, "prefill_chunk": service.prefill_chunk}
+    asked = {**given, "weight_bits": weight_bits, "kv_bits": kv_bits}
     mixing = [name for name in schedules if by_name(name).system.mixes]
-    plans = list(in_processes(partial(_planned, problem, Flow.of(stream), given), mixing, jobs))
+    plans = list(in_processes(partial(_planned, problem, Flow.of(stream), asked), mixing, jobs))
     failed = dict.fromkeys((name for name in schedules if name not in mixing), HAS_NO_MIXED_STEPS)
     failed |= {one.schedule: one.reason for one in plans if not one.found}
-    best = [one.ranked[0] for one in plans if one.found]
-    least = NEAR * max((one.throughput_tokens_per_s for one in best), default=0.0)
+    expected = [one.ranked[0] for one in plans if one.found]
+    least = NEAR * max((one.throughput_tokens_per_s for one in expected), default=0.0)
     tried: list[tuple[Serve, Any]] = [
-        (_served_beside, one.setup) for one in best if one.throughput_tokens_per_s >= least
+        (_served_beside, one.setup) for one in expected if one.throughput_tokens_per_s >= least
     ]
-    ways = [_expected(one) for one in best if one.throughput_tokens_per_s < least]
     for one in batches.plans.values() if batches else ():
         tried += [(_served_in_batches, setup) for setup in _even(one.best.setup, len(stream.requests))]
-    served = in_processes(partial(_served, stream, given), tried, jobs)
-    ways += filter(None, served)
+    served = filter(None, in_processes(partial(_served, stream, service), tried, jobs))
+    ways = [*served, *(_expected(one) for one in expected if one.throughput_tokens_per_s < least)]
+    ways = _with_a_served_best(ways, lambda setup: _served(stream, service, (_served_beside, setup)))
     if not ways:
         reasons = " | ".join(f"{name}: {reason}" for name, reason in failed.items())
         raise InputError(f"{problem.hardware.name} serves none of the requests: {reasons}")
     first: dict[tuple[str, Prompts], Way] = {}
-    for way in sorted(ways, key=lambda one: -one.throughput_tokens_per_s):
+    for way in ways:
         first.setdefault((way.schedule, way.prompts), way)
     return StreamChoice(problem, stream, tuple(first.values()), failed, sum(one.considered for one in plans))
 
 
-def _planned(problem: Problem, flow: Flow, given: Given, name: str) -> StreamPlan:
-    asked = {field: getattr(given, field) for field in ("prefill_chunk", "num_prompts", "weight_bits", "kv_bits")}
+def _with_a_served_best(ways: list[Way], serve: Callable[[Setup | StreamSetup], Way | None]) -> list[Way]:
+    """The ways, the best first, which is served if it was only estimated: until the best one is no estimate."""
+    while True:
+        ways = sorted(ways, key=lambda one: -one.throughput_tokens_per_s)
+        if not ways or ways[0].result is not None:
+            return ways
+        expected, *ways = ways
+        ways += filter(None, [serve(expected.setup)])
+
+
+def _planned(problem: Problem, flow: Flow, asked: dict[str, Any], name: str) -> StreamPlan:
     return best_stream_policy(problem, by_name(name), flow, **asked)
 
 
@@ -180,39 +198,26 @@ def _even(setup: Setup, num_requests: int) -> list[Setup]:
 
 def _expected(one: StreamEstimate) -> Way:
     """What is estimated of a policy."""
-    setup = one.setup
-    return Way(
-        setup.schedule.name,
-        Prompts.BESIDE,
-        setup.policy,
-        setup.prefill_chunk,
-        setup.num_prompts,
-        one.throughput_tokens_per_s,
-        one.steady_tokens_per_s,
-        one.at_most_tokens_per_s,
-        None,
-    )
+    rates = (one.throughput_tokens_per_s, one.steady_tokens_per_s, one.at_most_tokens_per_s)
+    return Way(Prompts.BESIDE, one.setup, *rates)
 
 
-def _served(stream: RequestStream, given: Given, one: "tuple[Serve, Any]") -> Way | None:
+def _served(stream: RequestStream, service: Service, one: "tuple[Serve, Any]") -> Way | None:
     """What simulation to the last request gives; None if it cannot be."""
     serve, setup = one
     with suppress(InputError):
-        return serve(setup, stream, given)
+        return serve(setup, stream, service)
     return None
 
 
-def _served_beside(setup: StreamSetup, stream: RequestStream, given: Given) -> Way:
-    result = serve_stream(setup, stream, given.priority, preempts=given.preempts)
-    return _way(Prompts.BESIDE, setup, result, setup.prefill_chunk, setup.num_prompts)
+def _served_beside(setup: StreamSetup, stream: RequestStream, service: Service) -> Way:
+    return _way(Prompts.BESIDE, setup, serve_stream(setup, stream, service.priority, preempts=service.preempts))
 
 
-def _served_in_batches(setup: Setup, stream: RequestStream, given: Given) -> Way:
-    return _way(Prompts.BEFORE, setup, serve_in_batches(setup, stream, given.priority))
+def _served_in_batches(setup: Setup, stream: RequestStream, service: Service) -> Way:
+    return _way(Prompts.BEFORE, setup, serve_in_batches(setup, stream, service.priority))
 
 
-def _way(
-    prompts: Prompts, setup: Setup | StreamSetup, result: StreamResult, chunk: int | None = None, num: int | None = None
-) -> Way:
+def _way(prompts: Prompts, setup: Setup | StreamSetup, result: StreamResult) -> Way:
     rates = (result.throughput_tokens_per_s, result.steady_tokens_per_s, result.at_most_tokens_per_s)
-    return Way(setup.schedule.name, prompts, setup.policy, chunk, num, *rates, result)
+    return Way(prompts, setup, *rates, result)

@@ -20,6 +20,9 @@ ROUNDS = 6
 more requests, whose prompts leave the device less room.
 """
 
+PARTS = 512
+"""Of all experts: in so many steps, or one by one, it is found how many find room on the device."""
+
 CLOSE = 1.02
 """Numbers of requests that are this close count as one."""
 
@@ -62,7 +65,8 @@ class StreamSetups:
         self._total = total_of(problem.model, schedule)
         self._layers = sum(layer.num_experts > 0 for layer in problem.model.layers)
         self._bits: dict[str, Any] = {"weight_bits": weight_bits, "kv_bits": kv_bits}
-        self._near = self._total // 4
+        self._unit = max(1, self._total // PARTS)
+        self._near = self._total // self._unit // 4
         self.reason = ""
         """Why the last point that was asked for has no setup."""
 
@@ -114,12 +118,12 @@ class StreamSetups:
         """The most experts on the device with which all else fits; None if it does not fit without any."""
 
         def fits(count: int) -> bool:
-            return self._made(point, running, count) is not None
+            return self._made(point, running, count * self._unit) is not None
 
         if not fits(0):
             return None
-        low, high, step = 0, self._total, 1
-        near = min(self._near, self._total)
+        low, high, step = 0, self._total // self._unit, 1
+        near = min(self._near, high)
         while low < high:  # from what the last point had outwards, then by halves
             tried = near if low < near <= high else (low + high + 1) // 2
             if fits(tried):
@@ -128,7 +132,7 @@ class StreamSetups:
                 high, near = tried - 1, tried - step
             step *= 2
         self._near = low
-        return low
+        return low * self._unit
 
     def _made(self, point: StreamPoint, running: float, resident: int) -> StreamSetup | None:
         system, flow = self._schedule.system, self._flow

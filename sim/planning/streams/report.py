@@ -17,19 +17,21 @@ def print_stream_plan(choice: StreamChoice) -> None:
     out, best = Report(), choice.best
     count, how = len(choice.stream.requests), PROMPTS_IN_WORDS[best.prompts]
     rate = f"[bold]{best.throughput_tokens_per_s:,.2f} tokens/s[/bold]{_of_rival(choice)}"
-    with_ = f"{best.schedule} with {in_short(best.policy)}{_chunks(best)}"
+    chunks = f", {_chunk(best)} tokens of prompts a step" if _chunk(best) else ""
+    with_ = f"{best.schedule} with {in_short(best.policy)}{chunks}"
     out.say(f"Best for {count:,} requests: [bold]{how}[/bold], {with_}: {rate}.")
     keys = {"schedule": TEXT, "prompts": TEXT}
-    columns = [{**keys, "policy": TEXT, "tokens/s": ",.2f", "steady": ",.2f", "chunk": ",", "busiest": ">"}]
+    rates = {"tokens/s": ",.2f", "steady": ",.2f"}
+    columns = [{**keys, "policy": TEXT, **rates}, {"chunk": ">", "busiest": ">"}]
     out.table(columns, map(_row, choice.ways), f"for {count:,} requests", keys=2)
     out.say(*_why(choice))
 
 
-def _chunks(way: Way) -> str:
+def _chunk(way: Way) -> str:
+    """Tokens of prompts that a step takes, in how many micro-batches if that is not one."""
     if way.prefill_chunk is None:
         return ""
-    times = f"{way.num_prompts} × " if way.num_prompts != 1 else ""
-    return f", {times}{way.prefill_chunk:,} tokens of prompts a step"
+    return f"{way.prefill_chunk:,}" if way.num_prompts == 1 else f"{way.num_prompts} × {way.prefill_chunk:,}"
 
 
 def _of_rival(choice: StreamChoice) -> str:
@@ -43,8 +45,8 @@ def _of_rival(choice: StreamChoice) -> str:
 
 
 def _row(way: Way) -> tuple[Any, ...]:
-    rates = (way.throughput_tokens_per_s, way.steady_tokens_per_s, way.prefill_chunk)
-    return way.schedule, way.prompts.value, in_short(way.policy), *rates, _busiest(way)
+    rates = (way.throughput_tokens_per_s, way.steady_tokens_per_s)
+    return way.schedule, way.prompts.value, in_short(way.policy), *rates, _chunk(way), _busiest(way)
 
 
 def _busiest(way: Way) -> str:
@@ -64,8 +66,9 @@ def _why(choice: StreamChoice) -> Iterator[str]:
             )
     if any(one.result is None for one in choice.ways):
         yield "What is not within 2 % of the best estimate is estimated from a few steps, not simulated to its end."
-    for name, reason in choice.failed.items():
-        yield f"{name}: {reason}" if not reason.startswith(name) else reason
+    for reason in dict.fromkeys(choice.failed.values()):
+        which = ", ".join(name for name, why in choice.failed.items() if why == reason)
+        yield f"{which}: {reason}"
 
 
 def _bound(way: Way) -> str:

@@ -13,7 +13,7 @@ from sim.schedule import ExpertPlace, Schedule
 AXES: dict[str, tuple[float, ...]] = {
     "num_micro_batches": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
     "room": (1.0, 0.95, 0.85, 0.7, 0.55, 0.4, 0.3, 0.2, 0.1),
-    "num_prompts": (1, 2, 3, 4),
+    "num_prompts": (1, 2, 3, 4, 6, 8),
     "on_host": (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0),
     "groups": (0, 1, 2, 3, 4, 6, 8),
     "pace": (1.0, 0.9, 1.1, 1.5, 2.0, 4.0, 8.0),

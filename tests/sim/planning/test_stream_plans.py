@@ -7,9 +7,9 @@ from hypothesis import given, strategies as st
 from schedule_rules import examples
 from sim_examples import few_layers, round_machine
 
-from sim.admission import Prompts, RequestStream, StreamedRequest
+from sim.admission import Prompts, RequestStream, Service, StreamedRequest
 from sim.cost import capacity_bytes
-from sim.planning import Flow, Given, PolicyGrid, best_stream_policy, plan, plan_stream
+from sim.planning import Flow, PolicyGrid, best_stream_policy, plan, plan_stream
 from sim.planning.streams.estimate import estimated
 from sim.planning.streams.points import StreamPoint, StreamSetups
 from sim.problem import Problem, Workload
@@ -122,7 +122,7 @@ def test_what_is_given_is_kept():
 def chosen_for(problem, num_requests, *schedules, **asked):
     stream = RequestStream.of(problem.workload, num_requests)
     batches = plan(problem, schedules, grid=replace(GRID, most_requests=num_requests), refine=False, jobs=1)
-    return plan_stream(problem, stream, schedules, batches, Given(**asked), jobs=1)
+    return plan_stream(problem, stream, schedules, batches, Service(**asked), jobs=1)
 
 
 def test_prompts_go_beside_decode_where_the_gpu_and_the_link_would_take_turns():
@@ -139,7 +139,7 @@ def test_prompts_go_beside_decode_where_the_gpu_and_the_link_would_take_turns():
 
 def test_batch_after_batch_is_chosen_where_it_is_faster():
     """One wave in chunks that are far too small: who waits for its prompt does not decode, and nobody comes behind."""
-    choice = chosen_for(problem_of(), 24, "cgopipe", prefill_chunk=16)
+    choice = chosen_for(problem_of(), 24, "cgopipe", prefill_chunk=16, num_prompts=1)
     assert choice.best.prompts is Prompts.BEFORE
     assert choice.rival.prompts is Prompts.BESIDE
     assert choice.gain > 1.5
