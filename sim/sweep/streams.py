@@ -1,11 +1,11 @@
 """Points of a sweep that serve a stream of requests: what each asks for, and the cells of its row."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import product
 from typing import Any
 
-from sim.admission import Prompts, StreamOptions
+from sim.admission import Prompts, RequestStream, StreamOptions
 from sim.comparison import Asked, Served, served_by
 from sim.problem import Problem
 from sim.schedule import by_name
@@ -48,6 +48,32 @@ def all_options(base: StreamOptions, axes: tuple[Axis, ...]) -> Iterator[StreamO
     for values in product(*(axis.values for axis in mine)):
         set_by = zip(mine, values, strict=True)
         yield options_at(base, {name: value for axis, value in set_by for name in axis.names})
+
+
+def check_streams(
+    base: StreamOptions | None,
+    axes: tuple[Axis, ...],
+    schedules: Sequence[str],
+    gen_len: int | None,
+    *,
+    has_prompts: bool,
+) -> None:
+    """Raise InputError for what no point could be asked, before any work. `has_prompts`: whether all have lengths."""
+    if base is None:
+        for name in sorted(STREAM_SETTINGS.intersection(name for axis in axes for name in axis.names)):
+            raise InputError(f"--axis {name}: says something of a stream of requests: give --requests N too")
+        return
+    for one in all_options(base, axes):
+        one.check_schedules(schedules)
+        if isinstance(one.requests, str):
+            if has_prompts:
+                raise InputError(f"--requests {one.requests}: has the prompts: leave out workload and prompt_len")
+            RequestStream.read(one.requests, gen_len)
+
+
+def files_of(base: StreamOptions, axes: tuple[Axis, ...]) -> dict[str, str]:
+    """What the files hold that requests come from, as hashes."""
+    return {path: digest for one in all_options(base, axes) for path, digest in one.files().items()}
 
 
 def places_of(schedule: str) -> tuple[Prompts, ...]:

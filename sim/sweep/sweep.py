@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import islice, product
 from typing import Any
 
-from sim.admission import Prompts, RequestStream, StreamOptions
+from sim.admission import Prompts, StreamOptions
 from sim.comparison import SIZES, Asked, Outcome, compare
 from sim.hrm import SCHEDULE, search_policies
 from sim.planning import best_policy
@@ -23,8 +23,8 @@ from sim.sweep.axes import HARDWARE, POLICY, Axis, Value, points
 from sim.sweep.streams import (
     SERVED_COLUMNS,
     START_COLUMNS,
-    STREAM_SETTINGS,
-    all_options,
+    check_streams,
+    files_of,
     options_at,
     places_of,
     served_cells,
@@ -134,7 +134,7 @@ class Sweep:
             "hardware": {name: machine.to_dict() for name, machine in self._machines.items()},
             "workloads": {name: asdict(workload) for name, workload in self._workloads.items()},
             **({"routings": routings} if routings else {}),  # rows from before there were any keep their digest
-            **({"files": self._files()} if self._base.stream is not None else {}),
+            **({"files": files_of(self._base.stream, self._axes)} if self._base.stream is not None else {}),
         }
         return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -224,27 +224,11 @@ class Sweep:
                 raise InputError(f"--axis {axis.label}: is a column of the results already; choose another label")
 
     def _check_streams(self) -> None:
-        swept = {name for axis in self._axes for name in axis.names}
-        if self._base.stream is None:
-            for name in sorted(STREAM_SETTINGS & swept):
-                raise InputError(f"--axis {name}: says something of a stream of requests: give --requests N too")
-            return
-        if self._base.by == HRM:
+        base = self._base
+        if base.stream is not None and base.by == HRM:
             raise InputError("--by hrm: knows one batch only: leave out --requests")
-        lengths = self._base.prompt_len is not None or bool({"prompt_len", "workload"} & swept)
-        for one in all_options(self._base.stream, self._axes):
-            one.check_schedules(self._schedules)
-            if isinstance(one.requests, str) and lengths:
-                raise InputError(f"--requests {one.requests}: has the prompts: leave out workload and prompt_len")
-            if isinstance(one.requests, str):
-                RequestStream.read(one.requests, self._base.gen_len)
-
-    def _files(self) -> dict[str, str]:
-        """What the files hold that requests come from, as hashes."""
-        if self._base.stream is None:
-            return {}
-        every = all_options(self._base.stream, self._axes)
-        return {path: digest for one in every for path, digest in one.files().items()}
+        has_prompts = base.prompt_len is not None or bool(self._values("prompt_len") or self._values("workload"))
+        check_streams(base.stream, self._axes, self._schedules, base.gen_len, has_prompts=has_prompts)
 
 
 def _with_numbers(machine: Hardware, axis: Axis, value: Value) -> Hardware:

@@ -145,12 +145,12 @@ def served_by(
             setup, said = usual()
         except NothingFitsError as error:
             return replace(one, reason=str(error), note="")
-        if setup.shortages:
-            return replace(one, setup=setup, reason="; ".join(map(str, setup.shortages)), note="")
         notes = "; ".join(filter(None, (said, setup.policy.changes_outputs, one.note)))
         one = replace(one, setup=setup, note=notes)
-        if one.prompts is Prompts.BESIDE:
+        if one.prompts is Prompts.BESIDE:  # a chunk may fit the device where whole prompts do not
             return _with_result(one, partial(serve_beside, setup, stream, service))
+        if setup.shortages:
+            return replace(one, reason="; ".join(map(str, setup.shortages)), note="")
         return _with_result(one, partial(_in_batches, setup, stream, service, asked.exact))
 
     return tuple(serve(Served(name, one, service, None, None, note=note)) for one in places)
