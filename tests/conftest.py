@@ -48,9 +48,16 @@ NOT_SLOW = ("[roofline-", "[compare-one-micro-batch]", "[compare-nothing-fits]",
 """… but for these of them."""
 
 LONGEST = (
-    "tests/validation/test_campaign.py",
+    "tests/golden/test_golden.py",
+    "tests/engine/test_async_runs.py",
     "tests/validation/test_gpu.py",
-    "tests/engine/host/test_host_experts.py",
+    "tests/engine/test_engine_tokens.py",
+    "tests/engine/host/test_host_experts.py",  # where nothing is compiled yet
+    "tests/engine/test_calibration.py",
+    "tests/engine/test_engine_memory.py",
+    "tests/validation/test_campaign.py",
+    "tests/engine/test_packed_experts.py",
+    "tests/sim/simulation/test_fastpath.py",
 )
 """The files that take longest, before all others: one that began last would leave the other processes idle."""
 

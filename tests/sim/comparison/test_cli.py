@@ -20,8 +20,8 @@ from traces.files import read_trace
 
 FOUR_OF_TWO = ("compare", "--micro-batch-size", "2", "--num-micro-batches", "4", "--attention-on-device", "0.5")
 QUICK = ["--micro-batch-size", "36", "--num-micro-batches", "2", "--gen-len", "4", "--jobs", "1"]
-FEWER = {"compare": ("--schedules", "cgopipe,flexgen")}
-"""What is planned takes some seconds for each schedule."""
+FEWER = {"compare": ("--schedules", "cpu-experts,n-cpu-moe")}
+"""The others take seconds to plan for."""
 RESULT_KEYS = {
     "schedule",
     "feasible",
