@@ -57,7 +57,9 @@ def test_setups_of_points_fit_every_memory_and_have_places_for_those_who_have_ro
         data.draw(st.sampled_from([0, 2])) if system.splits_experts else 0,
     )
     setup = StreamSetups(problem, by_name(schedule), flow).at(point)
-    assert setup is not None
+    if setup is None:
+        assert point.resident < 1, "what is not on the device may be more than the host has room for"
+        return
     room = setup.num_blocks * setup.block_bytes
     peaks, capacity = setup.memory.peak_bytes(), capacity_bytes(problem.hardware)
     assert all(peaks[tier] <= capacity[tier] for tier in capacity)
