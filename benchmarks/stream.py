@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, MixtralConfig, MixtralForCausalLM, PreTrainedModel
+from engine_schedules import make_model
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 import engine
 from engine.device import EmulatedDevice
@@ -31,19 +32,9 @@ GIGA = 1e9
 VOCABULARY, PAD, EOS, FIRST_TOKEN = 4096, 0, 1, 3
 
 
-def make_model(hidden_size: int) -> PreTrainedModel:
-    """A random Mixtral; 512 gives about 200M parameters."""
-    torch.manual_seed(0)
-    config = MixtralConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=hidden_size,
-        intermediate_size=hidden_size * 7 // 2,
-        num_hidden_layers=6,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        num_local_experts=8,
-    )
-    model = MixtralForCausalLM(config).eval()
+def make_ending_model(hidden_size: int) -> PreTrainedModel:
+    """The same as of the benchmark of schedules, but that requests may end."""
+    model = make_model(hidden_size)
     model.generation_config.eos_token_id = EOS
     model.generation_config.pad_token_id = PAD
     return model
@@ -139,21 +130,21 @@ def main() -> None:
     parser.add_argument("--schedule", default="cgopipe")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--requests", type=int, default=512)
-    parser.add_argument("--prompt-tokens", type=int, default=64, help="in the mean")
-    parser.add_argument("--mean-tokens", type=float, default=24, help="that a request generates")
-    parser.add_argument("--most-tokens", type=int, default=96, help="that a request may generate")
+    parser.add_argument("--prompt-tokens", type=int, default=48, help="in the mean")
+    parser.add_argument("--mean-tokens", type=float, default=12, help="that a request generates")
+    parser.add_argument("--most-tokens", type=int, default=48, help="that a request may generate")
     parser.add_argument("--sigma", type=float, default=0.8, help="of the logarithms of lengths")
     parser.add_argument("--hidden-size", type=int, default=512)
     parser.add_argument("--micro-batch-size", type=int, default=8)
     parser.add_argument("--num-micro-batches", type=int, default=8)
     parser.add_argument("--num-prompts", type=int, default=1)
     parser.add_argument("--priority", default="arrival")
-    parser.add_argument("--h2d-gbs", type=float, default=1.0)
+    parser.add_argument("--h2d-gbs", type=float, default=2.0)
     parser.add_argument("--gpu-threads", type=int, default=1)
     parser.add_argument("--cpu-threads", type=int, default=1)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
-    model, prompts = make_model(args.hidden_size), make_prompts(args)
+    model, prompts = make_ending_model(args.hidden_size), make_prompts(args)
     ways = {"batches": in_batches, "stream": as_stream}
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for repeat in range(args.repeats):

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-for helper in ("plan_examples", "schedule_rules", "trace_rules"):
+for helper in ("plan_examples", "schedule_rules", "stream_examples", "trace_rules"):
     pytest.register_assert_rewrite(helper)
 
 SLOW = (

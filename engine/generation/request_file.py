@@ -1,6 +1,6 @@
 """A file of requests through the engine, results appended as they come: batch after batch, or in a stream."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -91,9 +91,12 @@ class RequestFile:
         with closing(self._results):
             self._append_errors()
             with stream(self._model, asked, schedule, policy, **options) as outputs:
-                for output in outputs:
-                    self._results.append([self._line_of(self.pending[output.number], output)])
-                    progress(len(output.sequence))
+                try:
+                    self._write_all(outputs, progress)
+                except KeyboardInterrupt:
+                    outputs.close()
+                    self._write_all(outputs, progress)  # what had ended by then
+                    raise
             return outputs
 
     def _checked(self, request: Request) -> Request:
@@ -107,6 +110,11 @@ class RequestFile:
 
     def _limit(self, request: Request) -> int:
         return min(self._max_new_tokens, request.max_tokens or self._max_new_tokens)
+
+    def _write_all(self, outputs: Iterable[RequestOutput], progress: Callable[[int], None]) -> None:
+        for output in outputs:
+            self._results.append([self._line_of(self.pending[output.number], output)])
+            progress(len(output.sequence))
 
     def _write(self, batch: BatchDone) -> None:
         requests = self.pending[batch.first : batch.first + len(batch.result.sequences)]

@@ -179,7 +179,8 @@ def _as_stream(
         return None, "no request could be run\n"
     return outputs.trace, (
         f"{device.origin}: {stats.generated_tokens} tokens at {stats.tokens_per_s:.1f} tokens/s "
-        f"({stats.num_requests} requests in {stats.num_steps} steps, {stats.total_s:.2f} s)\n{_peaks(stats.peak_bytes)}"
+        f"({stats.num_requests} requests in {stats.num_steps} steps, {stats.total_s:.2f} s)\n"
+        f"{_waits(stats)}{_peaks(stats.peak_bytes)}"
     )
 
 
@@ -187,6 +188,14 @@ def _tell_policy(policy: "problem.Policy", told: str, schedule: "schedules.Sched
     sys.stderr.write(f"policy: {told}, schedule {schedule.name}\n")
     if policy.changes_outputs:
         sys.stderr.write(f"{policy.changes_outputs}\n")
+
+
+def _waits(stats: "generation.StreamStats") -> str:
+    """How long requests waited, from the start of all of them."""
+    if not stats.times:
+        return ""
+    told = {"first token": stats.first_token_s, "last token": stats.whole_s}
+    return ", ".join(f"{name} p50 {at.p50:.2f} s, p90 {at.p90:.2f} s" for name, at in told.items()) + "\n"
 
 
 def _peaks(peak_bytes: "Mapping[str, int]") -> str:

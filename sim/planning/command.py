@@ -82,8 +82,9 @@ def run(args: argparse.Namespace) -> int:
         everything["requests"] = of_requests.to_dict()
 
     def show() -> None:
-        planning.print_plan(choice, why, prediction, args.top, wall_s)
-        if of_requests is not None:
+        if of_requests is None:
+            planning.print_plan(choice, why, prediction, args.top, wall_s)
+        else:
             planning.print_stream_plan(of_requests)
 
     return deliver(args, lambda: everything, show, *files)

@@ -86,6 +86,20 @@ def test_stop_strings_and_other_arguments_of_generate(folder):
         assert set(expected[len(found) :]) <= {tokenizer.pad_token_id}
 
 
+def test_stop_strings_end_each_request_of_a_stream(folder):
+    tokenizer, model = find_tokenizer(folder), load_model(folder)
+    ids = [tokenizer(text)["input_ids"] for text in TEXTS]
+    free = reference(model, ids, 3, 12)
+    stop = next(text for row in free for text in map(tokenizer.decode, row[3:9]) if text.isascii() and text)
+    stream = engine.stream(
+        model, ids, micro_batch_size=3, max_new_tokens=12, tokenizer=tokenizer, device="emulated", stop_strings=stop
+    )
+    found = {output.number: output.sequence for output in stream}
+    assert any(len(row) < 12 for row in found.values())
+    for number, prompt in enumerate(ids):
+        assert [found[number]] == reference(model, [prompt], 1, 12, stop_strings=stop, tokenizer=tokenizer)
+
+
 def test_prompts_as_token_ids_and_sampling(folder, command, tmp_path):
     ids = [[5, 6, 7], [8, 9], [10, 11, 12, 13]]
     sampling = ["--temperature", "1.5", "--top-k", "50", "--repetition-penalty", "1.2", "--seed", "7"]
@@ -398,6 +412,7 @@ def test_a_stream_gives_each_request_its_own_tokens_and_its_line(folder, command
     told = capsys.readouterr().err
     assert "requests at a time, schedule cgopipe" in told
     assert "(9 requests in" in told
+    assert "first token p50" in told
     assert read_trace(tmp_path / "run.json.gz").metadata["stream"]["requests"] == 9
 
 

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 from covering import covering
-from engine_models import FAMILIES, PROMPTS, make, make_prompts, reference
+from engine_models import FAMILIES, PROMPTS, generated, make, make_prompts, reference
 from hypothesis import given, settings, strategies
 
 import engine
@@ -16,7 +16,7 @@ from engine.device.emulated import EmulatedLane
 from sim.problem import Policy
 from sim.schedule import by_name, registered
 
-NEW = 10
+NEW = 6
 EOS = 24  # a token that ends the prompts of `make("mixtral")` at different steps
 
 
@@ -24,7 +24,7 @@ EOS = 24  # a token that ends the prompts of `make("mixtral")` at different step
 def test_every_family_on_cgopipe(family):
     model = make(family)
     result = engine.run(model, PROMPTS, "cgopipe", micro_batch_size=2, max_new_tokens=NEW)
-    assert result.sequences == reference(model, PROMPTS, 2, NEW)
+    assert result.sequences == generated(family, 2, NEW)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "deepseek_v3"])
@@ -32,7 +32,7 @@ def test_every_family_on_cgopipe(family):
 def test_every_schedule(family, schedule):
     model = make(family)
     result = engine.run(model, PROMPTS, schedule, micro_batch_size=3, max_new_tokens=NEW)
-    assert result.sequences == reference(model, PROMPTS, 3, NEW)
+    assert result.sequences == generated(family, 3, NEW)
 
 
 @pytest.mark.parametrize("schedule", registered())
@@ -73,14 +73,14 @@ def test_a_run_ends_as_soon_as_all_have_ended():
 def test_micro_batch_sizes_that_do_and_do_not_divide(size):
     model = make("mixtral")
     result = engine.run(model, PROMPTS, micro_batch_size=size, max_new_tokens=NEW)
-    assert result.sequences == reference(model, PROMPTS, size, NEW)
+    assert result.sequences == generated("mixtral", size, NEW)
 
 
 @pytest.mark.parametrize("pages", [1, 2, 3, 5, 11])
 def test_more_and_fewer_pages_than_micro_batches(pages):
     model = make("mixtral")
     policy = Policy(len(PROMPTS), 3, pages=pages)
-    assert engine.run(model, PROMPTS, policy=policy, max_new_tokens=NEW).sequences == reference(model, PROMPTS, 3, NEW)
+    assert engine.run(model, PROMPTS, policy=policy, max_new_tokens=NEW).sequences == generated("mixtral", 3, NEW)
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 0.9, 1.0])
@@ -89,7 +89,7 @@ def test_resident_experts(family, share):
     model = make(family)
     policy = Policy(len(PROMPTS), 3, experts_on_device=share)
     result = engine.run(model, PROMPTS, policy=policy, max_new_tokens=NEW)
-    assert result.sequences == reference(model, PROMPTS, 3, NEW)
+    assert result.sequences == generated(family, 3, NEW)
     moved = any(span.op.startswith("LoadWeights") for span in result.trace.spans)
     assert moved == (share < 1)
 
@@ -99,7 +99,7 @@ def test_weights_that_stay_in_pinned_memory(schedule):
     model = make("mixtral")
     policy = Policy.usual(by_name(schedule), len(PROMPTS), 3, pin_weights=True)
     result = engine.run(model, PROMPTS, schedule, policy, max_new_tokens=NEW)
-    assert result.sequences == reference(model, PROMPTS, 3, NEW)
+    assert result.sequences == generated("mixtral", 3, NEW)
     assert not any(span.op in ("PinWeights", "LoadWeightsPageable") for span in result.trace.spans)
 
 
@@ -108,7 +108,7 @@ def test_weights_that_stay_in_pinned_memory(schedule):
 def test_cgopipe_with_attention_on_the_gpu(family, kv_on_device):
     model = make(family)
     policy = Policy(len(PROMPTS), 2, attention="gpu", kv_on_device=kv_on_device)
-    assert engine.run(model, PROMPTS, policy=policy, max_new_tokens=NEW).sequences == reference(model, PROMPTS, 2, NEW)
+    assert engine.run(model, PROMPTS, policy=policy, max_new_tokens=NEW).sequences == generated(family, 2, NEW)
 
 
 @pytest.mark.parametrize("schedule", ["cgopipe", "hybrid"])
@@ -116,7 +116,7 @@ def test_cgopipe_with_attention_on_the_gpu(family, kv_on_device):
 def test_attention_of_some_micro_batches_on_the_device(family, schedule):
     """Of four micro-batches one, two, or all: with fewer than four, the host attends for the others beside them."""
     model = make(family)
-    expected = reference(model, PROMPTS, 2, NEW)
+    expected = generated(family, 2, NEW)
     for share in (0.25, 0.5, 1.0):
         policy = Policy(len(PROMPTS), 2, attention_on_device=share)
         result = engine.run(model, PROMPTS, schedule, policy, max_new_tokens=NEW)
@@ -135,7 +135,7 @@ def test_a_share_of_the_cache_on_the_device(family, case):
     model, (schedule, share) = make(family), case
     policy = Policy(len(PROMPTS), 4, attention="gpu", kv_on_device=share)
     result = engine.run(model, PROMPTS, schedule, policy, max_new_tokens=NEW)
-    assert result.sequences == reference(model, PROMPTS, 4, NEW)
+    assert result.sequences == generated(family, 4, NEW)
 
 
 @pytest.mark.parametrize("layers", [1, 2, 4])
@@ -199,7 +199,7 @@ class _Jittery(EmulatedDevice):
 def test_lanes_of_any_speed_give_the_same_tokens(family, schedule):
     model = make(family)
     result = engine.run(model, PROMPTS, schedule, micro_batch_size=2, max_new_tokens=5, device=_Jittery())
-    assert result.sequences == reference(model, PROMPTS, 2, 5)
+    assert result.sequences == generated(family, 2, 5)
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from engine_models import FAMILIES, PROMPTS, make, reference
+from engine_models import FAMILIES, PROMPTS, generated, make
 
 import engine
 from sim.cost.memory import plan_memory
@@ -27,13 +27,13 @@ def run(family, name, layers, size=3, **fields):
 @pytest.mark.parametrize("layers", RANGES, ids=str)
 @pytest.mark.parametrize("name", ["n-cpu-moe", "hybrid"])
 def test_whichever_layers_are_on_the_host(name, layers):
-    assert run("mixtral", name, layers).sequences == reference(make("mixtral"), PROMPTS, 3, NEW)
+    assert run("mixtral", name, layers).sequences == generated("mixtral", 3, NEW)
 
 
 @pytest.mark.parametrize("family", TELLING[1:])
 def test_families(family):
-    assert run(family, "hybrid", (1, 2)).sequences == reference(make(family), PROMPTS, 3, NEW)
-    assert run(family, "n-cpu-moe", (0, 2)).sequences == reference(make(family), PROMPTS, 3, NEW)
+    assert run(family, "hybrid", (1, 2)).sequences == generated(family, 3, NEW)
+    assert run(family, "n-cpu-moe", (0, 2)).sequences == generated(family, 3, NEW)
 
 
 @pytest.mark.exhaustive
@@ -41,7 +41,7 @@ def test_families(family):
 @pytest.mark.parametrize("name", ["n-cpu-moe", "hybrid"])
 def test_every_family(family, name):
     layers = (1, 2) if family == "minimax" else (0, 2)  # its first layer keeps a state that is no cache
-    assert run(family, name, layers, size=2).sequences == reference(make(family), PROMPTS, 2, NEW)
+    assert run(family, name, layers, size=2).sequences == generated(family, 2, NEW)
 
 
 @pytest.mark.parametrize(("name", "layers"), [("n-cpu-moe", (0, 2)), ("hybrid", (1, 3))])

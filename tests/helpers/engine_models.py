@@ -131,3 +131,9 @@ def reference(
         out = model.generate(ids, attention_mask=mask, max_new_tokens=new, **kwargs)
         rows += [row[: row.index(eos) + 1] if eos in row else row for row in out[:, width:].tolist()]
     return rows
+
+
+@functools.cache
+def generated(family: str, micro_batch_size: int, new: int) -> list[list[int]]:
+    """The reference of a family's usual model and the usual prompts: made once a process."""
+    return reference(make(family), PROMPTS, micro_batch_size, new)

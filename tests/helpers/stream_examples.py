@@ -1,10 +1,15 @@
 """Streams and rules that hypothesis thinks of, and a stream served step by step without a clock."""
 
+from collections import Counter
 from typing import NamedTuple
 
-from hypothesis import strategies as st
+from hypothesis import settings, strategies as st
 
 from sim.admission import Admission, AdmissionRules, Composition, Priority, StreamedRequest
+
+EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True)
+STEPS = st.dictionaries(st.integers(0, 13), st.integers(0, 40))
+"""By request, the step in which something happens to it."""
 
 
 class Served(NamedTuple):
@@ -69,3 +74,11 @@ def serve(rules, requests, arrives=None, cancelled=None, most_steps=5_000):
         if len(gone) == len(requests):
             return
     raise AssertionError(f"{len(requests) - len(gone)} requests were never served")
+
+
+def assert_served(requests, served, cancelled):
+    """Each request has all its tokens, or was cancelled before; nothing is left of anybody."""
+    tokens = Counter(id_ for one in served for id_ in one.composition.gives_tokens_to)
+    for one in requests:
+        assert tokens[one.id] == one.generated_tokens or (one.id in cancelled and tokens[one.id] < one.generated_tokens)
+    assert (served[-1].num_running, served[-1].num_waiting, served[-1].held_blocks) == (0, 0, 0)

@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -32,9 +31,6 @@ SIZES = ("batch_size", "micro_batch_size", "num_micro_batches")
 
 PLANNED = "planner"
 """What the labels of runs begin with whose schedule and policy the planner chose."""
-
-VARIED: dict[str, Any] = {"do_sample": True, "top_k": 0, "temperature": 1.0}
-"""Greedily a random model soon repeats one token, which would always need the same experts."""
 
 Progress = Callable[[int, int, str], None]
 
@@ -133,7 +129,7 @@ class Campaign:
         vocabulary = model.config.get_text_config(decoder=True).vocab_size
         with self.make_device() as device:
             run = (model, case.prompts(vocabulary), case.chosen_schedule, case.policy)
-            return engine.run(*run, max_new_tokens=case.gen_len, device=device, seed=0, **VARIED).trace
+            return engine.run(*run, max_new_tokens=case.gen_len, device=device, do_sample=False).trace
 
     def _plan(self, name: str, model: PreTrainedModel, requests: int) -> None:
         """Write down what the planner takes for so many requests, from the calibration alone."""

@@ -256,10 +256,11 @@ def _decisions(campaign: Recordings, results: Sequence[CaseResult]) -> Iterable[
 
 
 def _regrets(campaign: Recordings, results: Sequence[CaseResult]) -> Iterable[Regret]:
-    """Over what was measured with as many requests as the planner was asked for, or fewer."""
+    """Over what was measured of the same length, with as many requests as the planner was asked for, or fewer."""
     for planned in (one for one in results if one.case.label):
         model, requests = planned.case.model, int(planned.case.label.removeprefix(f"{PLANNED}-for-"))
-        own = [one for one in results if one.case.model == model and one.case.batch_size <= requests]
+        alike = (one for one in results if (one.case.model, one.case.gen_len) == (model, planned.case.gen_len))
+        own = [one for one in alike if one.case.batch_size <= requests]
         if own:
             best = max(own, key=lambda one: one.measured.median)
             lost = regret([one is planned for one in own], [one.measured.median for one in own])

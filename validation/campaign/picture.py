@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from matplotlib.ticker import LogLocator
+
 from traces.cli import new_figure, open_frame, save
 from validation.campaign.findings import Findings
 
@@ -26,8 +28,9 @@ def draw_runs(findings: Findings, path: Path) -> None:
     ax.fill_between(ends, [x * (1 - BAND) for x in ends], [x * (1 + BAND) for x in ends], color="0.88", zorder=0)
     ax.set(xscale="log", yscale="log", ylabel="predicted tokens/s (simulated)")
     for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("{x:g}")
+        axis.set_minor_formatter("")
         axis.set_tick_params(which="both", labelsize=8)
     ax.set_xlabel(f"measured tokens/s ({findings.origin}), median and range of {findings.repeats}")
     ax.set_title(f"{len(findings.runs)} runs; grey: ±{BAND:.0%}", loc="left", fontsize=11)

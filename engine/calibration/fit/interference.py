@@ -50,7 +50,7 @@ def contended(samples: Sequence[Sample]) -> list[Contention]:
             where = "CPU" if task.lane.kind is LaneKind.CPU else "device"
             copies = f"beside the copies of {beside.condition.schedule.name}"
             label = f"{task.op.value} on the {where}, step {task.step}, {copies}"
-            found.append(Contention(label, alone.median_s, beside.median_s))
+            found.append(Contention(label, alone.mean_s, beside.mean_s))
     return found
 
 

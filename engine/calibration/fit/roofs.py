@@ -170,7 +170,7 @@ def fit_all(hardware: Hardware, model: Model, samples: Sequence[Sample]) -> tupl
 def _fit(
     what: str, parameters: dict[str, Bounds], hardware: Hardware, model: Model, chosen: Sequence[Sample]
 ) -> tuple[Hardware, Fit]:
-    measured = np.log([one.median_s for one in chosen])
+    measured = np.log([one.mean_s for one in chosen])
     weights = np.exp(EMPHASIS * (measured - measured.max()))
 
     def machine(logs: NDArray[np.float64], source: str = "trial") -> Hardware:
@@ -211,7 +211,7 @@ def with_ratios(hardware: Hardware, path: str, model: Model, samples: Sequence[S
     for sample, whole, more in zip(samples, usual, doubled, strict=True):
         own = more - whole  # what the class takes of the task
         if own > 0:
-            ratio = (sample.median_s - (whole - own)) / own
+            ratio = (sample.mean_s - (whole - own)) / own
             ratios.setdefault(_tokens(hardware, model, sample), []).append(ratio)
     return _with(hardware, path, tuple(_measured(tokens, found) for tokens, found in sorted(ratios.items())))
 

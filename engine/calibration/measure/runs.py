@@ -35,6 +35,8 @@ PROMPTS = (8, 64, 256)
 QUICK_SIZES = (1, 16)
 QUICK_PROMPTS = (8, 64)
 UNSETTLED_LAYERS = 2
+LEFT_OUT = 20
+"""One of so many of the slowest and of the fastest tasks is left out of a mean."""
 STREAMED_SIZE = 16
 STREAMED_MICRO_BATCHES = 3
 BUSY_MICRO_BATCHES = 8
@@ -105,7 +107,8 @@ class Sample(NamedTuple):
 
     condition: Condition
     task: Task
-    median_s: float
+    mean_s: float
+    """Without the slowest and the fastest twentieth. A run takes the sum of its tasks, so slow moments count."""
     num_tasks: int
 
     @property
@@ -187,7 +190,7 @@ def run_one(model: PreTrainedModel, device: Device, condition: Condition) -> lis
 
 
 def _samples(condition: Condition, spans: Iterable[Span]) -> Iterator[Sample]:
-    """Medians over layers, micro-batches and, where an op does not grow with the context, steps.
+    """Means over layers, micro-batches and, where an op does not grow with the context, steps.
 
     The first two layers of prefill are left out where there are others: the first pays for what is touched for the
     first time, and in both the memory that tasks work with is measured (`activations`), which slows them down.
@@ -201,8 +204,13 @@ def _samples(condition: Condition, spans: Iterable[Span]) -> Iterator[Sample]:
         alike.setdefault((span.op, when, span.page, span.lane == "CPU", only_shared), []).append(span)
     for group in alike.values():
         settled = [span for span in group if span.step or not 0 <= span.layer < UNSETTLED_LAYERS] or group
-        median_s = statistics.median(span.duration_ns / 1e9 for span in settled)
         one = settled[-1]
         lane = Lane(LaneKind(one.lane), one.rank)
         task = Task(0, Op(one.op), lane, one.step, one.layer, one.micro_batch, one.page)
-        yield Sample(condition, task, median_s, len(settled))
+        yield Sample(condition, task, _mean_s(settled), len(settled))
+
+
+def _mean_s(spans: Sequence[Span]) -> float:
+    took = sorted(span.duration_ns for span in spans)
+    left_out = len(took) // LEFT_OUT
+    return statistics.fmean(took[left_out : len(took) - left_out]) / 1e9

@@ -1,3 +1,4 @@
 from .call import stream as stream
-from .serving import OutputStream as OutputStream, StreamStats as StreamStats
+from .outputs import OutputStream as OutputStream
+from .stats import StreamStats as StreamStats
 from .wanted import GenerationRequest as GenerationRequest, RequestOutput as RequestOutput

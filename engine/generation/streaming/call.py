@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from engine.device import Device, open_device
 from engine.generation.generate import USUAL_MICRO_BATCHES, drawn_seed, given_model
 from engine.generation.prompts import Prompt, pad_token
-from engine.generation.streaming.serving import OutputStream, Serving
+from engine.generation.streaming.outputs import OutputStream
+from engine.generation.streaming.serving import Serving
 from engine.generation.streaming.wanted import GenerationRequest, RequestOutput, Wanted, check_wanted
 from engine.tasks import GenerationOptions, RunContext
 from sim.admission import BLOCK_TOKENS, AdmissionRules, Joins, Priority

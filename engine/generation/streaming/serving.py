@@ -1,16 +1,15 @@
-"""A stream at work in a thread of its own, and the iterator that hands out what it makes."""
+"""A stream at work: the run behind it, from the model on its device to its last step."""
 
 import contextlib
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
 
 from engine.device import LaneContext
 from engine.generation.session import open_session
 from engine.generation.streaming.cohorts import FIRST, Cohorts
+from engine.generation.streaming.stats import StreamStats
 from engine.generation.streaming.wanted import RequestOutput, Wanted
 from engine.generation.trace import History, describe_run, make_trace
 from engine.lanes import Executor, Ran
@@ -18,6 +17,7 @@ from engine.memory import Activations, Buffers
 from engine.tasks import BatchContext, DecodeAttention, RunContext, Session, TaskPerformer
 from sim.admission import Composition
 from sim.schedule import H2D, WHOLE, Lane, LaneKind, Op, SlotLayout, Task
+from sim.simulation import RequestTimes
 from traces.trace import Counter, Trace
 
 ENDLESS = 1 << 40
@@ -25,30 +25,8 @@ ENDLESS = 1 << 40
 
 STEPS_THAT_SHOW_ALL_LANES = 2
 
-LOOK_UP_S = 0.1
-"""How often who waits for an output looks up: the delay of Ctrl-C."""
-
 REQUESTS = "requests"
 """The counter of who is in: `decoding`, `in prompts` and `waiting`, and how many `places` there are."""
-
-
-@dataclass(frozen=True, slots=True)
-class StreamStats:
-    """What a stream did. `total_s` is from its first step to its end; peaks are by tier."""
-
-    num_requests: int
-    generated_tokens: int
-    num_steps: int
-    total_s: float
-    peak_bytes: dict[str, int]
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self.generated_tokens / self.total_s if self.total_s else 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """The numbers as JSON values."""
-        return {**asdict(self), "tokens_per_s": self.tokens_per_s}
 
 
 @dataclass(slots=True, eq=False)
@@ -128,10 +106,10 @@ class Serving:
         for request in self.requests:
             if request.cancelled:
                 cohorts.cancel(request.number)
-        begun = time.perf_counter()
+        begun_ns = time.perf_counter_ns()
         cohorts.advance()
         ran = [] if cohorts.over else executor.run()
-        self._note(ran, time.perf_counter() - begun)
+        self._note(ran, begun_ns, time.perf_counter_ns())
 
     def _tell(self, request: Wanted) -> None:
         self.put(self.output_of(request))
@@ -159,11 +137,17 @@ class Serving:
         if self.traced_steps and not self._histories:
             self._histories = {tier: memory.take_history() for tier, memory in self.run.memories.items()}
 
-    def _note(self, ran: list[Ran], total_s: float) -> None:
+    def _note(self, ran: list[Ran], begun_ns: int, ended_ns: int) -> None:
         run = self.run
+        times = tuple(
+            RequestTimes(one.number, 0, one.first_token_ns - begun_ns, one.end_ns - begun_ns, len(one.tokens))
+            for one in self.requests
+            if one.is_over and not one.error
+        )
         peaks = {tier: memory.usage.peak_bytes for tier, memory in run.memories.items()}
         made = sum(len(one.tokens) for one in self.requests)
-        self.stats = StreamStats(len(self.requests), made, self._num_steps, total_s, peaks)
+        seconds = (ended_ns - begun_ns) / 1e9
+        self.stats = StreamStats(len(self.requests), made, self._num_steps, seconds, peaks, times)
         if not ran:
             return
         self._end_histories()
@@ -214,75 +198,3 @@ def _load_first_layer(session: Session, layout: SlotLayout) -> None:
         session.weights.load_pageable(lane, task)
         lane.mark().wait()
     device.synchronize()
-
-
-class OutputStream:
-    """Outputs of requests, each as it ends. Closing it early ends what still runs; used up, it is closed.
-
-    `stats` and `trace` are there when all outputs have been taken; the trace, if one was asked for.
-    """
-
-    def __init__(self, make: Callable[[Callable[[RequestOutput | BaseException | None], None]], Serving]) -> None:
-        """`make` is given where outputs go to."""
-        self._outputs = queue.SimpleQueue[RequestOutput | BaseException | None]()
-        self._serving = make(self._outputs.put)
-        self._requests = {one.number: one for one in self._serving.requests}
-        self._owner = threading.current_thread()
-        self._thread = threading.Thread(target=self._serving.work, name="stream")
-        self._thread.start()
-
-    @property
-    def stats(self) -> StreamStats | None:
-        """What it did, once it has ended."""
-        return self._serving.stats
-
-    @property
-    def trace(self) -> Trace | None:
-        """Its first steps, once it has ended."""
-        return self._serving.trace
-
-    def cancel(self, number: int) -> None:
-        """Nobody wants a request any more: it ends with what it has. One that has ended stays as it is."""
-        request = self._requests.get(number)
-        if request is not None:
-            self._serving.cancel(request)
-
-    def close(self) -> None:
-        """Ends what still runs, and waits for it."""
-        self._serving.stop()
-        self._thread.join()
-
-    def __iter__(self) -> Iterator[RequestOutput]:
-        return self
-
-    def __next__(self) -> RequestOutput:
-        try:
-            found = self._take()
-        except BaseException:
-            self.close()
-            raise
-        if isinstance(found, RequestOutput):
-            return found
-        self._thread.join()
-        self._outputs.put(None)  # whoever asks again hears the same
-        if found is not None:
-            raise found
-        raise StopIteration
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if not hasattr(self, "_thread"):
-            return  # it never began
-        self._serving.stop()
-        if threading.current_thread() is self._owner:  # a lane that collects garbage must not wait for itself
-            self._thread.join()
-
-    def _take(self) -> RequestOutput | BaseException | None:
-        while True:  # Ctrl-C comes between two looks
-            with contextlib.suppress(queue.Empty):
-                return self._outputs.get(timeout=LOOK_UP_S)

@@ -1,5 +1,6 @@
 """What a stream is asked for, how far each request is, and what comes out."""
 
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -46,12 +47,17 @@ class Wanted:
     cancelled: bool = False
     """Whether nobody wants it any more."""
     error: str = ""
+    first_token_ns: int = 0
+    """When it had its first token, and its last, by the host's clock."""
+    end_ns: int = 0
 
     def take(self, token: int, *, ends: bool) -> None:
         """The next token; `ends`: no other follows. What is over or not wanted takes none."""
         if self.cancelled and not self.is_over:
             self.drop()
         if not self.is_over:
+            self.end_ns = time.perf_counter_ns()
+            self.first_token_ns = self.first_token_ns or self.end_ns
             self.tokens.append(token)
             self.is_over = ends or len(self.tokens) == self.most_tokens
 
@@ -62,7 +68,7 @@ class Wanted:
     def begin_again(self) -> None:
         """From its prompt, in other company."""
         self.tokens.clear()
-        self.is_over = False
+        self.is_over, self.first_token_ns = False, 0
 
     def output(self, ends: Collection[int], tokenizer: PreTrainedTokenizerBase | None) -> RequestOutput:
         """What it has, for whoever asked."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sim.admission import Prompts
-from sim.planning.report import in_short
+from sim.planning.report import headline, in_short
 from sim.planning.streams.choice import StreamChoice, Way
 from traces.cli import TEXT, Report
 
@@ -15,6 +15,7 @@ PROMPTS_IN_WORDS = {Prompts.BEFORE: "batch after batch", Prompts.BESIDE: "prompt
 def print_stream_plan(choice: StreamChoice) -> None:
     """Print the best way for the requests at hand, all of them, and why."""
     out, best = Report(), choice.best
+    out.say(headline(choice.problem))
     count, how = len(choice.stream.requests), PROMPTS_IN_WORDS[best.prompts]
     rate = f"[bold]{best.throughput_tokens_per_s:,.2f} tokens/s[/bold]{_of_rival(choice)}"
     chunks = f", {_chunk(best)} tokens of prompts a step" if _chunk(best) else ""

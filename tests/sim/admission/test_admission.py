@@ -3,14 +3,12 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings, strategies as st
-from stream_examples import any_requests, any_rules, serve
+from hypothesis import given
+from stream_examples import EXAMPLES, STEPS, any_requests, any_rules, assert_served, serve
 
 from sim.admission import Admission, AdmissionRules, Chunk, Decoding, Priority, StreamedRequest
 from traces.errors import InputError
 
-EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True)
-STEPS = st.dictionaries(st.integers(0, 13), st.integers(0, 40))
 RULES = AdmissionRules(num_blocks=100, micro_batch_size=2, num_micro_batches=2, prefill_chunk=10, block_tokens=4)
 
 
@@ -38,11 +36,7 @@ def test_every_request_is_served_once_wherever_it_arrives(rules, requests, arriv
 @given(rules=any_rules(), requests=any_requests(), arrives=STEPS, cancelled=STEPS)
 def test_a_request_that_is_cancelled_leaves_the_others_alone(rules, requests, arrives, cancelled):
     cancelled = {id_: step for id_, step in cancelled.items() if id_ < len(requests)}
-    served = list(serve(rules, requests, arrives, cancelled))
-    tokens = Counter(id_ for one in served for id_ in one.composition.gives_tokens_to)
-    for one in requests:
-        assert tokens[one.id] == one.generated_tokens or (one.id in cancelled and tokens[one.id] < one.generated_tokens)
-    assert (served[-1].num_running, served[-1].num_waiting, served[-1].held_blocks) == (0, 0, 0)
+    assert_served(requests, list(serve(rules, requests, arrives, cancelled)), cancelled)
 
 
 @EXAMPLES

@@ -1,18 +1,14 @@
 """Requests that join a micro-batch together: whole prompts, nobody joins later, room of the longest to the last end."""
 
-from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings, strategies as st
-from stream_examples import any_requests, any_rules, serve
+from hypothesis import given, strategies as st
+from stream_examples import EXAMPLES, STEPS, any_requests, any_rules, assert_served, serve
 
 from sim.admission import Admission, AdmissionRules, Joins, StreamedRequest
 from traces.errors import InputError
-
-EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True)
-STEPS = st.dictionaries(st.integers(0, 13), st.integers(0, 40))
 
 
 @st.composite
@@ -39,11 +35,7 @@ def cohorts_of(served):
 @given(rules=rules_for_all(), requests=any_requests(), arrives=STEPS, cancelled=STEPS)
 def test_every_request_is_served_once_unless_it_is_cancelled(rules, requests, arrives, cancelled):
     cancelled = {id_: step for id_, step in cancelled.items() if id_ < len(requests)}
-    served = list(serve(rules, requests, arrives, cancelled))
-    tokens = Counter(id_ for one in served for id_ in one.composition.gives_tokens_to)
-    for one in requests:
-        assert tokens[one.id] == one.generated_tokens or (one.id in cancelled and tokens[one.id] < one.generated_tokens)
-    assert (served[-1].num_running, served[-1].num_waiting, served[-1].held_blocks) == (0, 0, 0)
+    assert_served(requests, list(serve(rules, requests, arrives, cancelled)), cancelled)
 
 
 @EXAMPLES
