@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sim import admission, planning, simulation
 from sim.problem import add_problem, problem_of, schedules_of
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 AT_LEAST = 2
 """Policies of each schedule that are simulated, so that there is a runner-up."""
+BESIDE_REQUESTS = 0.01
+"""Relative gain below which another batch is not simulated where batch after batch is compared with mixed steps."""
 OBJECTIVES = ("throughput", "latency", "memory")
 OPTIMIZERS = ("simulator", "hrm")
 OBJECTIVE_HELP = (
@@ -124,7 +126,9 @@ def _choose(args: argparse.Namespace, problem: "Problem", most_requests: int | N
         return planning.hrm_plan(problem)
     grid = planning.PolicyGrid(weight_bits=args.weight_bits, kv_bits=args.kv_bits, most_requests=most_requests)
     objective = planning.Objective(args.objective)
-    asked = {"objective": objective, "jobs": args.jobs, "grid": grid, "at_least": AT_LEAST}
+    asked: dict[str, Any] = {"objective": objective, "jobs": args.jobs, "grid": grid, "at_least": AT_LEAST}
+    if most_requests is not None:
+        asked |= {"tolerance": BESIDE_REQUESTS, "at_least": 1}
     return planning.plan(problem, schedules_of(args), num_requests=args.batch, **asked)
 
 

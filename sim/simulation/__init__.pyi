@@ -21,6 +21,7 @@ from .stream import (
     StepTimes as StepTimes,
     StreamResult as StreamResult,
     StreamSetup as StreamSetup,
+    WorkCosts as WorkCosts,
     serve_in_batches as serve_in_batches,
     serve_stream as serve_stream,
 )

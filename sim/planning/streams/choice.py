@@ -4,11 +4,11 @@ Policies for prompts beside decode are ranked by estimates from a few steps; tho
 simulated to the last request, as all are batch after batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from sim.admission import Prompts, RequestStream, Service
 from sim.cost import Setup
@@ -155,45 +155,53 @@ def plan_stream(
     expected = [one.ranked[0] for one in plans if one.found]
     least = NEAR * max((one.throughput_tokens_per_s for one in expected), default=0.0)
     tried: list[tuple[Serve, Any]] = [
-        (_served_beside, one.setup) for one in expected if one.throughput_tokens_per_s >= least
+        *((_served_beside, one.setup) for one in expected if one.throughput_tokens_per_s >= least),
+        *((_served_in_batches, setup) for setup in _batches(batches, len(stream.requests))),
     ]
-    for one in batches.plans.values() if batches else ():
-        tried += [(_served_in_batches, setup) for setup in _even(one.best.setup, len(stream.requests))]
-    served = filter(None, in_processes(partial(_served, stream, service), tried, jobs))
-    ways = [*served, *(_expected(one) for one in expected if one.throughput_tokens_per_s < least)]
+    ways = [_expected(one) for one in expected if one.throughput_tokens_per_s < least]
+    for one in in_processes(partial(_served, stream, service), tried, jobs):
+        if isinstance(one, Way):
+            ways.append(one)
+        else:
+            failed[one.schedule] = one.reason
     ways = _with_a_served_best(ways, lambda setup: _served(stream, service, (_served_beside, setup)))
     if not ways:
         reasons = " | ".join(f"{name}: {reason}" for name, reason in failed.items())
         raise InputError(f"{problem.hardware.name} serves none of the requests: {reasons}")
+    return StreamChoice(problem, stream, _one_of_each(ways), failed, sum(one.considered for one in plans))
+
+
+def _one_of_each(ways: Sequence[Way]) -> tuple[Way, ...]:
+    """The first of each schedule and place of prompts."""
     first: dict[tuple[str, Prompts], Way] = {}
     for way in ways:
         first.setdefault((way.schedule, way.prompts), way)
-    return StreamChoice(problem, stream, tuple(first.values()), failed, sum(one.considered for one in plans))
+    return tuple(first.values())
 
 
-def _with_a_served_best(ways: list[Way], serve: Callable[[Setup | StreamSetup], Way | None]) -> list[Way]:
+def _with_a_served_best(ways: list[Way], serve: Callable[[Setup | StreamSetup], "Way | _Refused"]) -> list[Way]:
     """The ways, the best first, which is served if it was only estimated: until the best one is no estimate."""
     while True:
         ways = sorted(ways, key=lambda one: -one.throughput_tokens_per_s)
         if not ways or ways[0].result is not None:
             return ways
         expected, *ways = ways
-        ways += filter(None, [serve(expected.setup)])
+        ways += [one for one in [serve(expected.setup)] if isinstance(one, Way)]
 
 
 def _planned(problem: Problem, flow: Flow, asked: dict[str, Any], name: str) -> StreamPlan:
     return best_stream_policy(problem, by_name(name), flow, **asked)
 
 
-def _even(setup: Setup, num_requests: int) -> list[Setup]:
-    """A setup of batches, and one with as many batches that are all of one size."""
-    most = setup.policy.batch_size
-    even = -(-num_requests // -(-num_requests // most))
-    found = [setup]
-    if even < most:
-        with suppress(InputError):  # fewer micro-batches than it has groups, or attend on the device
-            found.append(replace(setup, policy=replace(setup.policy, batch_size=even)))
-    return found
+def _batches(choice: Choice | None, num_requests: int) -> Iterator[Setup]:
+    """Each schedule's best batch, and one with which as many batches are all of one size."""
+    for setup in (one.best.setup for one in choice.plans.values()) if choice else ():
+        yield setup
+        most = setup.policy.batch_size
+        even = -(-num_requests // -(-num_requests // most))
+        if even < most:
+            with suppress(InputError):  # fewer micro-batches than it has groups, or than attend on the device
+                yield replace(setup, policy=replace(setup.policy, batch_size=even))
 
 
 def _expected(one: StreamEstimate) -> Way:
@@ -202,12 +210,20 @@ def _expected(one: StreamEstimate) -> Way:
     return Way(Prompts.BESIDE, one.setup, *rates)
 
 
-def _served(stream: RequestStream, service: Service, one: "tuple[Serve, Any]") -> Way | None:
-    """What simulation to the last request gives; None if it cannot be."""
+class _Refused(NamedTuple):
+    """A schedule that cannot serve the requests, and why."""
+
+    schedule: str
+    reason: str
+
+
+def _served(stream: RequestStream, service: Service, one: "tuple[Serve, Any]") -> Way | _Refused:
+    """What simulation to the last request gives, or why it cannot be."""
     serve, setup = one
-    with suppress(InputError):
+    try:
         return serve(setup, stream, service)
-    return None
+    except InputError as error:
+        return _Refused(setup.schedule.name, str(error))
 
 
 def _served_beside(setup: StreamSetup, stream: RequestStream, service: Service) -> Way:

@@ -110,7 +110,9 @@ class StreamSetups:
         )
 
     def _running(self, point: StreamPoint, setup: StreamSetup) -> float:
-        """Requests that are in at a time, as many as have room."""
+        """Requests that are in at a time, as many as have room; a page-locked KV cache comes before locked weights."""
+        if MemoryPart.KV_CACHE in setup.memory.pinned:
+            setup = replace(setup, policy=replace(setup.policy, pin_weights=0.0))
         there = point.room * setup.num_blocks / self._flow.blocks(setup.block_tokens)
         return max(1.0, min(there, float(self._flow.num_requests)))
 

@@ -7,8 +7,10 @@ from typing import Any
 from sim.planning.streams.estimate import StreamEstimate, estimated
 from sim.planning.streams.flow import Flow
 from sim.planning.streams.points import StreamPoint, StreamSetups
+from sim.planning.streams.steady import Pace, most_tokens_per_s
 from sim.problem import Problem
 from sim.schedule import ExpertPlace, Schedule
+from sim.simulation import StreamSetup
 
 AXES: dict[str, tuple[float, ...]] = {
     "num_micro_batches": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
@@ -20,6 +22,12 @@ AXES: dict[str, tuple[float, ...]] = {
     "resident": (1.0, 0.75, 0.5, 0.0),
 }
 """What each number of a point may be. Several neighbours of a value are looked at, and the ends of its axis."""
+
+OF_STEADY_STEPS = frozenset({"num_micro_batches", "num_prompts", "on_host", "groups", "resident"})
+"""What is better only if steps in the stream's pace are; of the others the ramps have a say."""
+
+ABOUT = 0.995
+"""Share of the best steady rate that a point's lanes must allow: layers that are alike count as one of them there."""
 
 FIRST_MICRO_BATCHES = 4
 GAIN = 1e-3
@@ -76,24 +84,36 @@ class _Search:
     def climb(self, start: StreamPoint, fixed: set[str]) -> None:
         """From a point uphill, an axis at a time, until no neighbour is better."""
         best = start
+        self._rate(start, 0.0)
         for _ in range(MOST_ROUNDS):
             before = best
             for name in self._axes(fixed):
                 for near in self._near(best, name):
-                    if self.rate(near) > self.rate(best) * (1 + GAIN):
+                    if self._rate(near, self._least(best, name)) > self._rates[best] * (1 + GAIN):
                         best = near
             if best == before:
                 return
 
-    def rate(self, point: StreamPoint) -> float:
-        """Tokens a second; 0 where the point does not fit."""
+    def _least(self, best: StreamPoint, name: str) -> float:
+        """What a point must be able to give in its pace to be looked at, if it differs from the best in this."""
+        known = self.plan.found.get(best)
+        return ABOUT * known.steady_tokens_per_s if known is not None and name in OF_STEADY_STEPS else 0.0
+
+    def _may_give(self, setup: StreamSetup, least: float) -> bool:
+        """Whether a setup's lanes allow so much in its pace, or it has none: all are in before the first one ends."""
+        if Pace.of(setup, self._flow).coming < self._flow.decode_steps:
+            return True
+        return most_tokens_per_s(setup, self._flow) >= least
+
+    def _rate(self, point: StreamPoint, least: float) -> float:
+        """Tokens a second; 0 where the point does not fit, or cannot give so much in its pace."""
         if point not in self._rates:
             self.plan.considered += 1
             setup = self._setups.at(point)
             self._rates[point] = 0.0
             if setup is None:
                 self.plan.reason = self.plan.reason or self._setups.reason
-            else:
+            elif not least or self._may_give(setup, least):
                 found = self.plan.found[point] = estimated(point, setup, self._flow)
                 self._rates[point] = found.throughput_tokens_per_s
         return self._rates[point]

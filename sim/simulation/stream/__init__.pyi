@@ -7,4 +7,4 @@ from .results import (
 )
 from .serving import serve_stream as serve_stream
 from .setup import StreamSetup as StreamSetup
-from .steps import Behind as Behind, StepTimes as StepTimes
+from .steps import Behind as Behind, StepTimes as StepTimes, WorkCosts as WorkCosts

@@ -50,7 +50,7 @@ class StreamSetup:
             object.__setattr__(self, "policy", replace(self.policy, prefill_experts=Place.CPU))
         count = self.num_prompts + self.policy.num_micro_batches
         usual = self.policy.shape(self.schedule, self.problem.model, count)
-        object.__setattr__(self, "shape", replace(usual, num_prompts=self.num_prompts, offloads_hidden=False))
+        object.__setattr__(self, "shape", usual.beside_prompts(self.num_prompts))
         object.__setattr__(self, "memory", self._plan())
         object.__setattr__(self, "num_blocks", self._blocks())
 

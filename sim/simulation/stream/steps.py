@@ -39,7 +39,7 @@ class _Known(NamedTuple):
 class StepTimes:
     """Spans of steps: from the last token of the step before to its own. What lanes did is added up in `lanes`.
 
-    Unless `compiled`, steps are simulated with SimPy, which takes some thirty times as long and says the same.
+    Unless `compiled`, steps are simulated with SimPy, which takes some fifteen times as long and says the same.
     """
 
     def __init__(self, setup: StreamSetup, *, compiled: bool = True) -> None:

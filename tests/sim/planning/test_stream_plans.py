@@ -57,13 +57,16 @@ def test_setups_of_points_fit_every_memory_and_have_places_for_those_who_have_ro
         data.draw(st.sampled_from([0, 2])) if system.splits_experts else 0,
     )
     setup = StreamSetups(problem, by_name(schedule), flow).at(point)
-    assert setup is not None
+    if setup is None:
+        assert point.resident < 1, "what is not on the device may be more than the host has room for"
+        return
     room = setup.num_blocks * setup.block_bytes
     peaks, capacity = setup.memory.peak_bytes(), capacity_bytes(problem.hardware)
     assert all(peaks[tier] <= capacity[tier] for tier in capacity)
     assert setup.memory.host["kv cache"] <= room
-    there = point.room * setup.num_blocks / flow.blocks(setup.block_tokens)
-    assert setup.policy.batch_size <= there + point.num_micro_batches
+    pageable = replace(setup, policy=replace(setup.policy, pin_weights=0.0))
+    blocks = max(setup.num_blocks, pageable.num_blocks)
+    assert setup.policy.batch_size <= point.room * blocks / flow.blocks(setup.block_tokens) + point.num_micro_batches
     chunk = flow.prompt_tokens_beside(setup.policy.batch_size - point.num_prompts) / point.num_prompts
     assert setup.prefill_chunk == pytest.approx(chunk, rel=point.num_micro_batches / setup.policy.batch_size, abs=2)
 
@@ -76,6 +79,19 @@ def test_as_many_have_a_place_as_have_room():
         there = room * setup.num_blocks / flow.blocks(setup.block_tokens)
         assert 0.95 * there <= setup.policy.batch_size <= there + 4
         assert setup.policy.pin_weights == 1
+
+
+def test_a_locked_kv_cache_comes_before_locked_weights():
+    """With attention on the GPU both want to be page-locked: of twelve gigabytes requests have the first."""
+    problem = problem_of(layers=8, device_memory__capacity=14e9, host_memory__capacity=40e9, pinned=12e9)
+    flow = Flow.of(RequestStream.of(WORKLOAD, 50_000))
+    setups = StreamSetups(problem, by_name("cgopipe"), flow)
+    some, half = (setups.at(StreamPoint(4, Place.GPU, room=room)) for room in (0.6, 0.3))
+    bare = replace(some, policy=replace(some.policy, pin_weights=0.0))
+    for setup, room in ((some, 0.6), (half, 0.3)):
+        there = room * bare.num_blocks / flow.blocks(setup.block_tokens)
+        assert setup.policy.batch_size == pytest.approx(there, rel=0.1)
+    assert 0 < some.policy.pin_weights < half.policy.pin_weights < 1
 
 
 def test_as_many_experts_stay_as_fit():
