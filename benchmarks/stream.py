@@ -101,7 +101,7 @@ def as_stream(model: PreTrainedModel, prompts: list[list[int]], args: argparse.N
     assert not failed, failed[0]
     assert stream.stats is not None
     assert stream.trace is not None
-    decoding = [counter.values for counter in stream.trace.counters if counter.name == "requests"]
+    decoding = [counter.values for counter in stream.trace.counters if counter.name == "stream (requests)"]
     return {
         "tokens": stream.stats.generated_tokens,
         "tokens_per_s": stream.stats.tokens_per_s,

@@ -25,7 +25,7 @@ ENDLESS = 1 << 40
 
 STEPS_THAT_SHOW_ALL_LANES = 2
 
-REQUESTS = "requests"
+REQUESTS = "stream (requests)"
 """The counter of who is in: `decoding`, `in prompts` and `waiting`, and how many `places` there are."""
 
 
