@@ -11,7 +11,7 @@ from .batch import (
     MicroBatch as MicroBatch,
     kv_budget as kv_budget,
     make_batch as make_batch,
-    split_requests as split_requests,
+    split_prompts as split_prompts,
 )
 from .machine import (
     AtTokens as AtTokens,

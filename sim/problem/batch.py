@@ -91,16 +91,13 @@ def make_batch(
     if kv_budget_tokens is None:
         kv_budget_tokens = kv_budget(workload, micro_batch_size)
     lengths, padded = workload.requests(batch_size), workload.padded
-    members = split_requests(lengths, micro_batch_size, workload.gen_len, kv_budget_tokens, padded=padded)
-    if not members:
+    split = split_prompts(lengths, micro_batch_size, workload.gen_len, kv_budget_tokens, padded=padded)
+    if not split:
         raise InputError(
             f"kv budget of {kv_budget_tokens} tokens a micro-batch: holds no request; the shortest needs "
             f"{min(lengths) + workload.gen_len} (prompt + gen_len); use a larger micro-batch-size or a shorter gen-len"
         )
-    if padded:
-        micro_batches = tuple(_alike(len(mine), lengths[0]) for mine in members)
-    else:
-        micro_batches = tuple(MicroBatch.of([lengths[place] for place in mine]) for mine in members)
+    micro_batches = tuple(_alike(len(mine), mine[0]) if padded else MicroBatch.of(mine) for mine in split)
     num_admitted = sum(micro_batch.num_requests for micro_batch in micro_batches)
     return Batch(micro_batches, batch_size - num_admitted, workload.gen_len)
 
@@ -110,10 +107,10 @@ def kv_budget(workload: Workload, micro_batch_size: int) -> int:
     return round(micro_batch_size * (workload.mean_prompt_tokens + workload.gen_len))
 
 
-def split_requests(
+def split_prompts(
     lengths: Sequence[int], micro_batch_size: int, gen_len: int, kv_budget_tokens: int, *, padded: bool
 ) -> list[Sequence[int]]:
-    """Which requests, by their places, are in each micro-batch of `make_batch`; who is in none waits for the next."""
+    """The lengths of the prompts in each micro-batch of `make_batch`; of those that are alike, the last ones wait."""
     split = _fill_in_order if padded else _balance
     return [mine for mine in split(lengths, micro_batch_size, gen_len, kv_budget_tokens) if mine]
 
@@ -125,10 +122,10 @@ def _alike(count: int, length: int) -> MicroBatch:
 
 def _fill_in_order(lengths: Sequence[int], capacity: int, gen_len: int, budget: int) -> Iterator[Sequence[int]]:
     """Fill one micro-batch after the other with requests of one length, as far as the budgets of all of them reach."""
-    length, num_micro_batches = max(lengths), -(-len(lengths) // capacity)
-    capacity = min(capacity, budget // (length + gen_len))
+    num_micro_batches = -(-len(lengths) // capacity)
+    capacity = min(capacity, budget // (lengths[0] + gen_len))
     for j in range(num_micro_batches):
-        yield range(j * capacity, min((j + 1) * capacity, len(lengths)))
+        yield lengths[j * capacity : (j + 1) * capacity]
 
 
 def _balance(lengths: Sequence[int], capacity: int, gen_len: int, budget: int) -> list[list[int]]:
@@ -137,17 +134,17 @@ def _balance(lengths: Sequence[int], capacity: int, gen_len: int, budget: int) -
     A micro-batch closes when it holds `capacity` requests. A request that would overflow the one it is meant for waits
     for the next batch; shorter ones behind it may still fit. Of two with equally few tokens, the first takes it.
     """
-    longest_first = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
+    longest_first = sorted(lengths, reverse=True)
     members: list[list[int]] = [[] for _ in range(-(-len(longest_first) // capacity))]
     fewest = [(0, j) for j in range(len(members))]  # a heap of (prompt tokens, micro-batch) of the open ones
-    for place in longest_first:
+    for length in longest_first:
         if not fewest:
             break
-        (tokens, j), length = fewest[0], lengths[place]
+        tokens, j = fewest[0]
         mine = members[j]
         if tokens + length + (1 + len(mine)) * gen_len > budget:
             continue
-        mine.append(place)
+        mine.append(length)
         if len(mine) == capacity:
             heapq.heappop(fewest)
         else:

@@ -5,12 +5,13 @@ It lasts as long as the longest of its requests; whoever ends before leaves a ho
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from sim.admission import Priority, RequestStream, StreamedRequest
 from sim.cost import Setup
-from sim.problem import Batch, MicroBatch, kv_budget, split_requests
+from sim.problem import Batch, MicroBatch, kv_budget, split_prompts
 from sim.simulation.compiled import CompiledPath
 from sim.simulation.prediction import NS
 from sim.simulation.sampling import StepTotals, sample
@@ -138,18 +139,30 @@ class _Run:
 
         Where each device has a part of the requests, the first stands for all.
         """
-        setup = self.times.setup
-        workload, size, parts = setup.problem.workload, setup.policy.micro_batch_size, setup.num_parts
-        each, first, taken = -(-len(requests) // parts), tuple[MicroBatch, ...](), set[int]()
+        each, first, taken = -(-len(requests) // self.times.setup.num_parts), tuple[MicroBatch, ...](), set[int]()
         for start in range(0, len(requests), each):
             mine = requests[start : start + each]
-            lengths = [one.prompt_tokens for one in mine]
-            members = split_requests(lengths, size, workload.gen_len, self.kv_budget_tokens, padded=workload.padded)
-            made = MicroBatch.padded if workload.padded else MicroBatch.of
-            first = first or tuple(made([lengths[place] for place in places]) for places in members)
-            taken.update(mine[place].id for places in members for place in places)
+            split = self._split(mine)
+            first = first or tuple(map(MicroBatch.of, split))
+            left = Counter(length for lengths in split for length in lengths)
+            for one, length in zip(mine, self._lengths(mine), strict=True):
+                if left[length]:
+                    left[length] -= 1
+                    taken.add(one.id)
         generated = max(one.generated_tokens for one in requests if one.id in taken)
-        return Batch(first, 0, generated, parts), taken
+        return Batch(first, 0, generated, self.times.setup.num_parts), taken
+
+    def _split(self, requests: Sequence[StreamedRequest]) -> list[Sequence[int]]:
+        """Lengths of the prompts of each micro-batch."""
+        setup = self.times.setup
+        workload, size = setup.problem.workload, setup.policy.micro_batch_size
+        lengths = self._lengths(requests)
+        return split_prompts(lengths, size, workload.gen_len, self.kv_budget_tokens, padded=workload.padded)
+
+    def _lengths(self, requests: Sequence[StreamedRequest]) -> list[int]:
+        """Those of prompts, padded to the longest of them if the workload's are."""
+        lengths = [one.prompt_tokens for one in requests]
+        return [max(lengths)] * len(lengths) if self.times.setup.problem.workload.padded else lengths
 
     def _serve(self, one: StreamedRequest, ends_ns: Sequence[float]) -> None:
         first, end = (self.now_ns + round(ends_ns[step]) for step in (0, one.generated_tokens - 1))
