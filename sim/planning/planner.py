@@ -40,11 +40,15 @@ PARTS = (0.5, 0.75, 1.0)
 
 
 class NothingFitsError(InputError):
-    """No policy on the grid fits the machine. `short_bytes` is what the nearest one lacks."""
+    """No policy on the grid fits the machine. `short_bytes` is what the nearest one lacks.
 
-    def __init__(self, message: str, short_bytes: int = 0) -> None:
+    What lacks host memory alone is nearer than what the device is too small for (`is_on_device`): it is mended easily.
+    """
+
+    def __init__(self, message: str, short_bytes: int = 0, *, is_on_device: bool = False) -> None:
         super().__init__(message)
         self.short_bytes = short_bytes
+        self.is_on_device = is_on_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +119,9 @@ def plan(
     plans = {name: one for name, one in found.items() if isinstance(one, Plan)}
     failed = {name: one for name, one in found.items() if isinstance(one, NothingFitsError)}
     if not plans:
-        nearest = min(failed.values(), key=lambda one: one.short_bytes)
-        raise NothingFitsError(f"{nearest}{_narrower(problem, schedules, options)}", nearest.short_bytes)
+        nearest = min(failed.values(), key=lambda one: (one.is_on_device, one.short_bytes))
+        text = f"{nearest}{_narrower(problem, schedules, options)}"
+        raise NothingFitsError(text, nearest.short_bytes, is_on_device=nearest.is_on_device)
     best_first = [one.schedule for one in ranked([one.best for one in plans.values()], objective)]
     reasons = {name: str(one) for name, one in failed.items()}
     best = {name: plans[name] for name in best_first}
@@ -209,14 +214,17 @@ def _grids(schedule: Schedule, grid: PolicyGrid) -> list[PolicyGrid]:
 
 
 def _nothing_fits(schedule: str, tried: Sequence[Space]) -> NothingFitsError:
-    """The nearest of several spaces: what lacks host memory alone is mended more easily than a device too small."""
     lacking = [one.nearest for one in tried if one.nearest is not None and one.nearest.shortages]
     if not lacking:
         return NothingFitsError(f"{schedule}: the grid holds no policy: give other sizes")
-    nearest = min(lacking, key=lambda one: (any(two.tier == Tier.DEVICE for two in one.shortages), short_bytes(one)))
+    nearest = min(lacking, key=lambda one: (_lacks_device(one), short_bytes(one)))
     short = "; ".join(map(str, nearest.shortages))
     text = f"{schedule}: no policy on the grid fits; with {nearest.policy}, the nearest, {short}"
-    return NothingFitsError(text, short_bytes(nearest))
+    return NothingFitsError(text, short_bytes(nearest), is_on_device=_lacks_device(nearest))
+
+
+def _lacks_device(setup: Setup) -> bool:
+    return any(one.tier == Tier.DEVICE for one in setup.shortages)
 
 
 def hrm_setup(problem: Problem) -> tuple[Setup, int]:
