@@ -108,6 +108,14 @@ def test_a_batch_of_padded_prompts_is_written_whole():
     assert torch.equal(read(blocks, 0, 6).values, new.values[1])
 
 
+def test_padding_before_a_chunk_leaves_what_the_request_has():
+    company = Company(8, 4)
+    company.add({1: 5}, 5)
+    company.add({1: 2}, 6)
+    company.check()
+    assert company.blocks.table([1]).tokens.tolist() == [7]
+
+
 def test_pieces_are_views_of_the_room():
     blocks = pool(4)
     blocks.extend([1], [5])
