@@ -63,7 +63,8 @@ class TestOutput:
         assert "policies considered" in text
 
     def test_what_more_of_each_resource_gives(self, capsys, tmp_path, monkeypatch):
-        monkeypatch.setattr("sim.planning.explanation.FACTORS", (2.0,))
+        for name in ("explanation", "report"):
+            monkeypatch.setattr(f"sim.planning.{name}.FACTORS", (2.0,))
         assert main(["plan", *SMALL, "--schedules", "cgopipe", "--json", str(tmp_path / "plan.json")]) == 0
         text = capsys.readouterr().out
         assert "planned anew with other machines" in text
