@@ -139,7 +139,7 @@ COMMAND = Command(
         "--model mixtral-8x7b --hardware gcp-t4 --gen-len 128 --out policy.json",
         "--model qwen3-30b-a3b --hardware rtx4090 --unpadded --objective latency",
         "--model gpt-oss-120b --hardware rtx4090 --batch 1",
-        "--requests 6700 --quick",
+        "--requests 6700",
         "--optimizer hrm --plot plan.png",
     ),
     _add_arguments,

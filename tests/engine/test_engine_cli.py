@@ -134,12 +134,17 @@ def openai(custom_id, **body):
     return {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
 
 
-def test_openai_batch_format(folder, command, tmp_path):
-    tokenizer = find_tokenizer(folder)
+def with_chat_template(folder, tmp_path):
+    """The model of a folder in one of its own, with a tokenizer that takes messages."""
+    tokenizer, own = find_tokenizer(folder), tmp_path / "chat"
     tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-    own = tmp_path / "chat"
     load_model(folder).save_pretrained(own)
     tokenizer.save_pretrained(own)
+    return own
+
+
+def test_openai_batch_format(folder, command, tmp_path):
+    own = with_chat_template(folder, tmp_path)
     messages = [{"role": "user", "content": "Hi"}]
     lines = [
         openai("a", model="m", messages=messages, max_tokens=2),
@@ -152,6 +157,7 @@ def test_openai_batch_format(folder, command, tmp_path):
     assert main(arguments) == 0
     a, b, c, d = results(tmp_path)
     assert [line["custom_id"] for line in (a, b, c, d)] == ["a", "b", "c", "d"]
+    tokenizer = find_tokenizer(own)
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
     expected = reference(load_model(folder), [ids], 1, NEW)[0]
     choice = b["response"]["body"]["choices"][0]
@@ -452,11 +458,7 @@ def test_a_stream_that_was_cut_short_goes_on_and_repeats_nothing(command, tmp_pa
 
 
 def test_openai_lines_in_a_stream_end_at_their_own_limits(folder, command, tmp_path):
-    tokenizer = find_tokenizer(folder)
-    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-    own = tmp_path / "chat"
-    load_model(folder).save_pretrained(own)
-    tokenizer.save_pretrained(own)
+    own = with_chat_template(folder, tmp_path)
     messages = [{"role": "user", "content": "Hi"}]
     asked = [openai(name, messages=messages, max_tokens=most) for name, most in (("a", 2), ("b", 99), ("c", 1))]
     arguments = command(asked, "--stream")

@@ -231,3 +231,9 @@ def test_a_case_is_named_by_all_that_tells_it_apart():
     other = dataclasses.replace(case, fields={"experts_on_device": 0.5})
     assert case.name != other.name
     assert other.policy.experts_on_device == 0.5
+
+
+def test_few_requests_generate_more_in_the_standard_campaign():
+    lengths = {case.batch_size: case.gen_len for case in STANDARD.cases()}
+    assert lengths == {1: 32, 4: 32, 16: 32, 32: 12, 64: 12, 96: 12}
+    assert {SHORT.gen_len_of(requests) for requests in (1, SHORT.requests)} == {SHORT.gen_len}
