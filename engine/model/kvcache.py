@@ -110,6 +110,12 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.as_subclass(torch.Tensor)
 
 
+def _apart(new: KeysValues) -> KeysValues:
+    """The same in memory of its own, where as much again would live on with it: queries, say, beside them (DBRX)."""
+    storages = {one.data_ptr(): one.nbytes() for one in (tensor.untyped_storage() for tensor in new)}
+    return new if sum(storages.values()) < 2 * new.num_bytes else KeysValues(*(tensor.clone() for tensor in new))
+
+
 class LayerCache(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """One layer of a micro-batch's cache as the model sees it."""
 
@@ -131,6 +137,7 @@ class LayerCache(CacheLayerMixin):  # type: ignore[no-untyped-call]
         self.seen += key_states.shape[-2]
         new = self.new[self.step] = KeysValues(key_states, value_states)
         if self.step == 0:
+            self.new[self.step] = _apart(new)
             return self._watched(key_states), self._watched(value_states)
         if not self.passed_on:
             whole: tuple[torch.Tensor, torch.Tensor] = suspend(CacheNeeded(self.layer))

@@ -87,6 +87,7 @@ class SlotLayout:
             "pinned": Buffer(Holds.STAGED, By.RUN, system.pinned_layers, staging, MemoryPart.STAGING),
             "hidden": Buffer(Holds.HIDDEN if waits else Holds.PROMPT_HIDDEN, By.MICRO_BATCH, 1, Tier.DEVICE, hidden),
             "activation": Buffer(Holds.PROMPT_HIDDEN, By.TURN, 2, Tier.DEVICE if waits else None, hidden),
+            "leaving": Buffer(Holds.PROMPT_HIDDEN, By.TURN, 1, Tier.DEVICE if waits else None, hidden),
             "hidden of host layers": Buffer(
                 Holds.PROMPT_HIDDEN, By.MICRO_BATCH, 1, copied if shape.runs_on_host else None, hidden
             ),

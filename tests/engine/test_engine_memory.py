@@ -68,6 +68,14 @@ FAMILIES = {
     "gpt_oss": {**FUSED, "layer_types": ["full_attention"] * 4},
     "jetmoe": {**FUSED, "head_dim": None, "num_attention_heads": None},
     "llama4_text": {**FUSED, "layer_types": ["full_attention"] * 4},
+    "dbrx": {
+        **dict.fromkeys(COARSE),
+        "d_model": 128,
+        "n_heads": 8,
+        "n_layers": 4,
+        "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 8, "moe_top_k": 4},
+        "attn_config": {"kv_n_heads": 8, "clip_qkv": 8.0, "rope_theta": 10000.0},
+    },
     "deepseek_v3": {"n_routed_experts": 8, "moe_intermediate_size": 48, "num_key_value_heads": 8, "head_dim": 8},
 }
 
@@ -84,11 +92,8 @@ def as_run(lengths, size, new):
     return Batch(tuple(MicroBatch(n, n * width, n * width**2, width) for n, width in padded), 0, new)
 
 
-def planned_and_peak(model, schedule, places, shape, folder):
-    """Bytes of device memory: what is planned, the peak, and the most that may be late to leave. Checks the host's too.
-
-    On a loaded machine the lane to the host may still hold a micro-batch's hidden states when the next ones are there.
-    """
+def planned_and_peak(model, schedule, places, shape, folder, to_host=None):
+    """Bytes of device memory: what is planned, and the peak. Checks the host's too."""
     lengths, size, new = shape
     model.config.save_pretrained(folder)
     planned = Model.load(folder)
@@ -96,7 +101,7 @@ def planned_and_peak(model, schedule, places, shape, folder):
     batch = as_run(lengths, size, new)
     pipeline = policy.shape(schedule, planned, len(batch.micro_batches))
     plans = plan_memory(schedule, pipeline, policy, planned, batch).peak_bytes()
-    with EmulatedDevice(None, None, 1 << 30) as device:
+    with EmulatedDevice(None, to_host, 1 << 30) as device:
         result = engine.run(model, make_prompts(*lengths), schedule, policy, max_new_tokens=new, device=device)
     peaks = dict(result.stats.peak_bytes)
     if policy.attention is Place.CPU:  # a cache that the model reads itself is page-locked all the same
@@ -104,9 +109,7 @@ def planned_and_peak(model, schedule, places, shape, folder):
     for tier in ("host", "pinned"):
         assert peaks[tier] <= plans[tier] + ALIGNED_BYTES
         assert plans[tier] <= 1.15 * peaks[tier] + ALIGNED_BYTES
-    largest = max(one.prompt_tokens for one in batch.micro_batches)
-    late = largest * planned.hidden_size * 4 if pipeline.offloads_hidden else 0
-    return plans["device"], peaks["device"], late
+    return plans["device"], peaks["device"]
 
 
 @pytest.mark.parametrize("places", PLACES, ids=str)
@@ -117,9 +120,9 @@ def test_the_plan_holds_the_peak_of_the_device_and_little_more(name, places, tmp
         Policy.usual(schedule, 1, 1, **places).check_places(schedule)
     except InputError:
         pytest.skip("not where this schedule works")
-    plan, peak, late = planned_and_peak(wide("mixtral", **FINE), schedule, places, UNEQUAL, tmp_path)
+    plan, peak = planned_and_peak(wide("mixtral", **FINE), schedule, places, UNEQUAL, tmp_path)
     waiting = schedule.system.prefill_experts[0] is Place.CPU  # all prompts have room on their way to the host
-    assert peak - late <= plan <= (1.2 if waiting else 1.15) * peak
+    assert peak <= plan <= (1.2 if waiting else 1.15) * peak
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
@@ -131,8 +134,8 @@ def test_the_plan_holds_the_peak_with_packed_experts(name, bits, share, tmp_path
         pytest.skip("not where this schedule works")
     places, model = {"weight_bits": bits, "experts_on_device": share}, wide("mixtral", intermediate_size=64)
     for shape in (UNEQUAL, SHAPES["one micro-batch"]):
-        plan, peak, late = planned_and_peak(model, by_name(name), places, shape, tmp_path)
-        assert peak - late <= plan <= 1.15 * peak
+        plan, peak = planned_and_peak(model, by_name(name), places, shape, tmp_path)
+        assert peak <= plan <= 1.15 * peak
 
 
 SPREAD = {"experts_on_device": 0.25, "experts_on_host": 0.25, "experts_fetched": 0.25}
@@ -153,15 +156,27 @@ SPREAD = {"experts_on_device": 0.25, "experts_on_host": 0.25, "experts_fetched":
 def test_so_it_does_where_packed_experts_are_computed_apart(name, places, tmp_path):
     given, model = {"weight_bits": 4.5, **places}, wide("mixtral", intermediate_size=64)
     for shape in (UNEQUAL, SHAPES["one micro-batch"]):
-        plan, peak, late = planned_and_peak(model, by_name(name), given, shape, tmp_path)
-        assert peak - late <= plan <= 1.2 * peak
+        plan, peak = planned_and_peak(model, by_name(name), given, shape, tmp_path)
+        assert peak <= plan <= 1.2 * peak
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("places", [{}, {"attention": "gpu"}], ids=str)
 def test_the_plan_holds_the_peak_whatever_the_requests(places, shape, tmp_path):
-    plan, peak, late = planned_and_peak(wide("mixtral", **FINE), by_name("cgopipe"), places, shape, tmp_path)
-    assert peak - late <= plan <= 1.15 * peak
+    plan, peak = planned_and_peak(wide("mixtral", **FINE), by_name("cgopipe"), places, shape, tmp_path)
+    assert peak <= plan <= 1.15 * peak
+
+
+@pytest.mark.parametrize("name", ["cgopipe", "flexgen", "hybrid", "dbrx"])
+def test_the_plan_holds_the_peak_where_what_leaves_the_device_leaves_late(name, tmp_path):
+    """A micro-batch's hidden states are on their way to the host still when the next ones are there.
+
+    Of dbrx, too, whose keys and values come out of one projection with the queries, which are not to stay with them.
+    """
+    shape, slow, is_family = ([60] * 8, 2, 2), 3e6, name in FAMILIES
+    model, schedule = wide(name) if is_family else wide("mixtral", **FINE), by_name("cgopipe" if is_family else name)
+    plan, peak = planned_and_peak(model, schedule, {}, shape, tmp_path, to_host=slow)
+    assert peak <= plan <= 1.05 * peak
 
 
 @pytest.mark.parametrize("width", [COARSE, FINE], ids=["coarse", "fine"])
@@ -169,16 +184,16 @@ def test_the_plan_holds_the_peak_whatever_the_requests(places, shape, tmp_path):
 def test_the_plan_holds_the_peak_of_every_kind_of_experts(family, width, tmp_path):
     model, shape = wide(family, intermediate_size=width["intermediate_size"]), ([60, 40, 60, 9], 2, 3)
     for share in (0.0, 0.5) if family in ("mixtral", "gpt_oss", "qwen2_moe") else (0.0,):
-        plan, peak, late = planned_and_peak(model, by_name("cgopipe"), {"experts_on_device": share}, shape, tmp_path)
-        assert peak - late <= plan <= 1.15 * peak
+        plan, peak = planned_and_peak(model, by_name("cgopipe"), {"experts_on_device": share}, shape, tmp_path)
+        assert peak <= plan <= 1.15 * peak
 
 
 @pytest.mark.parametrize("prefill", ["cpu", "gpu"])
 @pytest.mark.parametrize("family", ["qwen2_moe", "deepseek_v3"])
 def test_the_plan_holds_what_shared_experts_make_apart(family, prefill, tmp_path):
     places = {"experts_on_device": 0.5, "prefill_experts": prefill, "defer_experts": 1}
-    plan, peak, late = planned_and_peak(wide(family), by_name("cpu-experts"), places, UNEQUAL, tmp_path)
-    assert peak - late <= plan <= 1.2 * peak
+    plan, peak = planned_and_peak(wide(family), by_name("cpu-experts"), places, UNEQUAL, tmp_path)
+    assert peak <= plan <= 1.2 * peak
 
 
 @pytest.mark.parametrize(
@@ -188,8 +203,8 @@ def test_the_plan_holds_a_cache_in_two_places_whatever_the_model_does_with_it(fa
     """Latent attention expands it and jetmoe repeats it, for which both need it in one piece."""
     (new, schedule), places = case, {"attention": "gpu", "kv_on_device": 0.5}
     shape = ([20, 14, 20, 20, 9, 20, 20], 4, new)
-    plan, peak, late = planned_and_peak(wide(family), by_name(schedule), places, shape, tmp_path)
-    assert peak - late <= plan <= 1.15 * peak
+    plan, peak = planned_and_peak(wide(family), by_name(schedule), places, shape, tmp_path)
+    assert peak <= plan <= 1.15 * peak
 
 
 @pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])

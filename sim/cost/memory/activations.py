@@ -56,7 +56,12 @@ def _attention_numbers(layer: Layer, tokens: int, scored: int, num_devices: int)
 
 
 def _routing_bytes(layer: Layer) -> int:
-    """A token's scores of all experts, and of each that it uses the weight, the number, and the place in the order."""
+    """A token's scores of all experts, and of each that it uses the weight, the number, and the place in the order.
+
+    Where experts are computed in turn, a table of who uses which takes the place of the order.
+    """
+    if layer.computes_experts_in_turn:
+        return 8 * layer.num_experts + (8 * layer.num_experts + 32) * layer.top_k
     return 8 * layer.num_experts + 48 * layer.top_k
 
 

@@ -94,7 +94,8 @@ def _layer(fields: Fields, family: Family, index: int) -> Layer:
     width = fields.count("moe_intermediate_size", layer=index)
     expert = FeedForward(hidden, width, family.expert_bias, held=family.expert_held)
     routed = Layer(attention, num_experts, top_k, expert, shared, router_params=router, norm_params=norms)
-    return replace(routed, computes_all_experts=family.computes_all_experts)
+    computed = family.computes_all_experts, family.computes_experts_in_turn
+    return replace(routed, computes_all_experts=computed[0], computes_experts_in_turn=computed[1])
 
 
 def _shared(fields: Fields, family: Family, hidden: int, index: int) -> FeedForward | None:

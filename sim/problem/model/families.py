@@ -28,6 +28,7 @@ class Family:
     expert_bias: bool = False
     expert_held: Held = FUSED
     computes_all_experts: bool = False
+    computes_experts_in_turn: bool = False
     shared_experts: int = 0
     shared_gate: bool = False
     routed_heads: bool = False

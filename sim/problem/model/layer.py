@@ -195,6 +195,8 @@ class Layer:
     norm_params: int = 0
     computes_all_experts: bool = False
     """Whether every token goes through every expert, those it does not use with an input of zero (Llama 4)."""
+    computes_experts_in_turn: bool = False
+    """Whether the model's code goes from one expert to the next, each with the tokens that use it (DBRX)."""
 
     def __post_init__(self) -> None:
         check_at_least(self, 0, "num_experts", "router_params", "norm_params")
@@ -209,7 +211,9 @@ class Layer:
 
     @property
     def computed_experts(self) -> int:
-        """Routed experts that the model's code computes for a token."""
+        """Routed experts that the model's code computes for a token at once."""
+        if self.computes_experts_in_turn:
+            return min(1, self.top_k)
         return self.num_experts if self.computes_all_experts else self.top_k
 
     @property
