@@ -45,7 +45,7 @@ def calibrate(
     `progress` is told how many of how many measurements are done, and what comes next.
     Raises InputError for a model that cannot be run, DeviceOutOfMemory if its experts do not fit the device at all.
     """
-    planned, rounds = planned_for(model, quick=quick), 1 if quick else ROUNDS
+    planned, rounds = planned_for(model, device.memory_bytes, quick=quick), 1 if quick else ROUNDS
     ended, total = itertools.count(), rounds * (3 + len(planned))
 
     def begin(doing: str) -> None:
@@ -56,11 +56,13 @@ def calibrate(
     return fitted(model, device, planned, done, name)
 
 
-def planned_for(model: PreTrainedModel, *, quick: bool = False) -> list[measure.Condition]:
-    """The runs of a calibration for a model."""
+def planned_for(model: PreTrainedModel, device_bytes: int, *, quick: bool = False) -> list[measure.Condition]:
+    """The runs of a calibration for a model, on a device of so much memory."""
     positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     most = max(1, (positions or 1 << 20) - measure.STEPS)
-    return measure.conditions(most, quick=quick, apart=measure.can_be_apart(model))
+    found = measure.conditions(most, quick=quick, apart=measure.can_be_apart(model))
+    with measure.keep_first_layers(model, measure.layers_to_measure(model, device_bytes)):
+        return measure.runs_that_fit(found, described(model), device_bytes)
 
 
 def measure_machine(

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from engine.lanes import Ran
 from engine.model import host_waits
 from engine.tasks import HostTime, RunContext
-from sim.problem import Batch, MicroBatch
+from sim.problem import Batch, in_order
 from sim.schedule import Lane, Op
 from sim.simulation import structure
 from traces.analysis import DEPENDENCY, cause_of
@@ -102,9 +102,7 @@ def describe_host(run: RunContext, host: HostTime) -> dict[str, Any]:
 
 def as_cut(prompt_tokens: Sequence[int], micro_batch_size: int, gen_len: int) -> Batch:
     """The batch as the engine cuts it: in order of input, each micro-batch padded to its longest prompt."""
-    starts = range(0, len(prompt_tokens), micro_batch_size)
-    cut = [MicroBatch.padded(prompt_tokens[start : start + micro_batch_size]) for start in starts]
-    return Batch(tuple(cut), 0, gen_len)
+    return Batch(in_order(prompt_tokens, micro_batch_size), 0, gen_len)
 
 
 def make_trace(

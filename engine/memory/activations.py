@@ -41,6 +41,7 @@ class Activations:
         self._entered: dict[int, int] = {}
         self._passing: _Passing = []  # what the largest micro-batch holds that a task may let go of
         self._known_stops: dict[int, set[Hashable]] = {}  # of decode, by micro-batch
+        self._masks: dict[int, dict[int, tuple[StorageWeakRef, int]]] = {}  # of prompts, by micro-batch and address
 
     def enter(self, micro_batch: InFlight) -> None:
         """A micro-batch begins, beside others; its number is nobody else's any more."""
@@ -49,6 +50,7 @@ class Activations:
             self._working_sets.clear()
         self._largest = micro_batch
         self._known_stops.pop(micro_batch.index, None)
+        self._masks.pop(micro_batch.index, None)
         self._entered.pop(micro_batch.index, None)
         self._count(micro_batch.index, 0)
 
@@ -115,7 +117,15 @@ class Activations:
         storages = {storage.data_ptr(): storage for storage in (t.untyped_storage() for t in tensors)}
         if micro_batch is self._largest:
             self._passing = [(StorageWeakRef(one), one.nbytes()) for one in storages.values()]  # type: ignore[no-untyped-call]
-        return sum(one.nbytes() for one in storages.values()) + inside_layer
+        return sum(one.nbytes() for one in storages.values()) + inside_layer + self._masks_bytes(micro_batch)
+
+    def _masks_bytes(self, micro_batch: InFlight) -> int:
+        """What says which tokens of its prompts attend to which, for as long as the model's code holds it."""
+        at, masks = micro_batch.at, self._masks.setdefault(micro_batch.index, {})
+        if isinstance(at, AttentionCall) and at.mask is not None and micro_batch.step == 0:
+            storage = at.mask.untyped_storage()
+            masks[storage.data_ptr()] = StorageWeakRef(storage), storage.nbytes()  # type: ignore[no-untyped-call]
+        return sum(num_bytes for alive, num_bytes in masks.values() if not alive.expired())  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """Gives everything back."""

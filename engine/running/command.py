@@ -219,6 +219,10 @@ def _plan(
         return plan(model, hardware, schedule, prompts, args.max_new_tokens, args.routing, args.weight_bits)
 
 
+def _samples(args: argparse.Namespace, model: Any) -> bool:
+    return bool(_generate_kwargs(args)) or bool(model.generation_config.do_sample)
+
+
 def _run_options(args: argparse.Namespace) -> dict[str, Any]:
     ours = {"seed": args.seed, "record_routing": args.record_routing, "routing": args.routing, "keep_model": False}
     return {**ours, **_generate_kwargs(args)}

@@ -43,17 +43,24 @@ def plan(
     max_new_tokens: int,
     routing: str | Routing = UNIFORM,
     weight_bits: float | None = None,
+    *,
+    sampled: bool = False,
 ) -> RunPlan:
     """The best policy for these requests: all in one batch, or the best batch that they fill.
 
-    Raises NothingFitsError, an InputError, if no policy fits the machine's memories.
+    It is found for the longest of them, so that every batch fits, whichever requests come together. With `sampled`
+    tokens are drawn, or scores changed. Raises NothingFitsError, an InputError, if no policy fits the memories.
     """
-    workload = Workload("requests", tuple(prompt_tokens), max_new_tokens)
+    longest_first = tuple(sorted(prompt_tokens, reverse=True))
+    workload = Workload("requests", longest_first, max_new_tokens, sampled=sampled, in_order=True)
     problem = Problem.of(described(model), hardware, workload, routing=routing)
     grid = replace(WHAT_THE_ENGINE_RUNS, weight_bits=weight_bits)
     found = best_policy(problem, schedule, num_requests=len(prompt_tokens), grid=grid, refine=False)
-    policy = found.best.setup.policy
-    batch = as_cut(prompt_tokens[: policy.batch_size], policy.micro_batch_size, max_new_tokens)
-    as_run = Setup(problem, schedule, policy, batch)
-    expected = predict(found.best.setup if as_run.shortages else as_run)
-    return RunPlan(policy, expected, hardware.name)
+    return RunPlan(found.best.setup.policy, _expected(found.best.setup, prompt_tokens), hardware.name)
+
+
+def _expected(setup: Setup, prompt_tokens: Sequence[int]) -> Prediction:
+    """Of the first batch, as the engine will cut it."""
+    policy, first = setup.policy, sorted(prompt_tokens[: setup.policy.batch_size], reverse=True)
+    batch = as_cut(first, policy.micro_batch_size, setup.problem.workload.gen_len)
+    return predict(Setup(setup.problem, setup.schedule, policy, batch))

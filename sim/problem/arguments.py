@@ -21,6 +21,8 @@ def add_problem(group: Any) -> None:
     group.add_argument("--prompt-len", **tokens, help="every prompt this long, instead of a workload")
     group.add_argument("--gen-len", **tokens, help="generated per request (default: the workload's)")
     add_routing(group)
+    drawn = "tokens are drawn, or scores changed by penalties: plan the memory that this takes"
+    group.add_argument("--sampled", action="store_true", default=None, help=drawn)
     padding = group.add_mutually_exclusive_group()
     padding.add_argument("--padded", dest="padded", action="store_true", default=True, help="to the longest (default)")
     padding.add_argument("--unpadded", dest="padded", action="store_false", help="balanced micro-batches (Algorithm 2)")
@@ -63,7 +65,8 @@ def problem_of(args: argparse.Namespace) -> "Problem":
     from sim.problem.workload import Problem
 
     length = {"prompt_len": args.prompt_len, "gen_len": args.gen_len}
-    return Problem.of(args.model, args.hardware, args.workload, **length, padded=args.padded, routing=args.routing)
+    how = {"padded": args.padded, "sampled": args.sampled, "routing": args.routing}
+    return Problem.of(args.model, args.hardware, args.workload, **length, **how)
 
 
 def schedules_of(args: argparse.Namespace) -> list[str]:

@@ -53,6 +53,8 @@ class Batch:
     gen_len: int
     copies: int = 1
     """Devices that each work on micro-batches like these, where the schedule gives each a part of the requests."""
+    sampled: bool = False
+    """Whether tokens are drawn, or scores changed before the highest is taken (Workload)."""
     alike: Mapping[MicroBatch, int] = field(init=False, repr=False, compare=False)
     """How many there are of each distinct micro-batch."""
 
@@ -83,14 +85,17 @@ def make_batch(
     `kv_budget_tokens` is the room of one micro-batch in the KV cache, for prompts and generated tokens. By default it
     is what a planner that knows only the average prompt sets aside: micro_batch_size x (mean prompt + gen_len).
 
-    Padded requests are alike: they fill one micro-batch after the other, and the last may be smaller. Unpadded ones are
-    balanced by Algorithm 2. A micro-batch that gets no request is dropped.
+    Padded requests are alike: they fill one micro-batch after the other, and the last may be smaller. Those of a
+    workload `in_order` do so too, whatever the budget. Other unpadded ones are balanced by Algorithm 2. A micro-batch
+    that gets no request is dropped.
     Raises InputError when a size is below 1 or when not one request fits the budget.
     """
     check_count("micro-batch-size", micro_batch_size)
     if kv_budget_tokens is None:
         kv_budget_tokens = kv_budget(workload, micro_batch_size)
     lengths, padded = workload.requests(batch_size), workload.padded
+    if workload.in_order and not padded:
+        return Batch(in_order(lengths, micro_batch_size), 0, workload.gen_len, sampled=workload.sampled)
     split = split_prompts(lengths, micro_batch_size, workload.gen_len, kv_budget_tokens, padded=padded)
     if not split:
         raise InputError(
@@ -99,7 +104,13 @@ def make_batch(
         )
     micro_batches = tuple(_alike(len(mine), mine[0]) if padded else MicroBatch.of(mine) for mine in split)
     num_admitted = sum(micro_batch.num_requests for micro_batch in micro_batches)
-    return Batch(micro_batches, batch_size - num_admitted, workload.gen_len)
+    return Batch(micro_batches, batch_size - num_admitted, workload.gen_len, sampled=workload.sampled)
+
+
+def in_order(lengths: Sequence[int], micro_batch_size: int) -> tuple[MicroBatch, ...]:
+    """Prompts of these lengths cut as they come, each micro-batch padded to its longest."""
+    starts = range(0, len(lengths), micro_batch_size)
+    return tuple(MicroBatch.padded(lengths[start : start + micro_batch_size]) for start in starts)
 
 
 def kv_budget(workload: Workload, micro_batch_size: int) -> int:

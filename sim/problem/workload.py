@@ -19,7 +19,7 @@ DEFAULT_GEN_LEN = 128
 """Tokens generated per request where a file of requests cannot say: MoE-Lightning's usual setting."""
 
 _REQUIRED = ("prompt_tokens", "gen_len")
-_ALLOWED = ("name", "description", "source", "basis", *_REQUIRED, "padded")
+_ALLOWED = ("name", "description", "source", "basis", *_REQUIRED, "padded", "sampled", "in_order")
 _REQUEST_KEYS = ("prompt_tokens", "prompt_token_ids", "prompt")
 
 
@@ -41,6 +41,11 @@ class Workload:
     source: str = ""
     basis: Basis = Basis.ASSUMED
     """How the prompt lengths are known; `source` says it in words."""
+    sampled: bool = False
+    """Whether tokens are drawn, or scores changed before the highest is taken: what works on scores takes memory."""
+    in_order: bool = False
+    """Whether requests fill micro-batches as they come, each padded to the longest prompt of its own, as our engine
+    does, instead of the balance of Algorithm 2."""
 
     def __post_init__(self) -> None:
         if not self.prompt_tokens:
@@ -67,9 +72,9 @@ class Workload:
         copies, remainder = divmod(num_requests, len(self.prompt_tokens))
         return self.prompt_tokens * copies + self.prompt_tokens[:remainder]
 
-    def with_(self, *, gen_len: int | None = None, padded: bool | None = None) -> Self:
-        """Return this workload with another generation length or padding; None keeps what it has."""
-        given: dict[str, Any] = {"gen_len": gen_len, "padded": padded}
+    def with_(self, *, gen_len: int | None = None, padded: bool | None = None, sampled: bool | None = None) -> Self:
+        """Return this workload with another generation length, padding or choice of tokens; None keeps what it has."""
+        given: dict[str, Any] = {"gen_len": gen_len, "padded": padded, "sampled": sampled}
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
     @classmethod
@@ -113,7 +118,8 @@ class Workload:
             check_text(key, fields.get(key, ""))
         if not isinstance(fields["prompt_tokens"], list):
             raise InputError(f"prompt_tokens: {fields['prompt_tokens']!r} is not a list of lengths such as [77, 418]")
-        check_flag("padded", fields.get("padded", False))
+        for key in ("padded", "sampled", "in_order"):
+            check_flag(key, fields.get(key, False))
         basis = check_choice("basis", fields.get("basis", Basis.ASSUMED), Basis)
         return cls(**{**fields, "prompt_tokens": tuple(fields["prompt_tokens"]), "basis": Basis(basis)})
 
@@ -157,13 +163,14 @@ class Problem:
         prompt_len: int | None = None,
         gen_len: int | None = None,
         padded: bool | None = None,
+        sampled: bool | None = None,
         routing: str | Routing = UNIFORM,
     ) -> Self:
         """A problem of nouns, names or paths: `Problem.of("mixtral-8x7b", "gcp-t4", gen_len=64)`. Raises InputError.
 
         With `prompt_len` every prompt is so long, instead of a workload. Prompts are padded to the longest as `padded`
-        says, or else as a Workload given does; those of a workload that is named are. `routing` is what
-        `Routing.parse` reads.
+        says, or else as a Workload given does; those of a workload that is named are. `sampled` is as in Workload, and
+        `routing` is what `Routing.parse` reads.
         """
         if not isinstance(model, Model):
             model = Model.load(model)
@@ -175,7 +182,7 @@ class Problem:
             workload, padded = Workload.load(workload), padded is not False
         if not isinstance(routing, Routing):
             routing = Routing.parse(routing)
-        return cls(model, hardware, workload.with_(gen_len=gen_len, padded=padded), routing)
+        return cls(model, hardware, workload.with_(gen_len=gen_len, padded=padded, sampled=sampled), routing)
 
 
 def request_length(request: Mapping[str, Any], where: str) -> tuple[int, str]:

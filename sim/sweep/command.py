@@ -89,7 +89,7 @@ def _base(args: argparse.Namespace, swept: Collection[str]) -> "sweeps.Base":
         names = [schedule or hrm.SCHEDULE]
     what = (args.model, args.hardware, args.workload, args.prompt_len, args.gen_len, args.padded)
     stream = admission.stream_options(args, swept)
-    return sweeps.Base(*what, tuple(names), policy, args.exact, args.by, args.routing, stream)
+    return sweeps.Base(*what, tuple(names), policy, args.exact, args.by, args.routing, stream, args.sampled)
 
 
 def _axes(args: argparse.Namespace) -> "tuple[sweeps.Axis, ...]":

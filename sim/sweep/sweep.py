@@ -73,6 +73,7 @@ class Base:
     routing: str = UNIFORM
     stream: StreamOptions | None = None
     """Requests that come, instead of one batch."""
+    sampled: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +176,8 @@ class Sweep:
         workload = self._workloads[settings.get("workload", self._base.workload)]
         padded = settings.get("padded", self._base.padded)
         routing = self._routings[settings.get("routing", self._base.routing)]
-        problem = Problem.of(model, machine, workload, **length, padded=padded, routing=routing)
+        how = {"padded": padded, "sampled": self._base.sampled, "routing": routing}
+        problem = Problem.of(model, machine, workload, **length, **how)
         stream = self._base.stream and options_at(self._base.stream, settings)
         if stream is not None and isinstance(stream.requests, str):
             problem, _ = stream.stream_of(problem, length["gen_len"])

@@ -21,7 +21,6 @@ from engine.calibration.fit.interference import (
 )
 from engine.calibration.fit.machine import ROOM, settled, unfitted
 from engine.calibration.fit.roofs import GROUPS, fit_all, predicted_s, with_ratios
-from engine.calibration.measure.first_layers import keep_first_layers, layers_to_measure
 from engine.calibration.measure.host_experts import (
     CALLS,
     TOKENS,
@@ -43,6 +42,7 @@ from engine.calibration.measure.rounds import (
 from engine.calibration.measure.runs import MAX_TOKENS, MeasuredRun, Sample, conditions, run_all, samples_of
 from engine.calibration.measure.split_experts import differences, split_cost
 from engine.calibration.measure.unpacking import host_unpack_rate, unpack_rate
+from engine.calibration.measure.what_fits import keep_first_layers, layers_to_measure
 from engine.cli import main
 from engine.device import EmulatedDevice
 from engine.host import HostExperts
@@ -55,6 +55,7 @@ from sim.simulation import Simulation, span_of
 from traces.trace import Span
 
 MB = 1e6
+GIB = 1 << 30
 TRUE = {
     "device.gemm.latency": 3e-4,
     "device.gemm.compute": 0.12,
@@ -269,15 +270,29 @@ def test_experts_run_on_the_host_as_often_as_asked_and_by_all_layers_in_turn(mod
     assert device.memory.usage.current_bytes == held
 
 
+def test_a_calibration_needs_no_more_than_a_run_of_small_micro_batches(model):
+    """Runs that a device has no room for are made with fewer requests and shorter prompts, each of them once."""
+    with EmulatedDevice(None, None, GIB) as large:
+        run = engine.run(model, make_prompts(8, 8), "cgopipe", micro_batch_size=1, max_new_tokens=5, device=large)
+    device_bytes = int(1.05 * run.stats.peak_bytes["device"])
+    usual, planned = planned_for(model, GIB), planned_for(model, device_bytes)
+    assert len(set(planned)) == len(planned) < len(usual)
+    assert {one.alone for one in planned} == {True, False}
+    with EmulatedDevice(None, None, device_bytes) as small:
+        with keep_first_layers(model, layers_to_measure(model, device_bytes)):
+            run_all(model, small, planned)
+        assert 0.7 * device_bytes < small.memory.usage.peak_bytes <= device_bytes
+
+
 def test_experts_that_the_host_cannot_compute_are_not_measured(device):
     model = make("jetmoe")
     assert time_host_experts(model, described(model), device, 1) == []
-    assert not any(one.schedule.system.splits_experts for one in planned_for(model))
+    assert not any(one.schedule.system.splits_experts for one in planned_for(model, GIB))
 
 
 def test_runs_show_experts_apart_from_their_layers_each_place_alone(model, device):
     """What takes part of a layer's time is a class of its own; where nothing shows it, others stand for it."""
-    planned = [one for one in planned_for(model, quick=True) if one.schedule.system.splits_experts]
+    planned = [one for one in planned_for(model, GIB, quick=True) if one.schedule.system.splits_experts]
     spans = run_all(model, device, planned)
     found = samples_of(map(MeasuredRun, planned, spans))
     ops = {one.task.op for one in found if one.task.step}

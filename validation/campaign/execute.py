@@ -112,7 +112,7 @@ class Campaign:
         """One round of calibration, then the machine from all rounds; the planner chooses after the first."""
         file = self.round_file(name, repeat)
         with self.make_device() as device:
-            planned = planned_for(model, quick=self.quick_calibration)
+            planned = planned_for(model, device.memory_bytes, quick=self.quick_calibration)
             if not file.exists():
                 found = measure_machine(model, device, planned, quick=self.quick_calibration, attempt=attempt)
                 with appearing(file) as path:

@@ -1,4 +1,3 @@
-from .first_layers import keep_first_layers as keep_first_layers, layers_to_measure as layers_to_measure
 from .host_experts import (
     QUICK_TOKENS as QUICK_TOKENS,
     TOKENS as TOKENS,
@@ -31,3 +30,8 @@ from .runs import (
 )
 from .split_experts import split_cost as split_cost
 from .unpacking import host_unpack_rate as host_unpack_rate, unpack_rate as unpack_rate
+from .what_fits import (
+    keep_first_layers as keep_first_layers,
+    layers_to_measure as layers_to_measure,
+    runs_that_fit as runs_that_fit,
+)

@@ -8,7 +8,7 @@ cache, and show the copies, and what CPU attention and the weight stream cost ea
 
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -74,6 +74,11 @@ class Condition:
     def size(self) -> tuple[int, int]:
         """Requests of a micro-batch, and tokens of each prompt."""
         return self.policy.micro_batch_size, self.prompt_tokens
+
+    def of_size(self, requests: int, prompt_tokens: int) -> "Condition":
+        """The same with so many requests in each micro-batch, and prompts of another length."""
+        sizes = {"batch_size": requests * self.policy.num_micro_batches, "micro_batch_size": requests}
+        return replace(self, policy=replace(self.policy, **sizes), prompt_tokens=prompt_tokens)
 
     def __str__(self) -> str:
         policy = self.policy

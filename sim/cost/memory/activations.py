@@ -1,9 +1,18 @@
 """What layers hold while they compute, in bytes: on the device, and of layers that run on the host."""
 
-from sim.problem import Batch, Layer, Placement, packed_bytes
+from math import ceil
+
+from sim.problem import Batch, Layer, MicroBatch, Model, Placement, packed_bytes
 from sim.schedule import PipelineShape
 
-LOGIT_BYTES = 4
+SCORE_BYTES = 4
+"""The logits of the last position in 32 bits, which `generate()` copies them to before it looks for the highest."""
+
+CHOSEN_AT_ONCE = 8
+"""For so many requests at a time tokens are drawn, or scores changed: sorting takes several times what scores take."""
+
+CHOOSING_BYTES = 48
+"""What that holds of a score at most: typical-p sorts scores with their places, with what it sorts by, and sums up."""
 
 
 def activation_bytes(shape: PipelineShape, placement: Placement, batch: Batch, num_devices: int) -> int:
@@ -15,7 +24,7 @@ def activation_bytes(shape: PipelineShape, placement: Placement, batch: Batch, n
     prompt_tokens = max(one.prompt_tokens for one in batch.alike)
     scored = max(one.num_requests * one.max_prompt_tokens**2 for one in batch.alike)
     requests = max(one.num_requests for one in batch.alike)
-    needed = requests * model.vocab_size * LOGIT_BYTES // num_devices
+    needed = _head_bytes(model, requests, sampled=batch.sampled) // num_devices
     together = prompt_tokens
     if shape.experts:
         groups = [batch.micro_batches[one.start : one.stop] for one in map(shape.group, range(shape.num_groups))]
@@ -32,7 +41,36 @@ def activation_bytes(shape: PipelineShape, placement: Placement, batch: Batch, n
         feed_forward = together * (2 * layer.hidden_size + held)
         numbers = packed_bytes(round(max(attention, feed_forward)), model.activation_bits)
         needed = max(needed, numbers + together * _routing_bytes(layer))
-    return needed
+    return needed + _mask_bytes(model, batch)
+
+
+def _mask_bytes(model: Model, batch: Batch) -> int:
+    """What says which tokens of a prompt attend to which: every micro-batch has its own until its prompts are computed.
+
+    A mask is made of another as large, which is gone then.
+    """
+    each = {one: one.num_requests * one.max_prompt_tokens**2 * _mask_width(model, one) for one in batch.alike}
+    making = max((one.num_requests * one.max_prompt_tokens**2 for one in batch.alike if each[one]), default=0)
+    return making + sum(count * each[one] for one, count in batch.alike.items())
+
+
+def _mask_width(model: Model, one: MicroBatch) -> int:
+    """Bytes of a micro-batch's masks for each pair of tokens: one mask for all layers that attend in the same way.
+
+    Kernels need none for prompts without padding or window. Where attention has sinks it is no kernel, and masks are
+    added to scores.
+    """
+    width = 0
+    for window, sinks in {(layer.attention.window, layer.attention.sinks) for layer in model.distinct_layers}:
+        cut = window is not None and window < one.max_prompt_tokens
+        width += ceil(model.activation_bits / 8) if sinks else bool(one.padding_tokens) | cut
+    return width
+
+
+def _head_bytes(model: Model, requests: int, *, sampled: bool) -> int:
+    """The scores of a micro-batch for each word of the vocabulary, as the head makes them and as they are compared."""
+    scores = requests * (packed_bytes(model.vocab_size, model.activation_bits) + SCORE_BYTES * model.vocab_size)
+    return scores + sampled * min(requests, CHOSEN_AT_ONCE) * CHOOSING_BYTES * model.vocab_size
 
 
 def host_activation_bytes(placement: Placement, batch: Batch) -> int:

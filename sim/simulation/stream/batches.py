@@ -150,7 +150,8 @@ class _Run:
                     left[length] -= 1
                     taken.add(one.id)
         generated = max(one.generated_tokens for one in requests if one.id in taken)
-        return Batch(first, 0, generated, self.times.setup.num_parts), taken
+        setup = self.times.setup
+        return Batch(first, 0, generated, setup.num_parts, sampled=setup.problem.workload.sampled), taken
 
     def _split(self, requests: Sequence[StreamedRequest]) -> list[Sequence[int]]:
         """Lengths of the prompts of each micro-batch."""

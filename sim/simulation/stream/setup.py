@@ -129,7 +129,7 @@ class StreamSetup:
         loaded = [MicroBatch(1, longest, 0, 0)]
         if policy.attention is Place.GPU:
             loaded.append(MicroBatch(size, size * longest, 0, 0))
-        batch = Batch(micro_batches, 0, STEP_LEN)
+        batch = Batch(micro_batches, 0, STEP_LEN, sampled=self.problem.workload.sampled)
         return plan_memory(self.schedule, self.shape, policy, self.problem.model, batch, loaded=loaded)
 
 

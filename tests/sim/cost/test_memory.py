@@ -102,7 +102,10 @@ class TestByHand:
 
     def test_logits_count_where_a_vocabulary_is_larger_than_the_rest(self):
         model = replace(preset("mixtral-8x7b"), vocab_size=2_000_000)
-        assert plan(size=100, model=model, workload=Workload.fixed(1, 4)).device["activations"] == 4 * 100 * 2_000_000
+        assert (
+            plan(size=100, model=model, workload=Workload.fixed(1, 4)).device["activations"]
+            == (2 + 4) * 100 * 2_000_000
+        )
 
     def test_a_dense_and_an_mla_layer(self):
         # DeepSeek-V2-Lite: one dense layer of width 10944, then 26 of 64 experts (width 1408, 6 a token) and 2 shared.
@@ -128,17 +131,18 @@ class TestByHand:
         short, long = (
             made_setup(model=preset("gpt-oss-20b"), workload=Workload.fixed(tokens, 4)) for tokens in (20, 2000)
         )
-        assert short.memory.device["activations"] == 8 * 20 * (2 * (2 * 2880 + 4 * 10 * 2880) + 8 * 32 + 48 * 4)
-        held = 8 * 2000 * (2 * 2880 + 4 * 64 * 64 + 2 * 8 * 64) + 3 * 64 * 8 * 2000**2
+        masks = (2 * 2 * 2 + 1) * 8 * 20**2  # of two kinds of layers in two micro-batches, and one in the making
+        assert short.memory.device["activations"] == masks + 8 * 20 * (2 * (2 * 2880 + 4 * 10 * 2880) + 8 * 32 + 48 * 4)
+        held = 8 * 2000 * (2 * 2880 + 4 * 64 * 64 + 2 * 8 * 64) + (3 * 64 + 4.5) * 8 * 2000**2
         assert long.memory.device["activations"] == 2 * held + 8 * 2000 * (8 * 32 + 48 * 4)
 
     def test_two_devices_share_heads_scores_and_vocabulary(self):
         made = made_setup(model=preset("gpt-oss-20b"), workload=Workload.fixed(2000, 4), machine=round_machine(2))
-        held = 8 * 2000 * (2 * 2880 + (4 * 64 * 64 + 2 * 8 * 64) // 2) + 3 * 64 * 8 * 2000**2 // 2
+        held = 8 * 2000 * (2 * 2880 + (4 * 64 * 64 + 2 * 8 * 64) // 2) + (3 * 64 // 2 + 4.5) * 8 * 2000**2
         assert made.memory.device["activations"] == 2 * held + 8 * 2000 * (8 * 32 + 48 * 4)
         model = replace(preset("mixtral-8x7b"), vocab_size=2_000_000)
         shared = plan(size=100, model=model, workload=Workload.fixed(1, 4), machine=round_machine(2))
-        assert shared.device["activations"] == 4 * 100 * 1_000_000
+        assert shared.device["activations"] == (2 + 4) * 100 * 1_000_000
 
     @pytest.mark.parametrize("ranks", [1, 2])
     def test_latent_attention_holds_keys_and_values_of_every_head_twice_in_prefill(self, ranks):
@@ -165,14 +169,44 @@ class TestUnevenMicroBatches:
         plans = [replace(setup, given_batch=Batch(two, 0, 4)).memory for two in ((short, long), (long, short))]
         even = replace(setup, given_batch=Batch((long, long), 0, 4)).memory
         for made in plans:
-            for part in ("kv buffers", "activations", "hidden states"):
+            masks = 2 * 2 * 8 * (2000**2 - 1000**2) if model == "gpt-oss-20b" else 0  # each has those of its own
+            assert made.device["activations"] == even.device["activations"] - masks
+            for part in ("kv buffers", "hidden states"):
                 assert made.device[part] == even.device[part]
 
     def test_logits_are_those_of_the_most_requests(self):
         model = replace(preset("mixtral-8x7b"), vocab_size=2_000_000)
         few, many = MicroBatch(8, 8, 8, 1), MicroBatch(100, 100, 100, 1)
         made = replace(made_setup(model=model), given_batch=Batch((few, many), 0, 4)).memory
-        assert made.device["activations"] == 4 * 100 * 2_000_000
+        assert made.device["activations"] == (2 + 4) * 100 * 2_000_000
+
+    def test_drawn_tokens_need_a_copy_or_more_of_some_requests_scores(self):
+        model, scores = replace(preset("mixtral-8x7b"), vocab_size=2_000_000), (2 + 4) * 2_000_000
+        for requests, at_once in ((3, 3), (100, 8)):
+            batch = Batch((MicroBatch(requests, requests, requests, 1),), 0, 4, sampled=True)
+            made = replace(made_setup(model=model), given_batch=batch).memory
+            assert made.device["activations"] == requests * scores + at_once * 48 * 2_000_000
+
+    def test_padding_and_windows_need_masks(self):
+        def more(model, *batches):
+            setup = made_setup(model=preset(model))
+            plans = [replace(setup, given_batch=Batch(one, 0, 4)).memory.device["activations"] for one in batches]
+            return plans[1] - plans[0]
+
+        whole, padded = MicroBatch(8, 800, 80_000, 100), MicroBatch(8, 800, 80_000, 100, 7)
+        assert more("mixtral-8x7b", (whole, whole), (whole, padded)) == (1 + 1) * 8 * 100**2
+        assert more("mixtral-8x7b", (whole, whole), (padded, padded)) == (2 + 1) * 8 * 100**2
+        assert more("gpt-oss-20b", (whole, whole), (padded, padded)) == 0, "it has them in any case"
+        layers = (
+            layer := preset("mixtral-8x7b").layers[0],
+            replace(layer, attention=replace(layer.attention, window=50)),
+        )
+        windows = replace(preset("mixtral-8x7b"), layers=layers)
+        cut = replace(made_setup(model=windows), given_batch=Batch((whole, whole), 0, 4)).memory
+        beyond = replace(layer, attention=replace(layer.attention, window=500))
+        uncut = replace(windows, layers=(layer, beyond))
+        wide = replace(made_setup(model=uncut), given_batch=Batch((whole, whole), 0, 4)).memory
+        assert cut.device["activations"] - wide.device["activations"] == (2 + 1) * 8 * 100**2
 
 
 class TestPartsOfTheBatch:

@@ -1,9 +1,10 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, strategies as st
 
-from sim.problem import MicroBatch, Workload, make_batch
+from sim.problem import Batch, MicroBatch, Workload, make_batch
 from traces.errors import InputError
 
 AMPLE = 10**9
@@ -86,6 +87,11 @@ def test_prompts_padded_to_the_longest_are_all_as_long_as_it():
     padded = MicroBatch.padded([3, 7, 5])
     assert padded == MicroBatch(3, 3 * 7, 3 * 7**2, 7, padding_tokens=4 + 2)
     assert of(3, 7, 5).padding_tokens == 0
+
+
+def test_requests_in_order_are_padded_within_their_micro_batch_whatever_the_budget():
+    batch = make_batch(replace(workload_of([9, 7, 7, 3, 2]), in_order=True, sampled=True), 5, 2)
+    assert batch == Batch((MicroBatch(2, 18, 162, 9, 2), MicroBatch(2, 14, 98, 7, 4), of(2)), 0, 3, sampled=True)
 
 
 def test_one_request_is_a_batch():

@@ -24,8 +24,8 @@ def _measure(bench: Workbench, name: str, number: int) -> dict[str, Any]:
     if number and f"{PREDICTIONS}, {name}" in bench.record.results("runs"):
         raise NotReadyError("runs are predicted by the machine as it is")
     quick, model = bench.scale.quick_calibration, bench.model(name)
-    planned = planned_for(model, quick=quick)
     with bench.device(bench.spec(name).device_bytes) as device:
+        planned = planned_for(model, device.memory_bytes, quick=quick)
         found = measure_machine(model, device, planned, quick=quick)
         bench.record.keep(f"calibration-{name}.{number}.json", found.write)
         with bench.record.unpacked(f"calibration-{name}.") as files:

@@ -1,12 +1,18 @@
-"""A model cut down to its first layers for a while: enough to measure how long each op takes, and quick to run."""
+"""What a device has room for: a model cut down to its first layers for a while, and runs cut down to fewer tokens.
+
+A few layers are enough to measure how long each op takes, and quick to run.
+"""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from engine.calibration.measure.runs import Condition
 from engine.model import Anatomy
+from sim.cost import plan_memory
+from sim.problem import Model
 
 USUAL_LAYERS = 6
 """Layers that a calibration runs: several measurements of each op in a step."""
@@ -44,3 +50,25 @@ def keep_first_layers(model: PreTrainedModel, count: int) -> Iterator[None]:
     finally:
         setattr(holder, name, whole)
         vars(config).update(before)
+
+
+def runs_that_fit(planned: Sequence[Condition], model: Model, device_bytes: int) -> list[Condition]:
+    """The runs, with fewer requests and then shorter prompts where the memory plan says that a device is too small.
+
+    Each is there once. One that fits in no way stays as small as it can be.
+    """
+    return list(dict.fromkeys(_that_fits(one, model, device_bytes) for one in planned))
+
+
+def _that_fits(condition: Condition, model: Model, device_bytes: int) -> Condition:
+    while _needed_bytes(condition, model) > device_bytes:
+        size, width = condition.size
+        if (size, width) == (1, 1):
+            break
+        condition = condition.of_size(size // 2, width) if size > 1 else condition.of_size(size, width // 2)
+    return condition
+
+
+def _needed_bytes(condition: Condition, model: Model) -> int:
+    given = condition.schedule, condition.shape(model), condition.policy, model, condition.batch
+    return plan_memory(*given).peak_bytes()["device"]

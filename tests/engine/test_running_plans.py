@@ -1,0 +1,56 @@
+"""A policy that the engine plans for requests at hand: it fits in every batch, whichever requests come together."""
+
+import random
+from dataclasses import replace
+
+import pytest
+from engine_models import make
+
+from engine.calibration import described
+from engine.generation import as_cut
+from engine.running import plan
+from sim.cost import plan_memory
+from sim.problem import Hardware
+from sim.schedule import by_name
+
+CAPACITY_BYTES = 1_500_000
+NEW = 3
+
+
+def small_machine():
+    machine = Hardware.load("gcp-t4")
+    memory = replace(machine.device_memory, capacity_bytes=CAPACITY_BYTES)
+    return replace(machine, device_memory=memory)
+
+
+def uneven_lengths(seed, count=60):
+    drawn = random.Random(seed)
+    return [min(60, 1 + int(drawn.lognormvariate(2.0, 1.0))) for _ in range(count)]
+
+
+def needed_bytes(model, name, policy, lengths, **how):
+    known, schedule = described(model), by_name(name)
+    batch = replace(as_cut(sorted(lengths, reverse=True), policy.micro_batch_size, NEW), **how)
+    shape = policy.shape(schedule, known, len(batch.micro_batches))
+    return plan_memory(schedule, shape, policy, known, batch).peak_bytes()["device"]
+
+
+@pytest.mark.parametrize("sampled", [False, True], ids=["highest", "drawn"])
+@pytest.mark.parametrize("name", ["cgopipe", "flexgen", "hybrid"])
+def test_every_batch_fits(name, sampled):
+    model, lengths = make("mixtral"), uneven_lengths(1)
+    policy = plan(model, small_machine(), by_name(name), lengths, NEW, sampled=sampled).policy
+    starts = range(0, len(lengths), policy.batch_size)
+    batches = [lengths[start : start + policy.batch_size] for start in starts]
+    most = max(needed_bytes(model, name, policy, batch, sampled=sampled) for batch in batches)
+    assert 0.3 * CAPACITY_BYTES < most <= CAPACITY_BYTES
+
+
+def test_the_plan_of_requests_that_are_drawn_leaves_room_for_it():
+    model, lengths = make("mixtral", vocab_size=9000), [8] * 64
+    policies = [
+        plan(model, small_machine(), by_name("cgopipe"), lengths, NEW, sampled=sampled).policy
+        for sampled in (False, True)
+    ]
+    assert policies[0] != policies[1]
+    assert needed_bytes(model, "cgopipe", policies[0], lengths[: policies[0].batch_size], sampled=True) > CAPACITY_BYTES
