@@ -15,6 +15,9 @@ from sim.schedule.shape import Place
 from sim.schedule.slots import Access, Accesses, Column, SlotLayout
 from sim.schedule.task import LaneKind, Op, Task
 
+KV_OVER_LINK = "kv over the link"
+"""The buffer of the KV cache of those who attend on the device beside others; part of the KV cache."""
+
 Truths = Any
 """A truth of one task, or an array of them, one a task."""
 
@@ -27,6 +30,8 @@ def let_prompts_in(layout: SlotLayout) -> None:
             _begun_in(turn): Buffer(Holds.HIDDEN, By.MICRO_BATCH),
         }
     loaded = Tier.DEVICE if layout.shape.streams_kv else None
+    if layout.shape.attending_on_device:  # which of the cache comes over the link is locked as what lands there is
+        layout.buffers[KV_OVER_LINK] = Buffer(Holds.CACHE, By.CACHE, 1, layout.buffers["new kv on host"].tier)
     layout.buffers["kv on device"] = Buffer(Holds.LOADED_CACHE, By.TURN, 2, loaded, MemoryPart.KV_BUFFERS)
     rules = _Rules(layout)
     for op, refined in {

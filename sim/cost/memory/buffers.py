@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from sim.cost.memory.kv_cache import kept_tokens, tokens_on_device
 from sim.problem import Batch, Layer, MicroBatch, Model, Placement, Policy, packed_bytes
-from sim.schedule import ON_DEVICE, Buffer, By, Holds, PipelineShape, Schedule, Tier, layout_of
+from sim.schedule import ON_DEVICE, Buffer, By, Holds, PipelineShape, Place, Schedule, Tier, layout_of
 
 INDEX_BYTES, WEIGHT_BYTES = 8, 4
 """Of each expert of a token: its number, and what its output counts for."""
@@ -44,7 +44,8 @@ class BufferBytes:
         self._all = {MicroBatch(requests, tokens, 0, 0): 1}  # what grows with tokens adds up
         self._of_host = self._all
         if shape.attending_on_device:
-            self._of_host = Counter(one for j, one in enumerate(batch.micro_batches) if shape.kv_on_host(j))
+            attends = [shape.attends(j) for j in range(shape.num_micro_batches)]
+            self._of_host = Counter(one for one, at in zip(batch.micro_batches, attends, strict=True) if at is Place.CPU)
 
     def bytes(self) -> Iterator[tuple[Tier, str, bool, int]]:
         """Tier, part, whether each of several devices holds all of it, and bytes: of the layer that needs most."""

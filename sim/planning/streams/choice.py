@@ -61,6 +61,11 @@ class Way:
         return self.setup.num_prompts if isinstance(self.setup, StreamSetup) else None
 
     @property
+    def block_tokens(self) -> int | None:
+        """Tokens of a block of the KV cache, beside decode."""
+        return self.setup.block_tokens if isinstance(self.setup, StreamSetup) else None
+
+    @property
     def bottleneck(self) -> str:
         """The lane that works most."""
         return min(self.at_most_tokens_per_s, key=lambda lane: self.at_most_tokens_per_s[lane])
@@ -73,6 +78,7 @@ class Way:
             "policy": self.policy.to_dict(),
             "prefill_chunk": self.prefill_chunk,
             "prompt_batches": self.num_prompts,
+            "block_tokens": self.block_tokens,
             "throughput_tokens_per_s": self.throughput_tokens_per_s,
             "steady_tokens_per_s": self.steady_tokens_per_s,
             "at_most_tokens_per_s": self.at_most_tokens_per_s,
@@ -146,7 +152,7 @@ def plan_stream(
     What the service leaves open of chunks is searched. Raises InputError where nothing fits in either way.
     """
     service = service or Service()
-    given = {"num_prompts": service.num_prompts, "prefill_chunk": service.prefill_chunk}
+    given = {name: getattr(service, name) for name in ("num_prompts", "prefill_chunk", "block_tokens")}
     asked = {**given, "weight_bits": weight_bits, "kv_bits": kv_bits}
     mixing = [name for name in schedules if by_name(name).system.mixes]
     plans = list(in_processes(partial(_planned, problem, Flow.of(stream), asked), mixing, jobs))

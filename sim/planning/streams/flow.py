@@ -1,10 +1,11 @@
 """What the requests of a stream are on average: what they hold, and what of their prompts keeps so many decoding."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from sim.admission import RequestStream
+from sim.admission import KvLayers, RequestStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,16 @@ class Flow:
         """Tokens of prompts a step with which as many requests enter as end: each has a step for its prompt, too."""
         return max(1.0, num_running) * self.prompt_tokens / (self.decode_steps + 1)
 
-    def blocks(self, block_tokens: int) -> float:
-        """Blocks of KV cache that a request holds, of which the last one is half full."""
-        return self.promised_tokens / block_tokens + 0.5
+    def blocks(self, layers: Sequence[KvLayers], block_tokens: int) -> float:
+        """Blocks of KV cache that a request holds, of which the last one is half full.
+
+        Of a window the first one is, too; and in the step of its prompt all of that is there.
+        """
+        whole, found = self.promised_tokens / block_tokens + 0.5, 0.0
+        for units, window in layers:
+            if window is None or window > self.promised_tokens:
+                found += units * whole
+                continue
+            of_prompt = max(0.0, self.prompt_tokens - window) / block_tokens / (self.decode_steps + 1)
+            found += units * min(whole, (window - 1) / block_tokens + 1 + of_prompt)
+        return found

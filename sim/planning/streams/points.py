@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sim.admission import BLOCK_TOKENS
 from sim.cost import capacity_bytes
 from sim.planning.policies import Mix, largest_share, locks_weights, staging_turns, total_of
 from sim.planning.streams.flow import Flow
@@ -45,6 +46,9 @@ class StreamPoint:
     """In how many groups of micro-batches experts are computed; 0: each micro-batch alone."""
     pace: float = 1.0
     """Prompt tokens a step, in multiples of what keeps as many requests beginning as end."""
+    over_link: float = 0.0
+    """Share of those who decode that attend on the device while others attend on the host, to whole micro-batches."""
+    block_tokens: int = BLOCK_TOKENS
 
 
 class StreamSetups:
@@ -100,7 +104,7 @@ class StreamSetups:
         made = self._made(point, running, resident)
         if made is None:
             return None
-        locked = _most_locked(made, ceil(running * self._flow.blocks(made.block_tokens)))
+        locked = _most_locked(made, ceil(running * self._flow.blocks(made.kv_layers, made.block_tokens)))
         room = self._running(point, locked)
         fewer = self._made(point, room, resident) if room < running else None
         return (
@@ -111,9 +115,9 @@ class StreamSetups:
 
     def _running(self, point: StreamPoint, setup: StreamSetup) -> float:
         """Requests that are in at a time, as many as have room; a page-locked KV cache comes before locked weights."""
-        if MemoryPart.KV_CACHE in setup.memory.pinned:
+        if setup.locked_blocks:
             setup = replace(setup, policy=replace(setup.policy, pin_weights=0.0))
-        there = point.room * setup.num_blocks / self._flow.blocks(setup.block_tokens)
+        there = point.room * setup.num_blocks / self._flow.blocks(setup.kv_layers, setup.block_tokens)
         return max(1.0, min(there, float(self._flow.num_requests)))
 
     def _most_resident(self, point: StreamPoint, running: float) -> int | None:
@@ -144,12 +148,14 @@ class StreamSetups:
         places = mix.fields(system, self._total)
         if point.groups and system.splits_experts:
             places["groups"] = point.groups
+        places["attention_on_device"] = round(point.over_link * point.num_micro_batches) / point.num_micro_batches
         batch = size * point.num_micro_batches
         policy = Policy(batch, size, point.attention, **self._bits, **places)
         chunk = point.pace * flow.prompt_tokens_beside(running - point.num_prompts) / point.num_prompts
         most = flow.prompt_tokens * flow.num_requests / point.num_prompts
         chunk_tokens = self._chunk or max(1, ceil(min(chunk, most)))
         sizes = {"num_prompts": point.num_prompts, "longest_tokens": flow.longest_tokens}
+        sizes |= {"block_tokens": point.block_tokens}
         try:
             return StreamSetup(self._problem, self._schedule, policy, chunk_tokens, **sizes)
         except InputError as error:
@@ -168,8 +174,7 @@ def _most_locked(setup: StreamSetup, num_blocks: int) -> StreamSetup:
     layers = np.array([placement.moved_bytes(kind) for kind in range(len(placement.distinct))])
     pinned = setup.memory.pinned
     others = sum(size for part, size in pinned.items() if part not in (MemoryPart.STAGING, MemoryPart.KV_CACHE))
-    if MemoryPart.KV_CACHE in pinned:
-        others += min(num_blocks, setup.num_blocks) * setup.block_bytes
+    others += ceil(setup.locked_blocks * min(num_blocks, setup.num_blocks) * setup.block_bytes)
     room = np.array(capacity_bytes(setup.problem.hardware)[Tier.PINNED] - others)
     share = largest_share(room, layers, np.array(placement.counts), staging_turns(setup))
     all_bytes = int((layers * np.array(placement.counts)).sum())

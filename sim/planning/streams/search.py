@@ -4,18 +4,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sim.admission import BLOCK_TOKENS, MEASURED_BLOCK_TOKENS
 from sim.planning.streams.estimate import StreamEstimate, estimated
 from sim.planning.streams.flow import Flow
 from sim.planning.streams.points import StreamPoint, StreamSetups
 from sim.planning.streams.steady import Pace, most_tokens_per_s
 from sim.problem import Problem
-from sim.schedule import ExpertPlace, Schedule
+from sim.schedule import ExpertPlace, Place, Schedule
 from sim.simulation import StreamSetup
 
 AXES: dict[str, tuple[float, ...]] = {
     "num_micro_batches": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
     "room": (1.0, 0.95, 0.85, 0.7, 0.55, 0.4, 0.3, 0.2, 0.1),
     "num_prompts": (1, 2, 3, 4, 6, 8),
+    "over_link": (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75),
+    "block_tokens": tuple(map(float, MEASURED_BLOCK_TOKENS)),
     "on_host": (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0),
     "groups": (0, 1, 2, 3, 4, 6, 8),
     "pace": (1.0, 0.9, 1.1, 1.5, 2.0, 4.0, 8.0),
@@ -23,7 +26,9 @@ AXES: dict[str, tuple[float, ...]] = {
 }
 """What each number of a point may be. Several neighbours of a value are looked at, and the ends of its axis."""
 
-OF_STEADY_STEPS = frozenset({"num_micro_batches", "num_prompts", "on_host", "groups", "resident"})
+OF_STEADY_STEPS = frozenset(
+    {"num_micro_batches", "num_prompts", "over_link", "block_tokens", "on_host", "groups", "resident"}
+)
 """What is better only if steps in the stream's pace are; of the others the ramps have a say."""
 
 ABOUT = 0.995
@@ -33,7 +38,7 @@ FIRST_MICRO_BATCHES = 4
 GAIN = 1e-3
 """Relative gain below which another point counts as no better."""
 MOST_ROUNDS = 4
-REACH = {"on_host": 4}
+REACH = {"on_host": 4, "over_link": 9}
 USUAL_REACH = 2
 """Values to each side that are looked at beside the ends of an axis."""
 
@@ -62,15 +67,18 @@ def best_stream_policy(
     *,
     num_prompts: int | None = None,
     prefill_chunk: int | None = None,
+    block_tokens: int | None = None,
     weight_bits: float | None = None,
     kv_bits: float | None = None,
 ) -> StreamPlan:
     """The best policy of a schedule that mixes; what is given is kept. Nothing is found where not one request fits."""
     given: dict[str, Any] = {"prefill_chunk": prefill_chunk, "weight_bits": weight_bits, "kv_bits": kv_bits}
     search = _Search(problem, schedule, flow, StreamSetups(problem, schedule, flow, **given))
-    fixed = {name for name, value in (("num_prompts", num_prompts), ("pace", prefill_chunk)) if value is not None}
+    asked = {"num_prompts": num_prompts, "pace": prefill_chunk, "block_tokens": block_tokens}
+    fixed = {name for name, value in asked.items() if value is not None}
     for place in schedule.system.attention:
-        search.climb(StreamPoint(FIRST_MICRO_BATCHES, place, num_prompts or 1), fixed)
+        start = StreamPoint(FIRST_MICRO_BATCHES, place, num_prompts or 1, block_tokens=block_tokens or BLOCK_TOKENS)
+        search.climb(start, fixed)
     return search.plan
 
 
@@ -88,7 +96,7 @@ class _Search:
         for _ in range(MOST_ROUNDS):
             before = best
             for name in self._axes(fixed):
-                for near in self._near(best, name):
+                for near in self._near(best, name) if self._says_something(best, name) else ():
                     if self._rate(near, self._least(best, name)) > self._rates[best] * (1 + GAIN):
                         best = near
             if best == before:
@@ -117,6 +125,10 @@ class _Search:
                 found = self.plan.found[point] = estimated(point, setup, self._flow)
                 self._rates[point] = found.throughput_tokens_per_s
         return self._rates[point]
+
+    def _says_something(self, point: StreamPoint, name: str) -> bool:
+        """Who attends on the device anyhow has no part of its attention there."""
+        return name != "over_link" or (point.attention is Place.CPU and self._schedule.system.mixes_attention)
 
     def _axes(self, fixed: set[str]) -> Iterator[str]:
         system = self._schedule.system

@@ -66,7 +66,7 @@ def test_setups_of_points_fit_every_memory_and_have_places_for_those_who_have_ro
     assert setup.memory.host["kv cache"] <= room
     pageable = replace(setup, policy=replace(setup.policy, pin_weights=0.0))
     blocks = max(setup.num_blocks, pageable.num_blocks)
-    assert setup.policy.batch_size <= point.room * blocks / flow.blocks(setup.block_tokens) + point.num_micro_batches
+    assert setup.policy.batch_size <= point.room * blocks / flow.blocks(setup.kv_layers, setup.block_tokens) + point.num_micro_batches
     chunk = flow.prompt_tokens_beside(setup.policy.batch_size - point.num_prompts) / point.num_prompts
     assert setup.prefill_chunk == pytest.approx(chunk, rel=point.num_micro_batches / setup.policy.batch_size, abs=2)
 
@@ -76,7 +76,7 @@ def test_as_many_have_a_place_as_have_room():
     flow = Flow.of(RequestStream.of(WORKLOAD, 50_000))
     for room in (1.0, 0.4):
         setup = StreamSetups(problem, by_name("hybrid"), flow).at(StreamPoint(4, Place.CPU, room=room))
-        there = room * setup.num_blocks / flow.blocks(setup.block_tokens)
+        there = room * setup.num_blocks / flow.blocks(setup.kv_layers, setup.block_tokens)
         assert 0.95 * there <= setup.policy.batch_size <= there + 4
         assert setup.policy.pin_weights == 1
 
@@ -89,7 +89,7 @@ def test_a_locked_kv_cache_comes_before_locked_weights():
     some, half = (setups.at(StreamPoint(4, Place.GPU, room=room)) for room in (0.6, 0.3))
     bare = replace(some, policy=replace(some.policy, pin_weights=0.0))
     for setup, room in ((some, 0.6), (half, 0.3)):
-        there = room * bare.num_blocks / flow.blocks(setup.block_tokens)
+        there = room * bare.num_blocks / flow.blocks(setup.kv_layers, setup.block_tokens)
         assert setup.policy.batch_size == pytest.approx(there, rel=0.1)
     assert 0 < some.policy.pin_weights < half.policy.pin_weights < 1
 
