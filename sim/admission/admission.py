@@ -54,7 +54,7 @@ class Admission:
     def arrive(self, request: StreamedRequest) -> None:
         """A request waits from now on. Raises InputError, and forgets it, if it could not be in even alone."""
         rules, last = self.rules, request.prompt_tokens + request.most_tokens - 1
-        needs = rules.most_blocks(last)
+        needs = rules.blocks_of(last)
         if needs > rules.num_blocks:
             raise InputError(
                 f"request {request.id}: a prompt of {request.prompt_tokens} tokens and {request.most_tokens} generated "

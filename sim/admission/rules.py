@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ MEASURED_BLOCK_TOKENS = (64, 32, 16)
 BLOCK_START_TOKENS = 9
 """To begin a block takes attention on the host as long as so many tokens: in the middle of what was measured."""
 
+
+Count = TypeVar("Count", int, NDArray[np.int64])
 
 LONGEST_LIMIT_S = 1e9
 """Of what may be asked of a request: thirty years."""
@@ -54,7 +56,7 @@ class KvLayers(NamedTuple):
     units: int = 1
     """What a block of all these layers counts."""
     window: int | None = None
-    """Of its tokens they see the last so many; blocks that lie before those are free."""
+    """Of its tokens they keep the last so many: in a full window the newest takes the place of the oldest."""
 
 
 ALL_ALIKE = (KvLayers(),)
@@ -108,20 +110,12 @@ class AdmissionRules:
         """Tokens of prompts that a step takes at most."""
         return self.prefill_chunk * self.num_prompts
 
-    def most_blocks(self, tokens: int) -> int:
-        """The most blocks that a request holds at a time which comes to have so many tokens."""
-        block, found = self.block_tokens, 0
+    def blocks_of(self, tokens: Count) -> Count:
+        """Blocks of one request that has so many tokens, or of each number of them."""
+        found = tokens * 0
         for units, window in self.layers:
-            seen = tokens if window is None else min(tokens, window + self.prefill_chunk + block)
-            found += units * -(-seen // block)
-        return found
-
-    def held_blocks(self, begin: NDArray[np.int64], stop: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Blocks of a request in steps that compute its tokens from `begin` to before `stop`, and what these see."""
-        found = np.zeros_like(stop)
-        for units, window in self.layers:
-            first = 0 if window is None else np.maximum(0, begin + 1 - window) // self.block_tokens
-            found += units * (-(-stop // self.block_tokens) - first)
+            kept = tokens if window is None else np.minimum(tokens, window)
+            found += units * -(-kept // self.block_tokens)
         return found
 
 

@@ -59,6 +59,5 @@ def planned_blocks(rules: AdmissionRules, prompt_tokens: int, most_tokens: int, 
     """
     later = -(-max(0, prompt_tokens - first_room) // rules.prefill_chunk)
     chunks = np.minimum(prompt_tokens, first_room + np.arange(later + 1) * rules.prefill_chunk)
-    stop = np.concatenate([chunks, prompt_tokens + np.arange(1, most_tokens)])
-    begin = np.concatenate([[0], chunks[:-1], stop[later + 1 :] - 1])
-    return rules.held_blocks(begin, stop), later + 1
+    tokens = np.concatenate([chunks, prompt_tokens + np.arange(1, most_tokens)])
+    return rules.blocks_of(tokens), later + 1

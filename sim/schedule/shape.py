@@ -180,17 +180,23 @@ class PipelineShape:
 
     def attends(self, micro_batch: int) -> Place:
         """Where a micro-batch attends in steps after the first: prompts always on the GPU."""
-        on_gpu = micro_batch < self.num_prompts or self._attends_beside_others(micro_batch)
+        on_gpu = micro_batch < self.num_prompts or self.attends_beside_others(micro_batch)
         return Place.GPU if on_gpu else self.attention
 
     def kv_on_host(self, micro_batch: int) -> bool:
         """Whether the KV cache of a micro-batch, or of some of its requests, lives on the host."""
-        return self.streams_kv and (self.num_prompts > 0 or not self._attends_beside_others(micro_batch))
+        return self.streams_kv and (self.num_prompts > 0 or not self.attends_beside_others(micro_batch))
 
-    def _attends_beside_others(self, micro_batch: int) -> bool:
+    @property
+    def over_link(self) -> list[int]:
+        """In a stream, who attends on the device while others attend on the host, to a KV cache that comes there."""
+        some = self.num_prompts and self.attending_on_device
+        return [j for j in range(self.num_micro_batches) if self.attends_beside_others(j)] if some else []
+
+    def attends_beside_others(self, micro_batch: int) -> bool:
         """Whether a micro-batch attends on the device while others that decode attend on the host."""
         some, parts, at = self.attending_on_device, self.num_decoding, micro_batch - self.num_prompts
-        return (at + 1) * some // parts > at * some // parts
+        return at >= 0 and (at + 1) * some // parts > at * some // parts
 
     @property
     def runs_on_host(self) -> bool:
@@ -250,11 +256,8 @@ class PipelineShape:
         return range(number * n // groups, (number + 1) * n // groups)
 
     def beside_prompts(self, num_prompts: int, attending_on_device: int = 0) -> "PipelineShape":
-        """The same micro-batches in a stream, of which the first ones carry prompts, and so many of the others attend
-        on the device.
-        """
-        changed = {"num_prompts": num_prompts, "attending_on_device": attending_on_device}
-        return replace(self, **changed, offloads_hidden=False)
+        """The same micro-batches in a stream: the first carry prompts, and of the others some attend on the device."""
+        return replace(self, num_prompts=num_prompts, attending_on_device=attending_on_device, offloads_hidden=False)
 
     def some_layers(self, kept: Sequence[int]) -> "PipelineShape":
         """The same pipeline with these layers only."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 
@@ -50,15 +51,8 @@ class Flow:
         return max(1.0, num_running) * self.prompt_tokens / (self.decode_steps + 1)
 
     def blocks(self, layers: Sequence[KvLayers], block_tokens: int) -> float:
-        """Blocks of KV cache that a request holds, of which the last one is half full.
-
-        Of a window the first one is, too; and in the step of its prompt all of that is there.
-        """
-        whole, found = self.promised_tokens / block_tokens + 0.5, 0.0
-        for units, window in layers:
-            if window is None or window > self.promised_tokens:
-                found += units * whole
-                continue
-            of_prompt = max(0.0, self.prompt_tokens - window) / block_tokens / (self.decode_steps + 1)
-            found += units * min(whole, (window - 1) / block_tokens + 1 + of_prompt)
-        return found
+        """Blocks of KV cache that a request holds, of which the last one is half full, if it is not a full window's."""
+        whole = self.promised_tokens / block_tokens + 0.5
+        return sum(
+            units * (whole if window is None else min(whole, ceil(window / block_tokens))) for units, window in layers
+        )

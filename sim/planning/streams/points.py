@@ -70,24 +70,24 @@ class StreamSetups:
         self._layers = sum(layer.num_experts > 0 for layer in problem.model.layers)
         self._bits: dict[str, Any] = {"weight_bits": weight_bits, "kv_bits": kv_bits}
         self._unit = max(1, self._total // PARTS)
-        self._near = self._total // self._unit // 4
+        self._near: dict[int, int] = {}
         self.reason = ""
         """Why the last point that was asked for has no setup."""
 
     def at(self, point: StreamPoint) -> StreamSetup | None:
         """As many requests at a time as have room, and as many experts on the device; None if not even one fits."""
-        running, wanted = 0.0, float(point.num_micro_batches)
+        running, wanted, round_ = 0.0, float(point.num_micro_batches), 0
         for round_ in range(ROUNDS):
             if max(running, wanted) <= CLOSE * min(running, wanted):
                 break
             running = self._that_fit(point, running, sqrt(running * wanted) if round_ > 1 else wanted)
-            resident = self._most_resident(point, running)
+            resident = self._most_resident(point, running, round_)
             setup = None if resident is None else self._locked(point, running, resident)
             if setup is None:
                 return None
             wanted = self._running(point, setup)
         running = self._that_fit(point, running, wanted)
-        resident = self._most_resident(point, running)
+        resident = self._most_resident(point, running, round_)
         return None if resident is None else self._locked(point, running, int(resident * point.resident))
 
     def _that_fit(self, point: StreamPoint, fits: float, wanted: float) -> float:
@@ -120,24 +120,20 @@ class StreamSetups:
         there = point.room * setup.num_blocks / self._flow.blocks(setup.kv_layers, setup.block_tokens)
         return max(1.0, min(there, float(self._flow.num_requests)))
 
-    def _most_resident(self, point: StreamPoint, running: float) -> int | None:
+    def _most_resident(self, point: StreamPoint, running: float, round_: int) -> int | None:
         """The most experts on the device with which all else fits; None if it does not fit without any."""
-
-        def fits(count: int) -> bool:
-            return self._made(point, running, count * self._unit) is not None
-
-        if not fits(0):
-            return None
-        low, high, step = 0, self._total // self._unit, 1
-        near = min(self._near, high)
-        while low < high:  # from what the last point had outwards, then by halves
+        low, high, step = -1, self._total // self._unit, 1
+        near = min(self._near.get(round_, high // 4), high)
+        while low < high:  # from what the last point had in this round outwards, then by halves
             tried = near if low < near <= high else (low + high + 1) // 2
-            if fits(tried):
+            if self._made(point, running, tried * self._unit) is not None:
                 low, near = tried, tried + step
             else:
                 high, near = tried - 1, tried - step
             step *= 2
-        self._near = low
+        if low < 0:
+            return None
+        self._near[round_] = low
         return low * self._unit
 
     def _made(self, point: StreamPoint, running: float, resident: int) -> StreamSetup | None:

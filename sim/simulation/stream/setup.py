@@ -19,7 +19,7 @@ from sim.admission import (
 )
 from sim.cost import MemoryPlan, Shortage, Sizes, capacity_bytes, plan_memory
 from sim.problem import Batch, MicroBatch, Policy, Problem
-from sim.schedule import MemoryPart, PipelineShape, Place, Schedule, Tier, layout_of
+from sim.schedule import Holds, MemoryPart, PipelineShape, Place, Schedule, Tier, layout_of
 from traces.errors import InputError, check_count
 
 STEP_LEN = 2
@@ -147,7 +147,7 @@ class StreamSetup:
         holds = {Tier.HOST: 1.0, Tier.PINNED: self.locked_blocks}
         for tier, parts in self.memory.tiers().items():
             used = sum(size for part, size in parts.items() if part != MemoryPart.KV_CACHE)
-            share = holds.get(tier, 0.0)
+            share = holds.get(Tier(tier), 0.0)
             needed = used + ceil(share * self.block_bytes)
             if needed > capacity[tier]:
                 raise InputError(f"{self.schedule.name} in a stream: {Shortage(tier, needed, capacity[tier])}")
@@ -165,9 +165,9 @@ class StreamSetup:
         size = policy.micro_batch_size
         prompts = MicroBatch(1, chunk, chunk**2, ceil(sqrt(chunk * longest)))
         micro_batches = (prompts,) * self.num_prompts + (MicroBatch(size, size, size, 1),) * policy.num_micro_batches
-        loaded = [MicroBatch(1, longest, 0, 0)]
-        if policy.attention is Place.GPU or self.shape.attending_on_device:
-            loaded.append(MicroBatch(size, size * longest, 0, 0))
+        of_prompts, of_decoding = MicroBatch(1, longest, 0, 0), MicroBatch(size, size * longest, 0, 0)
+        all_there = policy.attention is Place.GPU
+        loaded = {Holds.LOADED_CACHE: of_decoding if all_there else of_prompts, Holds.ATTENDED_CACHE: of_decoding}
         batch = Batch(micro_batches, 0, STEP_LEN)
         return plan_memory(self.schedule, self.shape, policy, self.problem.model, batch, loaded=loaded)
 
