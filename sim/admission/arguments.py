@@ -57,11 +57,11 @@ class StreamOptions:
         return Service(
             self.prefill_chunk,
             self.prompt_batches,
-            self.block_tokens,
             Priority(check_choice("priority", self.priority or Priority.ARRIVAL, Priority)),
             bool(self.preempt),
             self.ttft,
             self.tpot,
+            self.block_tokens,
         )
 
     def check_prompt_len(self, given: int | None) -> None:

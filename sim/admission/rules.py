@@ -3,10 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, NamedTuple
 
 from traces.errors import InputError, check_choice, check_count, check_flag, check_range
 
@@ -22,8 +19,6 @@ MEASURED_BLOCK_TOKENS = (64, 32, 16)
 BLOCK_START_TOKENS = 9
 """To begin a block takes attention on the host as long as so many tokens: in the middle of what was measured."""
 
-
-Count = TypeVar("Count", int, NDArray[np.int64])
 
 LONGEST_LIMIT_S = 1e9
 """Of what may be asked of a request: thirty years."""
@@ -110,12 +105,12 @@ class AdmissionRules:
         """Tokens of prompts that a step takes at most."""
         return self.prefill_chunk * self.num_prompts
 
-    def blocks_of(self, tokens: Count) -> Count:
-        """Blocks of one request that has so many tokens, or of each number of them."""
-        found = tokens * 0
+    def blocks_of(self, tokens: Any) -> Any:
+        """Blocks of one request that has so many tokens; of an array of such numbers, each one's."""
+        found = 0
         for units, window in self.layers:
-            kept = tokens if window is None else np.minimum(tokens, window)
-            found += units * -(-kept // self.block_tokens)
+            kept = tokens if window is None else tokens - (tokens > window) * (tokens - window)
+            found = found + units * -(-kept // self.block_tokens)
         return found
 
 
@@ -132,15 +127,15 @@ class Service:
     """Tokens that a micro-batch of prompts takes in a step; None: as many as turn out best."""
     num_prompts: int | None = None
     """Micro-batches of prompts in a step; None: one, or where the policy is searched as many as turn out best."""
-    block_tokens: int | None = None
-    """Tokens of a block of the KV cache; None: BLOCK_TOKENS, or where the policy is searched as many as turn out best.
-    """
     priority: Priority = Priority.ARRIVAL
     preempts: bool = False
     ttft_limit_s: float | None = None
     """A request counts as served well that has its first token so soon after it came, and"""
     tpot_limit_s: float | None = None
     """each of the others so soon after the one before, on average."""
+    block_tokens: int | None = None
+    """Tokens of a block of the KV cache; None: BLOCK_TOKENS, or where the policy is searched as many as turn out best.
+    """
 
     def __post_init__(self) -> None:
         for name in ("prefill_chunk", "num_prompts", "block_tokens"):
