@@ -101,6 +101,17 @@ class StreamSetup:
         locks = self.schedule.system.pins_kv
         return self.shape.attending_on_device / self.shape.num_decoding if locks else 0.0
 
+    @property
+    def full_memory(self) -> MemoryPlan:
+        """Of the fullest step, with all blocks taken."""
+        cache = self.num_blocks * self.block_bytes
+        taken = {Tier.HOST: cache, Tier.PINNED: int(self.locked_blocks * cache)}
+        plans = {tier: dict(parts) for tier, parts in self.memory.tiers().items()}
+        for tier, size in taken.items():
+            plans[tier].pop(MemoryPart.KV_CACHE, None)
+            plans[tier] |= {MemoryPart.KV_CACHE: size} if size else {}
+        return MemoryPlan(**plans)
+
     def rules(self, priority: Priority = Priority.ARRIVAL, *, preempts: bool = False) -> AdmissionRules:
         """What admission goes by under this policy."""
         return AdmissionRules(
