@@ -9,9 +9,12 @@ from .requests import (
 )
 from .rules import (
     BLOCK_TOKENS as BLOCK_TOKENS,
+    MEASURED_BLOCK_TOKENS as MEASURED_BLOCK_TOKENS,
     AdmissionRules as AdmissionRules,
     Joins as Joins,
+    KvLayers as KvLayers,
     Priority as Priority,
     Prompts as Prompts,
     Service as Service,
+    attention_slowdown as attention_slowdown,
 )

@@ -54,10 +54,11 @@ class Admission:
     def arrive(self, request: StreamedRequest) -> None:
         """A request waits from now on. Raises InputError, and forgets it, if it could not be in even alone."""
         rules, last = self.rules, request.prompt_tokens + request.most_tokens - 1
-        if rules.blocks_of(last) > rules.num_blocks:
+        needs = rules.blocks_of(last)
+        if needs > rules.num_blocks:
             raise InputError(
                 f"request {request.id}: a prompt of {request.prompt_tokens} tokens and {request.most_tokens} generated "
-                f"ones take {rules.blocks_of(last)} blocks of KV cache, of which there are {rules.num_blocks}: shorten "
+                f"ones take {needs} blocks of KV cache, of which there are {rules.num_blocks}: shorten "
                 f"it, let it generate less, or give more memory"
             )
         if rules.joins is Joins.TOGETHER and request.prompt_tokens > rules.prefill_chunk:

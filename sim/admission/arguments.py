@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim.admission.rules import Priority, Service
+from sim.admission.rules import BLOCK_TOKENS, Priority, Service
 from traces.cli import positive_int
 from traces.errors import InputError, check_choice, check_count
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 DRAWN = ("arrivals", "gen_lens", "prompt_lens", "seed")
 """What a file of requests says itself."""
 
-OF_MIXED_STEPS = ("prefill_chunk", "prompt_batches", "preempt")
+OF_MIXED_STEPS = ("prefill_chunk", "prompt_batches", "block_tokens", "preempt")
 """What says nothing where every prompt is computed before decode."""
 
 
@@ -34,6 +34,7 @@ class StreamOptions:
     seed: int | None = None
     prefill_chunk: int | None = None
     prompt_batches: int | None = None
+    block_tokens: int | None = None
     priority: str | None = None
     preempt: bool | None = None
     ttft: float | None = None
@@ -60,6 +61,7 @@ class StreamOptions:
             bool(self.preempt),
             self.ttft,
             self.tpot,
+            self.block_tokens,
         )
 
     def check_prompt_len(self, given: int | None) -> None:
@@ -142,6 +144,8 @@ def add_stream(group: Any) -> None:
         "micro-batches of prompts in a step, each of a chunk (default: 1, or with a policy that is searched the best)"
     )
     group.add_argument("--prompt-batches", type=positive_int, metavar="COUNT", help=micro_batches)
+    block = f"tokens of a block of the KV cache (default: {BLOCK_TOKENS}, or with a policy that is searched the best)"
+    group.add_argument("--block-tokens", type=positive_int, metavar="TOKENS", help=block)
     first = "who enters first: arrival (default), or longest: the longest prompt"
     group.add_argument("--priority", metavar="WHO", help=first)
     preempts = "let in more than there is room for to the end; the last one leaves, and is computed anew"

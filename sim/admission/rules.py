@@ -1,7 +1,9 @@
 """What admission goes by: room, places, the size of chunks, and who comes first."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any, NamedTuple
 
 from traces.errors import InputError, check_choice, check_count, check_flag, check_range
 
@@ -11,6 +13,11 @@ BLOCK_TOKENS = 64
 Our kernel on the host read blocks of 16, 32 and 64 tokens 0.59 to 0.77, 0.79 to 0.87 and 0.91 to 0.95 times as fast as
 one piece (Mixtral's heads in bfloat16, one thread of a busy EPYC, CPU time).
 """
+MEASURED_BLOCK_TOKENS = (64, 32, 16)
+"""What is known to work, the fastest first: smaller ones leave less room empty, above all where a window is short."""
+
+BLOCK_START_TOKENS = 9
+"""To begin a block takes attention on the host as long as so many tokens: in the middle of what was measured."""
 
 
 LONGEST_LIMIT_S = 1e9
@@ -38,6 +45,18 @@ class Joins(StrEnum):
     TOGETHER = "together"  # only while it is empty, with others, whose prompts are computed whole in the same step
 
 
+class KvLayers(NamedTuple):
+    """Layers that hold what a request has in the same way."""
+
+    units: int = 1
+    """What a block of all these layers counts."""
+    window: int | None = None
+    """Of its tokens they keep the last so many: in a full window the newest takes the place of the oldest."""
+
+
+ALL_ALIKE = (KvLayers(),)
+
+
 @dataclass(frozen=True, slots=True)
 class AdmissionRules:
     """The room that requests share, and how it is given out. Raises InputError, naming the field.
@@ -47,7 +66,7 @@ class AdmissionRules:
     """
 
     num_blocks: int
-    """Blocks of the KV cache: the memory plan's room for it."""
+    """Blocks of the KV cache: the memory plan's room for it. They are counted in the units of `layers`."""
     micro_batch_size: int
     num_micro_batches: int
     prefill_chunk: int
@@ -58,6 +77,8 @@ class AdmissionRules:
     """Whether requests enter while there is room for what they hold now, and the last one leaves, to be computed anew,
     where that has been too many. Else all who are in have room to the end, even if each generates all that it may.
     """
+    layers: Sequence[KvLayers] = ALL_ALIKE
+    """All layers, those with sliding windows of their own apart."""
     joins: Joins = Joins.ANY_TIME
     """Who joins together counts as the longest of them, as its prompt is padded, and the room of all is kept until the
     last of them ends; so many enter as `prefill_chunk` holds whole prompts.
@@ -84,9 +105,18 @@ class AdmissionRules:
         """Tokens of prompts that a step takes at most."""
         return self.prefill_chunk * self.num_prompts
 
-    def blocks_of(self, tokens: int) -> int:
-        """Blocks that so many tokens of one request take."""
-        return -(-tokens // self.block_tokens)
+    def blocks_of(self, tokens: Any) -> Any:
+        """Blocks of one request that has so many tokens; of an array of such numbers, each one's."""
+        found = 0
+        for units, window in self.layers:
+            kept = tokens if window is None else tokens - (tokens > window) * (tokens - window)
+            found = found + units * -(-kept // self.block_tokens)
+        return found
+
+
+def attention_slowdown(block_tokens: int) -> float:
+    """How much longer attention on the host takes in blocks of so many tokens than in usual ones."""
+    return max(1.0, (1 + BLOCK_START_TOKENS / block_tokens) / (1 + BLOCK_START_TOKENS / BLOCK_TOKENS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +133,12 @@ class Service:
     """A request counts as served well that has its first token so soon after it came, and"""
     tpot_limit_s: float | None = None
     """each of the others so soon after the one before, on average."""
+    block_tokens: int | None = None
+    """Tokens of a block of the KV cache; None: BLOCK_TOKENS, or where the policy is searched as many as turn out best.
+    """
 
     def __post_init__(self) -> None:
-        for name in ("prefill_chunk", "num_prompts"):
+        for name in ("prefill_chunk", "num_prompts", "block_tokens"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         check_choice("priority", self.priority, Priority)

@@ -60,4 +60,4 @@ def planned_blocks(rules: AdmissionRules, prompt_tokens: int, most_tokens: int, 
     later = -(-max(0, prompt_tokens - first_room) // rules.prefill_chunk)
     chunks = np.minimum(prompt_tokens, first_room + np.arange(later + 1) * rules.prefill_chunk)
     tokens = np.concatenate([chunks, prompt_tokens + np.arange(1, most_tokens)])
-    return -(-tokens // rules.block_tokens), later + 1
+    return rules.blocks_of(tokens), later + 1

@@ -6,7 +6,7 @@ from sim.cost.memory import routed_bytes, tokens_on_device
 from sim.cost.pools import DRAM, PAGEABLE_TRAFFIC, PIN_TRAFFIC, hbm, link
 from sim.cost.sizes import Sizes, fetches_modules
 from sim.cost.work import Cost, Work
-from sim.schedule import WHOLE, ExpertPlace, LaneKind, Op, Task, Tier, layout_of
+from sim.schedule import KV_OVER_LINK, WHOLE, ExpertPlace, LaneKind, Op, Task, Tier, layout_of
 
 MODULES_OF_NETWORK = 3
 """Gate, up and down projection of an expert, or of another feed-forward network."""
@@ -22,6 +22,7 @@ class Copies:
         self._bits = sizes.model.activation_bits
         buffers = layout_of(sizes.schedule, sizes.shape).buffers
         self._locked = {name for name, buffer in buffers.items() if buffer.tier is Tier.PINNED}
+        self._loaded_cache = KV_OVER_LINK if sizes.shape.num_prompts and sizes.shape.attending_on_device else "kv"
         self._hidden_on_host = "hidden of host layers" if sizes.shape.runs_on_host else "hidden on host"
         self._gatherers = sizes.parts if sizes.schedule.system.gathers_weights else 1
         self.formulas: dict[Op, Callable[[Task], Work]] = {
@@ -53,8 +54,9 @@ class Copies:
     def _load_kv(self, task: Task) -> Work:
         """All of a request's cache; to prompts only what earlier chunks of them left."""
         if self._sizes.has_prompts(task):
-            return self._copy_between("kv", task, self._kv_bytes(task, self._sizes.earlier(task.micro_batch)), 2)
-        return self._copy_between("kv", task, self._kv_bytes(task, self._sizes.kept_tokens(task, task.step - 1)), 2)
+            return self._copy_between("kv", task, self._kv_bytes(task, self._sizes.earlier(task)), 2)
+        size = self._kv_bytes(task, self._sizes.kept_tokens(task, task.step - 1))
+        return self._copy_between(self._loaded_cache, task, size, 2)
 
     def _store_kv(self, task: Task) -> Work:
         """Into the cache, or into a page-locked buffer, from where the lane copies it into the cache.

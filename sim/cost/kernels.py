@@ -82,13 +82,14 @@ class Kernels:
         kernel = host.decode_attention or host.attention
         each = kernel.time_ratio(requests) * requests * host.request_overhead_s
         fixed = {"launch latency": float(host.launch_latency_s), "request overhead": each}
-        return self._on_cpu(kernel, flops, moved, requests, fixed)
+        slowdown = self._sizes.host_attention_slowdown
+        return self._on_cpu(kernel, flops, moved, requests, fixed, slowdown)
 
     def _attn_of_prompts(self, task: Task) -> Work:
         layer, one, share = self._sizes.layer(task), self._sizes.micro_batch(task), self._sizes.share
         flops = layer.attention_flops(self._prompt_pairs(layer, one), expanded=True)
         moved = self._prompt_attention_bytes(layer, one)
-        moved += self._sizes.earlier(task.micro_batch) * layer.kv_bytes_per_token(self._sizes.kv_bits)
+        moved += self._sizes.earlier(task) * layer.kv_bytes_per_token(self._sizes.kv_bits)
         kernel = self._hardware.device.attention
         return self._on_gpu(task, KernelWork(share(flops), share(moved), kernel, tokens=one.prompt_tokens))
 
@@ -263,13 +264,21 @@ class Kernels:
         moved = sum(work.bytes for work in parts)
         return Work(roofs, {hbm(task.lane.rank): moved}, moved, sum(work.flops for work in parts))
 
-    def _on_cpu(self, kernel: Efficiency, flops: float, moved: float, tokens: float, fixed: dict[str, float]) -> Work:
+    def _on_cpu(
+        self,
+        kernel: Efficiency,
+        flops: float,
+        moved: float,
+        tokens: float,
+        fixed: dict[str, float],
+        slowdown: float = 1.0,
+    ) -> Work:
         """What the host computes beside its memory, after some `fixed` times. One task can use all cores."""
         host, memory = self._hardware.host, self._hardware.host_memory
         compute = flops / (host.peak_flops_per_s * kernel.compute)
         traffic = moved / (memory.bandwidth_bytes_per_s * kernel.memory)
         roof = "host compute" if compute >= traffic else "host memory"
-        roofs = {**fixed, roof: kernel.time_ratio(tokens) * max(compute, traffic)}
+        roofs = {**fixed, roof: slowdown * kernel.time_ratio(tokens) * max(compute, traffic)}
         return Work(roofs, {DRAM: moved}, moved, flops, held=((CPU_CORES, ALL_CORES),))
 
     def _passes(self, layer: Layer) -> float:

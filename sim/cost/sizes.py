@@ -44,6 +44,8 @@ class Sizes:
     routing: Routing = ALIKE
     earlier_tokens: tuple[int, ...] = ()
     """In a stream, of each micro-batch with prompts: KV entries that earlier chunks of them left."""
+    host_attention_slowdown: float = 1.0
+    """How much longer attention on the host takes than with the KV cache in one piece, or in usual blocks."""
 
     @cached_property
     def parts(self) -> int:
@@ -89,8 +91,12 @@ class Sizes:
         one = self.batch.micro_batches[micro_batch]
         return one.prompt_tokens if self.shape.has_prompts(step, micro_batch) else one.num_requests
 
-    def earlier(self, micro_batch: int) -> int:
-        """KV entries that earlier chunks of a micro-batch's prompts left."""
+    def earlier(self, task: Task) -> int:
+        """KV entries that earlier chunks left in a layer, of the one prompt of a micro-batch that has any."""
+        left, window = self._earlier_of(task.micro_batch), self.layer(task).attention.window
+        return left if window is None else min(left, window)
+
+    def _earlier_of(self, micro_batch: int) -> int:
         return self.earlier_tokens[micro_batch] if micro_batch < len(self.earlier_tokens) else 0
 
     @cached_property
@@ -98,7 +104,7 @@ class Sizes:
         """Per micro-batch, all that its work follows from."""
         if not self.shape.num_prompts:
             return self.of_groups
-        return [(*one, self.shape.has_prompts(1, j), self.earlier(j)) for j, one in enumerate(self.of_groups)]
+        return [(*one, self.shape.has_prompts(1, j), self._earlier_of(j)) for j, one in enumerate(self.of_groups)]
 
     def kept_tokens(self, task: Task, step: int) -> int:
         """KV entries that the task's layer keeps of its micro-batch after `step`."""

@@ -26,6 +26,7 @@ from .streams import (
     Flow as Flow,
     StreamChoice as StreamChoice,
     StreamPlan as StreamPlan,
+    Way as Way,
     best_stream_policy as best_stream_policy,
     plan_stream as plan_stream,
     print_stream_plan as print_stream_plan,

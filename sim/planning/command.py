@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sim import admission, planning, simulation
@@ -59,37 +60,40 @@ def run(args: argparse.Namespace) -> int:
     _check_beside_requests(args, options)
     started = time.perf_counter()
     simulation.compile_once()
+    if options is not None:
+        return _plan_requests(args, options, started)
     with progress("planning") as shown:
-        problem, stream = problem_of(args), None
-        if options is not None:
-            problem, stream = options.stream_of(problem, args.gen_len)
-        choice = _choose(args, problem, None if stream is None else len(stream.requests))
-        of_requests = None
-        if options is not None and stream is not None:
-            of_requests = _choose_for(args, options, stream, choice)
+        choice = _choose(args, problem_of(args), None)
         prediction = simulation.predict(choice.best.setup)
         wall_s = time.perf_counter() - started
         shown.say("explaining")
-        why = planning.explain(choice, prediction, jobs=args.jobs, replan=not args.quick and stream is None)
+        why = planning.explain(choice, prediction, jobs=args.jobs, replan=not args.quick)
+    everything = {**choice.to_dict(args.top), "wall_s": wall_s, "explanation": why.to_dict()}
+    show = partial(planning.print_plan, choice, why, prediction, args.top, wall_s)
+    return deliver(args, lambda: everything, show, *_files(args, choice, choice.best))
+
+
+def _plan_requests(args: argparse.Namespace, options: "admission.StreamOptions", started: float) -> int:
+    """The same for a stream of requests. The picture is of one batch, of which each schedule's best is a way, too."""
+    with progress("planning"):
+        problem, stream = options.stream_of(problem_of(args), args.gen_len)
+        batches = _choose(args, problem, len(stream.requests))
+        choice = _choose_for(args, options, stream, batches)
+    wall_s = time.perf_counter() - started
+    everything = {**choice.to_dict(args.top), "wall_s": wall_s}
+    show = partial(planning.print_stream_plan, choice, args.top, wall_s)
+    return deliver(args, lambda: everything, show, *_files(args, batches, choice.best))
+
+
+def _files(args: argparse.Namespace, choice: "planning.Choice", best: "planning.Candidate | planning.Way") -> list[Any]:
+    """The files that are asked for, each with what writes it."""
+    policy = {"schedule": best.schedule, **best.policy.to_dict()}
 
     def draw(path: str) -> None:
         with progress("drawing"):
             planning.draw(choice, path, args.jobs)
 
-    best = choice.best if of_requests is None else of_requests.best
-    policy = {"schedule": best.schedule, **best.policy.to_dict()}
-    files = (args.plot, draw), (args.out, lambda path: write_json(path, policy))
-    everything = {**choice.to_dict(args.top), "wall_s": wall_s, "explanation": why.to_dict()}
-    if of_requests is not None:
-        everything["requests"] = of_requests.to_dict()
-
-    def show() -> None:
-        if of_requests is None:
-            planning.print_plan(choice, why, prediction, args.top, wall_s)
-        else:
-            planning.print_stream_plan(of_requests)
-
-    return deliver(args, lambda: everything, show, *files)
+    return [(args.plot, draw), (args.out, lambda path: write_json(path, policy))]
 
 
 def _check_beside_requests(args: argparse.Namespace, options: "admission.StreamOptions | None") -> None:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from sim.cost import capacity_bytes
+from sim.cost import MemoryPlan, capacity_bytes
 from sim.planning.placed import ExpertPlaces, host_layers_in_words, in_words, placed_experts
 from sim.planning.planner import Choice, NothingFitsError, best_policy
 from sim.planning.policies import PolicyGrid
@@ -71,6 +71,16 @@ class MemoryUse:
     capacity_bytes: int
     parts: dict[str, int]
 
+    @staticmethod
+    def of(memory: MemoryPlan, hardware: Hardware) -> "tuple[MemoryUse, ...]":
+        """Every memory of a machine under a plan."""
+        plans = memory.tiers()
+        return tuple(MemoryUse(name, limit, dict(plans[name])) for name, limit in capacity_bytes(hardware).items())
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"capacity_bytes": self.capacity_bytes, "used_bytes": self.used_bytes, "parts": self.parts}
+
     @property
     def used_bytes(self) -> int:
         return sum(self.parts.values())
@@ -114,10 +124,7 @@ class Explanation(Tabular):
         """As JSON values."""
         return {
             "binding": list(self.binding),
-            "memory": {
-                tier.name: {"capacity_bytes": tier.capacity_bytes, "used_bytes": tier.used_bytes, "parts": tier.parts}
-                for tier in self.tiers
-            },
+            "memory": {tier.name: tier.to_dict() for tier in self.tiers},
             "above_lower_bound": self.above_bound,
             "next_schedule": self.next_schedule and self.next_schedule.to_dict(),
             "next_policy": self.next_policy and self.next_policy.to_dict(),
@@ -142,8 +149,7 @@ def explain(
     """Explain a choice, and the simulator's prediction of it. `jobs` processes plan anew (default: one per core)."""
     prediction = prediction or predict(choice.best.setup)
     best = choice.best
-    limits, plans = capacity_bytes(choice.problem.hardware), best.setup.memory.tiers()
-    tiers = tuple(MemoryUse(name, limit, dict(plans[name])) for name, limit in limits.items())
+    tiers = MemoryUse.of(best.setup.memory, choice.problem.hardware)
     runner_up = next((plan.best for plan in list(choice.plans.values())[1:]), None)
     rival = next((one for one in choice.plan.ranked if in_essence(one.policy) != in_essence(best.policy)), None)
     above, binding = best.bound_tokens_per_s / best.throughput_tokens_per_s - 1, tuple(_binding(prediction, tiers))

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sim.cost import Setup
-from sim.planning.explanation import FACTORS, RESOURCES, Explanation, Replanned, sentences
+from sim.planning.explanation import FACTORS, RESOURCES, Explanation, MemoryUse, Replanned, sentences
 from sim.planning.placed import host_layers_in_words, in_words, placed_experts
 from sim.planning.planner import Choice
 from sim.planning.search import MEANING, TOLERANCE, Candidate
@@ -41,13 +41,18 @@ def print_plan(choice: Choice, why: Explanation, prediction: Prediction, top: in
         out.table(columns, map(_candidate, shown), f"best {len(shown)} of those simulated", keys=2)
     for name, reason in choice.failed.items():
         out.say(f"does not fit: {reason}" if reason.startswith(name) else f"{name} does not fit: {reason}")
-    tiers = ((one.name, one.used_bytes / 1e9, one.capacity_bytes / 1e9, _parts(one.parts)) for one in why.tiers)
-    out.table({"memory": TEXT, "used": ",.1f", "of": ",.1f", "for": PROSE}, tiers, "where the bytes are (GB)")
+    say_where_bytes_are(out, why.tiers)
     if why.replanned:
         changes = {f"× {factor:g}": ">" for factor in FACTORS}
         headings = {"resource": TEXT, **changes, f"best at × {max(FACTORS):g}": TEXT}
         out.table(headings, _changes(why.replanned), "planned anew with other machines")
     out.say(*sentences(choice, why))
+
+
+def say_where_bytes_are(out: Report, tiers: Sequence[MemoryUse]) -> None:
+    """What each memory holds, the most first."""
+    rows = ((one.name, one.used_bytes / 1e9, one.capacity_bytes / 1e9, _parts(one.parts)) for one in tiers)
+    out.table({"memory": TEXT, "used": ",.1f", "of": ",.1f", "for": PROSE}, rows, "where the bytes are (GB)")
 
 
 def headline(problem: Problem) -> str:

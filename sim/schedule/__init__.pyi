@@ -15,6 +15,7 @@ from .experts import (
     ExpertSlots as ExpertSlots,
     SplitExperts as SplitExperts,
 )
+from .prompts import KV_OVER_LINK as KV_OVER_LINK
 from .registry import BUILT_IN as BUILT_IN, by_name as by_name, registered as registered
 from .shape import (
     ExpertPlace as ExpertPlace,

@@ -125,6 +125,26 @@ class Schedule(ABC):
         yield issue(Op.PRE_ATTN, step, layer, j)
         yield issue(Op.ATTN, step, layer, j)
 
+    def attend_beside_others(self, shape: PipelineShape, step: int, layer: int, j: int) -> Issues:
+        """On the device while others attend on the host: beside the KV cache, or to one that comes over the link.
+
+        While it attends the next one's cache comes; the step's first is asked for by `begin_over_link`.
+        """
+        yield from self.attend_on_gpu(step, layer, j)
+        if not shape.kv_on_host(j):
+            return
+        yield issue(Op.STORE_KV, step, layer, j)
+        over_link = shape.over_link
+        after = layer * len(over_link) + over_link.index(j) + 1
+        if after < shape.num_layers * len(over_link):
+            layer, place = divmod(after, len(over_link))
+            yield issue(Op.LOAD_KV, step, layer, over_link[place])
+
+    def begin_over_link(self, shape: PipelineShape, step: int) -> Issues:
+        """The KV cache of the first layer of who attends first on the device while others attend on the host."""
+        for j in shape.over_link[:1]:
+            yield issue(Op.LOAD_KV, step, 0, j)
+
     def finish_layer(self, shape: PipelineShape, step: int, layer: int, j: int) -> Issues:
         """PostAttn, and after the last layer the head."""
         yield issue(Op.POST_ATTN, step, layer, j)

@@ -42,6 +42,7 @@ class Holds(StrEnum):
     JOINED_CACHE = "both in one piece, where a model expands its KV cache before attention"
     PROMPT_CACHE = "the KV entries of a layer for the prompts"
     LOADED_CACHE = "in a stream, the KV entries of a layer that come to the device to be attended to there"
+    ATTENDED_CACHE = "the same of those who decode and attend there while others attend on the host"
     PROMPT_HIDDEN = "hidden states of the prompts"
     HIDDEN = "hidden states of one token a request"
     QKV = "query, new key and value of one token a request"

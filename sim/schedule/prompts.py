@@ -15,6 +15,11 @@ from sim.schedule.shape import Place
 from sim.schedule.slots import Access, Accesses, Column, SlotLayout
 from sim.schedule.task import LaneKind, Op, Task
 
+KV_OVER_LINK = "kv over the link"
+"""The buffer of the KV cache of those who attend on the device beside others; part of the KV cache."""
+ATTENDED = "kv that came over the link"
+"""The buffer on the device where it comes, a layer of the next micro-batch while one is attended to."""
+
 Truths = Any
 """A truth of one task, or an array of them, one a task."""
 
@@ -27,12 +32,15 @@ def let_prompts_in(layout: SlotLayout) -> None:
             _begun_in(turn): Buffer(Holds.HIDDEN, By.MICRO_BATCH),
         }
     loaded = Tier.DEVICE if layout.shape.streams_kv else None
+    if layout.shape.over_link:  # what of the cache comes over the link is locked as what lands there is
+        layout.buffers[KV_OVER_LINK] = Buffer(Holds.CACHE, By.CACHE, 1, layout.buffers["new kv on host"].tier)
+        layout.buffers[ATTENDED] = Buffer(Holds.ATTENDED_CACHE, By.TURN, 2, Tier.DEVICE, MemoryPart.KV_BUFFERS)
     layout.buffers["kv on device"] = Buffer(Holds.LOADED_CACHE, By.TURN, 2, loaded, MemoryPart.KV_BUFFERS)
     rules = _Rules(layout)
     for op, refined in {
         Op.PRE_ATTN: rules.pre_attn,
         Op.ATTN: rules.attn,
-        Op.LOAD_KV: rules.reads_cache,
+        Op.LOAD_KV: rules.load_kv,
         Op.STORE_KV: rules.writes_cache,
         Op.HEAD: rules.head,
     }.items():
@@ -53,7 +61,8 @@ class _Rules:
     """What is other than where all micro-batches decode."""
 
     def __init__(self, layout: SlotLayout) -> None:
-        self._layout, self._num_prompts = layout, layout.shape.num_prompts
+        self._layout, self._num_prompts, self._over_link = layout, layout.shape.num_prompts, layout.shape.over_link
+        self._place = np.searchsorted(self._over_link, range(layout.shape.num_micro_batches))
 
     def pre_attn(self, task: Task, usual: Accesses) -> Accesses:
         """A prompt is embedded; who decodes was embedded by the head, some of them by that of a prompt."""
@@ -76,7 +85,25 @@ class _Rules:
             return self.reads_cache(task, usual)
         if shape.attention is Place.GPU:
             return usual
-        return Accesses((*usual.reads, self._layout.access("kv on device", task)), usual.writes)
+        prompts = self._prompts(task)
+        loaded = self._layout.access("kv on device", task, when=prompts), *self._attended(task, ~prompts)
+        return Accesses((*usual.reads, *loaded), usual.writes)
+
+    def load_kv(self, task: Task, usual: Accesses) -> Accesses:
+        """What comes for those who attend beside others has slots of its own, filled ahead."""
+        reads, writes = self.reads_cache(task, usual)
+        if not self._over_link:
+            return Accesses(reads, writes)
+        others = ~self._prompts(task)
+        return Accesses(reads, (*_without(writes, "kv on device", others), *self._attended(task, others)))
+
+    def _attended(self, task: Task, when: Truths) -> tuple[Access, ...]:
+        """The slot of a micro-batch that attends beside others: those of all layers take turns."""
+        if not self._over_link:
+            return ()
+        turn = self._layout.run_of_layer(task) * len(self._over_link) + self._place[task.micro_batch]
+        content = (task.step, task.layer, task.micro_batch)
+        return (Access(ATTENDED, turn % self._layout.buffers[ATTENDED].turns, content, 1, when),)
 
     def reads_cache(self, task: Task, usual: Accesses) -> Accesses:
         """A prompt reads what its earlier chunks left; who decodes, also what the prompts of the step before left."""

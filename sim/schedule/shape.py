@@ -109,7 +109,8 @@ class PipelineShape:
     same, beside their KV cache, which stays there.
 
     In a stream of requests the first `num_prompts` of the micro-batches carry chunks of prompts in every step from 1
-    on, while the others decode.
+    on, while the others decode. Who attends on the device there is one of those others, and its KV cache, which is on
+    the host like that of all, comes over the link.
     """
 
     num_layers: int
@@ -148,19 +149,14 @@ class PipelineShape:
             self._check_beside_host_layers()
         if self.attention is Place.CPU and not self.streams_kv:
             raise InputError("attention on the cpu reads the KV cache in host memory: kv_on_device must be 0")
-        most = self.num_micro_batches if self.attention is Place.CPU else 0
-        if not 0 <= self.attending_on_device <= most:
-            some = f"attending_on_device: {self.attending_on_device} of {self.num_micro_batches} micro-batches"
-            raise InputError(f"{some} beside attention on the {self.attention}: give at most {most}")
         if not 0 <= self.num_prompts < self.num_micro_batches:
             raise InputError(
                 f"num_prompts: {self.num_prompts} of {self.num_micro_batches} micro-batches: at least one must decode"
             )
-        if self.num_prompts and self.attending_on_device:
-            raise InputError(
-                f"attending_on_device: {self.attending_on_device} of {self.num_micro_batches} micro-batches beside "
-                f"prompts, whose requests decode on the host: give 0"
-            )
+        most = self.num_decoding if self.attention is Place.CPU else 0
+        if not 0 <= self.attending_on_device <= most:
+            some = f"attending_on_device: {self.attending_on_device} of {self.num_decoding} micro-batches"
+            raise InputError(f"{some} beside attention on the {self.attention}: give at most {most}")
 
     def _check_beside_host_layers(self) -> None:
         refused = {
@@ -173,23 +169,34 @@ class PipelineShape:
             if getattr(self, name):
                 raise InputError(f"{name}: {getattr(self, name)} beside layers_on_host, {why}")
 
+    @property
+    def num_decoding(self) -> int:
+        """Micro-batches that decode in steps after the first."""
+        return self.num_micro_batches - self.num_prompts
+
     def has_prompts(self, step: int, micro_batch: int) -> bool:
         """Whether a micro-batch carries prompts in a step: all do in prefill, the first ones in a stream."""
         return step == 0 or 0 <= micro_batch < self.num_prompts
 
     def attends(self, micro_batch: int) -> Place:
         """Where a micro-batch attends in steps after the first: prompts always on the GPU."""
-        on_gpu = micro_batch < self.num_prompts or self._stays(micro_batch)
+        on_gpu = micro_batch < self.num_prompts or self.attends_beside_others(micro_batch)
         return Place.GPU if on_gpu else self.attention
 
     def kv_on_host(self, micro_batch: int) -> bool:
         """Whether the KV cache of a micro-batch, or of some of its requests, lives on the host."""
-        return self.streams_kv and not self._stays(micro_batch)
+        return self.streams_kv and (self.num_prompts > 0 or not self.attends_beside_others(micro_batch))
 
-    def _stays(self, micro_batch: int) -> bool:
-        """Whether a micro-batch attends on the device beside its KV cache while others attend on the host."""
-        some, parts = self.attending_on_device, self.num_micro_batches
-        return (micro_batch + 1) * some // parts > micro_batch * some // parts
+    @property
+    def over_link(self) -> list[int]:
+        """In a stream, who attends on the device while others attend on the host, to a KV cache that comes there."""
+        some = self.num_prompts and self.attending_on_device
+        return [j for j in range(self.num_micro_batches) if self.attends_beside_others(j)] if some else []
+
+    def attends_beside_others(self, micro_batch: int) -> bool:
+        """Whether a micro-batch attends on the device while others that decode attend on the host."""
+        some, parts, at = self.attending_on_device, self.num_decoding, micro_batch - self.num_prompts
+        return at >= 0 and (at + 1) * some // parts > at * some // parts
 
     @property
     def runs_on_host(self) -> bool:
@@ -248,9 +255,9 @@ class PipelineShape:
         n, groups = self.num_micro_batches, self.num_groups
         return range(number * n // groups, (number + 1) * n // groups)
 
-    def beside_prompts(self, num_prompts: int) -> "PipelineShape":
-        """The same micro-batches in a stream, of which the first ones carry prompts."""
-        return replace(self, num_prompts=num_prompts, offloads_hidden=False)
+    def beside_prompts(self, num_prompts: int, attending_on_device: int = 0) -> "PipelineShape":
+        """The same micro-batches in a stream: the first carry prompts, and of the others some attend on the device."""
+        return replace(self, num_prompts=num_prompts, attending_on_device=attending_on_device, offloads_hidden=False)
 
     def some_layers(self, kept: Sequence[int]) -> "PipelineShape":
         """The same pipeline with these layers only."""

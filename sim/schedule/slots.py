@@ -74,7 +74,7 @@ class SlotLayout:
         exchanged_on_host = (copied if on_cpu else None, MemoryPart.ATTENTION_EXCHANGE)
         staging = None if shape.weights_pinned else Tier.PINNED
         loaded = None if on_cpu or not shape.streams_kv else Tier.DEVICE
-        stays = Tier.DEVICE if shape.attending_on_device else loaded
+        stays = Tier.DEVICE if shape.attending_on_device and not shape.num_prompts else loaded
         new = Tier.DEVICE if self._kv_on_host.any() else None
         crossing = Tier.PINNED if system.pins_kv else Tier.HOST
         landing = crossing if on_cpu and new else None

@@ -205,7 +205,7 @@ _READERS: dict[str, Callable[[str], Value]] = {
     **dict.fromkeys(("gen_len", "prompt_len"), _as_count),
     "padded": _as_flag,
     **dict.fromkeys(("arrivals", "gen_lens", "prompt_lens", "priority"), str),
-    **dict.fromkeys(("prefill_chunk", "prompt_batches"), _as_count),
+    **dict.fromkeys(("prefill_chunk", "prompt_batches", "block_tokens"), _as_count),
     **dict.fromkeys(("ttft", "tpot"), _as_number),
     "requests": _as_requests,
     "seed": _number("a whole number from 0 on", form=r"\d+", kind=int),

@@ -23,6 +23,7 @@ QUANTILES = ("p50", "p90", "p99")
 SERVED_COLUMNS = (
     "prefill_chunk",
     "prompt_batches",
+    "block_tokens",
     "throughput_tokens_per_s",
     "steady_tokens_per_s",
     "total_s",

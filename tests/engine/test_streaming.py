@@ -455,7 +455,7 @@ def test_the_plan_holds_the_peak_of_the_device(name, tmp_path):
     [
         ({"schedule": "flexgen"}, "flexgen: its steps cannot carry prompts beside decode; take cgopipe or hybrid"),
         ({"policy": Policy(4, 2, attention="gpu", kv_on_device=0.5)}, "kv_on_device: 0.5 in a stream"),
-        ({"policy": Policy(4, 2, attention_on_device=0.5)}, "attending_on_device"),
+        ({"policy": Policy(4, 2, attention_on_device=0.5)}, "attention_on_device: 0.5 in a stream"),
         ({"num_prompts": 0}, "num_prompts: 0"),
         ({"priority": "shortest"}, "priority: 'shortest' is not allowed; give arrival or longest"),
         ({"num_beams": 2}, "num_beams: 2 asks for beam search"),

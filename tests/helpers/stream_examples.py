@@ -5,11 +5,15 @@ from typing import NamedTuple
 
 from hypothesis import settings, strategies as st
 
-from sim.admission import Admission, AdmissionRules, Composition, Priority, StreamedRequest
+from sim.admission import Admission, AdmissionRules, Composition, KvLayers, Priority, StreamedRequest
 
 EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True)
 STEPS = st.dictionaries(st.integers(0, 13), st.integers(0, 40))
 """By request, the step in which something happens to it."""
+
+
+LAYERS = ((KvLayers(),), (KvLayers(1), KvLayers(2, 12)), (KvLayers(1, 30),))
+"""All alike, two thirds with a short window, and all with one."""
 
 
 class Served(NamedTuple):
@@ -24,9 +28,9 @@ class Served(NamedTuple):
 @st.composite
 def any_rules(draw, most_tokens=60):
     """Little room, of which every request of up to `most_tokens` tokens fits alone."""
-    block = draw(st.integers(1, 7))
+    block, layers = draw(st.integers(1, 7)), draw(st.sampled_from(LAYERS))
     return AdmissionRules(
-        num_blocks=-(-most_tokens // block) + draw(st.integers(0, 25)),
+        num_blocks=sum(one.units for one in layers) * (-(-most_tokens // block) + draw(st.integers(0, 25))),
         micro_batch_size=draw(st.integers(1, 4)),
         num_micro_batches=draw(st.integers(1, 4)),
         prefill_chunk=draw(st.integers(1, 40)),
@@ -34,6 +38,7 @@ def any_rules(draw, most_tokens=60):
         block_tokens=block,
         priority=draw(st.sampled_from(Priority)),
         preempts=draw(st.booleans()),
+        layers=layers,
     )
 
 

@@ -40,7 +40,7 @@ COMMANDS = {
         "plan --model INPUTS/four-layers.json --prompt-len 60 --gen-len 8 --schedules zero,accelerate"
         " --jobs 1 --json -",
     ),
-    "plan, requests": (
+    "plan-requests": (
         "sim",
         "plan --model INPUTS/four-layers.json --prompt-len 60 --gen-len 8 --schedules zero,cgopipe --requests 40"
         " --quick --jobs 1 --json -",

@@ -65,6 +65,9 @@ def stream(
         raise InputError(f"{chosen.name}: its steps cannot carry prompts beside decode; take cgopipe or hybrid")
     size = -(-len(requests) // (USUAL_MICRO_BATCHES * USUAL_WAVES)) if micro_batch_size is None else micro_batch_size
     policy = policy or Policy.usual(chosen, USUAL_MICRO_BATCHES * size, size)
+    if policy.attention_on_device:
+        some = f"attention_on_device: {policy.attention_on_device:g}"
+        raise InputError(f"{some} in a stream, whose KV cache would come over the link, is simulated only: give 0")
     if policy.kv_on_device:
         raise InputError(f"kv_on_device: {policy.kv_on_device:g} in a stream, whose KV cache is on the host: give 0")
     with contextlib.ExitStack() as at_end:

@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
-from sim.admission import RequestStream, Service
+from sim.admission import BLOCK_TOKENS, RequestStream, Service
 from sim.cost import Setup
 from sim.planning import Flow, best_stream_policy
 from sim.problem import Policy, Problem
@@ -46,7 +46,7 @@ def serve_by_best(problem: Problem, schedule: Schedule, stream: RequestStream, s
 
     Raises InputError where no policy fits, and for a request that is too long.
     """
-    given = {"num_prompts": service.num_prompts, "prefill_chunk": service.prefill_chunk}
+    given = {name: getattr(service, name) for name in ("num_prompts", "prefill_chunk", "block_tokens")}
     plan = best_stream_policy(problem, schedule, Flow.of(stream), **given)
     if not plan.found:
         raise InputError(plan.reason)
@@ -82,7 +82,8 @@ class _Tries:
         """With chunks of so many tokens."""
         if chunk not in self.served:
             asked, setup = self.service, self.setup
-            fixed = StreamSetup(setup.problem, setup.schedule, setup.policy, chunk, asked.num_prompts or 1)
+            blocks = asked.block_tokens or BLOCK_TOKENS
+            fixed = StreamSetup(setup.problem, setup.schedule, setup.policy, chunk, asked.num_prompts or 1, blocks)
             result = serve_stream(fixed, self.stream, asked.priority, preempts=asked.preempts)
             self.served[chunk] = Chunked(fixed, result)
         return self.served[chunk]

@@ -56,6 +56,7 @@ class Served(Tabular):
             "policy": None if self.setup is None else self.setup.policy.to_dict(),
             "prefill_chunk": self.service.prefill_chunk if is_beside else None,
             "prompt_batches": self.service.num_prompts if is_beside else None,
+            "block_tokens": self.service.block_tokens if is_beside else None,
             **measured,
             "goodput_requests_per_s": self.goodput_requests_per_s,
         }
@@ -178,7 +179,8 @@ def _with_result(one: Served, serve: Callable[[], StreamResult | Chunked]) -> Se
         return replace(one, reason=str(error), note="")
     if isinstance(found, StreamResult):
         return replace(one, result=found)
-    taken = replace(one.service, prefill_chunk=found.setup.prefill_chunk, num_prompts=found.setup.num_prompts)
+    chosen = {name: getattr(found.setup, name) for name in ("prefill_chunk", "num_prompts", "block_tokens")}
+    taken = replace(one.service, **chosen)
     notes = "; ".join(filter(None, (one.note, found.choice)))
     return replace(one, service=taken, setup=found.setup, result=found.result, note=notes)
 

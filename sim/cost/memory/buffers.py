@@ -1,11 +1,11 @@
 """The buffers of a schedule's layout in bytes: of each, all slots as large as the layer that needs most fills them."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 from sim.cost.memory.kv_cache import kept_tokens, tokens_on_device
 from sim.problem import Batch, Layer, MicroBatch, Model, Placement, Policy, packed_bytes
-from sim.schedule import ON_DEVICE, Buffer, By, Holds, PipelineShape, Schedule, Tier, layout_of
+from sim.schedule import ON_DEVICE, Buffer, By, Holds, PipelineShape, Place, Schedule, Tier, layout_of
 
 INDEX_BYTES, WEIGHT_BYTES = 8, 4
 """Of each expert of a token: its number, and what its output counts for."""
@@ -33,7 +33,7 @@ class BufferBytes:
         policy: Policy,
         model: Model,
         batch: Batch,
-        loaded: Sequence[MicroBatch],
+        loaded: Mapping[Holds, MicroBatch],
     ) -> None:
         self._loaded = loaded
         self._parts = layout_of(schedule, shape).parts
@@ -44,7 +44,8 @@ class BufferBytes:
         self._all = {MicroBatch(requests, tokens, 0, 0): 1}  # what grows with tokens adds up
         self._of_host = self._all
         if shape.attending_on_device:
-            self._of_host = Counter(one for j, one in enumerate(batch.micro_batches) if shape.kv_on_host(j))
+            there = enumerate(batch.micro_batches)
+            self._of_host = Counter(one for j, one in there if shape.attends(j) is Place.CPU)
 
     def bytes(self) -> Iterator[tuple[Tier, str, bool, int]]:
         """Tier, part, whether each of several devices holds all of it, and bytes: of the layer that needs most."""
@@ -66,8 +67,8 @@ class BufferBytes:
             asked = max(self._routed_tokens(self._shape.group(group)) for group in range(self._shape.num_groups))
             count = min(split.fetched, asked * layer.top_k)
             return buffer.turns * count * layer.expert_bytes(self._placement.expert_bits)
-        if holds is Holds.LOADED_CACHE:
-            most = max((kept_tokens(layer, one, 0) for one in self._loaded), default=0)
+        if holds in (Holds.LOADED_CACHE, Holds.ATTENDED_CACHE):
+            most = kept_tokens(layer, self._loaded[holds], 0) if holds in self._loaded else 0
             return buffer.turns * most * layer.kv_bytes_per_token(self._cache_bits)
         if buffer.by is By.TURN:
             return buffer.turns * max(self._slot(holds, layer, one) for one in self._batch.alike)

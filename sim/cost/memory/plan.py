@@ -1,8 +1,9 @@
 """What every memory holds under a policy, part by part, and which of them is too small for it."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from sim.cost.memory.activations import activation_bytes, host_activation_bytes
 from sim.cost.memory.buffers import BufferBytes
@@ -19,7 +20,7 @@ from sim.problem import (
     unpacked_experts,
     unpacks_experts,
 )
-from sim.schedule import ExpertPlace, MemoryPart, PipelineShape, Schedule, Tier, layout_of
+from sim.schedule import ExpertPlace, Holds, MemoryPart, PipelineShape, Schedule, Tier, layout_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +86,12 @@ def plan_memory(
     model: Model,
     batch: Batch,
     num_devices: int = 1,
-    loaded: Sequence[MicroBatch] = (),
+    loaded: Mapping[Holds, MicroBatch] = MappingProxyType({}),
 ) -> MemoryPlan:
     """Plan the memory of a whole generation: weights, KV cache at its longest, activations, buffers, staging.
 
-    In a stream, `loaded` are micro-batches whose KV cache comes to the device, each with the most that may come.
+    In a stream, `loaded` are micro-batches whose KV cache comes to the device, with the most that may come, by what
+    there holds it.
     """
     cache = kv_bytes(model, policy, batch, batch.gen_len - 1)
     placement, place = Placement.of(policy, schedule, model), ExpertPlace

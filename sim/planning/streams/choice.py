@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from sim.admission import Prompts, RequestStream, Service
 from sim.cost import Setup
+from sim.planning.explanation import MemoryUse
 from sim.planning.planner import Choice
 from sim.planning.streams.estimate import StreamEstimate
 from sim.planning.streams.flow import Flow
@@ -61,6 +62,18 @@ class Way:
         return self.setup.num_prompts if isinstance(self.setup, StreamSetup) else None
 
     @property
+    def block_tokens(self) -> int | None:
+        """Tokens of a block of the KV cache, beside decode."""
+        return self.setup.block_tokens if isinstance(self.setup, StreamSetup) else None
+
+    @property
+    def memory(self) -> tuple[MemoryUse, ...]:
+        """What each memory holds at most; in a stream all blocks of the KV cache, taken or not."""
+        setup = self.setup
+        memory = setup.full_memory if isinstance(setup, StreamSetup) else setup.memory
+        return MemoryUse.of(memory, setup.problem.hardware)
+
+    @property
     def bottleneck(self) -> str:
         """The lane that works most."""
         return min(self.at_most_tokens_per_s, key=lambda lane: self.at_most_tokens_per_s[lane])
@@ -73,6 +86,7 @@ class Way:
             "policy": self.policy.to_dict(),
             "prefill_chunk": self.prefill_chunk,
             "prompt_batches": self.num_prompts,
+            "block_tokens": self.block_tokens,
             "throughput_tokens_per_s": self.throughput_tokens_per_s,
             "steady_tokens_per_s": self.steady_tokens_per_s,
             "at_most_tokens_per_s": self.at_most_tokens_per_s,
@@ -108,17 +122,18 @@ class StreamChoice(Tabular):
         rival = self.rival
         return self.best.throughput_tokens_per_s / rival.throughput_tokens_per_s if rival else None
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+    def to_dict(self, top: int | None = None) -> dict[str, Any]:
+        """As JSON values, with the `top` best ways, or all."""
         result = self.best.result
         return {
             "num_requests": len(self.stream.requests),
             **self.best.to_dict(),
             "of_the_other_place": self.gain,
+            "memory": {tier.name: tier.to_dict() for tier in self.best.memory},
             "considered": self.considered,
             "infeasible": self.failed,
             "served": None if result is None else result.to_dict(),
-            "ways": self.rows(),
+            "ways": self.rows()[:top],
         }
 
     def rows(self) -> list[dict[str, Any]]:
@@ -146,7 +161,7 @@ def plan_stream(
     What the service leaves open of chunks is searched. Raises InputError where nothing fits in either way.
     """
     service = service or Service()
-    given = {"num_prompts": service.num_prompts, "prefill_chunk": service.prefill_chunk}
+    given = {name: getattr(service, name) for name in ("num_prompts", "prefill_chunk", "block_tokens")}
     asked = {**given, "weight_bits": weight_bits, "kv_bits": kv_bits}
     mixing = [name for name in schedules if by_name(name).system.mixes]
     plans = list(in_processes(partial(_planned, problem, Flow.of(stream), asked), mixing, jobs))

@@ -1,10 +1,12 @@
 """What the requests of a stream are on average: what they hold, and what of their prompts keeps so many decoding."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 
-from sim.admission import RequestStream
+from sim.admission import KvLayers, RequestStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,9 @@ class Flow:
         """Tokens of prompts a step with which as many requests enter as end: each has a step for its prompt, too."""
         return max(1.0, num_running) * self.prompt_tokens / (self.decode_steps + 1)
 
-    def blocks(self, block_tokens: int) -> float:
-        """Blocks of KV cache that a request holds, of which the last one is half full."""
-        return self.promised_tokens / block_tokens + 0.5
+    def blocks(self, layers: Sequence[KvLayers], block_tokens: int) -> float:
+        """Blocks of KV cache that a request holds, of which the last one is half full, if it is not a full window's."""
+        whole = self.promised_tokens / block_tokens + 0.5
+        return sum(
+            units * (whole if window is None else min(whole, ceil(window / block_tokens))) for units, window in layers
+        )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sim.admission import BLOCK_TOKENS
 from sim.cost import capacity_bytes
 from sim.planning.policies import Mix, largest_share, locks_weights, staging_turns, total_of
 from sim.planning.streams.flow import Flow
@@ -45,6 +46,9 @@ class StreamPoint:
     """In how many groups of micro-batches experts are computed; 0: each micro-batch alone."""
     pace: float = 1.0
     """Prompt tokens a step, in multiples of what keeps as many requests beginning as end."""
+    over_link: float = 0.0
+    """Share of those who decode that attend on the device while others attend on the host, to whole micro-batches."""
+    block_tokens: int = BLOCK_TOKENS
 
 
 class StreamSetups:
@@ -66,24 +70,24 @@ class StreamSetups:
         self._layers = sum(layer.num_experts > 0 for layer in problem.model.layers)
         self._bits: dict[str, Any] = {"weight_bits": weight_bits, "kv_bits": kv_bits}
         self._unit = max(1, self._total // PARTS)
-        self._near = self._total // self._unit // 4
+        self._near: dict[int, int] = {}
         self.reason = ""
         """Why the last point that was asked for has no setup."""
 
     def at(self, point: StreamPoint) -> StreamSetup | None:
         """As many requests at a time as have room, and as many experts on the device; None if not even one fits."""
-        running, wanted = 0.0, float(point.num_micro_batches)
+        running, wanted, round_ = 0.0, float(point.num_micro_batches), 0
         for round_ in range(ROUNDS):
             if max(running, wanted) <= CLOSE * min(running, wanted):
                 break
             running = self._that_fit(point, running, sqrt(running * wanted) if round_ > 1 else wanted)
-            resident = self._most_resident(point, running)
+            resident = self._most_resident(point, running, round_)
             setup = None if resident is None else self._locked(point, running, resident)
             if setup is None:
                 return None
             wanted = self._running(point, setup)
         running = self._that_fit(point, running, wanted)
-        resident = self._most_resident(point, running)
+        resident = self._most_resident(point, running, round_)
         return None if resident is None else self._locked(point, running, int(resident * point.resident))
 
     def _that_fit(self, point: StreamPoint, fits: float, wanted: float) -> float:
@@ -100,7 +104,7 @@ class StreamSetups:
         made = self._made(point, running, resident)
         if made is None:
             return None
-        locked = _most_locked(made, ceil(running * self._flow.blocks(made.block_tokens)))
+        locked = _most_locked(made, ceil(running * self._flow.blocks(made.kv_layers, made.block_tokens)))
         room = self._running(point, locked)
         fewer = self._made(point, room, resident) if room < running else None
         return (
@@ -111,29 +115,25 @@ class StreamSetups:
 
     def _running(self, point: StreamPoint, setup: StreamSetup) -> float:
         """Requests that are in at a time, as many as have room; a page-locked KV cache comes before locked weights."""
-        if MemoryPart.KV_CACHE in setup.memory.pinned:
+        if setup.locked_blocks:
             setup = replace(setup, policy=replace(setup.policy, pin_weights=0.0))
-        there = point.room * setup.num_blocks / self._flow.blocks(setup.block_tokens)
+        there = point.room * setup.num_blocks / self._flow.blocks(setup.kv_layers, setup.block_tokens)
         return max(1.0, min(there, float(self._flow.num_requests)))
 
-    def _most_resident(self, point: StreamPoint, running: float) -> int | None:
+    def _most_resident(self, point: StreamPoint, running: float, round_: int) -> int | None:
         """The most experts on the device with which all else fits; None if it does not fit without any."""
-
-        def fits(count: int) -> bool:
-            return self._made(point, running, count * self._unit) is not None
-
-        if not fits(0):
-            return None
-        low, high, step = 0, self._total // self._unit, 1
-        near = min(self._near, high)
-        while low < high:  # from what the last point had outwards, then by halves
+        low, high, step = -1, self._total // self._unit, 1
+        near = min(self._near.get(round_, high // 4), high)
+        while low < high:  # from what the last point had in this round outwards, then by halves
             tried = near if low < near <= high else (low + high + 1) // 2
-            if fits(tried):
+            if self._made(point, running, tried * self._unit) is not None:
                 low, near = tried, tried + step
             else:
                 high, near = tried - 1, tried - step
             step *= 2
-        self._near = low
+        if low < 0:
+            return None
+        self._near[round_] = low
         return low * self._unit
 
     def _made(self, point: StreamPoint, running: float, resident: int) -> StreamSetup | None:
@@ -144,12 +144,14 @@ class StreamSetups:
         places = mix.fields(system, self._total)
         if point.groups and system.splits_experts:
             places["groups"] = point.groups
+        places["attention_on_device"] = round(point.over_link * point.num_micro_batches) / point.num_micro_batches
         batch = size * point.num_micro_batches
         policy = Policy(batch, size, point.attention, **self._bits, **places)
         chunk = point.pace * flow.prompt_tokens_beside(running - point.num_prompts) / point.num_prompts
         most = flow.prompt_tokens * flow.num_requests / point.num_prompts
         chunk_tokens = self._chunk or max(1, ceil(min(chunk, most)))
         sizes = {"num_prompts": point.num_prompts, "longest_tokens": flow.longest_tokens}
+        sizes |= {"block_tokens": point.block_tokens}
         try:
             return StreamSetup(self._problem, self._schedule, policy, chunk_tokens, **sizes)
         except InputError as error:
@@ -168,8 +170,7 @@ def _most_locked(setup: StreamSetup, num_blocks: int) -> StreamSetup:
     layers = np.array([placement.moved_bytes(kind) for kind in range(len(placement.distinct))])
     pinned = setup.memory.pinned
     others = sum(size for part, size in pinned.items() if part not in (MemoryPart.STAGING, MemoryPart.KV_CACHE))
-    if MemoryPart.KV_CACHE in pinned:
-        others += min(num_blocks, setup.num_blocks) * setup.block_bytes
+    others += ceil(setup.locked_blocks * min(num_blocks, setup.num_blocks) * setup.block_bytes)
     room = np.array(capacity_bytes(setup.problem.hardware)[Tier.PINNED] - others)
     share = largest_share(room, layers, np.array(placement.counts), staging_turns(setup))
     all_bytes = int((layers * np.array(placement.counts)).sum())

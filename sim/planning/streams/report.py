@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sim.admission import Prompts
-from sim.planning.report import headline, in_short
+from sim.planning.report import headline, in_short, say_where_bytes_are
 from sim.planning.streams.choice import StreamChoice, Way
 from traces.cli import TEXT, Report
 
@@ -12,8 +12,8 @@ PROMPTS_IN_WORDS = {Prompts.BEFORE: "batch after batch", Prompts.BESIDE: "prompt
 """What is done, in words."""
 
 
-def print_stream_plan(choice: StreamChoice) -> None:
-    """Print the best way for the requests at hand, all of them, and why."""
+def print_stream_plan(choice: StreamChoice, top: int, wall_s: float) -> None:
+    """Print the best way for the requests at hand, the best ones, where the bytes are, and why."""
     out, best = Report(), choice.best
     out.say(headline(choice.problem))
     count, how = len(choice.stream.requests), PROMPTS_IN_WORDS[best.prompts]
@@ -21,10 +21,12 @@ def print_stream_plan(choice: StreamChoice) -> None:
     chunks = f", {_chunk(best)} tokens of prompts a step" if _chunk(best) else ""
     with_ = f"{best.schedule} with {in_short(best.policy)}{chunks}"
     out.say(f"Best for {count:,} requests: [bold]{how}[/bold], {with_}: {rate}.")
+    out.say(f"{choice.considered:,} policies for prompts beside decode looked at in {wall_s:.1f} s.")
     keys = {"schedule": TEXT, "prompts": TEXT}
     rates = {"tokens/s": ",.2f", "steady": ",.2f"}
     columns = [{**keys, "policy": TEXT, **rates}, {"chunk": ">", "busiest": ">"}]
-    out.table(columns, map(_row, choice.ways), f"for {count:,} requests", keys=2)
+    out.table(columns, map(_row, choice.ways[:top]), f"for {count:,} requests", keys=2)
+    say_where_bytes_are(out, best.memory)
     out.say(*_why(choice))
 
 

@@ -84,6 +84,9 @@ class SplitExperts(Schedule):
         if shape.attends(j) is Place.CPU:
             yield from self.attend_on_cpu(step, layer, j)
             return
+        if shape.attends_beside_others(j):
+            yield from self.attend_beside_others(shape, step, layer, j)
+            return
         if shape.kv_on_host(j):
             yield issue(Op.LOAD_KV, step, layer, j)
         yield from self.attend_on_gpu(step, layer, j)

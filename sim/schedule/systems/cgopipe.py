@@ -25,6 +25,7 @@ class CGOPipe(Schedule):
     def decode(self, shape: PipelineShape, step: int, more: bool) -> Issues:
         n = shape.num_micro_batches
         lookahead = n if shape.num_prompts else min(LOOKAHEAD, n)
+        yield from self.begin_over_link(shape, step)
         for j in range(lookahead):
             yield from self.launch(shape, step, 0, j, more)
         for turn in range(shape.num_layers * n):
@@ -41,6 +42,8 @@ class CGOPipe(Schedule):
         """PreAttn and attention of one micro-batch, and its share of the next layer's pages into staging."""
         if shape.attends(j) is Place.CPU:
             yield from self.attend_on_cpu(step, layer, j)
+        elif shape.attends_beside_others(j):
+            yield from self.attend_beside_others(shape, step, layer, j)
         else:
             if shape.kv_on_host(j):
                 yield issue(Op.LOAD_KV, step, layer, j)

@@ -31,6 +31,7 @@ class Hybrid(SplitExperts):
     )
 
     def decode(self, shape: PipelineShape, step: int, more: bool) -> Issues:
+        yield from self.begin_over_link(shape, step)
         groups = shape.num_groups
         lag = int(groups > 1 and any(shape.has_experts(layer, ExpertPlace.HOST) for layer in range(shape.num_layers)))
         lookahead = groups - lag if shape.num_prompts else min(LOOKAHEAD, groups - lag)

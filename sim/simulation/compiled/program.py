@@ -132,9 +132,10 @@ def _arranged(
 def _few(shape: PipelineShape) -> PipelineShape:
     """The same layers with few micro-batches, of which the order of issue is soon seen."""
     fewer = {name: min(FEW, getattr(shape, name)) for name in ("num_micro_batches", "num_pages", "num_groups")}
-    n, some = fewer["num_micro_batches"], shape.attending_on_device
-    there = n if some == shape.num_micro_batches else min(some, n - 1)
-    return replace(shape, **fewer, attending_on_device=there, num_prompts=min(FEW - 1, shape.num_prompts))
+    num_prompts, some = min(FEW - 1, shape.num_prompts), shape.attending_on_device
+    decoding = fewer["num_micro_batches"] - num_prompts
+    there = decoding if some == shape.num_decoding else min(some, decoding - 1)
+    return replace(shape, **fewer, attending_on_device=there, num_prompts=num_prompts)
 
 
 @lru_cache(maxsize=PROGRAMS_KEPT)

@@ -1,14 +1,25 @@
 """A schedule and a policy made ready for a stream: its pipeline, and the room that is left for blocks of KV cache."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil, sqrt
+from math import ceil, gcd, sqrt
 from typing import Self
 
-from sim.admission import BLOCK_TOKENS, AdmissionRules, Chunk, Composition, Decoding, Priority, RequestStream
+from sim.admission import (
+    BLOCK_TOKENS,
+    AdmissionRules,
+    Chunk,
+    Composition,
+    Decoding,
+    KvLayers,
+    Priority,
+    RequestStream,
+    attention_slowdown,
+)
 from sim.cost import MemoryPlan, Shortage, Sizes, capacity_bytes, plan_memory
 from sim.problem import Batch, MicroBatch, Policy, Problem
-from sim.schedule import MemoryPart, PipelineShape, Place, Schedule, Tier
+from sim.schedule import Holds, MemoryPart, PipelineShape, Place, Schedule, Tier, layout_of
 from traces.errors import InputError, check_count
 
 STEP_LEN = 2
@@ -50,7 +61,8 @@ class StreamSetup:
             object.__setattr__(self, "policy", replace(self.policy, prefill_experts=Place.CPU))
         count = self.num_prompts + self.policy.num_micro_batches
         usual = self.policy.shape(self.schedule, self.problem.model, count)
-        object.__setattr__(self, "shape", usual.beside_prompts(self.num_prompts))
+        attending = self.policy.attending_on_device(self.policy.num_micro_batches)
+        object.__setattr__(self, "shape", usual.beside_prompts(self.num_prompts, attending))
         object.__setattr__(self, "memory", self._plan())
         object.__setattr__(self, "num_blocks", self._blocks())
 
@@ -59,11 +71,46 @@ class StreamSetup:
         return replace(self, longest_tokens=max(one.prompt_tokens + one.most_tokens - 1 for one in stream.requests))
 
     @property
+    def kv_layers(self) -> tuple[KvLayers, ...]:
+        """What a block of tokens counts in layers that hold it alike: in proportion to their bytes."""
+        sizes, unit = self._kv_bytes_by_window, self._unit_bytes_per_token
+        return tuple(KvLayers(size // unit, window) for window, size in sizes.items())
+
+    @property
     def block_bytes(self) -> int:
-        """One block of a request: its tokens' keys and values in all layers."""
-        model = self.problem.model
-        bits = self.policy.cache_bits(model)
-        return self.block_tokens * model.over_layers(lambda layer: layer.kv_bytes_per_token(bits))
+        """What is counted as one block: where all layers hold alike, a block of tokens' keys and values in all."""
+        return self.block_tokens * self._unit_bytes_per_token
+
+    @property
+    def _unit_bytes_per_token(self) -> int:
+        return gcd(*self._kv_bytes_by_window.values())
+
+    @property
+    def _kv_bytes_by_window(self) -> dict[int | None, int]:
+        """Bytes of a token in all layers with one window."""
+        model, found = self.problem.model, Counter[int | None]()
+        for layer in model.layers:
+            found[layer.attention.window] += layer.kv_bytes_per_token(self.policy.cache_bits(model))
+        return dict(found)
+
+    @property
+    def locked_blocks(self) -> float:
+        """Share of the blocks that is page-locked: what copies over the link read, where the schedule locks it."""
+        if layout_of(self.schedule, self.shape).buffers["kv"].tier is Tier.PINNED:
+            return 1.0
+        locks = self.schedule.system.pins_kv
+        return self.shape.attending_on_device / self.shape.num_decoding if locks else 0.0
+
+    @property
+    def full_memory(self) -> MemoryPlan:
+        """Of the fullest step, with all blocks taken."""
+        cache = self.num_blocks * self.block_bytes
+        taken = {Tier.HOST: cache, Tier.PINNED: int(self.locked_blocks * cache)}
+        plans = {tier: dict(parts) for tier, parts in self.memory.tiers().items()}
+        for tier, size in taken.items():
+            plans[tier].pop(MemoryPart.KV_CACHE, None)
+            plans[tier] |= {MemoryPart.KV_CACHE: size} if size else {}
+        return MemoryPlan(**plans)
 
     def rules(self, priority: Priority = Priority.ARRIVAL, *, preempts: bool = False) -> AdmissionRules:
         """What admission goes by under this policy."""
@@ -76,6 +123,7 @@ class StreamSetup:
             self.block_tokens,
             priority,
             preempts,
+            self.kv_layers,
         )
 
     def sizes(self, composition: Composition) -> Sizes:
@@ -92,7 +140,8 @@ class StreamSetup:
         """
         problem = self.problem
         given = (self.schedule, self.shape, self.policy, problem.model, Batch(tuple(micro_batches), 0, STEP_LEN))
-        return Sizes(*given, problem.hardware, problem.routing, tuple(earlier))
+        slowdown = attention_slowdown(self.block_tokens)
+        return Sizes(*given, problem.hardware, problem.routing, tuple(earlier), slowdown)
 
     def _check_mixes(self) -> None:
         name, devices = self.schedule.name, self.problem.hardware.num_devices
@@ -104,31 +153,32 @@ class StreamSetup:
             raise InputError(f"{self.problem.hardware.name}: has {devices} devices; streams are simulated on one")
 
     def _blocks(self) -> int:
-        """What the host has left. Where the cache is page-locked, what may be page-locked counts as well."""
+        """What the host has left. Where some of the cache is page-locked, what may be page-locked counts as well."""
         capacity, room = capacity_bytes(self.problem.hardware), list[int]()
+        holds = {Tier.HOST: 1.0, Tier.PINNED: self.locked_blocks}
         for tier, parts in self.memory.tiers().items():
             used = sum(size for part, size in parts.items() if part != MemoryPart.KV_CACHE)
-            holds_cache = tier == Tier.HOST or (tier == Tier.PINNED and MemoryPart.KV_CACHE in parts)
-            needed = used + (self.block_bytes if holds_cache else 0)
+            share = holds.get(Tier(tier), 0.0)
+            needed = used + ceil(share * self.block_bytes)
             if needed > capacity[tier]:
                 raise InputError(f"{self.schedule.name} in a stream: {Shortage(tier, needed, capacity[tier])}")
-            if holds_cache:
-                room.append((capacity[tier] - used) // self.block_bytes)
+            if share:
+                room.append(int((capacity[tier] - used) / (share * self.block_bytes)))
         return min(room)
 
     def _plan(self) -> MemoryPlan:
         """A prompt's chunk is attended to by as many entries as the longest request has.
 
-        One prompt of a chunk may have earlier ones, which come to the device. With attention there so does the cache of
-        all who decode.
+        One prompt of a chunk may have earlier ones, which come to the device, as does the cache of those who decode and
+        attend there.
         """
         policy, chunk, longest = self.policy, self.prefill_chunk, self.longest_tokens
         size = policy.micro_batch_size
         prompts = MicroBatch(1, chunk, chunk**2, ceil(sqrt(chunk * longest)))
         micro_batches = (prompts,) * self.num_prompts + (MicroBatch(size, size, size, 1),) * policy.num_micro_batches
-        loaded = [MicroBatch(1, longest, 0, 0)]
-        if policy.attention is Place.GPU:
-            loaded.append(MicroBatch(size, size * longest, 0, 0))
+        of_prompts, of_decoding = MicroBatch(1, longest, 0, 0), MicroBatch(size, size * longest, 0, 0)
+        all_there = policy.attention is Place.GPU
+        loaded = {Holds.LOADED_CACHE: of_decoding if all_there else of_prompts, Holds.ATTENDED_CACHE: of_decoding}
         batch = Batch(micro_batches, 0, STEP_LEN, sampled=self.problem.workload.sampled)
         return plan_memory(self.schedule, self.shape, policy, self.problem.model, batch, loaded=loaded)
 

@@ -1,12 +1,23 @@
 """Who is in, whatever comes: each request served once, never above memory, nobody starved, blocks counted exactly."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from stream_examples import EXAMPLES, STEPS, any_requests, any_rules, assert_served, serve
 
-from sim.admission import Admission, AdmissionRules, Chunk, Decoding, Priority, StreamedRequest
+from sim.admission import (
+    Admission,
+    AdmissionRules,
+    Chunk,
+    Decoding,
+    KvLayers,
+    Priority,
+    StreamedRequest,
+    attention_slowdown,
+)
+from sim.admission.stay import planned_blocks
 from traces.errors import InputError
 
 RULES = AdmissionRules(num_blocks=100, micro_batch_size=2, num_micro_batches=2, prefill_chunk=10, block_tokens=4)
@@ -42,7 +53,10 @@ def test_a_request_that_is_cancelled_leaves_the_others_alone(rules, requests, ar
 @EXAMPLES
 @given(rules=any_rules(), requests=any_requests(), arrives=STEPS)
 def test_blocks_are_those_of_real_ages_and_never_more_than_there_are(rules, requests, arrives):
-    """Counted anew from the compositions: an entry for each token of the prompt so far, and each one decoded."""
+    """Counted anew from the compositions: an entry for each token of the prompt so far, and each one decoded.
+
+    Layers with a window keep as many of them as it has.
+    """
     entries = {}
     for one in serve(rules, requests, arrives):
         here = {}
@@ -52,7 +66,8 @@ def test_blocks_are_those_of_real_ages_and_never_more_than_there_are(rules, requ
             here.update(dict(mine))
         for id_, before in entries.items():
             assert here.get(id_, before) >= before or id_ in one.composition.preempted, "a prompt goes back"
-        held = sum(-(-tokens // rules.block_tokens) for tokens in here.values())
+        kept = [(n, min(tokens, window or tokens)) for tokens in here.values() for n, window in rules.layers]
+        held = sum(n * -(-tokens // rules.block_tokens) for n, tokens in kept)
         assert one.held_blocks == held <= rules.num_blocks
         assert len(here) == one.num_running, "who is in has something to do in every step"
         entries = here
@@ -175,6 +190,25 @@ def test_a_request_that_could_never_be_in_is_refused_and_forgotten():
         admission.arrive(request(7, prompt=399, most=3))
     assert admission.num_waiting == 0
     admission.arrive(request(8, prompt=398, most=3))
+
+
+def test_a_full_window_takes_no_more_blocks():
+    """A request of 40 tokens in blocks of 4: ten in layers that keep all, three in twice as many that keep nine."""
+    rules = replace(RULES, layers=(KvLayers(1), KvLayers(2, 9)))
+    assert [rules.blocks_of(tokens) for tokens in (4, 8, 9, 40)] == [3, 6, 9, 10 + 2 * 3]
+    needs, _ = planned_blocks(rules, 8, 5, 8)
+    assert needs.tolist() == [6, 9, 9, 9, 9]
+    admission = Admission(replace(rules, num_blocks=16))
+    admission.arrive(request(0, prompt=36, most=5))
+    with pytest.raises(InputError, match="take 17 blocks of KV cache, of which there are 16"):
+        admission.arrive(request(1, prompt=36, most=6))
+
+
+def test_smaller_blocks_cost_attention_time_and_larger_ones_give_none_back():
+    """Twice what was measured of 16 and 32 tokens: the middle of the ranges, within 3 %."""
+    assert (attention_slowdown(64), attention_slowdown(128)) == (1, 1)
+    assert attention_slowdown(32) == pytest.approx(0.93 / 0.83, rel=0.03)
+    assert attention_slowdown(16) == pytest.approx(0.93 / 0.68, rel=0.03)
 
 
 def test_an_end_of_nobody_is_refused():

@@ -203,20 +203,20 @@ class TestMistakes:
 
 
 class TestRequests:
-    def test_json_has_how_they_are_served_best(self, capsys):
-        table = planned(capsys, "--requests", "30")
-        found = table["requests"]
-        assert found["num_requests"] == 30
-        assert {one["prompts"] for one in found["ways"]} == {"before", "beside"}
-        assert found["throughput_tokens_per_s"] == found["ways"][0]["throughput_tokens_per_s"]
-        assert found["served"]["generated_tokens"] == 150
-
-    def test_the_text_says_where_prompts_are_computed(self, capsys):
-        run("--requests", "30")
-        text = " ".join(capsys.readouterr().out.split())
+    def test_text_and_json_say_how_they_are_served_best_and_where_every_byte_is(self, tmp_path, capsys):
+        path = tmp_path / "plan.json"
+        run("--requests", "30", "--top", "2", "--json", str(path))
+        table, text = json.loads(path.read_text()), " ".join(capsys.readouterr().out.split())
+        assert (table["num_requests"], table["served"]["generated_tokens"]) == (30, 150)
+        assert (len(table["ways"]), {one["schedule"] for one in table["ways"]}) == (2, {table["schedule"]})
+        assert table["throughput_tokens_per_s"] == table["ways"][0]["throughput_tokens_per_s"]
+        for one in table["memory"].values():
+            assert one["used_bytes"] == sum(one["parts"].values()) <= one["capacity_bytes"]
+        assert table["memory"]["host"]["parts"]["kv cache"] > 0
         assert "Best for 30 requests:" in text
         assert "batch after batch" in text
         assert "prompts beside decode" in text
+        assert "where the bytes are (GB)" in text
 
     @pytest.mark.parametrize(
         "more", [("--batch", "4"), ("--objective", "latency"), ("--ttft", "3"), ("--schedules", "zero", "--preempt")]

@@ -7,7 +7,7 @@ from hypothesis import given, strategies as st
 from schedule_rules import examples
 from sim_examples import few_layers, round_machine
 
-from sim.admission import Prompts, RequestStream, Service, StreamedRequest
+from sim.admission import KvLayers, Prompts, RequestStream, Service, StreamedRequest
 from sim.cost import capacity_bytes
 from sim.planning import Flow, PolicyGrid, best_stream_policy, plan, plan_stream
 from sim.planning.streams.estimate import estimated
@@ -55,7 +55,10 @@ def test_setups_of_points_fit_every_memory_and_have_places_for_those_who_have_ro
         data.draw(st.sampled_from([0.0, 0.5, 1.0])),
         data.draw(st.sampled_from([0.0, 0.5, 2.0])) if system.splits_experts else 0.0,
         data.draw(st.sampled_from([0, 2])) if system.splits_experts else 0,
+        block_tokens=data.draw(st.sampled_from([16, 64])),
     )
+    if point.attention is Place.CPU:
+        point = replace(point, over_link=data.draw(st.sampled_from([0.0, 0.3])))
     setup = StreamSetups(problem, by_name(schedule), flow).at(point)
     if setup is None:
         assert point.resident < 1, "what is not on the device may be more than the host has room for"
@@ -66,7 +69,8 @@ def test_setups_of_points_fit_every_memory_and_have_places_for_those_who_have_ro
     assert setup.memory.host["kv cache"] <= room
     pageable = replace(setup, policy=replace(setup.policy, pin_weights=0.0))
     blocks = max(setup.num_blocks, pageable.num_blocks)
-    assert setup.policy.batch_size <= point.room * blocks / flow.blocks(setup.block_tokens) + point.num_micro_batches
+    there = point.room * blocks / flow.blocks(setup.kv_layers, setup.block_tokens)
+    assert setup.policy.batch_size <= there + point.num_micro_batches
     chunk = flow.prompt_tokens_beside(setup.policy.batch_size - point.num_prompts) / point.num_prompts
     assert setup.prefill_chunk == pytest.approx(chunk, rel=point.num_micro_batches / setup.policy.batch_size, abs=2)
 
@@ -76,7 +80,7 @@ def test_as_many_have_a_place_as_have_room():
     flow = Flow.of(RequestStream.of(WORKLOAD, 50_000))
     for room in (1.0, 0.4):
         setup = StreamSetups(problem, by_name("hybrid"), flow).at(StreamPoint(4, Place.CPU, room=room))
-        there = room * setup.num_blocks / flow.blocks(setup.block_tokens)
+        there = room * setup.num_blocks / flow.blocks(setup.kv_layers, setup.block_tokens)
         assert 0.95 * there <= setup.policy.batch_size <= there + 4
         assert setup.policy.pin_weights == 1
 
@@ -89,7 +93,7 @@ def test_a_locked_kv_cache_comes_before_locked_weights():
     some, half = (setups.at(StreamPoint(4, Place.GPU, room=room)) for room in (0.6, 0.3))
     bare = replace(some, policy=replace(some.policy, pin_weights=0.0))
     for setup, room in ((some, 0.6), (half, 0.3)):
-        there = room * bare.num_blocks / flow.blocks(setup.block_tokens)
+        there = room * bare.num_blocks / flow.blocks(setup.kv_layers, setup.block_tokens)
         assert setup.policy.batch_size == pytest.approx(there, rel=0.1)
     assert 0 < some.policy.pin_weights < half.policy.pin_weights < 1
 
@@ -103,6 +107,30 @@ def test_as_many_experts_stay_as_fit():
     assert 0 < resident < total
     with pytest.raises(InputError, match="device memory is"):
         replace(setup, policy=replace(setup.policy, experts_on_device=(resident + 1) / total))
+
+
+def test_blocks_of_a_full_window_count_whole():
+    """Of 80 tokens on average: two blocks and a half of 40, but where no more than 60 are kept, two."""
+    flow = replace(Flow.of(RequestStream.of(WORKLOAD, 10)), promised_tokens=80.0)
+    assert flow.blocks((KvLayers(),), 40) == 2.5
+    assert flow.blocks((KvLayers(2, 60), KvLayers(3)), 40) == 2 * 2 + 3 * 2.5
+    assert flow.blocks((KvLayers(1, 200),), 40) == 2.5
+
+
+def test_a_busy_cpu_leaves_attention_of_some_to_the_device():
+    flow = Flow.of(RequestStream.of(WORKLOAD, 5000))
+    machine = {"host__request_overhead": 400e-6, "device__peak": 1e15, "host_memory__capacity": 20e9, "pinned": 16e9}
+    asked = {"num_prompts": 1, "prefill_chunk": 6_000, "block_tokens": 64}
+    chosen = best_stream_policy(problem_of(**machine), by_name("cgopipe"), flow, **asked).ranked[0]
+    assert 0 < chosen.setup.policy.attention_on_device < 1
+
+
+def test_smaller_blocks_are_tried_where_the_link_is_busy_and_what_is_given_is_kept():
+    flow, slow_link = Flow.of(RequestStream.of(WORKLOAD, 2000)), problem_of(link__h2d=2e9, device__peak=1e15)
+    asked = {"num_prompts": 1, "prefill_chunk": 500}
+    for size, tried in ((None, {64, 32, 16}), (8, {8})):
+        plan = best_stream_policy(slow_link, by_name("cgopipe"), flow, **asked, block_tokens=size)
+        assert {one.setup.block_tokens for one in plan.found.values()} == tried
 
 
 def test_a_machine_on_which_nothing_fits_says_so():

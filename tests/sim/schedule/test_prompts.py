@@ -1,7 +1,6 @@
 """Prompts beside decode: nothing races, whatever the shape, and what a prompt leaves reaches those who decode."""
 
 import itertools
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -36,7 +35,8 @@ def streams(draw, schedule):
     """A pipeline in which some micro-batches carry prompts."""
     shape = draw(shapes(schedule, max_layers=4, max_micro_batches=5, max_pages=5).filter(_takes_prompts))
     prompts = draw(st.integers(1, shape.num_micro_batches - 1))
-    return replace(shape, num_prompts=prompts, attending_on_device=0)
+    most = shape.num_micro_batches - prompts if shape.attention is Place.CPU else 0
+    return shape.beside_prompts(prompts, draw(st.integers(0, most)))
 
 
 def _takes_prompts(shape):
@@ -110,9 +110,9 @@ def assert_cache_is_stored_first(shape, tasks):
     order, named = Order(tasks), {(task.op, task.step, task.layer, task.micro_batch): task for task in tasks}
     decoding, prompts = range(shape.num_prompts, shape.num_micro_batches), range(shape.num_prompts)
     writes = Op.STORE_KV if shape.streams_kv else Op.ATTN
-    reads = Op.LOAD_KV if shape.streams_kv and shape.attention is Place.GPU else Op.ATTN
     for step, layer, j, prompt in itertools.product(range(2, 5), range(shape.num_layers), decoding, prompts):
         stored, again = (named[writes, one, layer, prompt] for one in (step - 1, step))
+        reads = Op.LOAD_KV if shape.streams_kv and shape.attends(j) is Place.GPU else Op.ATTN
         assert order.before(stored, named[reads, step, layer, j])
         assert order.before(named[reads, step - 1, layer, j], again)
         assert order.before(named[Op.HEAD, step - 1, -1, prompt], named[Op.PRE_ATTN, step, 0, j])
@@ -149,6 +149,30 @@ def test_a_shape_of_prompts_alone_is_refused():
         PipelineShape(2, 2, 2, Place.CPU, (True, True), num_prompts=2)
 
 
-def test_attention_in_two_places_is_not_mixed_with_prompts():
-    with pytest.raises(InputError, match="attending_on_device: 1 of 2 micro-batches beside prompts"):
-        PipelineShape(2, 2, 2, Place.CPU, (True, True), num_prompts=1, attending_on_device=1)
+def test_no_more_attend_on_the_device_than_decode():
+    with pytest.raises(InputError, match="attending_on_device: 2 of 1 micro-batches beside attention on the cpu"):
+        PipelineShape(2, 2, 2, Place.CPU, (True, True), num_prompts=1, attending_on_device=2)
+
+
+def test_who_attends_on_the_device_is_one_of_those_who_decode():
+    shape = PipelineShape(2, 6, 6, Place.CPU, (True, True)).beside_prompts(2, 2)
+    assert shape.over_link == [3, 5]
+    assert [shape.attends(j) for j in range(6)] == [Place.GPU] * 2 + [Place.CPU, Place.GPU] * 2
+    assert all(shape.kv_on_host(j) for j in range(6))
+
+
+@every_mixing
+def test_the_cache_of_who_attends_beside_others_comes_a_micro_batch_ahead(schedule):
+    """Of two in each of three layers, all but the first have it asked for while the one before attends."""
+    shape = PipelineShape(3, 5, 5, Place.CPU, (True,) * 3).beside_prompts(1, 2)
+    tasks = [task for task in window(schedule, shape, 2) if task.step == 1 and task.micro_batch in shape.over_link]
+    order = [(task.op, task.layer, task.micro_batch) for task in tasks if task.op in (Op.LOAD_KV, Op.ATTN)]
+    turns = list(itertools.product(range(3), shape.over_link))
+    ahead = [(op, *turn) for before, turn in pairwise(turns) for op, turn in ((Op.ATTN, before), (Op.LOAD_KV, turn))]
+    assert order == [(Op.LOAD_KV, *turns[0]), *ahead, (Op.ATTN, *turns[-1])]
+    before = Order(window(schedule, shape, 2)).before
+    named = {(task.op, task.layer, task.micro_batch): task for task in tasks}
+    assert all(before(named[Op.LOAD_KV, *turn], named[Op.ATTN, *turn]) for turn in turns)
+    assert all(
+        before(named[Op.ATTN, *turn], named[Op.LOAD_KV, *third]) for turn, third in zip(turns, turns[2:], strict=False)
+    )

@@ -11,14 +11,16 @@ from sim.admission import (
     Arrivals,
     Composition,
     Decoding,
+    KvLayers,
     Lengths,
     Priority,
     RequestStream,
     StreamedRequest,
+    attention_slowdown,
 )
 from sim.cost import CostModel
 from sim.problem import Batch, MicroBatch, Policy, Problem, Workload
-from sim.schedule import CPU, GPU, H2D, MemoryPart, Op, Place, Task, by_name
+from sim.schedule import CPU, GPU, H2D, MemoryPart, Op, Place, Task, by_name, layout_of
 from sim.simulation import Simulation
 from sim.simulation.stream import Quantiles, RequestTimes, StepTimes, StreamResult, StreamSetup, serve_stream
 from sim.simulation.stream.steps import WorkCosts
@@ -151,6 +153,53 @@ def test_blocks_are_the_room_that_the_host_has_left():
     assert small.block_bytes == 64 * 2 * 2 * 2 * 8 * 128 * 1.0  # tokens, layers, K and V, two bytes, heads of 128
 
 
+def test_blocks_of_layers_with_a_window_are_counted_apart():
+    """Of four layers two keep ten tokens: what a block counts is the bytes of two layers."""
+    model = few_layers("mixtral-8x7b", 4, window=10)
+    problem = Problem(model, round_machine(host_memory__capacity=40e9), WORKLOAD)
+    setup = StreamSetup(problem, by_name("cgopipe"), Policy.usual(by_name("cgopipe"), 8, 4), 64, block_tokens=16)
+    assert sorted(setup.kv_layers, key=str) == [KvLayers(1, 10), KvLayers(1, None)]
+    assert setup.block_bytes == 16 * 2 * model.layers[0].kv_bytes_per_token(16)
+    assert setup.rules().blocks_of(70) == 1 + 5
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_what_comes_over_the_link_is_page_locked_where_the_schedule_locks_it(locks, monkeypatch):
+    """Of two micro-batches one: half of the blocks, and no more blocks than twice what may be locked."""
+    if not locks:
+        monkeypatch.setattr(type(by_name("cgopipe")), "system", replace(by_name("cgopipe").system, pins_kv=False))
+        layout_of.cache_clear()
+    pinned = 4e9
+    setup = setup_of(machine=round_machine(host_memory__capacity=40e9, pinned=pinned), attention_on_device=0.5)
+    used = sum(setup.memory.pinned.values())
+    cost = WorkCosts(setup.sizes_of([MicroBatch(4, 400, 0, 0)] * 3, [0]))(Task(0, Op.LOAD_KV, H2D, 1, 0, 2))
+    links = setup.problem.hardware.link
+    rate = links.h2d_bytes_per_s if locks else links.h2d_pageable_bytes_per_s
+    assert cost.duration_ns == pytest.approx(1e9 * (2 * links.latency_s + cost.bytes / rate), rel=0.01)
+    assert setup.locked_blocks == (1 / 2 if locks else 0)
+    if locks:
+        assert setup.num_blocks * setup.block_bytes == pytest.approx(2 * (pinned - used), rel=0.01)
+    layout_of.cache_clear()
+
+
+def test_small_blocks_make_attention_on_the_host_slower_and_nothing_else():
+    usual, small = (replace(setup_of(attention_on_device=0.5), block_tokens=tokens) for tokens in (64, 16))
+    sizes = [one.sizes_of([MicroBatch(4, 400_000, 0, 0)] * 3, [0]) for one in (usual, small)]
+    tasks = [Task(0, Op.ATTN, lane, 1, 0, j) for lane, j in ((CPU, 1), (GPU, 2), (GPU, 0))]
+    slower = [WorkCosts(sizes[1])(task).duration_ns / WorkCosts(sizes[0])(task).duration_ns for task in tasks]
+    assert slower == [pytest.approx(attention_slowdown(16), rel=0.01), 1, 1]
+
+
+def test_earlier_chunks_leave_no_more_than_a_window_of_a_layer():
+    model = few_layers("mixtral-8x7b", 4, window=10)
+    plan = by_name("cgopipe")
+    problem = Problem(model, round_machine(host_memory__capacity=40e9), WORKLOAD)
+    setup = StreamSetup(problem, plan, Policy.usual(plan, 8, 4), 64)
+    costs = WorkCosts(setup.sizes_of([MicroBatch(1, 40, 1600, 40), *[MicroBatch(4, 99, 0, 0)] * 2], [50]))
+    each = model.layers[0].kv_bytes_per_token(16)
+    assert [costs(Task(0, Op.LOAD_KV, H2D, 1, layer, 0)).bytes for layer in (0, 1)] == [10 * each, 50 * each]
+
+
 def test_quantiles_are_values_of_requests():
     assert Quantiles.of(range(1, 101)) == (50, 90, 99)
     assert Quantiles.of([3.0]) == (3, 3, 3)
@@ -209,24 +258,26 @@ def test_a_prompt_of_many_chunks_has_room_on_the_device_for_what_the_earlier_one
     assert more == 2 * 900 * layer.kv_bytes_per_token(16)
 
 
-@pytest.mark.parametrize("attention", Place)
+@pytest.mark.parametrize("attention", [{"attention": "cpu"}, {"attention": "gpu"}, {"attention_on_device": 0.5}])
 def test_what_comes_to_the_device_never_exceeds_its_room(attention):
-    """Of prompts of up to twenty chunks, and of all who decode where they attend there."""
+    """Of prompts of up to twenty chunks, and of those who decode and attend there."""
     workload = Workload("long", (1000, 30), 6)
-    setup = setup_of(workload=workload, chunk=50, attention=attention)
+    setup = setup_of(workload=workload, chunk=50, **attention)
     admission = Admission(setup.rules())
     for request in RequestStream.of(workload, 12).requests:
         admission.arrive(request)
     model, room = setup.problem.model, setup.memory.device[MemoryPart.KV_BUFFERS]
-    loaded = 0
+    loaded = [0] * setup.shape.num_micro_batches
+    attending = [j for j in range(len(loaded)) if setup.shape.attends(j) is Place.GPU]
     while not (composition := admission.step()).is_empty:
         costs = WorkCosts(setup.sizes(composition))
-        attending = range(setup.shape.num_micro_batches if attention is Place.GPU else 1)
-        loaded = max(loaded, *(costs(Task(0, Op.LOAD_KV, H2D, 1, 0, j)).bytes for j in attending))
+        for j in attending:
+            loaded[j] = max(loaded[j], costs(Task(0, Op.LOAD_KV, H2D, 1, 0, j)).bytes)
     landing = 2 * 50 * model.layers[0].kv_bytes_per_token(16)
-    assert 2 * loaded + landing <= room
-    if attention is Place.CPU:
-        assert 2 * loaded + landing > 0.9 * room
+    there = sum(loaded) if setup.shape.over_link else max(loaded)  # whoever comes over the link has slots of his own
+    assert 2 * there + landing <= room
+    if attention == {"attention": "cpu"}:
+        assert 2 * there + landing > 0.9 * room
 
 
 def test_the_device_has_room_for_the_longest_request_of_a_stream(monkeypatch):

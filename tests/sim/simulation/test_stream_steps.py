@@ -31,8 +31,8 @@ def stream_setups(draw, schedule):
     }
     if by_name(schedule).system.splits_experts:
         policy |= draw(split_policies(by_name(schedule).system, count))
-    elif draw(st.booleans()):
-        policy["attention"] = "gpu"
+    else:
+        policy |= draw(st.sampled_from([{}, {"attention": "gpu"}, {"attention_on_device": 0.5}]))
     model = few_layers("mixtral-8x7b", draw(st.integers(1, 4)), draw(st.sampled_from([None, 50])))
     problem = Problem(model, machine, WORKLOAD, Routing.parse(draw(st.sampled_from(["uniform", "zipf:1"]))))
     fields = {**policy, "kv_on_device": 0.0, "pages": draw(st.sampled_from([None, 1, 5]))}
