@@ -9,6 +9,7 @@ from .arguments import (
 from .batch import (
     Batch as Batch,
     MicroBatch as MicroBatch,
+    NoRoomError as NoRoomError,
     kv_budget as kv_budget,
     make_batch as make_batch,
     split_prompts as split_prompts,
