@@ -30,6 +30,7 @@ from .machine import (
 from .model import Layer as Layer, Model as Model, find_config as find_config, packed_bytes as packed_bytes
 from .policy import (
     LOCK_UNIT_BYTES as LOCK_UNIT_BYTES,
+    MOST_REQUESTS as MOST_REQUESTS,
     Placement as Placement,
     Policy as Policy,
     Split as Split,
