@@ -90,7 +90,7 @@ class System:
         return self.experts != ExpertPlace.DEVICE | ExpertPlace.STREAMED
 
 
-MOST_PIECES = 100_000
+MOST_PIECES = 40_000
 """Micro-batches, or pages, of all layers of a step: the planner looks at a few hundred of a hundred layers."""
 
 
