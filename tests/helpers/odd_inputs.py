@@ -70,7 +70,7 @@ LINES_OF_COMMANDS = (
     f"compare {PROBLEM} {SIZES} --schedules hybrid --requests {{rows}} --prefill-chunk 8 --ttft 2 --tpot 0.5",
     f"compare {PROBLEM} {SIZES} --schedules cgopipe --trace traces --routing zipf:1.1",
     f"plan {PROBLEM} --schedules zero --batch 2 --quick --out policy.json",
-    f"sweep {PROBLEM} {SIZES} --schedules flexgen --axis hardware.link.h2d=8,12 --axis padded=true,false --out rows.jsonl",
+    f"sweep {PROBLEM} {SIZES} --schedules flexgen --axis hardware.link.h2d=8,12 --axis padded=true --out rows.jsonl",
     f"sweep {PROBLEM} --policy {{policy}} --axis policy.pin_weights=0..1x2 --axis routing=uniform,zipf:1",
     f"sweep {PROBLEM} --by hrm --axis prompt_len=8,16",
     "roofline --model {model} --hardware {machine} --context 64 --micro-batch-size 8 --json -",
