@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from sim.admission.rules import BLOCK_TOKENS, Priority, Service
 from traces.cli import positive_int
-from traces.errors import InputError, check_choice, check_count
+from traces.errors import InputError, check_choice, check_count, shown
+from traces.files import is_file
 
 if TYPE_CHECKING:
     from sim.admission.requests import RequestStream
@@ -118,7 +120,7 @@ class StreamOptions:
     def files(self) -> dict[str, str]:
         """The files that requests come from, with hashes of what they hold."""
         named = (self.requests, self.arrivals, self.gen_lens, self.prompt_lens)
-        paths = [Path(text) for text in named if isinstance(text, str) and Path(text).is_file()]
+        paths = [Path(text) for text in named if isinstance(text, str) and is_file(text)]
         return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
@@ -174,8 +176,8 @@ def stream_options(args: argparse.Namespace, swept: Collection[str] = ()) -> Str
 
 def number_or_path(text: str) -> int | str:
     """How many requests there are, or the file that holds them. Raises InputError for a number below 1, and no file."""
-    if text.removeprefix("-").isdigit():
+    if re.fullmatch("-?[0-9]{1,30}", text):
         return check_count("requests", int(text))
-    if Path(text).suffix.lower() not in (".jsonl", ".csv") and not Path(text).is_file():
-        raise InputError(f"requests: {text!r} is neither a whole number nor a file of requests (.jsonl or .csv)")
+    if Path(text).suffix.lower() not in (".jsonl", ".csv") and not is_file(text):
+        raise InputError(f"requests: {shown(text)} is neither a whole number nor a file of requests (.jsonl or .csv)")
     return text

@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING, Any
 from sim import admission, comparison, schedule as schedules, simulation
 from sim.problem import Hardware, add_policy, add_problem, fixed_policy, problem_of, schedules_of
 from traces import files
-from traces.cli import Command, add_jobs, add_json, add_plot, deliver, progress, project_version, write_json
-from traces.errors import InputError
+from traces.cli import (
+    Command,
+    add_jobs,
+    add_json,
+    add_plot,
+    deliver,
+    make_folder,
+    progress,
+    project_version,
+    write_json,
+)
+from traces.errors import InputError, shown
 
 if TYPE_CHECKING:
     from sim.problem import Problem
@@ -37,7 +47,7 @@ def _compare(args: argparse.Namespace) -> int:
     problem = problem_of(args)
     names, asked = schedules_of(args), _asked(args)
     if args.baseline and args.baseline not in names:
-        raise InputError(f"--baseline: {args.baseline!r} is not among the schedules compared: {', '.join(names)}")
+        raise InputError(f"--baseline: {shown(args.baseline)} is not among the schedules compared: {', '.join(names)}")
     if options is not None:
         return _compare_served(args, options, problem, names, asked)
     if not (args.policy or (args.micro_batch_size and args.num_micro_batches)):
@@ -46,6 +56,8 @@ def _compare(args: argparse.Namespace) -> int:
         outcomes = comparison.compare(problem, names, asked, args.jobs)
     content = outcomes.to_dict()
     _check_any(args, content, lambda: outcomes.best)
+    if args.trace:
+        make_folder(args.trace)
     return deliver(
         args,
         lambda: content,
@@ -101,7 +113,6 @@ def _asked(args: argparse.Namespace) -> "comparison.Asked":
 
 
 def _write_traces(outcomes: "comparison.Comparison", folder: Path, digest: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     metadata = {"input_hash": digest, "versions": {"cgopipe": project_version()}}
     for one in outcomes:
         if one.prediction is not None:

@@ -157,7 +157,13 @@ def set_up(problem: Problem, asked: Asked, name: str) -> tuple[Setup, str]:
     Raises NothingFitsError where no policy fits; one that was given may have shortages.
     """
     setup = _as_asked(problem, asked, name)
-    return _with_experts_that_fit(setup) if setup.shortages and asked.only_sizes(name) else (setup, "")
+    if not asked.only_sizes(name):
+        return setup, ""
+    found, note = _with_experts_that_fit(setup) if setup.shortages else (setup, "")
+    notes = [note] if note else []
+    if setup.schedule.system.one_batch and asked.num_micro_batches != 1:
+        notes.append("all requests as one micro-batch, as it runs them")
+    return found, "; ".join(notes)
 
 
 def _as_asked(problem: Problem, asked: Asked, name: str) -> Setup:
@@ -171,8 +177,13 @@ def _as_asked(problem: Problem, asked: Asked, name: str) -> Setup:
 
 
 def usual_setup(problem: Problem, schedule: Schedule, micro_batch_size: int, num_micro_batches: int) -> Setup:
-    """The system's usual policy of these sizes: where it page-locks weights, as large a share of them as fits."""
-    setup = Setup(problem, schedule, Policy.usual(schedule, micro_batch_size * num_micro_batches, micro_batch_size))
+    """The system's usual policy of these sizes: where it page-locks weights, as large a share of them as fits.
+
+    A system that runs all requests as one micro-batch runs all of these so.
+    """
+    batch_size = micro_batch_size * num_micro_batches
+    policy = Policy.usual(schedule, batch_size, batch_size if schedule.system.one_batch else micro_batch_size)
+    setup = Setup(problem, schedule, policy)
     return most_locked(setup) if schedule.system.pins_weights else setup
 
 

@@ -35,6 +35,11 @@ class Setup:
         problem, policy = self.problem, self.policy
         batch = self.given_batch or self._batch()
         shape = policy.shape(self.schedule, problem.model, len(batch.micro_batches))
+        if self.given_batch is None and self.schedule.system.one_batch and len(batch.micro_batches) > 1:
+            raise InputError(
+                f"num_micro_batches: {len(batch.micro_batches)} is not what {self.schedule.name} does, which runs all "
+                f"requests as one: give micro_batch_size {policy.batch_size}"
+            )
         memory = plan_memory(self.schedule, shape, policy, problem.model, batch, problem.hardware.num_devices)
         object.__setattr__(self, "batch", batch)
         object.__setattr__(self, "shape", shape)

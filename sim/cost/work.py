@@ -2,6 +2,11 @@
 
 from typing import NamedTuple
 
+from traces.errors import InputError
+
+MOST_TASK_S = 1e6
+"""Eleven days: a generation of thousands of such tasks still is a number of nanoseconds in 63 bits."""
+
 Demands = tuple[tuple[int, int], ...]
 """(pool, amount per second at full speed) of one task."""
 
@@ -29,6 +34,8 @@ class Work(NamedTuple):
     def cost(self) -> Cost:
         """Add up the roofs; the demand on each pool is its traffic spread over them."""
         seconds = sum(self.roofs.values())
+        if not seconds <= MOST_TASK_S:
+            raise InputError(f"a single task would take {seconds:.3g} s: give shorter prompts or a faster machine")
         demands = tuple((pool, round(amount / seconds)) for pool, amount in self.traffic.items() if amount > 0)
         return Cost(
             max(1, round(seconds * 1e9)),

@@ -19,6 +19,7 @@ from sim.planning.planner import Choice, hrm_setup
 from sim.planning.policies import Floats, PolicyGrid, candidates_of, sizes_up_to
 from sim.planning.report import title
 from sim.planning.search import at_best
+from sim.problem import NoRoomError, Policy
 from sim.schedule import Tier
 from sim.simulation import predict
 from traces.cli import in_processes, new_figure, save
@@ -39,13 +40,16 @@ def throughput_map(choice: Choice, sizes: tuple[int, ...], counts: tuple[int, ..
     best, policy = choice.best.setup, choice.best.policy
     grid = PolicyGrid(sizes, counts, pages=(0.5, 1.0), attention=policy.attention)
     grid = replace(grid, weight_bits=policy.weight_bits, kv_bits=policy.kv_bits)
-    found = candidates_of(choice.problem, best.schedule, grid)
+    values = np.full((len(sizes), len(counts)), np.nan)
+    try:
+        found = candidates_of(choice.problem, best.schedule, grid)
+    except NoRoomError:
+        return values
     rows: dict[tuple[int, int], int] = {}
     for row in np.argsort(at_best(found)[0], kind="stable"):
         policy = found.policy(row)
         rows[policy.micro_batch_size, policy.num_micro_batches] = int(row)
     by_count = [[found.setup(rows[key]) for key in rows if key[1] == count] for count in counts]
-    values = np.full((len(sizes), len(counts)), np.nan)
     for at, results in enumerate(in_processes(_simulate_all, by_count, jobs)):
         for size, tokens_per_s in results:
             values[sizes.index(size), at] = tokens_per_s
@@ -101,17 +105,25 @@ def _draw_limits(ax: Axes, best: Setup, sizes: Sequence[int], counts: Sequence[i
     policies = (
         replace(best.policy, batch_size=mu * n, micro_batch_size=mu, pages=None) for mu in sizes for n in counts
     )
-    peaks = [replace(best, policy=policy).memory.peak_bytes() for policy in policies]
+    peaks = [_peaks(best, policy) for policy in policies]
     shape = len(sizes), len(counts)
-    used = {tier: np.reshape([peak[tier] / limits[tier] for peak in peaks], shape) for tier in LIMITS}
+    used = {tier: np.reshape([peak.get(tier, np.nan) / limits[tier] for peak in peaks], shape) for tier in LIMITS}
     marks: list[Line2D | Patch] = [Patch(facecolor="#f1f1f1", hatch="///", edgecolor="0.6", label="no policy fits")]
     for tier, values in used.items():
-        if len(counts) > 1 and values.min() < 1 < values.max():
+        if len(counts) > 1 and np.nanmin(values) < 1 < np.nanmax(values):
             colour, dashes = LIMITS[tier]
             ax.contour(counts, sizes, values, levels=[1.0], colors=colour, linestyles=dashes, linewidths=2.2)
             label = f"{tier} memory full, rest as chosen"
             marks.append(Line2D([], [], color=colour, linestyle=dashes, linewidth=2.2, label=label))
     return marks
+
+
+def _peaks(best: Setup, policy: Policy) -> dict[str, int]:
+    """Of the memories; nothing of a policy whose micro-batches hold no request."""
+    try:
+        return replace(best, policy=policy).memory.peak_bytes()
+    except NoRoomError:
+        return {}
 
 
 def _fine(values: Sequence[int]) -> list[int]:

@@ -7,6 +7,7 @@ on the number of simulations is given and met, `Plan.unsettled` says how many ca
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from sim.cost import Setup
 from sim.hrm import SCHEDULE, search_policies
 from sim.planning.policies import PolicyGrid, Space, candidates_of, host_layer_candidates, short_bytes
 from sim.planning.search import TOLERANCE, Candidate, Objective, Plan, at_best, ranked
-from sim.problem import Problem
+from sim.problem import NoRoomError, Problem
 from sim.schedule import ExpertPlace, Schedule, Tier, by_name, registered
 from traces.cli import in_processes
 from traces.data_frame import Tabular
@@ -143,7 +144,9 @@ def _narrower(problem: Problem, schedules: Sequence[str], options: dict[str, Any
     native = grid.weight_bits or problem.model.expert_bits
     for bits in (bits for bits in NARROWER_BITS if bits < native):
         narrower = replace(grid, weight_bits=bits)
-        fitting = [name for name in schedules if len(candidates_of(problem, by_name(name), narrower))]
+        fitting = list[str]()
+        with suppress(NoRoomError):  # in no width
+            fitting = [name for name in schedules if len(candidates_of(problem, by_name(name), narrower))]
         if fitting:
             return f"; with weight_bits {bits:g} {', '.join(fitting)} would fit"
     return f"; nor would it with weight_bits {NARROWER_BITS[-1]:g}" if native > NARROWER_BITS[-1] else ""
@@ -176,7 +179,10 @@ def best_policy(
         grid = replace(grid, num_requests=num_requests)
     nothing: list[Space] = []
     for tried in _grids(schedule, grid):
-        found = candidates_of(problem, schedule, tried)
+        try:
+            found = candidates_of(problem, schedule, tried)
+        except NoRoomError as error:
+            raise NothingFitsError(f"{schedule.name}: {error}") from None
         if len(found):
             break
         nothing.append(found)

@@ -9,6 +9,7 @@ from .arguments import (
 from .batch import (
     Batch as Batch,
     MicroBatch as MicroBatch,
+    NoRoomError as NoRoomError,
     in_order as in_order,
     kv_budget as kv_budget,
     make_batch as make_batch,
@@ -30,6 +31,7 @@ from .machine import (
 from .model import Layer as Layer, Model as Model, find_config as find_config, packed_bytes as packed_bytes
 from .policy import (
     LOCK_UNIT_BYTES as LOCK_UNIT_BYTES,
+    MOST_REQUESTS as MOST_REQUESTS,
     Placement as Placement,
     Policy as Policy,
     Split as Split,

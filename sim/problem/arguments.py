@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from traces.cli import positive_int
-from traces.errors import InputError
+from traces.errors import InputError, shown
 
 if TYPE_CHECKING:
     from sim.problem.workload import Problem
@@ -77,5 +77,5 @@ def schedules_of(args: argparse.Namespace) -> list[str]:
         return list(registered())
     names = list(dict.fromkeys(name.strip() for name in args.schedules.split(",") if name.strip()))
     if not names:
-        raise InputError(f"--schedules: {args.schedules!r} names none; known are {', '.join(registered())}")
+        raise InputError(f"--schedules: {shown(args.schedules)} names none; known are {', '.join(registered())}")
     return [by_name(name).name for name in names]

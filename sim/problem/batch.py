@@ -10,6 +10,10 @@ from sim.problem.workload import Workload
 from traces.errors import InputError, check_count
 
 
+class NoRoomError(InputError):
+    """No request fits the room that a micro-batch of this size sets aside in the KV cache; a larger one may hold it."""
+
+
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
     """Requests that go through a layer together: only the sums over them that decide what they cost."""
@@ -88,7 +92,7 @@ def make_batch(
     Padded requests are alike: they fill one micro-batch after the other, and the last may be smaller. Those of a
     workload `in_order` do so too, whatever the budget. Other unpadded ones are balanced by Algorithm 2. A micro-batch
     that gets no request is dropped.
-    Raises InputError when a size is below 1 or when not one request fits the budget.
+    Raises InputError when a size is below 1, and NoRoomError when not one request fits the budget.
     """
     check_count("micro-batch-size", micro_batch_size)
     if kv_budget_tokens is None:
@@ -98,7 +102,7 @@ def make_batch(
         return Batch(in_order(lengths, micro_batch_size), 0, workload.gen_len, sampled=workload.sampled)
     split = split_prompts(lengths, micro_batch_size, workload.gen_len, kv_budget_tokens, padded=padded)
     if not split:
-        raise InputError(
+        raise NoRoomError(
             f"kv budget of {kv_budget_tokens} tokens a micro-batch: holds no request; the shortest needs "
             f"{min(lengths) + workload.gen_len} (prompt + gen_len); use a larger micro-batch-size or a shorter gen-len"
         )

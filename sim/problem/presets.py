@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from traces.errors import InputError, nearest
+from traces.errors import InputError, nearest, shown
 
 FOLDER = Path(__file__).parents[1] / "presets"
 
@@ -31,7 +31,7 @@ class Presets:
         """The error for a name that is neither a preset nor a file."""
         known = self.names()
         return InputError(
-            f"unknown {self.kind} {name!r}{nearest(name.lower(), known)}; presets: {', '.join(known)}; "
+            f"unknown {self.kind} {shown(name)}{nearest(name.lower(), known)}; presets: {', '.join(known)}; "
             f"or give the path of {self.otherwise}"
         )
 

@@ -7,9 +7,10 @@ from typing import Any, Self
 
 from sim.problem.machine import Basis, Hardware
 from sim.problem.model import Model
+from sim.problem.policy import MOST_REQUESTS
 from sim.problem.presets import WORKLOADS
 from sim.problem.routing import UNIFORM, Routing
-from traces.errors import InputError, check_choice, check_count, check_flag, check_keys, check_text, error_prefix
+from traces.errors import InputError, check_choice, check_count, check_flag, check_keys, check_text, error_prefix, shown
 from traces.files import read_objects, read_toml
 
 TOKENS_PER_WORD = 1.5698
@@ -17,6 +18,12 @@ TOKENS_PER_WORD = 1.5698
 
 DEFAULT_GEN_LEN = 128
 """Tokens generated per request where a file of requests cannot say: MoE-Lightning's usual setting."""
+
+MOST_PROMPT_TOKENS = 10**8
+"""The longest contexts of models have ten million."""
+
+MOST_GENERATED_TOKENS = 10**6
+"""Of a request: models say some tens of thousands."""
 
 _REQUIRED = ("prompt_tokens", "gen_len")
 _ALLOWED = ("name", "description", "source", "basis", *_REQUIRED, "padded", "sampled", "in_order")
@@ -51,8 +58,8 @@ class Workload:
         if not self.prompt_tokens:
             raise InputError("prompt_tokens: empty; a workload has at least one request")
         for index, tokens in enumerate(self.prompt_tokens):
-            check_count(f"prompt_tokens[{index}]", tokens)
-        check_count("gen_len", self.gen_len)
+            check_count(f"prompt_tokens[{index}]", tokens, most=MOST_PROMPT_TOKENS)
+        check_count("gen_len", self.gen_len, most=MOST_GENERATED_TOKENS)
 
     @property
     def max_prompt_tokens(self) -> int:
@@ -66,7 +73,7 @@ class Workload:
 
     def requests(self, num_requests: int) -> tuple[int, ...]:
         """Effective prompt lengths of the first `num_requests` requests; the questions repeat as often as needed."""
-        check_count("batch-size", num_requests)
+        check_count("batch-size", num_requests, most=MOST_REQUESTS)
         if self.padded:
             return (self.max_prompt_tokens,) * num_requests
         copies, remainder = divmod(num_requests, len(self.prompt_tokens))
@@ -80,7 +87,7 @@ class Workload:
     @classmethod
     def fixed(cls, prompt_len: int, gen_len: int) -> Self:
         """Requests that all have prompts of `prompt_len` tokens."""
-        check_count("prompt-len", prompt_len)
+        check_count("prompt-len", prompt_len, most=MOST_PROMPT_TOKENS)
         text = f"every prompt has {prompt_len} tokens"
         return cls(f"prompt-len-{prompt_len}", (prompt_len,), gen_len, description=text, source="given by the caller")
 
@@ -117,7 +124,9 @@ class Workload:
         for key in ("name", "description", "source"):
             check_text(key, fields.get(key, ""))
         if not isinstance(fields["prompt_tokens"], list):
-            raise InputError(f"prompt_tokens: {fields['prompt_tokens']!r} is not a list of lengths such as [77, 418]")
+            raise InputError(
+                f"prompt_tokens: {shown(fields['prompt_tokens'])} is not a list of lengths such as [77, 418]"
+            )
         for key in ("padded", "sampled", "in_order"):
             check_flag(key, fields.get(key, False))
         basis = check_choice("basis", fields.get("basis", Basis.ASSUMED), Basis)
@@ -196,6 +205,6 @@ def request_length(request: Mapping[str, Any], where: str) -> tuple[int, str]:
         value = round(len(check_text(name, value).split()) * TOKENS_PER_WORD)
     elif key == "prompt_token_ids":
         if not isinstance(value, list):
-            raise InputError(f"{name}: {value!r} is not a list of token ids")
+            raise InputError(f"{name}: {shown(value)} is not a list of token ids")
         value = len(value)
-    return check_count(name, value), key
+    return check_count(name, value, most=MOST_PROMPT_TOKENS), key

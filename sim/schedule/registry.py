@@ -16,7 +16,7 @@ from sim.schedule.systems import (
     NCpuMoe,
     Zero,
 )
-from traces.errors import InputError, nearest
+from traces.errors import InputError, check_text, nearest, shown
 
 ENTRY_POINTS = "cgopipe.schedules"
 BUILT_IN: tuple[type[Schedule], ...] = (
@@ -48,6 +48,6 @@ def registered() -> dict[str, Schedule]:
 def by_name(name: str) -> Schedule:
     """The schedule of that name; InputError with the nearest names if there is none."""
     known = registered()
-    if name not in known:
-        raise InputError(f"unknown schedule {name!r}{nearest(name, known)}; known: {', '.join(known)}")
+    if check_text("schedule", name) not in known:
+        raise InputError(f"unknown schedule {shown(name)}{nearest(name, known)}; known: {', '.join(known)}")
     return known[name]

@@ -90,6 +90,10 @@ class System:
         return self.experts != ExpertPlace.DEVICE | ExpertPlace.STREAMED
 
 
+MOST_PIECES = 40_000
+"""Micro-batches, or pages, of all layers of a step: the planner looks at a few hundred of a hundred layers."""
+
+
 @dataclass(frozen=True, slots=True)
 class PipelineShape:
     """Structure of one run: counts and residency, no sizes and no seconds.
@@ -134,6 +138,12 @@ class PipelineShape:
     def __post_init__(self) -> None:
         for name in ("num_layers", "num_micro_batches", "num_pages", "num_groups"):
             check_count(name, getattr(self, name))
+        a_layer = max(self.num_micro_batches, self.num_pages)
+        if self.num_layers * a_layer > MOST_PIECES:
+            raise InputError(
+                f"{a_layer:,} micro-batches or pages of {self.num_layers} layers are too many for a step: give at most "
+                f"{MOST_PIECES // self.num_layers:,}"
+            )
         for name in ("streamed", "experts", "streamed_in_prefill"):
             given = len(getattr(self, name))
             if given != self.num_layers and (given or name == "streamed"):

@@ -98,12 +98,12 @@ class Prediction(Tabular):
 
     @property
     def prefill_s(self) -> float:
-        """From the start until the first token of the last micro-batch."""
+        """From the start until the first token of the last micro-batch; without decode, until all copies have ended."""
         return self.prefill.span_s
 
     @property
     def decode_s(self) -> float:
-        """From there until the last token."""
+        """From there until the last token is out and the last copy has ended."""
         return self.decode.span_s
 
     @property

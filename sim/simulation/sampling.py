@@ -87,6 +87,8 @@ class _Sampler:
     def simulate(self, first: int, stop: int) -> None:
         """Simulate steps `first` to `stop` - 1; keep those behind the warm-up that others, or nothing, come after."""
         uses = self._simulate(first, stop)
+        if stop > self._last_step:  # the generation is over when its last copies are
+            uses[-1].end_ns = max(use.drained_ns for use in uses)
         before = 0
         begin = 0 if first == 0 else first + self.warm_up
         end = stop if stop > self._last_step else stop - AFTER

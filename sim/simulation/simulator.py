@@ -43,9 +43,10 @@ Observer = Callable[[Executed], None]
 
 @dataclass(slots=True)
 class StepUse:
-    """One step as issued: when its last token was out, and what its tasks did to each lane."""
+    """One step as issued: when its last token was out and its last task had ended, and what tasks did to each lane."""
 
     end_ns: int = 0
+    drained_ns: int = 0
     num_tasks: int = 0
     lanes: dict[Lane, LaneUse] = field(default_factory=dict)
     lanes_left: int = 0
@@ -302,5 +303,7 @@ class Simulation:
                 if on_task is not None:
                     on_task(Executed(task, cost, start, now, waited_for, cause))
             use.busy_ns = busy
+            if tasks:
+                step.drained_ns = max(step.drained_ns, now)
             self.result.makespan_ns = max(self.result.makespan_ns, now)
             self._leave(step, lane, use)

@@ -17,7 +17,7 @@ from typing import Any
 
 from sim.problem import Dimension, Hardware, Policy
 from sim.schedule import Place
-from traces.errors import InputError, nearest
+from traces.errors import InputError, nearest, shown
 
 Value = str | int | float | bool | None
 """One value of a setting."""
@@ -25,6 +25,9 @@ Value = str | int | float | bool | None
 HARDWARE, POLICY = "hardware.", "policy."
 POLICY_FIELDS = (*(field.name for field in fields(Policy)), "num_micro_batches")
 FORM = "NAME=V1,V2 or NAME=FROM..TOxCOUNT, with *= instead of = to multiply"
+
+MOST_VALUES = 10_000
+"""Of an axis; a point takes a tenth of a second and more."""
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _AXIS = re.compile(r"(?:(?P<label>[^:=]+):)?(?P<names>[^:=]+?)(?P<factor>\*?)=(?P<values>.*)", re.DOTALL)
@@ -73,7 +76,7 @@ def parse_axis(text: str, hardware: Hardware) -> Axis:
     """Read one axis. Raises InputError with what is allowed, and the nearest name where one is unknown."""
     found = _AXIS.fullmatch(text)
     if found is None:
-        raise InputError(f"--axis {text!r}: not an axis; give {FORM}")
+        raise InputError(f"--axis {shown(text)}: not an axis; give {FORM}")
     factor = bool(found["factor"])
     settings = tuple(_setting(name.strip(), factor, hardware) for name in found["names"].split("+"))
     label = (found["label"] or found["names"]).strip() + ("" if found["label"] or not factor else "*")
@@ -136,6 +139,8 @@ def _words(text: str, label: str, numeric: bool) -> list[str]:
             raise InputError(f"--axis {label}={text}: a value is missing; give {FORM}")
         return words
     first, last, count = float(span[1]), float(span[2]), int(span[3] or 0)
+    if count > MOST_VALUES:
+        raise InputError(f"--axis {label}={text}: {count:,} values are too many; give at most {MOST_VALUES:,}")
     if count < 2:
         raise InputError(f"--axis {label}={text}: say how many values, at least 2, as in {span[1]}..{span[2]}x5")
     return [f"{first + (last - first) * at / (count - 1):.12g}" for at in range(count)]
@@ -145,7 +150,7 @@ def _read(word: str, label: str, read: Callable[[str], Value]) -> Value:
     try:
         return read(word)
     except ValueError as error:
-        raise InputError(f"--axis {label}: {word!r} is {error}") from None
+        raise InputError(f"--axis {label}: {shown(word)} is {error}") from None
 
 
 def _reader(name: str) -> Callable[[str], Value]:

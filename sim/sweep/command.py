@@ -9,7 +9,7 @@ from pathlib import Path
 from sim import admission, hrm, problem, simulation, sweep as sweeps
 from sim.problem import add_policy, add_problem, fixed_policy, schedules_of
 from traces.cli import INTERRUPTED, Command, add_jobs, add_plot, one_of, progress, writing
-from traces.errors import InputError
+from traces.errors import InputError, shown
 
 AXIS_HELP = (
     "what varies: NAME=V1,V2 or NAME=FROM..TOxCOUNT; NAME*= multiplies a number of the machine, NAME+NAME sets several "
@@ -73,7 +73,7 @@ def _check_flags(args: argparse.Namespace) -> None:
         "--rows: give --map and --plot too": args.rows and not args.map,
         "--axis: missing; say what varies, as in --axis gen_len=32,64,128,256": not (args.rows or args.axis),
         "--map: give --out too, so that the rows of the picture stay": args.map and not args.rows and not out,
-        f"--out: {args.out!r} must end in {' or '.join(known)}": out and out.suffix.lower() not in known,
+        f"--out: {shown(args.out)} must end in {' or '.join(known)}": out and out.suffix.lower() not in known,
         "--resume: give the --out file to go on with": args.resume and not out,
     }
     for mistake, is_made in mistakes.items():
@@ -118,7 +118,7 @@ def _write(sweep: "sweeps.Sweep", target: "sweeps.RowFile", workers: "sweeps.Wor
 
 def _draw(rows: str, args: argparse.Namespace) -> int:
     found = sweeps.read_rows(Path(rows))
-    writing(args.plot, lambda: sweeps.draw_map(found, args.map, args.plot))
+    writing(args.plot, lambda path: sweeps.draw_map(found, args.map, path))
     return 0
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sim.sweep.sweep import Row
 from traces.cli import new_figure, save
-from traces.errors import InputError, nearest
+from traces.errors import InputError, nearest, shown
 
 THROUGHPUT = "throughput_tokens_per_s"
 PALETTE = ("#1d6fa5", "#e76f51", "#2a9d8f", "#e9c46a", "#7b2cbf", "#6c757d", "#b56576", "#264653")
@@ -31,7 +31,7 @@ def check_columns(text: str, columns: Sequence[str]) -> list[str]:
     """The columns of x, y and the panels in `x,y,value,...`. Raises InputError for one that the rows do not have."""
     names = [name.strip() for name in text.split(",")]
     if len(names) < 3 or not all(names):
-        raise InputError(f"--map {text!r}: give X,Y,VALUE: two columns of the rows and one or more to colour by")
+        raise InputError(f"--map {shown(text)}: give X,Y,VALUE: two columns of the rows and one or more to colour by")
     for name in names:
         if name not in columns:
             raise InputError(f"--map {name}: no such column{nearest(name, columns)}; there are {', '.join(columns)}")

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from sim.sweep.sweep import Row, Sweep
 from traces.errors import InputError, error_prefix
-from traces.files import read_objects, read_text
+from traces.files import read_objects, read_text, reading_csv
 
 FORMATS = (".csv", ".jsonl")
 
@@ -118,7 +118,9 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
-    for number, cells in enumerate(csv.DictReader(io.StringIO(read_text(path))), 2):
+    with reading_csv(path):
+        table = list(csv.DictReader(io.StringIO(read_text(path))))
+    for number, cells in enumerate(table, 2):
         if None in cells or None in cells.values():
             raise InputError(f"{path}: line {number} is not as long as the header")
         yield {name: _value(cell) for name, cell in cells.items()}

@@ -1,14 +1,13 @@
 """Who computes a sweep: this process, all cores, or a Dask or Ray cluster that is there already, all by joblib."""
 
 import os
-import signal
-import threading
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from traces.cli import begin_worker, uninterrupted
 from traces.errors import InputError
 
 BACKENDS = ("loky", "threading", "dask", "ray")
@@ -44,7 +43,7 @@ class Workers:
         with ExitStack() as stack:
             stack.enter_context(self._backend())
             count = jobs if self.backend in ("loky", "threading") else self.jobs or -1
-            with _uninterrupted():  # workers that start here inherit it
+            with uninterrupted():  # workers that start here inherit it
                 results = Parallel(count, return_as="generator")(delayed(work)(item) for item in items)
             stack.callback(_give_up, results)
             for result in results:  # noqa: UP028 - closed by `_give_up`, not before it
@@ -57,26 +56,9 @@ class Workers:
             return _dask(self.cluster)
         if self.backend == "ray":
             _register_ray(self.cluster)
-        alone = {"initializer": _leave_interrupts_to_the_parent} if self.backend == "loky" else {}
+        alone = {"initializer": begin_worker} if self.backend == "loky" else {}
         context: AbstractContextManager[Any] = parallel_config(self.backend, **alone)
         return context
-
-
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ignore Ctrl-C for a moment; only the main thread ever gets it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _give_up(results: Any) -> None:

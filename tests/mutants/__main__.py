@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="at a time (default: one a core)")
     parser.add_argument("--json", metavar="FILE", help="write all outcomes; - is standard output, without the table")
     parser.set_defaults(command=_run)
-    return run_command(parser, argv)
+    return run_command(lambda: parser, argv)
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -102,7 +103,7 @@ class TestCommand:
         parser = OneLineParser()
         one.add_arguments(parser)
         parser.set_defaults(command=one)
-        return run_command(parser, ["wood"])
+        return run_command(lambda: parser, ["wood"])
 
     def test_an_input_error_is_one_line_with_its_notes(self, capsys):
         error = InputError("wood: too hard")
@@ -181,27 +182,26 @@ class TestDeliver:
             return {"x": 1}
 
         def write(path):
-            order.append(path)
-            assert not any(one == "shown" for one in order)
+            assert Path(path).name.endswith("-a.png"), "under another name, until all is there"
+            Path(path).write_text("drawn")
+            order.append("plot")
 
         args = argparse.Namespace(json=json_to)
         plot = str(tmp_path / "a.png")
         assert deliver(args, content, lambda: order.append("shown"), (plot, write), (None, write)) == 0
-        return order, plot
+        assert [one.read_text() for one in tmp_path.iterdir() if one.suffix == ".png"] == ["drawn"]
+        return order
 
     def test_files_come_before_anything_on_standard_output(self, tmp_path):
-        order, plot = self.told(tmp_path, str(tmp_path / "a.json"))
-        assert order == [plot, "content", "shown"]
+        assert self.told(tmp_path, str(tmp_path / "a.json")) == ["plot", "content", "shown"]
         assert json.loads((tmp_path / "a.json").read_text()) == {"schema": 1, "x": 1}
 
     def test_json_on_standard_output_takes_the_place_of_tables(self, tmp_path, capsys):
-        order, plot = self.told(tmp_path, "-")
-        assert order == [plot, "content"]
+        assert self.told(tmp_path, "-") == ["plot", "content"]
         assert json.loads(capsys.readouterr().out) == {"schema": 1, "x": 1}
 
     def test_without_json_nothing_is_made_for_it(self, tmp_path):
-        order, plot = self.told(tmp_path, None)
-        assert order == [plot, "shown"]
+        assert self.told(tmp_path, None) == ["plot", "shown"]
 
     def test_a_file_that_cannot_be_written_is_named(self, tmp_path):
         with pytest.raises(InputError, match=r"no/a.json: cannot be written: No such file"):
@@ -215,7 +215,8 @@ def test_a_pipe_that_nobody_reads_ends_a_command_quietly(tell):
     script = (
         "import argparse, sys; from traces.cli import run_command; import rich.console\n"
         f"def run(_): {tell}; return 0\n"
-        "parser = argparse.ArgumentParser(); parser.set_defaults(command=run); sys.exit(run_command(parser, []))"
+        "parser = argparse.ArgumentParser(); parser.set_defaults(command=run)\n"
+        "sys.exit(run_command(lambda: parser, []))"
     )
     assert unread([sys.executable, "-c", script]) == (0, "")
 
@@ -225,7 +226,8 @@ def test_what_was_started_to_ignore_ctrl_c_goes_on():
     script = (
         "import argparse, sys; from traces.cli import run_command\n"
         "def run(_): print('begun', flush=True); sys.stdin.read(); print('done'); return 0\n"
-        "parser = argparse.ArgumentParser(); parser.set_defaults(command=run); sys.exit(run_command(parser, []))"
+        "parser = argparse.ArgumentParser(); parser.set_defaults(command=run)\n"
+        "sys.exit(run_command(lambda: parser, []))"
     )
     for ignores, code, out in ((True, 0, "done\n"), (False, INTERRUPTED, "")):
         usual = signal.signal(signal.SIGINT, signal.SIG_IGN if ignores else signal.default_int_handler)

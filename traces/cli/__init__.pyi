@@ -19,6 +19,7 @@ from .options import (
 from .output import (
     SCHEMA as SCHEMA,
     deliver as deliver,
+    make_folder as make_folder,
     write_json as write_json,
     write_text as write_text,
     writing as writing,
@@ -40,4 +41,4 @@ from .tables import (
     console as console,
     markdown_table as markdown_table,
 )
-from .workers import in_processes as in_processes
+from .workers import begin_worker as begin_worker, in_processes as in_processes, uninterrupted as uninterrupted

@@ -2,13 +2,17 @@
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pkgutil import resolve_name
 from typing import Any, NoReturn
 
+from traces.cli.output import in_short, leave_output, prepare_output
 from traces.errors import InputError
 
 USAGE_ERROR = 2
@@ -50,8 +54,8 @@ class CommandLine:
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run one command; returns its exit code."""
-        argv = sys.argv[1:] if argv is None else argv
-        return run_command(self.parser(argv), argv)
+        given = sys.argv[1:] if argv is None else argv
+        return run_command(lambda: self.parser(given), given)
 
     def parser(self, argv: Sequence[str] = ()) -> "OneLineParser":
         """The parser of all commands, or of the one alone with which the arguments begin."""
@@ -104,23 +108,49 @@ def project_version() -> str:
         return "not installed"
 
 
-def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
-    """Parse and run one command; returns its exit code. What the user can mend is one line on standard error."""
+def run_command(parser: Callable[[], argparse.ArgumentParser], argv: Sequence[str] | None) -> int:
+    """Parse and run one command; returns its exit code. What the user can mend is one line on standard error.
+
+    The parser is made here, since that imports the command: Ctrl-C may come then, too.
+    """
+    os.environ["MPLBACKEND"] = "agg"  # commands draw into files; a name that matplotlib does not know would stop them
+    with suppress(OSError), _ended_as_by_ctrl_c():
+        try:
+            prepare_output()
+            args = parser().parse_args(argv)
+            command: Callable[[argparse.Namespace], int] = args.command
+            code = command(args)
+            sys.stdout.flush()
+            return code
+        except InputError as error:
+            notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+            sys.stderr.write(f"error: {in_short(f'{error}{notes}')}\n")
+        except KeyboardInterrupt as error:
+            sys.stderr.write(f"{str(error) or 'interrupted'}\n")
+            return INTERRUPTED
+        except (BrokenPipeError, SystemExit) as error:  # rich ends the program where a pipe is broken
+            if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+                raise
+            leave_output()  # its reader has seen enough
+            return 0
+        except OSError as error:
+            leave_output()
+            what = error.filename or "standard output"
+            sys.stderr.write(f"error: {in_short(f'{what}: {error.strerror or error}')}\n")
+        except (MemoryError, RecursionError) as error:
+            what = "memory is too small" if isinstance(error, MemoryError) else "it is nested too deeply"
+            sys.stderr.write(f"error: {what} for what was asked: give less\n")
+    return USAGE_ERROR
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Let a request to end (SIGTERM) be what Ctrl-C is, so that what was begun is put in order."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        args = parser.parse_args(argv)
-        command: Callable[[argparse.Namespace], int] = args.command
-        code = command(args)
-        sys.stdout.flush()
-        return code
-    except InputError as error:
-        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        sys.stderr.write(f"error: {error}{notes}\n")
-        return USAGE_ERROR
-    except KeyboardInterrupt as error:
-        sys.stderr.write(f"{str(error) or 'interrupted'}\n")
-        return INTERRUPTED
-    except (BrokenPipeError, SystemExit) as error:  # rich ends the program where a pipe is broken
-        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of the pipe has seen enough
-        return 0
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from traces.errors import nearest
+from traces.errors import nearest, shown
 
 FORMATS = (".png", ".svg", ".pdf")  # what pictures are drawn into
 
@@ -26,7 +26,7 @@ def one_of(*names: str) -> Callable[[str], str]:
 
     def known(text: str) -> str:
         if text not in names:
-            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names)}{nearest(text, names)}")
+            raise argparse.ArgumentTypeError(f"{shown(text)} is none of {', '.join(names)}{nearest(text, names)}")
         return text
 
     return known
@@ -49,5 +49,5 @@ def add_jobs(parser: Any, what: str = "processes (default: one per core)") -> No
 
 def _picture(path: str) -> str:
     if Path(path).suffix.lower() not in FORMATS:
-        raise argparse.ArgumentTypeError(f"{path!r} is not a picture; its name must end in {', '.join(FORMATS)}")
+        raise argparse.ArgumentTypeError(f"{shown(path)} is not a picture; its name must end in {', '.join(FORMATS)}")
     return path

@@ -5,6 +5,7 @@ each once a report.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from rich.align import Align
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.errors import MarkupError
 from rich.table import Table
 from rich.text import Text
 
@@ -21,6 +23,7 @@ TEXT = ""  # how a column of names is written: they never break
 PROSE = "prose"  # how a column of sentences is written: they may go on in the next line
 _PLAIN_WIDTH = 100  # of an output that is no terminal, where COLUMNS is not set
 _LEAST_PROSE = 26  # the width that prose gets at least; with less it stands in a table of its own below
+_LIKE_MARKUP = re.compile(r"(?<!\\)\[(?=[a-z#/@])(?!/?bold\])")
 _GAP = 2  # spaces between columns
 
 Form = str | Callable[[Any], str]
@@ -46,12 +49,12 @@ class Report:
         self._below_a_table = False
 
     def say(self, *paragraphs: str) -> None:
-        """Print paragraphs, which may hold rich's markup; not at once below a table."""
+        """Print paragraphs, in which [bold] is markup and nothing else; not at once below a table."""
         for text in paragraphs:
             if self._below_a_table:
                 self._out.print()
             self._below_a_table = False
-            self._out.print(text)
+            self._out.print(_marked_up(text))
 
     def table(
         self, columns: Columns | Sequence[Columns], rows: Iterable[Sequence[Any]], title: str = "", keys: int = 1
@@ -82,6 +85,14 @@ class Report:
             if new:
                 said = [Text.assemble((word, "bold"), f" = {text}") for word, text in new.items()]
                 self._out.print(Text.assemble(f"{chapter}: ", Text("; ").join(said), ".", style="dim"))
+
+
+def _marked_up(text: str) -> Text:
+    """Names that users give may look like markup, and are text."""
+    try:
+        return Text.from_markup(_LIKE_MARKUP.sub(r"\\[", text), emoji=False)
+    except MarkupError:  # a name that is [/bold]
+        return Text(text)
 
 
 def markdown_table(columns: Columns, rows: Iterable[Sequence[Any]]) -> list[str]:

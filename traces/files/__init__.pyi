@@ -4,8 +4,11 @@ from .reader import read_trace as read_trace
 from .text_files import (
     UNFINISHED as UNFINISHED,
     appearing as appearing,
+    is_file as is_file,
     read_object as read_object,
     read_objects as read_objects,
     read_text as read_text,
     read_toml as read_toml,
+    reading_csv as reading_csv,
+    shown_path as shown_path,
 )

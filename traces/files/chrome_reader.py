@@ -5,7 +5,7 @@ import json
 from msgspec import Raw, Struct, ValidationError
 from msgspec.json import Decoder
 
-from traces.errors import InputError
+from traces.errors import InputError, shown
 from traces.files.document import SCHEMA, SECTION, Document, nanoseconds, take_each
 from traces.trace import HOST_LANES, NONE, Counter, LaneId, Span, Trace
 
@@ -18,7 +18,7 @@ def chrome_trace(document: Document) -> Trace:
     section = json.loads(bytes(document.section))
     if not isinstance(section, dict) or section.get("schema") != SCHEMA:
         found = section.get("schema") if isinstance(section, dict) else section
-        raise InputError(f"its {SECTION}.schema is {found!r}: this version reads schema {SCHEMA}")
+        raise InputError(f"its {SECTION}.schema is {shown(found)}: this version reads schema {SCHEMA}")
     metadata, host_pid = section.get("metadata"), section.get("host_pid")
     if not isinstance(metadata, dict) or type(host_pid) is not int:
         raise InputError(f"its section {SECTION!r} lacks a usable 'metadata' or 'host_pid'")

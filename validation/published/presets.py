@@ -33,7 +33,7 @@ def set_numbers(machine: str, numbers: Mapping[str, float], source: str, folder:
     text = path.read_text(encoding="utf-8")
     for number, value in numbers.items():
         text = _with_number(text, number, value, source, path)
-    writing(path, lambda: path.write_text(text, encoding="utf-8"))
+    writing(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
     return path
 
 

@@ -7,8 +7,8 @@ from typing import Self
 
 import numpy as np
 
-from traces.errors import InputError, check_range
-from traces.files import read_objects
+from traces.errors import InputError, check_range, shown
+from traces.files import is_file, read_objects
 
 POISSON, PER_SECOND = "poisson:", "/s"
 FORMS = 'at-once, poisson:RATE/s such as poisson:2/s, or a .jsonl file with {"arrival_s": 1.5} a line'
@@ -36,8 +36,8 @@ class Arrivals:
         if text.startswith(POISSON):
             return cls(rate_per_s=_rate(text))
         path = Path(text)
-        if path.suffix.lower() != ".jsonl" and not path.is_file():
-            raise InputError(f"arrivals {text!r}: unknown; give {FORMS}")
+        if path.suffix.lower() != ".jsonl" and not is_file(path):
+            raise InputError(f"arrivals {shown(text)}: unknown; give {FORMS}")
         times = [arrival_ns(line.get("arrival_s"), where) for where, line in read_objects(path)]
         if not times:
             raise InputError(f'{path}: is empty; give one arrival a line, such as {{"arrival_s": 1.5}}')
@@ -71,5 +71,5 @@ def _rate(text: str) -> float:
     except ValueError:
         rate = math.nan
     if not number.endswith(PER_SECOND) or not LEAST_RATE <= rate <= MOST_RATE:
-        raise InputError(f"arrivals {text!r}: not a rate; give one a second, such as {POISSON}2{PER_SECOND}")
+        raise InputError(f"arrivals {shown(text)}: not a rate; give one a second, such as {POISSON}2{PER_SECOND}")
     return rate

@@ -8,8 +8,8 @@ from typing import Self
 
 import numpy as np
 
-from traces.errors import InputError, check_count, check_range, nearest
-from traces.files import read_objects
+from traces.errors import InputError, check_count, check_range, nearest, shown
+from traces.files import is_file, read_objects
 
 CONSTANT, LOGNORMAL = "constant", "lognormal"
 MOST_SIGMA = 5.0
@@ -43,18 +43,18 @@ class Lengths:
         mean, comma, sigma = numbers.partition(",")
         if law != LOGNORMAL or not comma:
             return cls._read(text, of)
-        option = f"{_OPTIONS[of]} {text!r}"
+        option = f"{_OPTIONS[of]} {shown(text)}"
         mean_tokens = check_range(f"{option}: MEAN", _number(mean), 1, MOST_MEAN)
         return cls(mean_tokens, check_range(f"{option}: SIGMA", _number(sigma), 0, MOST_SIGMA), source=text, of=of)
 
     @classmethod
     def _read(cls, text: str, of: str) -> Self:
         path, line_of_it = Path(text), f'{{"{of}": 64}}'
-        if path.suffix.lower() != ".jsonl" and not path.is_file():
+        if path.suffix.lower() != ".jsonl" and not is_file(path):
             law = text.partition(":")[0]
             near = "" if law == LOGNORMAL else nearest(law, (CONSTANT, LOGNORMAL))
             raise InputError(
-                f"{_OPTIONS[of]} {text!r}: unknown{near}; give {CONSTANT}, {LOGNORMAL}:MEAN,SIGMA such as "
+                f"{_OPTIONS[of]} {shown(text)}: unknown{near}; give {CONSTANT}, {LOGNORMAL}:MEAN,SIGMA such as "
                 f"{LOGNORMAL}:100,0.8, or a .jsonl file with {line_of_it} a line"
             )
         tokens = tuple(check_count(f"{where}: {of}", line.get(of)) for where, line in read_objects(path))

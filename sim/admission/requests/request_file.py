@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from traces.errors import InputError, check_keys, error_prefix
-from traces.files import read_objects, read_text
+from traces.files import read_objects, read_text, reading_csv
 
 COLUMNS = ("arrival_s", "prompt_tokens", "generated_tokens", "max_tokens")
 """Of a table: only the second must be there."""
@@ -52,6 +52,11 @@ def _texts(message: Any) -> Iterator[str]:
 
 
 def _rows(path: Path) -> Iterator[Line]:
+    with reading_csv(path):
+        yield from _rows_of(path)
+
+
+def _rows_of(path: Path) -> Iterator[Line]:
     table = csv.DictReader(io.StringIO(read_text(path)), skipinitialspace=True)
     header = [name.strip() for name in table.fieldnames or ()]
     with error_prefix(f"{path}: "):

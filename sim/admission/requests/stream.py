@@ -8,7 +8,7 @@ from typing import Any, Self
 from sim.admission.requests.arrivals import AT_ONCE, Arrivals, arrival_ns
 from sim.admission.requests.lengths import ALL_THEY_MAY, Lengths
 from sim.admission.requests.request_file import request_lines
-from sim.problem import DEFAULT_GEN_LEN, Workload, request_length
+from sim.problem import DEFAULT_GEN_LEN, MOST_REQUESTS, Workload, request_length
 from traces.errors import InputError, check_count
 
 
@@ -29,7 +29,7 @@ class StreamedRequest:
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "most_tokens", "generated_tokens"):
             check_count(f"request {self.id}: {name}", getattr(self, name))
-        check_count(f"request {self.id}: arrival_ns", self.arrival_ns, least=0)
+        check_count(f"request {self.id}: arrival_ns", self.arrival_ns, least=0, most=2**62)
         if self.generated_tokens > self.most_tokens:
             raise InputError(
                 f"request {self.id}: generated_tokens {self.generated_tokens} is more than the {self.most_tokens} that "
@@ -75,7 +75,7 @@ class RequestStream:
         seed: int = 0,
     ) -> Self:
         """A workload's questions, repeated as often as it takes; `seed` decides all that is drawn."""
-        check_count("requests", num_requests)
+        check_count("requests", num_requests, most=MOST_REQUESTS)
         most = workload.gen_len
         generated = lengths.drawn(most, num_requests, seed)
         times = arrivals.drawn_ns(num_requests, seed)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sim.cost import Setup, capacity_bytes
 from sim.planning.policies.grid import Floats, Ints, PolicyGrid, locks_weights
+from sim.planning.policies.holding import setups_that_hold_a_request
 from sim.planning.policies.locking import largest_share, locked_bytes, staging_turns, streamed_bytes
 from sim.problem import Policy, Problem
 from sim.schedule import MemoryPart, Schedule, Tier
@@ -136,15 +137,15 @@ def _of_tiers(size: Ints, *tiers: int) -> Ints:
 
 
 def _setups(problem: Problem, schedule: Schedule, grid: PolicyGrid) -> tuple[list[Setup], int]:
-    """All (placement, batch, micro-batch) but those beyond the hopeless ones, and how many those are."""
-    setups, given_up = [], 0
+    """All (placement, batch, micro-batch) that hold a request, but those beyond hopeless ones: how many those are."""
+    setups, given_up = list[Setup](), 0
     for growing in grid.policies(schedule):
-        for at, policy in enumerate(growing, 1):
-            setups.append(Setup(problem, schedule, policy))
-            if _hopeless(setups[-1]):
+        for at, setup in enumerate(setups_that_hold_a_request(problem, schedule, growing), 1):
+            setups.append(setup)
+            if _hopeless(setup):
                 given_up += len(growing) - at
                 break
-    return setups, given_up
+    return setups or [Setup(problem, schedule, growing[-1])], given_up  # not even the largest: it says so
 
 
 def _bytes(setups: list[Setup], residency: Residency, capacity: Ints) -> Ints:

@@ -107,7 +107,10 @@ class PolicyGrid:
                 yield [replace(first, batch_size=batch, micro_batch_size=size) for batch, size in sizes]
 
     def batches(self, one_batch: bool) -> Iterator[list[tuple[int, int]]]:
-        """(batch size, micro-batch size), batches of one micro-batch size in a list that grows."""
+        """(batch size, micro-batch size), batches of one micro-batch size in a list that grows.
+
+        With `one_batch` all requests are one micro-batch, those of sizes that are given too.
+        """
         if self.num_requests is not None:
             counts = (1,) if one_batch else tuple(one for one in self.num_micro_batches if one <= self.num_requests)
             sizes = sorted({-(-self.num_requests // count) for count in counts})
@@ -116,7 +119,7 @@ class PolicyGrid:
         counts = (1,) if one_batch and len(self.num_micro_batches) > 1 else tuple(sorted(self.num_micro_batches))
         most = self.most_requests or max(counts) * max(self.micro_batch_sizes)
         for size in self.micro_batch_sizes:
-            yield [(size * count, size) for count in counts if size * count <= most]
+            yield [(size * count, size * count if one_batch else size) for count in counts if size * count <= most]
 
 
 def _some(values: tuple[int, ...], most: int) -> tuple[int, ...]:

@@ -1,13 +1,14 @@
 """Policies that leave whole layers to the host, for models of which the device holds too little otherwise."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sim.cost import Setup
 from sim.planning.policies.grid import Floats, Ints, PolicyGrid
-from sim.problem import Policy, Problem
+from sim.problem import NoRoomError, Policy, Problem
 from sim.schedule import ExpertPlace, Schedule, Tier
 
 MOST_SIZES = 3
@@ -52,8 +53,8 @@ def host_layer_candidates(problem: Problem, schedule: Schedule, grid: PolicyGrid
     considered = 0
     for policy in _batches(schedule, grid):
         considered += 1
-        for setup in _divisions(problem, schedule, policy):
-            found[setup.policy] = setup
+        with suppress(NoRoomError):
+            found.update((setup.policy, setup) for setup in _divisions(problem, schedule, policy))
     fitting = [one for one in found.values() if not one.shortages]
     nearest = None if fitting else min(found.values(), key=short_bytes, default=None)
     return HostLayerCandidates(problem, schedule, fitting, considered, nearest)

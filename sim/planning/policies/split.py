@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sim.cost import Setup, activation_bytes, capacity_bytes
 from sim.planning.policies.grid import Floats, Ints, PolicyGrid, locks_weights
+from sim.planning.policies.holding import setups_that_hold_a_request
 from sim.planning.policies.locking import largest_share, staging_turns
 from sim.planning.policies.mixes import PREFILLS, Mixes, total_of
 from sim.problem import LOCK_UNIT_BYTES, Placement, Policy, Problem
@@ -123,16 +124,22 @@ def _frames(problem: Problem, schedule: Schedule, grid: PolicyGrid) -> list[Fram
     found = list[Frame]()
     for growing in grid.policies(schedule):
         for policy in growing:
-            for place in system.prefill_experts if grid.prefill_experts is None else (grid.prefill_experts,):
-                setup = Setup(problem, schedule, replace(policy, prefill_experts=place))
+            places = system.prefill_experts if grid.prefill_experts is None else (grid.prefill_experts,)
+            policies = [replace(policy, prefill_experts=place) for place in places]
+            setups = list(setups_that_hold_a_request(problem, schedule, policies))
+            for setup in setups:
                 n = len(setup.batch.micro_batches)
                 for groups in sorted({min(n, one or n) for one in grid.groups}, reverse=True):
-                    found.append(_frame(setup, groups, PREFILLS.index(place)))
-            memory = found[-1].setup.memory
-            cache = memory.host.get(MemoryPart.KV_CACHE, 0) + memory.device.get(MemoryPart.KV_CACHE, 0)
-            if cache > room:
+                    found.append(_frame(setup, groups, PREFILLS.index(setup.policy.prefills_on(system))))
+            if setups and _cache_bytes(setups[0]) > room:
                 break
+    if not found:
+        Setup(problem, schedule, growing[-1])  # not even the largest holds a request: it says so
     return found
+
+
+def _cache_bytes(setup: Setup) -> int:
+    return sum(part.get(MemoryPart.KV_CACHE, 0) for part in (setup.memory.host, setup.memory.device))
 
 
 def _frame(setup: Setup, groups: int, prefill: int) -> Frame:

@@ -10,8 +10,13 @@ from typing import Any, Self
 from sim.problem.machine.quantity import Basis, Quantity
 from sim.problem.machine.tables import Part
 from sim.problem.presets import MACHINES
-from traces.errors import InputError, check_count, error_prefix, nearest
-from traces.files import read_toml
+from traces.errors import InputError, check_count, error_prefix, nearest, shown
+from traces.files import read_toml, shown_path
+
+MEASURED_ALIKE = 0.01
+"""Two measurements of one rate may differ by so much."""
+
+_SUSTAINED = ("h2d", "d2h", "h2d_pageable", "d2h_pageable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +212,20 @@ class Hardware(Part):
         """
         path = _locate(str(name_or_path), Path())
         table = _read(path)
-        with error_prefix(f"{name_or_path}: "):
-            return cls.from_dict({"name": path.stem, **_with_pinned(table)})
+        with error_prefix(f"{shown_path(name_or_path)}: "):
+            found = cls.from_dict({"name": path.stem, **_with_pinned(table)})
+            found.check_agreement()
+            return found
+
+    def check_agreement(self) -> None:
+        """Raise InputError where a number is more than another allows. A what-if that changes one alone is no file."""
+        link, within = self.link, 1 + MEASURED_ALIKE
+        peak, host = ("link.peak", link.peak_bytes_per_s), ("host_memory.capacity", self.host_memory.capacity_bytes)
+        parts = {**{f"link.{name}": (1, *peak) for name in _SUSTAINED}, "link.duplex": (2, *peak), "pinned": (1, *host)}
+        for name, (times, of, most) in parts.items():
+            if self.value(name) > times * most * within:
+                given, twice = self.value(name).text, "twice " if times > 1 else ""
+                raise InputError(f"{name}: {given} is more than {twice}{of}, {most.text}: mend one of them")
 
     def write(self, path: str | Path) -> None:
         """Write the machine's file; `load` gives the same machine back. Raises InputError if it cannot be written."""
@@ -218,7 +235,7 @@ class Hardware(Part):
 
         if Path(path).suffix != ".toml":
             raise InputError(f"{path}: a machine's file ends in .toml")
-        writing(str(path), lambda: Path(path).write_text(tomli_w.dumps(self.to_dict()), encoding="utf-8"))
+        writing(path, lambda name: Path(name).write_text(tomli_w.dumps(self.to_dict()), encoding="utf-8"))
 
     def value(self, path: str) -> Quantity:
         """Return the number at a dotted path such as `link.h2d`. Raises InputError when there is none."""
@@ -246,7 +263,10 @@ def _locate(name: str, beside: Path) -> Path:
     preset = MACHINES.path(name)
     if preset is not None:
         return preset
-    path = beside / Path(name).expanduser()
+    try:
+        path = beside / Path(name).expanduser()
+    except RuntimeError:  # of no such user
+        path = Path(name)
     if path.suffix != ".toml":
         raise MACHINES.unknown(name)
     return path
@@ -254,15 +274,15 @@ def _locate(name: str, beside: Path) -> Path:
 
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read a machine's file on top of what it extends. The name is each file's own, never inherited."""
+    table = read_toml(path)
     path = path.resolve()
     if path in seen:
         raise InputError(f"{path}: extends itself by way of {', '.join(other.name for other in seen)}")
-    table = read_toml(path)
     base = table.pop("extends", None)
     if base is None:
         return table
     if not isinstance(base, str):
-        raise InputError(f"{path}: extends: {base!r} is neither the name of a preset nor a path")
+        raise InputError(f"{path}: extends: {shown(base)} is neither the name of a preset nor a path")
     with error_prefix(f"{path.name}: extends: "):
         inherited = _read(_locate(base, path.parent), (*seen, path))
     inherited.pop("name", None)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from enum import Enum, StrEnum
 from typing import Never, Self
 
-from traces.errors import InputError, check_choice, check_keys
+from traces.errors import InputError, check_choice, check_keys, shown
 
 
 class Basis(StrEnum):
@@ -25,17 +25,26 @@ _SIZES = {
 
 
 class Dimension(Enum):
-    """What kind of amount a field holds: in words, its usual unit, and all units with their SI size."""
+    """What kind of amount a field holds: in words, its usual unit, all units with their SI size, and its limits.
 
-    SIZE = "a size", "GB", _SIZES
-    RATE = "a bandwidth", "GB/s", {f"{unit}/s": scale for unit, scale in _SIZES.items()}
-    COMPUTE = "a compute rate", "TFLOPS", {f"{letter}FLOPS": 1e3**power for power, letter in enumerate(["", *"KMGTP"])}
-    TIME = "a time", "us", {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
-    SHARE = "a share", "1", {"1": 1.0}
-    RATIO = "a ratio", "1", {"1": 1.0}
+    Limits are in the SI base unit, and far from any machine: a modem's line, and a thousand times what racks do.
+    """
 
-    def __init__(self, what: str, usual_unit: str, units: Mapping[str, float]) -> None:
-        self.what, self.units = what, units
+    SIZE = "a size", "GB", _SIZES, (1.0, 1e18)
+    RATE = "a bandwidth", "GB/s", {f"{unit}/s": scale for unit, scale in _SIZES.items()}, (1e3, 1e18)
+    COMPUTE = (
+        "a compute rate",
+        "TFLOPS",
+        {f"{letter}FLOPS": 1e3**power for power, letter in enumerate(["", *"KMGTP"])},
+        (1e6, 1e21),
+    )
+    TIME = "a time", "us", {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}, (0.0, 3600.0)
+    SHARE = "a share", "1", {"1": 1.0}, (1e-9, 1.0)
+    RATIO = "a ratio", "1", {"1": 1.0}, (1e-6, 1e6)
+
+    def __init__(self, what: str, usual_unit: str, units: Mapping[str, float], within: tuple[float, float]) -> None:
+        self.what, self.units, self.within = what, units, within
+        self.base_unit = "" if units.keys() == {"1"} else f" {next(unit for unit in units if units[unit] == 1)}"
         self.how_to_give = f'give it as {{ value = 0.5, unit = "{usual_unit}", basis = "assumed", source = "..." }}'
 
 
@@ -60,7 +69,7 @@ class Quantity(float):
     def __new__(cls, value: float, unit: str, basis: Basis = Basis.ASSUMED, source: str = "given by caller") -> Self:
         """Make a quantity of `value` in `unit`. Raises InputError for a unit that does not exist."""
         if unit not in _SCALES:
-            raise InputError(f"unknown unit {unit!r}; allowed: {', '.join(_SCALES)}")
+            raise InputError(f"unknown unit {shown(unit)}; allowed: {', '.join(_SCALES)}")
         self = super().__new__(cls, value * _SCALES[unit])
         for name, content in zip(_KEYS, (value, unit, Basis(basis), source), strict=True):
             object.__setattr__(self, name, content)
@@ -92,16 +101,16 @@ class Quantity(float):
     def parse(cls, table: object, field: str, dimension: Dimension) -> Self:
         """Read `{ value, unit, basis, source }`. Raises InputError that starts with the dotted `field`."""
         if not isinstance(table, Mapping):
-            raise InputError(f"{field}: {table!r} is not a quantity; {dimension.how_to_give}")
+            raise InputError(f"{field}: {shown(table)} is not a quantity; {dimension.how_to_give}")
         check_keys(table, _KEYS, _KEYS, field, dimension.how_to_give)
         value, unit, basis, source = (table[key] for key in _KEYS)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise InputError(f"{field}: the value {value!r} is not a finite number")
-        if unit not in dimension.units:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
+            raise InputError(f"{field}: the value {shown(value)} is not a finite number")
+        if not isinstance(unit, str) or unit not in dimension.units:
             raise InputError(
-                f"{field}: unknown unit {unit!r}; {dimension.what} is given in {', '.join(dimension.units)}"
+                f"{field}: unknown unit {shown(unit)}; {dimension.what} is given in {', '.join(dimension.units)}"
             )
         check_choice(f"{field}.basis", basis, Basis)
         if not isinstance(source, str) or not source.strip():
-            raise InputError(f"{field}: the source {source!r} is empty; say where the number comes from")
+            raise InputError(f"{field}: the source {shown(source)} is empty; say where the number comes from")
         return cls(float(value), unit, Basis(basis), source)

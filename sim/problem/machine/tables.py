@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from sim.problem.machine.quantity import Dimension, Quantity
-from traces.errors import InputError, check_keys, error_prefix
+from traces.errors import InputError, check_keys, error_prefix, shown
 
 _SUFFIXES = {
     "_bytes_per_s": Dimension.RATE,
@@ -36,22 +36,17 @@ class Part:
             value = getattr(self, field)
             if not isinstance(value, float):
                 continue
-            if dimension is Dimension.SHARE:
-                allowed, rule = 0 < value <= 1, "above 0 and at most 1"
-            elif dimension is Dimension.TIME:
-                allowed, rule = 0 <= value < math.inf, "0 or more"
-            else:
-                allowed, rule = 0 < value < math.inf, "above 0"
-            if not allowed:
+            least, most = dimension.within
+            if not least <= value <= most:
                 given = value.text if isinstance(value, Quantity) else f"{value:g}"
-                raise InputError(f"{key}: {given} is not allowed; it must be {rule}")
+                raise InputError(f"{key}: {given} is not allowed; it must be {_rule(value, dimension)}")
 
     @classmethod
     def from_dict(cls, table: object, path: str = "") -> Self:
         """Build it from the table of its file. Raises InputError that starts with the dotted field, `path` first."""
         dot, keys = f"{path}." if path else "", {key: field for field, (key, _) in _keys(cls).items()}
         if not isinstance(table, Mapping):
-            raise InputError(f"{path}: {table!r} is not a table of {', '.join(keys)}")
+            raise InputError(f"{path}: {shown(table)} is not a table of {', '.join(keys)}")
         hints = get_type_hints(cls)
         optional = {key for key, name in keys.items() if get_origin(hints[name]) in (types.UnionType, tuple)}
         missing = [key for key in keys if key not in optional and key not in table]
@@ -94,6 +89,17 @@ class Part:
         return replace(self, **{name: changed})
 
 
+def _rule(value: float, dimension: Dimension) -> str:
+    """What a number of this kind must be that is not."""
+    if dimension is Dimension.SHARE:
+        return "above 0 and at most 1"
+    least, most = dimension.within
+    if value <= 0 or math.isnan(value):
+        return "above 0" if least else "0 or more"
+    unit = dimension.base_unit
+    return f"at least {least:g}{unit}" if value < least else f"at most {most:g}{unit}"
+
+
 def _keys(part: type[Part]) -> dict[str, tuple[str, Dimension]]:
     """Per field of a part, its name in files and its dimension."""
     return {field.name: _key(field.name) for field in fields(part)}
@@ -112,7 +118,7 @@ def _value(kind: type, name: str, content: object, path: str) -> object:
     if issubclass(kind, Part):
         return kind.from_dict(content, path)
     if isinstance(content, bool) or not isinstance(content, kind):
-        raise InputError(f"{path}: {content!r} is not {'a whole number' if kind is int else 'a text'}")
+        raise InputError(f"{path}: {shown(content)} is not {'a whole number' if kind is int else 'a text'}")
     return content
 
 

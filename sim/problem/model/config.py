@@ -16,8 +16,14 @@ from sim.problem.model.fields import Fields
 from sim.problem.model.layer import Attention, FeedForward, Latent, Layer
 from sim.problem.model.quantization import native_bits
 from sim.problem.presets import MODELS
-from traces.errors import InputError, error_prefix
+from traces.errors import InputError, error_prefix, shown
 from traces.files import read_object
+
+MOST_LAYERS = 1000
+"""The deepest models have about 130."""
+
+MOST_EXPERTS = 4096
+"""Of a layer: the widest model, Switch-C, has 2,048."""
 
 
 def find_config(name_or_path: str | Path) -> tuple[Mapping[str, Any], str, str]:
@@ -46,7 +52,8 @@ def model_fields(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     with error_prefix(f"{source}: "):
         _refuse(fields)
         family = FAMILIES.get(fields.text("model_type").removesuffix("_text"), Family())
-        layers = tuple(_layer(fields, family, index) for index in range(fields.count("num_hidden_layers")))
+        num_layers = fields.count("num_hidden_layers", most=MOST_LAYERS)
+        layers = tuple(_layer(fields, family, index) for index in range(num_layers))
         if not any(layer.num_experts for layer in layers):
             raise InputError("no layer has experts: mlp_only_layers, first_k_dense_replace and their like leave none")
         return dict[str, Any](
@@ -78,7 +85,7 @@ def _layer(fields: Fields, family: Family, index: int) -> Layer:
     if not _is_sparse(fields, index):
         dense = FeedForward(hidden, fields.count("intermediate_size_mlp", layer=index), family.expert_bias)
         return Layer(attention, dense=dense, norm_params=norms)
-    num_experts = fields.count("num_local_experts", layer=index)
+    num_experts = fields.count("num_local_experts", layer=index, most=MOST_EXPERTS)
     top_k = fields.count("num_experts_per_tok", layer=index)
     if top_k > num_experts:
         chosen, there = (fields.find(name)[0] for name in ("num_experts_per_tok", "num_local_experts"))
@@ -187,7 +194,7 @@ def _window(fields: Fields, family: Family, index: int) -> int | None:
         raise InputError("layer_types has sliding_attention, but sliding_window is missing")
     if kind not in ("full_attention", "sliding_attention"):
         modelled = "full_attention, sliding_attention and chunked_attention"
-        raise InputError(f"layer_types has {kind!r}; modelled are {modelled}")
+        raise InputError(f"layer_types has {shown(kind)}; modelled are {modelled}")
     return size if kind == "sliding_attention" else None
 
 

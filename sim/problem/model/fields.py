@@ -10,6 +10,9 @@ from typing import Any
 from sim.problem.model.families import NAMES
 from traces.errors import InputError, check_count, check_flag, check_text
 
+MOST = 10**9
+"""Of any dimension: the largest vocabularies have a few hundred thousand words."""
+
 _NESTED = ("text_config", "language_config", "llm_config")
 
 
@@ -40,8 +43,8 @@ class Fields:
         known = self.names(name)
         return next(((one, value) for one in known if (value := self._get(one)) is not None), (name, None))
 
-    def count(self, name: str, default: int | None = None, minimum: int = 1, layer: int = 0) -> int:
-        """A whole number. Raises InputError where it is missing (without a `default`), no number, or too small."""
+    def count(self, name: str, default: int | None = None, minimum: int = 1, layer: int = 0, most: int = MOST) -> int:
+        """A whole number. Raises InputError where it is missing (without a `default`), no number, or out of range."""
         name, value = self.find(name)
         if value is None:
             if default is None:
@@ -49,7 +52,7 @@ class Fields:
             return default
         if isinstance(value, list):
             value = self._entry(name, value, layer)
-        return check_count(self.where + name, value, minimum)
+        return check_count(self.where + name, value, minimum, most)
 
     def flag(self, name: str, default: bool = False) -> bool:
         name, value = self.find(name)

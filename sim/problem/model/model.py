@@ -12,7 +12,10 @@ from typing import Any, Self
 from sim.problem.model.config import find_config, model_fields
 from sim.problem.model.layer import Layer, check_at_least, packed_bytes
 from sim.problem.presets import MODELS
-from traces.errors import InputError
+from traces.errors import InputError, shown
+
+MOST_PARAMETERS = 10**15
+"""The largest models have a few 10**12."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +48,16 @@ class Model:
     def __post_init__(self) -> None:
         check_at_least(self, 1, "vocab_size", "expert_bits", "other_bits", "embedding_bits", "activation_bits")
         if not any(layer.num_experts for layer in self.layers):
-            raise InputError(f"Model.layers of {self.name!r} hold no experts; it must be a Mixture of Experts")
+            raise InputError(f"Model.layers of {shown(self.name)} hold no experts; it must be a Mixture of Experts")
         if len({layer.hidden_size for layer in self.layers}) > 1:
-            raise InputError(f"Model.layers of {self.name!r} differ in hidden_size")
+            raise InputError(f"Model.layers of {shown(self.name)} differ in hidden_size")
         kinds: dict[Layer, int] = {}
         object.__setattr__(self, "layer_kinds", tuple(kinds.setdefault(layer, len(kinds)) for layer in self.layers))
         object.__setattr__(self, "distinct_layers", tuple(kinds))
         object.__setattr__(self, "layer_counts", tuple(self.layer_kinds.count(kind) for kind in kinds.values()))
+        if self.total_params > MOST_PARAMETERS:
+            given = f"Model {shown(self.name)} has {self.total_params:.3g} parameters"
+            raise InputError(f"{given}; at most {MOST_PARAMETERS:.0e} are handled")
 
     def __hash__(self) -> int:
         """Of little, because tables by model are asked often; layers have their say where two are compared."""

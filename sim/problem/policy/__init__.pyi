@@ -1,3 +1,4 @@
+from .fields import MOST_REQUESTS as MOST_REQUESTS
 from .placement import Placement as Placement
 from .policy import LOCK_UNIT_BYTES as LOCK_UNIT_BYTES, Policy as Policy, read_policy_file as read_policy_file
 from .splits import Split as Split, splits_of as splits_of

@@ -4,9 +4,12 @@ from dataclasses import dataclass
 
 from sim.problem.policy.splits import ROUNDING
 from sim.schedule import Place
-from traces.errors import InputError, check_choice, check_count, check_flag, check_range, check_share
+from traces.errors import InputError, check_choice, check_count, check_flag, check_range, check_share, shown
 
 MIN_BITS, MAX_BITS = 1.0, 32.0
+
+MOST_REQUESTS = 10**6
+"""Of a batch: those that fit a large host have some tens of thousands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +57,8 @@ class PolicyFields:
     defer_experts: int = 0
 
     def __post_init__(self) -> None:
-        check_count("batch-size", self.batch_size)
-        check_count("micro-batch-size", self.micro_batch_size)
+        check_count("batch-size", self.batch_size, most=MOST_REQUESTS)
+        check_count("micro-batch-size", self.micro_batch_size, most=MOST_REQUESTS)
         if self.pages is not None:
             check_count("pages", self.pages)
         for name in ("experts_on_device", "kv_on_device", "experts_on_host", "experts_fetched", "attention_on_device"):
@@ -84,8 +87,7 @@ class PolicyFields:
             check_count("groups", self.groups)
         for name in ("host_layers", "layers_on_host"):
             object.__setattr__(self, name, _range_of_layers(name, getattr(self, name)))
-        if type(self.defer_experts) is not int or self.defer_experts < 0:
-            raise InputError(f"defer_experts: {self.defer_experts!r} is not allowed; give a whole number from 0 on")
+        check_count("defer_experts", self.defer_experts, least=0)
 
 
 def _share_of_flag(name: str, value: object) -> float:
@@ -99,4 +101,4 @@ def _range_of_layers(name: str, layers: object) -> tuple[int, int] | None:
         return None
     if isinstance(layers, list | tuple) and [type(one) for one in layers] == [int, int] and 0 <= layers[0] <= layers[1]:
         return layers[0], layers[1]
-    raise InputError(f"{name}: {layers!r} is not allowed; give two numbers of layers, [first, stop]")
+    raise InputError(f"{name}: {shown(layers)} is not allowed; give two numbers of layers, [first, stop]")

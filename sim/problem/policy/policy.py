@@ -10,7 +10,7 @@ from sim.problem.policy.fields import PolicyFields
 from sim.problem.policy.splits import ROUNDING, Split, splits_of
 from sim.schedule import ExpertPlace, PipelineShape, Place, Schedule, System
 from traces.cli import SCHEMA
-from traces.errors import InputError, check_count, check_keys, error_prefix
+from traces.errors import InputError, check_count, check_keys, check_text, error_prefix, shown
 from traces.files import read_object
 
 _OF_PLACES = frozenset(
@@ -229,6 +229,8 @@ def read_policy_file(path: Path) -> tuple[str | None, dict[str, Any]]:
     """The schedule that a policy file (JSON) is for, if it says so, and the policy's fields. Raises InputError."""
     table = read_object(path)
     schedule, version = table.pop("schedule", None), table.pop("schema", SCHEMA)
+    if schedule is not None:
+        check_text(f"policy file {path}: schedule", schedule)
     if version != SCHEMA:
-        raise InputError(f"policy file {path}: schema {version!r} is not known; this version reads {SCHEMA}")
+        raise InputError(f"policy file {path}: schema {shown(version)} is not known; this version reads {SCHEMA}")
     return schedule, table

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from sim.problem.model import Model
 from traces.cli import SCHEMA, write_json
-from traces.errors import InputError, check_count, check_keys, check_text, error_prefix
+from traces.errors import InputError, check_count, check_keys, check_text, error_prefix, shown
 from traces.files import read_object
 
 MEND = "record one with `python -m engine run --record-routing FILE`"
@@ -66,7 +66,7 @@ class Histogram:
         with error_prefix(f"routing histogram {path}: "):
             check_keys(table, ("schema", "model", "layers"), ("schema", "model", "layers"), hint=MEND)
             if table["schema"] != SCHEMA:
-                raise InputError(f"schema: {table['schema']!r} is not known; this version reads {SCHEMA}")
+                raise InputError(f"schema: {shown(table['schema'])} is not known; this version reads {SCHEMA}")
             if not isinstance(table["layers"], list) or not table["layers"]:
                 raise InputError(f"layers: not a list of one object (or null) per layer; {MEND}")
             layers = tuple(_layer(layer, f"layers[{at}]") for at, layer in enumerate(table["layers"]))
@@ -111,5 +111,5 @@ def _counts(layer: Mapping[str, Any], name: str) -> TokenCounts:
 
 def _check_object(table: Any, *keys: str) -> None:
     if not isinstance(table, dict):
-        raise InputError(f"{keys[0]}: missing; {table!r} is no object with {', '.join(keys)}")
+        raise InputError(f"{keys[0]}: missing; {shown(table)} is no object with {', '.join(keys)}")
     check_keys(table, keys, keys)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -10,7 +9,8 @@ import numpy as np
 from sim.problem.model import Layer, Model
 from sim.problem.routing.choice import Floats
 from sim.problem.routing.histogram import Histogram, LayerHistogram, TokenCounts
-from traces.errors import InputError, nearest
+from traces.errors import InputError, nearest, shown
+from traces.files import is_file
 
 UNIFORM, ZIPF = "uniform", "zipf"
 FORMS = f"{UNIFORM}, {ZIPF}:EXPONENT such as {ZIPF}:1.1, or the path of a routing histogram (.json)"
@@ -43,8 +43,8 @@ class Routing:
             return cls()
         if law == ZIPF and colon:
             return cls(_number(text, exponent))
-        if not text.endswith(".json") and not Path(text).is_file():
-            raise InputError(f"routing {text!r}: unknown{nearest(text, (UNIFORM, f'{ZIPF}:1'))}; give {FORMS}")
+        if not text.endswith(".json") and not is_file(text):
+            raise InputError(f"routing {shown(text)}: unknown{nearest(text, (UNIFORM, f'{ZIPF}:1'))}; give {FORMS}")
         return cls(histogram=Histogram.read(text))
 
     def __str__(self) -> str:
@@ -75,7 +75,7 @@ def _number(text: str, exponent: str) -> float:
     try:
         return float(exponent)
     except ValueError:
-        raise InputError(f"routing {text!r}: {exponent!r} is not a number; give {FORMS}") from None
+        raise InputError(f"routing {shown(text)}: {shown(exponent)} is not a number; give {FORMS}") from None
 
 
 @lru_cache(maxsize=256)

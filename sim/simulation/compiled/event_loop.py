@@ -54,6 +54,7 @@ class Uses(NamedTuple):
     """What came out, per step as issued."""
 
     end_ns: Array  # [steps]: when the last token was out
+    drained_ns: Array  # [steps]: when the last task had ended
     busy_ns: Array  # [steps, lanes]
     waited_ns: Array  # [steps, lanes, ops]
 
@@ -94,6 +95,7 @@ def _run(  # noqa: PLR0912, PLR0915
     amount: Array,
     capacity: Array,
     end: Array,
+    drained: Array,
     busy: Array,
     waited: Array,
     hand_over: int | None,
@@ -176,6 +178,7 @@ def _run(  # noqa: PLR0912, PLR0915
                 lanes[lane, AWAITED], lanes[lane, DUE], lanes[lane, READY] = NOBODY, NEVER, 1
                 continue
             busy[step, lane] += now - lanes[lane, SINCE]
+            drained[step] = now
             if tasks[task, HEADS]:
                 end[step] = now
             left -= 1
@@ -212,6 +215,7 @@ def run_events(kinds: Array, tasks: Tasks, costs: Costs, hand_over_ns: int = 0) 
     """
     num_steps, num_lanes = len(kinds), tasks.lane_start.shape[1] - 1
     uses = Uses(
+        np.zeros(num_steps, np.int64),
         np.zeros(num_steps, np.int64),
         np.zeros((num_steps, num_lanes), np.int64),
         np.zeros((num_steps, num_lanes, NUM_OPS), np.int64),

@@ -55,10 +55,11 @@ def step_uses(program: Program, kinds: Sequence[int], uses: Uses) -> list[StepUs
     found = [
         StepUse(
             end,
+            drained,
             sum(numbers[kind]),
             {name: LaneUse(name, busy[lane]) for lane in program.first_on[kind] for name in [program.lanes[lane]]},
         )
-        for kind, end, busy in zip(kinds, uses.end_ns.tolist(), uses.busy_ns.tolist(), strict=True)
+        for kind, end, drained, busy in zip(kinds, *(one.tolist() for one in uses[:3]), strict=True)
     ]
     waits = np.nonzero(uses.waited_ns)
     for step, lane, op, waited in zip(*(one.tolist() for one in waits), uses.waited_ns[waits].tolist(), strict=True):

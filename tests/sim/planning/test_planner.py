@@ -133,10 +133,10 @@ class TestGivenSizes:
         assert planned(problem, schedule, num_micro_batches=5).best.setup.policy.num_micro_batches == 5
         assert str(best_policy(problem, schedule, micro_batch_size=7, num_micro_batches=5).best.setup.policy) == "7×5"
 
-    def test_a_schedule_of_one_batch_has_one_micro_batch_unless_told(self):
+    def test_a_schedule_of_one_batch_has_one_micro_batch_of_the_sizes_it_is_told(self):
         problem, schedule = simple_problem(), by_name("zero")
         assert planned(problem, schedule).best.setup.policy.num_micro_batches == 1
-        assert planned(problem, schedule, num_micro_batches=2).best.setup.policy.num_micro_batches == 2
+        assert str(planned(problem, schedule, micro_batch_size=7, num_micro_batches=2).best.setup.policy) == "14×1"
 
     def test_exactly_these_requests_in_one_batch(self):
         found = planned(simple_problem(), by_name("cgopipe"), num_requests=30)

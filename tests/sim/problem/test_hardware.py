@@ -110,8 +110,8 @@ class TestPresets:
 
 class TestUserFile:
     def test_extends_a_preset_and_changes_what_it_names(self, tmp_path):
-        path = written(tmp_path, f'extends = "gcp-t4"\n[link]\nh2d = {GOOD}\n')
-        mine, base = Hardware.load(path), Hardware.load("gcp-t4")
+        path = written(tmp_path, f'extends = "rtx4090"\n[link]\nh2d = {GOOD}\n')
+        mine, base = Hardware.load(path), Hardware.load("rtx4090")
         assert mine.name == "mine"
         assert mine.link.h2d_bytes_per_s == 20e9
         assert mine.link.h2d_bytes_per_s.basis is Basis.MEASURED

@@ -156,7 +156,7 @@ def test_a_place_that_a_schedule_does_not_have_is_refused(name, fields, said):
         ({"host_layers": [0, True]}, "host_layers: [0, True] is not allowed"),
         ({"host_layers": 3}, "host_layers: 3 is not allowed"),
         ({"groups": 0}, "groups"),
-        ({"defer_experts": -1}, "defer_experts: -1 is not allowed; give a whole number from 0 on"),
+        ({"defer_experts": -1}, "defer_experts: -1 is not allowed; give a whole number of at least 0"),
         ({"defer_experts": True}, "defer_experts: True is not allowed"),
         ({"deal_experts": 1}, "deal_experts: 1 is not allowed; give true or false"),
     ],
