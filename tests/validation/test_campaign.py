@@ -109,7 +109,7 @@ def test_runs_are_watched_over_unless_any_speed_will_do(campaign, monkeypatch):
             watched.append(make())
             return watched[-1]
 
-    monkeypatch.setattr("validation.campaign.execute.Steady", Watch)
+    monkeypatch.setattr("validation.campaign.measurements.Steady", Watch)
     file = campaign.trace_file(campaign.cases()[0], 0)
     for watches, times in ((True, 1), (False, 0)):
         watched.clear()
