@@ -1,6 +1,6 @@
 """From a trace's metadata back to the run: the tasks that its schedule issued, and a Setup that predicts them."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Protocol, TypeVar
@@ -156,9 +156,9 @@ def rebuild_setup(trace: Trace, run: Recorded, hardware: Hardware) -> Setup:
     return setup
 
 
-def check_shape(made: PipelineShape, told: PipelineShape) -> None:
-    """Raises InputError unless a trace's model and policy make the pipeline that its shape says."""
-    for field in fields(PipelineShape):
+def check_shape(made: PipelineShape, told: PipelineShape, but: Collection[str] = ()) -> None:
+    """Raises InputError unless a trace's model and policy make the pipeline that its shape says, `but` for fields."""
+    for field in (one for one in fields(PipelineShape) if one.name not in but):
         ours, theirs = getattr(made, field.name), getattr(told, field.name)
         if ours != theirs:
             raise InputError(
