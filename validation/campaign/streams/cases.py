@@ -22,6 +22,9 @@ from validation.campaign.grid import few_large_experts
 PAD, END, FIRST_TOKEN = 0, 1, 3
 ALL_STEPS = 1 << 40
 
+EMBEDDING_SCALE = 50.0
+"""Embeddings are drawn so small that what attention adds to them is most of what a layer sees."""
+
 
 @dataclass(frozen=True)
 class StreamCase:
@@ -122,5 +125,18 @@ class StreamGrid:
         return [StreamCase(model, **{**self.shared, **one}) for model in self.models for one in self.streams]
 
 
-STREAMS = StreamGrid({"few-large-experts": few_large_experts}, **read_toml(Path(__file__).with_name("streams.toml")))
+def few_large_experts_of_unlike_tokens() -> PreTrainedModel:
+    """A random Mixtral whose tokens use experts of their own, as those of a text do.
+
+    In a model as it is drawn the tokens of one prompt soon resemble each other, and use half of the experts.
+    """
+    model = few_large_experts()
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(EMBEDDING_SCALE)  # type: ignore[operator,union-attr]
+    return model
+
+
+STREAMS = StreamGrid(
+    {"unlike-tokens": few_large_experts_of_unlike_tokens}, **read_toml(Path(__file__).with_name("streams.toml"))
+)
 """Small enough for ten minutes with three repeats."""
