@@ -1,4 +1,4 @@
-"""Replay of streams: simulated ones to the nanosecond, the engine's by its own decisions, and those that lie refused."""
+"""Replay of streams: simulated ones to the nanosecond, the engine's with the same decisions, and what is refused."""
 
 import json
 from dataclasses import replace
@@ -93,8 +93,8 @@ def test_a_step_that_the_rules_would_not_have_made_is_named():
     trace = simulated()
     steps = [dict(one) for one in trace.metadata["stream"]["steps"]]
     whole = steps[1]["composition"]
-    (first, *rest), *others = whole["prompts"][0], *whole["prompts"][1:]
-    steps[1] = {**steps[1], "composition": {**whole, "prompts": [rest, *others], "entered": whole["entered"][1:]}}
+    fewer = [chunks[1:] for chunks in whole["prompts"]]
+    steps[1] = {**steps[1], "composition": {**whole, "prompts": fewer, "entered": whole["entered"][1:]}}
     checked = replay_trace(changed(trace, steps=steps)).stream_check
     assert checked.steps_alike == 1
     assert checked.different.startswith("step 1 carried prompts of")

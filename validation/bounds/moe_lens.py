@@ -49,6 +49,9 @@ REQUESTS = ((98, 32), (98, 64), (98, 256), (926, 128))
 CACHE_TOKENS = 40_000
 """Of the KV cache in which admission is asked. The bound is proportional to it."""
 
+CROWDED = 1.1
+"""Prompts of a step, over those that end in one: if all entered at once, all would end at once, and so ever after."""
+
 STEPS_BEFORE, STEPS_COUNTED = 2, 2
 """Times the longest generation: until as many end as enter, and from there on."""
 
@@ -86,7 +89,7 @@ def _saturation() -> Iterator[BoundCheck]:
     intensity = flops / (layer.experts_bytes(model.expert_bits) + layer.non_expert_bytes(model.other_bits))
     for device, (flops_per_s, tokens, *sizes) in SATURATING.items():
         needed = flops_per_s / PCIE_BYTES_PER_S / intensity
-        yield BoundCheck(f"tokens that saturate an {device}", "5.1, table 2", tokens, needed, 0.10)
+        yield BoundCheck(f"tokens that saturate an {device}", "5.1, table 2", tokens, needed, 0.12)
         for length, size in zip(SEQUENCES, sizes, strict=True):
             ours = tokens * length * model.kv_bytes_per_token(model.activation_bits) / GIGA
             yield BoundCheck(f"GB of KV cache for them, {length} tokens each", "5.1, table 2", size, ours, 0.06)
@@ -124,8 +127,10 @@ def _admission() -> Iterator[BoundCheck]:
 
 def _steady(prompt: int, generated: int) -> tuple[float, float]:
     """Tokens that a step computes, and requests that are in, in the mean of steps in which as many enter as end."""
-    rules = AdmissionRules(CACHE_TOKENS, CACHE_TOKENS, 1, CACHE_TOKENS, block_tokens=1)
-    admission, begin, stop = Admission(rules), STEPS_BEFORE * generated, (STEPS_BEFORE + STEPS_COUNTED) * generated
+    entering = CACHE_TOKENS / (generated * (prompt + generated / 2))
+    chunk = round(CROWDED * entering * prompt)
+    admission = Admission(AdmissionRules(CACHE_TOKENS, CACHE_TOKENS, 1, chunk, block_tokens=1))
+    begin, stop = STEPS_BEFORE * generated, (STEPS_BEFORE + STEPS_COUNTED) * generated
     computed = running = waiting = 0
     for step in range(stop):
         while admission.num_waiting < CACHE_TOKENS // prompt + 1:
