@@ -48,7 +48,7 @@ def changed(trace, **stream):
 
 
 @pytest.mark.parametrize("joins", Joins)
-@pytest.mark.parametrize("arrivals", ["at-once", "poisson:0.4/s"])
+@pytest.mark.parametrize("arrivals", ["at-once", "poisson:0.1/s"])
 @pytest.mark.parametrize("schedule", ["cgopipe", "hybrid"])
 def test_a_simulated_stream_is_replayed_to_the_nanosecond(schedule, joins, arrivals):
     trace = simulated(schedule, joins, arrivals)

@@ -49,9 +49,6 @@ REQUESTS = ((98, 32), (98, 64), (98, 256), (926, 128))
 CACHE_TOKENS = 40_000
 """Of the KV cache in which admission is asked. The bound is proportional to it."""
 
-CROWDED = 1.1
-"""Prompts of a step, over those that end in one: if all entered at once, all would end at once, and so ever after."""
-
 STEPS_BEFORE, STEPS_COUNTED = 2, 2
 """Times the longest generation: until as many end as enter, and from there on."""
 
@@ -126,9 +123,12 @@ def _admission() -> Iterator[BoundCheck]:
 
 
 def _steady(prompt: int, generated: int) -> tuple[float, float]:
-    """Tokens that a step computes, and requests that are in, in the mean of steps in which as many enter as end."""
+    """Tokens that a step computes, and requests that are in, in the mean of steps in which as many enter as end.
+
+    A step takes no more prompts than that: if all entered at once, all would end at once, and so ever after.
+    """
     entering = CACHE_TOKENS / (generated * (prompt + generated / 2))
-    chunk = round(CROWDED * entering * prompt)
+    chunk = round(entering * prompt)
     admission = Admission(AdmissionRules(CACHE_TOKENS, CACHE_TOKENS, 1, chunk, block_tokens=1))
     begin, stop = STEPS_BEFORE * generated, (STEPS_BEFORE + STEPS_COUNTED) * generated
     computed = running = waiting = 0

@@ -132,7 +132,7 @@ def few_large_experts_of_unlike_tokens() -> PreTrainedModel:
     """
     model = few_large_experts()
     with torch.no_grad():
-        model.get_input_embeddings().weight.mul_(EMBEDDING_SCALE)  # type: ignore[operator,union-attr]
+        model.get_input_embeddings().weight.mul_(EMBEDDING_SCALE)  # type: ignore[operator]
     return model
 
 
