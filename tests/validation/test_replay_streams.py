@@ -24,7 +24,7 @@ from validation.replay import replay_trace
 
 MODEL = "mixtral-8x7b"
 WORKLOAD = Workload("short", (30, 70), 6)
-MACHINE = round_machine(host_memory__bandwidth=25e9)
+MACHINE = round_machine(host_memory__bandwidth=15e9)
 ALL = 1_000
 
 

@@ -8,4 +8,5 @@ from .streams import (
     RecordedStream as RecordedStream,
     StreamCheck as StreamCheck,
     latency_checks as latency_checks,
+    times_in as times_in,
 )

@@ -18,7 +18,7 @@ T = TypeVar("T")
 MEND = "a replay needs a trace of `python -m engine run --trace` or `python -m sim compare --trace` of this version"
 
 
-class Costs(Protocol):
+class TaskCosts(Protocol):
     """What tasks cost, and what they share."""
 
     @property
@@ -52,7 +52,7 @@ class Run(Protocol):
         """Tokens that prompts gave, and the others."""
         ...
 
-    def costs(self, trace: Trace, hardware: Hardware) -> Costs:
+    def costs(self, trace: Trace, hardware: Hardware) -> TaskCosts:
         """Raises InputError if the trace does not hold the model or the policy, or they make another pipeline."""
         ...
 
@@ -89,14 +89,14 @@ class Recorded:
         first = sum(count for count, span in zip(counts, heads, strict=True) if span.step == 0)
         return first, sum(counts) - first
 
-    def costs(self, trace: Trace, hardware: Hardware) -> Costs:
+    def costs(self, trace: Trace, hardware: Hardware) -> TaskCosts:
         """What its tasks cost on a machine."""
         return rebuild_setup(trace, self, hardware).costs(only_contended=True)
 
 
 def recorded(trace: Trace) -> Recorded:
     """The run behind a trace. Raises InputError if the trace does not say enough of it, or says impossible things."""
-    metadata, schedule, shape = trace.metadata, schedule_of(trace), shape_of(trace)
+    metadata, schedule, shape = trace.metadata, recorded_schedule(trace), recorded_shape(trace)
     batch = typed(metadata, "batch", _Batch)
     if len(batch.micro_batches) != shape.num_micro_batches:
         raise InputError(
@@ -142,10 +142,10 @@ def hardware_of(trace: Trace) -> Hardware | None:
 
 def rebuild_setup(trace: Trace, run: Recorded, hardware: Hardware) -> Setup:
     """The setup of a trace's run on a machine. Raises InputError if the trace does not hold the model or the policy."""
-    policy = policy_of(trace, run.schedule)
+    policy = recorded_policy(trace, run.schedule)
     lengths = [one.max_prompt_tokens for one in run.batch.micro_batches for _ in range(one.num_requests)]
     workload = Workload("the trace's requests", tuple(lengths), run.batch.gen_len)
-    setup = Setup(Problem(model_of(trace), hardware, workload), run.schedule, policy, run.batch)
+    setup = Setup(Problem(recorded_model(trace), hardware, workload), run.schedule, policy, run.batch)
     many = hardware.num_devices != run.num_ranks * run.batch.copies and not run.schedule.system.divides_layers
     if many or setup.num_ranks != run.num_ranks:
         raise InputError(
@@ -166,22 +166,22 @@ def check_shape(made: PipelineShape, told: PipelineShape, but: Collection[str] =
             )
 
 
-def schedule_of(trace: Trace) -> Schedule:
+def recorded_schedule(trace: Trace) -> Schedule:
     """The schedule that a trace names."""
     return by_name(typed(trace.metadata, "schedule", str))
 
 
-def shape_of(trace: Trace) -> PipelineShape:
+def recorded_shape(trace: Trace) -> PipelineShape:
     """The pipeline of a trace."""
     return typed(trace.metadata, "shape", PipelineShape)
 
 
-def policy_of(trace: Trace, schedule: Schedule) -> Policy:
+def recorded_policy(trace: Trace, schedule: Schedule) -> Policy:
     """The policy of a trace."""
     return Policy.from_dict(typed(trace.metadata, "policy", dict), schedule)
 
 
-def model_of(trace: Trace) -> Model:
+def recorded_model(trace: Trace) -> Model:
     """The model of a trace: from its configuration, or a preset by its name. Raises InputError."""
     name, config = typed(trace.metadata, "model", str), trace.metadata.get("model_config")
     if isinstance(config, Mapping):

@@ -23,7 +23,15 @@ from sim.simulation import (
 from traces.errors import InputError
 from traces.trace import Span, Trace
 from validation.metrics import relative_error
-from validation.replay.rebuild import Costs, check_shape, model_of, policy_of, schedule_of, shape_of, typed
+from validation.replay.rebuild import (
+    TaskCosts,
+    check_shape,
+    recorded_model,
+    recorded_policy,
+    recorded_schedule,
+    recorded_shape,
+    typed,
+)
 
 COMPARED = ("p50", "p90")
 OF_PREFILL = ("prefill_experts", "streamed_in_prefill")
@@ -45,7 +53,7 @@ class RecordedStream:
     def of(cls, trace: Trace) -> "RecordedStream":
         """Raises InputError if the trace does not say enough of it, or says impossible things."""
         record = typed(trace.metadata, RECORD, StreamRecord)
-        shape, rules = shape_of(trace), record.rules
+        shape, rules = recorded_shape(trace), record.rules
         sizes = (rules.num_prompts, rules.num_micro_batches)
         for number, step in enumerate(record.steps):
             told = (len(step.composition.prompts), len(step.composition.decoding))
@@ -56,7 +64,7 @@ class RecordedStream:
                 )
         if not record.steps or not record.requests:
             raise InputError("the trace's stream has no step or no request: there is nothing to replay")
-        return cls(schedule_of(trace), shape, record)
+        return cls(recorded_schedule(trace), shape, record)
 
     @property
     def num_requests(self) -> int:
@@ -87,12 +95,12 @@ class RecordedStream:
         requests = [one.request for one in self.record.requests]
         prompts = tuple(one.prompt_tokens for one in requests)
         workload = Workload("the trace's requests", prompts, max(one.most_tokens for one in requests))
-        policy = policy_of(trace, self.schedule)
+        policy = recorded_policy(trace, self.schedule)
         longest = max(one.prompt_tokens + one.most_tokens - 1 for one in requests)
-        problem = Problem(model_of(trace), hardware, workload)
+        problem = Problem(recorded_model(trace), hardware, workload)
         return StreamSetup.under(problem, self.schedule, policy, self.record.rules, longest)
 
-    def costs(self, trace: Trace, hardware: Hardware) -> Costs:
+    def costs(self, trace: Trace, hardware: Hardware) -> TaskCosts:
         """What its tasks cost on a machine."""
         setup = self.setup(trace, hardware)
         check_shape(setup.shape, self.shape, OF_PREFILL)

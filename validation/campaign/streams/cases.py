@@ -12,7 +12,6 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 import engine
 from engine.device import Device
 from sim.admission import Arrivals, Lengths, RequestStream, StreamedRequest
-from sim.admission.requests import PROMPTS
 from sim.problem import Policy
 from sim.schedule import by_name
 from traces.files import read_toml
@@ -56,10 +55,9 @@ class StreamCase:
     @cached_property
     def stream(self) -> RequestStream:
         """What is known of the requests, and after how many tokens each ends."""
-        drawn = (self.requests, self.seed)
-        prompts = Lengths.parse(self.prompt_lens, PROMPTS).drawn(self.most_prompt_tokens, *drawn)
-        generated = Lengths.parse(self.gen_lens).drawn(self.gen_len, *drawn)
-        times = Arrivals.parse(self.arrivals).drawn_ns(*drawn)
+        prompts = Lengths.parse(self.prompt_lens).drawn(self.most_prompt_tokens, self.requests, self.seed + 1)
+        generated = Lengths.parse(self.gen_lens).drawn(self.gen_len, self.requests, self.seed)
+        times = Arrivals.parse(self.arrivals).drawn_ns(self.requests, self.seed)
         numbers = enumerate(zip(prompts, generated, times, strict=True))
         requests = (
             StreamedRequest(i, max(2, prompt), self.gen_len, tokens, when) for i, (prompt, tokens, when) in numbers

@@ -1,7 +1,8 @@
 """What the traces of a campaign over streams say: order of work, durations, and each stream predicted before it runs.
 
 The prediction knows the requests, after how many tokens each ends, when it comes, by which rules it is let in, and the
-machine from the calibration; it has its own clock, so that requests may meet in other steps than they did.
+machine from the calibration; it has its own clock, so that requests may meet in other steps than they did. As in the
+engine a request has its token when the head of its micro-batch has ended, which is before the end of the step.
 """
 
 import statistics
@@ -9,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sim.simulation import RequestTimes, StreamResult, StreamRun
+from sim.simulation import RequestTimes, record_stream
 from traces.files import read_trace
 from validation.campaign.measurements import Measurements
-from validation.campaign.streams.cases import StreamCase, StreamGrid
+from validation.campaign.streams.cases import ALL_STEPS, StreamCase, StreamGrid
 from validation.metrics import Spread, relative_error, spread_of
-from validation.replay import LatencyCheck, RecordedStream, Replay, latency_checks, replay_trace
+from validation.replay import LatencyCheck, RecordedStream, Replay, latency_checks, replay_trace, times_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,35 +89,39 @@ def analyse_streams(campaign: Measurements, grid: StreamGrid) -> StreamFindings:
 def _result(case: StreamCase, replays: Sequence[Replay]) -> StreamCaseResult:
     streams = [RecordedStream.of(one.measured) for one in replays]
     measured = [[one.times for one in stream.record.requests if one.times is not None] for stream in streams]
-    predicted = _predicted(case, streams[0], replays[0])
-    speeds = spread_of([_tokens_per_s(times) for times in measured])
+    predicted, num_steps = predicted_times(case, streams[0], replays[0])
+    speeds = spread_of([tokens_per_s(times) for times in measured])
     checks = [one.stream_check for one in replays if one.stream_check is not None]
     layers = [one.run_check for one in replays if one.run_check is not None]
     return StreamCaseResult(
         case,
         speeds,
-        predicted.throughput_tokens_per_s,
-        relative_error(predicted.throughput_tokens_per_s, speeds.median),
+        tokens_per_s(predicted),
+        relative_error(tokens_per_s(predicted), speeds.median),
         tuple(one.order_check.error for one in replays),
         tuple(error for one in replays if (error := one.order_check.error_with_hand_over) is not None),
         tuple(layer.run.error for layer in layers),
         statistics.median(one.duration_check.wape for one in replays if one.duration_check is not None),
         sum(check.steps for check in checks),
         sum(check.steps_alike for check in checks),
-        predicted.num_steps,
-        _latencies(measured, predicted.requests),
+        num_steps,
+        _latencies(measured, predicted),
     )
 
 
-def _predicted(case: StreamCase, stream: RecordedStream, replay: Replay) -> StreamResult:
-    """By its own clock, from the machine alone."""
+def predicted_times(case: StreamCase, stream: RecordedStream, replay: Replay) -> tuple[list[RequestTimes], int]:
+    """Of all requests, and in how many steps: by a clock of its own, from the machine alone."""
     assert replay.hardware is not None
     setup = stream.setup(replay.measured, replay.hardware)
-    return StreamRun.of(setup, case.stream, stream.record.rules).result()
+    trace = record_stream(setup, case.stream, stream.record.rules, {}, ALL_STEPS)
+    record = RecordedStream.of(trace).record
+    return times_in(trace, record), len(record.steps)
 
 
-def _tokens_per_s(times: Sequence[RequestTimes]) -> float:
-    return sum(one.num_tokens for one in times) / (max(one.end_ns for one in times) / 1e9)
+def tokens_per_s(times: Sequence[RequestTimes]) -> float:
+    """From when the first request came to the last token."""
+    span_ns = max(one.end_ns for one in times) - min(one.arrival_ns for one in times)
+    return sum(one.num_tokens for one in times) / (span_ns / 1e9)
 
 
 def _latencies(
