@@ -1,6 +1,7 @@
 """Two commands: schedules side by side, and what is known."""
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,9 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     add_json(how)
     add_plot(how, "throughput and one layer's timeline")
     how.add_argument(
-        "--trace", metavar="DIR", help="write prefill and two decode steps per schedule (Perfetto opens it)"
+        "--trace",
+        metavar="DIR",
+        help="write prefill and two decode steps per schedule; of requests beside decode the first 24 steps (Perfetto)",
     )
     how.add_argument("--exact", action="store_true", help="simulate every decode step instead of interpolating")
     add_jobs(how)
@@ -74,8 +77,6 @@ def _compare_served(
     names: list[str],
     asked: "comparison.Asked",
 ) -> int:
-    if args.trace:
-        raise InputError("--trace: holds one batch of each schedule: leave --requests out")
     options.check_prompt_len(args.prompt_len)
     options.check_schedules(names)
     problem, stream = options.stream_of(problem, args.gen_len)
@@ -89,6 +90,7 @@ def _compare_served(
         lambda: content,
         lambda: comparison.print_served(found, args.baseline),
         (args.plot, lambda path: comparison.draw_served(found, path)),
+        (args.trace, lambda folder: _write_served_traces(found, Path(folder), content["input_hash"])),
     )
 
 
@@ -117,6 +119,23 @@ def _write_traces(outcomes: "comparison.Comparison", folder: Path, digest: str) 
     for one in outcomes:
         if one.prediction is not None:
             files.write_trace(simulation.record(one.prediction.setup, metadata), folder / f"{one.schedule}.json.gz")
+
+
+def _write_served_traces(found: "comparison.ServedComparison", folder: Path, digest: str) -> None:
+    """A file for each schedule and place of prompts: of a stream its first steps, else of a batch as without one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"input_hash": digest, "versions": {"cgopipe": project_version()}}
+    for one in found:
+        if one.setup is None or one.result is None:
+            continue
+        if isinstance(one.setup, simulation.StreamSetup):
+            rules = one.setup.rules(one.service.priority, preempts=one.service.preempts)
+            trace = simulation.record_stream(one.setup, found.stream, rules, metadata)
+            kept = len(trace.metadata[simulation.RECORD]["steps"])
+            sys.stderr.write(f"{one.schedule}: the trace has {kept:,} of {one.result.num_steps:,} steps\n")
+        else:
+            trace = simulation.record(one.setup, metadata)
+        files.write_trace(trace, folder / f"{one.schedule}-{one.prompts.value}.json.gz")
 
 
 COMMAND = Command(

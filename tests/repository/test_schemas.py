@@ -107,7 +107,13 @@ def test_a_schema_is_one_of_draft_2020_12_and_says_what_it_is_for(file):
 
 def test_there_is_one_for_everything_that_is_written():
     described = {file.stem for file in FOLDER.glob("*.json")} - {Path(SHARED).stem}
-    assert {name_of(case) for case in COMMANDS} | {"campaign", "gpu", "routing", "run-line"} == described
+    assert {name_of(case) for case in COMMANDS} | {
+        "campaign",
+        "campaign-streams",
+        "gpu",
+        "routing",
+        "run-line",
+    } == described
 
 
 @pytest.mark.parametrize("case", COMMANDS)

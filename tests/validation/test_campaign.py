@@ -4,19 +4,24 @@ import dataclasses
 import json
 import statistics
 
+import msgspec
 import pytest
 from schemas import faults
 from short_calibrations import short_calibrations
 
 from engine.device import EmulatedDevice
-from sim.schedule import registered
+from sim.schedule import by_name, registered
+from sim.simulation import StreamRecord, StreamRun
 from traces.files import read_trace
-from validation.campaign.command import write
+from validation.campaign.command import write, write_streams
 from validation.campaign.execute import PLANNED, Campaign
 from validation.campaign.findings import analyse
 from validation.campaign.grid import STANDARD, CampaignGrid, few_large_experts, many_small_experts
+from validation.campaign.measurements import Measurements
+from validation.campaign.streams import STREAMS, StreamGrid, analyse_streams
+from validation.campaign.streams.report import ASKED
 from validation.cli import main
-from validation.replay import replay_trace
+from validation.replay import RecordedStream, replay_trace
 
 SHORT = CampaignGrid(
     models={"few": lambda: few_large_experts(32, 2), "many": lambda: many_small_experts(32, 2)},
@@ -109,7 +114,7 @@ def test_runs_are_watched_over_unless_any_speed_will_do(campaign, monkeypatch):
             watched.append(make())
             return watched[-1]
 
-    monkeypatch.setattr("validation.campaign.execute.Steady", Watch)
+    monkeypatch.setattr("validation.campaign.measurements.Steady", Watch)
     file = campaign.trace_file(campaign.cases()[0], 0)
     for watches, times in ((True, 1), (False, 0)):
         watched.clear()
@@ -237,3 +242,87 @@ def test_few_requests_generate_more_in_the_standard_campaign():
     lengths = {case.batch_size: case.gen_len for case in STANDARD.cases()}
     assert lengths == {1: 32, 4: 32, 16: 32, 32: 12, 64: 12, 96: 12}
     assert {SHORT.gen_len_of(requests) for requests in (1, SHORT.requests)} == {SHORT.gen_len}
+
+
+# streams -------------------------------------------------------------------------------------------------------------
+
+
+SHORT_STREAMS = StreamGrid(
+    models={"few": lambda: few_large_experts(32, 2)},
+    streams=({"label": "at-once"}, {"label": "over-time", "arrivals": "poisson:20/s", "priority": "longest"}),
+    shared={
+        "schedule": "cgopipe",
+        "requests": 7,
+        "prompt_lens": "lognormal:5,0.5",
+        "most_prompt_tokens": 9,
+        "gen_lens": "lognormal:3,0.5",
+        "gen_len": 6,
+        "arrivals": "at-once",
+        "micro_batch_size": 2,
+        "num_micro_batches": 2,
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def streams(campaign):
+    """Of the same machine, whose calibration is there."""
+    made = Measurements(campaign.folder, SHORT_STREAMS, REPEATS, campaign.make_device, True, watches_speed=False)
+    made.run()
+    return made
+
+
+@pytest.fixture(scope="module")
+def stream_findings(streams):
+    return analyse_streams(streams, SHORT_STREAMS)
+
+
+def test_requests_of_a_stream_end_where_its_law_says_and_nobody_knows_before(streams):
+    for case in SHORT_STREAMS.cases():
+        for file in streams.traces(case):
+            record = msgspec.convert(read_trace(file).metadata["stream"], StreamRecord)
+            asked = [(one.prompt_tokens, one.generated_tokens) for one in case.stream.requests]
+            assert [(one.request.prompt_tokens, one.request.generated_tokens) for one in record.requests] == asked
+            assert {one.request.most_tokens for one in record.requests} == {6}
+            assert len({generated for _, generated in asked}) > 2
+
+
+def test_streams_are_predicted_with_a_clock_of_their_own(streams, stream_findings):
+    assert [(run.case.label, len(run.order_errors)) for run in stream_findings.runs] == [
+        ("at-once", REPEATS),
+        ("over-time", REPEATS),
+    ]
+    for run in stream_findings.runs:
+        assert run.steps_alike == run.steps
+        assert run.error == pytest.approx(run.predicted_tokens_per_s / run.measured.median - 1)
+        assert len(run.latencies) == 6
+        case, (file, *_) = run.case, streams.traces(run.case)
+        stream = RecordedStream.of(read_trace(file))
+        setup = stream.setup(read_trace(file), streams.machine("few"))
+        alone = StreamRun.of(setup, case.stream, stream.record.rules).result()
+        assert run.predicted_steps == alone.num_steps
+        first_s = case.stream.requests[0].arrival_ns / 1e9
+        assert run.predicted_tokens_per_s == pytest.approx(alone.generated_tokens / (alone.total_s - first_s), rel=0.05)
+
+
+def test_the_report_of_streams_names_each_and_misses_no_bar_silently(streams, stream_findings):
+    write_streams(streams, stream_findings)
+    text = (streams.folder / "report.md").read_text()
+    numbers = json.loads((streams.folder / "report.json").read_text())
+    assert faults("campaign-streams", numbers) == []
+    assert (streams.folder / "latencies.png").read_bytes().startswith(b"\x89PNG")
+    for case in SHORT_STREAMS.cases():
+        assert text.count(case.name) >= 7
+    for name, (_, question, bar) in ASKED.items():
+        row = next(line for line in text.splitlines() if question + " |" in line)
+        assert ("**missed**" in row) == (numbers["summary"][name] > bar)
+
+
+def test_the_standard_streams_are_uneven_and_some_come_over_time():
+    cases = STREAMS.cases()
+    assert len({case.name for case in cases}) == len(cases) >= 6
+    for case in cases:
+        requests = case.stream.requests
+        assert max(one.generated_tokens for one in requests) >= 3 * min(one.generated_tokens for one in requests)
+        by_name(case.schedule)
+    assert sum(case.stream.requests[-1].arrival_ns > 0 for case in cases) >= 2

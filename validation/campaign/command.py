@@ -10,6 +10,7 @@ from traces import files
 from traces.cli import Command, positive_int, progress, write_json
 from traces.errors import InputError
 from validation import campaign as campaigns, replay
+from validation.campaign import streams
 
 EMULATED = "emulated"
 USUAL_GBS = 1.0
@@ -17,6 +18,7 @@ USUAL_GBS = 1.0
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="its state and its report")
+    parser.add_argument("--streams", action="store_true", help="streams of requests instead of batches")
     parser.add_argument("--repeats", type=positive_int, default=5, help="runs of each case (default: %(default)s)")
     parser.add_argument("--any-speed", action="store_true", help="keep runs made while the machine is slow")
     parser.add_argument("--report-only", action="store_true", help="report on what is there; run nothing")
@@ -26,9 +28,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run what is missing and write the report."""
-    campaign = campaigns.Campaign(
-        args.out, campaigns.STANDARD, args.repeats, lambda: _device(args), watches_speed=not args.any_speed
-    )
+    campaign = _campaign(args)
     if not args.report_only:
         _device(args).close()  # a wrong option shows before anything runs
         with progress("campaign", 1, unit="runs", lines=True) as shown:
@@ -36,9 +36,19 @@ def run(args: argparse.Namespace) -> int:
     elif not all(campaign.machine_file(model).exists() for model in campaign.grid.models):
         raise InputError(f"--report-only: {args.out} holds no campaign; run it first, without --report-only")
     with progress("predicting and drawing"):
-        write(campaign, campaigns.analyse(campaign))
+        if not isinstance(campaign, campaigns.Campaign):
+            write_streams(campaign, streams.analyse_streams(campaign, streams.STREAMS))
+        else:
+            write(campaign, campaigns.analyse(campaign))
     sys.stdout.write(f"{args.out / 'report.md'}\n")
     return 0
+
+
+def _campaign(args: argparse.Namespace) -> "campaigns.Measurements":
+    watched = {"watches_speed": not args.any_speed}
+    if args.streams:
+        return campaigns.Measurements(args.out, streams.STREAMS, args.repeats, lambda: _device(args), **watched)
+    return campaigns.Campaign(args.out, campaigns.STANDARD, args.repeats, lambda: _device(args), **watched)
 
 
 def _device(args: argparse.Namespace) -> "devices.Device":
@@ -69,10 +79,23 @@ def write(campaign: "campaigns.Campaign", findings: "campaigns.Findings") -> Non
     write_json(folder / "report.json", findings.to_dict())
 
 
+def write_streams(campaign: "campaigns.Measurements", findings: "streams.StreamFindings") -> None:
+    """Write report.md, report.json and the picture."""
+    if not findings.runs:
+        raise InputError(f"{campaign.folder} holds no run: there is nothing to report")
+    folder = campaign.folder
+    streams.draw_latencies(findings, folder / "latencies.png")
+    pictures = [("latencies.png", "Predicted latencies over measured ones: half, and nine of ten, requests of each.")]
+    facts = [campaign.machine(model).description for model in campaign.grid.models]
+    facts = list(dict.fromkeys(facts + campaigns.told(campaign.speed_file)))
+    (folder / "report.md").write_text(streams.streams_markdown(findings, facts, pictures), encoding="utf-8")
+    write_json(folder / "report.json", findings.to_dict())
+
+
 COMMAND = Command(
     "campaign",
     "calibrate this machine, run the engine over a grid, predict every run, report the errors",
-    ("--out campaign", "--out campaign --report-only"),
+    ("--out campaign", "--out campaign --report-only", "--out streams --streams --repeats 3"),
     _add_arguments,
     run,
     needs="engine",

@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+import engine
+from engine.device import Device
 from sim.problem import Policy
 from sim.schedule import Schedule, by_name, registered
 from traces.files import read_toml
+from traces.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,12 @@ class Case:
     @property
     def policy(self) -> Policy:
         return Policy.usual(self.chosen_schedule, self.batch_size, self.micro_batch_size, **self.fields)
+
+    def run(self, model: PreTrainedModel, device: Device) -> Trace:
+        """The trace of its one batch."""
+        vocabulary = model.config.get_text_config(decoder=True).vocab_size
+        run = (model, self.prompts(vocabulary), self.chosen_schedule, self.policy)
+        return engine.run(*run, max_new_tokens=self.gen_len, device=device, do_sample=False).trace
 
     def prompts(self, vocabulary: int) -> list[list[int]]:
         """Random token ids, the same each time."""

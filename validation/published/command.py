@@ -8,13 +8,14 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sim import problem, simulation
 from traces.cli import Command, add_jobs, add_json, deliver, progress
 from traces.errors import InputError
-from validation import published
+from validation import bounds, published
 from validation.published import latency
 
 T = TypeVar("T")
@@ -118,10 +119,13 @@ def _report(
     fits: "Sequence[published.Fitted]" = (),
     fitted_rates: "latency.FittedRates | None" = None,
 ) -> int:
+    checks = [] if args.predict else bounds.moe_lens_checks()
+
     def content() -> dict[str, Any]:
         found: dict[str, Any] = {"rows": [one.to_dict() for one in predictions]}
         if not args.predict:
             found["rates"] = [latency.with_basis(one) for one in rates]
+            found["bounds"] = [asdict(one) for one in checks]
         if fitted_rates is None:
             return found
         fitted = {one.case.machine: one.values for one in fits} | dict(fitted_rates.values)
@@ -133,6 +137,7 @@ def _report(
             machine = published.machines(fits).get("gcp-l4") or problem.Hardware.load("gcp-l4")
             published.print_kernels(published.predict_kernels(machine))
             latency.print_rates(rates, own_file=False)
+            bounds.print_bounds(checks)
         if fitted_rates is not None:
             published.print_fits(fits, held_out)
             latency.print_rate_fits(fitted_rates)

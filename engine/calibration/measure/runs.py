@@ -77,8 +77,9 @@ class Condition:
 
     def of_size(self, requests: int, prompt_tokens: int) -> "Condition":
         """The same with so many requests in each micro-batch, and prompts of another length."""
-        sizes = {"batch_size": requests * self.policy.num_micro_batches, "micro_batch_size": requests}
-        return replace(self, policy=replace(self.policy, **sizes), prompt_tokens=prompt_tokens)
+        together = requests * self.policy.num_micro_batches
+        policy = replace(self.policy, batch_size=together, micro_batch_size=requests)
+        return replace(self, policy=policy, prompt_tokens=prompt_tokens)
 
     def __str__(self) -> str:
         policy = self.policy

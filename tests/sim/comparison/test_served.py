@@ -14,8 +14,9 @@ from sim.comparison.streams.chunks import CHUNKS, balanced_chunk
 from sim.planning import Flow, best_stream_policy
 from sim.problem import Policy, Problem, Workload
 from sim.schedule import by_name
-from sim.simulation import StreamSetup, serve_stream
+from sim.simulation import REQUESTS, StreamSetup, serve_stream
 from traces.errors import InputError
+from traces.files import read_trace
 
 SMALL = ("--model", str(INPUTS / "small.json"), "--prompt-len", "60", "--gen-len", "8", "--jobs", "1")
 SIZES = ("--micro-batch-size", "4", "--num-micro-batches", "2")
@@ -239,6 +240,21 @@ class TestOptions:
         assert code == 0
         assert file.read_bytes().startswith(b"\x89PNG")
 
+    def test_traces_hold_the_first_steps_of_a_stream_and_a_batch_as_without_requests(self, capsys, tmp_path):
+        given = ("--requests", "40", "--schedules", "cgopipe", "--prefill-chunk", "64", "--trace", str(tmp_path))
+        code, _, err = command(capsys, *given)
+        assert code == 0
+        beside = read_trace(tmp_path / "cgopipe-beside.json.gz")
+        record = beside.metadata["stream"]
+        assert (len(record["steps"]), len(record["requests"])) == (24, 40)
+        assert {span.step for span in beside.spans} >= set(range(1, 25))
+        assert re.search(r"^cgopipe: the trace has 24 of \d+ steps$", err, re.M)
+        counted = [one.values for one in beside.counters if one.name == REQUESTS]
+        assert [one["waiting"] for one in counted] == sorted((one["waiting"] for one in counted), reverse=True)
+        assert len(counted) == 24
+        assert all(one["decoding"] <= one["places"] == 8 for one in counted)
+        assert {span.step for span in read_trace(tmp_path / "cgopipe-before.json.gz").spans} >= {0, 1, 2}
+
     def test_exact_simulates_every_step_of_a_batch(self, capsys):
         given = ("--requests", "8", "--schedules", "zero", "--gen-len", "60")
         sampled, exact = (results(capsys, *given, *more)[0] for more in ((), ("--exact",)))
@@ -261,7 +277,6 @@ class TestOptions:
             (("--requests", "9", "--prefill-chunk", "0"), "--prefill-chunk: 0"),
             (("--requests", "9", "--schedules", "zero", "--preempt"), "--preempt: none of zero carries prompts"),
             (("--requests", "9", "--schedules", "zero", "--prefill-chunk", "64"), "compare cgopipe or hybrid"),
-            (("--requests", "9", "--trace", "folder"), "--trace: holds one batch"),
             (("--requests", "9", "--baseline", "vllm"), "--baseline: 'vllm'"),
             (("--ttft", "1"), "--ttft: says something of a stream of requests: give --requests N too"),
             (("--arrivals", "at-once"), "--arrivals: says something"),
