@@ -35,6 +35,7 @@ class Admission:
         self._computing: list[Stay | None] = [None] * rules.num_prompts
         self._context = [0] * rules.num_micro_batches
         self._members: list[dict[int, Stay]] = [{} for _ in range(rules.num_micro_batches)]
+        self._ended: list[list[Stay]] = [[] for _ in self._members]  # of those who joined together
         self._begun: list[Stay] = []  # whose prompts the step before has ended
         self._due: dict[int, list[Stay]] = {}  # by the step before which they have all that they may generate
 
@@ -78,20 +79,20 @@ class Admission:
         begun = self._count_tokens()
         self._let_go(ended)
         self._begin_decoding(begun)
+        self._end_together()
         self._step += 1
         if self._step:
             self._ledger.advance()
         preempted = tuple(self._preempt()) if self.rules.preempts else ()
         decoding = tuple(tuple([one.decoding() for one in mine.values()]) for mine in self._members)
         chunks, room = self._continue_prompts()
-        places: list[int] = []
         if self.rules.joins is Joins.TOGETHER:
-            places = self._enter_together(chunks)
+            places = tuple(self._enter_together(chunks))
             entered = tuple(chunk.request for mine in chunks for chunk in mine)
-        else:
-            entered = () if preempted else tuple(self._enter(chunks, room))
-        prompts = tuple(map(tuple, chunks))
-        return Composition(self._step, decoding, prompts, entered, preempted, tuple(places))
+            over = tuple(tuple([one.decoding() for one in mine]) for mine in self._ended)
+            return Composition(self._step, decoding, tuple(map(tuple, chunks)), entered, (), places, over)
+        entered = () if preempted else tuple(self._enter(chunks, room))
+        return Composition(self._step, decoding, tuple(map(tuple, chunks)), entered, preempted)
 
     def _count_tokens(self) -> list[Stay]:
         """What the step before gave; returns those to whom it gave their first token of this stay."""
@@ -99,6 +100,8 @@ class Admission:
             for stay in mine.values():
                 stay.generated += 1
             self._context[j] += len(mine)
+        for stay in (stay for mine in self._ended for stay in mine):
+            stay.generated += 1
         begun, self._begun = self._begun, []
         for stay in begun:
             stay.generated += 1
@@ -111,6 +114,14 @@ class Admission:
                 stay.micro_batch = self._emptiest() if stay.place == NOWHERE else stay.place
                 self._members[stay.micro_batch][stay.request.id] = stay
                 self._context[stay.micro_batch] += stay.context_tokens
+            elif stay.place != NOWHERE:
+                self._ended[stay.place].append(stay)
+
+    def _end_together(self) -> None:
+        """Who has ended is computed as long as anybody goes on with whom it joined."""
+        for mine, ended in zip(self._members, self._ended, strict=True):
+            if not mine:
+                ended.clear()
 
     def _emptiest(self) -> int:
         open_ = (j for j, mine in enumerate(self._members) if len(mine) < self.rules.micro_batch_size)
@@ -140,6 +151,8 @@ class Admission:
         if stay.micro_batch != NOWHERE:
             del self._members[stay.micro_batch][stay.request.id]
             self._context[stay.micro_batch] -= stay.context_tokens
+            if stay.place != NOWHERE:
+                self._ended[stay.place].append(stay)
         elif self._computing[stay.lane] is stay:
             self._computing[stay.lane] = None
 
@@ -199,8 +212,10 @@ class Admission:
         if not requests:
             return NOWHERE
         place, promise = empty.popleft(), self._ledger.promise(needs, len(requests))
+        longest = max(request.prompt_tokens for request in requests)
         for request in requests:
-            stay = self._stays[request.id] = Stay(request, 0, lane, promise, place)
+            padding = longest - request.prompt_tokens
+            stay = self._stays[request.id] = Stay(request, 0, lane, promise, place, padding)
             chunks.append(stay.next_chunk(request.prompt_tokens))
             self._await_token(stay)
         return place

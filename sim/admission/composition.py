@@ -10,6 +10,8 @@ class Decoding(NamedTuple):
     request: int
     context_tokens: int
     """KV entries that it reads, the new token's included."""
+    padding_tokens: int = 0
+    """Entries before them that its prompt was filled up with, which attention on the host does not read."""
 
 
 class Chunk(NamedTuple):
@@ -20,6 +22,8 @@ class Chunk(NamedTuple):
     stop: int
     is_last: bool
     """Whether the prompt ends here, so that its first token comes out of this step."""
+    padding_tokens: int = 0
+    """Tokens before it that fill it up to the longest prompt beside it, and are computed, too."""
 
     @property
     def tokens(self) -> int:
@@ -40,6 +44,10 @@ class Composition:
     """Requests that gave up their blocks before this step."""
     places: tuple[int, ...] = ()
     """Where requests join together: of each micro-batch of prompts, in which one those will decode; -1 of an empty one.
+    """
+    ended: tuple[tuple[Decoding, ...], ...] = ()
+    """Where requests join together: of each micro-batch that decodes, those who have ended, who are computed all the
+    same until the last of them has.
     """
 
     @property

@@ -25,6 +25,8 @@ class Stay:
     """The blocks that it holds if it generates all that it may, or those of all that it joins."""
     place: int = NOWHERE
     """The micro-batch in which it will decode, where that is known when it enters."""
+    padding_tokens: int = 0
+    """What its prompt is filled up with."""
     prompt_tokens: int = field(init=False)
     prefilled: int = 0
     micro_batch: int = NOWHERE
@@ -44,12 +46,12 @@ class Stay:
 
     def decoding(self) -> Decoding:
         """Its part of a step that decodes it."""
-        return Decoding(self.request.id, self.context_tokens)
+        return Decoding(self.request.id, self.context_tokens, self.padding_tokens)
 
     def next_chunk(self, room: int) -> Chunk:
         """As much of its prompt as there is room for, which counts as computed then."""
         start, self.prefilled = self.prefilled, min(self.prompt_tokens, self.prefilled + room)
-        return Chunk(self.request.id, start, self.prefilled, self.is_prefilled)
+        return Chunk(self.request.id, start, self.prefilled, self.is_prefilled, self.padding_tokens)
 
 
 def planned_blocks(rules: AdmissionRules, prompt_tokens: int, most_tokens: int, first_room: int) -> tuple[Counts, int]:

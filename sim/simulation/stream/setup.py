@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from math import ceil, sqrt
+from operator import add
 from typing import Self
 
 from sim.admission import BLOCK_TOKENS, AdmissionRules, Chunk, Composition, Decoding, Priority, RequestStream
@@ -80,7 +82,8 @@ class StreamSetup:
 
     def sizes(self, composition: Composition) -> Sizes:
         """What the formulas of cost ask for in a step of this composition, as if it were step 1."""
-        micro_batches = (*map(_of_prompts, composition.prompts), *map(_of_decoding, composition.decoding))
+        decoding = map(add, composition.decoding, composition.ended or repeat(()))
+        micro_batches = (*map(_of_prompts, composition.prompts), *map(_of_decoding, decoding))
         earlier = tuple(sum(chunk.start for chunk in chunks) for chunks in composition.prompts)
         return self.sizes_of(micro_batches, earlier)
 
@@ -135,11 +138,13 @@ class StreamSetup:
 
 def _of_prompts(chunks: tuple[Chunk, ...]) -> MicroBatch:
     """Chunks of prompts; attention grows with the square of where they end, less that of where they begin."""
-    squares = sum(chunk.stop**2 - chunk.start**2 for chunk in chunks)
-    longest = max((chunk.tokens for chunk in chunks), default=0)
-    return MicroBatch(len(chunks), sum(chunk.tokens for chunk in chunks), squares, longest)
+    squares = sum((chunk.stop + chunk.padding_tokens) ** 2 - chunk.start**2 for chunk in chunks)
+    computed = [chunk.tokens + chunk.padding_tokens for chunk in chunks]
+    padding = sum(chunk.padding_tokens for chunk in chunks)
+    return MicroBatch(len(chunks), sum(computed), squares, max(computed, default=0), padding)
 
 
 def _of_decoding(requests: tuple[Decoding, ...]) -> MicroBatch:
     """Requests of which each is in its first decode step, as far as the formulas know."""
-    return MicroBatch(len(requests), sum(one.context_tokens - 1 for one in requests), 0, 0)
+    padding = sum(one.padding_tokens for one in requests)
+    return MicroBatch(len(requests), sum(one.context_tokens - 1 for one in requests) + padding, 0, 0, padding)

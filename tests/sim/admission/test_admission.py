@@ -49,7 +49,7 @@ def test_blocks_are_those_of_real_ages_and_never_more_than_there_are(rules, requ
         for chunks in one.composition.prompts:
             here.update({chunk.request: chunk.stop for chunk in chunks})
         for mine in one.composition.decoding:
-            here.update(dict(mine))
+            here.update({two.request: two.context_tokens for two in mine})
         for id_, before in entries.items():
             assert here.get(id_, before) >= before or id_ in one.composition.preempted, "a prompt goes back"
         held = sum(-(-tokens // rules.block_tokens) for tokens in here.values())

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 from stream_examples import EXAMPLES, STEPS, any_requests, any_rules, assert_served, serve
 
-from sim.admission import Admission, AdmissionRules, Joins, StreamedRequest
+from sim.admission import Admission, AdmissionRules, Decoding, Joins, StreamedRequest
 from traces.errors import InputError
 
 
@@ -85,6 +85,28 @@ def test_who_joins_together_takes_the_room_of_the_longest_until_the_last_one_end
     served = list(serve(rules, [StreamedRequest(0, 2, 1, 1), StreamedRequest(1, 4, 3, 3)]))
     assert [one.held_blocks for one in served] == [8, 10, 12, 0]
     assert [len(one.composition.decoding[0]) for one in served] == [0, 1, 1, 0]
+
+
+def test_who_has_ended_is_computed_until_the_last_one_has_with_what_its_prompt_was_filled_up_with():
+    """Prompts of 2, 4 and 3, generating 1, 4 and 2: the first ends where it enters, the third a step later."""
+    rules = AdmissionRules(99, 3, 1, prefill_chunk=12, block_tokens=1, joins=Joins.TOGETHER)
+    requests = [StreamedRequest(i, *lengths) for i, lengths in enumerate([(2, 1, 1), (4, 4, 4), (3, 4, 2)])]
+    steps = [one.composition for one in serve(rules, requests)]
+    assert [chunk.padding_tokens for chunk in steps[0].prompts[0]] == [2, 0, 1]
+    assert [one.decoding[0] for one in steps] == [
+        (),
+        (Decoding(1, 5), Decoding(2, 4, 1)),
+        (Decoding(1, 6),),
+        (Decoding(1, 7),),
+        (),
+    ]
+    assert [set(one.ended[0]) for one in steps] == [
+        set(),
+        {Decoding(0, 3, 2)},
+        {Decoding(0, 4, 2), Decoding(2, 5, 1)},
+        {Decoding(0, 5, 2), Decoding(2, 6, 1)},
+        set(),
+    ]
 
 
 def test_requests_wait_for_an_empty_micro_batch():
