@@ -402,7 +402,8 @@ def test_the_trace_counts_who_is_in(device):
     ]
     assert all(one["decoding"] <= one["places"] == 4 for one in samples)
     assert {span.step for span in stream.trace.spans} >= set(range(1, stream.stats.num_steps + 1))
-    assert stream.trace.metadata["stream"]["rules"]["joins"] == "together"
+    rules = stream.trace.metadata["stream"]["rules"]
+    assert (rules["joins"], rules["whole_prompts"]) == ("any-time", True)
 
 
 def test_a_trace_ends_where_it_is_told_to(device):
