@@ -63,7 +63,7 @@ class AdmissionRules:
     last of them ends; so many enter as `prefill_chunk` holds whole prompts.
     """
     whole_prompts: bool = False
-    """Whether a prompt is computed in one step, beside up to `micro_batch_size` in all, filled up to the longest of them:
+    """Whether a prompt is computed in one step, beside up to `micro_batch_size` in all, filled up to the longest:
     so many as `prefill_chunk` holds. Who joins together is computed so anyhow.
     """
 

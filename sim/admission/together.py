@@ -33,7 +33,7 @@ def take_together(queue: Queue, rules: AdmissionRules, ledger: KvLedger) -> tupl
 def take_whole(
     queue: Queue, rules: AdmissionRules, ledger: KvLedger, most: int
 ) -> list[tuple[StreamedRequest, Promise]]:
-    """From the head of the queue as many as one micro-batch computes in a step, at most so many, each with its own room.
+    """From the head of the queue as many as one micro-batch computes in a step, at most `most`, each with its room.
 
     They decode wherever there are places, and leave when they end.
     """

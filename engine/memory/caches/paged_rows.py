@@ -109,7 +109,7 @@ class PagedLayer:
 
     @property
     def content(self) -> KeysValues:
-        """All tokens in one piece, for code that knows no blocks: the newest come last, zeros before shorter requests."""
+        """All tokens in one piece, for code that knows no blocks: the newest last, zeros before shorter requests."""
         found = []
         for blocks in self._room:
             shape = len(self._rows.pieces), blocks.shape[1], self._rows.num_tokens, blocks.shape[3]
