@@ -14,15 +14,33 @@ from .prediction import (
 from .recurrence import in_turn as in_turn, start_delays as start_delays, task_ends as task_ends
 from .simulator import Executed as Executed, Simulation as Simulation, simulate_steps as simulate_steps
 from .stream import (
+    NOT_YET as NOT_YET,
+    RECORD as RECORD,
+    RECORDED_STREAM_STEPS as RECORDED_STREAM_STEPS,
+    REQUESTS as REQUESTS,
     STREAM_MEASURES as STREAM_MEASURES,
     Behind as Behind,
     Quantiles as Quantiles,
     RequestTimes as RequestTimes,
+    ServedCosts as ServedCosts,
+    ServedRequest as ServedRequest,
+    ServedStep as ServedStep,
     StepTimes as StepTimes,
+    StreamRecord as StreamRecord,
     StreamResult as StreamResult,
+    StreamRun as StreamRun,
     StreamSetup as StreamSetup,
     WorkCosts as WorkCosts,
+    record_stream as record_stream,
     serve_in_batches as serve_in_batches,
     serve_stream as serve_stream,
+    simulate_served as simulate_served,
+    stream_tasks as stream_tasks,
+    stretches as stretches,
 )
-from .timeline import record as record, span_of as span_of, structure as structure
+from .timeline import (
+    describe_shape as describe_shape,
+    record as record,
+    span_of as span_of,
+    structure as structure,
+)

@@ -39,12 +39,20 @@ def record(setup: Setup, metadata: dict[str, Any], num_steps: int = RECORDED_STE
         **structure(setup.shape, setup.batch),
         **metadata,
     }
-    return Trace(whole, [span_of(one) for one in executed], [*_memory(setup, executed), *_link_rates(executed)])
+    return Trace(whole, [span_of(one) for one in executed], [*_memory(setup, executed), *link_rates(executed)])
 
 
 def structure(shape: PipelineShape, batch: Batch) -> dict[str, Any]:
     """What it takes to issue a run's tasks once more, and to know how much each has to do, as JSON values."""
     micro_batches = [asdict(one) for one in batch.micro_batches]
+    return {
+        "shape": describe_shape(shape),
+        "batch": {"gen_len": batch.gen_len, "copies": batch.copies, "micro_batches": micro_batches},
+    }
+
+
+def describe_shape(shape: PipelineShape) -> dict[str, Any]:
+    """A pipeline as JSON values, from which its tasks can be issued once more."""
     described = {
         **asdict(shape),
         "experts": [int(places) for places in shape.experts],
@@ -54,10 +62,7 @@ def structure(shape: PipelineShape, batch: Batch) -> dict[str, Any]:
     }
     if not shape.runs_on_host:
         del described["layers_on_host"]
-    return {
-        "shape": described,
-        "batch": {"gen_len": batch.gen_len, "copies": batch.copies, "micro_batches": micro_batches},
-    }
+    return described
 
 
 def span_of(one: Executed) -> Span:
@@ -190,7 +195,7 @@ def _last_uses(executed: list[Executed]) -> dict[tuple[int, int, int], int]:
     return last
 
 
-def _link_rates(executed: list[Executed]) -> Iterator[Counter]:
+def link_rates(executed: list[Executed]) -> Iterator[Counter]:
     """What each link carries: the mean rate of the copy that is on it."""
     rates: dict[int, dict[str, float]] = {}
     edges: dict[tuple[int, int], dict[str, float]] = {}

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from engine_models import PROMPTS, VOCAB, make, make_prompts, reference
@@ -17,12 +18,12 @@ from transformers import LogitsProcessor, StoppingCriteria
 
 import engine
 from engine.device import EmulatedDevice
-from engine.generation.streaming.serving import REQUESTS
 from engine.lanes.executor import TaskError
 from sim.admission import Admission, StreamedRequest
 from sim.cost.memory import plan_memory
 from sim.problem import Batch, MicroBatch, Model, Policy
 from sim.schedule import by_name
+from sim.simulation import REQUESTS, StreamRecord
 from traces.errors import InputError
 
 NEW = 12
@@ -404,6 +405,27 @@ def test_the_trace_counts_who_is_in(device):
     assert {span.step for span in stream.trace.spans} >= set(range(1, stream.stats.num_steps + 1))
     rules = stream.trace.metadata["stream"]["rules"]
     assert (rules["joins"], rules["whole_prompts"]) == ("any-time", True)
+
+
+def test_requests_come_when_they_say_and_nobody_waits_at_work(device):
+    """The third comes long after the others have gone, and the fourth, which nobody wants any more, never."""
+    limits, arrivals_s = (3, 2, 4, 5), (0.0, 0.05, 1.5, 1e5)
+    asked = [engine.GenerationRequest(*one) for one in zip(PROMPTS[:4], limits, arrivals_s, strict=True)]
+    stream = engine.stream(make("mixtral"), asked, policy=Policy(4, 2), device=device, traced_steps=99)
+    stream.cancel(3)
+    found = outputs_of(stream)
+    assert [found[i].sequence for i in range(3)] == [
+        alone("mixtral", one.prompt, one.max_new_tokens) for one in asked[:3]
+    ]
+    assert (found[3].sequence, found[3].error) == ([], "cancelled")
+    record = msgspec.convert(stream.trace.metadata["stream"], StreamRecord)
+    assert [one.request.arrival_ns / 1e9 for one in record.requests] == pytest.approx(arrivals_s[:3], abs=0.05)
+    assert [one.times.num_tokens for one in record.requests] == [3, 2, 4]
+    assert [one.arrival_ns for one in stream.stats.times] == [round(when_s * 1e9) for when_s in arrivals_s[:3]]
+    (late,) = (step for step in record.steps if 2 in step.composition.entered)
+    assert late.begun_ns >= 1.4e9
+    assert late.waited_ns > 1e9
+    assert max(stream.trace.busy_ns().values()) < stream.trace.makespan_ns - late.waited_ns + 1e7, "waiting is no work"
 
 
 def test_a_trace_ends_where_it_is_told_to(device):

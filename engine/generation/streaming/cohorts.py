@@ -9,7 +9,9 @@ until then other lanes wait, if they come so early.
 
 import queue
 import threading
+import time
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -21,6 +23,7 @@ from engine.model import InFlight
 from engine.tasks import Carried, RunContext
 from sim.admission import Admission, Composition, StreamedRequest
 from sim.schedule import LaneKind, Op, PipelineShape, Task
+from sim.simulation import ServedStep
 from traces.errors import InputError
 
 FIRST = 1
@@ -43,9 +46,9 @@ class Cohorts(Carried):
         requests: Sequence[Wanted],
         activations: Activations,
         tell: Callable[[Wanted], None],
-        on_step: Callable[[Composition, int], None],
+        on_step: Callable[[ServedStep], None],
     ) -> None:
-        """`tell` is told of each request as it ends, `on_step` of each step and of how many requests still wait."""
+        """`tell` is told of each request as it ends, `on_step` of each step as it begins."""
         assert run.rules is not None
         self._run, self._shape, self._activations = run, shape, activations
         self._tell, self._on_step = tell, on_step
@@ -53,6 +56,7 @@ class Cohorts(Carried):
         self._most_requests = run.rules.micro_batch_size
         self._capacity = max((len(one.ids) for one in requests), default=1)
         self._capacity += max((one.most_tokens for one in requests), default=1) - 1
+        self._coming = deque(sorted(requests, key=lambda one: one.arrival_ns))
         self._waiting: dict[int, Wanted] = {}
         self._cancelled = queue.SimpleQueue[int]()
         self._live: list[Cohort] = []
@@ -63,8 +67,8 @@ class Cohorts(Carried):
         self._changed = threading.Condition()
         self.is_stopped: Callable[[], bool] = lambda: False
         """Whether the lanes end, whatever is left to do."""
-        for one in requests:
-            self._arrive(one)
+        self.begun_ns = time.perf_counter_ns()
+        """When the stream began: requests come so long after it as they say."""
 
     def of(self, task: Task) -> InFlight | None:
         if task.op is Op.LOAD_KV and task.micro_batch < self._shape.num_prompts:
@@ -122,11 +126,23 @@ class Cohorts(Carried):
         return True
 
     def advance(self) -> None:
-        """The next step begins: whoever has ended leaves, and others enter."""
+        """The next step begins: whoever has ended leaves, and others enter. If nobody is there, the next one does."""
         ended = [one.number for one in self._leave()]
+        before_ns = now_ns = self._let_in()
+        while not (self._live or self._waiting) and self._coming and not self.is_stopped():
+            time.sleep(min(LOOK_UP_S, max(0.0, (self._coming[0].arrival_ns - now_ns) / 1e9)))
+            self._drop_cancelled([])
+            now_ns = self._let_in()
         composition = self._admission.step(ended)
         self._carry(composition)
-        self._on_step(composition, self._admission.num_waiting)
+        self._on_step(ServedStep(composition, now_ns, self._admission.num_waiting, now_ns - before_ns))
+
+    def _let_in(self) -> int:
+        """Whoever has come waits from now on; returns when that is, counted from the beginning."""
+        now_ns = time.perf_counter_ns() - self.begun_ns
+        while self._coming and self._coming[0].arrival_ns <= now_ns:
+            self._arrive(self._coming.popleft())
+        return now_ns
 
     def _arrive(self, request: Wanted, *, alone: bool = False) -> None:
         most = request.most_tokens
@@ -154,14 +170,28 @@ class Cohorts(Carried):
                     request.begin_again()
                     self._arrive(request, alone=True)
         self._live = [one for one in self._live if one.left]
+        return left + self._drop_cancelled(left)
+
+    def _drop_cancelled(self, left: Sequence[Wanted]) -> list[Wanted]:
+        """Those of who waits, or has not come yet, that nobody wants any more; returns those who waited.
+
+        `left` are known to have left already.
+        """
+        dropped: list[Wanted] = []
         while not self._cancelled.empty():
-            waiting = self._waiting.get(self._cancelled.get())
-            if waiting is not None and waiting not in left:
-                del self._waiting[waiting.number]
-                waiting.drop()
-                left.append(waiting)
-                self._tell(waiting)
-        return left
+            number = self._cancelled.get()
+            waiting = self._waiting.get(number)
+            request = waiting or next((one for one in self._coming if one.number == number), None)
+            if request is None or request in left:
+                continue
+            if waiting is not None:
+                del self._waiting[number]
+                dropped.append(waiting)
+            else:
+                self._coming.remove(request)
+            request.drop()
+            self._tell(request)
+        return dropped
 
     def _carry(self, composition: Composition) -> None:
         step = composition.step + FIRST

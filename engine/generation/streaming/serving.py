@@ -4,7 +4,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from engine.device import LaneContext
 from engine.generation.session import open_session
@@ -12,23 +12,21 @@ from engine.generation.streaming.cohorts import FIRST, Cohorts
 from engine.generation.streaming.joined import Joined
 from engine.generation.streaming.stats import StreamStats
 from engine.generation.streaming.together import Together
+from engine.generation.streaming.traced import with_record
 from engine.generation.streaming.wanted import RequestOutput, Wanted
 from engine.generation.trace import History, describe_run, make_trace
 from engine.lanes import Executor, Ran
 from engine.memory import Activations, Buffers, KVBlocks
 from engine.tasks import BatchContext, DecodeAttention, RunContext, Session, TaskPerformer
-from sim.admission import Composition, Joins
+from sim.admission import Joins
 from sim.schedule import H2D, WHOLE, Lane, LaneKind, Op, PipelineShape, SlotLayout, Task
-from sim.simulation import RequestTimes
-from traces.trace import Counter, Trace
+from sim.simulation import RequestTimes, ServedStep, describe_shape
+from traces.trace import Trace
 
 ENDLESS = 1 << 40
 """Steps of a stream, as far as its schedule knows: it ends when nobody is left."""
 
 STEPS_THAT_SHOW_ALL_LANES = 2
-
-REQUESTS = "stream (requests)"
-"""The counter of who is in: `decoding`, `in prompts` and `waiting`, and how many `places` there are."""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +47,8 @@ class Serving:
     _cohorts: Cohorts | None = None
     _stopped: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _samples: list[Counter] = field(default_factory=list)
+    _steps: list[ServedStep] = field(default_factory=list)
+    """Those of which there is a trace."""
     _histories: Mapping[str, History] = field(default_factory=dict)
     _num_steps: int = 0
 
@@ -116,7 +115,7 @@ class Serving:
         for request in self.requests:
             if request.cancelled:
                 cohorts.cancel(request.number)
-        begun_ns = time.perf_counter_ns()
+        begun_ns = cohorts.begun_ns = time.perf_counter_ns()
         cohorts.advance()
         ran = [] if cohorts.over else executor.run()
         self._note(ran, begun_ns, time.perf_counter_ns())
@@ -127,21 +126,13 @@ class Serving:
     def _is_traced(self, task: Task) -> bool:
         return task.step < FIRST + self.traced_steps
 
-    def _began(self, composition: Composition, num_waiting: int) -> None:
-        """A step has begun: counts who is in it, for as long as there is a trace."""
-        self._num_steps += not composition.is_empty
-        if composition.step < self.traced_steps:
-            prompts = sum(map(len, composition.prompts))
-            assert self.run.rules is not None
-            values = {
-                "decoding": composition.num_decoding,
-                "in prompts": prompts,
-                "waiting": num_waiting,
-                "places": self.run.rules.most_running,
-            }
-            self._samples.append(Counter(REQUESTS, time.perf_counter_ns(), values))
-        elif composition.step == self.traced_steps:
+    def _began(self, step: ServedStep) -> None:
+        """A step has begun, which is kept for as long as there is a trace."""
+        self._num_steps += not step.composition.is_empty
+        if step.composition.is_empty or step.composition.step >= self.traced_steps:
             self._end_histories()
+        else:
+            self._steps.append(step)
 
     def _end_histories(self) -> None:
         if self.traced_steps and not self._histories:
@@ -150,7 +141,9 @@ class Serving:
     def _note(self, ran: list[Ran], begun_ns: int, ended_ns: int) -> None:
         run = self.run
         times = tuple(
-            RequestTimes(one.number, 0, one.first_token_ns - begun_ns, one.end_ns - begun_ns, len(one.tokens))
+            RequestTimes(
+                one.number, one.arrival_ns, one.first_token_ns - begun_ns, one.end_ns - begun_ns, len(one.tokens)
+            )
             for one in self.requests
             if one.is_over and not one.error
         )
@@ -165,11 +158,13 @@ class Serving:
         metadata = {
             **describe_run(run, [one.ids for one in self.requests]),
             "device": run.device.facts,
-            "stream": {"requests": len(self.requests), "rules": asdict(run.rules)},
+            "shape": describe_shape(run.shape(run.policy.num_micro_batches)),
             "streamed_bytes": [0 if layer is None else layer.decode_bytes for layer in run.streamed],
             "locked_bytes": run.locked_bytes,
         }
-        self.trace = make_trace(ran, metadata, self._histories, self._samples)
+        trace = make_trace(ran, metadata, self._histories)
+        zero_ns = min(one.start.time_ns for one in ran)
+        self.trace = with_record(trace, run.rules, self.requests, self._steps, begun_ns, zero_ns)
 
 
 class _Work:

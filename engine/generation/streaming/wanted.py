@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.generation.prompts import Prompt, check_length, prompt_ids
-from traces.errors import InputError, check_count
+from traces.errors import InputError, check_count, check_range
+
+MOST_ARRIVAL_S = 1e6
+"""Twelve days."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +19,8 @@ class GenerationRequest:
 
     prompt: Prompt
     max_new_tokens: int | None = None
+    arrival_s: float = 0.0
+    """When it comes, in seconds from the first step on. Nobody takes it into account before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,7 @@ class Wanted:
     number: int
     ids: list[int]
     most_tokens: int
+    arrival_ns: int = 0
     tokens: list[int] = field(default_factory=list)
     is_over: bool = False
     """Whether it gets no more tokens."""
@@ -108,4 +114,5 @@ def _checked(
     check_count(f"prompt {number}: max_new_tokens", most)
     ids = prompt_ids(request.prompt, number, tokenizer)
     check_length(ids, f"prompt {number}", most, model)
-    return Wanted(number, ids, most)
+    arrival_s = check_range(f"prompt {number}: arrival_s", request.arrival_s, 0, MOST_ARRIVAL_S, "seconds")
+    return Wanted(number, ids, most, round(arrival_s * 1e9))

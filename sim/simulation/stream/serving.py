@@ -1,10 +1,12 @@
 """A stream served: admission says what a step carries, simulation how long it takes, and so on until all are done."""
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from sim.admission import Admission, Composition, Priority, RequestStream, StreamedRequest
+from sim.admission import Admission, AdmissionRules, Composition, Priority, RequestStream, StreamedRequest
 from sim.simulation.prediction import NS
+from sim.simulation.stream.record import ServedStep
 from sim.simulation.stream.results import RequestTimes, StreamResult, lane_summaries
 from sim.simulation.stream.setup import StreamSetup
 from sim.simulation.stream.steps import StepTimes
@@ -18,20 +20,19 @@ def serve_stream(
     Raises InputError for one that is too long.
     """
     setup = setup.holding(stream)
-    run = _Run(Admission(setup.rules(priority, preempts=preempts)), StepTimes(setup), deque(stream.requests))
-    while run.go_on():
-        pass
-    return run.result()
+    return StreamRun.of(setup, stream, setup.rules(priority, preempts=preempts)).result()
 
 
 @dataclass(slots=True)
-class _Run:
+class StreamRun:
     """The clock, and what it has seen."""
 
     admission: Admission
     times: StepTimes
     coming: deque[StreamedRequest]
     now_ns: int = 0
+    waited_ns: int = 0
+    """How long nobody has been there."""
     before: Composition | None = None
     in_: dict[int, StreamedRequest] = field(default_factory=dict)
     since: dict[int, int] = field(default_factory=dict)
@@ -53,19 +54,36 @@ class _Run:
     steady_to: tuple[int, int] | None = None
     """The same of the last step that began with requests waiting."""
 
-    def go_on(self) -> bool:
-        """One step, or the wait for the next arrival; whether there was anything to do."""
+    @classmethod
+    def of(cls, setup: StreamSetup, stream: RequestStream, rules: AdmissionRules) -> "StreamRun":
+        """A stream under rules that need not be the setup's own, such as those that an engine went by."""
+        return cls(Admission(rules), StepTimes(setup), deque(stream.requests))
+
+    def steps(self) -> Iterator[ServedStep]:
+        """Those that are left, each when it has ended; its tokens are given."""
+        while True:
+            step = self._next()
+            if step.composition.is_empty:
+                if not self.coming:
+                    return
+                self.waited_ns += self.coming[0].arrival_ns - self.now_ns
+                self.now_ns = self.coming[0].arrival_ns
+                self.before = None
+            else:
+                self.waited_ns = 0
+                yield step
+
+    def _next(self) -> ServedStep:
+        """One step, if anybody is there to do something in it."""
         while self.coming and self.coming[0].arrival_ns <= self.now_ns:
             request = self.coming.popleft()
             self.in_[request.id] = request
             self.admission.arrive(request)
         composition = self.admission.step(self.ended)
+        step = ServedStep(composition, self.now_ns, self.admission.num_waiting, self.waited_ns)
         self.ended = []
         if composition.is_empty:
-            if self.coming:
-                self.now_ns = self.coming[0].arrival_ns
-            self.before = None
-            return bool(self.coming)
+            return step
         span_ns = self.times.span_ns(self.before, composition)
         self.now_ns += span_ns
         self.held_ns += self.admission.num_running * span_ns
@@ -73,7 +91,7 @@ class _Run:
         self.num_steps += 1
         self.num_preempted += len(composition.preempted)
         self._give_tokens(composition)
-        return True
+        return step
 
     def _give_tokens(self, composition: Composition) -> None:
         step = composition.step
@@ -106,6 +124,9 @@ class _Run:
         return self.had.get(id_, 0) + step - self.since[id_] + 1
 
     def result(self) -> StreamResult:
+        """What all of it gave, the steps that are left included."""
+        for _ in self.steps():
+            pass
         lanes = lane_summaries(self.times.lanes.values(), self.now_ns)
         done = tuple(sorted(self.done, key=lambda one: one.id))
         counts = self.num_steps, self.times.num_simulated, self.num_preempted

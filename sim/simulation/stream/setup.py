@@ -56,6 +56,15 @@ class StreamSetup:
         object.__setattr__(self, "memory", self._plan())
         object.__setattr__(self, "num_blocks", self._blocks())
 
+    @classmethod
+    def under(
+        cls, problem: Problem, schedule: Schedule, policy: Policy, rules: AdmissionRules, longest_tokens: int
+    ) -> Self:
+        """One whose steps are those of other rules: those that an engine went by."""
+        return cls(
+            problem, schedule, policy, rules.prefill_chunk, rules.num_prompts, rules.block_tokens, longest_tokens
+        )
+
     def holding(self, stream: RequestStream) -> Self:
         """The same with room on the device for the longest request of a stream."""
         return replace(self, longest_tokens=max(one.prompt_tokens + one.most_tokens - 1 for one in stream.requests))
