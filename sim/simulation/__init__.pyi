@@ -34,7 +34,7 @@ from .stream import (
     record_stream as record_stream,
     serve_in_batches as serve_in_batches,
     serve_stream as serve_stream,
-    simulate_served as simulate_served,
+    simulate_stretches as simulate_stretches,
     stream_tasks as stream_tasks,
     stretches as stretches,
 )

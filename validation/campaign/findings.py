@@ -178,7 +178,7 @@ def _medians(replays: Sequence[Replay]) -> list[OpAccuracy]:
     for span in predicted.spans:
         took_ns = statistics.median(durations.get(span.key, [0]))
         if took_ns:
-            groups[what_of(span)].append((took_ns, span.duration_ns))
+            groups[what_of(span, replays[0].run.shape)].append((took_ns, span.duration_ns))
     return [OpAccuracy.of(what, *map(list, zip(*pairs, strict=True))) for what, pairs in groups.items()]
 
 
@@ -210,9 +210,10 @@ def _result(case: Case, replays: Sequence[Replay], ops: Sequence[OpAccuracy]) ->
     layers = [one.run_check for one in replays if one.run_check is not None]
     predicted = layers[0]
     measured = spread_of([layer.run.measured_tokens_per_s for layer in layers])
-    prefill_s = statistics.median(layer.prefill.measured_s for layer in layers)
+    prefill_s = statistics.median(layer.prefill.measured_s for layer in layers if layer.prefill)
     decode_s = statistics.median(layer.decode.measured_s for layer in layers if layer.decode)
     first = replays[0]
+    assert predicted.prefill is not None
     assert predicted.decode is not None
     assert first.hardware is not None
     worst = max(ops, key=lambda one: abs(one.predicted_s - one.measured_s))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from sim.schedule import PipelineShape
 from traces.analysis import find_critical_path
 from traces.trace import Span, Trace, lane_name, lane_order
 from validation.metrics import bias, mape, wape
@@ -64,16 +65,17 @@ class PathShare:
     predicted: float
 
 
-def what_of(span: Span) -> What:
+def what_of(span: Span, shape: PipelineShape) -> What:
     """The group whose accuracy a task is part of."""
-    return span.op, lane_name((span.lane, span.rank)), "decode" if span.step else "prefill"
+    phase = "prefill" if shape.has_prompts(span.step, span.micro_batch) else "decode"
+    return span.op, lane_name((span.lane, span.rank)), phase
 
 
-def op_checks(pairs: Sequence[Pair]) -> tuple[OpCheck, ...]:
+def op_checks(pairs: Sequence[Pair], shape: PipelineShape) -> tuple[OpCheck, ...]:
     """One line per op, lane and phase: what took most measured time first."""
     groups: defaultdict[What, list[tuple[int, int, int]]] = defaultdict(list)
     for measured, predicted, solo_ns in pairs:
-        groups[what_of(measured)].append((measured.duration_ns, predicted.duration_ns, solo_ns))
+        groups[what_of(measured, shape)].append((measured.duration_ns, predicted.duration_ns, solo_ns))
     lines = []
     for what, durations in groups.items():
         measured_ns, predicted_ns, alone_ns = (list(column) for column in zip(*durations, strict=True))

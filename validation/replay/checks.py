@@ -11,14 +11,15 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sim.cost import Cost
-from sim.problem import Batch, Hardware
+from sim.problem import Hardware
 from sim.schedule import Lane, Op, Task
-from sim.simulation import Executed, Simulation, in_turn, span_of, start_delays
+from sim.simulation import RECORD, in_turn, simulate_stretches, span_of, start_delays
 from traces.errors import InputError
 from traces.trace import NONE, Key, Span, Trace
 from validation.metrics import relative_error, wape
 from validation.replay.accuracy import LaneShare, OpCheck, PathShare, lane_shares, op_checks, path_agreement
-from validation.replay.rebuild import Recorded, hardware_of, rebuild_setup, recorded, spans_by_key
+from validation.replay.rebuild import Run, hardware_of, recorded, spans_by_key
+from validation.replay.streams import RecordedStream, StreamCheck, check_decisions, latency_checks, times_in
 
 ORDER_BAR = 0.03
 """Largest makespan error of layer 1."""
@@ -89,12 +90,13 @@ class PhaseError:
 class RunCheck:
     """The simulated run beside the measured one, whole and by phase.
 
-    `path_agreement` is the share of the measured critical path's time whose (op, lane) the predicted one spends too;
-    `path_tasks_agreement`, the share of it that is on the very same tasks.
+    A stream has no phases: prompts and decode share its steps. `path_agreement` is the share of the measured critical
+    path's time whose (op, lane) the predicted one spends too; `path_tasks_agreement`, the share of it that is on the
+    very same tasks.
     """
 
     run: PhaseError
-    prefill: PhaseError
+    prefill: PhaseError | None
     decode: PhaseError | None
     throughput_error: float
     lanes: tuple[LaneShare, ...]
@@ -107,18 +109,23 @@ class RunCheck:
 class Replay:
     """All checks of one trace. Without a known machine all but the first are None, and `why_not` says so.
 
-    `replayed` is the run of the first, `predicted` that of the last.
+    `replayed` is the run of the first, `predicted` that of the last. Only a stream has a `stream_check`.
     """
 
     measured: Trace
+    run: Run
     replayed: Trace
     hardware: Hardware | None
-    num_requests: int
     order_check: OrderCheck
     duration_check: DurationCheck | None
     run_check: RunCheck | None
     predicted: Trace | None
+    stream_check: StreamCheck | None = None
     why_not: str = ""
+
+    @property
+    def num_requests(self) -> int:
+        return self.run.num_requests
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers as JSON values, without the traces."""
@@ -128,6 +135,7 @@ class Replay:
             "hardware": self.hardware and self.hardware.name,
             "num_requests": self.num_requests,
             **{f"layer{number}": layer and asdict(layer) for number, layer in enumerate(layers, 1)},
+            "stream": self.stream_check and asdict(self.stream_check),
             "why_not": self.why_not,
         }
 
@@ -137,9 +145,9 @@ def replay_trace(trace: Trace, hardware: Hardware | None = None) -> Replay:
 
     Raises InputError if the trace does not say enough of its run, or does not fit its schedule.
     """
-    run = recorded(trace)
-    steps = list(run.steps())
-    tasks = {task.key: task for step in steps for task in step}
+    stream = RecordedStream.of(trace) if RECORD in trace.metadata else None
+    run: Run = stream or recorded(trace)
+    tasks = {task.key: task for step in run.steps() for task in step}
     spans = spans_by_key(trace, tasks)
     if not trace.makespan_ns:
         raise InputError("the trace's tasks take no time at all: there is nothing to replay")
@@ -148,29 +156,40 @@ def replay_trace(trace: Trace, hardware: Hardware | None = None) -> Replay:
         return Cost(spans[task.key].duration_ns, (), spans[task.key].bytes)
 
     replayed = replay_steps(run, spans, lasting)
-    first = check_order(trace, replayed, list(tasks.values()), spans)
-    num_requests = run.batch.num_requests
+    first = check_order(trace, replayed, run, spans)
+    checked = None if stream is None else check_decisions(stream.record)
     machine = hardware or hardware_of(trace)
     if machine is None:
         why_not = "the trace describes no machine: give the one that was calibrated with --hardware"
-        return Replay(trace, replayed, None, num_requests, first, None, None, None, why_not)
-    costs = rebuild_setup(trace, run, machine).costs(only_contended=True)
+        return Replay(trace, run, replayed, None, first, None, None, None, checked, why_not)
+    costs = run.costs(trace, machine)
     handed_over_ns = replay_steps(run, spans, lasting, hand_over_ns=costs.hand_over_ns).makespan_ns
     first = replace(first, error_with_hand_over=relative_error(handed_over_ns, trace.makespan_ns))
     predicted = replay_steps(run, spans, costs, costs.capacities, costs.hand_over_ns)
-    second = check_durations(spans, predicted, {key: costs(tasks[key]).duration_ns for key in spans})
-    third = check_run(trace, predicted, run.batch)
-    return Replay(trace, replayed, machine, num_requests, first, second, third, predicted)
+    second = check_durations(run, spans, predicted, {key: costs(tasks[key]).duration_ns for key in spans})
+    third = check_run(trace, predicted, run)
+    if stream is not None and checked is not None:
+        latencies = latency_checks(*(times_in(one, stream.record) for one in (trace, predicted)))
+        checked = replace(checked, latencies=latencies)
+    return Replay(trace, run, replayed, machine, first, second, third, predicted, checked)
 
 
-def check_order(trace: Trace, replayed: Trace, tasks: list[Task], spans: Mapping[Key, Span]) -> OrderCheck:
+def check_order(trace: Trace, replayed: Trace, run: Run, spans: Mapping[Key, Span]) -> OrderCheck:
     """The makespan that the trace's own durations give, and what the run lost between tasks."""
     measured_ns, replayed_ns = trace.makespan_ns, replayed.makespan_ns
-    found = start_delays(tasks, spans)
-    dispatched_ns = makespan_with_delays_ns(tasks, spans, found)
+    stretches = [(begun_ns, [task for step in steps for task in step]) for begun_ns, steps in run.stretches()]
+    found: dict[tuple[Lane, Lane], list[int]] = {}
+    for _, tasks in stretches:
+        for pair, delays in start_delays(tasks, spans).items():
+            found.setdefault(pair, []).extend(delays)
+    started_ns = dispatched_ns = stretches[0][0]
+    for begun_ns, tasks in stretches:
+        dispatched_ns = max(dispatched_ns, begun_ns) + makespan_with_delays_ns(tasks, spans, found)
+    dispatched_ns -= started_ns
+    num_tasks = sum(len(tasks) for _, tasks in stretches)
     law = replayed_ns / 1e9, relative_error(replayed_ns, measured_ns)
     dispatched = dispatched_ns / 1e9, relative_error(dispatched_ns, measured_ns)
-    return OrderCheck(measured_ns / 1e9, *law, *dispatched, len(spans), len(tasks) - len(spans), summarise(found))
+    return OrderCheck(measured_ns / 1e9, *law, *dispatched, len(spans), num_tasks - len(spans), summarise(found))
 
 
 def summarise(found: Mapping[tuple[Lane, Lane], Sequence[int]]) -> tuple[HandOverDelay, ...]:
@@ -199,7 +218,7 @@ def makespan_with_delays_ns(
 
 
 def replay_steps(
-    run: Recorded,
+    run: Run,
     spans: Mapping[Key, Span],
     cost: Callable[[Task], Cost],
     capacities: Sequence[int] = (),
@@ -210,8 +229,7 @@ def replay_steps(
     def cost_of(task: Task) -> Cost:
         return cost(task) if task.key in spans else NOTHING
 
-    ran: list[Executed] = []
-    Simulation(run.steps(), cost_of, capacities, on_task=ran.append, hand_over_ns=hand_over_ns).run()
+    ran = simulate_stretches(run.stretches(), cost_of, capacities, hand_over_ns)
     by_id = {one.task.id: one for one in ran}
 
     def cause_kept(cause: int) -> int:
@@ -224,21 +242,24 @@ def replay_steps(
     return Trace({"origin": "simulated", "schedule": run.schedule.name}, list(map(span_of, kept)))
 
 
-def check_durations(measured: Mapping[Key, Span], predicted: Trace, solo_ns: Mapping[Key, int]) -> DurationCheck:
+def check_durations(
+    run: Run, measured: Mapping[Key, Span], predicted: Trace, solo_ns: Mapping[Key, int]
+) -> DurationCheck:
     """Durations task by task; what took no measurable time is left out."""
     spans = [span for span in predicted.spans if measured[span.key].duration_ns > 0]
     pairs = [(measured[span.key], span, solo_ns[span.key]) for span in spans]
     theirs, ours = [span.duration_ns for span, _, _ in pairs], [span.duration_ns for span in spans]
-    return DurationCheck(op_checks(pairs), wape(ours, theirs), relative_error(sum(ours), sum(theirs)))
+    return DurationCheck(op_checks(pairs, run.shape), wape(ours, theirs), relative_error(sum(ours), sum(theirs)))
 
 
-def check_run(measured: Trace, predicted: Trace, batch: Batch) -> RunCheck:
+def check_run(measured: Trace, predicted: Trace, recorded_run: Run) -> RunCheck:
     """Makespan, phases, lanes and critical path of the two runs."""
     both = (measured, predicted)
-    first, rest = _tokens(measured, batch)
+    first, rest = recorded_run.tokens(measured.spans)
     run = _period([trace.makespan_ns for trace in both], first + rest)
-    prefill = _period([_turn_ns(trace) - trace.start_ns for trace in both], first)
-    decode = _period([trace.end_ns - _turn_ns(trace) for trace in both], rest) if rest else None
+    has_phases = any(span.step == 0 for span in measured.spans)
+    prefill = _period([_turn_ns(trace) - trace.start_ns for trace in both], first) if has_phases else None
+    decode = _period([trace.end_ns - _turn_ns(trace) for trace in both], rest) if has_phases and rest else None
     error = relative_error(run.predicted_tokens_per_s, run.measured_tokens_per_s)
     return RunCheck(run, prefill, decode, error, lane_shares(*both), *path_agreement(*both))
 
@@ -253,11 +274,3 @@ def _period(lengths_ns: Sequence[int], tokens: int) -> PhaseError:
     measured_s, predicted_s = (length_ns / 1e9 for length_ns in lengths_ns)
     error = relative_error(predicted_s, measured_s)
     return PhaseError(measured_s, predicted_s, error, tokens / measured_s, tokens / predicted_s)
-
-
-def _tokens(trace: Trace, batch: Batch) -> tuple[int, int]:
-    """Tokens of prefill and of decode: one a request and head, also where a request ended before its micro-batch."""
-    heads = [span for span in trace.spans if span.op == Op.HEAD and span.rank == 0]
-    counts = [batch.copies * batch.micro_batches[span.micro_batch].num_requests for span in heads]
-    first = sum(count for count, span in zip(counts, heads, strict=True) if span.step == 0)
-    return first, sum(counts) - first

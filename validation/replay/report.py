@@ -4,6 +4,7 @@ from dataclasses import astuple
 
 from traces.cli import TEXT, Columns, Report
 from validation.replay.checks import ORDER_BAR, DurationCheck, OrderCheck, Replay, RunCheck
+from validation.replay.streams import StreamCheck
 
 DELAYS_SHOWN = 6
 PATH_SHOWN = 8
@@ -18,6 +19,8 @@ def print_replay(result: Replay) -> None:
         f"requests: {result.measured.origin}, {result.measured.makespan_ns / 1e9:.3f} s."
     )
     _print_order(out, result.order_check)
+    if result.stream_check is not None:
+        _print_stream(out, result.stream_check)
     if result.duration_check is None or result.run_check is None or result.hardware is None:
         out.say(f"Layers 2 and 3, the cost model: not done, {result.why_not}.")
         return
@@ -44,6 +47,15 @@ def _print_order(out: Report, layer: OrderCheck) -> None:
         columns = {"after a task on": TEXT, "before one on": TEXT, "tasks": ",", "median µs": ",.0f"}
         columns |= {"9 of 10 below µs": ",.0f", "total ms": ",.1f"}
         out.table(columns, delays, "hand-over delays: from when a task could start to when it did", keys=2)
+
+
+def _print_stream(out: Report, found: StreamCheck) -> None:
+    """What a stream has beside the layers."""
+    alike = f"{found.steps_alike} of {found.steps} steps carried what the rules of admission decide anew"
+    out.say(f"[bold]Stream[/bold]: {alike}{f': {found.different}' if found.different else ''}.")
+    latencies: Columns = {"time": TEXT, "of": TEXT, "measured s": ".3f", "predicted s": ".3f", "error": _percent}
+    if found.latencies:
+        out.table(latencies, map(astuple, found.latencies), "latencies, in the steps that the trace has")
 
 
 def _print_durations(out: Report, layer: DurationCheck) -> None:

@@ -12,7 +12,7 @@ from engine.generation.streaming.cohorts import FIRST, Cohorts
 from engine.generation.streaming.joined import Joined
 from engine.generation.streaming.stats import StreamStats
 from engine.generation.streaming.together import Together
-from engine.generation.streaming.traced import with_record
+from engine.generation.streaming.traced import in_steps, with_record
 from engine.generation.streaming.wanted import RequestOutput, Wanted
 from engine.generation.trace import History, describe_run, make_trace
 from engine.lanes import Executor, Ran
@@ -151,6 +151,7 @@ class Serving:
         made = sum(len(one.tokens) for one in self.requests)
         seconds = (ended_ns - begun_ns) / 1e9
         self.stats = StreamStats(len(self.requests), made, self._num_steps, seconds, peaks, times)
+        ran = in_steps(ran, self._steps)
         if not ran:
             return
         self._end_histories()

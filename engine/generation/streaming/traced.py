@@ -5,10 +5,17 @@ from dataclasses import replace
 
 from engine.generation.streaming.cohorts import FIRST
 from engine.generation.streaming.wanted import Wanted
+from engine.lanes import Ran
 from sim.admission import AdmissionRules, StreamedRequest
 from sim.schedule import Op
 from sim.simulation import NOT_YET, ServedRequest, ServedStep, StreamRecord
 from traces.trace import Span, Trace
+
+
+def in_steps(ran: Sequence[Ran], steps: Sequence[ServedStep]) -> list[Ran]:
+    """What ran of these steps. Lanes may have gone on to the next one, of which nobody was there any more."""
+    last = max((step.composition.step for step in steps), default=-1) + FIRST
+    return [one for one in ran if one.task.step <= last]
 
 
 def with_record(

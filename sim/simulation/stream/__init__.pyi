@@ -11,7 +11,7 @@ from .recording import (
     RECORDED_STREAM_STEPS as RECORDED_STREAM_STEPS,
     ServedCosts as ServedCosts,
     record_stream as record_stream,
-    simulate_served as simulate_served,
+    simulate_stretches as simulate_stretches,
     stream_tasks as stream_tasks,
     stretches as stretches,
 )

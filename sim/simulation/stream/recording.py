@@ -37,14 +37,11 @@ def record_stream(
     setup = setup.holding(stream)
     run = StreamRun.of(setup, stream, rules)
     served = tuple(islice(run.steps(), num_steps))
-    ended = {one.id: one for one in run.done}
-    requests = tuple(
-        ServedRequest(one, *((ended[one.id].first_token_ns, ended[one.id].end_ns) if one.id in ended else ()))
-        for one in stream.requests
-    )
+    ended = {one.id: (one.first_token_ns, one.end_ns) for one in run.done}
+    requests = tuple(ServedRequest(one, *ended.get(one.id, ())) for one in stream.requests)
     costs = ServedCosts(setup, served)
     tasks = stream_tasks(setup.schedule, setup.shape, len(served))
-    executed = simulate_served(tasks, served, costs, costs.capacities, costs.hand_over_ns)
+    executed = simulate_stretches(stretches(tasks, served), costs, costs.capacities, costs.hand_over_ns)
     described = {
         "origin": "simulated",
         "schedule": setup.schedule.name,
@@ -76,32 +73,33 @@ class ServedCosts:
         return self._steps[min(task.step - FIRST, len(self._steps) - 1)](task)
 
 
-def stretches(
-    tasks: Iterable[list[Task]], served: Sequence[ServedStep]
-) -> Iterator[tuple[ServedStep, list[list[Task]]]]:
-    """Steps that follow each other without anybody being waited for, with the first of them."""
-    found: list[tuple[ServedStep, list[list[Task]]]] = []
+Consecutive = tuple[int, list[list[Task]]]
+"""Steps that follow each other without anybody being waited for, and when the first of them could begin."""
+
+
+def stretches(tasks: Iterable[list[Task]], served: Sequence[ServedStep]) -> list[Consecutive]:
+    """The tasks of steps, taken apart where nobody was there."""
+    found: list[Consecutive] = []
     for own, step in zip(tasks, served, strict=True):
         if step.waited_ns or not found:
-            found.append((step, []))
+            found.append((step.begun_ns, []))
         found[-1][1].append(own)
-    return iter(found)
+    return found
 
 
-def simulate_served(
-    tasks: Iterable[list[Task]],
-    served: Sequence[ServedStep],
+def simulate_stretches(
+    stretches: Iterable[Consecutive],
     cost: Callable[[Task], Cost],
     capacities: Sequence[int] = (),
     hand_over_ns: int = 0,
 ) -> list[Executed]:
-    """The tasks of steps with such costs. Who was waited for comes when it did, or finds lanes still at work."""
+    """Tasks with such costs. Who was waited for comes when it did, or finds lanes still at work."""
     whole: list[Executed] = []
     now_ns = 0
-    for first, steps in stretches(tasks, served):
+    for begun_ns, steps in stretches:
         ran: list[Executed] = []
         Simulation(steps, cost, capacities, on_task=ran.append, hand_over_ns=hand_over_ns).run()
-        start_ns = max(now_ns, first.begun_ns)
+        start_ns = max(now_ns, begun_ns)
         whole += [one._replace(start_ns=one.start_ns + start_ns, end_ns=one.end_ns + start_ns) for one in ran]
         now_ns = max((one.end_ns for one in whole), default=now_ns)
     return whole
