@@ -29,6 +29,7 @@ from .in_flight import (
     InFlight as InFlight,
     Joint as Joint,
     Part as Part,
+    bears_padding as bears_padding,
     can_join as can_join,
 )
 from .kvcache import (

@@ -19,7 +19,7 @@ import torch
 from engine.generation.streaming.cohort import Cohort
 from engine.generation.streaming.wanted import Wanted
 from engine.memory import Activations
-from engine.model import InFlight
+from engine.model import InFlight, bears_padding
 from engine.tasks import Carried, RunContext
 from sim.admission import Admission, Composition, StreamedRequest
 from sim.schedule import LaneKind, Op, PipelineShape, Task
@@ -53,6 +53,7 @@ class Cohorts(Carried):
         self._run, self._shape, self._activations = run, shape, activations
         self._tell, self._on_step = tell, on_step
         self._admission = Admission(run.rules)
+        self._alone = not bears_padding(run.model)
         self._most_requests = run.rules.micro_batch_size
         self._capacity = max((len(one.ids) for one in requests), default=1)
         self._capacity += max((one.most_tokens for one in requests), default=1) - 1
@@ -145,7 +146,7 @@ class Cohorts(Carried):
         return now_ns
 
     def _arrive(self, request: Wanted, *, alone: bool = False) -> None:
-        most = request.most_tokens
+        most, alone = request.most_tokens, alone or self._alone
         try:
             self._admission.arrive(StreamedRequest(request.number, len(request.ids), most, most, alone=alone))
         except InputError as error:
@@ -211,7 +212,7 @@ class Cohorts(Carried):
         requests = [self._waiting.pop(number) for number in numbers]
         return Cohort.of(self._run, index, requests, step, self._capacity) if requests else None
 
-    def _let_in(self, cohorts: Iterable[Cohort | None]) -> None:
+    def _take_in(self, cohorts: Iterable[Cohort | None]) -> None:
         new = sorted((one for one in cohorts if one is not None), key=lambda one: one.prompt_tokens)
         for cohort in new:  # what the largest works with counts for all of them
             self._activations.enter(cohort.micro_batch)

@@ -10,6 +10,7 @@ from engine.model import InFlight, Joint, Part
 from engine.tasks import RunContext
 from sim.admission import Composition, Decoding
 from sim.schedule import PipelineShape
+from sim.simulation import ServedStep
 
 
 class Joined(Cohorts):
@@ -22,7 +23,7 @@ class Joined(Cohorts):
         requests: Sequence[Wanted],
         activations: Activations,
         tell: Callable[[Wanted], None],
-        on_step: Callable[[Composition, int], None],
+        on_step: Callable[[ServedStep], None],
         blocks: KVBlocks,
     ) -> None:
         super().__init__(run, shape, requests, activations, tell, on_step)
@@ -47,12 +48,12 @@ class Joined(Cohorts):
         for lane, chunks in enumerate(composition.prompts):
             cohort = self._begin(lane, [chunk.request for chunk in chunks], step)
             if cohort is not None:
-                self._take_in(cohort)
+                self._give_blocks(cohort)
             entering.append(cohort)
-        self._let_in(entering)
+        self._take_in(entering)
         return [*(None if one is None else one.micro_batch for one in entering), *joints]
 
-    def _take_in(self, cohort: Cohort) -> None:
+    def _give_blocks(self, cohort: Cohort) -> None:
         """Gives the prompts of a cohort their blocks; what follows them others compute."""
         numbers = [one.number for one in cohort.left]
         self._rows |= {number: (cohort, row) for row, number in enumerate(numbers)}

@@ -19,5 +19,5 @@ class Together(Cohorts):
             if cohort is not None:
                 cohort.micro_batch.most_requests = self._most_requests
             entering.append(cohort)
-        self._let_in(entering)
+        self._take_in(entering)
         return [*(None if one is None else one.micro_batch for one in entering), *decoding]

@@ -1,3 +1,3 @@
 from .joint import Joint as Joint, Part as Part
 from .micro_batch import Attended as Attended, InFlight as InFlight
-from .probe import can_join as can_join
+from .probe import bears_padding as bears_padding, can_join as can_join

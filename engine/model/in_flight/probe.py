@@ -15,6 +15,11 @@ from engine.model.experts import with_forward
 from engine.model.in_flight.calls import JoinedCalls, Passed
 from engine.model.kvcache import LayerCache, cache_for, joint_cache, note_tokens
 
+PADDED_OTHERWISE = ("doge", "minimax")
+"""Model types that compute other tokens from a padded prompt than from the prompt alone, also in the library itself: one
+picks tokens to attend to by what the others hold, one lets a state decay by positions.
+"""
+
 AGES = ((2, 3), (1, 5))
 """Requests and tokens of two batches that are to go on together."""
 
@@ -23,11 +28,18 @@ class _SeenEnough(Exception):  # noqa: N818 - it ends a call, and is no error
     """What a layer is called with in decode is known."""
 
 
+def bears_padding(model: PreTrainedModel) -> bool:
+    """Whether a prompt that is padded to the length of others has the tokens that it has alone."""
+    return model.config.get_text_config(decoder=True).model_type not in PADDED_OTHERWISE
+
+
 def can_join(model: PreTrainedModel, layers: Sequence[nn.Module]) -> bool:
     """Whether each layer takes over what the one before has made and nothing else, and calls can be joined.
 
     Layers that keep more of a request than keys and values, such as a recurrent state, cannot be joined.
     """
+    if not bears_padding(model):
+        return False
     try:
         found = [_passed(model, layers, *age) for age in AGES]
         cache = joint_cache(found[0][1], found[0][0].num_tokens)
