@@ -16,7 +16,7 @@ from engine.model.in_flight.calls import JoinedCalls, Passed
 from engine.model.kvcache import LayerCache, cache_for, joint_cache, note_tokens
 
 PADDED_OTHERWISE = ("doge", "minimax")
-"""Model types that compute other tokens from a padded prompt than from the prompt alone, also in the library itself: one
+"""Model types that compute other tokens from a padded prompt than from the prompt alone, in the library itself too: one
 picks tokens to attend to by what the others hold, one lets a state decay by positions.
 """
 
