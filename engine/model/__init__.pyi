@@ -28,7 +28,7 @@ from .in_flight import (
     Attended as Attended,
     InFlight as InFlight,
     Joint as Joint,
-    Part as Part,
+    JointRows as JointRows,
     bears_padding as bears_padding,
     can_join as can_join,
 )

@@ -9,7 +9,7 @@ import engine
 from engine.device import EmulatedDevice, Ledger
 from engine.memory import HostBlocks, KVBlocks, PagedRows
 from engine.model import Anatomy, HostCall, KeysValues, bears_padding, can_join, is_causal
-from engine.model.in_flight.calls import CannotJoinError, JoinedCalls, Passed, rows_of
+from engine.model.in_flight.calls import CannotJoinError, JoinedCalls, Passed, row_pieces
 from sim.problem import Policy
 from sim.schedule import by_name
 
@@ -35,9 +35,9 @@ def joined(*ones, tokens=4):
 
 def test_rows_are_taken_in_as_few_pieces_as_may_be():
     tensor = torch.arange(10)
-    pieces = [piece.tolist() for piece in rows_of(tensor, [0, 1, 2, 5, 7, 8])]
+    pieces = [piece.tolist() for piece in row_pieces(tensor, [0, 1, 2, 5, 7, 8])]
     assert pieces == [[0, 1, 2], [5], [7, 8]]
-    assert list(rows_of(tensor, [])) == []
+    assert list(row_pieces(tensor, [])) == []
 
 
 def test_tensors_have_the_rows_of_all_and_one_for_all_is_one_for_each():

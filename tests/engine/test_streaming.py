@@ -454,7 +454,7 @@ def test_memory_stays_what_it_is_however_many_requests_come(device):
     assert held[-1] - held[499] < 8 << 20
 
 
-@pytest.mark.parametrize("name", ["cgopipe", "cgopipe, attention on the GPU", "cgopipe, all page-locked"])
+@pytest.mark.parametrize("name", MIXING)
 def test_the_plan_holds_the_peak_of_the_device(name, tmp_path):
     model = make.__wrapped__(
         "mixtral", dtype=torch.float32, hidden_size=128, intermediate_size=48, num_hidden_layers=4,

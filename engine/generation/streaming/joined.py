@@ -6,7 +6,7 @@ from engine.generation.streaming.cohort import Cohort
 from engine.generation.streaming.cohorts import Cohorts
 from engine.generation.streaming.wanted import Wanted
 from engine.memory import Activations, KVBlocks, PagedRows
-from engine.model import InFlight, Joint, Part
+from engine.model import InFlight, Joint, JointRows
 from engine.tasks import RunContext
 from sim.admission import Composition, Decoding
 from sim.schedule import PipelineShape
@@ -67,7 +67,7 @@ class Joined(Cohorts):
             _, rows, numbers = of_cohort.setdefault(id(cohort), (cohort, [], []))
             rows.append(row)
             numbers.append(number)
-        parts = [Part(cohort.micro_batch, rows) for cohort, rows, _ in of_cohort.values()]
+        parts = [JointRows(cohort.micro_batch, rows) for cohort, rows, _ in of_cohort.values()]
         for part in parts:
             part.micro_batch.num_awaited += len(part.rows)
         numbers = [number for _, _, mine in of_cohort.values() for number in mine]

@@ -33,7 +33,7 @@ class Passed(NamedTuple):
     """That it has, padding and the newest one included."""
 
 
-def rows_of(tensor: torch.Tensor, rows: Sequence[int]) -> Iterator[torch.Tensor]:
+def row_pieces(tensor: torch.Tensor, rows: Sequence[int]) -> Iterator[torch.Tensor]:
     """Views of some rows, in few pieces; an index would have to go to the device first."""
     first = 0
     for i in range(1, len(rows) + 1):
@@ -86,7 +86,7 @@ class JoinedCalls:
             count = len(one.hidden)
             if not isinstance(tensor, torch.Tensor) or tensor.dim() < 2 or len(tensor) not in (1, count):
                 raise CannotJoinError(f"{name} has no row for each request")
-            parts += rows_of(tensor.expand(count, *tensor.shape[1:]), one.rows)
+            parts += row_pieces(tensor.expand(count, *tensor.shape[1:]), one.rows)
         if len({part.shape[1:] for part in parts}) > 1:
             raise CannotJoinError(f"{name} depends on more than its own request")
         return torch.cat(parts)
@@ -101,7 +101,7 @@ class JoinedCalls:
         parts = [
             piece
             for mask, one in zip(masks, self._passed, strict=True)
-            for piece in rows_of(_filled(self._own(mask, one, dtype), self._num_tokens, dtype), one.rows)
+            for piece in row_pieces(_filled(self._own(mask, one, dtype), self._num_tokens, dtype), one.rows)
         ]
         joined = torch.cat(parts)
         return marked_causal(joined) if all(map(is_causal, masks)) else joined

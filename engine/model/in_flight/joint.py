@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from engine.model.coroutine import StackEnd
-from engine.model.in_flight.calls import JoinedCalls, Passed, rows_of
+from engine.model.in_flight.calls import JoinedCalls, Passed, row_pieces
 from engine.model.in_flight.micro_batch import InFlight
 from engine.model.kvcache import Paged, joint_cache
 from traces.errors import InputError
 
 
-class Part(NamedTuple):
+class JointRows(NamedTuple):
     """Some requests of a micro-batch that has passed the layers and waits at their end, by their rows in it."""
 
     micro_batch: InFlight
@@ -29,14 +29,14 @@ class Joint(InFlight):
     all of whose requests have that, be it from several joints, goes on with its own head.
     """
 
-    parts: Sequence[Part] = field(default_factory=list)
+    parts: Sequence[JointRows] = field(default_factory=list)
 
     @classmethod
     def of(
         cls,
         index: int,
         step: int,
-        parts: Sequence[Part],
+        parts: Sequence[JointRows],
         layers: Sequence[nn.Module],
         paged: Paged,
         num_tokens: int,
@@ -49,7 +49,7 @@ class Joint(InFlight):
 
         def run_layers() -> torch.Tensor:
             passed = [_passed(part) for part in parts]
-            hidden = torch.cat([tensor for one in passed for tensor in rows_of(one.hidden, one.rows)])
+            hidden = torch.cat([tensor for one in passed for tensor in row_pieces(one.hidden, one.rows)])
             calls = JoinedCalls(passed, cache, num_tokens, hidden.dtype)
             for i, layer in enumerate(layers):
                 hidden = layer(hidden, **calls.of(i))
@@ -81,7 +81,7 @@ class Joint(InFlight):
                 _go_on(micro_batch)
 
 
-def _passed(part: Part) -> Passed:
+def _passed(part: JointRows) -> Passed:
     at = part.micro_batch.at
     if not isinstance(at, StackEnd):
         raise RuntimeError(f"a micro-batch to be joined is not behind the layers but at {type(at).__name__}")

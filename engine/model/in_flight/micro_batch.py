@@ -7,7 +7,7 @@ import torch
 from transformers.cache_utils import Cache
 
 from engine.model.coroutine import GenerateCoroutine
-from engine.model.in_flight.calls import rows_of
+from engine.model.in_flight.calls import row_pieces
 from engine.model.kvcache import Allocate, Kept, KeysValues, Paged, Store, layer_of
 from sim.schedule import Task
 
@@ -66,7 +66,7 @@ class InFlight(GenerateCoroutine):
             return
         if self.computed is None:
             self.computed = hidden.new_zeros((len(self.padding), *hidden.shape[1:]))
-        pieces = list(rows_of(self.computed, rows))
+        pieces = list(row_pieces(self.computed, rows))
         for place, piece in zip(pieces, hidden.split_with_sizes([len(one) for one in pieces]), strict=True):
             place.copy_(piece)
 
