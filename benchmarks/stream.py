@@ -5,8 +5,9 @@
 A random Mixtral-shaped model of about 200M parameters on an emulated device. Prompts and what requests generate are of
 lognormal lengths; each ends by itself after its own number of tokens, of which nobody knows before: both ways may
 generate `--most-tokens` for each. A prompt says in its first two tokens how long it is and how long its answer will be,
-which a logits processor turns into the token that ends it. Both ways are given the longest prompts first, so that neither
-fills up many. `ratio` is tokens/s of the stream over those of the batches in the same repeat. Busy shares are of the whole time; `occupancy` is how many of the places decode in a mean step.
+which a logits processor turns into the token that ends it. Both ways are given the longest prompts first, so that little
+is padded. `ratio` is tokens/s of the stream over those of the batches in the same repeat. Busy shares are of the whole
+time; `occupancy` is how many of the places decode in a mean step.
 """
 
 import argparse
@@ -131,13 +132,13 @@ def main() -> None:
     parser.add_argument("--schedule", default="cgopipe")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--requests", type=int, default=512)
-    parser.add_argument("--prompt-tokens", type=int, default=48, help="in the mean")
-    parser.add_argument("--mean-tokens", type=float, default=12, help="that a request generates")
-    parser.add_argument("--most-tokens", type=int, default=48, help="that a request may generate")
+    parser.add_argument("--prompt-tokens", type=int, default=16, help="in the mean")
+    parser.add_argument("--mean-tokens", type=float, default=8, help="that a request generates")
+    parser.add_argument("--most-tokens", type=int, default=24, help="that a request may generate")
     parser.add_argument("--sigma", type=float, default=0.8, help="of the logarithms of lengths")
     parser.add_argument("--hidden-size", type=int, default=512)
-    parser.add_argument("--micro-batch-size", type=int, default=8)
-    parser.add_argument("--num-micro-batches", type=int, default=8)
+    parser.add_argument("--micro-batch-size", type=int, default=16)
+    parser.add_argument("--num-micro-batches", type=int, default=4)
     parser.add_argument("--num-prompts", type=int, default=1)
     parser.add_argument("--prefill-chunk", type=int, help="tokens of prompts in a micro-batch, what fills up included")
     parser.add_argument("--order", choices=["longest", "given"], default="longest", help="of the prompts")

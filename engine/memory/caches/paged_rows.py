@@ -73,20 +73,32 @@ class PagedLayer:
     def append(self, new: KeysValues, copy: Copy = torch.Tensor.copy_) -> None:
         """Puts the newest tokens of each request into its blocks; what is before them is padding."""
         self._has_newest = True
-        self._rows.blocks.write(self._layer, self._rows.table, new, self._rows.counts)
+        if max(self._rows.counts) == 1:
+            self._rows.blocks.write(self._layer, self._rows.table, new, self._rows.counts)
+            return
+        for there, tensor in self._newest(new):
+            copy(there, tensor)
 
     def places(self, new: KeysValues) -> Iterator[Pair]:
         """Where the newest tokens go to, and they, each in one piece of memory."""
         self._has_newest = True
+        for there, tensor in self._newest(new):
+            yield there.transpose(0, 1), tensor.transpose(0, 1).contiguous()
+
+    def _newest(self, new: KeysValues) -> Iterator[Pair]:
+        """Block by block the room of the newest tokens, and these: [heads, tokens, dim]."""
         for row, (pieces, count) in enumerate(zip(self._rows.pieces, self._rows.counts, strict=True)):
             stop = pieces[-1][2]
             for room, tensor in zip(self._room, new, strict=True):
-                newest = tensor[row].transpose(0, 1)[new.num_tokens - count :].contiguous()
+                newest = tensor[row, :, new.num_tokens - count :]
                 for block, first, behind in pieces:
                     start = max(first, stop - count)
                     if start < behind:
-                        there = room[block].transpose(0, 1)[start - first : behind - first]
-                        yield there, newest[start - (stop - count) : behind - (stop - count)]
+                        before = start - (stop - count)
+                        yield (
+                            room[block, :, start - first : behind - first],
+                            newest[:, before : before + behind - start],
+                        )
 
     def to_device(self, room: Room, new_tokens: int) -> tuple[KeysValues, list[Pair]]:
         """Where all tokens will lie in what `room` gives, with so many to come behind them, and the copies it takes.
