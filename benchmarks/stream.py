@@ -5,8 +5,8 @@
 A random Mixtral-shaped model of about 200M parameters on an emulated device. Prompts and what requests generate are of
 lognormal lengths; each ends by itself after its own number of tokens, of which nobody knows before: both ways may
 generate `--most-tokens` for each. A prompt says in its first two tokens how long it is and how long its answer will be,
-which a logits processor turns into the token that ends it. Both ways are given the longest prompts first, so that little
-is padded. `ratio` is tokens/s of the stream over those of the batches in the same repeat. Busy shares are of the whole
+which a logits processor turns into the token that ends it. Both ways get the longest prompts first, so that little is
+padded. `ratio` is tokens/s of the stream over those of the batches in the same repeat. Busy shares are of the whole
 time; `occupancy` is how many of the places decode in a mean step.
 """
 
