@@ -5,8 +5,9 @@
 A random Mixtral-shaped model of about 200M parameters on an emulated device. Prompts and what requests generate are of
 lognormal lengths; each ends by itself after its own number of tokens, of which nobody knows before: both ways may
 generate `--most-tokens` for each. A prompt says in its first two tokens how long it is and how long its answer will be,
-which a logits processor turns into the token that ends it. `ratio` is tokens/s of the stream over those of the batches
-in the same repeat. Busy shares are of the whole time; `occupancy` is how many of the places decode in a mean step.
+which a logits processor turns into the token that ends it. Both ways get the longest prompts first, so that little is
+padded. `ratio` is tokens/s of the stream over those of the batches in the same repeat. Busy shares are of the whole
+time; `occupancy` is how many of the places decode in a mean step.
 """
 
 import argparse
@@ -62,10 +63,11 @@ def make_prompts(args: argparse.Namespace) -> list[list[int]]:
     lengths = lognormal(args.prompt_tokens, args.sigma, 4 * args.prompt_tokens, args.requests, draws)
     wanted = lognormal(args.mean_tokens, args.sigma, args.most_tokens, args.requests, draws)
     told = zip(lengths, wanted, strict=True)
-    return [
+    prompts = [
         [FIRST_TOKEN + length, FIRST_TOKEN + tokens, *draws.integers(FIRST_TOKEN, VOCABULARY, length - 2).tolist()]
         for length, tokens in told
     ]
+    return prompts if args.order == "given" else sorted(prompts, key=len, reverse=True)
 
 
 def options(args: argparse.Namespace) -> dict[str, Any]:
@@ -93,7 +95,7 @@ def as_stream(model: PreTrainedModel, prompts: list[list[int]], args: argparse.N
             prompts,
             device=device,
             num_prompts=args.num_prompts,
-            priority=args.priority,
+            prefill_chunk=args.prefill_chunk,
             traced_steps=1 << 20,
             **options(args),
         )
@@ -130,15 +132,16 @@ def main() -> None:
     parser.add_argument("--schedule", default="cgopipe")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--requests", type=int, default=512)
-    parser.add_argument("--prompt-tokens", type=int, default=48, help="in the mean")
-    parser.add_argument("--mean-tokens", type=float, default=12, help="that a request generates")
-    parser.add_argument("--most-tokens", type=int, default=48, help="that a request may generate")
+    parser.add_argument("--prompt-tokens", type=int, default=16, help="in the mean")
+    parser.add_argument("--mean-tokens", type=float, default=8, help="that a request generates")
+    parser.add_argument("--most-tokens", type=int, default=24, help="that a request may generate")
     parser.add_argument("--sigma", type=float, default=0.8, help="of the logarithms of lengths")
     parser.add_argument("--hidden-size", type=int, default=512)
-    parser.add_argument("--micro-batch-size", type=int, default=8)
-    parser.add_argument("--num-micro-batches", type=int, default=8)
+    parser.add_argument("--micro-batch-size", type=int, default=16)
+    parser.add_argument("--num-micro-batches", type=int, default=4)
     parser.add_argument("--num-prompts", type=int, default=1)
-    parser.add_argument("--priority", default="arrival")
+    parser.add_argument("--prefill-chunk", type=int, help="tokens of prompts in a micro-batch, what fills up included")
+    parser.add_argument("--order", choices=["longest", "given"], default="longest", help="of the prompts")
     parser.add_argument("--h2d-gbs", type=float, default=2.0)
     parser.add_argument("--gpu-threads", type=int, default=1)
     parser.add_argument("--cpu-threads", type=int, default=1)

@@ -6,7 +6,7 @@ from .host_memory import (
     aligned_bytes as aligned_bytes,
     return_freed_memory as return_freed_memory,
 )
-from .ledger import Ledger as Ledger, PinnedOutOfMemory as PinnedOutOfMemory
+from .ledger import Ledger as Ledger, OutOfMemory as OutOfMemory, PinnedOutOfMemory as PinnedOutOfMemory
 from .open import (
     add_device as add_device,
     device_of as device_of,

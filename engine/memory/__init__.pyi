@@ -4,6 +4,7 @@ from .caches import (
     CacheTurn as CacheTurn,
     KVBlocks as KVBlocks,
     LastUsedExperts as LastUsedExperts,
+    PagedRows as PagedRows,
 )
 from .copying import HostCopy as HostCopy
 from .host_blocks import HostBlock as HostBlock, HostBlocks as HostBlocks

@@ -125,7 +125,8 @@ class Activations:
         if isinstance(at, AttentionCall) and at.mask is not None and micro_batch.step == 0:
             storage = at.mask.untyped_storage()
             masks[storage.data_ptr()] = StorageWeakRef(storage), storage.nbytes()  # type: ignore[no-untyped-call]
-        return sum(num_bytes for alive, num_bytes in masks.values() if not alive.expired())  # type: ignore[no-untyped-call]
+        alive = [num_bytes for mask, num_bytes in masks.values() if not mask.expired()]  # type: ignore[no-untyped-call]
+        return sum(alive)
 
     def close(self) -> None:
         """Gives everything back."""

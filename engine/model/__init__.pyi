@@ -24,11 +24,20 @@ from .hooks import (
     own_attention as own_attention,
     split as split,
 )
-from .in_flight import Attended as Attended, InFlight as InFlight
+from .in_flight import (
+    Attended as Attended,
+    InFlight as InFlight,
+    Joint as Joint,
+    JointRows as JointRows,
+    bears_padding as bears_padding,
+    can_join as can_join,
+)
 from .kvcache import (
     HostLayerCache as HostLayerCache,
+    Kept as Kept,
     KeysValues as KeysValues,
     LayerCache as LayerCache,
+    Paged as Paged,
     Store as Store,
     by_tokens as by_tokens,
     cache_for as cache_for,

@@ -68,7 +68,7 @@ class ExpertsCall:
 
 @dataclass(slots=True)
 class StackEnd:
-    """Has run the last decoder layer; what follows is the head."""
+    """Has run the last decoder layer; what follows is the head. Resume with None, or a tensor in place of `hidden`."""
 
     hidden: torch.Tensor
 
@@ -81,7 +81,7 @@ class Finished:
 
 
 class HostCall(NamedTuple):
-    """A layer that runs on the host whole: what the model calls, and with what beside the hidden state."""
+    """A layer that runs elsewhere, which the model passes: what it calls, and with what beside the hidden state."""
 
     forward: Callable[..., Any]
     args: tuple[Any, ...]
@@ -111,7 +111,10 @@ class GenerateCoroutine:
     step: int = 0
     weights_ready: bool = True  # whether the streamed weights of the layer it is in may be used
     experts_apart: bool = False  # whether it stops where the layer it is in calls its routed experts
-    host_calls: dict[int, HostCall] = field(default_factory=dict)  # by layer, those that the host has still to run
+    host_calls: dict[int, HostCall] = field(default_factory=dict)  # by layer, those that it passed and that are to run
+    joins: bool = False  # whether others compute for it what comes after its prompts: from then on it passes all layers
+    passes_layers: bool = False
+    error: Exception | None = None  # why it broke, where the others go on
     cache_in_use: object = None  # in decode, the layer's cache from its update until attention
     shared_output: torch.Tensor | None = None  # of shared experts that are computed apart from the layer it is in
     _coroutine: _Coroutine | None = None
@@ -136,6 +139,11 @@ class GenerateCoroutine:
                 self._random = _random_state()
         self.resume_and_draw()
 
+    def pass_head(self) -> None:
+        """From the end of the last layer to the next step, or to the end of generation."""
+        self.resume_and_draw()
+        self.step += 1
+
     def resume(self, value: object = None) -> None:
         """Goes on to the next event, giving `value` to where it stopped. Errors inside come out here."""
         assert self._coroutine is not None
@@ -143,14 +151,14 @@ class GenerateCoroutine:
         del value
         self.at = self._coroutine.switch(given)
 
-    def resume_and_draw(self) -> None:
+    def resume_and_draw(self, value: object = None) -> None:
         """Like `resume`, where the model may draw random numbers."""
         if self.seed is None:
-            self.resume()
+            self.resume(value)
             return
         with _process_random():
             _set_random_state(self._random)
-            self.resume()
+            self.resume(value)
             self._random = _random_state()
 
     def ask_shared(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -85,14 +85,23 @@ def is_causal(mask: torch.Tensor | None) -> bool:
     return mask is None or getattr(mask, "cgopipe_causal", False)
 
 
+def marked_causal(mask: torch.Tensor) -> torch.Tensor:
+    """The same mask, of which is known that it hides nothing else."""
+    mask.cgopipe_causal = True  # type: ignore[attr-defined]
+    return mask
+
+
 def _wrapped(module: nn.Module, around: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:
     """While entered, `around` is called in place of a module's `forward`, with that and its arguments."""
     return with_forward(module, functools.partial(around, module.forward))
 
 
 def _enter_layer(layer: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    if current() is None:
+    micro_batch = current()
+    if micro_batch is None:
         return forward(*args, **kwargs)
+    if micro_batch.passes_layers:
+        return _pass_layer(layer, forward, *args, **kwargs)
     replacement = suspend(LayerEntry(layer, args[0] if args else kwargs["hidden_states"]))
     if replacement is None:
         return forward(*args, **kwargs)
@@ -102,7 +111,7 @@ def _enter_layer(layer: int, forward: Callable[..., Any], *args: Any, **kwargs: 
 
 
 def _pass_layer(layer: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Leaves a layer to the host. The hidden state stands in for what that makes of it, and is overwritten by it."""
+    """Leaves a layer to others. The hidden state stands in for what they make of it, and is overwritten by it."""
     micro_batch = current()
     if micro_batch is None:
         return forward(*args, **kwargs)
@@ -138,10 +147,12 @@ def _call_shared(forward: Callable[..., Any], hidden: torch.Tensor) -> Any:
 
 
 def _leave_stack(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    output = forward(*args, **kwargs)
-    if current() is not None:
-        suspend(StackEnd(output[0] if isinstance(output, tuple) else output))
-    return output
+    output, micro_batch = forward(*args, **kwargs), current()
+    if micro_batch is None:
+        return output
+    computed = suspend(StackEnd(output[0] if isinstance(output, tuple) else output))
+    micro_batch.passes_layers = micro_batch.joins
+    return output if computed is None else computed
 
 
 def _register(implementation: str) -> str:
@@ -185,7 +196,7 @@ def _cache_in_use(micro_batch: GenerateCoroutine | None, key: torch.Tensor, valu
 def _mask(library: Callable[..., torch.Tensor | None], *args: Any, **kwargs: Any) -> torch.Tensor | None:
     mask = library(*args, **kwargs)
     if mask is not None and kwargs.get("mask_function", causal_mask_function) is causal_mask_function:
-        mask.cgopipe_causal = True  # type: ignore[attr-defined]
+        return marked_causal(mask)
     return mask
 
 

@@ -7,9 +7,10 @@ that in prefill: its tensors are watched. Such a layer stops at `CacheNeeded` in
 decode nothing is watched, but attention must receive the very tensors that the model was given.
 """
 
+import copy
 import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -41,6 +42,51 @@ class KeysValues(NamedTuple):
 Copy = Callable[[torch.Tensor, torch.Tensor], object]
 
 Allocate = Callable[[str, tuple[int, ...], torch.dtype], torch.Tensor]
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""Where a copy goes to, and what is copied."""
+
+
+class Kept(Protocol):
+    """The keys and values of a micro-batch in one layer, as its tasks see them."""
+
+    @property
+    def locked(self) -> bool:
+        """Whether it is page-locked host memory."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Of the longest request, without what is to be appended in this step."""
+
+    @property
+    def content(self) -> KeysValues:
+        """All tokens, the newest at the end of each request."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all tokens."""
+
+    def append(self, new: KeysValues, copy: Copy = torch.Tensor.copy_) -> None:
+        """Adds tokens behind those that are there; `copy` puts the second of two tensors into the first."""
+
+    def places(self, new: KeysValues) -> Iterable[Pair]:
+        """Counts tokens as added that a lane copies: from where to where, each in one piece of memory."""
+
+    def to_device(self, room: Allocate, new_tokens: int) -> tuple[KeysValues, list[Pair]]:
+        """Where all tokens will lie in what `room` gives, with so many to come behind them, and the copies it takes."""
+
+    def attend(self, kernel: Callable[..., torch.Tensor], query: torch.Tensor, **options: Any) -> torch.Tensor:
+        """What a kernel of the host makes of a query and of all tokens."""
+
+
+class Paged(Protocol):
+    """The keys and values of a micro-batch whose requests share their memory with others, all layers of it."""
+
+    def get(self, layer: int) -> Kept | None:
+        """Those of one layer, if it has any."""
+
+    def make(self, layer: int, like: KeysValues, *, by_tokens: bool, locked: bool) -> Kept:
+        """The same, where the layer's room may still have to be made; `by_tokens` as of a `Store`."""
 
 
 class Store:
@@ -78,6 +124,31 @@ class Store:
     def content(self) -> KeysValues:
         """Views of all tokens."""
         return KeysValues(*(room[:, :, : self.num_tokens] for room in self._room))
+
+    @property
+    def num_bytes(self) -> int:
+        return self.content.num_bytes
+
+    def places(self, new: KeysValues) -> Iterable[Pair]:
+        """Counts tokens as added that a lane copies: from where to where, each in one piece of memory."""
+        return [
+            (by_tokens(room), by_tokens(tensor).contiguous())
+            for room, tensor in zip(self.grow(new.num_tokens), new, strict=True)
+        ]
+
+    def to_device(self, room: Allocate, new_tokens: int) -> tuple[KeysValues, list[Pair]]:
+        """Where all tokens will lie in what `room` gives, with so many to come behind them, and the copies it takes."""
+        loaded, copies = [], []
+        for name, tensor in zip(KeysValues._fields, self.content, strict=True):
+            requests, heads, tokens, dim = tensor.shape
+            there = room(name, (tokens + new_tokens, requests, heads, dim), tensor.dtype)
+            copies.append((there[:tokens], by_tokens(tensor)))
+            loaded.append(there.permute(1, 2, 0, 3))
+        return KeysValues(*loaded), copies
+
+    def attend(self, kernel: Callable[..., torch.Tensor], query: torch.Tensor, **options: Any) -> torch.Tensor:
+        """What a kernel of the host makes of a query and of all tokens."""
+        return kernel(query, *self.content, **options)
 
     def close(self, free: Callable[[torch.Tensor], None]) -> None:
         """Gives the room back with `free`."""
@@ -240,6 +311,24 @@ def cache_for(model: PreTrainedModel) -> Cache:
     cache.layers = []
     cache.layer_class_to_replicate = lambda: LayerCache(len(cache.layers))  # type: ignore[assignment]
     return cache
+
+
+def joint_cache(like: Cache, tokens: int) -> Cache:
+    """A cache for one step of decode of requests of several micro-batches, of which one is given.
+
+    The longest of them has so many tokens, the newest included.
+    """
+    made = copy.copy(like)
+    made.layers = [_joint_layer(one, tokens) for one in like.layers]
+    return made
+
+
+def _joint_layer(like: Any, tokens: int) -> LayerCache:
+    if not isinstance(like, LayerCache):
+        raise TypeError(f"requests of several micro-batches share no {type(like).__name__}")
+    made = LayerCache(like.layer)
+    made.step, made.seen, made.passed_on = 0, tokens - 1, like.passed_on
+    return made
 
 
 def layer_of(cache: Cache, layer: int) -> LayerCache | None:

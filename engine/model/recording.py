@@ -52,7 +52,7 @@ class RoutingRecord:
     def begin(self, _: nn.Module, args: tuple[Any, ...]) -> None:
         """Token ids [request, token] are about to go through all layers."""
         micro_batch, ids = current(), args[0]
-        if micro_batch is None:
+        if micro_batch is None or micro_batch.passes_layers:
             return
         known = self._passes.get(micro_batch.index)
         if known is None or known[0] is not micro_batch:
@@ -70,11 +70,18 @@ class RoutingRecord:
         if micro_batch is None:
             return
         self._top_k[layer] = index.shape[1]
-        real = self._passes[micro_batch.index][1].unsqueeze(1).expand_as(index)
+        real = self._real(micro_batch, index).unsqueeze(1).expand_as(index)
         key = layer, micro_batch.step > 0
         if key not in self._counts:
             self._counts[key] = torch.zeros(self._num_experts, dtype=torch.int64, device=index.device)
         self._counts[key].scatter_add_(0, index.flatten().to(torch.int64), real.flatten().to(torch.int64))
+
+    def _real(self, micro_batch: GenerateCoroutine, index: torch.Tensor) -> torch.Tensor:
+        """Which tokens count: all of those that come from several micro-batches, as none of them has ended."""
+        known = self._passes.get(micro_batch.index)
+        if known is not None and known[0] is micro_batch:
+            return known[1]
+        return torch.ones(len(index), dtype=torch.bool, device=index.device)
 
     def histogram(self, model: str) -> Histogram:
         """What was counted."""

@@ -7,7 +7,7 @@ from torch import nn
 
 from engine.device import intra_op_threads
 from engine.host import HostAttention, unsupported
-from engine.model import Attended, AttentionCall, InFlight, KeysValues, is_causal, own_attention
+from engine.model import Attended, AttentionCall, InFlight, Kept, KeysValues, is_causal, own_attention
 
 Room = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 """Memory for a tensor that goes to the device."""
@@ -54,21 +54,24 @@ class DecodeAttention:
             return False
         return call.mask is None or (is_causal(call.mask) and call.mask.shape[-1] == num_tokens)
 
-    def __call__(self, micro_batch: InFlight, query: torch.Tensor, known: KeysValues, room: Room) -> torch.Tensor:
-        """Attention output [batch, 1, heads, value_dim] in memory from `room`, of tensors on the host."""
+    def __call__(self, micro_batch: InFlight, query: torch.Tensor, known: Kept, room: Room) -> torch.Tensor:
+        """Attention output [batch, 1, heads, value_dim] in memory from `room`, of tensors on the host.
+
+        `known` has the newest tokens already.
+        """
         call = micro_batch.at
         assert isinstance(call, AttentionCall)
         if self.by_kernel(call, known.num_tokens):
             self.kernel_calls += 1
-            starts = None if call.mask is None else torch.tensor(micro_batch.padding)
+            starts = torch.tensor(micro_batch.padding) if any(micro_batch.padding) else None
             query = query[:, :, 0]
-            out = room(query.shape, query.dtype)
-            return self._kernel(query, *known, starts, call.kwargs.get("scaling"), out)[:, None]
+            out, scaling = room(query.shape, query.dtype), call.kwargs.get("scaling")
+            return known.attend(self._kernel, query, first_seen=starts, scaling=scaling, out=out)[:, None]
         self.own_calls += 1
         kwargs = {name: self._weights(value) for name, value in call.kwargs.items() if name not in POSITIONS}
         own = own_attention(call, _OnHost(call.module, self._weights))
         with intra_op_threads(self._kernel.threads, 1):  # the lane has one, the kernel's own sleep
-            output = own(query, *known, micro_batch.mask_on_host, **kwargs)[0]
+            output = own(query, *known.content, micro_batch.mask_on_host, **kwargs)[0]
         return room(output.shape, output.dtype).copy_(output)
 
 

@@ -114,8 +114,7 @@ class Compute:
         """From the end of the last layer to the entry of the first in the next step, or to the end of generation."""
         with self._activations.working(micro_batch, task):
             self._leave_experts(micro_batch)
-            micro_batch.resume_and_draw()
-        micro_batch.step += 1
+            micro_batch.pass_head()
         self._activations.stopped(micro_batch)
         self._batch.on_head(micro_batch)
         return 0
@@ -125,14 +124,15 @@ class Compute:
         new, micro_batch.new_on_host = micro_batch.new_on_host, None
         if new is None:
             return 0
-        store = micro_batch.stores[task.layer]
+        store = micro_batch.kept(task.layer)
+        assert store is not None, "prompts leave their keys and values on the host"
         store.append(new)
         query, micro_batch.query_on_host = micro_batch.query_on_host, None
         if query is None:
             return new.num_bytes  # the model computes with the cache itself: it gets all of it with LoadHidden
         room = functools.partial(self._attended_room, micro_batch)
-        micro_batch.attended_on_host = self._batch.attention(micro_batch, query, store.content, room)
-        return store.content.num_bytes
+        micro_batch.attended_on_host = self._batch.attention(micro_batch, query, store, room)
+        return store.num_bytes
 
     def _attended_room(self, micro_batch: InFlight, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return self._host.attended(micro_batch, math.prod(shape) * dtype.itemsize).view(shape, dtype)

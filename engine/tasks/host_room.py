@@ -4,7 +4,7 @@ import torch
 
 from engine.device import aligned_bytes
 from engine.memory import HostBlock
-from engine.model import HostLayerCache, InFlight, KeysValues, Store, layer_of
+from engine.model import HostLayerCache, InFlight, Kept, KeysValues, Store, layer_of
 from engine.tasks.context import BatchContext, RunContext
 from sim.schedule import ExpertPlace, MemoryPart, PipelineShape, Place, SlotLayout, Task, Tier
 
@@ -81,10 +81,12 @@ class HostRoom:
         cache = layer_of(micro_batch.cache, layer)
         return self._on_gpu or (cache is not None and not cache.passed_on)
 
-    def store(self, task: Task, micro_batch: InFlight, new: KeysValues) -> Store:
-        """The host's cache of a layer: one that crosses the link is page-locked where the schedule says so."""
+    def store(self, task: Task, micro_batch: InFlight, new: KeysValues) -> Kept:
+        """A new cache of a layer on the host: one that crosses the link is page-locked where the schedule says so."""
         crosses = self.crosses_link(task.layer, micro_batch)
         locked = crosses and self._locks("kv" if self._on_gpu else "new kv on host")
+        if micro_batch.paged is not None:
+            return micro_batch.paged.make(task.layer, new, by_tokens=crosses, locked=locked)
         made: list[HostBlock] = []
 
         def allocate(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -96,6 +98,7 @@ class HostRoom:
         name = f"layer {task.layer} of micro-batch {micro_batch.index}"
         store = Store(new, micro_batch.capacity, allocate, name, by_tokens=crosses)
         store.locked = all(block.locked for block in made)
+        micro_batch.stores[task.layer] = store
         return store
 
     def _locks(self, buffer: str) -> bool:

@@ -3,7 +3,7 @@
 import torch
 
 from engine.device import LaneContext
-from engine.model import AttentionCall, CacheNeeded, InFlight, KeysValues, LayerEntry, by_tokens
+from engine.model import AttentionCall, CacheNeeded, InFlight, KeysValues, LayerEntry
 from engine.tasks.context import BatchContext
 from engine.tasks.host_room import HostRoom
 from sim.schedule import Task
@@ -31,7 +31,8 @@ class Transfers:
         if isinstance(call, AttentionCall) and not call.whole_cache:
             micro_batch.query_on_host = self._exchange(lane, "query", call.query, micro_batch)
             moved += call.query.nbytes
-            num_tokens = micro_batch.stores[task.layer].num_tokens + 1
+            kept = micro_batch.kept(task.layer)
+            num_tokens = 1 + (0 if kept is None else kept.num_tokens)
             if call.mask is not None and not self._batch.attention.by_kernel(call, num_tokens):
                 block = self._host.mask(micro_batch, call.mask)
                 micro_batch.mask_on_host = self._buffers.to_host(lane, block, call.mask)
@@ -71,13 +72,11 @@ class Transfers:
         new = micro_batch.take_new(task)
         if new is None:
             return 0
-        if task.layer not in micro_batch.stores:
-            micro_batch.stores[task.layer] = self._host.store(task, micro_batch, new)
-        store = micro_batch.stores[task.layer]
+        store = micro_batch.kept(task.layer) or self._host.store(task, micro_batch, new)
         if self._host.crosses_link(task.layer, micro_batch):
-            for room, tensor in zip(store.grow(new.num_tokens), new, strict=True):
-                lane.copy_d2h(by_tokens(room), by_tokens(tensor).contiguous(), pinned=store.locked)
-                lane.keep(tensor)
+            for room, tensor in store.places(new):
+                lane.copy_d2h(room, tensor, pinned=store.locked)
+            lane.keep(*new)
         else:
             named = zip(KeysValues._fields, new, strict=True)
             landed = KeysValues(*(self._land(lane, name, tensor, micro_batch) for name, tensor in named))
@@ -98,19 +97,20 @@ class Transfers:
         return f"kv buffer {self._batch.layout.slot_of('kv on device', task)}"
 
     def _load_kv(self, lane: LaneContext, task: Task, micro_batch: InFlight, *, new_tokens: int, room: str) -> int:
-        store = micro_batch.stores.get(task.layer)
+        store = micro_batch.kept(task.layer)
         if store is None:
             return 0
-        loaded = []
-        for name, tensor in zip(KeysValues._fields, store.content, strict=True):
-            batch, heads, tokens, dim = tensor.shape
-            shape, row_bytes = (tokens + new_tokens, batch, heads, dim), heads * dim * tensor.itemsize
-            room_bytes = self._batch.carried.most_cached_tokens(on_host=True) * row_bytes
-            on_device = self._buffers.on_device(f"{room}, {name}", shape, tensor.dtype, room_bytes)
-            lane.copy_h2d(on_device[:tokens], by_tokens(tensor), pinned=store.locked)
-            loaded.append(on_device.permute(1, 2, 0, 3))
-        micro_batch.loaded_caches[task.step, task.layer] = KeysValues(*loaded)
-        return store.content.num_bytes
+        most_tokens = self._batch.carried.most_cached_tokens(on_host=True)
+
+        def allocate(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+            row_bytes = shape[-2] * shape[-1] * dtype.itemsize
+            return self._buffers.on_device(f"{room}, {name}", shape, dtype, most_tokens * row_bytes)
+
+        loaded, copies = store.to_device(allocate, new_tokens)
+        for there, tensor in copies:
+            lane.copy_h2d(there, tensor, pinned=store.locked)
+        micro_batch.loaded_caches[task.step, task.layer] = loaded
+        return sum(tensor.nbytes for _, tensor in copies)
 
     def _load_prefill_hidden(self, lane: LaneContext, task: Task, micro_batch: InFlight) -> int:
         host = micro_batch.hidden_on_host

@@ -13,7 +13,7 @@ from sim.admission.ledger import KvLedger
 from sim.admission.requests import StreamedRequest
 from sim.admission.rules import AdmissionRules, Joins, Priority
 from sim.admission.stay import NOWHERE, Stay, planned_blocks
-from sim.admission.together import take_together
+from sim.admission.together import take_together, take_whole
 from traces.errors import InputError
 
 
@@ -62,7 +62,7 @@ class Admission:
                 f"ones take {needs} blocks of KV cache, of which there are {rules.num_blocks}: shorten "
                 f"it, let it generate less, or give more memory"
             )
-        if rules.joins is Joins.TOGETHER and request.prompt_tokens > rules.prefill_chunk:
+        if not rules.splits_prompts and request.prompt_tokens > rules.prefill_chunk:
             raise InputError(
                 f"request {request.id}: a prompt of {request.prompt_tokens} tokens, which is computed whole, is more "
                 f"than the {rules.prefill_chunk} that a step takes: shorten it, or give a larger prefill_chunk"
@@ -92,7 +92,10 @@ class Admission:
             entered = tuple(chunk.request for mine in chunks for chunk in mine)
             over = tuple(tuple([one.decoding() for one in mine]) for mine in self._ended)
             return Composition(self._step, decoding, tuple(map(tuple, chunks)), entered, (), places, over)
-        entered = () if preempted else tuple(self._enter(chunks, room))
+        if self.rules.whole_prompts:
+            entered = tuple(id_ for lane in range(len(chunks)) for id_ in self._enter_whole(lane, chunks[lane]))
+        else:
+            entered = () if preempted else tuple(self._enter(chunks, room))
         return Composition(self._step, decoding, tuple(map(tuple, chunks)), entered, preempted)
 
     def _count_tokens(self) -> list[Stay]:
@@ -199,6 +202,18 @@ class Admission:
             self._leave_queue()
             stay = self._stays[request.id] = Stay(request, generated, lane, self._ledger.promise(needs))
             self._take_chunk(stay, chunks, room)
+            yield request.id
+
+    def _enter_whole(self, lane: int, chunks: list[Chunk]) -> Iterable[int]:
+        """Requests whose prompts one micro-batch computes in this step."""
+        room = self.rules.most_running - len(self._stays)
+        entering = take_whole(self._waiting, self.rules, self._ledger, room)
+        longest = max((request.prompt_tokens for request, _ in entering), default=0)
+        for request, promise in entering:
+            stay = self._stays[request.id] = Stay(request, 0, lane, promise)
+            padding = longest - request.prompt_tokens
+            chunks.append(stay.next_chunk(request.prompt_tokens)._replace(padding_tokens=padding))
+            self._await_token(stay)
             yield request.id
 
     def _enter_together(self, chunks: list[list[Chunk]]) -> list[int]:

@@ -83,6 +83,10 @@ class AdmissionRules:
     """Who joins together counts as the longest of them, as its prompt is padded, and the room of all is kept until the
     last of them ends; so many enter as `prefill_chunk` holds whole prompts.
     """
+    whole_prompts: bool = False
+    """Whether a prompt is computed in one step, beside up to `micro_batch_size` in all, filled up to the longest:
+    so many as `prefill_chunk` holds. Who joins together is computed so anyhow.
+    """
 
     def __post_init__(self) -> None:
         for name in (
@@ -92,8 +96,18 @@ class AdmissionRules:
         check_choice("priority", self.priority, Priority)
         check_flag("preempts", self.preempts)
         check_choice("joins", self.joins, Joins)
+        check_flag("whole_prompts", self.whole_prompts)
         if self.preempts and self.joins is Joins.TOGETHER:
             raise InputError("preempts: true where requests join together, whose room is one: give false")
+        if self.preempts and self.whole_prompts:
+            raise InputError(
+                "preempts: true where prompts are whole, as one that is computed anew may be too long: give false"
+            )
+
+    @property
+    def splits_prompts(self) -> bool:
+        """Whether a prompt may be computed in several steps."""
+        return not self.whole_prompts and self.joins is Joins.ANY_TIME
 
     @property
     def most_running(self) -> int:

@@ -1,11 +1,11 @@
-"""Requests that enter a micro-batch together, as one padded batch: how many, and the room that all of them take."""
+"""Requests whose prompts are computed together, as one padded batch: how many, and the room that they take."""
 
 import heapq
 from collections.abc import Sequence
 
 import numpy as np
 
-from sim.admission.ledger import Counts, KvLedger
+from sim.admission.ledger import Counts, KvLedger, Promise
 from sim.admission.requests import StreamedRequest
 from sim.admission.rules import AdmissionRules
 from sim.admission.stay import planned_blocks
@@ -28,6 +28,24 @@ def take_together(queue: Queue, rules: AdmissionRules, ledger: KvLedger) -> tupl
         heapq.heappop(queue)
         taken, needs = wider, more
     return taken, needs
+
+
+def take_whole(
+    queue: Queue, rules: AdmissionRules, ledger: KvLedger, most: int
+) -> list[tuple[StreamedRequest, Promise]]:
+    """From the head of the queue as many as one micro-batch computes in a step, at most `most`, each with its room.
+
+    They decode wherever there are places, and leave when they end.
+    """
+    taken: list[tuple[StreamedRequest, Promise]] = []
+    while queue and len(taken) < min(rules.micro_batch_size, most):
+        request = queue[0][2]
+        needs = planned_blocks(rules, request.prompt_tokens, request.most_tokens, request.prompt_tokens)[0]
+        if not _go_together([*(one for one, _ in taken), request], rules) or not ledger.fits(needs):
+            break
+        heapq.heappop(queue)
+        taken.append((request, ledger.promise(needs)))
+    return taken
 
 
 def _go_together(requests: Sequence[StreamedRequest], rules: AdmissionRules) -> bool:

@@ -176,8 +176,9 @@ class Sweep:
         workload = self._workloads[settings.get("workload", self._base.workload)]
         padded = settings.get("padded", self._base.padded)
         routing = self._routings[settings.get("routing", self._base.routing)]
-        how = {"padded": padded, "sampled": self._base.sampled, "routing": routing}
-        problem = Problem.of(model, machine, workload, **length, **how)
+        problem = Problem.of(
+            model, machine, workload, **length, padded=padded, sampled=self._base.sampled, routing=routing
+        )
         stream = self._base.stream and options_at(self._base.stream, settings)
         if stream is not None and isinstance(stream.requests, str):
             problem, _ = stream.stream_of(problem, length["gen_len"])

@@ -7,10 +7,12 @@ import pytest
 import torch
 from async_device import MISSING
 from covering import covering
-from engine_models import PROMPTS, make, reference
+from engine_models import PROMPTS, make, make_prompts, reference
 
 import engine
-from sim.problem import Policy
+from engine.device.accelerator.accelerator import OVERHEAD_SHARE
+from sim.cost.memory import plan_memory
+from sim.problem import Batch, MicroBatch, Model, Policy
 from sim.schedule import by_name
 
 if MISSING:
@@ -19,6 +21,14 @@ if MISSING:
 from async_device.orders import FEW, late_device
 
 EOS = 24
+WIDE = {
+    "hidden_size": 128,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_local_experts": 8,
+    "num_attention_heads": 8,
+    "head_dim": 16,
+}
 LIMITS = [3, 8, 1, 6, 8, 5, 2]
 CASES = [
     ("cgopipe", {}),
@@ -45,3 +55,18 @@ def test_tokens_are_those_of_generate_and_nothing_is_out_of_order(family, case, 
     assert Counter(machine.races.found) == {}
     gc.collect()  # some families' caches refer to themselves
     assert machine.memory.allocated_bytes == 0, "nothing of a run stays on the device"
+
+
+@pytest.mark.parametrize("places", [{}, {"attention": "gpu"}], ids=str)
+def test_a_stream_needs_no_more_of_the_device_than_planned(places, tmp_path):
+    """Its requests have as many tokens as those that the plan is made for, so that no room is left unused."""
+    model, schedule, lengths, new = make("mixtral", dtype=torch.float32, **WIDE), by_name("cgopipe"), [12] * 14, 8
+    model.config.save_pretrained(tmp_path)
+    planned, policy = Model.load(tmp_path), Policy.usual(schedule, 9, 3, **places)
+    shape = policy.shape(schedule, planned, 4).beside_prompts(1)
+    batch = Batch((MicroBatch(3, 36, 3 * 12**2, 12),) * 4, 0, new)
+    plan = plan_memory(schedule, shape, policy, planned, batch).peak_bytes()["device"]
+    device, machine = late_device("stores late")
+    with device:
+        list(engine.stream(model, make_prompts(*lengths), schedule, policy, max_new_tokens=new, device=device))
+    assert machine.memory.peak_bytes <= plan * (1 + OVERHEAD_SHARE), "masks and rotary tables are in no plan"

@@ -73,10 +73,8 @@ class Company:
             for whole, *ours in zip(found, *parts, strict=True):
                 assert torch.equal(whole, torch.cat(ours, 1))
             held += self.blocks.blocks_for(found.num_tokens) if layer == 0 else 0
-        usage = self.blocks.ledger.usage
-        assert usage.current_bytes == held * self.blocks.block_bytes
-        assert sum(self.blocks.ledger.holders.values()) == usage.current_bytes
-        assert self.blocks.free_blocks == self.blocks.ledger.capacity_bytes // self.blocks.block_bytes - held
+        assert sum(self.blocks.held_blocks.values()) == held
+        assert self.blocks.free_blocks == self.blocks.num_blocks - held
 
 
 @settings(max_examples=40, deadline=None)
@@ -96,7 +94,7 @@ def test_whoever_comes_and_goes_each_reads_what_it_wrote(data):
     for request in company.requests:
         company.leave(request)
     company.check()
-    assert company.blocks.ledger.usage.current_bytes == 0
+    assert company.blocks.held_blocks == {}
 
 
 def test_a_batch_of_padded_prompts_is_written_whole():
@@ -130,12 +128,12 @@ def test_without_blocks_for_all_nothing_changes():
     blocks = pool(4)
     blocks.extend([1], [7])
     with pytest.raises(
-        InputError, match=r"request 3 needs .* bytes of KV cache in blocks of 4 tokens, but .* are left"
+        InputError, match=r"request 3 needs 2 more blocks of 4 tokens of the KV cache, but 1 of 4 are left"
     ):
         blocks.extend([1, 2, 3], [1, 4, 8])
     assert blocks.free_blocks == 2
     assert blocks.table([1]).tokens.tolist() == [7]
-    assert list(blocks.ledger.holders) == ["request 1"]
+    assert blocks.held_blocks == {1: 2}
     with pytest.raises(KeyError):
         blocks.table([2])
 
@@ -162,7 +160,7 @@ def test_its_accounts_are_those_of_the_memory_plan():
     blocks = KVBlocks({0: KeysValues(like, like)}, 10, host)
     assert blocks.block_bytes == BLOCK_TOKENS * layers[0].kv_bytes_per_token(16) == BLOCK_TOKENS * KV_BYTES
     blocks.extend([1, 2], [BLOCK_TOKENS, 3 * BLOCK_TOKENS])
-    assert blocks.ledger.usage.current_bytes == 4 * BLOCK_TOKENS * KV_BYTES
+    assert blocks.held_blocks == {1: 1, 2: 3}
     assert host.bytes_by_part() == {"kv cache": {"locked": 0, "pageable": 10 * BLOCK_TOKENS * KV_BYTES}}
 
 

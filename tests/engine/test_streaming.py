@@ -403,7 +403,8 @@ def test_the_trace_counts_who_is_in(device):
     ]
     assert all(one["decoding"] <= one["places"] == 4 for one in samples)
     assert {span.step for span in stream.trace.spans} >= set(range(1, stream.stats.num_steps + 1))
-    assert stream.trace.metadata["stream"]["rules"]["joins"] == "together"
+    rules = stream.trace.metadata["stream"]["rules"]
+    assert (rules["joins"], rules["whole_prompts"]) == ("any-time", True)
 
 
 def test_requests_come_when_they_say_and_nobody_waits_at_work(device):
@@ -453,7 +454,7 @@ def test_memory_stays_what_it_is_however_many_requests_come(device):
     assert held[-1] - held[499] < 8 << 20
 
 
-@pytest.mark.parametrize("name", ["cgopipe", "cgopipe, attention on the GPU", "cgopipe, all page-locked"])
+@pytest.mark.parametrize("name", MIXING)
 def test_the_plan_holds_the_peak_of_the_device(name, tmp_path):
     model = make.__wrapped__(
         "mixtral", dtype=torch.float32, hidden_size=128, intermediate_size=48, num_hidden_layers=4,

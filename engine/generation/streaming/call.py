@@ -13,6 +13,7 @@ from engine.generation.prompts import Prompt, pad_token
 from engine.generation.streaming.outputs import OutputStream
 from engine.generation.streaming.serving import Serving
 from engine.generation.streaming.wanted import GenerationRequest, RequestOutput, Wanted, check_wanted
+from engine.model import Anatomy, can_join
 from engine.tasks import GenerationOptions, RunContext
 from sim.admission import BLOCK_TOKENS, AdmissionRules, Joins, Priority
 from sim.problem import UNIFORM, Policy, Routing
@@ -76,7 +77,7 @@ def stream(
         model, tokenizer = given_model(model, tokenizer, opened, generate_kwargs)
         refused: list[RequestOutput] = []
         wanted = check_wanted(requests, max_new_tokens, model, tokenizer, refused.append)
-        rules = _rules(policy, wanted, num_prompts, prefill_chunk, priority)
+        rules = _rules(policy, wanted, num_prompts, prefill_chunk, priority, _joins(model))
         seed = drawn_seed(seed, generate_kwargs, model)
         options = GenerationOptions(max_new_tokens, pad_token(model, tokenizer), generate_kwargs, seed)
         known = Routing.parse(routing) if isinstance(routing, str) else routing
@@ -105,7 +106,12 @@ def stream(
 
 
 def _rules(
-    policy: Policy, wanted: Sequence[Wanted], num_prompts: int, prefill_chunk: int | None, priority: str
+    policy: Policy,
+    wanted: Sequence[Wanted],
+    num_prompts: int,
+    prefill_chunk: int | None,
+    priority: str,
+    joins: Joins,
 ) -> AdmissionRules:
     """Room for as many as the policy's micro-batches hold, each as long as the longest may become."""
     size, count = policy.micro_batch_size, policy.num_micro_batches
@@ -114,4 +120,10 @@ def _rules(
     blocks = size * count * -(-(longest + most - 1) // BLOCK_TOKENS)
     chunk = size * longest if prefill_chunk is None else prefill_chunk
     order = Priority(check_choice("priority", priority, Priority))
-    return AdmissionRules(blocks, size, count, chunk, num_prompts, priority=order, joins=Joins.TOGETHER)
+    whole = joins is Joins.ANY_TIME
+    return AdmissionRules(blocks, size, count, chunk, num_prompts, priority=order, joins=joins, whole_prompts=whole)
+
+
+def _joins(model: PreTrainedModel) -> Joins:
+    """Any time, where requests of different ages can go through the model's layers as one."""
+    return Joins.ANY_TIME if can_join(model, Anatomy.of(model).layers) else Joins.TOGETHER

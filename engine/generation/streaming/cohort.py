@@ -1,4 +1,4 @@
-"""Requests that entered together: one micro-batch of unmodified `generate()`, watched token by token."""
+"""Requests whose prompts were computed together: one unmodified `generate()`, watched token by token."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -38,30 +38,32 @@ class Watch(StoppingCriteria):
 
 @dataclass(slots=True, eq=False)
 class Cohort:
-    """Requests in one micro-batch, from their prompts on until the last of them has ended."""
+    """Requests of one `generate()`, from their prompts on until the last of them has ended."""
 
     micro_batch: InFlight
     left: list[Wanted]
     """Those of whose end nobody was told."""
-    error: Exception | None = None
-    """Why it broke, if it did."""
 
     @classmethod
-    def of(cls, run: RunContext, place: int, requests: list[Wanted], entered: int, capacity: int) -> "Cohort":
+    def of(cls, run: RunContext, index: int, requests: list[Wanted], entered: int, capacity: int) -> "Cohort":
         """One whose prompts are computed in step `entered`, with room for as many and as long ones as there may be.
 
         It draws as if it were generated alone with the seed of its first request.
         """
-        assert run.rules is not None
         watch = Watch(requests, run.ends, own_criteria(run.options.kwargs))
         criteria: dict[str, Any] = {"stopping_criteria": StoppingCriteriaList([watch])}
         if run.options.kwargs.get("stop_strings"):
             criteria["stop_strings"] = None  # the watch knows them
         seed = None if run.options.seed is None else run.options.seed + requests[0].number
         most = max(one.most_tokens for one in requests)
-        made = make_micro_batch(run, place, [one.ids for one in requests], seed, max_new_tokens=most, **criteria)
-        made.entered, made.capacity, made.most_requests = entered, capacity, run.rules.micro_batch_size
+        made = make_micro_batch(run, index, [one.ids for one in requests], seed, max_new_tokens=most, **criteria)
+        made.entered, made.capacity = entered, capacity
         return cls(made, list(requests))
+
+    @property
+    def error(self) -> Exception | None:
+        """Why it broke, if it did."""
+        return self.micro_batch.error
 
     @property
     def prompt_tokens(self) -> int:

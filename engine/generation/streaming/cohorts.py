@@ -1,5 +1,8 @@
 """Who is in, step by step: admission decides, and micro-batches carry what it says.
 
+Where requests join together, a place is filled when it is empty: the requests whose prompts one `generate()` computed
+stay there until the last of them has ended. Who may join at any time does so elsewhere (`joined`).
+
 The schedule issues the same tasks for every step. Whom they work for is known from the last head of the step before on;
 until then other lanes wait, if they come so early.
 """
@@ -7,6 +10,7 @@ until then other lanes wait, if they come so early.
 import queue
 import threading
 import time
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
@@ -15,7 +19,7 @@ import torch
 from engine.generation.streaming.cohort import Cohort
 from engine.generation.streaming.wanted import Wanted
 from engine.memory import Activations
-from engine.model import InFlight
+from engine.model import InFlight, bears_padding
 from engine.tasks import Carried, RunContext
 from sim.admission import Admission, Composition, StreamedRequest
 from sim.schedule import LaneKind, Op, PipelineShape, Task
@@ -33,7 +37,7 @@ LOOK_UP_S = 0.05
 
 
 class Cohorts(Carried):
-    """The micro-batches of a stream. All but `of` and `cancel` is called in the thread of the GPU lane."""
+    """Requests of a stream by micro-batches. All but `of` and `cancel` is called in the thread of the GPU lane."""
 
     def __init__(
         self,
@@ -49,13 +53,15 @@ class Cohorts(Carried):
         self._run, self._shape, self._activations = run, shape, activations
         self._tell, self._on_step = tell, on_step
         self._admission = Admission(run.rules)
+        self._alone = not bears_padding(run.model)
+        self._most_requests = run.rules.micro_batch_size
         self._capacity = max((len(one.ids) for one in requests), default=1)
         self._capacity += max((one.most_tokens for one in requests), default=1) - 1
         self._coming = deque(sorted(requests, key=lambda one: one.arrival_ns))
         self._waiting: dict[int, Wanted] = {}
         self._cancelled = queue.SimpleQueue[int]()
         self._live: list[Cohort] = []
-        self._steps: dict[int, list[Cohort | None]] = {}
+        self._steps: dict[int, list[InFlight | None]] = {}
         self._newest = FIRST - 1
         self._heads = 0
         self._over = False
@@ -75,10 +81,10 @@ class Cohorts(Carried):
                 if self._over or self.is_stopped():
                     return None
                 self._changed.wait(LOOK_UP_S)
-            cohort = self._steps[task.step][task.micro_batch]
-        if cohort is None or cohort.error is not None or cohort.micro_batch.has_left(task):
+            micro_batch = self._steps[task.step][task.micro_batch]
+        if micro_batch is None or micro_batch.error is not None or micro_batch.has_left(task):
             return None
-        return cohort.micro_batch
+        return micro_batch
 
     @property
     def over(self) -> bool:
@@ -111,13 +117,13 @@ class Cohorts(Carried):
         """
         if task.op not in (Op.PRE_ATTN, Op.HEAD) or isinstance(error, InputError | torch.OutOfMemoryError):
             return False
-        cohort = self._steps[task.step][task.micro_batch]
-        if cohort is None:
+        micro_batch = self._steps[task.step][task.micro_batch]
+        if micro_batch is None:
             return False
-        begins = task.op is Op.PRE_ATTN and cohort.micro_batch.step == 0 and task.layer == self._shape.first_on_device
-        if not cohort.micro_batch.is_broken or not (begins or task.op is Op.HEAD):
+        begins = task.op is Op.PRE_ATTN and micro_batch.step == 0 and task.layer == self._shape.first_on_device
+        if not (begins or task.op is Op.HEAD) or not micro_batch.is_broken:
             return False
-        cohort.error = error
+        micro_batch.error = error
         return True
 
     def advance(self) -> None:
@@ -140,7 +146,7 @@ class Cohorts(Carried):
         return now_ns
 
     def _arrive(self, request: Wanted, *, alone: bool = False) -> None:
-        most = request.most_tokens
+        most, alone = request.most_tokens, alone or self._alone
         try:
             self._admission.arrive(StreamedRequest(request.number, len(request.ids), most, most, alone=alone))
         except InputError as error:
@@ -150,7 +156,7 @@ class Cohorts(Carried):
             self._waiting[request.number] = request
 
     def _leave(self) -> list[Wanted]:
-        """Requests that were in or waited, and do no more."""
+        """Requests that were in or waited, and do no more, or begin again."""
         left: list[Wanted] = []
         for cohort in self._live:
             alone = len(cohort.micro_batch.padding) == 1
@@ -189,20 +195,25 @@ class Cohorts(Carried):
         return dropped
 
     def _carry(self, composition: Composition) -> None:
-        step, num_prompts = composition.step + FIRST, self._shape.num_prompts
-        of_place = {cohort.micro_batch.index: cohort for cohort in self._live}
-        decoding = [of_place[num_prompts + j] if mine else None for j, mine in enumerate(composition.decoding)]
-        entering: list[Cohort | None] = []
-        for chunks, place in zip(composition.prompts, composition.places, strict=True):
-            requests = [self._waiting.pop(chunk.request) for chunk in chunks]
-            made = Cohort.of(self._run, num_prompts + place, requests, step, self._capacity) if requests else None
-            entering.append(made)
-        new = sorted((one for one in entering if one is not None), key=lambda one: one.prompt_tokens)
-        for cohort in new:  # what the largest works with counts for all of them
-            self._activations.enter(cohort.micro_batch)
-        self._live += new
+        step = composition.step + FIRST
+        carried = self._micro_batches(composition, step)
         with self._changed:
-            self._steps[step] = [*entering, *decoding]
+            self._steps[step] = carried
             self._steps.pop(step - STEPS_KEPT, None)
             self._newest, self._over = step, composition.is_empty
             self._changed.notify_all()
+
+    @abstractmethod
+    def _micro_batches(self, composition: Composition, step: int) -> list[InFlight | None]:
+        """What the micro-batches of a step carry: those of prompts, then those that decode."""
+
+    def _begin(self, index: int, numbers: Iterable[int], step: int) -> Cohort | None:
+        """Requests that enter as one micro-batch, if there are any."""
+        requests = [self._waiting.pop(number) for number in numbers]
+        return Cohort.of(self._run, index, requests, step, self._capacity) if requests else None
+
+    def _take_in(self, cohorts: Iterable[Cohort | None]) -> None:
+        new = sorted((one for one in cohorts if one is not None), key=lambda one: one.prompt_tokens)
+        for cohort in new:  # what the largest works with counts for all of them
+            self._activations.enter(cohort.micro_batch)
+        self._live += new

@@ -9,14 +9,17 @@ from dataclasses import dataclass, field
 from engine.device import LaneContext
 from engine.generation.session import open_session
 from engine.generation.streaming.cohorts import FIRST, Cohorts
+from engine.generation.streaming.joined import Joined
 from engine.generation.streaming.stats import StreamStats
+from engine.generation.streaming.together import Together
 from engine.generation.streaming.traced import in_steps, with_record
 from engine.generation.streaming.wanted import RequestOutput, Wanted
 from engine.generation.trace import History, describe_run, make_trace
 from engine.lanes import Executor, Ran
-from engine.memory import Activations, Buffers
+from engine.memory import Activations, Buffers, KVBlocks
 from engine.tasks import BatchContext, DecodeAttention, RunContext, Session, TaskPerformer
-from sim.schedule import H2D, WHOLE, Lane, LaneKind, Op, SlotLayout, Task
+from sim.admission import Joins
+from sim.schedule import H2D, WHOLE, Lane, LaneKind, Op, PipelineShape, SlotLayout, Task
 from sim.simulation import RequestTimes, ServedStep, describe_shape
 from traces.trace import Trace
 
@@ -79,7 +82,7 @@ class Serving:
             layout = run.layout(run.policy.num_micro_batches)
             buffers = at_end.enter_context(contextlib.closing(Buffers(run.device)))
             activations = at_end.enter_context(contextlib.closing(Activations(run.device, None, run.anatomy.kinds)))
-            cohorts = Cohorts(run, layout.shape, self.requests, activations, self._tell, self._began)
+            cohorts = self._cohorts_of(session, layout.shape, activations)
             attention = DecodeAttention(session.kernel)
             work = _Work(
                 cohorts, TaskPerformer(BatchContext(session, layout, cohorts, attention, buffers, activations))
@@ -87,6 +90,14 @@ class Serving:
             session.weights.begin_batch(layout)
             _load_first_layer(session, layout)
             self._execute(cohorts, layout, work)
+
+    def _cohorts_of(self, session: Session, shape: PipelineShape, activations: Activations) -> Cohorts:
+        rules = self.run.rules
+        assert rules is not None
+        given = self.run, shape, self.requests, activations, self._tell, self._began
+        if rules.joins is Joins.TOGETHER:
+            return Together(*given)
+        return Joined(*given, KVBlocks({}, rules.num_blocks, session.host_blocks, block_tokens=rules.block_tokens))
 
     def _execute(self, cohorts: Cohorts, layout: SlotLayout, work: "_Work") -> None:
         run, schedule, shape = self.run, self.run.schedule, layout.shape

@@ -2,7 +2,8 @@
 
 Blocks are numbered, the same in every layer: a request has one list of blocks, whose keys and values of a layer lie in
 that layer's room. They are [blocks, heads, tokens, dim] there, so that attention reads a head's tokens of a block in
-one piece. The rooms are taken once, as large as the memory plan says; requests enter, grow and leave inside them.
+one piece; where they cross the link, [blocks, tokens, heads, dim], so that a block's tokens are one copy. A room is
+taken once, as large as the memory plan says; requests enter, grow and leave inside it.
 """
 
 import threading
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from engine.device import Ledger
+from engine.device import OutOfMemory
 from engine.host import BlockTable, check_block_tokens
 from engine.memory.host_blocks import HostBlocks
 from engine.model import KeysValues
@@ -39,20 +40,54 @@ class KVBlocks:
         block_tokens: int = BLOCK_TOKENS,
         locked: Collection[int] = (),
     ) -> None:
-        """`like`: by layer, any keys and values like its own. Rooms of `locked` layers are page-locked."""
+        """`like`: by layer, any keys and values like its own. Rooms of `locked` layers are page-locked.
+
+        Layers of which nothing is known yet are added when their first keys and values are.
+        """
         self.block_tokens = check_block_tokens(block_tokens)
+        self.num_blocks = num_blocks
+        self._host = host
         self._rooms: dict[int, KeysValues] = {}
         self.locked_layers: set[int] = set()
         """Those whose room is page-locked: where the system refuses that, it is not."""
-        for layer, one in like.items():
-            self._rooms[layer], is_locked = _room(one, num_blocks, block_tokens, host, layer, locked=layer in locked)
-            if is_locked:
-                self.locked_layers.add(layer)
-        self.block_bytes = sum(bytes_per_token(one) for one in like.values()) * block_tokens
-        self.ledger = Ledger(f"KV cache in blocks of {block_tokens} tokens", num_blocks * self.block_bytes)
         self._lock = threading.Lock()
         self._free = list(reversed(range(num_blocks)))
         self._held: dict[int, _Held] = {}
+        for layer, one in like.items():
+            self.add_layer(layer, one, by_tokens=False, locked=layer in locked)
+
+    def add_layer(self, layer: int, like: KeysValues, *, by_tokens: bool, locked: bool) -> None:
+        """Room for a layer's keys and values, which are like these, if it has none.
+
+        `by_tokens`: the tokens of a block are one piece of memory, with all heads; else those of a head are.
+        """
+        with self._lock:
+            if layer not in self._rooms:
+                shape = self.num_blocks, self.block_tokens
+                room, is_locked = _room(like, shape, self._host, layer, by_tokens=by_tokens, locked=locked)
+                self._rooms[layer] = room
+                self.locked_layers |= {layer} if is_locked else set()
+
+    def has_layer(self, layer: int) -> bool:
+        """Whether a layer has room."""
+        with self._lock:
+            return layer in self._rooms
+
+    @property
+    def block_bytes(self) -> int:
+        """A block in all layers."""
+        with self._lock:
+            return sum(map(bytes_per_token, self._rooms.values())) * self.block_tokens
+
+    def token_bytes(self, layer: int) -> int:
+        """What a token takes in a layer."""
+        return bytes_per_token(self._rooms[layer])
+
+    @property
+    def held_blocks(self) -> dict[int, int]:
+        """How many each request has."""
+        with self._lock:
+            return {request: len(one.blocks) for request, one in self._held.items()}
 
     @property
     def free_blocks(self) -> int:
@@ -78,7 +113,7 @@ class KVBlocks:
             more = [
                 self.blocks_for(one.tokens + count) - len(one.blocks) for one, count in zip(held, tokens, strict=True)
             ]
-            self._charge(requests, more)
+            self._check_free(requests, more)
             for request, one, count, wanted in zip(requests, held, tokens, more, strict=True):
                 one.blocks += [self._free.pop() for _ in range(wanted)]
                 one.tokens += count
@@ -95,7 +130,6 @@ class KVBlocks:
         with self._lock:
             blocks = self._held.pop(request).blocks
             self._free += reversed(blocks)
-            self.ledger.refund(_name(request), len(blocks) * self.block_bytes)
 
     def room(self, layer: int) -> KeysValues:
         """All blocks of a layer: what a block table is a table of."""
@@ -109,9 +143,7 @@ class KVBlocks:
         """
         rows, columns, blocks, slots = _newest(table, new.num_tokens, counts)
         for room, tensor in zip(self._rooms[layer], new, strict=True):
-            by_heads = room.shape[1], room.shape[2]
-            target = (blocks[:, None] * by_heads[0] + torch.arange(by_heads[0])) * by_heads[1] + slots[:, None]
-            room.view(-1, room.shape[-1])[target] = tensor[rows, :, columns]
+            room[blocks, :, slots] = tensor[rows, :, columns]
 
     def pieces(self, layer: int, request: int) -> Iterator[KeysValues]:
         """Views of a request's tokens in order: of each block [1, heads, tokens, dim]."""
@@ -123,16 +155,15 @@ class KVBlocks:
             yield KeysValues(*(room[number : number + 1, :, :count] for room in self._rooms[layer]))
             left -= count
 
-    def _charge(self, requests: Sequence[int], more: Sequence[int]) -> None:
-        charged: list[tuple[str, int]] = []
-        try:
-            for request, wanted in zip(requests, more, strict=True):
-                self.ledger.charge(_name(request), wanted * self.block_bytes)
-                charged.append((_name(request), wanted * self.block_bytes))
-        except BaseException:
-            for name, num_bytes in charged:
-                self.ledger.refund(name, num_bytes)
-            raise
+    def _check_free(self, requests: Sequence[int], more: Sequence[int]) -> None:
+        left = len(self._free)
+        for request, wanted in zip(requests, more, strict=True):
+            if wanted > left:
+                raise OutOfMemory(
+                    f"request {request} needs {wanted} more blocks of {self.block_tokens} tokens of the KV cache, but "
+                    f"{left} of {self.num_blocks} are left: give it more room, or fewer requests at a time"
+                )
+            left -= wanted
 
     def _table(self, requests: Sequence[int]) -> BlockTable:
         held = [self._held[request] for request in requests]
@@ -144,20 +175,18 @@ def bytes_per_token(like: KeysValues) -> int:
     return sum(one.shape[1] * one.shape[3] * one.itemsize for one in like)
 
 
-def _name(request: int) -> str:
-    return f"request {request}"
-
-
 def _room(
-    like: KeysValues, num_blocks: int, block_tokens: int, host: HostBlocks, layer: int, *, locked: bool
+    like: KeysValues, blocks: tuple[int, int], host: HostBlocks, layer: int, *, by_tokens: bool, locked: bool
 ) -> tuple[KeysValues, bool]:
-    """A layer's room, and whether all of it is page-locked."""
+    """A layer's room for so many blocks of so many tokens, and whether all of it is page-locked."""
     made, is_locked = [], True
     for name, tensor in zip(KeysValues._fields, like, strict=True):
-        shape = num_blocks, tensor.shape[1], block_tokens, tensor.shape[3]
+        heads, dim = tensor.shape[1], tensor.shape[3]
+        shape = (*blocks, heads, dim) if by_tokens else (blocks[0], heads, blocks[1], dim)
         num_bytes = torch.Size(shape).numel() * tensor.itemsize
         block = host.take(MemoryPart.KV_CACHE, f"{name} of layer {layer} in blocks", num_bytes, locked=locked)
-        made.append(block.view(shape, tensor.dtype))
+        room = block.view(shape, tensor.dtype)
+        made.append(room.transpose(1, 2) if by_tokens else room)
         is_locked = is_locked and block.locked
     return KeysValues(*made), is_locked
 

@@ -1,12 +1,14 @@
 """A micro-batch in flight: its coroutine, and what its tasks leave for each other, on whatever lane they run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from transformers.cache_utils import Cache
 
 from engine.model.coroutine import GenerateCoroutine
-from engine.model.kvcache import Allocate, KeysValues, Store, layer_of
+from engine.model.in_flight.calls import row_pieces
+from engine.model.kvcache import Allocate, Kept, KeysValues, Paged, Store, layer_of
 from sim.schedule import Task
 
 Attended = tuple[torch.Tensor, torch.Tensor | None]
@@ -24,7 +26,8 @@ class InFlight(GenerateCoroutine):
     most_requests: int | None = None  # that its room on the host is made for, where others use it after it
     resident_requests: int = 0  # so many of its requests, the first ones, keep their KV cache on the device
     resident: dict[int, Store] = field(default_factory=dict)  # theirs, by layer
-    stores: dict[int, Store] = field(default_factory=dict)  # on the host, by layer
+    stores: dict[int, Kept] = field(default_factory=dict)  # on the host, by layer
+    paged: Paged | None = None  # where its requests share memory with others, in place of stores
     hidden_on_host: torch.Tensor | None = None
     host_cache: Cache | None = None  # of the layers that run on the host whole
     loaded_hidden: torch.Tensor | None = None
@@ -38,6 +41,8 @@ class InFlight(GenerateCoroutine):
     output_of_host: torch.Tensor | None = None  # and what those on the host made
     deferred: dict[int, torch.Tensor] = field(default_factory=dict)  # what experts made that count late, by their layer
     loaded_caches: dict[tuple[int, int], KeysValues] = field(default_factory=dict)  # by step and layer
+    num_awaited: int = 0  # so many of its requests are still computed by others in this step
+    computed: torch.Tensor | None = None  # what comes out of the layers for those that are not
 
     @property
     def at_step(self) -> int:
@@ -52,6 +57,22 @@ class InFlight(GenerateCoroutine):
         """What so many bytes of its own requests take where room is made for others, too."""
         own = len(self.padding)
         return num_bytes if self.most_requests is None else -(-num_bytes // own) * max(own, self.most_requests)
+
+    def take_computed(self, rows: Sequence[int], hidden: torch.Tensor) -> None:
+        """What comes out of the layers for some of its requests. Those that nobody computes have zeros."""
+        self.num_awaited -= len(rows)
+        if len(rows) == len(self.padding):
+            self.computed = hidden
+            return
+        if self.computed is None:
+            self.computed = hidden.new_zeros((len(self.padding), *hidden.shape[1:]))
+        pieces = list(row_pieces(self.computed, rows))
+        for place, piece in zip(pieces, hidden.split_with_sizes([len(one) for one in pieces]), strict=True):
+            place.copy_(piece)
+
+    def kept(self, layer: int) -> Kept | None:
+        """What of a layer's keys and values is on the host, if there are any."""
+        return self.stores.get(layer) if self.paged is None else self.paged.get(layer)
 
     def new(self, task: Task) -> KeysValues | None:
         """The keys and values that the task's layer made in the task's step."""
