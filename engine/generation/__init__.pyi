@@ -5,9 +5,9 @@ from .checkpoint import (
     model_of as model_of,
 )
 from .generate import BatchDone as BatchDone, RunResult as RunResult, run as run, stats_of as stats_of
+from .prompts import GenerationRequest as GenerationRequest
 from .request_file import RequestFile as RequestFile
 from .streaming import (
-    GenerationRequest as GenerationRequest,
     OutputStream as OutputStream,
     RequestOutput as RequestOutput,
     StreamStats as StreamStats,

@@ -10,10 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.device import Device
 from engine.generation.generate import BatchDone, RunResult, run
-from engine.generation.prompts import check_length
+from engine.generation.prompts import GenerationRequest, check_length
 from engine.generation.requests import Request, error_line, output_line, read_requests
 from engine.generation.results import Results, UnorderedResults
-from engine.generation.streaming import GenerationRequest, OutputStream, RequestOutput, stream
+from engine.generation.streaming import OutputStream, RequestOutput, stream
 from engine.model import end_tokens
 from sim.problem import Policy
 from sim.schedule import Schedule
@@ -117,8 +117,8 @@ class RequestFile:
             progress(len(output.sequence))
 
     def _write(self, batch: BatchDone) -> None:
-        requests = self.pending[batch.first : batch.first + len(batch.result.sequences)]
-        pairs = zip(requests, batch.result.sequences, strict=True)
+        requests = self.pending[batch.first : batch.first + len(batch.sequences)]
+        pairs = zip(requests, batch.sequences, strict=True)
         lines = {request.line: self._line(request, sequence) for request, sequence in pairs}
         self._append(self._requests.index(requests[-1]) + 1, lines)
 

@@ -114,14 +114,12 @@ def test_longest_first_and_prompts_that_do_not_fit_one_step(device):
     check("mixtral", PROMPTS, micro_batch_size=3, prefill_chunk=14, priority="longest", device=device)
 
 
-def test_sampled_as_each_cohort_alone_would_be(device):
+def test_sampled_as_each_request_alone_would_be(device):
     model, prompts = make("qwen3_moe"), make_prompts(5, 9, 3, 7)
     chosen = {"do_sample": True, "top_k": 20, "temperature": 1.3}
     stream = engine.stream(model, prompts, micro_batch_size=2, max_new_tokens=NEW, seed=5, device=device, **chosen)
     found = outputs_of(stream)
-    expected = [*reference(model, prompts[:2], 2, NEW, seed=5, **chosen)]
-    expected += reference(model, prompts[2:], 2, NEW, seed=7, **chosen)
-    assert [found[i].sequence for i in range(4)] == expected
+    assert [found[i].sequence for i in range(4)] == reference(model, prompts, 1, NEW, seed=5, **chosen)
 
 
 class Ends(StoppingCriteria):
