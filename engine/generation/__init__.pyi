@@ -1,12 +1,15 @@
+from .arguments import check_seed as check_seed, checked_arguments as checked_arguments
 from .checkpoint import (
     add_model as add_model,
+    draws_by_itself as draws_by_itself,
+    load_config as load_config,
     find_tokenizer as find_tokenizer,
     load_model as load_model,
     model_of as model_of,
 )
+from .files import RequestFile as RequestFile
 from .generate import BatchDone as BatchDone, RunResult as RunResult, run as run, stats_of as stats_of
 from .prompts import GenerationRequest as GenerationRequest
-from .request_file import RequestFile as RequestFile
 from .streaming import (
     OutputStream as OutputStream,
     RequestOutput as RequestOutput,
