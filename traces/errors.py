@@ -46,9 +46,9 @@ def check_keys(
             raise InputError(f"{dot}{key}: missing{'; ' + hint if hint else ''}")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """Return `; did you mean a or b?` for a misspelt name, or nothing when no known name is near."""
-    close = get_close_matches(name[:SHOWN], list(known), n=3, cutoff=0.5)
+    close = get_close_matches(name[:SHOWN], list(known), n=3, cutoff=cutoff)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 

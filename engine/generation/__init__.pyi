@@ -1,13 +1,16 @@
+from .arguments import check_seed as check_seed, checked_arguments as checked_arguments
 from .checkpoint import (
     add_model as add_model,
+    draws_by_itself as draws_by_itself,
     find_tokenizer as find_tokenizer,
+    load_config as load_config,
     load_model as load_model,
     model_of as model_of,
 )
+from .files import RequestFile as RequestFile
 from .generate import BatchDone as BatchDone, RunResult as RunResult, run as run, stats_of as stats_of
-from .request_file import RequestFile as RequestFile
+from .prompts import GenerationRequest as GenerationRequest
 from .streaming import (
-    GenerationRequest as GenerationRequest,
     OutputStream as OutputStream,
     RequestOutput as RequestOutput,
     StreamStats as StreamStats,

@@ -41,7 +41,9 @@ def load_model(
     from engine.device import return_freed_memory
 
     options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": trust_remote_code}
-    model: PreTrainedModel = _loaded("model", "AutoModelForCausalLM", name_or_path, **options)
+    loaded = _loaded("model", "AutoModelForCausalLM", name_or_path, output_loading_info=True, **options)
+    model: PreTrainedModel = loaded[0]
+    _check_complete(model, loaded[1], name_or_path)
     if dtype == "auto" and device is not None and not device.supports(model.dtype):
         kind = str(model.dtype).removeprefix("torch.")
         sys.stderr.write(
@@ -53,12 +55,43 @@ def load_model(
     return model.eval()  # type: ignore[no-any-return, no-untyped-call]
 
 
+def load_config(name_or_path: str | Path, trust_remote_code: bool = False) -> Any:
+    """The configuration of a model, without its weights. Raises InputError if it cannot be loaded."""
+    return _loaded("model", "AutoConfig", name_or_path, trust_remote_code=trust_remote_code)
+
+
+def draws_by_itself(name_or_path: str | Path) -> bool:
+    """Whether a model's own generation settings have it draw tokens."""
+    try:
+        config = _loaded("generation settings", "GenerationConfig", name_or_path)
+    except InputError:
+        return False  # it has none
+    return bool(config.do_sample)
+
+
 def find_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase | None":
     """The tokenizer beside a model, or None if there is none."""
     try:
         return _loaded("tokenizer", "AutoTokenizer", name_or_path, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
     except InputError:
         return None
+
+
+def _check_complete(model: "PreTrainedModel", info: Any, name: str | Path) -> None:
+    """Raises InputError for a checkpoint that lacks tensors of the model, or holds others."""
+    makes_itself = {path for path, _ in model.named_buffers()}
+    for key, what in {
+        "missing_keys": "lacks",
+        "mismatched_keys": "has in another shape",
+        "unexpected_keys": "has",
+    }.items():
+        found = sorted({one[0] if isinstance(one, tuple) else one for one in info[key]} - makes_itself)
+        if found:
+            others = f" and {len(found) - 1} more" if len(found) > 1 else ""
+            told = ", which the model has not" if key == "unexpected_keys" else ""
+            raise InputError(
+                f"model {str(name)!r}: the checkpoint {what} {found[0]}{others}{told}: give a whole one of this model"
+            )
 
 
 def _loaded(what: str, kind: str, name: str | Path, **options: Any) -> Any:

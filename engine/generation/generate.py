@@ -6,18 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.device import Device, open_device
-from engine.generation.checkpoint import find_tokenizer, load_model
-from engine.generation.prompts import Prompt, check_generate_kwargs, check_length, pad_token, prompt_ids
+from engine.generation.arguments import checked_arguments, names_of
+from engine.generation.given import drawn_seed, errors_of_callers, given_model, only_user, what_is_asked
+from engine.generation.prompts import GenerationRequest, Prompt, as_requests, asked_of, pad_token
+from engine.generation.rows import RowRequest, RowsOfMicroBatch, TokenLogprobs, cut_up
 from engine.generation.session import open_session
 from engine.generation.trace import Stats, describe_batch, describe_host, describe_run, make_trace, peak_bytes, phases_s
 from engine.model import InFlight, recorded_routing
 from engine.tasks import BatchResult, GenerationOptions, RunContext, Session, run_batch
 from sim.problem import UNIFORM, Policy, Routing
-from sim.schedule import Schedule, by_name
+from sim.schedule import Schedule
 from traces.errors import InputError
 from traces.trace import Trace
 
@@ -30,12 +31,14 @@ class RunResult:
     """What a run generated, in input order, and how.
 
     `sequences` are ids without the prompt; `texts` is None without a tokenizer. `traces` has one trace a batch.
+    `logprobs` are those of requests that asked for them.
     """
 
     sequences: list[list[int]]
     texts: list[str] | None
     stats: Stats
     traces: list[Trace]
+    logprobs: list[list[TokenLogprobs] | None]
 
     @property
     def trace(self) -> Trace:
@@ -45,20 +48,22 @@ class RunResult:
 
 @dataclass(frozen=True, slots=True)
 class BatchDone:
-    """One batch of a run: its requests start at `first`."""
+    """One batch of a run: its requests start at `first`, and what they generated is in their order."""
 
     first: int
+    sequences: list[list[int]]
+    logprobs: list[list[TokenLogprobs] | None]
     result: BatchResult
     trace: Trace
 
 
 def run(
     model: PreTrainedModel | str | Path,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt | GenerationRequest],
     schedule: str | Schedule = "cgopipe",
-    policy: Policy | None = None,
+    policy: Policy | Mapping[str, Any] | None = None,
     micro_batch_size: int | None = None,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
     device: str | Device = "auto",
     *,
     seed: int | None = None,
@@ -73,99 +78,104 @@ def run(
     """Generate text for `prompts` (strings or lists of token ids) with an offloaded Mixture-of-Experts model.
 
     `model` is a loaded model, a local folder or a hub id; `device` is a name (`auto`, `emulated`, `cuda`) or a device.
-    Without a policy all prompts form one batch, cut into micro-batches of `micro_batch_size`. `generate_kwargs` go to
-    `generate()` as they are; what needs beams or a second model is refused. With `seed`, micro-batch j draws as if it
-    were generated alone after `torch.manual_seed(seed + j)`. `progress` is told of each micro-batch's new tokens,
-    `on_batch` of each batch as it ends. `record_routing` names a file for how many tokens used each expert;
-    `routing`, such a file, places experts by their popularity.
+    Without a policy all prompts form one batch, cut into micro-batches of `micro_batch_size`, those of similar length
+    together. `generate_kwargs` go to `generate()` as they are, a `generation_config` as if it were the model's own;
+    what needs beams or a second model is refused. `max_new_tokens` is 64 if nobody says anything else. A
+    `GenerationRequest` is a prompt with a limit and options of its own. Request i draws as if it were generated alone
+    after `torch.manual_seed(seed + i)`. `progress` is told of each micro-batch's new tokens, `on_batch` of each batch
+    as it ends; what they raise ends the run and comes out as it is. `record_routing` names a file for how many tokens
+    used each expert; `routing`, such a file, places experts by their popularity.
 
     The model is what it was when the run ends, with one exception: a policy's `weight_bits` of 4.5 or 8.5 packs routed
     experts, whose own weights host memory has no room for meanwhile. Afterwards they are what the packed bits say, for
     good; to run them so again changes nothing more. Without `keep_model` packed experts are left empty, which saves the
     time and memory to unpack a model that nobody needs any more. Raises InputError for anything the caller can mend.
     """
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens: {max_new_tokens} is not allowed; generate at least 1 token")
-    with open_device(device) as opened:
+    asked_for = what_is_asked(schedule, policy, micro_batch_size, max_new_tokens, seed, generate_kwargs)
+    requests = as_requests(prompts)
+    if not requests:
+        raise InputError("prompts: the list is empty; give at least one prompt")
+    if any(one.arrival_s for one in requests):
+        raise InputError(
+            "arrival_s: batches begin with all of their requests; use engine.stream for those that come later"
+        )
+    with open_device(device) as opened, contextlib.ExitStack() as in_use:
         keep_model = keep_model and not isinstance(model, str | Path)
-        model, tokenizer = given_model(model, tokenizer, opened, generate_kwargs)
-        if not prompts:
-            raise InputError("prompts: the list is empty; give at least one prompt")
-        ids = [prompt_ids(prompt, number, tokenizer) for number, prompt in enumerate(prompts)]
-        for number, prompt in enumerate(ids):
-            check_length(prompt, f"prompt {number}", max_new_tokens, model)
-        chosen = by_name(schedule) if isinstance(schedule, str) else schedule
-        size = -(-len(ids) // USUAL_MICRO_BATCHES) if micro_batch_size is None else micro_batch_size
-        policy = policy or Policy.usual(chosen, len(ids), size)
-        seed, padding = drawn_seed(seed, generate_kwargs, model), pad_token(model, tokenizer)
-        options = GenerationOptions(max_new_tokens, padding, generate_kwargs, seed)
+        model, tokenizer = given_model(model, tokenizer, opened)
+        in_use.enter_context(only_user(model))
+        options = checked_arguments(generate_kwargs, model, names_of(run), tokenizer)
+        seed = drawn_seed(seed, options, requests, model)
+        asked = [
+            asked_of(one, number, asked_for.max_new_tokens, seed, model, tokenizer)
+            for number, one in enumerate(requests)
+        ]
+        policy = asked_for.policy_for(len(asked), USUAL_MICRO_BATCHES)
+        most = max(one.max_new_tokens for one in asked)
+        padding = pad_token(model, tokenizer, options.pop("pad_token_id", None))
         known = Routing.parse(routing) if isinstance(routing, str) else routing
-        context = RunContext.of(model, chosen, policy, opened, options, known)
-        with _recording(context, record_routing), open_session(context, keep_model) as session:
+        generation = GenerationOptions(most, padding, options, seed)
+        context = RunContext.of(model, asked_for.schedule, policy, opened, generation, known)
+        with _recording(context, asked, record_routing), open_session(context, keep_model) as session:
             opened.reset_peak()
             done = []
-            for batch in _batches(session, ids, progress):
-                done.append(batch)
-                if on_batch is not None:
-                    on_batch(batch)
+            with errors_of_callers(progress) as told:
+                for batch in _batches(session, asked, told):
+                    done.append(batch)
+                    if on_batch is not None:
+                        on_batch(batch)
             peaks = peak_bytes([batch.trace for batch in done]) | {"device": opened.usage.peak_bytes}
-    sequences = [sequence for batch in done for sequence in batch.result.sequences]
+    sequences = [sequence for batch in done for sequence in batch.sequences]
+    logprobs = [one for batch in done for one in batch.logprobs]
     texts = None if tokenizer is None else tokenizer.batch_decode(sequences, skip_special_tokens=True)
-    return RunResult(sequences, texts, stats_of(done, peaks), [batch.trace for batch in done])
+    return RunResult(sequences, texts, stats_of(done, peaks), [batch.trace for batch in done], logprobs)
 
 
 @contextlib.contextmanager
-def _recording(run: RunContext, path: str | Path | None) -> Iterator[None]:
+def _recording(run: RunContext, asked: Sequence[RowRequest], path: str | Path | None) -> Iterator[None]:
     """While entered, counts the experts that tokens use; the file is written when the run has ended well."""
     if path is None:
         yield
         return
     if run.policy.layers_on_host:
         raise InputError("record_routing: experts of layers on the host are not counted: give no layers_on_host")
-    with recorded_routing(run.model, run.anatomy, run.ends | run.options.pads_ended) as record:
+    size = run.policy.micro_batch_size
+    pads_ended = any(rows.ends is not None for rows in cut_up(run.model, run.options.kwargs, asked, size))
+    ends = run.ends | ({run.options.pad_token_id} if pads_ended else set())
+    with recorded_routing(run.model, run.anatomy, ends) as record:
         yield
     record.histogram(run.model.config.model_type).write(path)
 
 
-def _batches(session: Session, ids: list[list[int]], progress: Callable[[int], None] | None) -> Iterator[BatchDone]:
+def _batches(session: Session, asked: Sequence[RowRequest], progress: Callable[[int], None]) -> Iterator[BatchDone]:
     def on_head(micro_batch: InFlight) -> None:
-        if progress is not None:
-            progress(len(micro_batch.padding))
+        progress(len(micro_batch.padding))
 
     run, policy = session.run, session.run.policy
-    metadata = describe_run(run, ids)
-    for first in range(0, len(ids), policy.batch_size):
-        batch = ids[first : first + policy.batch_size]
+    metadata = describe_run(run, [one.ids for one in asked])
+    for first in range(0, len(asked), policy.batch_size):
+        cut = cut_up(run.model, run.options.kwargs, asked[first : first + policy.batch_size], policy.micro_batch_size)
         for memory in run.memories.values():
             memory.start_history()
-        result = run_batch(session, batch, first // policy.micro_batch_size, on_head)
+        result = run_batch(session, [rows.for_generate for rows in cut], on_head)
         histories = {tier: memory.take_history() for tier, memory in run.memories.items()}
-        described = metadata | describe_batch(run, batch) | describe_host(run, result.host)
+        prompts = [one.ids for rows in cut for one in rows.asked]
+        described = metadata | describe_batch(run, prompts) | describe_host(run, result.host)
         described |= {"host_memory": session.host_memory}
-        yield BatchDone(first, result, make_trace(result.ran, described, histories))
+        sequences, logprobs = _in_order(cut, result.sequences)
+        yield BatchDone(first, sequences, logprobs, result, make_trace(result.ran, described, histories))
 
 
-def given_model(
-    model: PreTrainedModel | str | Path,
-    tokenizer: PreTrainedTokenizerBase | None,
-    device: Device,
-    generate_kwargs: dict[str, Any],
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """The model, loaded where it is named, and its tokenizer. Raises InputError for arguments that it cannot honour."""
-    if isinstance(model, str | Path):
-        tokenizer = tokenizer or find_tokenizer(model)
-        model = load_model(model, device=device)
-    check_generate_kwargs(generate_kwargs, model)
-    if "stop_strings" in generate_kwargs:
-        generate_kwargs["tokenizer"] = tokenizer
-    return model, tokenizer
-
-
-def drawn_seed(seed: int | None, kwargs: Mapping[str, Any], model: PreTrainedModel) -> int | None:
-    """The seed of a run that samples, drawn if none is given; None of one that does not sample."""
-    if not kwargs.get("do_sample", model.generation_config.do_sample):
-        return None
-    return int(torch.randint(2**31, ()).item()) if seed is None else seed
+def _in_order(
+    cut: Sequence[RowsOfMicroBatch], generated: list[list[int]]
+) -> tuple[list[list[int]], list[list[TokenLogprobs] | None]]:
+    """What was generated for a batch, in the order of its requests."""
+    left = iter(generated)
+    found = {}
+    for rows in cut:
+        own = rows.own_parts([next(left) for _ in rows.asked])
+        for row, (number, sequence) in enumerate(zip(rows.numbers, own, strict=True)):
+            found[number] = sequence, rows.logprobs(row, len(sequence))
+    return [found[i][0] for i in range(len(found))], [found[i][1] for i in range(len(found))]
 
 
 def stats_of(done: Sequence[BatchDone], peaks: dict[str, int]) -> Stats:
@@ -177,7 +187,7 @@ def stats_of(done: Sequence[BatchDone], peaks: dict[str, int]) -> Stats:
         for (lane, _), busy_ns in batch.trace.busy_ns().items():
             busy_s[lane] = busy_s.get(lane, 0.0) + busy_ns / 1e9
     return Stats(
-        generated_tokens=sum(len(sequence) for one in results for sequence in one.sequences),
+        generated_tokens=sum(len(sequence) for batch in done for sequence in batch.sequences),
         prefill_s=prefill_s,
         decode_s=decode_s,
         busy_s=busy_s,

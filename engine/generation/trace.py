@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from engine.generation.rows import by_length
 from engine.lanes import Ran
 from engine.model import host_waits
 from engine.tasks import HostTime, RunContext
@@ -101,8 +102,8 @@ def describe_host(run: RunContext, host: HostTime) -> dict[str, Any]:
 
 
 def as_cut(prompt_tokens: Sequence[int], micro_batch_size: int, gen_len: int) -> Batch:
-    """The batch as the engine cuts it: in order of input, each micro-batch padded to its longest prompt."""
-    return Batch(in_order(prompt_tokens, micro_batch_size), 0, gen_len)
+    """The batch as the engine cuts it: prompts of similar length together, each micro-batch padded to its longest."""
+    return Batch(in_order([prompt_tokens[i] for i in by_length(prompt_tokens)], micro_batch_size), 0, gen_len)
 
 
 def make_trace(

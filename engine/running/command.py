@@ -1,6 +1,7 @@
 """A file of requests run on a device, by a policy that is given or planned."""
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 USUAL_SIZES = {"micro_batch_size": 4, "num_micro_batches": 4}
 """What of the sizes is not given, where one of them is."""
+
+ALL_FAILED = 1
+"""The exit code of a run in which no request had a result."""
 
 TRACED_STEPS = 64
 """Of a stream, in the trace that it writes."""
@@ -63,7 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_argument("--top-p", type=float)
     options.add_argument("--top-k", type=int)
     options.add_argument("--repetition-penalty", type=float)
-    options.add_argument("--seed", type=int, help="of micro-batch 0; micro-batch j takes seed + j")
+    options.add_argument(
+        "--seed", type=int, help="of the first request; the i-th after it takes seed + i, one that has a seed its own"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,16 +87,25 @@ def run(args: argparse.Namespace) -> int:
     if args.stream and (args.record_routing or args.plan_for):
         given = "--record-routing" if args.record_routing else "--plan-for"
         raise InputError(f"{given} is for batches: leave it out with --stream")
-    with devices.open_device(device_of(args)) as device:
-        result = _run_file(args, schedule, policy, device)
-    if result is None:
+    if args.stream and not schedule.system.mixes:
+        raise InputError(f"{schedule.name}: its steps cannot carry prompts beside decode; take cgopipe or hybrid")
+    options = generation.checked_arguments(_generate_kwargs(args), None, (), None)
+    if args.seed is not None:
+        generation.check_seed("--seed", args.seed)
+    requests = generation.RequestFile(args.input, args.output, args.model, args.resume, in_any_order=args.stream)
+    with contextlib.closing(requests), devices.open_device(device_of(args)) as device:
+        result = _run_file(args, schedule, policy, device, requests, options)
+        failed, count = requests.failed, requests.count
+    if result is None and failed < count:
         sys.stderr.write("nothing left to do\n")
-        return 0
-    trace, told = result
-    if args.trace and trace is not None:
-        files.write_trace(trace, args.trace)
-    sys.stderr.write(told)
-    return 0
+    if result is not None:
+        trace, told = result
+        if args.trace and trace is not None:
+            files.write_trace(trace, args.trace)
+        sys.stderr.write(told)
+    if failed:
+        sys.stderr.write(f"{failed} of {count} requests failed: their lines say why\n")
+    return ALL_FAILED if failed == count else 0
 
 
 def given_policy(args: argparse.Namespace, schedule: "schedules.Schedule") -> "problem.Policy | None":
@@ -109,25 +124,35 @@ def given_policy(args: argparse.Namespace, schedule: "schedules.Schedule") -> "p
 
 
 def _run_file(
-    args: argparse.Namespace, schedule: "schedules.Schedule", policy: "problem.Policy | None", device: "devices.Device"
+    args: argparse.Namespace,
+    schedule: "schedules.Schedule",
+    policy: "problem.Policy | None",
+    device: "devices.Device",
+    requests: "generation.RequestFile",
+    options: dict[str, Any],
 ) -> "tuple[Trace | None, str] | None":
-    with progress(f"loading {args.model}"):
-        tokenizer = generation.find_tokenizer(args.model, args.trust_remote_code)
-        model = model_of(args, device)
-    requests = generation.RequestFile(
-        args.input, args.output, model, tokenizer, args.max_new_tokens, args.resume, in_any_order=args.stream
-    )
+    """What is left to be done, checked before the model is loaded as far as it can be; None if there is nothing."""
+    config = generation.load_config(args.model, args.trust_remote_code)
+    tokenizer = generation.find_tokenizer(args.model, args.trust_remote_code)
+    draws = options.get("do_sample")
+    if draws is None:
+        draws = generation.draws_by_itself(args.model)
+    settings = {**options, "weight_bits": args.weight_bits if policy is None else policy.weight_bits}
+    settings |= {} if args.dtype == "auto" else {"dtype": args.dtype}
+    requests.prepare(tokenizer, config, args.max_new_tokens, settings, args.seed, draws=draws)
     for error in requests.errors:
         sys.stderr.write(f"left out: {error}\n")
     if requests.resumed:
         sys.stderr.write(f"resumed: {requests.resumed} results are there already\n")
-    if not requests.pending:
+    if not requests.limits:
         requests.run_nothing()
         return None
+    with progress(f"loading {args.model}"):
+        model = model_of(args, device)
     memory.check_packing(model, args.weight_bits)
     if args.stream and policy is not None:
-        return _as_stream(args, schedule, policy, device, requests)
-    return _in_batches(args, schedule, policy, device, requests, model)
+        return _as_stream(args, schedule, policy, device, requests, model, options)
+    return _in_batches(args, schedule, policy, device, requests, model, options)
 
 
 def _in_batches(
@@ -137,15 +162,17 @@ def _in_batches(
     device: "devices.Device",
     requests: "generation.RequestFile",
     model: Any,
+    options: dict[str, Any],
 ) -> "tuple[Trace | None, str]":
     """Batch after batch, by a policy that is given or planned; the first one's trace, and what is said in the end."""
     planned = None
     if policy is None:
-        planned = _plan(args, schedule, device, model, [len(prompt) for prompt in requests.prompts])
+        planned = _plan(args, schedule, device, model, requests)
         policy = planned.policy
     _tell_policy(policy, str(planned or f"{policy} requests"), schedule)
-    with progress("generating", len(requests.pending) * args.max_new_tokens, unit="tokens", lines=True) as shown:
-        result = requests.run(schedule, policy, device, shown.advance, **_run_options(args))
+    ours = {"record_routing": args.record_routing, "routing": args.routing, "keep_model": False}
+    with progress("generating", sum(requests.limits), unit="tokens", lines=True) as shown:
+        result = requests.run(model, schedule, policy, device, shown.advance, **ours, **options)
     told, stats = "", result.stats
     if planned is not None:
         expected, measured = planned.expected.throughput_tokens_per_s, stats.tokens_per_s
@@ -167,13 +194,14 @@ def _as_stream(
     policy: "problem.Policy",
     device: "devices.Device",
     requests: "generation.RequestFile",
+    model: Any,
+    options: dict[str, Any],
 ) -> "tuple[Trace | None, str]":
     """Requests that enter as others end; the trace of the first steps, and what is said in the end."""
     _tell_policy(policy, f"{policy} requests at a time", schedule)
-    options = {name: value for name, value in _run_options(args).items() if name != "record_routing"}
-    traced = TRACED_STEPS if args.trace else 0
-    with progress("generating", len(requests.pending) * args.max_new_tokens, unit="tokens", lines=True) as shown:
-        outputs = requests.run_stream(schedule, policy, device, shown.advance, traced_steps=traced, **options)
+    ours = {"traced_steps": TRACED_STEPS if args.trace else 0, "routing": args.routing, "keep_model": False}
+    with progress("generating", sum(requests.limits), unit="tokens", lines=True) as shown:
+        outputs = requests.run_stream(model, schedule, policy, device, shown.advance, **ours, **options)
     stats = outputs.stats
     if stats is None:
         return None, "no request could be run\n"
@@ -204,7 +232,11 @@ def _peaks(peak_bytes: "Mapping[str, int]") -> str:
 
 
 def _plan(
-    args: argparse.Namespace, schedule: "schedules.Schedule", device: "devices.Device", model: Any, prompts: list[int]
+    args: argparse.Namespace,
+    schedule: "schedules.Schedule",
+    device: "devices.Device",
+    model: Any,
+    requests: "generation.RequestFile",
 ) -> "RunPlan":
     from engine.running.planning import plan
 
@@ -216,16 +248,9 @@ def _plan(
             hardware = calibration.calibrate(model, device, "this machine", quick=True, progress=shown.at).hardware
     simulation.compile_once()
     with progress("planning"):
-        return plan(model, hardware, schedule, prompts, args.max_new_tokens, args.routing, args.weight_bits)
-
-
-def _samples(args: argparse.Namespace, model: Any) -> bool:
-    return bool(_generate_kwargs(args)) or bool(model.generation_config.do_sample)
-
-
-def _run_options(args: argparse.Namespace) -> dict[str, Any]:
-    ours = {"seed": args.seed, "record_routing": args.record_routing, "routing": args.routing, "keep_model": False}
-    return {**ours, **_generate_kwargs(args)}
+        most, prompts = max(requests.limits), requests.prompt_tokens
+        options, sampled = (args.routing, args.weight_bits), requests.chooses(model, _generate_kwargs(args))
+        return plan(model, hardware, schedule, prompts, most, *options, sampled=sampled)
 
 
 def _generate_kwargs(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 from .attend import DecodeAttention as DecodeAttention
 from .batch import (
     BatchResult as BatchResult,
+    MicroBatchAsked as MicroBatchAsked,
     TaskPerformer as TaskPerformer,
     make_micro_batch as make_micro_batch,
     run_batch as run_batch,

@@ -1,8 +1,8 @@
 """One batch of requests through a schedule: micro-batches, their caches, who performs each task, and what came out."""
 
 import contextlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,7 +28,10 @@ Prompts = Sequence[Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """Generated ids of each request in order, every task that ran, and what of decode was the host's."""
+    """Generated ids of each request in order, every task that ran, and what of decode was the host's.
+
+    Ids go on to a token that ends sequences or to the end of the micro-batch.
+    """
 
     sequences: list[list[int]]
     ran: list[Ran]
@@ -37,14 +40,24 @@ class BatchResult:
     own_code_calls: int
 
 
+@dataclass(frozen=True, slots=True)
+class MicroBatchAsked:
+    """The prompts of a micro-batch; what `generate()` is given for it beside the options of the run; its seed."""
+
+    prompts: Prompts
+    others: Mapping[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+
+
 def run_batch(
-    session: Session, prompts: Prompts, first: int = 0, on_head: Callable[[InFlight], None] = lambda micro_batch: None
+    session: Session,
+    cut: Sequence[MicroBatchAsked],
+    on_head: Callable[[InFlight], None] = lambda micro_batch: None,
 ) -> BatchResult:
-    """Generates for the prompts of one batch; `first` numbers its first micro-batch in the run, for its seed."""
-    run, size = session.run, session.run.policy.micro_batch_size
-    cut = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+    """Generates for one batch, cut into micro-batches."""
+    run = session.run
     layout, attention = run.layout(len(cut)), DecodeAttention(session.kernel)
-    micro_batches = [_of_batch(run, layout.shape, j, rows, first + j) for j, rows in enumerate(cut)]
+    micro_batches = [_of_batch(run, layout.shape, j, one) for j, one in enumerate(cut)]
     session.weights.begin_batch(layout)
     with contextlib.ExitStack() as at_end:
         buffers = at_end.enter_context(contextlib.closing(Buffers(run.device)))
@@ -80,9 +93,9 @@ def make_micro_batch(run: RunContext, index: int, prompts: Prompts, seed: int | 
     return InFlight(index, padding, generate, seed, cache=cache, width=width, capacity=capacity)
 
 
-def _of_batch(run: RunContext, shape: PipelineShape, j: int, prompts: Prompts, number: int) -> InFlight:
-    made = make_micro_batch(run, j, prompts, None if run.options.seed is None else run.options.seed + number)
-    made.resident_requests = run.policy.resident_requests(len(prompts)) if shape.kv_on_host(j) else len(prompts)
+def _of_batch(run: RunContext, shape: PipelineShape, j: int, asked: MicroBatchAsked) -> InFlight:
+    made, count = make_micro_batch(run, j, asked.prompts, asked.seed, **asked.others), len(asked.prompts)
+    made.resident_requests = run.policy.resident_requests(count) if shape.kv_on_host(j) else count
     return made
 
 
@@ -217,13 +230,9 @@ def _generated(run: RunContext, micro_batch: InFlight) -> list[list[int]]:
     if not isinstance(at, Finished):
         raise RuntimeError(f"the schedule {run.schedule.name} ended before generation did: it is at {at!r}")
     output = at.output if isinstance(at.output, torch.Tensor) else at.output.sequences
-    ends, padding = run.ends, run.options.pads_ended
-    return [_until_end(row, ends, padding) for row in output[:, micro_batch.width :].tolist()]
+    return [_until_end(row, run.ends) for row in output[:, micro_batch.width :].tolist()]
 
 
-def _until_end(row: list[int], ends: set[int], padding: set[int]) -> list[int]:
-    """Without what follows the end of a sequence: everything after an end token, else `padding` behind it."""
-    kept = next((row[: i + 1] for i, token in enumerate(row) if token in ends), row)
-    while kept and kept[-1] in padding:
-        kept = kept[:-1]
-    return kept
+def _until_end(row: list[int], ends: set[int]) -> list[int]:
+    """Without what follows a token that ends sequences."""
+    return next((row[: i + 1] for i, token in enumerate(row) if token in ends), row)

@@ -30,21 +30,15 @@ from traces.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
-    """What `generate()` is asked for, the same for every micro-batch.
+    """What `generate()` is asked for, the same for every micro-batch, and the most tokens of any request.
 
-    `seed` makes micro-batch j draw as if it were generated alone after `torch.manual_seed(seed + j)`.
+    `seed` is that of request 0; request i draws as if it were generated alone after `torch.manual_seed(seed + i)`.
     """
 
     max_new_tokens: int
     pad_token_id: int
     kwargs: dict[str, Any] = field(default_factory=dict)
     seed: int | None = None
-
-    @property
-    def pads_ended(self) -> set[int]:
-        """Tokens that fill up a request which something else than an end token has ended."""
-        stops_early = any(self.kwargs.get(name) for name in ("stop_strings", "stopping_criteria"))
-        return {self.pad_token_id} if stops_early else set()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from short_calibrations import short_calibrations
 import engine
 from engine.cli import main
 from engine.generation import find_tokenizer, load_model
-from engine.generation.requests import read_requests
-from engine.generation.results import Results
+from engine.generation.files.requests import read_requests
+from engine.generation.files.results import Results
 from engine.running.demo import make_model
 from sim.problem import Hardware, Histogram
 from traces.files import read_trace
@@ -105,7 +105,7 @@ def test_prompts_as_token_ids_and_sampling(folder, command, tmp_path):
     sampling = ["--temperature", "1.5", "--top-k", "50", "--repetition-penalty", "1.2", "--seed", "7"]
     assert main(command([{"prompt_token_ids": one} for one in ids], *sampling)) == 0
     options = {"do_sample": True, "temperature": 1.5, "top_k": 50, "repetition_penalty": 1.2}
-    expected = reference(load_model(folder), ids, 2, NEW, seed=7, **options)
+    expected = reference(load_model(folder), ids, 1, NEW, seed=7, **options)
     assert [line["token_ids"] for line in results(tmp_path)] == expected
 
 
@@ -149,7 +149,7 @@ def test_openai_batch_format(folder, command, tmp_path):
     lines = [
         openai("a", model="m", messages=messages, max_tokens=2),
         openai("b", model="m", messages=messages),
-        openai("c", model="m", messages=messages, temperature=0.5),
+        openai("c", model="m", messages=messages, tools=[{"type": "function"}]),
         openai("d", model="m"),
     ]
     arguments = command(lines)
@@ -169,14 +169,14 @@ def test_openai_batch_format(folder, command, tmp_path):
     }
     assert a["response"]["body"]["usage"]["completion_tokens"] == 2
     assert choice["finish_reason"] == "length"
-    assert "temperature" in c["error"]["message"]
+    assert "tools: asks for calls of tools" in c["error"]["message"]
     assert "messages" in d["error"]["message"]
     assert c["response"] is d["response"] is None
 
 
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_run_resumes_and_repeats_nothing(command, tmp_path, monkeypatch):
-    from engine.generation import request_file as serve
+    from engine.generation.files import request_file as serve
 
     lines = [{"prompt": text} for text in TEXTS]
     whole = command(lines)
@@ -189,7 +189,7 @@ def test_an_interrupted_run_resumes_and_repeats_nothing(command, tmp_path, monke
     def interrupted(model, prompts, *args, on_batch, **kwargs):
         def stop(batch):
             on_batch(batch)
-            generated.extend(batch.result.sequences)
+            generated.extend(batch.sequences)
             if len(generated) == 4:
                 _thread.interrupt_main()
 
@@ -340,9 +340,9 @@ def test_a_policy_file_has_the_width_of_weights(command, tmp_path, capsys):
 def test_unwritten_results_are_told_apart_from_written_ones(tmp_path):
     source = tmp_path / "in.jsonl"
     source.write_text('{"prompt_token_ids": [3]}\n{"prompt_token_ids": [4]}\n', encoding="utf-8")
-    requests = read_requests(source, None)
+    requests = read_requests(source)
     out = Results(tmp_path / "out.jsonl", requests, resume=True)
-    out.append(['{"prompt_token_ids": [3], "token_ids": [9]}\n'])
+    out.append(['{"prompt_token_ids": [3], "token_ids": [9], "finished": false}\n'])
     out.close()
     again = Results(tmp_path / "out.jsonl", requests, resume=True)
     assert again.done == 1
@@ -368,9 +368,16 @@ def test_a_planned_policy_says_what_it_expects_and_what_came(command, tmp_path, 
     assert len(results(tmp_path)) == len(TEXTS)
 
 
-def test_only_errors(command, tmp_path):
-    assert main(command(["{", {"prompt": ""}])) == 0
+def test_only_errors(command, tmp_path, capsys):
+    lines = ["{", {"prompt": ""}]
+    assert main(command(lines)) == 1
     assert ["error" in line for line in results(tmp_path)] == [True, True]
+    told = capsys.readouterr().err
+    assert "2 of 2 requests failed" in told
+    assert "nothing left to do" not in told
+    assert main(command(lines, "--resume")) == 1
+    assert main(command([*lines, {"prompt": "one"}], "--resume")) == 0
+    assert "2 of 3 requests failed" in capsys.readouterr().err
 
 
 def test_without_a_policy_it_plans_for_the_machine_at_hand(command, tmp_path, capsys):
@@ -424,7 +431,7 @@ def test_a_stream_gives_each_request_its_own_tokens_and_its_line(folder, command
 
 @pytest.mark.usefixtures("interruptible")
 def test_a_stream_that_was_cut_short_goes_on_and_repeats_nothing(command, tmp_path, monkeypatch):
-    from engine.generation import request_file as serve
+    from engine.generation.files import request_file as serve
 
     lines = [{"prompt": text} for text in TEXTS]
     whole = command(lines, "--stream")
@@ -460,12 +467,14 @@ def test_a_stream_that_was_cut_short_goes_on_and_repeats_nothing(command, tmp_pa
 def test_openai_lines_in_a_stream_end_at_their_own_limits(folder, command, tmp_path):
     own = with_chat_template(folder, tmp_path)
     messages = [{"role": "user", "content": "Hi"}]
-    asked = [openai(name, messages=messages, max_tokens=most) for name, most in (("a", 2), ("b", 99), ("c", 1))]
+    asked = [
+        openai(name, messages=messages, max_completion_tokens=most) for name, most in (("a", 2), ("b", 99), ("c", 1))
+    ]
     arguments = command(asked, "--stream")
     arguments[2] = str(own)
     assert main(arguments) == 0
     made = {line["custom_id"]: line["response"]["body"]["usage"]["completion_tokens"] for line in results(tmp_path)}
-    assert made == {"a": 2, "b": NEW, "c": 1}
+    assert made == {"a": 2, "b": 99, "c": 1}
     assert main([*arguments, "--resume"]) == 0
     assert len(results(tmp_path)) == 3
 

@@ -86,7 +86,8 @@ def wide(family, **changes):
 
 
 def as_run(lengths, size, new):
-    """The batch as the engine cuts it up: in order, each micro-batch padded to its longest prompt."""
+    """The batch as the engine cuts it up: the longest first, each micro-batch padded to its longest prompt."""
+    lengths = sorted(lengths, reverse=True)
     parts = [lengths[i : i + size] for i in range(0, len(lengths), size)]
     padded = [(len(part), max(part)) for part in parts]
     return Batch(tuple(MicroBatch(n, n * width, n * width**2, width) for n, width in padded), 0, new)

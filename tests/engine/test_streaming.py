@@ -115,14 +115,12 @@ def test_longest_first_and_prompts_that_do_not_fit_one_step(device):
     check("mixtral", PROMPTS, micro_batch_size=3, prefill_chunk=14, priority="longest", device=device)
 
 
-def test_sampled_as_each_cohort_alone_would_be(device):
+def test_sampled_as_each_request_alone_would_be(device):
     model, prompts = make("qwen3_moe"), make_prompts(5, 9, 3, 7)
     chosen = {"do_sample": True, "top_k": 20, "temperature": 1.3}
     stream = engine.stream(model, prompts, micro_batch_size=2, max_new_tokens=NEW, seed=5, device=device, **chosen)
     found = outputs_of(stream)
-    expected = [*reference(model, prompts[:2], 2, NEW, seed=5, **chosen)]
-    expected += reference(model, prompts[2:], 2, NEW, seed=7, **chosen)
-    assert [found[i].sequence for i in range(4)] == expected
+    assert [found[i].sequence for i in range(4)] == reference(model, prompts, 1, NEW, seed=5, **chosen)
 
 
 class Ends(StoppingCriteria):
@@ -410,7 +408,8 @@ def test_the_trace_counts_who_is_in(device):
 def test_requests_come_when_they_say_and_nobody_waits_at_work(device):
     """The third comes long after the others have gone, and the fourth, which nobody wants any more, never."""
     limits, arrivals_s = (3, 2, 4, 5), (0.0, 0.05, 1.5, 1e5)
-    asked = [engine.GenerationRequest(*one) for one in zip(PROMPTS[:4], limits, arrivals_s, strict=True)]
+    given = zip(PROMPTS[:4], limits, arrivals_s, strict=True)
+    asked = [engine.GenerationRequest(prompt, limit, arrival_s=when_s) for prompt, limit, when_s in given]
     stream = engine.stream(make("mixtral"), asked, policy=Policy(4, 2), device=device, traced_steps=99)
     stream.cancel(3)
     found = outputs_of(stream)

@@ -14,7 +14,10 @@ from cases import INPUTS
 from jsonschema import Draft202012Validator
 from schemas import FOLDER, faults
 
-from engine.generation.requests import Request, error_line, output_line
+from engine.generation.files.answers import Answer, error_line, output_line
+from engine.generation.files.made_by import MadeBy
+from engine.generation.files.requests import Request
+from engine.generation.rows import TokenLogprobs
 from sim.problem import Histogram, LayerHistogram, TokenCounts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,22 +171,29 @@ def test_a_routing_histogram(tmp_path):
 
 
 OPENAI = {"custom_id": "a", "body": {"messages": []}}
+COMPLETION = {"custom_id": "a", "body": {"prompt": "Hello"}}
+MADE_BY = MadeBy("model", {"max_new_tokens": 4}, 7)
+THERE = Answer([3, 4], "there", True)
+TOLD = Answer([3], "a", False, [TokenLogprobs(3, -0.5, [(3, -0.5), (4, -1.5)])])
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        output_line(Request(1, {"prompt": "Hello", "tag": 7}, [1, 2]), [3, 4], "there", True, "model"),
-        output_line(Request(1, {"prompt_token_ids": [1, 2]}, [1, 2]), [3, 4], None, False, "model"),
-        output_line(Request(1, OPENAI, [1, 2]), [3, 4], "there", False, "model"),
+        output_line(Request(1, {"prompt": "Hello", "tag": 7}, [1, 2]), [THERE], MADE_BY),
+        output_line(Request(1, {"prompt_token_ids": [1, 2]}, [1, 2]), [Answer([3, 4], None, False)], MADE_BY),
+        output_line(Request(1, {"prompt": "Hello", "n": 2}, [1, 2]), [THERE, TOLD], MADE_BY),
+        output_line(Request(1, OPENAI, [1, 2]), [THERE], MADE_BY),
+        output_line(Request(1, OPENAI, [1, 2]), [TOLD], MADE_BY),
+        output_line(Request(1, COMPLETION, [1, 2]), [THERE, TOLD], MADE_BY, text_of=str),
         error_line(Request(1, {"prompt": 3}, error="prompt is a int")),
         error_line(Request(1, {}, error="line 1 is not JSON")),
         error_line(Request(1, OPENAI, error="the chat template refuses these messages")),
     ],
-    ids=["text", "tokens", "openai", "error", "no JSON", "openai error"],
+    ids=["text", "tokens", "choices", "openai", "logprobs", "completion", "error", "no JSON", "openai error"],
 )
 def test_a_line_of_results(line):
     value = json.loads(line)
     assert faults("run-line", value) == []
-    for field in set(value) & {"token_ids", "text", "finished", "error", "response", "id"}:
+    for field in set(value) & {"token_ids", "text", "finished", "error", "response", "id", "made_by", "choices"}:
         assert faults("run-line", {key: one for key, one in value.items() if key != field})

@@ -1,4 +1,4 @@
 from .call import stream as stream
 from .outputs import OutputStream as OutputStream
 from .stats import StreamStats as StreamStats
-from .wanted import GenerationRequest as GenerationRequest, RequestOutput as RequestOutput
+from .wanted import RequestOutput as RequestOutput

@@ -1,23 +1,25 @@
 """The public call: a stream of requests through an offloaded model."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.device import Device, open_device
-from engine.generation.generate import USUAL_MICRO_BATCHES, drawn_seed, given_model
-from engine.generation.prompts import Prompt, pad_token
+from engine.generation.arguments import checked_arguments, names_of
+from engine.generation.generate import USUAL_MICRO_BATCHES
+from engine.generation.given import drawn_seed, errors_of_callers, given_model, only_user, what_is_asked
+from engine.generation.prompts import GenerationRequest, Prompt, as_requests, pad_token
 from engine.generation.streaming.outputs import OutputStream
 from engine.generation.streaming.serving import Serving
-from engine.generation.streaming.wanted import GenerationRequest, RequestOutput, Wanted, check_wanted
+from engine.generation.streaming.wanted import RequestOutput, Wanted, check_wanted
 from engine.model import Anatomy, can_join
 from engine.tasks import GenerationOptions, RunContext
 from sim.admission import BLOCK_TOKENS, AdmissionRules, Joins, Priority
 from sim.problem import UNIFORM, Policy, Routing
-from sim.schedule import Schedule, by_name
+from sim.schedule import Schedule
 from traces.errors import InputError, check_choice, check_count
 
 USUAL_WAVES = 4
@@ -28,9 +30,9 @@ def stream(
     model: PreTrainedModel | str | Path,
     requests: Sequence[Prompt | GenerationRequest],
     schedule: str | Schedule = "cgopipe",
-    policy: Policy | None = None,
+    policy: Policy | Mapping[str, Any] | None = None,
     micro_batch_size: int | None = None,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
     device: str | Device = "auto",
     *,
     num_prompts: int = 1,
@@ -52,20 +54,20 @@ def stream(
     each output as its request ends; `on_result` is told of it in a lane's thread, which it should not hold up.
 
     A request that cannot be run, or that makes what it brings along (a logits processor) raise, has an output that says
-    so, and the others run. Model, `generate_kwargs`, `seed`, `routing` and `keep_model` are as in `run`, but that who
-    enters together draws with `seed` plus the number of the first of them. Of the first `traced_steps` there is a
-    trace. Raises InputError for anything else that the caller can mend.
+    so, and the others run. Model, `generate_kwargs`, `seed`, `routing` and `keep_model` are as in `run`. Of the first
+    `traced_steps` there is a trace. Raises InputError for anything else that the caller can mend.
     """
-    for name, count in {"max_new_tokens": max_new_tokens, "num_prompts": num_prompts}.items():
-        check_count(name, count)
+    check_count("num_prompts", num_prompts)
     check_count("traced_steps", traced_steps, least=0)
-    if not requests:
+    asked_for = what_is_asked(schedule, policy, micro_batch_size, max_new_tokens, seed, generate_kwargs)
+    given = as_requests(requests)
+    if not given:
         raise InputError("requests: there is none; give at least one prompt")
-    chosen = by_name(schedule) if isinstance(schedule, str) else schedule
+    chosen = asked_for.schedule
     if not chosen.system.mixes:
         raise InputError(f"{chosen.name}: its steps cannot carry prompts beside decode; take cgopipe or hybrid")
-    size = -(-len(requests) // (USUAL_MICRO_BATCHES * USUAL_WAVES)) if micro_batch_size is None else micro_batch_size
-    policy = policy or Policy.usual(chosen, USUAL_MICRO_BATCHES * size, size)
+    size = -(-len(given) // (USUAL_MICRO_BATCHES * USUAL_WAVES)) if micro_batch_size is None else micro_batch_size
+    policy = asked_for.policy or Policy.usual(chosen, USUAL_MICRO_BATCHES * size, size)
     if policy.attention_on_device:
         some = f"attention_on_device: {policy.attention_on_device:g}"
         raise InputError(f"{some} in a stream, whose KV cache would come over the link, is simulated only: give 0")
@@ -74,12 +76,16 @@ def stream(
     with contextlib.ExitStack() as at_end:
         opened = at_end.enter_context(open_device(device))
         own = not isinstance(model, str | Path)
-        model, tokenizer = given_model(model, tokenizer, opened, generate_kwargs)
+        model, tokenizer = given_model(model, tokenizer, opened)
+        at_end.enter_context(only_user(model))
+        kwargs = checked_arguments(generate_kwargs, model, names_of(stream), tokenizer)
+        seed = drawn_seed(seed, kwargs, given, model)
         refused: list[RequestOutput] = []
-        wanted = check_wanted(requests, max_new_tokens, model, tokenizer, refused.append)
+        wanted = check_wanted(given, asked_for.max_new_tokens, seed, model, tokenizer, refused.append)
         rules = _rules(policy, wanted, num_prompts, prefill_chunk, priority, _joins(model))
-        seed = drawn_seed(seed, generate_kwargs, model)
-        options = GenerationOptions(max_new_tokens, pad_token(model, tokenizer), generate_kwargs, seed)
+        most = max((one.most_tokens for one in wanted), default=asked_for.max_new_tokens)
+        padding = pad_token(model, tokenizer, kwargs.pop("pad_token_id", None))
+        options = GenerationOptions(most, padding, kwargs, seed)
         known = Routing.parse(routing) if isinstance(routing, str) else routing
         run = RunContext.of(model, chosen, policy, opened, options, known, rules)
         run.shape(policy.num_micro_batches)  # what the schedule cannot do is said at once
@@ -89,10 +95,12 @@ def stream(
         return request.output(run.ends, tokenizer)
 
     def serving(put: Callable[[RequestOutput | BaseException | None], None]) -> Serving:
+        told = kept.enter_context(errors_of_callers(on_result))
+
         def put_and_tell(found: RequestOutput | BaseException | None) -> None:
             put(found)
-            if on_result is not None and isinstance(found, RequestOutput):
-                on_result(found)
+            if isinstance(found, RequestOutput):
+                told(found)
 
         for one in refused:
             put_and_tell(one)

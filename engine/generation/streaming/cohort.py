@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
-from transformers.generation.stopping_criteria import StopStringCriteria
 
+from engine.generation.rows import choosing_for, stops_of
 from engine.generation.streaming.wanted import Wanted
 from engine.model import InFlight
 from engine.tasks import RunContext, make_micro_batch
@@ -48,15 +48,20 @@ class Cohort:
     def of(cls, run: RunContext, index: int, requests: list[Wanted], entered: int, capacity: int) -> "Cohort":
         """One whose prompts are computed in step `entered`, with room for as many and as long ones as there may be.
 
-        It draws as if it were generated alone with the seed of its first request.
+        Each draws as if it were generated alone with its own seed.
         """
-        watch = Watch(requests, run.ends, own_criteria(run.options.kwargs))
+        asked, kwargs = [one.asked for one in requests], run.options.kwargs
+        watch = Watch(requests, run.ends, stops_of(kwargs, asked))
         criteria: dict[str, Any] = {"stopping_criteria": StoppingCriteriaList([watch])}
-        if run.options.kwargs.get("stop_strings"):
-            criteria["stop_strings"] = None  # the watch knows them
-        seed = None if run.options.seed is None else run.options.seed + requests[0].number
+        criteria |= {"stop_strings": None, "tokenizer": None}  # the watch knows them
+        choosing = choosing_for(run.model, kwargs, asked)
+        if choosing is not None:
+            criteria |= choosing.arguments
+            for row, request in enumerate(requests):
+                request.chosen_by = choosing, row
         most = max(one.most_tokens for one in requests)
-        made = make_micro_batch(run, index, [one.ids for one in requests], seed, max_new_tokens=most, **criteria)
+        ids = [one.ids for one in requests]
+        made = make_micro_batch(run, index, ids, asked[0].seed, max_new_tokens=most, **criteria)
         made.entered, made.capacity = entered, capacity
         return cls(made, list(requests))
 
@@ -78,11 +83,3 @@ class Cohort:
         over = [one for one in self.left if one.is_over or self.error is not None]
         self.left = [one for one in self.left if one not in over]
         return over
-
-
-def own_criteria(kwargs: dict[str, Any]) -> list[Any]:
-    """What else ends requests, of the arguments of `generate()`."""
-    given = list(kwargs.get("stopping_criteria") or ())
-    if kwargs.get("stop_strings"):
-        given.append(StopStringCriteria(kwargs["tokenizer"], kwargs["stop_strings"]))
-    return given

@@ -6,21 +6,12 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from engine.generation.prompts import Prompt, check_length, prompt_ids
-from traces.errors import InputError, check_count, check_range
+from engine.generation.prompts import GenerationRequest, asked_of
+from engine.generation.rows import Choosing, RowRequest, TokenLogprobs
+from traces.errors import InputError, check_range
 
 MOST_ARRIVAL_S = 1e6
 """Twelve days."""
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """A prompt, as text or token ids, and how many tokens it may generate; None: as many as the stream says."""
-
-    prompt: Prompt
-    max_new_tokens: int | None = None
-    arrival_s: float = 0.0
-    """When it comes, in seconds from the first step on. Nobody takes it into account before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +28,8 @@ class RequestOutput:
     """Whether the model ended it, not its limit."""
     error: str = ""
     """Why it did not come to its end, if it did not."""
+    logprobs: list[TokenLogprobs] | None = None
+    """Of its tokens, if it asked for them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -44,8 +37,7 @@ class Wanted:
     """A request that can be run, and what it has."""
 
     number: int
-    ids: list[int]
-    most_tokens: int
+    asked: RowRequest
     arrival_ns: int = 0
     tokens: list[int] = field(default_factory=list)
     is_over: bool = False
@@ -56,6 +48,16 @@ class Wanted:
     first_token_ns: int = 0
     """When it had its first token, and its last, by the host's clock."""
     end_ns: int = 0
+    chosen_by: tuple[Choosing, int] | None = None
+    """Who chooses its tokens, if it is not simply the likeliest one, and which row of theirs it is."""
+
+    @property
+    def ids(self) -> list[int]:
+        return self.asked.ids
+
+    @property
+    def most_tokens(self) -> int:
+        return self.asked.max_new_tokens
 
     def take(self, token: int, *, ends: bool) -> None:
         """The next token; `ends`: no other follows. What is over or not wanted takes none."""
@@ -80,39 +82,31 @@ class Wanted:
         """What it has, for whoever asked."""
         sequence = list(self.tokens)
         text = None if tokenizer is None else str(tokenizer.decode(sequence, skip_special_tokens=True))
-        return RequestOutput(self.number, sequence, text, bool(sequence) and sequence[-1] in ends, self.error)
+        ended = bool(sequence) and sequence[-1] in ends
+        return RequestOutput(self.number, sequence, text, ended, self.error, self._logprobs())
+
+    def _logprobs(self) -> list[TokenLogprobs] | None:
+        if self.chosen_by is None or self.asked.top_logprobs is None:
+            return None
+        choosing, row = self.chosen_by
+        return choosing.logprobs(row)[: len(self.tokens)]
 
 
 def check_wanted(
-    asked: Sequence[Prompt | GenerationRequest],
+    requests: Sequence[GenerationRequest],
     max_new_tokens: int,
+    seed: int | None,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     refuse: Callable[[RequestOutput], None],
 ) -> list[Wanted]:
     """Those of the requests that can be run; `refuse` is told of each that cannot be, and why."""
     found = []
-    for number, one in enumerate(asked):
-        request = one if isinstance(one, GenerationRequest) else GenerationRequest(one)
+    for number, request in enumerate(requests):
         try:
-            found.append(_checked(request, number, max_new_tokens, model, tokenizer))
+            when = check_range(f"prompt {number}: arrival_s", request.arrival_s, 0, MOST_ARRIVAL_S, "seconds")
+            asked = asked_of(request, number, max_new_tokens, seed, model, tokenizer)
+            found.append(Wanted(number, asked, round(when * 1e9)))
         except InputError as error:
             refuse(RequestOutput(number, [], None, ended=False, error=str(error)))
     return found
-
-
-def _checked(
-    request: GenerationRequest,
-    number: int,
-    max_new_tokens: int,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-) -> Wanted:
-    if not isinstance(request.prompt, str | Sequence):
-        raise InputError(f"prompt {number} is a {type(request.prompt).__name__}: give text or a list of token ids")
-    most = max_new_tokens if request.max_new_tokens is None else request.max_new_tokens
-    check_count(f"prompt {number}: max_new_tokens", most)
-    ids = prompt_ids(request.prompt, number, tokenizer)
-    check_length(ids, f"prompt {number}", most, model)
-    arrival_s = check_range(f"prompt {number}: arrival_s", request.arrival_s, 0, MOST_ARRIVAL_S, "seconds")
-    return Wanted(number, ids, most, round(arrival_s * 1e9))

@@ -1,4 +1,4 @@
-from .activations import activation_bytes as activation_bytes
+from .activations import CHOSEN_AT_ONCE as CHOSEN_AT_ONCE, activation_bytes as activation_bytes
 from .buffers import routed_bytes as routed_bytes
 from .kv_cache import (
     kept_tokens as kept_tokens,

@@ -1,0 +1,2 @@
+from .made_by import MadeBy as MadeBy
+from .request_file import RequestFile as RequestFile
