@@ -60,6 +60,7 @@ def test_a_shorter_mask_is_filled_up_where_nobody_is_and_a_longer_one_is_cut_whe
     seen = dtype is torch.bool
     short = torch.full((2, 1, 1, 2), seen, dtype=dtype)
     long = torch.full((2, 1, 1, 6), seen, dtype=dtype)
+    long[..., :2] = hidden
     found = joined(passed([0], 2, attention_mask=short), passed([1], 6, attention_mask=long))["attention_mask"]
     assert found[:, 0, 0].tolist() == [[hidden, hidden, seen, seen], [seen] * 4]
     assert found.dtype is dtype
