@@ -23,12 +23,12 @@ _NOTHING = contextlib.nullcontext()
 class Activations:
     """The accounts of all micro-batches of a batch.
 
-    What a micro-batch holds is measured whenever it stops in prefill. In decode every step is like the one before: a
-    stop is measured the first time that it is of its kind, and the micro-batch counts with the most that it held. The
-    working set inside tasks counts while the largest micro-batch is prefilled: no other task needs more. To look at
-    every tensor slows a task down several times, so it is measured once for each kind of layer (`kinds`: a number per
-    layer) and taken to be the same in those alike. In a stream micro-batches enter later; each counts with what the
-    largest so far worked with.
+    What a micro-batch holds is measured whenever it stops in prefill. In decode every step with as many requests is
+    like the one before: a stop is measured the first time that it is of its kind, and the micro-batch counts with the
+    most that it held. The working set inside tasks counts while the largest micro-batch is prefilled: no other task
+    needs more. To look at every tensor slows a task down several times, so it is measured once for each kind of layer
+    (`kinds`: a number per layer) and taken to be the same in those alike. In a stream micro-batches enter later; each
+    counts with what the largest so far worked with.
     """
 
     def __init__(self, device: Device, largest: InFlight | None, kinds: Sequence[int]) -> None:
@@ -85,7 +85,7 @@ class Activations:
             return
         known = self._known_stops.setdefault(index, set())
         made = micro_batch.attended is None, micro_batch.output is None, micro_batch.shared_output is None
-        kind = type(at), self._kinds[getattr(at, "layer", -1)], *made
+        kind = type(at), self._kinds[getattr(at, "layer", -1)], len(micro_batch.padding), *made
         if kind not in known:
             measured = self._measured(micro_batch)
             self._count(index, max(measured, self._held[index]) if known else measured)

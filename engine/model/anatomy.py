@@ -14,6 +14,9 @@ NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_
 TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k", "top_k_experts")
 """What configurations call a layer's routed experts, and those of them that a token uses."""
 
+OF_CACHE = ("k_proj", "v_proj")
+"""Modules whose outputs most models keep, as they are, as keys and values."""
+
 ATTENTION_NAMES = ("attn", "attention", "temporal_block", "mixer")
 
 
@@ -41,6 +44,8 @@ class Anatomy:
     """Experts that a token uses in a layer, or an upper bound of that."""
     kinds: tuple[int, ...]
     """Per layer, a number that it shares with the layers that compute alike."""
+    kv_widths: tuple[tuple[int, int] | None, ...]
+    """Per layer, numbers of a token's keys and of its values, where that can be seen of the layer."""
 
     @staticmethod
     def of(model: PreTrainedModel) -> "Anatomy":
@@ -54,7 +59,8 @@ class Anatomy:
             raise InputError(f"{type(model).__name__} holds no routed experts: it must be a Mixture of Experts")
         shared = tuple(bool(some) and _has_shared(layer) for layer, some in zip(layers, experts, strict=True))
         top_k = min(num_experts, _number(model, TOP_K) or num_experts)
-        return Anatomy(path, layers, experts, shared, num_experts, top_k, tuple(_kinds(model, layers)))
+        kinds, widths = tuple(_kinds(model, layers)), tuple(map(_kv_widths, layers))
+        return Anatomy(path, layers, experts, shared, num_experts, top_k, kinds, widths)
 
     @property
     def expert_counts(self) -> tuple[int, ...]:
@@ -92,6 +98,12 @@ def _kinds(model: PreTrainedModel, layers: Sequence[nn.Module]) -> Iterator[int]
         types = tuple(type(owner).__name__ for owner in layer.modules())
         shapes = tuple((path, tensor.shape) for path, tensor in layer.named_parameters())
         yield known.setdefault((kind, types, shapes), len(known))
+
+
+def _kv_widths(layer: nn.Module) -> tuple[int, int] | None:
+    found = {path.rpartition(".")[2]: module for path, module in layer.named_modules()}
+    keys, values = (getattr(found.get(name), "out_features", None) for name in OF_CACHE)
+    return None if keys is None or values is None else (keys, values)
 
 
 def _number(model: PreTrainedModel, names: Sequence[str]) -> int:

@@ -13,5 +13,5 @@ from .context import (
     RunContext as RunContext,
     Session as Session,
 )
-from .host_room import expert_exchange_bytes as expert_exchange_bytes
+from .host_room import HostRoom as HostRoom, expert_exchange_bytes as expert_exchange_bytes
 from .host_time import HostTime as HostTime

@@ -16,6 +16,7 @@ from engine.tasks.compute import Compute
 from engine.tasks.context import BatchContext, Carried, RunContext, Session
 from engine.tasks.experts import Experts
 from engine.tasks.host_layers import HostLayers
+from engine.tasks.host_room import HostRoom
 from engine.tasks.host_time import HostTime, clocks_ns
 from engine.tasks.transfers import Transfers
 from sim.schedule import Lane, LaneKind, Op, PipelineShape, Task
@@ -65,7 +66,9 @@ def run_batch(
         largest = max(micro_batches, key=lambda one: len(one.padding) * one.width)
         activations = at_end.enter_context(contextlib.closing(Activations(run.device, largest, run.anatomy.kinds)))
         carried = _AllAtOnce(micro_batches, run.options.max_new_tokens)
-        work = TaskPerformer(BatchContext(session, layout, carried, attention, buffers, activations, on_head))
+        context = BatchContext(session, layout, carried, attention, buffers, activations, on_head)
+        HostRoom(context).take_stores([one for one in micro_batches if layout.shape.kv_on_host(one.index)])
+        work = TaskPerformer(context)
         ran = _execute(run, layout.shape, work)
         sequences = [row for one in micro_batches for row in _generated(run, one)]
     return BatchResult(sequences, ran, work.host, attention.kernel_calls, attention.own_calls)

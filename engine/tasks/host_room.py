@@ -1,5 +1,7 @@
 """Host memory for what a batch's tasks exchange with the device: how much, and what of it is page-locked."""
 
+from collections.abc import Sequence
+
 import torch
 
 from engine.device import aligned_bytes
@@ -27,10 +29,30 @@ class HostRoom:
     """The host's side of one batch's copies."""
 
     def __init__(self, batch: BatchContext) -> None:
+        self._run = batch.session.run
         self._blocks = batch.session.host_blocks
         self._layout = batch.layout
         self._on_gpu = batch.layout.shape.attention is Place.GPU
         self._most_prompt_tokens = batch.most_prompt_tokens
+
+    def take_stores(self, micro_batches: Sequence[InFlight]) -> None:
+        """Takes the room of caches whose size is known, before the first task: memory that is new takes long."""
+        run, (first, stop) = self._run, self._layout.shape.layers_on_host
+        for layer, widths in enumerate(run.anatomy.kv_widths):
+            for one in micro_batches if widths and not first <= layer < stop else ():
+                kept = layer_of(one.cache, layer) is not None
+                rows = len(one.padding) - one.resident_requests if kept else 0
+                for name, width in zip(KeysValues._fields, widths or (), strict=True) if rows else ():
+                    num_bytes = one.room_bytes(rows * one.capacity * width * run.model.dtype.itemsize)
+                    self._take_store(f"{name} of {_of_layer(layer, one)}", num_bytes, locked=self.locks_caches)
+
+    @property
+    def locks_caches(self) -> bool:
+        """Whether caches on the host that the model does not read itself are page-locked: they cross the link."""
+        return self._on_gpu and self._locks("kv")
+
+    def _take_store(self, name: str, num_bytes: int, *, locked: bool) -> HostBlock:
+        return self._blocks.take(MemoryPart.KV_CACHE, name, num_bytes, locked=locked)
 
     def exchanged(self, what: str, micro_batch: InFlight, num_bytes: int) -> HostBlock:
         """For what attention on the host gets in a turn."""
@@ -92,10 +114,10 @@ class HostRoom:
         def allocate(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
             num_bytes = micro_batch.room_bytes(torch.Size(shape).numel() * dtype.itemsize)
             name = f"{KeysValues._fields[len(made)]} of {name}"
-            made.append(self._blocks.take(MemoryPart.KV_CACHE, name, num_bytes, locked=locked))
+            made.append(self._take_store(name, num_bytes, locked=locked))
             return made[-1].view(shape, dtype)
 
-        name = f"layer {task.layer} of micro-batch {micro_batch.index}"
+        name = _of_layer(task.layer, micro_batch)
         store = Store(new, micro_batch.capacity, allocate, name, by_tokens=crosses)
         store.locked = all(block.locked for block in made)
         micro_batch.stores[task.layer] = store
@@ -103,6 +125,10 @@ class HostRoom:
 
     def _locks(self, buffer: str) -> bool:
         return self._layout.buffers[buffer].tier is Tier.PINNED
+
+
+def _of_layer(layer: int, micro_batch: InFlight) -> str:
+    return f"layer {layer} of micro-batch {micro_batch.index}"
 
 
 class ExpertRoom:

@@ -1,5 +1,7 @@
 """Requests of several micro-batches as one: calls joined by rows, keys and values in blocks, models that cannot."""
 
+import threading
+
 import pytest
 import torch
 from engine_models import FAMILIES, PROMPTS, make, reference
@@ -58,6 +60,7 @@ def test_a_shorter_mask_is_filled_up_where_nobody_is_and_a_longer_one_is_cut_whe
     seen = dtype is torch.bool
     short = torch.full((2, 1, 1, 2), seen, dtype=dtype)
     long = torch.full((2, 1, 1, 6), seen, dtype=dtype)
+    long[..., :2] = hidden
     found = joined(passed([0], 2, attention_mask=short), passed([1], 6, attention_mask=long))["attention_mask"]
     assert found[:, 0, 0].tolist() == [[hidden, hidden, seen, seen], [seen] * 4]
     assert found.dtype is dtype
@@ -233,3 +236,24 @@ NOT_APART = ("llama4_text", "jetmoe", "doge", "dbrx")
 )
 def test_every_family(family, name, places):
     check_family(family, name, **places)
+
+
+@pytest.mark.parametrize("places", [{}, {"attention": "gpu"}], ids=str)
+@pytest.mark.parametrize("how", ["batch", "stream"])
+def test_the_cache_is_there_before_the_first_task(how, places, monkeypatch):
+    """Memory that is new takes long, and would be paid for by the tasks that store keys and values."""
+    taken, take = [], HostBlocks._new
+
+    def told(self, part, num_bytes, locked):
+        taken.append((str(part), threading.current_thread().name))
+        return take(self, part, num_bytes, locked)
+
+    monkeypatch.setattr(HostBlocks, "_new", told)
+    policy, model = Policy.usual(by_name("cgopipe"), 4, 2, **places), make("mixtral")
+    with EmulatedDevice(None, None, 1 << 30) as device:
+        if how == "batch":
+            engine.run(model, PROMPTS, policy=policy, max_new_tokens=2, device=device)
+        else:
+            list(engine.stream(model, PROMPTS, policy=policy, max_new_tokens=2, device=device))
+    of_cache = {thread for part, thread in taken if part == "kv cache"}
+    assert of_cache == {"stream" if how == "stream" else threading.current_thread().name}

@@ -71,6 +71,9 @@ class Cohorts(Carried):
         self.begun_ns = time.perf_counter_ns()
         """When the stream began: requests come so long after it as they say."""
 
+    def take_memory(self, locked: bool) -> None:
+        """Takes memory of the host that is known to be needed, page-locked or not, before the first task."""
+
     def of(self, task: Task) -> InFlight | None:
         if task.op is Op.LOAD_KV and task.micro_batch < self._shape.num_prompts:
             return None  # a prompt is computed whole: of no earlier part is there anything to load

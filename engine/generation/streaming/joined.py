@@ -31,6 +31,12 @@ class Joined(Cohorts):
         self._rows: dict[int, tuple[Cohort, int]] = {}  # by the number of a request that is in
         self._joints: list[Joint] = []
 
+    def take_memory(self, locked: bool) -> None:
+        itemsize = self._run.model.dtype.itemsize
+        known = {i: widths for i, widths in enumerate(self._run.anatomy.kv_widths) if widths}
+        sizes = {i: (keys * itemsize, values * itemsize) for i, (keys, values) in known.items()}
+        self._blocks.take_rooms(sizes, locked=locked)
+
     def in_flight(self) -> list[InFlight]:
         return [*super().in_flight(), *self._joints]
 

@@ -17,7 +17,7 @@ from engine.generation.streaming.wanted import RequestOutput, Wanted
 from engine.generation.trace import History, describe_run, make_trace
 from engine.lanes import Executor, Ran
 from engine.memory import Activations, Buffers, KVBlocks
-from engine.tasks import BatchContext, DecodeAttention, RunContext, Session, TaskPerformer
+from engine.tasks import BatchContext, DecodeAttention, HostRoom, RunContext, Session, TaskPerformer
 from sim.admission import Joins
 from sim.schedule import H2D, WHOLE, Lane, LaneKind, Op, PipelineShape, SlotLayout, Task
 from sim.simulation import RequestTimes, ServedStep, describe_shape
@@ -84,9 +84,9 @@ class Serving:
             activations = at_end.enter_context(contextlib.closing(Activations(run.device, None, run.anatomy.kinds)))
             cohorts = self._cohorts_of(session, layout.shape, activations)
             attention = DecodeAttention(session.kernel)
-            work = _Work(
-                cohorts, TaskPerformer(BatchContext(session, layout, cohorts, attention, buffers, activations))
-            )
+            context = BatchContext(session, layout, cohorts, attention, buffers, activations)
+            cohorts.take_memory(HostRoom(context).locks_caches)
+            work = _Work(cohorts, TaskPerformer(context))
             session.weights.begin_batch(layout)
             _load_first_layer(session, layout)
             self._execute(cohorts, layout, work)

@@ -56,6 +56,13 @@ class KVBlocks:
         for layer, one in like.items():
             self.add_layer(layer, one, by_tokens=False, locked=layer in locked)
 
+    def take_rooms(self, token_bytes: Mapping[int, tuple[int, int]], *, locked: bool) -> None:
+        """Takes the memory of layers whose keys and values are known by their size alone: what is new takes long."""
+        for layer, sizes in token_bytes.items():
+            for name, size in zip(KeysValues._fields, sizes, strict=True):
+                num_bytes = self.num_blocks * self.block_tokens * size
+                self._host.take(MemoryPart.KV_CACHE, _name(name, layer), num_bytes, locked=locked)
+
     def add_layer(self, layer: int, like: KeysValues, *, by_tokens: bool, locked: bool) -> None:
         """Room for a layer's keys and values, which are like these, if it has none.
 
@@ -184,11 +191,15 @@ def _room(
         heads, dim = tensor.shape[1], tensor.shape[3]
         shape = (*blocks, heads, dim) if by_tokens else (blocks[0], heads, blocks[1], dim)
         num_bytes = torch.Size(shape).numel() * tensor.itemsize
-        block = host.take(MemoryPart.KV_CACHE, f"{name} of layer {layer} in blocks", num_bytes, locked=locked)
+        block = host.take(MemoryPart.KV_CACHE, _name(name, layer), num_bytes, locked=locked)
         room = block.view(shape, tensor.dtype)
         made.append(room.transpose(1, 2) if by_tokens else room)
         is_locked = is_locked and block.locked
     return KeysValues(*made), is_locked
+
+
+def _name(part: str, layer: int) -> str:
+    return f"{part} of layer {layer} in blocks"
 
 
 def _newest(table: BlockTable, width: int, counts: Sequence[int] | None) -> tuple[torch.Tensor, ...]:

@@ -98,3 +98,5 @@ def _go_on(micro_batch: InFlight) -> None:
     except Exception as error:
         micro_batch.error = error
     micro_batch.step += 1
+    if micro_batch.finished:
+        micro_batch.host_calls.clear()

@@ -57,7 +57,7 @@ def _passed(model: PreTrainedModel, layers: Sequence[nn.Module], requests: int, 
     ids, mask = torch.ones((requests, tokens), dtype=torch.long), torch.ones((requests, tokens), dtype=torch.long)
     mask[0, 0] = 0
     probe, cache = _Probe(len(layers)), cache_for(model)
-    settings = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    settings = {"max_new_tokens": 2, "num_beams": 1, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     asked = GenerationConfig.from_dict(settings)
     with contextlib.ExitStack() as stack, torch.inference_mode():
         for i, layer in enumerate(layers):
