@@ -14,7 +14,9 @@ NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_
 TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k", "top_k_experts")
 """What configurations call a layer's routed experts, and those of them that a token uses."""
 
-ATTENTION_NAMES = ("attn", "attention", "temporal_block", "mixer")
+ATTENTION_NAMES = ("attn", "attention", "temporal_block")
+MIXER = "mixer"
+"""What a layer calls what it has of attention, a state or experts."""
 
 
 class OwnedParameter(NamedTuple):
@@ -107,6 +109,8 @@ def _routed(layer: nn.Module, num_experts: int) -> Iterator[OwnedParameter]:
     for path, module in layer.named_modules():
         parts = path.split(".")
         if any(name in part for part in parts for name in ATTENTION_NAMES) or any("shared" in part for part in parts):
+            continue
+        if MIXER in parts and "experts" not in parts:
             continue
         for name, tensor in module.named_parameters(recurse=False):
             fused = tensor.dim() == 3 and tensor.shape[0] == num_experts

@@ -35,13 +35,12 @@ class MadeBy:
         if told is None:
             raise InputError(f"{where}: does not say what made it, so it cannot be gone on with: give another name")
         own = self.to_dict()
-        for name in sorted({*told, *own} - {"cgopipe"}):
-            before, now = told.get(name), own.get(name)
-            if before != now and not (name == "model" and _same_folder(before, now)):
-                raise InputError(
-                    f"{where}: was made with {_as_text(name, before)}, not {_as_text(name, now)}: run with the same, "
-                    f"or give another name"
-                )
+        if _same_folder(told["model"], self.model):
+            told["model"] = self.model
+        others = [name for name in sorted({*told, *own} - {"cgopipe"}) if told.get(name) != own.get(name)]
+        if others:
+            before, now = (", ".join(_as_text(name, one.get(name)) for name in others) for one in (told, own))
+            raise InputError(f"{where}: was made with {before}, not {now}: run with the same, or give another name")
 
 
 def seed_in(found: Any) -> int | None:
