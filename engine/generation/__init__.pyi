@@ -2,8 +2,8 @@ from .arguments import check_seed as check_seed, checked_arguments as checked_ar
 from .checkpoint import (
     add_model as add_model,
     draws_by_itself as draws_by_itself,
-    load_config as load_config,
     find_tokenizer as find_tokenizer,
+    load_config as load_config,
     load_model as load_model,
     model_of as model_of,
 )

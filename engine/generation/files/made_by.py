@@ -29,10 +29,10 @@ class MadeBy:
         """It in one text."""
         return json.dumps(self.to_dict(), sort_keys=True)
 
-    def check_same(self, found: Any, where: str) -> None:
+    def check_same(self, found: Mapping[str, Any] | None, where: str) -> None:
         """Raises InputError for results that something else made; `found` is what they say."""
-        told = _read(found)
-        if told is None:
+        told = dict(found or {})
+        if not told:
             raise InputError(f"{where}: does not say what made it, so it cannot be gone on with: give another name")
         own = self.to_dict()
         if _same_folder(told["model"], self.model):
@@ -43,13 +43,14 @@ class MadeBy:
             raise InputError(f"{where}: was made with {before}, not {now}: run with the same, or give another name")
 
 
-def seed_in(found: Any) -> int | None:
+def seed_in(found: Mapping[str, Any] | None) -> int | None:
     """The seed that results were drawn with, if they say one."""
-    seed = (_read(found) or {}).get("seed")
+    seed = (found or {}).get("seed")
     return seed if isinstance(seed, int) else None
 
 
-def _read(found: Any) -> dict[str, Any] | None:
+def read_maker(found: Any) -> dict[str, Any] | None:
+    """What results say of what made them, as JSON values or a text of them; None for anything else."""
     try:
         value = json.loads(found) if isinstance(found, str) else found
     except ValueError:
