@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from engine.device.control_groups import memory_limit
 from traces.cli import positive_int
-from traces.errors import InputError
+from traces.errors import InputError, check_range
 
 if TYPE_CHECKING:
     from engine.device.base import Device
 
 NAMES = ("auto", "emulated", "cuda", "xpu")
 GIGA = 1e9
+MOST_GIGA = 1e6
+"""More of anything than any machine has."""
 
 EMULATED_ONLY = {
     "h2d_bytes_per_s": "--h2d-gbs",
@@ -87,15 +89,16 @@ def add_device(parser: Any) -> None:
 
 def device_of(args: argparse.Namespace) -> "Device":
     """The device that is asked for. Raises InputError for one that there is not."""
+    memory = _scaled("--device-memory-gb", args.device_memory_gb)
     given = {
-        "h2d_bytes_per_s": _scaled(args.h2d_gbs),
-        "d2h_bytes_per_s": _scaled(args.d2h_gbs),
-        "memory_bytes": None if args.device_memory_gb is None else int(args.device_memory_gb * GIGA),
+        "h2d_bytes_per_s": _scaled("--h2d-gbs", args.h2d_gbs),
+        "d2h_bytes_per_s": _scaled("--d2h-gbs", args.d2h_gbs),
+        "memory_bytes": None if memory is None else int(memory),
         "gpu_threads": args.gpu_threads,
         "cpu_threads": args.cpu_threads,
     }
     return make_device(args.device, **{name: value for name, value in given.items() if value is not None})
 
 
-def _scaled(giga: float | None) -> float | None:
-    return None if giga is None else giga * GIGA
+def _scaled(flag: str, giga: float | None) -> float | None:
+    return None if giga is None else check_range(flag, giga, 0, MOST_GIGA, "a number of GB") * GIGA

@@ -101,7 +101,7 @@ def _check_known(name: str, value: Any, own: Iterable[str]) -> None:
         return
     known = [*_configuration_fields(), *BESIDE_THE_CONFIGURATION]
     if name not in known:
-        raise InputError(f"{name}: unknown argument{nearest(name, [*own, *known])}")
+        raise InputError(f"{name}: unknown argument{nearest(name, {*own, *known})}")
 
 
 def _shown(value: Any) -> str:

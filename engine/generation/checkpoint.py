@@ -1,7 +1,9 @@
 """Models and tokenizers from a folder or a hub: safetensors only, and no code from elsewhere unless asked for."""
 
 import argparse
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +43,9 @@ def load_model(
     from engine.device import return_freed_memory
 
     options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": trust_remote_code}
-    loaded = _loaded("model", "AutoModelForCausalLM", name_or_path, output_loading_info=True, **options)
+    ours = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # told by us, in one line
+    with _quiet_library():
+        loaded = _loaded("model", "AutoModelForCausalLM", name_or_path, **ours, **options)
     model: PreTrainedModel = loaded[0]
     _check_complete(model, loaded[1], name_or_path)
     if dtype == "auto" and device is not None and not device.supports(model.dtype):
@@ -75,6 +79,19 @@ def find_tokenizer(name_or_path: str | Path, trust_remote_code: bool = False) ->
         return _loaded("tokenizer", "AutoTokenizer", name_or_path, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
     except InputError:
         return None
+
+
+@contextlib.contextmanager
+def _quiet_library() -> Iterator[None]:
+    """Without the library's report of what a checkpoint lacks, which is a table."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _check_complete(model: "PreTrainedModel", info: Any, name: str | Path) -> None:

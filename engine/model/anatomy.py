@@ -17,7 +17,9 @@ TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "m
 OF_CACHE = ("k_proj", "v_proj")
 """Modules whose outputs most models keep, as they are, as keys and values."""
 
-ATTENTION_NAMES = ("attn", "attention", "temporal_block", "mixer")
+ATTENTION_NAMES = ("attn", "attention", "temporal_block")
+MIXER = "mixer"
+"""What a layer calls what it has of attention, a state or experts."""
 
 
 class OwnedParameter(NamedTuple):
@@ -119,6 +121,8 @@ def _routed(layer: nn.Module, num_experts: int) -> Iterator[OwnedParameter]:
     for path, module in layer.named_modules():
         parts = path.split(".")
         if any(name in part for part in parts for name in ATTENTION_NAMES) or any("shared" in part for part in parts):
+            continue
+        if MIXER in parts and "experts" not in parts:
             continue
         for name, tensor in module.named_parameters(recurse=False):
             fused = tensor.dim() == 3 and tensor.shape[0] == num_experts

@@ -172,6 +172,9 @@ def _attend(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    indices = kwargs.pop("indices", None)
+    if indices is not None and attention_mask is not None:
+        attention_mask = _only_at(indices, attention_mask)
     micro_batch = current()
     cache = _cache_in_use(micro_batch, key, value)
     layer = int(module.layer_idx) if cache is None else cache.layer  # type: ignore[arg-type]
@@ -183,6 +186,18 @@ def _attend(
         call.whole_cache = not (cache.passed_on and cache.step > 0)
     result: tuple[torch.Tensor, torch.Tensor | None] = suspend(call)
     return result
+
+
+def _only_at(indices: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """A mask that hides all but the tokens that sparse attention has chosen, as its model makes it for the library's.
+
+    `indices` are [batch, queries, chosen] of those in the cache.
+    """
+    hidden = torch.ones(mask.shape[:1] + mask.shape[2:], dtype=torch.bool, device=mask.device)
+    hidden = hidden.expand(len(indices), -1, -1).scatter(-1, indices.long(), False).unsqueeze(1)
+    if mask.dtype == torch.bool:
+        return mask & ~hidden
+    return mask.masked_fill(hidden, torch.finfo(mask.dtype).min)
 
 
 def _cache_in_use(micro_batch: GenerateCoroutine | None, key: torch.Tensor, value: torch.Tensor) -> LayerCache | None:

@@ -187,7 +187,23 @@ def _apart(new: KeysValues) -> KeysValues:
     return new if sum(storages.values()) < 2 * new.num_bytes else KeysValues(*(tensor.clone() for tensor in new))
 
 
-class LayerCache(CacheLayerMixin):  # type: ignore[no-untyped-call]
+class _IndexerKeys:
+    """What sparse attention keeps beside keys and values to choose tokens by: it stays where it is computed."""
+
+    indexer_keys: torch.Tensor | None = None  # [batch, tokens, dim]
+
+    @property
+    def is_indexer_initialized(self) -> bool:
+        return self.indexer_keys is not None
+
+    def update_indexer(self, indexer_key_states: torch.Tensor) -> torch.Tensor:
+        """Adds those of new tokens; returns all."""
+        before = [] if self.indexer_keys is None else [self.indexer_keys]
+        self.indexer_keys = torch.cat([*before, indexer_key_states], dim=1)
+        return self.indexer_keys
+
+
+class LayerCache(_IndexerKeys, CacheLayerMixin):  # type: ignore[no-untyped-call]
     """One layer of a micro-batch's cache as the model sees it."""
 
     is_sliding = False
@@ -257,7 +273,7 @@ class LayerCache(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return -1
 
 
-class HostLayerCache(DynamicLayer):  # type: ignore[no-untyped-call]
+class HostLayerCache(_IndexerKeys, DynamicLayer):  # type: ignore[no-untyped-call]
     """The cache of a layer that runs on the host whole: all tokens, in room that `allocate` gives at first use."""
 
     def __init__(self, capacity: int, allocate: Allocate) -> None:
@@ -340,7 +356,7 @@ def layer_of(cache: Cache, layer: int) -> LayerCache | None:
 def _ours(layer: Any, index: int) -> Any:
     if not isinstance(layer, DynamicLayer):
         return layer  # a recurrent state, or nothing
-    if type(layer).__name__ not in ("DynamicLayer", "DynamicSlidingWindowLayer"):
+    if type(layer).__name__ not in ("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer"):
         raise InputError(f"the model keeps a cache of type {type(layer).__name__} in layer {index}: not supported yet")
     return LayerCache(index)
 

@@ -215,6 +215,101 @@ def test_resuming_another_inputs_results_is_refused(command, tmp_path, capsys):
     assert "does not belong to this input, see line 1" in capsys.readouterr().err
 
 
+def test_resumed_sampling_equals_an_undisturbed_run(command, tmp_path, capsys):
+    """Whatever the micro-batches, and with a seed that nobody gave."""
+    whole = command([{"prompt": "Tell me"}] * 6, "--temperature", "1.5")
+    assert main(whole) == 0
+    expected = (tmp_path / "results.jsonl").read_text(encoding="utf-8")
+    lines = expected.splitlines(keepends=True)
+    assert len({tuple(json.loads(line)["token_ids"]) for line in lines}) == 6
+    (tmp_path / "results.jsonl").write_text("".join(lines[:3]), encoding="utf-8")
+    at = whole.index("--micro-batch-size")
+    assert main([*whole[: at + 1], "3", *whole[at + 2 :], "--resume"]) == 0
+    assert (tmp_path / "results.jsonl").read_text(encoding="utf-8") == expected
+    capsys.readouterr()
+    for other in (["--temperature", "1.4"], ["--max-new-tokens", "3"], ["--seed", "1"]):
+        assert main([*whole, "--resume", *other]) == 2
+        assert f"{other[0][2:].replace('-', '_')} " in capsys.readouterr().err.splitlines()[-1]
+    assert (tmp_path / "results.jsonl").read_text(encoding="utf-8") == expected
+
+
+def test_lines_ask_for_different_things(folder, command, tmp_path):
+    lines = [
+        {"prompt": "one", "temperature": 1.5, "seed": 5, "max_tokens": 7},
+        {"prompt": "two"},
+        {"prompt": "three", "temperature": 0, "logprobs": 2, "n": 2, "max_tokens": 2, "tag": [1]},
+        {"prompt": "four", "top_p": 0.5, "max_completion_tokens": 3},
+    ]
+    tokenizer, model = find_tokenizer(folder), load_model(folder)
+
+    def alone(text, new, seed=None, **options):
+        return reference(model, [tokenizer(text)["input_ids"]], 1, new, seed=seed, **options)[0]
+
+    for extra in ((), ("--stream",)):
+        (tmp_path / "results.jsonl").unlink(missing_ok=True)
+        assert main(command(lines, "--seed", "11", *extra)) == 0
+        found = {line["prompt"]: line for line in results(tmp_path)}
+        one, two, three, four = (found[line["prompt"]] for line in lines)
+        assert one["token_ids"] == alone("one", 7, 5, do_sample=True, temperature=1.5)
+        assert two["token_ids"] == alone("two", NEW)
+        assert four["token_ids"] == alone("four", 3, 14, do_sample=True, top_p=0.5)
+        assert [choice["token_ids"] for choice in three["choices"]] == [alone("three", 2)] * 2
+        assert [len(one["top_logprobs"]) for one in three["choices"][0]["logprobs"]] == [2, 2]
+        assert three["tag"] == [1]
+        assert three["made_by"]["max_new_tokens"] == NEW
+        assert three["made_by"]["seed"] == 11
+
+
+def test_all_that_can_be_checked_is_checked_before_the_model_is_loaded(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("engine.running.command.model_of", lambda *_: pytest.fail("the model was loaded"))
+    good = [{"prompt": "one"}]
+    (tmp_path / "results.jsonl").write_text("mine", encoding="utf-8")
+    for extra, told in (
+        ((), "exists already"),
+        (("--resume",), "holds no complete result"),
+        (("--output", str(tmp_path / "in.jsonl")), "it is the input"),
+        (("--output", str(tmp_path)), "cannot be written"),
+        (("--top-p", "2", "--output", "new.jsonl"), "top_p: 2.0 is not allowed"),
+        (("--temperature", "nan", "--output", "new.jsonl"), "temperature: nan is not allowed"),
+        (("--repetition-penalty", "0", "--output", "new.jsonl"), "repetition_penalty: 0.0 is not allowed"),
+        (("--top-k", "-1", "--output", "new.jsonl"), "top_k: -1 is not allowed"),
+        (("--seed", "99999999999999999999", "--output", "new.jsonl"), "--seed: 99999999999999999999"),
+        (("--device-memory-gb", "inf", "--output", "new.jsonl"), "--device-memory-gb: inf is not allowed"),
+    ):
+        assert main(command(good, *extra)) == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("error: ")
+        assert told in last
+    assert (tmp_path / "results.jsonl").read_text(encoding="utf-8") == "mine"
+    assert main(command(good, "--max-new-tokens", "9999", "--output", str(tmp_path / "new.jsonl"))) == 1
+    assert "1 of 1 requests failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "mis-shaped"])
+def test_a_checkpoint_that_is_not_the_models_is_refused_by_name(folder, command, tmp_path, capsys, change):
+    from safetensors.torch import load_file, save_file
+
+    own, name = tmp_path / "other", "model.layers.0.self_attn.q_proj.weight"
+    own.mkdir()
+    for file in folder.iterdir():
+        (own / file.name).write_bytes(file.read_bytes())
+    weights = load_file(own / "model.safetensors")
+    if change == "unexpected":
+        weights[f"{name}.more"] = weights[name].clone()
+    elif change == "missing":
+        del weights[name]
+    else:
+        weights[name] = weights[name][:4].clone()
+    save_file(weights, own / "model.safetensors", metadata={"format": "pt"})
+    arguments = command([{"prompt": "one"}])
+    arguments[2] = str(own)
+    assert main(arguments) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith(f"error: model '{own}'")
+    assert name in last
+    assert not (tmp_path / "results.jsonl").exists()
+
+
 def test_a_full_disk_while_writing_results(tmp_path, folder):
     source = tmp_path / "in.jsonl"
     source.write_text('{"prompt": "one"}\n', encoding="utf-8")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.generation.files.made_by import MadeBy
+from engine.generation.files.made_by import MadeBy, read_maker
 from engine.generation.files.requests import Request
 from engine.generation.rows import TokenLogprobs
 
@@ -114,12 +114,13 @@ def is_failure(value: Mapping[str, Any]) -> bool:
     return bool(value.get("error"))
 
 
-def fingerprint_of(value: Mapping[str, Any]) -> Any:
+def maker_of(value: Mapping[str, Any]) -> dict[str, Any] | None:
     """What a line of results says of what made it; None where it says nothing."""
     if "response" not in value:
-        return value.get("made_by")
-    body = (value["response"] or {}).get("body") if isinstance(value["response"], dict | None) else None
-    return body.get("system_fingerprint") if isinstance(body, dict) else None
+        return read_maker(value.get("made_by"))
+    response = value["response"] if isinstance(value["response"], dict) else {}
+    body = response.get("body")
+    return read_maker(body.get("system_fingerprint")) if isinstance(body, dict) else None
 
 
 def _given(request: Request, numbered: bool) -> dict[str, Any]:

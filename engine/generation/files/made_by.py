@@ -29,28 +29,28 @@ class MadeBy:
         """It in one text."""
         return json.dumps(self.to_dict(), sort_keys=True)
 
-    def check_same(self, found: Any, where: str) -> None:
+    def check_same(self, found: Mapping[str, Any] | None, where: str) -> None:
         """Raises InputError for results that something else made; `found` is what they say."""
-        told = _read(found)
-        if told is None:
+        told = dict(found or {})
+        if not told:
             raise InputError(f"{where}: does not say what made it, so it cannot be gone on with: give another name")
         own = self.to_dict()
-        for name in sorted({*told, *own} - {"cgopipe"}):
-            before, now = told.get(name), own.get(name)
-            if before != now and not (name == "model" and _same_folder(before, now)):
-                raise InputError(
-                    f"{where}: was made with {_as_text(name, before)}, not {_as_text(name, now)}: run with the same, "
-                    f"or give another name"
-                )
+        if _same_folder(told["model"], self.model):
+            told["model"] = self.model
+        others = [name for name in sorted({*told, *own} - {"cgopipe"}) if told.get(name) != own.get(name)]
+        if others:
+            before, now = (", ".join(_as_text(name, one.get(name)) for name in others) for one in (told, own))
+            raise InputError(f"{where}: was made with {before}, not {now}: run with the same, or give another name")
 
 
-def seed_in(found: Any) -> int | None:
+def seed_in(found: Mapping[str, Any] | None) -> int | None:
     """The seed that results were drawn with, if they say one."""
-    seed = (_read(found) or {}).get("seed")
+    seed = (found or {}).get("seed")
     return seed if isinstance(seed, int) else None
 
 
-def _read(found: Any) -> dict[str, Any] | None:
+def read_maker(found: Any) -> dict[str, Any] | None:
+    """What results say of what made them, as JSON values or a text of them; None for anything else."""
     try:
         value = json.loads(found) if isinstance(found, str) else found
     except ValueError:

@@ -118,8 +118,9 @@ def _request(number: int, line: bytes) -> Request:
     try:
         return replace(request, asked=_batch_asked(request) if request.is_openai else _plain_asked(given))
     except InputError as error:
-        named = isinstance(given.get("custom_id", ""), str)
-        return replace(request, given=given if named or not request.is_openai else {}).refused(error)
+        unnamed = request.is_openai and not isinstance(given.get("custom_id", ""), str)
+        kept = {name: value for name, value in given.items() if name != "custom_id"} if unnamed else given
+        return replace(request, given=kept).refused(error)
 
 
 def _json(line: bytes) -> Any:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from engine.generation.files.answers import beginning_of_line, fingerprint_of, is_failure, is_result, line_of_output
+from engine.generation.files.answers import beginning_of_line, is_failure, is_result, line_of_output, maker_of
 from engine.generation.files.made_by import MadeBy
 from engine.generation.files.requests import Request
 from traces.errors import InputError
@@ -28,7 +28,7 @@ class Results:
         self.path = path
         self._requests = requests
         self.done = self.failed = 0
-        self.made_by: Any = None
+        self.made_by: dict[str, Any] | None = None
         """What the results that were there already say of what made them."""
         self._file = _locked(path)
         try:
@@ -94,8 +94,9 @@ class Results:
                 f"belong to this input; give another name"
             )
         self._check(found)
-        self.made_by = next((made for made in map(fingerprint_of, found) if made is not None), None)
-        if any(fingerprint_of(one) != self.made_by for one in found if not is_failure(one)):
+        makers = [maker_of(one) for one in found if not is_failure(one)]
+        self.made_by = makers[0] if makers else None
+        if any(one != self.made_by for one in makers):
             raise InputError(f"output {self.path}: holds results of several settings; give another name")
         self._file.truncate(len(complete))
         self.done, self.failed = len(lines), sum(map(is_failure, found))
