@@ -125,7 +125,7 @@ def test_rules_of_other_sizes_than_the_steps_are_refused():
 
 @cache
 def real(gap_s):
-    asked = [engine.GenerationRequest(prompt, 2 + i % 5, i * gap_s) for i, prompt in enumerate(PROMPTS)]
+    asked = [engine.GenerationRequest(prompt, 2 + i % 5, arrival_s=i * gap_s) for i, prompt in enumerate(PROMPTS)]
     with EmulatedDevice(None, None, 1 << 30) as device:
         stream = engine.stream(make("mixtral"), asked, policy=Policy(4, 2), device=device, traced_steps=ALL)
         assert [one.error for one in stream] == [""] * len(asked)
