@@ -410,7 +410,7 @@ def test_requests_come_when_they_say_and_nobody_waits_at_work(device):
     """The third comes long after the others have gone, and the fourth, which nobody wants any more, never."""
     limits, arrivals_s = (3, 2, 4, 5), (0.0, 0.05, 1.5, 1e5)
     given = zip(PROMPTS[:4], limits, arrivals_s, strict=True)
-    asked = [engine.GenerationRequest(prompt, most, arrival_s=when_s) for prompt, most, when_s in given]
+    asked = [engine.GenerationRequest(prompt, limit, arrival_s=when_s) for prompt, limit, when_s in given]
     stream = engine.stream(make("mixtral"), asked, policy=Policy(4, 2), device=device, traced_steps=99)
     stream.cancel(3)
     found = outputs_of(stream)
