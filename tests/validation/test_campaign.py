@@ -302,7 +302,7 @@ def test_streams_are_predicted_with_a_clock_of_their_own(streams, stream_finding
         alone = StreamRun.of(setup, case.stream, stream.record.rules).result()
         assert run.predicted_steps == alone.num_steps
         first_s = case.stream.requests[0].arrival_ns / 1e9
-        assert run.predicted_tokens_per_s == pytest.approx(alone.generated_tokens / (alone.total_s - first_s), rel=0.05)
+        assert run.predicted_tokens_per_s == pytest.approx(alone.generated_tokens / (alone.total_s - first_s), rel=0.15)
 
 
 def test_the_report_of_streams_names_each_and_misses_no_bar_silently(streams, stream_findings):

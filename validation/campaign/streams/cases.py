@@ -19,7 +19,7 @@ from traces.trace import Trace
 from validation.campaign.grid import few_large_experts
 
 PAD, END, FIRST_TOKEN = 0, 1, 3
-ALL_STEPS = 1 << 40
+ALL_STEPS = 1_000_000_000
 
 EMBEDDING_SCALE = 50.0
 """Embeddings are drawn so small that what attention adds to them is most of what a layer sees."""

@@ -90,14 +90,14 @@ def _result(case: StreamCase, replays: Sequence[Replay]) -> StreamCaseResult:
     streams = [RecordedStream.of(one.measured) for one in replays]
     measured = [[one.times for one in stream.record.requests if one.times is not None] for stream in streams]
     predicted, num_steps = predicted_times(case, streams[0], replays[0])
-    speeds = spread_of([_rate(times) for times in measured])
+    speeds = spread_of([served_tokens_per_s(times) for times in measured])
     checks = [one.stream_check for one in replays if one.stream_check is not None]
     layers = [one.run_check for one in replays if one.run_check is not None]
     return StreamCaseResult(
         case,
         speeds,
-        _rate(predicted),
-        relative_error(_rate(predicted), speeds.median),
+        served_tokens_per_s(predicted),
+        relative_error(served_tokens_per_s(predicted), speeds.median),
         tuple(one.order_check.error for one in replays),
         tuple(error for one in replays if (error := one.order_check.error_with_hand_over) is not None),
         tuple(layer.run.error for layer in layers),
@@ -118,7 +118,7 @@ def predicted_times(case: StreamCase, stream: RecordedStream, replay: Replay) ->
     return times_in(trace, record), len(record.steps)
 
 
-def _rate(times: Sequence[RequestTimes]) -> float:
+def served_tokens_per_s(times: Sequence[RequestTimes]) -> float:
     """From when the first request came to the last token."""
     span_ns = max(one.end_ns for one in times) - min(one.arrival_ns for one in times)
     return sum(one.num_tokens for one in times) / (span_ns / 1e9)
