@@ -85,6 +85,15 @@ class System:
     """Whether it can add what some experts of a layer make to the output of the next layer: then others wait less."""
 
     @property
+    def keeps_prompts_apart(self) -> str:
+        """Why none of its steps carries prompts beside decode, in words; nothing if they can."""
+        if self.mixes:
+            return ""
+        if self.kv_on_device:
+            return "its KV cache stays on the device, and a stream's blocks are on the host"
+        return "it takes a batch through every layer as one, as the system it is taken from does"
+
+    @property
     def splits_experts(self) -> bool:
         """Whether it computes experts apart from the rest of a layer, where each of them is."""
         return self.experts != ExpertPlace.DEVICE | ExpertPlace.STREAMED

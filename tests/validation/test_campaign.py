@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import statistics
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -15,7 +16,7 @@ from sim.simulation import StreamRecord, StreamRun
 from traces.files import read_trace
 from validation.campaign.command import write, write_streams
 from validation.campaign.execute import PLANNED, Campaign
-from validation.campaign.findings import analyse
+from validation.campaign.findings import _regrets, analyse
 from validation.campaign.grid import STANDARD, CampaignGrid, few_large_experts, many_small_experts
 from validation.campaign.measurements import Measurements
 from validation.campaign.streams import STREAMS, StreamGrid, analyse_streams
@@ -180,6 +181,18 @@ def test_regret_is_what_the_choice_loses_against_the_best_measured(findings):
         best = max(run.measured.median for run in own)
         assert lost.regret == pytest.approx(1 - lost.chosen_tokens_per_s / best)
         assert lost.regret >= 0
+
+
+def test_regret_is_taken_over_runs_of_one_length():
+    """Of a longer run's tokens fewer come from prefill: what is faster because of that is no better choice."""
+
+    def ran(name, gen_len, tokens_per_s, label=""):
+        case = SimpleNamespace(name=name, model="m", gen_len=gen_len, batch_size=1, label=label)
+        return SimpleNamespace(case=case, measured=SimpleNamespace(median=tokens_per_s))
+
+    runs = [ran("chosen", 8, 9.0, f"{PLANNED}-for-1"), ran("as long", 8, 10.0), ran("longer", 64, 30.0)]
+    (lost,) = _regrets(None, runs)
+    assert (lost.chosen, lost.best, lost.regret) == ("chosen", "as long", pytest.approx(0.1))
 
 
 def test_the_report_says_what_was_found_and_misses_no_bar_silently(campaign, findings):

@@ -20,6 +20,7 @@ from traces.data_frame import Tabular
 from traces.errors import InputError
 
 CANNOT_MIX = "its steps cannot carry prompts beside decode, so batch after batch alone"
+"""And why is a trait of the system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,8 @@ def served_by(
     Where nothing is given of its policy, it has its best for each place: of one batch, and of prompts beside decode.
     """
     schedule = by_name(name)
-    note = "" if schedule.system.mixes else CANNOT_MIX
+    why = schedule.system.keeps_prompts_apart
+    note = f"{CANNOT_MIX}: {why}" if why else ""
     places = [one for one in places if schedule.system.mixes or one is Prompts.BEFORE]
     usual = cache(partial(_fitting, problem, asked, name, len(stream.requests)))
 

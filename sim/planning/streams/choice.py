@@ -28,6 +28,7 @@ NEAR = 0.98
 """Share of the best estimate from which on a schedule's policy is simulated to the last request."""
 
 HAS_NO_MIXED_STEPS = "steps cannot carry prompts beside decode"
+"""And why is a trait of the system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,8 @@ def plan_stream(
     asked = {**given, "weight_bits": weight_bits, "kv_bits": kv_bits}
     mixing = [name for name in schedules if by_name(name).system.mixes]
     plans = list(in_processes(partial(_planned, problem, Flow.of(stream), asked), mixing, jobs))
-    failed = dict.fromkeys((name for name in schedules if name not in mixing), HAS_NO_MIXED_STEPS)
+    apart = {name: by_name(name).system.keeps_prompts_apart for name in schedules}
+    failed = {name: f"{HAS_NO_MIXED_STEPS}: {why}" for name, why in apart.items() if why}
     failed |= {one.schedule: one.reason for one in plans if not one.found}
     expected = [one.ranked[0] for one in plans if one.found]
     least = NEAR * max((one.throughput_tokens_per_s for one in expected), default=0.0)
