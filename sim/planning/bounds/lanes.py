@@ -27,7 +27,8 @@ def lanes_tokens_per_s(setup: Setup) -> float:
 def _work_s(setup: Setup, step: int) -> defaultdict[LaneKind, float]:
     """Seconds of work on the lanes of one device in a step."""
     costs, found = setup.costs(), defaultdict[LaneKind, float](float)
-    for tasks in setup.schedule.steps(setup.shape, step, step + 1, last=setup.last_step + 1):
+    more = setup.last_step > 0  # a single token fetches nothing for a step behind it
+    for tasks in setup.schedule.steps(setup.shape, step, step + 1, last=setup.last_step + more):
         for task in tasks:
             found[task.lane.kind] += costs(task).duration_ns * 1e-9
     return found
