@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +30,15 @@ USUAL_MICRO_BATCHES = 4
 class RunResult:
     """What a run generated, in input order, and how.
 
-    `sequences` are ids without the prompt; `texts` is None without a tokenizer. `traces` has one trace a batch.
+    `sequences` are ids without the prompt; `texts` is None without a tokenizer. `trace` is that of the first batch.
     `logprobs` are those of requests that asked for them.
     """
 
     sequences: list[list[int]]
     texts: list[str] | None
     stats: Stats
-    traces: list[Trace]
+    trace: Trace
     logprobs: list[list[TokenLogprobs] | None]
-
-    @property
-    def trace(self) -> Trace:
-        """The trace of the first batch."""
-        return self.traces[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +77,10 @@ def run(
     together. `generate_kwargs` go to `generate()` as they are, a `generation_config` as if it were the model's own;
     what needs beams or a second model is refused. `max_new_tokens` is 64 if nobody says anything else. A
     `GenerationRequest` is a prompt with a limit and options of its own. Request i draws as if it were generated alone
-    after `torch.manual_seed(seed + i)`. `progress` is told of each micro-batch's new tokens, `on_batch` of each batch
-    as it ends; what they raise ends the run and comes out as it is. `record_routing` names a file for how many tokens
-    used each expert; `routing`, such a file, places experts by their popularity.
+    after `torch.manual_seed(seed + i)`. `progress` is told of each micro-batch's new tokens; `on_batch` gets each batch
+    as it ends, with its trace, of which only the first is kept. What they raise ends the run and comes out as it is.
+    `record_routing` names a file for how many tokens used each expert; `routing`, such a file, places experts by their
+    popularity.
 
     The model is what it was when the run ends, with one exception: a policy's `weight_bits` of 4.5 or 8.5 packs routed
     experts, whose own weights host memory has no room for meanwhile. Afterwards they are what the packed bits say, for
@@ -117,17 +113,38 @@ def run(
         context = RunContext.of(model, asked_for.schedule, policy, opened, generation, known)
         with _recording(context, asked, record_routing), open_session(context, keep_model) as session:
             opened.reset_peak()
-            done = []
+            done = _Done()
             with errors_of_callers(progress) as told:
                 for batch in _batches(session, asked, told):
-                    done.append(batch)
+                    done.add(batch)
                     if on_batch is not None:
                         on_batch(batch)
-            peaks = peak_bytes([batch.trace for batch in done]) | {"device": opened.usage.peak_bytes}
-    sequences = [sequence for batch in done for sequence in batch.sequences]
-    logprobs = [one for batch in done for one in batch.logprobs]
-    texts = None if tokenizer is None else tokenizer.batch_decode(sequences, skip_special_tokens=True)
-    return RunResult(sequences, texts, stats_of(done, peaks), [batch.trace for batch in done], logprobs)
+            device_peak = opened.usage.peak_bytes
+    return done.result(tokenizer, device_peak)
+
+
+@dataclass(slots=True)
+class _Done:
+    """What is kept of the batches of a run, however many there are: no trace but the first."""
+
+    stats: Stats = field(default_factory=Stats)
+    sequences: list[list[int]] = field(default_factory=list)
+    logprobs: list[list[TokenLogprobs] | None] = field(default_factory=list)
+    trace: Trace | None = None
+
+    def add(self, batch: BatchDone) -> None:
+        """One more."""
+        self.stats += stats_of([batch], peak_bytes([batch.trace]))
+        self.sequences += batch.sequences
+        self.logprobs += batch.logprobs
+        self.trace = self.trace or batch.trace
+
+    def result(self, tokenizer: PreTrainedTokenizerBase | None, device_peak: int) -> RunResult:
+        """All of it, with the most that the device held."""
+        assert self.trace is not None
+        texts = None if tokenizer is None else tokenizer.batch_decode(self.sequences, skip_special_tokens=True)
+        stats = replace(self.stats, peak_bytes=self.stats.peak_bytes | {"device": device_peak})
+        return RunResult(self.sequences, texts, stats, self.trace, self.logprobs)
 
 
 @contextlib.contextmanager
@@ -187,6 +204,7 @@ def stats_of(done: Sequence[BatchDone], peaks: dict[str, int]) -> Stats:
         for (lane, _), busy_ns in batch.trace.busy_ns().items():
             busy_s[lane] = busy_s.get(lane, 0.0) + busy_ns / 1e9
     return Stats(
+        num_batches=len(done),
         generated_tokens=sum(len(sequence) for batch in done for sequence in batch.sequences),
         prefill_s=prefill_s,
         decode_s=decode_s,

@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -34,13 +34,29 @@ class Stats:
     `busy_s` is how long each lane worked. `tokens_per_s` counts generated tokens over prefill and decode.
     """
 
-    generated_tokens: int
-    prefill_s: float
-    decode_s: float
-    busy_s: dict[str, float]
-    peak_bytes: dict[str, int]
-    kernel_attention_calls: int
-    own_attention_calls: int
+    num_batches: int = 0
+    generated_tokens: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    busy_s: dict[str, float] = field(default_factory=dict)
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    kernel_attention_calls: int = 0
+    own_attention_calls: int = 0
+
+    def __add__(self, other: "Stats") -> "Stats":
+        """Of both."""
+        busy_s = {lane: self.busy_s.get(lane, 0.0) + other.busy_s.get(lane, 0.0) for lane in self.busy_s | other.busy_s}
+        peaks = self.peak_bytes | other.peak_bytes
+        return Stats(
+            num_batches=self.num_batches + other.num_batches,
+            generated_tokens=self.generated_tokens + other.generated_tokens,
+            prefill_s=self.prefill_s + other.prefill_s,
+            decode_s=self.decode_s + other.decode_s,
+            busy_s=busy_s,
+            peak_bytes={tier: max(self.peak_bytes.get(tier, 0), other.peak_bytes.get(tier, 0)) for tier in peaks},
+            kernel_attention_calls=self.kernel_attention_calls + other.kernel_attention_calls,
+            own_attention_calls=self.own_attention_calls + other.own_attention_calls,
+        )
 
     @property
     def tokens_per_s(self) -> float:

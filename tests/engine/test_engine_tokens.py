@@ -1,5 +1,6 @@
 """The engine's tokens equal plain generate()'s, whatever the family, the schedule and the shape of the batch."""
 
+import gc
 import itertools
 import random
 import time
@@ -15,6 +16,7 @@ from engine.device import EmulatedDevice
 from engine.device.emulated import EmulatedLane
 from sim.problem import Policy
 from sim.schedule import by_name, registered
+from traces.trace import Trace
 
 NEW = 6
 EOS = 24  # a token that ends the prompts of `make("mixtral")` at different steps
@@ -148,8 +150,22 @@ def test_odd_and_even_numbers_of_layers(layers):
 def test_batches_follow_each_other():
     model = make("mixtral")
     result = engine.run(model, PROMPTS, policy=Policy(4, 2), max_new_tokens=NEW, do_sample=True, seed=2)
-    assert result.sequences == reference(model, PROMPTS, 2, NEW, seed=2, do_sample=True)
-    assert len(result.traces) == 2
+    assert result.sequences == reference(model, PROMPTS, 1, NEW, seed=2, do_sample=True), "each as if it were alone"
+    assert result.stats.num_batches == 2
+
+
+def test_of_many_batches_only_the_first_trace_is_kept():
+    """Of thousands of requests all of them would take gigabytes; whoever wants them gets them as they come."""
+
+    def alive():
+        gc.collect()
+        return sum(isinstance(one, Trace) for one in gc.get_objects())
+
+    before, counts = alive(), []
+    model, told = make("mixtral"), {"on_batch": lambda _: counts.append(alive() - before)}
+    run = engine.run(model, PROMPTS, policy=Policy(2, 1), max_new_tokens=2, **told)
+    assert counts == [1, *[2] * (run.stats.num_batches - 1)], "the first, and the one that ends"
+    assert len(counts) == -(-len(PROMPTS) // 2)
 
 
 def test_one_token():

@@ -136,7 +136,7 @@ def test_the_model_is_whole_again_and_its_next_batch_too(name):
     for _ in range(2):
         result = engine.run(model, PROMPTS, name, given, max_new_tokens=NEW)
         assert result.sequences == reference(model, PROMPTS, 2, NEW)
-        assert len(result.traces) == 2
+        assert result.stats.num_batches == 2
         assert all(torch.equal(tensor, before[path]) for path, tensor in model.state_dict().items())
     assert not any("forward" in vars(module) for module in model.modules())
 

@@ -159,5 +159,5 @@ def test_the_next_batch_and_the_next_run_too(name):
     for _ in range(2):
         result = engine.run(model, PROMPTS, name, given, max_new_tokens=NEW, device="emulated")
         assert result.sequences == reference(left, PROMPTS, 2, NEW)
-        assert len(result.traces) == 2
+        assert result.stats.num_batches == 2
         assert same_weights(model, left)

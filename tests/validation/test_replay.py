@@ -366,10 +366,13 @@ def test_a_machine_may_be_described_in_the_trace_itself():
 def test_every_batch_of_a_run_is_replayed():
     """Seven prompts in batches of four: the second has two micro-batches, one of a single request."""
     policy = Policy.usual(by_name("cgopipe"), 4, 2)
-    result = engine.run(make("mixtral"), PROMPTS, "cgopipe", policy, max_new_tokens=2)
-    requests = [recorded(trace).batch.num_requests for trace in result.traces]
+    traces = []
+    engine.run(
+        make("mixtral"), PROMPTS, "cgopipe", policy, max_new_tokens=2, on_batch=lambda batch: traces.append(batch.trace)
+    )
+    requests = [recorded(trace).batch.num_requests for trace in traces]
     assert requests == [4, 3]
-    for trace in result.traces:
+    for trace in traces:
         assert replay_trace(trace, round_machine()).order_check.tasks == len(trace.spans)
 
 
