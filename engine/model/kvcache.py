@@ -161,6 +161,10 @@ def by_tokens(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.permute(2, 0, 1, 3)
 
 
+OF_TOKENS_ALONE = ("DynamicLayer", "DynamicSlidingWindowLayer")
+"""Classes of the library's whose caches hold keys and values, and nothing else."""
+
+
 class _Watched(torch.Tensor):
     """A tensor on its way from the cache to attention that notices whether anything is computed with it."""
 
@@ -322,6 +326,14 @@ def _joint_layer(like: Any, tokens: int) -> LayerCache:
     made = LayerCache(like.layer)
     made.step, made.seen, made.passed_on = 0, tokens - 1, like.passed_on
     return made
+
+
+def keeps_tokens_alone(model: PreTrainedModel) -> bool:
+    """Whether layers keep keys and values of tokens and nothing else: no state, and no keys of an indexer."""
+    if _own_cache_class(model) is not None:
+        return False
+    layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
+    return all(type(layer).__name__ in OF_TOKENS_ALONE for layer in layers)
 
 
 def layer_of(cache: Cache, layer: int) -> LayerCache | None:

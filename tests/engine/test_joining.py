@@ -15,6 +15,13 @@ from engine.model.in_flight.calls import CannotJoinError, JoinedCalls, Passed, r
 from sim.problem import Policy
 from sim.schedule import by_name
 
+LATENT = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+    "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8, "v_head_dim": 8, "index_topk": 4, "index_n_heads": 2, "index_head_dim": 16,
+}  # fmt: skip
+
 ALONE = ("minimax", "doge")
 """Families that compute other tokens from a padded prompt, in plain generate() too."""
 
@@ -178,6 +185,12 @@ def test_layers_with_a_recurrent_state_cannot():
     }  # fmt: skip
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_next", **sizes)).eval()
     assert bears_padding(model)
+    assert not can_join(model, Anatomy.of(model).layers)
+
+
+def test_layers_that_choose_tokens_by_an_indexer_cannot():
+    """What it knows of earlier tokens lies beside the keys and values, of one batch."""
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("deepseek_v32", **LATENT)).eval()
     assert not can_join(model, Anatomy.of(model).layers)
 
 

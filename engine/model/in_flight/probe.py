@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 
 from engine.model.coroutine import HostCall
 from engine.model.experts import with_forward
 from engine.model.in_flight.calls import JoinedCalls, Passed
-from engine.model.kvcache import LayerCache, cache_for, joint_cache, note_tokens
+from engine.model.kvcache import cache_for, joint_cache, keeps_tokens_alone, note_tokens
 
 PADDED_OTHERWISE = ("doge", "minimax")
 """Model types that compute other tokens from a padded prompt than from the prompt alone, in the library itself too: one
@@ -38,9 +38,9 @@ def can_join(model: PreTrainedModel, layers: Sequence[nn.Module]) -> bool:
 
     Layers that keep more of a request than keys and values, such as a recurrent state, cannot be joined.
     """
-    if not bears_padding(model):
-        return False
     try:
+        if not (bears_padding(model) and keeps_tokens_alone(model)):
+            return False
         found = [_passed(model, layers, *age) for age in AGES]
         cache = joint_cache(found[0][1], found[0][0].num_tokens)
         most = max(one.num_tokens for one, _ in found)
@@ -64,9 +64,8 @@ def _passed(model: PreTrainedModel, layers: Sequence[nn.Module], requests: int, 
             stack.enter_context(with_forward(layer, functools.partial(probe, i, layer.forward)))
         with contextlib.suppress(_SeenEnough):
             model.generate(ids, attention_mask=mask, past_key_values=cache, generation_config=asked)  # type: ignore[operator]
-    own = type(cache) is not DynamicCache  # whatever else it keeps
-    if own or probe.hidden is None or not all(isinstance(one, LayerCache) for one in cache.layers):
-        raise TypeError("layers keep more than keys and values")
+    if probe.hidden is None:
+        raise TypeError("layers are not called in decode")
     return Passed(probe.hidden, range(requests), probe.calls, tokens + 1), cache
 
 
