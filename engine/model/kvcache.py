@@ -161,10 +161,6 @@ def by_tokens(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.permute(2, 0, 1, 3)
 
 
-OF_TOKENS_ALONE = ("DynamicLayer", "DynamicSlidingWindowLayer")
-"""Classes of the library's whose caches hold keys and values, and nothing else."""
-
-
 class _Watched(torch.Tensor):
     """A tensor on its way from the cache to attention that notices whether anything is computed with it."""
 
@@ -328,12 +324,13 @@ def _joint_layer(like: Any, tokens: int) -> LayerCache:
     return made
 
 
-def keeps_tokens_alone(model: PreTrainedModel) -> bool:
-    """Whether layers keep keys and values of tokens and nothing else: no state, and no keys of an indexer."""
-    if _own_cache_class(model) is not None:
-        return False
+def kinds_of_cache(model: PreTrainedModel) -> set[str]:
+    """The classes of what the library would have its layers keep."""
+    own = _own_cache_class(model)
+    if own is not None:
+        return {own.__name__}
     layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
-    return all(type(layer).__name__ in OF_TOKENS_ALONE for layer in layers)
+    return {type(layer).__name__ for layer in layers}
 
 
 def layer_of(cache: Cache, layer: int) -> LayerCache | None:

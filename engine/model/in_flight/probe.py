@@ -13,12 +13,18 @@ from transformers.cache_utils import Cache
 from engine.model.coroutine import HostCall
 from engine.model.experts import with_forward
 from engine.model.in_flight.calls import JoinedCalls, Passed
-from engine.model.kvcache import cache_for, joint_cache, keeps_tokens_alone, note_tokens
+from engine.model.kvcache import cache_for, joint_cache, kinds_of_cache, note_tokens
 
 PADDED_OTHERWISE = ("doge", "minimax")
 """Model types that compute other tokens from a padded prompt than from the prompt alone, in the library itself too: one
 picks tokens to attend to by what the others hold, one lets a state decay by positions.
 """
+
+INDEXED = "DynamicIndexedLayer"
+"""What layers keep that choose tokens by an indexer, which chooses among padding, too."""
+
+KEYS_AND_VALUES = {"DynamicLayer", "DynamicSlidingWindowLayer"}
+"""What layers keep whose caches hold keys and values of tokens, and nothing else."""
 
 AGES = ((2, 3), (1, 5))
 """Requests and tokens of two batches that are to go on together."""
@@ -30,7 +36,8 @@ class _SeenEnough(Exception):  # noqa: N818 - it ends a call, and is no error
 
 def bears_padding(model: PreTrainedModel) -> bool:
     """Whether a prompt that is padded to the length of others has the tokens that it has alone."""
-    return model.config.get_text_config(decoder=True).model_type not in PADDED_OTHERWISE
+    model_type = model.config.get_text_config(decoder=True).model_type
+    return model_type not in PADDED_OTHERWISE and INDEXED not in kinds_of_cache(model)
 
 
 def can_join(model: PreTrainedModel, layers: Sequence[nn.Module]) -> bool:
@@ -39,7 +46,7 @@ def can_join(model: PreTrainedModel, layers: Sequence[nn.Module]) -> bool:
     Layers that keep more of a request than keys and values, such as a recurrent state, cannot be joined.
     """
     try:
-        if not (bears_padding(model) and keeps_tokens_alone(model)):
+        if not (bears_padding(model) and kinds_of_cache(model) <= KEYS_AND_VALUES):
             return False
         found = [_passed(model, layers, *age) for age in AGES]
         cache = joint_cache(found[0][1], found[0][0].num_tokens)
