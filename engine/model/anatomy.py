@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 
 from traces.errors import InputError
 
-OF_CACHE = ("k_proj", "v_proj")
-"""Modules whose outputs most models keep, as they are, as keys and values."""
-
 NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k", "top_k_experts")
 """What configurations call a layer's routed experts, and those of them that a token uses."""
+
+OF_CACHE = ("k_proj", "v_proj")
+"""Modules whose outputs most models keep, as they are, as keys and values."""
 
 ATTENTION_NAMES = ("attn", "attention", "temporal_block", "mixer")
 
