@@ -81,11 +81,14 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def in_batches(model: PreTrainedModel, prompts: list[list[int]], args: argparse.Namespace) -> dict[str, float]:
+    traces: list[Trace] = []
     with make_device(args) as device:
-        result = engine.run(model, prompts, device=device, **options(args))
+        result = engine.run(
+            model, prompts, device=device, on_batch=lambda batch: traces.append(batch.trace), **options(args)
+        )
     stats = result.stats
     seconds = stats.prefill_s + stats.decode_s
-    return {"tokens": stats.generated_tokens, "tokens_per_s": stats.tokens_per_s, **busy(result.traces, seconds)}
+    return {"tokens": stats.generated_tokens, "tokens_per_s": stats.tokens_per_s, **busy(traces, seconds)}
 
 
 def as_stream(model: PreTrainedModel, prompts: list[list[int]], args: argparse.Namespace) -> dict[str, float]:
