@@ -83,10 +83,9 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
 def in_batches(model: PreTrainedModel, prompts: list[list[int]], args: argparse.Namespace) -> dict[str, float]:
     traces: list[Trace] = []
     with make_device(args) as device:
-        result = engine.run(
+        stats = engine.run(
             model, prompts, device=device, on_batch=lambda batch: traces.append(batch.trace), **options(args)
-        )
-    stats = result.stats
+        ).stats
     seconds = stats.prefill_s + stats.decode_s
     return {"tokens": stats.generated_tokens, "tokens_per_s": stats.tokens_per_s, **busy(traces, seconds)}
 
