@@ -347,6 +347,15 @@ def _joint_layer(like: Any, tokens: int) -> LayerCache:
     return made
 
 
+def kinds_of_cache(model: PreTrainedModel) -> set[str]:
+    """The classes of what the library would have its layers keep."""
+    own = _own_cache_class(model)
+    if own is not None:
+        return {own.__name__}
+    layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
+    return {type(layer).__name__ for layer in layers}
+
+
 def layer_of(cache: Cache, layer: int) -> LayerCache | None:
     """The cache of one layer, if that layer keeps keys and values."""
     found = cache.layers[layer] if layer < len(cache.layers) else None

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from engine_models import FAMILIES, PROMPTS, make, reference
+from engine_models import FAMILIES, PROMPTS, VOCAB, make, reference
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import engine
@@ -14,6 +14,14 @@ from engine.model import Anatomy, HostCall, KeysValues, bears_padding, can_join,
 from engine.model.in_flight.calls import CannotJoinError, JoinedCalls, Passed, row_pieces
 from sim.problem import Policy
 from sim.schedule import by_name
+
+LATENT = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+    "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "kv_lora_rank": 16, "q_lora_rank": 16,
+    "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "index_topk": 4, "index_n_heads": 2,
+    "index_head_dim": 16,
+}  # fmt: skip
 
 ALONE = ("minimax", "doge")
 """Families that compute other tokens from a padded prompt, in plain generate() too."""
@@ -169,15 +177,37 @@ def test_all_families_can_but_those_that_do_not_bear_padding(family):
     assert can_join(model, Anatomy.of(model).layers) == bears_padding(model) == (family not in ALONE)
 
 
-def test_layers_with_a_recurrent_state_cannot():
+def with_recurrent_state():
     sizes = {
-        "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8,
+        "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8,
         "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
         "shared_expert_intermediate_size": 16, "linear_num_value_heads": 2, "linear_num_key_heads": 2,
         "linear_key_head_dim": 8, "linear_value_head_dim": 8, "layer_types": ["linear_attention", "full_attention"],
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None,
     }  # fmt: skip
+    torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_next", **sizes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.2)
+    model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, None
+    return model
+
+
+def test_layers_with_a_recurrent_state_cannot_and_who_enters_together_stays_together():
+    model = with_recurrent_state()
     assert bears_padding(model)
+    assert not can_join(model, Anatomy.of(model).layers)
+    trace = check_model(model, "cgopipe")
+    assert trace.metadata["stream"]["rules"]["joins"] == "together"
+    assert max(len(mine) for mine in decoding(trace)) == 3
+
+
+def test_layers_that_choose_tokens_by_an_indexer_cannot():
+    """What it knows of earlier tokens lies beside the keys and values, of one batch; and padding is chosen, too."""
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("deepseek_v32", **LATENT)).eval()
+    assert not bears_padding(model)
     assert not can_join(model, Anatomy.of(model).layers)
 
 
@@ -194,7 +224,11 @@ LIMITS = [3, 12, 1, 7, 12, 5, 9, 4, 11, 2, 6, 8, 10, 3]
 
 
 def check_family(family, name, **places):
-    model, policy = make(family), Policy.usual(by_name(name), 6, 3, **places)
+    return check_model(make(family), name, **places)
+
+
+def check_model(model, name, **places):
+    policy = Policy.usual(by_name(name), 6, 3, **places)
     asked = [engine.GenerationRequest(*pair) for pair in zip(PROMPTS_TWICE, LIMITS, strict=True)]
     with EmulatedDevice(None, None, 1 << 30) as device:
         stream = engine.stream(model, asked, name, policy, device=device, traced_steps=99)

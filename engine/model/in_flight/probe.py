@@ -8,17 +8,23 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 
 from engine.model.coroutine import HostCall
 from engine.model.experts import with_forward
 from engine.model.in_flight.calls import JoinedCalls, Passed
-from engine.model.kvcache import LayerCache, cache_for, joint_cache, note_tokens
+from engine.model.kvcache import cache_for, joint_cache, kinds_of_cache, note_tokens
 
 PADDED_OTHERWISE = ("doge", "minimax")
 """Model types that compute other tokens from a padded prompt than from the prompt alone, in the library itself too: one
 picks tokens to attend to by what the others hold, one lets a state decay by positions.
 """
+
+INDEXED = "DynamicIndexedLayer"
+"""What layers keep that choose tokens by an indexer, which chooses among padding, too."""
+
+KEYS_AND_VALUES = {"DynamicLayer", "DynamicSlidingWindowLayer"}
+"""What layers keep whose caches hold keys and values of tokens, and nothing else."""
 
 AGES = ((2, 3), (1, 5))
 """Requests and tokens of two batches that are to go on together."""
@@ -30,7 +36,8 @@ class _SeenEnough(Exception):  # noqa: N818 - it ends a call, and is no error
 
 def bears_padding(model: PreTrainedModel) -> bool:
     """Whether a prompt that is padded to the length of others has the tokens that it has alone."""
-    return model.config.get_text_config(decoder=True).model_type not in PADDED_OTHERWISE
+    model_type = model.config.get_text_config(decoder=True).model_type
+    return model_type not in PADDED_OTHERWISE and INDEXED not in kinds_of_cache(model)
 
 
 def can_join(model: PreTrainedModel, layers: Sequence[nn.Module]) -> bool:
@@ -38,9 +45,9 @@ def can_join(model: PreTrainedModel, layers: Sequence[nn.Module]) -> bool:
 
     Layers that keep more of a request than keys and values, such as a recurrent state, cannot be joined.
     """
-    if not bears_padding(model):
-        return False
     try:
+        if not (bears_padding(model) and kinds_of_cache(model) <= KEYS_AND_VALUES):
+            return False
         found = [_passed(model, layers, *age) for age in AGES]
         cache = joint_cache(found[0][1], found[0][0].num_tokens)
         most = max(one.num_tokens for one, _ in found)
@@ -64,9 +71,8 @@ def _passed(model: PreTrainedModel, layers: Sequence[nn.Module], requests: int, 
             stack.enter_context(with_forward(layer, functools.partial(probe, i, layer.forward)))
         with contextlib.suppress(_SeenEnough):
             model.generate(ids, attention_mask=mask, past_key_values=cache, generation_config=asked)  # type: ignore[operator]
-    own = type(cache) is not DynamicCache  # whatever else it keeps
-    if own or probe.hidden is None or not all(isinstance(one, LayerCache) for one in cache.layers):
-        raise TypeError("layers keep more than keys and values")
+    if probe.hidden is None:
+        raise TypeError("layers are not called in decode")
     return Passed(probe.hidden, range(requests), probe.calls, tokens + 1), cache
 
 
