@@ -409,9 +409,8 @@ def test_routing_is_recorded_and_planned_with(command, tmp_path, capsys):
     assert main(command(lines, "--routing", str(path), output="again.jsonl")) == 0, "a given policy places by rank"
 
 
-@pytest.mark.parametrize("schedule", ["cgopipe", "hybrid"])
-def test_a_stream_without_sizes_is_planned(command, tmp_path, capsys, schedule):
-    arguments = command([{"prompt": text} for text in TEXTS], "--stream", "--plan-for", "t4", "--schedule", schedule)
+def test_a_stream_without_sizes_is_planned(command, tmp_path, capsys):
+    arguments = command([{"prompt": text} for text in TEXTS], "--stream", "--plan-for", "t4")
     at = arguments.index("--micro-batch-size")
     del arguments[at : at + 4]
     assert main(arguments) == 0

@@ -133,6 +133,16 @@ def test_smaller_blocks_are_tried_where_the_link_is_busy_and_what_is_given_is_ke
         assert {one.setup.block_tokens for one in plan.found.values()} == tried
 
 
+def test_what_the_host_cannot_hold_may_be_on_the_device():
+    """The host has no room for the experts of four layers; with those of one on the device it has."""
+    problem, flow = problem_of(host_memory__capacity=12e9), Flow.of(RequestStream.of(WORKLOAD, 500))
+    setup = StreamSetups(problem, by_name("cgopipe"), flow).at(StreamPoint(4, Place.CPU))
+    assert setup is not None
+    assert setup.policy.experts_on_device > 0
+    with pytest.raises(InputError, match="host memory is"):
+        replace(setup, policy=replace(setup.policy, experts_on_device=0.0, pin_weights=0.0))
+
+
 def test_a_machine_on_which_nothing_fits_says_so():
     plan = best_stream_policy(
         problem_of(device_memory__capacity=1e9), by_name("cgopipe"), Flow.of(RequestStream.of(WORKLOAD, 10))
