@@ -76,17 +76,14 @@ def run(args: argparse.Namespace) -> int:
     """Generate for every request of a file; results are appended as each batch ends, or as each request does."""
     schedule = schedules.by_name(args.schedule)
     policy = given_policy(args, schedule)
-    if args.stream and policy is None:
-        policy = problem.Policy.from_dict({**USUAL_SIZES, "weight_bits": args.weight_bits}, schedule)
     problem.Routing.parse(args.routing)  # a mistake in it is told before a model is loaded
     if args.trace and not str(args.trace).endswith((".json", ".json.gz")):
         raise InputError(f"--trace {args.trace}: give a name that ends in .json or .json.gz")
     for path in filter(None, (args.output, args.trace, args.record_routing)):
         if not path.resolve().parent.is_dir():
             raise InputError(f"{path}: there is no folder {path.resolve().parent}; make it first")
-    if args.stream and (args.record_routing or args.plan_for):
-        given = "--record-routing" if args.record_routing else "--plan-for"
-        raise InputError(f"{given} is for batches: leave it out with --stream")
+    if args.stream and args.record_routing:
+        raise InputError("--record-routing is for batches: leave it out with --stream")
     if args.stream and not schedule.system.mixes:
         raise InputError(f"{schedule.name}: its steps cannot carry prompts beside decode; take cgopipe or hybrid")
     options = generation.checked_arguments(_generate_kwargs(args), None, (), None)
@@ -150,39 +147,30 @@ def _run_file(
     with progress(f"loading {args.model}"):
         model = model_of(args, device)
     memory.check_packing(model, args.weight_bits)
-    if args.stream and policy is not None:
-        return _as_stream(args, schedule, policy, device, requests, model, options)
-    return _in_batches(args, schedule, policy, device, requests, model, options)
+    chosen = policy or _plan(args, schedule, device, model, requests)
+    run = _as_stream if args.stream else _in_batches
+    return run(args, schedule, chosen, device, requests, model, options)
 
 
 def _in_batches(
     args: argparse.Namespace,
     schedule: "schedules.Schedule",
-    policy: "problem.Policy | None",
+    chosen: "problem.Policy | RunPlan",
     device: "devices.Device",
     requests: "generation.RequestFile",
     model: Any,
     options: dict[str, Any],
 ) -> "tuple[Trace | None, str]":
     """Batch after batch, by a policy that is given or planned; the first one's trace, and what is said in the end."""
-    planned = None
-    if policy is None:
-        planned = _plan(args, schedule, device, model, requests)
-        policy = planned.policy
-    _tell_policy(policy, str(planned or f"{policy} requests"), schedule)
+    policy = _told(chosen, "requests", schedule)
     ours = {"record_routing": args.record_routing, "routing": args.routing, "keep_model": False}
     with progress("generating", sum(requests.limits), unit="tokens", lines=True) as shown:
         result = requests.run(model, schedule, policy, device, shown.advance, **ours, **options)
-    told, stats = "", result.stats
-    if planned is not None:
-        expected, measured = planned.expected.throughput_tokens_per_s, stats.tokens_per_s
-        told = (
-            f"expected {expected:.1f} tokens/s on {planned.machine}, measured {measured:.1f} on {result.trace.origin} "
-            f"({measured / expected:.2f} of it)\n"
-        )
+    stats = result.stats
     busy = ", ".join(f"{lane} {seconds:.2f} s" for lane, seconds in stats.busy_s.items())
     return result.trace, (
-        f"{told}{result.trace.origin}: {stats.generated_tokens} tokens at {stats.tokens_per_s:.1f} tokens/s "
+        f"{_expected(chosen, stats.tokens_per_s, result.trace.origin)}"
+        f"{result.trace.origin}: {stats.generated_tokens} tokens at {stats.tokens_per_s:.1f} tokens/s "
         f"(prefill {stats.prefill_s:.2f} s, decode {stats.decode_s:.2f} s)\n"
         f"busy: {busy}\n{_peaks(stats.peak_bytes)}"
     )
@@ -191,14 +179,14 @@ def _in_batches(
 def _as_stream(
     args: argparse.Namespace,
     schedule: "schedules.Schedule",
-    policy: "problem.Policy",
+    chosen: "problem.Policy | RunPlan",
     device: "devices.Device",
     requests: "generation.RequestFile",
     model: Any,
     options: dict[str, Any],
 ) -> "tuple[Trace | None, str]":
     """Requests that enter as others end; the trace of the first steps, and what is said in the end."""
-    _tell_policy(policy, f"{policy} requests at a time", schedule)
+    policy = _told(chosen, "requests at a time", schedule)
     ours = {"traced_steps": TRACED_STEPS if args.trace else 0, "routing": args.routing, "keep_model": False}
     with progress("generating", sum(requests.limits), unit="tokens", lines=True) as shown:
         outputs = requests.run_stream(model, schedule, policy, device, shown.advance, **ours, **options)
@@ -206,16 +194,24 @@ def _as_stream(
     if stats is None:
         return None, "no request could be run\n"
     return outputs.trace, (
+        f"{_expected(chosen, stats.tokens_per_s, device.origin)}"
         f"{device.origin}: {stats.generated_tokens} tokens at {stats.tokens_per_s:.1f} tokens/s "
         f"({stats.num_requests} requests in {stats.num_steps} steps, {stats.total_s:.2f} s)\n"
         f"{_waits(stats)}{_peaks(stats.peak_bytes)}"
     )
 
 
-def _tell_policy(policy: "problem.Policy", told: str, schedule: "schedules.Schedule") -> None:
-    sys.stderr.write(f"policy: {told}, schedule {schedule.name}\n")
+def _told(chosen: "problem.Policy | RunPlan", what: str, schedule: "schedules.Schedule") -> "problem.Policy":
+    """The policy, which is said, and what is expected of it if it was planned."""
+    policy = chosen if isinstance(chosen, problem.Policy) else chosen.policy
+    sys.stderr.write(f"policy: {f'{policy} {what}' if chosen is policy else chosen}, schedule {schedule.name}\n")
     if policy.changes_outputs:
         sys.stderr.write(f"{policy.changes_outputs}\n")
+    return policy
+
+
+def _expected(chosen: "problem.Policy | RunPlan", tokens_per_s: float, origin: str) -> str:
+    return "" if isinstance(chosen, problem.Policy) else chosen.beside(tokens_per_s, origin)
 
 
 def _waits(stats: "generation.StreamStats") -> str:
@@ -238,7 +234,7 @@ def _plan(
     model: Any,
     requests: "generation.RequestFile",
 ) -> "RunPlan":
-    from engine.running.planning import plan
+    from engine.running.planning import plan, plan_streamed
 
     if args.plan_for:
         hardware = problem.Hardware.load(args.plan_for)
@@ -248,9 +244,11 @@ def _plan(
             hardware = calibration.calibrate(model, device, "this machine", quick=True, progress=shown.at).hardware
     simulation.compile_once()
     with progress("planning"):
-        most, prompts = max(requests.limits), requests.prompt_tokens
+        prompts, limits = requests.prompt_tokens, requests.limits
         options, sampled = (args.routing, args.weight_bits), requests.chooses(model, _generate_kwargs(args))
-        return plan(model, hardware, schedule, prompts, most, *options, sampled=sampled)
+        if args.stream:
+            return plan_streamed(model, hardware, schedule, prompts, limits, *options, sampled=sampled)
+        return plan(model, hardware, schedule, prompts, max(limits), *options, sampled=sampled)
 
 
 def _generate_kwargs(args: argparse.Namespace) -> dict[str, Any]:

@@ -7,11 +7,13 @@ from transformers import PreTrainedModel
 
 from engine.calibration import described
 from engine.generation import as_cut
+from sim.admission import BLOCK_TOKENS, RequestStream, StreamedRequest
 from sim.cost import Setup
-from sim.planning import PolicyGrid, best_policy
+from sim.planning import Flow, PolicyGrid, best_policy, best_stream_policy
 from sim.problem import UNIFORM, Hardware, Policy, Problem, Routing, Workload
 from sim.schedule import Schedule
-from sim.simulation import Prediction, predict
+from sim.simulation import Prediction, StreamSetup, predict
+from traces.errors import InputError
 
 WHAT_THE_ENGINE_RUNS = PolicyGrid(kv_shares=(0.0, 1.0))
 """The planner's grid without what the engine refuses: a KV cache that is split between device and host."""
@@ -22,17 +24,24 @@ class RunPlan:
     """A policy and what the simulator expects of it on a machine."""
 
     policy: Policy
-    expected: Prediction
+    expected_tokens_per_s: float
+    bottleneck: str
     machine: str
 
     def __str__(self) -> str:
-        policy, expected = self.policy, self.expected
+        policy = self.policy
         width = "" if policy.weight_bits is None else f", weight_bits {policy.weight_bits:g}"
         return (
             f"{policy} requests, attention {policy.attention}, experts_on_device {policy.experts_on_device:g}, "
-            f"kv_on_device {policy.kv_on_device:g}{width}; expected {expected.throughput_tokens_per_s:.1f} tokens/s, "
-            f"bottleneck {expected.bottleneck}"
+            f"kv_on_device {policy.kv_on_device:g}{width}; expected {self.expected_tokens_per_s:.1f} tokens/s, "
+            f"bottleneck {self.bottleneck}"
         )
+
+    def beside(self, measured_tokens_per_s: float, origin: str) -> str:
+        """What was expected beside what came, in words."""
+        share = measured_tokens_per_s / self.expected_tokens_per_s
+        expected = f"expected {self.expected_tokens_per_s:.1f} tokens/s on {self.machine}"
+        return f"{expected}, measured {measured_tokens_per_s:.1f} on {origin} ({share:.2f} of it)\n"
 
 
 def plan(
@@ -51,12 +60,63 @@ def plan(
     It is found for the longest of them, so that every batch fits, whichever requests come together. With `sampled`
     tokens are drawn, or scores changed. Raises NothingFitsError, an InputError, if no policy fits the memories.
     """
-    longest_first = tuple(sorted(prompt_tokens, reverse=True))
-    workload = Workload("requests", longest_first, max_new_tokens, sampled=sampled, in_order=True)
-    problem = Problem.of(described(model), hardware, workload, routing=routing)
+    problem = _problem(model, hardware, prompt_tokens, max_new_tokens, routing, sampled=sampled)
     grid = replace(WHAT_THE_ENGINE_RUNS, weight_bits=weight_bits)
     found = best_policy(problem, schedule, num_requests=len(prompt_tokens), grid=grid, refine=False)
-    return RunPlan(found.best.setup.policy, _expected(found.best.setup, prompt_tokens), hardware.name)
+    expected = _expected(found.best.setup, prompt_tokens)
+    rate, bottleneck = expected.throughput_tokens_per_s, expected.bottleneck
+    return RunPlan(found.best.setup.policy, rate, bottleneck, hardware.name)
+
+
+def plan_streamed(
+    model: PreTrainedModel,
+    hardware: Hardware,
+    schedule: Schedule,
+    prompt_tokens: Sequence[int],
+    limits: Sequence[int],
+    routing: str | Routing = UNIFORM,
+    weight_bits: float | None = None,
+    *,
+    sampled: bool = False,
+) -> RunPlan:
+    """The best policy for a stream of these requests, each with the most tokens that it may generate.
+
+    The engine computes prompts whole, as many at a time as a micro-batch has places, and sets room apart for all places
+    at their longest: the best of those policies that fit so. Raises InputError if none does.
+    """
+    problem = _problem(model, hardware, prompt_tokens, max(limits), routing, sampled=sampled)
+    asked = enumerate(zip(prompt_tokens, limits, strict=True))
+    stream = RequestStream("requests", tuple(StreamedRequest(at, prompt, most, most) for at, (prompt, most) in asked))
+    given = {"num_prompts": 1, "block_tokens": BLOCK_TOKENS, "weight_bits": weight_bits}
+    found = best_stream_policy(problem, schedule, Flow.of(stream), **given)  # type: ignore[arg-type]
+    for one in found.ranked:
+        if not one.setup.policy.attention_on_device and _fits_as_run(one.setup):
+            return RunPlan(one.setup.policy, one.throughput_tokens_per_s, one.bottleneck, hardware.name)
+    raise InputError(found.reason or f"{schedule.name}: no policy for a stream fits {hardware.name}: give sizes")
+
+
+def _problem(
+    model: PreTrainedModel,
+    hardware: Hardware,
+    prompt_tokens: Sequence[int],
+    max_new_tokens: int,
+    routing: str | Routing,
+    *,
+    sampled: bool,
+) -> Problem:
+    longest_first = tuple(sorted(prompt_tokens, reverse=True))
+    workload = Workload("requests", longest_first, max_new_tokens, sampled=sampled, in_order=True)
+    return Problem.of(described(model), hardware, workload, routing=routing)
+
+
+def _fits_as_run(setup: StreamSetup) -> bool:
+    """Whether there is room for whole prompts of a micro-batch, and for all places at the longest request's length."""
+    longest, places = setup.problem.workload.max_prompt_tokens, setup.policy.batch_size
+    try:
+        whole = replace(setup, prefill_chunk=setup.policy.micro_batch_size * longest)
+    except InputError:
+        return False
+    return bool(places * whole.rules().blocks_of(whole.longest_tokens) <= whole.num_blocks)
 
 
 def _expected(setup: Setup, prompt_tokens: Sequence[int]) -> Prediction:

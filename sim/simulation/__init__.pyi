@@ -20,6 +20,7 @@ from .stream import (
     REQUESTS as REQUESTS,
     STREAM_MEASURES as STREAM_MEASURES,
     Behind as Behind,
+    NoRoomError as NoRoomError,
     Quantiles as Quantiles,
     RequestTimes as RequestTimes,
     ServedCosts as ServedCosts,

@@ -504,6 +504,17 @@ def test_routing_is_recorded_and_planned_with(command, tmp_path, capsys):
     assert main(command(lines, "--routing", str(path), output="again.jsonl")) == 0, "a given policy places by rank"
 
 
+def test_a_stream_without_sizes_is_planned(command, tmp_path, capsys):
+    arguments = command([{"prompt": text} for text in TEXTS], "--stream", "--plan-for", "t4")
+    at = arguments.index("--micro-batch-size")
+    del arguments[at : at + 4]
+    assert main(arguments) == 0
+    told = capsys.readouterr().err
+    assert re.search(r"policy: \d+×\d+ requests, .*; expected [\d.]+ tokens/s, bottleneck \w+, schedule", told)
+    assert re.search(r"expected [\d.]+ tokens/s on t4, measured [\d.]+ on emulated device", told)
+    assert len(results(tmp_path)) == len(TEXTS)
+
+
 # in a stream ---------------------------------------------------------------------------------------------------------
 
 

@@ -16,7 +16,7 @@ from sim.simulation import StreamRecord, StreamRun
 from traces.files import read_trace
 from validation.campaign.command import write, write_streams
 from validation.campaign.execute import PLANNED, Campaign
-from validation.campaign.findings import _regrets, analyse
+from validation.campaign.findings import analyse, regrets_of
 from validation.campaign.grid import STANDARD, CampaignGrid, few_large_experts, many_small_experts
 from validation.campaign.measurements import Measurements
 from validation.campaign.streams import STREAMS, StreamGrid, analyse_streams
@@ -191,7 +191,7 @@ def test_regret_is_taken_over_runs_of_one_length():
         return SimpleNamespace(case=case, measured=SimpleNamespace(median=tokens_per_s))
 
     runs = [ran("chosen", 8, 9.0, f"{PLANNED}-for-1"), ran("as long", 8, 10.0), ran("longer", 64, 30.0)]
-    (lost,) = _regrets(None, runs)
+    (lost,) = regrets_of(None, runs)
     assert (lost.chosen, lost.best, lost.regret) == ("chosen", "as long", pytest.approx(0.1))
 
 

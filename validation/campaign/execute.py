@@ -66,7 +66,7 @@ class Campaign(Measurements):
         for schedule in registered().values():
             with suppress(InputError):  # nothing fits
                 plans[schedule.name] = plan(model, machine, schedule, lengths, self.grid.gen_len_of(requests))
-        best = max(plans, key=lambda schedule: plans[schedule].expected.throughput_tokens_per_s)
+        best = max(plans, key=lambda schedule: plans[schedule].expected_tokens_per_s)
         chosen = {"schedule": best, "policy": plans[best].policy.to_dict()}
         with appearing(file) as path:
             path.write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")

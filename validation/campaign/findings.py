@@ -161,7 +161,7 @@ def analyse(campaign: Recordings) -> Findings:
             ops = _medians(replays)
             pooled += ops
             results.append(_result(case, replays, ops))
-    decisions, regrets = tuple(_decisions(campaign, results)), tuple(_regrets(campaign, results))
+    decisions, regrets = tuple(_decisions(campaign, results)), tuple(regrets_of(campaign, results))
     whole = (tuple(mechanics()), tuple(results), _pool(pooled), decisions, regrets, tuple(missing))
     return Findings(origin, campaign.repeats, *whole)
 
@@ -256,7 +256,7 @@ def _decisions(campaign: Recordings, results: Sequence[CaseResult]) -> Iterable[
                 yield Decision(model, what, tau, tuple(one.case.name for one in chosen))
 
 
-def _regrets(campaign: Recordings, results: Sequence[CaseResult]) -> Iterable[Regret]:
+def regrets_of(campaign: Recordings, results: Sequence[CaseResult]) -> Iterable[Regret]:
     """Over what was measured of the same length, with as many requests as the planner was asked for, or fewer."""
     for planned in (one for one in results if one.case.label):
         model, requests = planned.case.model, int(planned.case.label.removeprefix(f"{PLANNED}-for-"))

@@ -13,7 +13,7 @@ from sim.planning.policies import Mix, largest_share, locks_weights, staging_tur
 from sim.planning.streams.flow import Flow
 from sim.problem import Placement, Policy, Problem
 from sim.schedule import MemoryPart, Place, Schedule, Tier
-from sim.simulation import StreamSetup
+from sim.simulation import NoRoomError, StreamSetup
 from traces.errors import InputError
 
 ROUNDS = 6
@@ -71,6 +71,7 @@ class StreamSetups:
         self._bits: dict[str, Any] = {"weight_bits": weight_bits, "kv_bits": kv_bits}
         self._unit = max(1, self._total // PARTS)
         self._near: dict[int, int] = {}
+        self._short_of = ""
         self.reason = ""
         """Why the last point that was asked for has no setup."""
 
@@ -92,12 +93,16 @@ class StreamSetups:
 
     def _that_fit(self, point: StreamPoint, fits: float, wanted: float) -> float:
         """As many requests as are wanted, or as have room on the device without any experts there."""
-        if wanted <= fits or fits < 1 or self._made(point, wanted, 0) is not None:
+        if wanted <= fits or fits < 1 or self._has_room(point, wanted):
             return wanted
         while wanted > CLOSE * fits:
             middle = sqrt(fits * wanted)
-            fits, wanted = (fits, middle) if self._made(point, middle, 0) is None else (middle, wanted)
+            fits, wanted = (middle, wanted) if self._has_room(point, middle) else (fits, middle)
         return fits
+
+    def _has_room(self, point: StreamPoint, running: float) -> bool:
+        """Whether the device has, without any experts there."""
+        return self._made(point, running, 0) is not None or self._short_of != Tier.DEVICE
 
     def _locked(self, point: StreamPoint, running: float, resident: int) -> StreamSetup | None:
         """With as much of the weights page-locked as may be, and no more places than there is room for."""
@@ -121,20 +126,25 @@ class StreamSetups:
         return max(1.0, min(there, float(self._flow.num_requests)))
 
     def _most_resident(self, point: StreamPoint, running: float, round_: int) -> int | None:
-        """The most experts on the device with which all else fits; None if it does not fit without any."""
-        low, high, step = -1, self._total // self._unit, 1
+        """The most experts on the device with which all else fits; None if it fits with no number of them.
+
+        Too many are more than the device has room for, too few leave more than the host has.
+        """
+        low, high, step, found = 0, self._total // self._unit, 1, None
         near = min(self._near.get(round_, high // 4), high)
-        while low < high:  # from what the last point had in this round outwards, then by halves
-            tried = near if low < near <= high else (low + high + 1) // 2
-            if self._made(point, running, tried * self._unit) is not None:
-                low, near = tried, tried + step
+        while low <= high:  # from what the last point had in this round outwards, then by halves
+            tried = near if low <= near <= high else (low + high + 1) // 2
+            fits = self._made(point, running, tried * self._unit) is not None
+            found = tried if fits else found
+            if fits or self._short_of != Tier.DEVICE:
+                low, near = tried + 1, tried + step
             else:
                 high, near = tried - 1, tried - step
             step *= 2
-        if low < 0:
+        if found is None:
             return None
-        self._near[round_] = low
-        return low * self._unit
+        self._near[round_] = found
+        return found * self._unit
 
     def _made(self, point: StreamPoint, running: float, resident: int) -> StreamSetup | None:
         system, flow = self._schedule.system, self._flow
@@ -156,6 +166,7 @@ class StreamSetups:
             return StreamSetup(self._problem, self._schedule, policy, chunk_tokens, **sizes)
         except InputError as error:
             self.reason = str(error)
+            self._short_of = error.tier if isinstance(error, NoRoomError) else Tier.DEVICE
             return None
 
 

@@ -28,6 +28,14 @@ STEP_LEN = 2
 """Tokens of a generation that stands for a step: with a decode step, as what is exchanged with the host needs."""
 
 
+class NoRoomError(InputError):
+    """A memory is too small for a stream under a policy."""
+
+    def __init__(self, message: str, tier: str) -> None:
+        super().__init__(message)
+        self.tier = tier
+
+
 @dataclass(frozen=True, slots=True)
 class StreamSetup:
     """A policy whose batch is what decodes at a time, with `num_prompts` micro-batches of prompts beside it.
@@ -173,7 +181,8 @@ class StreamSetup:
             share = holds.get(Tier(tier), 0.0)
             needed = used + ceil(share * self.block_bytes)
             if needed > capacity[tier]:
-                raise InputError(f"{self.schedule.name} in a stream: {Shortage(tier, needed, capacity[tier])}")
+                short = Shortage(tier, needed, capacity[tier])
+                raise NoRoomError(f"{self.schedule.name} in a stream: {short}", tier)
             if share:
                 room.append(int((capacity[tier] - used) / (share * self.block_bytes)))
         return min(room)

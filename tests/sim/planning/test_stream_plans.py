@@ -133,6 +133,16 @@ def test_smaller_blocks_are_tried_where_the_link_is_busy_and_what_is_given_is_ke
         assert {one.setup.block_tokens for one in plan.found.values()} == tried
 
 
+def test_what_the_host_cannot_hold_may_be_on_the_device():
+    """The host has no room for the experts of four layers; with those of two on the device it has."""
+    problem, flow = problem_of(host_memory__capacity=10e9), Flow.of(RequestStream.of(WORKLOAD, 500))
+    setup = StreamSetups(problem, by_name("cgopipe"), flow).at(StreamPoint(4, Place.CPU))
+    assert setup is not None
+    assert setup.policy.experts_on_device > 0
+    with pytest.raises(InputError, match="host memory is"):
+        replace(setup, policy=replace(setup.policy, experts_on_device=0.0, pin_weights=0.0))
+
+
 def test_a_machine_on_which_nothing_fits_says_so():
     plan = best_stream_policy(
         problem_of(device_memory__capacity=1e9), by_name("cgopipe"), Flow.of(RequestStream.of(WORKLOAD, 10))
@@ -190,11 +200,13 @@ def test_batch_after_batch_is_chosen_where_it_is_faster():
 
 
 def test_every_way_bounds_what_it_gives():
-    choice = chosen_for(problem_of(), 400, "cgopipe", "hybrid")
+    few = {"num_prompts": 1, "prefill_chunk": 500, "block_tokens": 64}
+    choice = chosen_for(problem_of(), 400, "cgopipe", "hybrid", **few)
     for way in choice.ways:
         most = way.at_most_tokens_per_s[way.bottleneck]
         assert way.throughput_tokens_per_s <= most * 1.05
         assert min(way.at_most_tokens_per_s.values()) == most
+    assert choice.to_dict(2)["ways"] == [one.to_dict() for one in choice.ways[:2]]
     assert {(one.schedule, one.prompts) for one in choice.ways} == {
         (name, place) for name in MIXING for place in Prompts
     }

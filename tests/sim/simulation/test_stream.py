@@ -200,6 +200,14 @@ def test_earlier_chunks_leave_no_more_than_a_window_of_a_layer():
     assert [costs(Task(0, Op.LOAD_KV, H2D, 1, layer, 0)).bytes for layer in (0, 1)] == [10 * each, 50 * each]
 
 
+def test_a_full_stream_holds_all_blocks_and_what_is_locked_of_them_twice_told():
+    """As part of the host's memory, and of what is page-locked there."""
+    setup = setup_of(machine=round_machine(host_memory__capacity=40e9, pinned=30e9), attention_on_device=0.5)
+    cache, full = setup.num_blocks * setup.block_bytes, setup.full_memory
+    assert (full.host[MemoryPart.KV_CACHE], full.pinned[MemoryPart.KV_CACHE]) == (cache, cache // 2)
+    assert full.device == setup.memory.device
+
+
 def test_quantiles_are_values_of_requests():
     assert Quantiles.of(range(1, 101)) == (50, 90, 99)
     assert Quantiles.of([3.0]) == (3, 3, 3)
