@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from traces.cli import in_processes, write_json
-from traces.cli.output import MOST_CHARACTERS, in_short
+from traces.cli.output import MOST_CHARACTERS, shortened
 from traces.errors import MOST, InputError, check_count, shown
 from traces.files import UNFINISHED, appearing
 
@@ -119,11 +119,11 @@ def test_who_asks_no_more_leaves_no_process(tmp_path):
 
 class TestLines:
     def test_a_long_line_loses_its_middle(self):
-        line = in_short(f"error: {'x' * 5000} is not allowed; give less")
+        line = shortened(f"error: {'x' * 5000} is not allowed; give less")
         assert len(line) == MOST_CHARACTERS
         assert line.startswith("error: xxx")
         assert line.endswith("xxx is not allowed; give less")
-        assert in_short("short") == "short"
+        assert shortened("short") == "short"
 
     def test_a_message_is_one_line_whatever_it_repeats(self):
         assert str(InputError("a\nb\x1b[2J\ud800: no")) == "a\\nb\\x1b[2J\\ud800: no"

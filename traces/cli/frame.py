@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pkgutil import resolve_name
 from typing import Any, NoReturn
 
-from traces.cli.output import cut_short, leave_output, prepare_output
+from traces.cli.output import leave_output, prepare_output, shortened
 from traces.errors import InputError
 
 USAGE_ERROR = 2
@@ -124,7 +124,7 @@ def run_command(parser: Callable[[], argparse.ArgumentParser], argv: Sequence[st
             return code
         except InputError as error:
             notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-            sys.stderr.write(f"error: {cut_short(f'{error}{notes}')}\n")
+            sys.stderr.write(f"error: {shortened(f'{error}{notes}')}\n")
         except KeyboardInterrupt as error:
             sys.stderr.write(f"{str(error) or 'interrupted'}\n")
             return INTERRUPTED
@@ -136,7 +136,7 @@ def run_command(parser: Callable[[], argparse.ArgumentParser], argv: Sequence[st
         except OSError as error:
             leave_output()
             what = error.filename or "standard output"
-            sys.stderr.write(f"error: {cut_short(f'{what}: {error.strerror or error}')}\n")
+            sys.stderr.write(f"error: {shortened(f'{what}: {error.strerror or error}')}\n")
         except (MemoryError, RecursionError) as error:
             what = "memory is too small" if isinstance(error, MemoryError) else "it is nested too deeply"
             sys.stderr.write(f"error: {what} for what was asked: give less\n")

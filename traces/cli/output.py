@@ -63,7 +63,7 @@ def leave_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def cut_short(line: str) -> str:
+def shortened(line: str) -> str:
     """A line of a length that is read: of a longer one the beginning and the end."""
     line = "".join(one if one.isprintable() else " " for one in line)
     if len(line) <= MOST_CHARACTERS:

@@ -118,6 +118,23 @@ class TestUserFile:
         changed = {name for name, value in mine.quantities() if value != base.value(name)}
         assert changed == {"link.h2d"}
 
+    @pytest.mark.parametrize(
+        ("lines", "said"),
+        [
+            (f"[link]\nd2h = {GOOD.replace('20', '60')}", "link.d2h: 60 GB/s is more than link.peak, 31.5 GB/s"),
+            (f"[link]\nduplex = {GOOD.replace('20', '64')}", "link.duplex: 64 GB/s is more than twice link.peak, 31.5"),
+            (
+                f"pinned = {GOOD.replace('20', '500').replace('GB/s', 'GB')}",
+                "pinned: 500 GB is more than host_memory.capacity, ",
+            ),
+        ],
+    )
+    def test_numbers_that_cannot_both_be_are_refused(self, lines, said, tmp_path):
+        path = written(tmp_path, f'extends = "rtx4090"\n{lines}\n')
+        with pytest.raises(InputError) as caught:
+            Hardware.load(path)
+        assert str(caught.value).startswith(f"{path}: {said}")
+
     @pytest.mark.parametrize("gigabytes", [1152, 64])
     def test_half_of_its_own_host_s_memory_may_be_page_locked(self, gigabytes, tmp_path):
         capacity = f'capacity = {{ value = {gigabytes}, unit = "GB", basis = "datasheet", source = "its DIMMs" }}\n'
