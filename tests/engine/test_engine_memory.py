@@ -11,10 +11,11 @@ from torch import nn
 
 import engine
 from engine.device import EmulatedDevice, Ledger
+from engine.generation import as_cut
 from engine.memory import STAGING, HostPiece, HostWeights, StreamedLayer, WeightStream
 from engine.model import Anatomy, KeysValues, LayerCache, OwnedParameter, Store, cache_for, lean_gates
 from sim.cost.memory import plan_memory
-from sim.problem import Batch, MicroBatch, Model, Policy
+from sim.problem import Model, Policy
 from sim.schedule import H2D, WHOLE, LaneKind, Op, PipelineShape, Place, SlotLayout, Task, by_name, registered
 from traces.errors import InputError
 
@@ -77,13 +78,6 @@ def wide(family, **changes):
     return make.__wrapped__(family, dtype=torch.float32, **{**COARSE, **FAMILIES[family], **changes})
 
 
-def as_run(lengths, size, new):
-    """The batch as the engine cuts it up: in order, each micro-batch padded to its longest prompt."""
-    parts = [lengths[i : i + size] for i in range(0, len(lengths), size)]
-    padded = [(len(part), max(part)) for part in parts]
-    return Batch(tuple(MicroBatch(n, n * width, n * width**2, width) for n, width in padded), 0, new)
-
-
 def planned_and_peak(model, schedule, places, shape, folder):
     """Bytes of device memory: what is planned, the peak, and the most that may be late to leave. Checks the host's too.
 
@@ -93,7 +87,7 @@ def planned_and_peak(model, schedule, places, shape, folder):
     model.config.save_pretrained(folder)
     planned = Model.load(folder)
     policy = Policy.usual(schedule, len(lengths), size, **places)
-    batch = as_run(lengths, size, new)
+    batch = as_cut(lengths, size, new)
     pipeline = policy.shape(schedule, planned, len(batch.micro_batches))
     plans = plan_memory(schedule, pipeline, policy, planned, batch).peak_bytes()
     with EmulatedDevice(None, None, 1 << 30) as device:
