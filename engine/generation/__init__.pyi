@@ -9,6 +9,7 @@ from .checkpoint import (
 )
 from .files import RequestFile as RequestFile
 from .generate import BatchDone as BatchDone, RunResult as RunResult, run as run, stats_of as stats_of
+from .given import check_kind as check_kind
 from .prompts import GenerationRequest as GenerationRequest
 from .streaming import (
     OutputStream as OutputStream,

@@ -13,8 +13,13 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from traces.errors import InputError, nearest
 from traces.files import read_toml
 
-REFUSED: Mapping[str, str] = read_toml(Path(__file__).with_name("refused.toml"))["arguments"]
+_TOLD = read_toml(Path(__file__).with_name("refused.toml"))
+
+REFUSED: Mapping[str, str] = _TOLD["arguments"]
 """Arguments of `generate()` that the engine cannot honour, and what they stand for."""
+
+REFUSED_FAMILIES: Mapping[str, str] = _TOLD["families"]
+"""Families of models that the engine cannot run, and why."""
 
 HARMLESS = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True, "output_attentions": False}
 

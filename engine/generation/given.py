@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.device import Device
-from engine.generation.arguments import check_seed
+from engine.generation.arguments import REFUSED_FAMILIES, check_seed
 from engine.generation.checkpoint import find_tokenizer, load_model
 from engine.generation.prompts import GenerationRequest
 from engine.generation.rows import samples
+from engine.model import Anatomy, cache_for
 from sim.problem import Policy
 from sim.schedule import Schedule, by_name
 from traces.errors import InputError, check_count
@@ -78,7 +79,30 @@ def given_model(
     if isinstance(model, str | Path):
         tokenizer = tokenizer or find_tokenizer(model)
         model = load_model(model, device=device)
-    return as_it_is(model), tokenizer
+    model = as_it_is(model)
+    check_can_run(model)
+    return model, tokenizer
+
+
+def check_can_run(model: PreTrainedModel) -> None:
+    """Raises InputError for a model of a kind that the engine cannot run; its weights need not be there."""
+    reason = REFUSED_FAMILIES.get(model.config.get_text_config(decoder=True).model_type)
+    if reason:
+        raise InputError(f"{type(model).__name__}: {reason}, which is not supported")
+    Anatomy.of(model)
+    cache_for(model)
+
+
+def check_kind(config: Any, *, trust_remote_code: bool = False) -> None:
+    """The same of what a configuration describes, before its weights are loaded."""
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, trust_remote_code=trust_remote_code
+            )
+    except Exception:  # whatever that is, loading the model will tell
+        return
+    check_can_run(model)
 
 
 def drawn_seed(

@@ -130,6 +130,7 @@ def _run_file(
 ) -> "tuple[Trace | None, str] | None":
     """What is left to be done, checked before the model is loaded as far as it can be; None if there is nothing."""
     config = generation.load_config(args.model, args.trust_remote_code)
+    generation.check_kind(config, trust_remote_code=args.trust_remote_code)
     tokenizer = generation.find_tokenizer(args.model, args.trust_remote_code)
     draws = options.get("do_sample")
     if draws is None:

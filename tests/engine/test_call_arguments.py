@@ -1,5 +1,6 @@
 """What a call may be given: done right, or refused in one line before anything starts."""
 
+import re
 import threading
 
 import numpy as np
@@ -10,6 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 import engine
 from engine.device import EmulatedDevice
+from engine.generation.arguments import REFUSED_FAMILIES
+from engine.generation.given import check_kind
 from sim.problem import Policy
 from traces.errors import InputError
 
@@ -271,6 +274,20 @@ def random_model(family):
                 parameter.normal_(0, 0.2)
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
     return model
+
+
+@pytest.mark.parametrize("family", sorted(REFUSED_FAMILIES))
+def test_families_that_are_refused_could_not_be_run(family, monkeypatch):
+    """Each for the reason that is told, and none that could be."""
+    try:
+        config = AutoConfig.for_model(family)
+    except ValueError:
+        pytest.skip(f"this transformers has no {family}")
+    with pytest.raises(InputError, match=re.escape(REFUSED_FAMILIES[family])):
+        check_kind(config)
+    monkeypatch.setattr("engine.generation.given.REFUSED_FAMILIES", {})
+    with pytest.raises(InputError, match=r"layers were not found|keeps a cache of type"):
+        check_kind(config)
 
 
 @pytest.mark.parametrize("family", SPARSE)

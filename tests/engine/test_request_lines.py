@@ -62,6 +62,7 @@ REFUSED = {
     "reasoning_effort": "high", "web_search_options": {}, "moderation": {}, "stream_options": {"include_usage": True},
     "max_tokens": True, "max_completion_tokens": 0, "temperature": -0.1, "top_p": 1.1, "n": 0, "seed": 1.5,
     "logprobs": "yes", "stop": [""], "logit_bias": {"a": 1}, "top_logprobs": 2, "temprature": 1, "tool": 1,
+    "best_of": True,
 }  # fmt: skip
 
 

@@ -118,19 +118,25 @@ PROMPTS = make_prompts(5, 9, 3, 7, 12, 4, 6)
 def reference(
     model: PreTrainedModel, prompts: list[list[int]], micro_batch_size: int, new: int, seed: int | None = None, **kwargs
 ) -> list[list[int]]:
-    """What plain `generate()` gives for each micro-batch alone, without what follows the end of a sequence."""
-    rows: list[list[int]] = []
+    """What plain `generate()` gives for each micro-batch alone, without what follows the end of a sequence.
+
+    Prompts of similar length share a micro-batch, as in the engine: some families' tokens depend on their padding.
+    """
+    rows: dict[int, list[int]] = {}
     eos = model.generation_config.eos_token_id
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i])) if micro_batch_size > 1 else range(len(prompts))
     for j, first in enumerate(range(0, len(prompts), micro_batch_size)):
-        batch = prompts[first : first + micro_batch_size]
+        numbers = order[first : first + micro_batch_size]
+        batch = [prompts[i] for i in numbers]
         width = max(map(len, batch))
         ids = torch.tensor([[0] * (width - len(p)) + p for p in batch])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch])
         if seed is not None:
             torch.manual_seed(seed + j)
         out = model.generate(ids, attention_mask=mask, max_new_tokens=new, **kwargs)
-        rows += [row[: row.index(eos) + 1] if eos in row else row for row in out[:, width:].tolist()]
-    return rows
+        made = [row[: row.index(eos) + 1] if eos in row else row for row in out[:, width:].tolist()]
+        rows |= zip(numbers, made, strict=True)
+    return [rows[i] for i in range(len(prompts))]
 
 
 @functools.cache
