@@ -74,6 +74,14 @@ class StackEnd:
 
 
 @dataclass(slots=True)
+class HeadCall:
+    """About to score words, where others compute its layers in decode. Resume with what `forward` makes of `hidden`."""
+
+    forward: Callable[[torch.Tensor], torch.Tensor]
+    hidden: torch.Tensor
+
+
+@dataclass(slots=True)
 class Finished:
     """`generate()` has returned."""
 
@@ -88,7 +96,7 @@ class HostCall(NamedTuple):
     kwargs: dict[str, Any]
 
 
-Event = LayerEntry | WeightsNeeded | CacheNeeded | AttentionCall | ExpertsCall | StackEnd | Finished
+Event = LayerEntry | WeightsNeeded | CacheNeeded | AttentionCall | ExpertsCall | StackEnd | HeadCall | Finished
 
 
 class _Coroutine(greenlet):  # type: ignore[misc]

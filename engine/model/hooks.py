@@ -18,6 +18,7 @@ from engine.model.coroutine import (
     AttentionCall,
     ExpertsCall,
     GenerateCoroutine,
+    HeadCall,
     HostCall,
     LayerEntry,
     StackEnd,
@@ -65,6 +66,9 @@ def split(
             around = _pass_layer if i in on_host else _enter_layer
             stack.enter_context(_wrapped(layer, functools.partial(around, i)))
         stack.enter_context(_wrapped(layers[-1], _leave_stack))
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        if head is not None:
+            stack.enter_context(_wrapped(head, _call_head))
         yield
 
 
@@ -153,6 +157,13 @@ def _leave_stack(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     computed = suspend(StackEnd(output[0] if isinstance(output, tuple) else output))
     micro_batch.passes_layers = micro_batch.joins
     return output if computed is None else computed
+
+
+def _call_head(forward: Callable[..., Any], hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    micro_batch = current()
+    if micro_batch is None or not micro_batch.passes_layers or micro_batch.step == 0 or args or kwargs:
+        return forward(hidden, *args, **kwargs)
+    return suspend(HeadCall(forward, hidden))
 
 
 def _register(implementation: str) -> str:

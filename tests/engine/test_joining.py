@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from engine_models import FAMILIES, PROMPTS, VOCAB, make, reference
+from engine_models import FAMILIES, PROMPTS, VOCAB, make, make_prompts, reference
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import engine
@@ -291,3 +291,24 @@ def test_the_cache_is_there_before_the_first_task(how, places, monkeypatch):
             list(engine.stream(model, PROMPTS, policy=policy, max_new_tokens=2, device=device))
     of_cache = {thread for part, thread in taken if part == "kv cache"}
     assert of_cache == {"stream" if how == "stream" else threading.current_thread().name}
+
+
+def test_heads_of_requests_of_any_age_are_computed_as_one():
+    """Each prompt enters alone, so that whoever is scored together has joined."""
+    model, rows = make.__wrapped__("mixtral"), []
+    forward = model.lm_head.forward
+    model.lm_head.forward = lambda hidden: (rows.append(len(hidden)), forward(hidden))[1]
+    prompts = make_prompts(*[7] * len(LIMITS))
+    asked = [engine.GenerationRequest(*pair) for pair in zip(prompts, LIMITS, strict=True)]
+    with EmulatedDevice(None, None, 1 << 30) as device:
+        stream = engine.stream(model, asked, policy=Policy(6, 3), device=device, prefill_chunk=7, traced_steps=99)
+        found = {one.number: one.sequence for one in stream}
+    steps = [step["composition"] for step in stream.trace.metadata["stream"]["steps"]]
+    assert all(len(mine) <= 1 for step in steps for mine in step["prompts"])
+    of_prompts = sum(bool(mine) for step in steps for mine in step["prompts"])
+    of_decode = sum(bool(mine) for step in steps for mine in step["decoding"])
+    assert rows[:2] == [2, 1], "the trial of whether the model can join"
+    assert len(rows[2:]) == of_prompts + of_decode, "one for each micro-batch that has somebody"
+    assert max(rows) == 3
+    for number, (prompt, most) in enumerate(zip(prompts, LIMITS, strict=True)):
+        assert found[number] == reference(model, [prompt], 1, most)[0]

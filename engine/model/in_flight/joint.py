@@ -1,13 +1,13 @@
 """Rows of several micro-batches that go through the layers as one, whatever their age."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
 import torch
 from torch import nn
 
-from engine.model.coroutine import StackEnd
+from engine.model.coroutine import HeadCall, StackEnd
 from engine.model.in_flight.calls import JoinedCalls, Passed, row_pieces
 from engine.model.in_flight.micro_batch import InFlight
 from engine.model.kvcache import Paged, joint_cache
@@ -73,12 +73,14 @@ class Joint(InFlight):
         self.resume()
         self.at = None
         self.step += 1
-        first = 0
+        first, ready = 0, list[InFlight]()
         for micro_batch, rows in self.parts:
             micro_batch.take_computed(rows, hidden[first : first + len(rows)])
             first += len(rows)
             if micro_batch.num_awaited == 0:
-                _go_on(micro_batch)
+                ready.append(micro_batch)
+        for together in _of_no_more(ready, self.most_requests or 0):
+            _pass_heads(together)
 
 
 def _passed(part: JointRows) -> Passed:
@@ -89,14 +91,41 @@ def _passed(part: JointRows) -> Passed:
     return Passed(at.hidden, part.rows, one.host_calls, one.width + one.step)
 
 
-def _go_on(micro_batch: InFlight) -> None:
-    computed, micro_batch.computed = micro_batch.computed, None
+def _of_no_more(ready: Sequence[InFlight], requests: int) -> Iterator[list[InFlight]]:
+    """Micro-batches in groups of no more requests than one may have, whose scores the device has room for."""
+    group, count = list[InFlight](), 0
+    for one in ready:
+        if group and count + len(one.padding) > requests:
+            yield group
+            group, count = [], 0
+        group.append(one)
+        count += len(one.padding)
+    if group:
+        yield group
+
+
+def _pass_heads(together: Sequence[InFlight]) -> None:
+    """The heads of several micro-batches, whose scores are computed as one; then each chooses its own tokens."""
+    for one in together:
+        computed, one.computed = one.computed, None
+        _go_on(one, computed)
+    calls = [(one, one.at) for one in together if isinstance(one.at, HeadCall)]
+    if calls:
+        hidden = [call.hidden for _, call in calls]
+        scores = calls[0][1].forward(torch.cat(hidden)).split_with_sizes([len(rows) for rows in hidden])
+        for (one, _), mine in zip(calls, scores, strict=True):
+            _go_on(one, mine)
+    for one in together:
+        one.step += 1
+        if one.finished:
+            one.host_calls.clear()
+
+
+def _go_on(micro_batch: InFlight, value: torch.Tensor | None) -> None:
+    """Resumes it. An error that comes out is its own."""
     try:
-        micro_batch.resume_and_draw(computed)
+        micro_batch.resume_and_draw(value)
     except (InputError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         micro_batch.error = error
-    micro_batch.step += 1
-    if micro_batch.finished:
-        micro_batch.host_calls.clear()
