@@ -13,7 +13,7 @@ from sim.planning.policies import Mix, largest_share, locks_weights, staging_tur
 from sim.planning.streams.flow import Flow
 from sim.problem import Placement, Policy, Problem
 from sim.schedule import MemoryPart, Place, Schedule, Tier
-from sim.simulation import NoRoomError, StreamSetup
+from sim.simulation import StreamRoomError, StreamSetup
 from traces.errors import InputError
 
 ROUNDS = 6
@@ -166,7 +166,7 @@ class StreamSetups:
             return StreamSetup(self._problem, self._schedule, policy, chunk_tokens, **sizes)
         except InputError as error:
             self.reason = str(error)
-            self._short_of = error.tier if isinstance(error, NoRoomError) else Tier.DEVICE
+            self._short_of = error.tier if isinstance(error, StreamRoomError) else Tier.DEVICE
             return None
 
 

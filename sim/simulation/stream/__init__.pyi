@@ -22,5 +22,5 @@ from .results import (
     StreamResult as StreamResult,
 )
 from .serving import StreamRun as StreamRun, serve_stream as serve_stream
-from .setup import NoRoomError as NoRoomError, StreamSetup as StreamSetup
+from .setup import StreamRoomError as StreamRoomError, StreamSetup as StreamSetup
 from .steps import Behind as Behind, StepTimes as StepTimes, WorkCosts as WorkCosts

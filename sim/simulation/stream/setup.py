@@ -28,7 +28,7 @@ STEP_LEN = 2
 """Tokens of a generation that stands for a step: with a decode step, as what is exchanged with the host needs."""
 
 
-class NoRoomError(InputError):
+class StreamRoomError(InputError):
     """A memory is too small for a stream under a policy."""
 
     def __init__(self, message: str, tier: str) -> None:
@@ -182,7 +182,7 @@ class StreamSetup:
             needed = used + ceil(share * self.block_bytes)
             if needed > capacity[tier]:
                 short = Shortage(tier, needed, capacity[tier])
-                raise NoRoomError(f"{self.schedule.name} in a stream: {short}", tier)
+                raise StreamRoomError(f"{self.schedule.name} in a stream: {short}", tier)
             if share:
                 room.append(int((capacity[tier] - used) / (share * self.block_bytes)))
         return min(room)
