@@ -62,6 +62,7 @@ class _Run:
         composition = self.admission.step(self.ended)
         self.ended = []
         if composition.is_empty:
+            self.times.none_follows()
             if self.coming:
                 self.now_ns = self.coming[0].arrival_ns
             self.before = None
