@@ -11,6 +11,7 @@ for helper in ("plan_examples", "schedule_rules", "stream_examples", "trace_rule
 
 SLOW = (
     "tests/golden/",  # forty commands …
+    "tests/fuzz/",  # five hundred of them
     "tests/validation/test_campaign.py",  # runs and calibrates models
     "tests/engine/test_calibration.py",
     "tests/engine/test_engine_cli.py",

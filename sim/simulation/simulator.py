@@ -49,6 +49,8 @@ class StepUse:
     drained_ns: int = 0
     num_tasks: int = 0
     lanes: dict[Lane, LaneUse] = field(default_factory=dict)
+    behind_ns: dict[Lane, int] = field(default_factory=dict)
+    """Of the lanes' work, what came behind the last token."""
     lanes_left: int = 0
 
 
@@ -252,7 +254,7 @@ class Simulation:
         counts_ns = end_ns + hand_over_delay_ns(before.lane, lane, self._hand_over_ns)
         return int(max(0, counts_ns - self._env.now))
 
-    def _walk(  # noqa: PLR0912 -- the inner loop: each generator within it would cost a tenth of the speed
+    def _walk(  # noqa: PLR0912, PLR0915 -- the inner loop: each generator within it would cost a tenth of the speed
         self, lane: Lane, run: _Run
     ) -> Generator[simpy.Event, str, None]:
         """The process of one lane: step after step as issued, each task when what it needs is done."""
@@ -295,6 +297,9 @@ class Simulation:
                 busy += now - start
                 if task.op is head:
                     step.end_ns = now
+                    step.behind_ns.clear()
+                elif step.end_ns and now > step.end_ns:
+                    step.behind_ns[lane] = step.behind_ns.get(lane, 0) + now - max(start, step.end_ns)
                 if self._hand_over_ns:
                     news[task.id] = now, task
                 if (awaited := unfinished.pop(task.id)) is not None:

@@ -55,6 +55,7 @@ class Uses(NamedTuple):
 
     end_ns: Array  # [steps]: when the last token was out
     drained_ns: Array  # [steps]: when the last task had ended
+    behind_ns: Array  # [steps, lanes]: of what was busy, what came behind the last token
     busy_ns: Array  # [steps, lanes]
     waited_ns: Array  # [steps, lanes, ops]
 
@@ -96,6 +97,7 @@ def _run(  # noqa: PLR0912, PLR0915
     capacity: Array,
     end: Array,
     drained: Array,
+    behind: Array,
     busy: Array,
     waited: Array,
     hand_over: int | None,
@@ -181,6 +183,10 @@ def _run(  # noqa: PLR0912, PLR0915
             drained[step] = now
             if tasks[task, HEADS]:
                 end[step] = now
+                for other in range(num_lanes):
+                    behind[step, other] = 0
+            elif end[step] > 0:
+                behind[step, lane] += now - max(lanes[lane, SINCE], end[step])
             left -= 1
             if hand_over is not None:
                 ended[lane, lanes[lane, ENDED]] = now
@@ -217,6 +223,7 @@ def run_events(kinds: Array, tasks: Tasks, costs: Costs, hand_over_ns: int = 0) 
     uses = Uses(
         np.zeros(num_steps, np.int64),
         np.zeros(num_steps, np.int64),
+        np.zeros((num_steps, num_lanes), np.int64),
         np.zeros((num_steps, num_lanes), np.int64),
         np.zeros((num_steps, num_lanes, NUM_OPS), np.int64),
     )

@@ -59,8 +59,13 @@ def step_uses(program: Program, kinds: Sequence[int], uses: Uses) -> list[StepUs
             sum(numbers[kind]),
             {name: LaneUse(name, busy[lane]) for lane in program.first_on[kind] for name in [program.lanes[lane]]},
         )
-        for kind, end, drained, busy in zip(kinds, *(one.tolist() for one in uses[:3]), strict=True)
+        for kind, end, drained, busy in zip(
+            kinds, *(one.tolist() for one in (uses.end_ns, uses.drained_ns, uses.busy_ns)), strict=True
+        )
     ]
+    behind = np.nonzero(uses.behind_ns)
+    for step, lane, ns in zip(*(one.tolist() for one in behind), uses.behind_ns[behind].tolist(), strict=True):
+        found[step].behind_ns[program.lanes[lane]] = ns
     waits = np.nonzero(uses.waited_ns)
     for step, lane, op, waited in zip(*(one.tolist() for one in waits), uses.waited_ns[waits].tolist(), strict=True):
         found[step].lanes[program.lanes[lane]].waited_ns[OPS[op]] = waited

@@ -106,7 +106,7 @@ class StreamResult:
 
     @property
     def at_most_tokens_per_s(self) -> dict[str, float]:
-        """By lane, tokens a second if it never waited; its work has what the last step fetches for a next one."""
+        """By lane, tokens a second if it never waited."""
         return {name: self.generated_tokens / lane.busy_s for name, lane in self.lanes.items() if lane.busy_s}
 
     @property

@@ -83,6 +83,7 @@ class StreamRun:
         step = ServedStep(composition, self.now_ns, self.admission.num_waiting, self.waited_ns)
         self.ended = []
         if composition.is_empty:
+            self.times.none_follows()
             return step
         span_ns = self.times.span_ns(self.before, composition)
         self.now_ns += span_ns

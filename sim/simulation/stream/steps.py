@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 from sim.admission import Composition
 from sim.cost import Cost, CostModel, Sizes
-from sim.schedule import NONE, Op, Task
+from sim.schedule import NONE, Lane, Op, Task
 from sim.simulation.compiled import CostVector, SteadySteps
 from sim.simulation.simulator import Simulation, StepUse
 from sim.simulation.stream.setup import StreamSetup
@@ -52,6 +52,7 @@ class StepTimes:
         self.num_simulated = 0
         """Steps that were simulated; the others were like one of them."""
         self.lanes: dict[str, LaneUse] = {}
+        self._last_behind_ns: dict[Lane, int] = {}
 
     def span_ns(self, before: Composition | None, now: Composition) -> int:
         """How long a step takes behind the one before it, or as the first one."""
@@ -59,7 +60,14 @@ class StepTimes:
         span, use = self._simulated(earlier, self._of(now))
         for lane, one in use.lanes.items():
             self.lanes.setdefault(str(lane), LaneUse(lane)).add(one)
+        self._last_behind_ns = use.behind_ns
         return span
+
+    def none_follows(self) -> None:
+        """Take back what the last step has fetched for one behind it, which there is not."""
+        for lane, ns in self._last_behind_ns.items():
+            self.lanes[str(lane)].busy_ns -= ns
+        self._last_behind_ns = {}
 
     def behind(self, before: Sizes | None, now: Sizes) -> Behind:
         """The same of steps of these sizes, which are added to nothing."""

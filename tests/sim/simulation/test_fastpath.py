@@ -112,11 +112,13 @@ def fast(schedule, shape, ranks, first, stop, last, costs, capacities, hand_over
     assert left == 0
     found = []
     for number in range(len(kinds)):
-        lanes = {}
+        lanes, behind = {}, {}
         for lane, name in enumerate(program.lanes):
+            behind[name] = int(uses.behind_ns[number, lane])
             waited = {op: int(ns) for op, ns in zip(OPS, uses.waited_ns[number, lane], strict=True) if ns}
             lanes[name] = (int(uses.busy_ns[number, lane]), waited)
-        found.append((int(uses.end_ns[number]), that_did_something(lanes)))
+        ends = int(uses.end_ns[number]), int(uses.drained_ns[number]), {one: ns for one, ns in behind.items() if ns}
+        found.append((*ends, that_did_something(lanes)))
     return found
 
 
@@ -135,7 +137,8 @@ def as_uses(use):
     lanes = {}
     for lane, did in use.lanes.items():
         lanes[lane] = (did.busy_ns, {op: ns for op, ns in did.waited_ns.items() if ns})
-    return use.end_ns, that_did_something(lanes)
+    behind = {lane: ns for lane, ns in use.behind_ns.items() if ns}
+    return use.end_ns, use.drained_ns, behind, that_did_something(lanes)
 
 
 @st.composite

@@ -78,7 +78,7 @@ def test_every_request_has_its_tokens_in_order(schedule, priority):
     assert all(one.arrival_ns < one.first_token_ns <= one.end_ns for one in result.requests)
     assert result.generated_tokens == stream.generated_tokens
     # at the end a layer is fetched, and counted, for a step that never comes: one of two layers in about 20 steps
-    assert all(result.throughput_tokens_per_s <= 1.1 * most for most in result.at_most_tokens_per_s.values())
+    assert all(result.throughput_tokens_per_s <= most for most in result.at_most_tokens_per_s.values())
 
 
 def test_a_request_that_comes_alone_waits_for_nobody():
@@ -303,3 +303,15 @@ def test_experts_of_the_host_compute_prompts_too_so_that_nothing_of_them_has_roo
     layer = setup.problem.model.layers[0]
     assert setup.memory.device[MemoryPart.WEIGHT_SLOTS] == 2 * 2 * layer.expert_bytes(16)
     assert setup.policy.prefill_experts is Place.CPU
+
+
+@pytest.mark.parametrize("schedule", ["cgopipe", "hybrid"])
+@pytest.mark.parametrize(("num_requests", "gen_len"), [(1, 1), (1, 6), (10, 2)])
+def test_no_lane_works_longer_than_the_stream_lasts(schedule, num_requests, gen_len):
+    """A step fetches for the one behind it; behind the last there is none, whatever binds."""
+    asked = replace(WORKLOAD, gen_len=gen_len)
+    for rate in (1e9, 1e10):
+        setup = setup_of(schedule, machine=round_machine(link__h2d=rate), workload=asked)
+        result = serve_stream(setup, RequestStream.of(asked, num_requests))
+        assert max(lane.utilisation for lane in result.lanes.values()) <= 1
+        assert result.throughput_tokens_per_s <= min(result.at_most_tokens_per_s.values())
