@@ -66,7 +66,7 @@ def split(
             around = _pass_layer if i in on_host else _enter_layer
             stack.enter_context(_wrapped(layer, functools.partial(around, i)))
         stack.enter_context(_wrapped(layers[-1], _leave_stack))
-        head = model.get_output_embeddings()  # type: ignore[operator]
+        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         if head is not None:
             stack.enter_context(_wrapped(head, _call_head))
         yield
