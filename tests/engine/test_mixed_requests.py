@@ -60,6 +60,13 @@ def test_each_has_what_it_has_alone_whatever_its_company(size):
     assert result.stats.generated_tokens == sum(map(len, expected))
 
 
+def test_padding_is_no_part_of_a_prompt():
+    """It would be what a request repeats most."""
+    model, likes = make("mixtral"), {"repetition_penalty": 0.05}
+    found = engine.run(model, PROMPTS, micro_batch_size=8, max_new_tokens=NEW, device="emulated", **likes)
+    assert found.sequences == [alone(model, prompt, NEW, **likes) for prompt in PROMPTS]
+
+
 def test_in_a_stream_too():
     model, asked, expected = different()
     stream = engine.stream(model, asked, micro_batch_size=3, max_new_tokens=4, seed=11, device="emulated")
