@@ -15,9 +15,6 @@ from sim.schedule import Schedule
 from sim.simulation import Prediction, StreamSetup, predict
 from traces.errors import InputError
 
-WHAT_THE_ENGINE_RUNS = PolicyGrid(kv_shares=(0.0, 1.0))
-"""The planner's grid without what the engine refuses: a KV cache that is split between device and host."""
-
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
@@ -61,7 +58,7 @@ def plan(
     tokens are drawn, or scores changed. Raises NothingFitsError, an InputError, if no policy fits the memories.
     """
     problem = _problem(model, hardware, prompt_tokens, max_new_tokens, routing, sampled=sampled)
-    grid = replace(WHAT_THE_ENGINE_RUNS, weight_bits=weight_bits)
+    grid = PolicyGrid(weight_bits=weight_bits)
     found = best_policy(problem, schedule, num_requests=len(prompt_tokens), grid=grid, refine=False)
     expected = _expected(found.best.setup, prompt_tokens)
     rate, bottleneck = expected.throughput_tokens_per_s, expected.bottleneck

@@ -1,25 +1,29 @@
 """A policy that the engine plans for requests at hand: it fits in every batch, whichever requests come together."""
 
+import contextlib
 import random
 from dataclasses import replace
 
 import pytest
-from engine_models import make
+from engine_models import make, make_prompts, reference
 
+import engine
 from engine.calibration import described
+from engine.device import EmulatedDevice
 from engine.generation import as_cut
 from engine.running import plan
 from sim.cost import plan_memory
-from sim.problem import Hardware
-from sim.schedule import by_name
+from sim.planning import NothingFitsError, best_policy
+from sim.problem import Hardware, Problem
+from sim.schedule import by_name, registered
 
 CAPACITY_BYTES = 1_500_000
 NEW = 3
 
 
-def small_machine():
+def small_machine(capacity_bytes=CAPACITY_BYTES):
     machine = Hardware.load("gcp-t4")
-    memory = replace(machine.device_memory, capacity_bytes=CAPACITY_BYTES)
+    memory = replace(machine.device_memory, capacity_bytes=capacity_bytes)
     return replace(machine, device_memory=memory)
 
 
@@ -52,3 +56,17 @@ def test_the_plan_of_requests_that_are_drawn_leaves_room_for_it():
     usual, drawn = (one.policy for one in found)
     assert usual != drawn
     assert needed_bytes(model, name, usual, lengths[: usual.batch_size], sampled=True) > CAPACITY_BYTES
+
+
+@pytest.mark.parametrize("capacity_bytes", [CAPACITY_BYTES // 3, 30 * CAPACITY_BYTES], ids=["little", "much"])
+@pytest.mark.parametrize("name", sorted(registered()))
+def test_what_the_planner_chooses_the_engine_runs(name, capacity_bytes):
+    """Every field of a policy, of any schedule; and the tokens are the model's."""
+    model, prompts, schedule = make("mixtral"), make_prompts(*[7] * 24), by_name(name)
+    problem = Problem.of(described(model), small_machine(capacity_bytes), prompt_len=7, gen_len=NEW)
+    with contextlib.suppress(*[NothingFitsError] * (capacity_bytes < CAPACITY_BYTES)):
+        policy = best_policy(problem, schedule, num_requests=24).best.setup.policy
+        mine = prompts[: policy.batch_size]
+        with EmulatedDevice(None, None, capacity_bytes) as device:
+            result = engine.run(model, mine, schedule, policy, max_new_tokens=NEW, device=device)
+        assert result.sequences == reference(model, mine, len(mine), NEW)
