@@ -276,20 +276,21 @@ def test_every_family(family, name, places):
 @pytest.mark.parametrize("how", ["batch", "stream"])
 def test_the_cache_is_there_before_the_first_task(how, places, monkeypatch):
     """Memory that is new takes long, and would be paid for by the tasks that store keys and values."""
-    taken, take = [], HostBlocks._new
+    taken, take = {}, HostBlocks.take
 
-    def told(self, part, num_bytes, locked):
-        taken.append((str(part), threading.current_thread().name))
-        return take(self, part, num_bytes, locked)
+    def told(self, part, *what, **how):
+        block = take(self, part, *what, **how)
+        taken.setdefault(id(block), (str(part), threading.current_thread().name, block))  # which lives on, as its id
+        return block
 
-    monkeypatch.setattr(HostBlocks, "_new", told)
+    monkeypatch.setattr(HostBlocks, "take", told)
     policy, model = Policy.usual(by_name("cgopipe"), 4, 2, **places), make("mixtral")
     with EmulatedDevice(None, None, 1 << 30) as device:
         if how == "batch":
             engine.run(model, PROMPTS, policy=policy, max_new_tokens=2, device=device)
         else:
             list(engine.stream(model, PROMPTS, policy=policy, max_new_tokens=2, device=device))
-    of_cache = {thread for part, thread in taken if part == "kv cache"}
+    of_cache = {thread for part, thread, _ in taken.values() if part == "kv cache"}
     assert of_cache == {"stream" if how == "stream" else threading.current_thread().name}
 
 

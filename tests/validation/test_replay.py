@@ -331,13 +331,13 @@ def check_bytes(trace):
 
 
 def test_attention_on_the_host_reads_no_padding():
-    """Prompts of 5 and 9 tokens, padded to 9: in decode step 2 two requests read 5 + 2 and 9 + 2 tokens."""
+    """Prompts of 12 and 9 tokens, padded to 12: in decode step 2 two requests read 12 + 2 and 9 + 2 tokens."""
     trace = ran("cgopipe").trace
     setup = rebuild_setup(trace, recorded(trace), round_machine())
-    assert setup.batch.micro_batches[0] == MicroBatch(2, 18, 2 * 81, 9, padding_tokens=4)
+    assert setup.batch.micro_batches[0] == MicroBatch(2, 24, 2 * 144, 12, padding_tokens=3)
     per_token = setup.problem.model.layers[0].kv_bytes_per_token(32)
     task = next(one for step in recorded(trace).steps() for one in step if one.key == (Op.ATTN, 0, 2, 0, 0, -1))
-    assert setup.costs()(task).bytes == (5 + 2 + 9 + 2) * per_token
+    assert setup.costs()(task).bytes == (12 + 2 + 9 + 2) * per_token
     assert setup.problem.model.activation_bits == setup.problem.model.expert_bits == 32
 
 
