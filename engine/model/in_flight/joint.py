@@ -25,8 +25,8 @@ class JointRows(NamedTuple):
 class Joint(InFlight):
     """Requests of several micro-batches in one step of decode: to tasks a micro-batch like any other.
 
-    It takes up what its parts brought to the first layer, and hands back what comes out of the last one: a micro-batch
-    all of whose requests have that, be it from several joints, goes on with its own head.
+    It takes up what its parts brought to the first layer, and hands back what comes out of the last one. Micro-batches
+    all of whose requests have that, be it from several joints, have their words scored together, and go on.
     """
 
     parts: Sequence[JointRows] = field(default_factory=list)
