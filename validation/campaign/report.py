@@ -1,6 +1,6 @@
 """The report of a campaign as Markdown: each layer with its bar, and where the prediction is wrong."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
 from typing import Any
 
@@ -45,17 +45,26 @@ def report_markdown(findings: Findings, facts: Sequence[str], pictures: Sequence
         "Where it is wrong": [*_wrong(findings), ""],
         "Layer 0: mechanics": markdown_table(MECHANICS, exact),
     }
-    if findings.missing:
-        chapters["Missing"] = [*(f"- {one}" for one in findings.missing), ""]
-    lines = [
-        f"# Predicted and measured: {findings.origin}",
-        "",
+    told = (
         f"Every run was made {findings.repeats} times by the engine ({findings.origin}) and predicted from a "
-        "calibration that shares no run with it (simulated). Throughputs are medians; ± is half of the range.",
+        "calibration that shares no run with it (simulated). Throughputs are medians; ± is half of the range."
+    )
+    return whole_report(f"Predicted and measured: {findings.origin}", told, facts, chapters, findings.missing)
+
+
+def whole_report(
+    title: str, told: str, facts: Sequence[str], chapters: Mapping[str, Sequence[str]], missing: Sequence[str]
+) -> str:
+    """Chapters of lines under a title, with the facts of the machine before them, what is missing, and its words."""
+    named = {**chapters, **({"Missing": [*(f"- {one}" for one in missing), ""]} if missing else {})}
+    lines = [
+        f"# {title}",
+        "",
+        told,
         "",
         *(f"- {fact}" for fact in facts),
         "",
-        *(line for title, text in chapters.items() for line in (f"## {title}", "", *text)),
+        *(line for title, text in named.items() for line in (f"## {title}", "", *text)),
     ]
     shown = "\n".join(line for line in lines if line.startswith("|")).replace("**", "")
     words = {word: text for chapter in legend(shown).values() for word, text in chapter.items()}
@@ -66,32 +75,34 @@ def layer_rows(findings: Findings) -> Iterator[tuple[str, ...]]:
     """A row for each question of each layer, as IN_SHORT heads them: what was found, and its bar."""
     exact = sum(check.exact for check in findings.mechanics)
     whole = len(findings.mechanics)
-    yield "0", "do the mechanics hold?", f"{exact} of {whole} exact", "all", _met(exact == whole)
+    yield "0", "do the mechanics hold?", f"{exact} of {whole} exact", "all", met_or_missed(exact == whole)
     bar = BARS["layer 1"]
     errors = findings.order_errors()
     within = f"{sum(error <= bar for error in errors)} of {len(errors)} traces within {bar:.0%}"
-    yield _line("1", f"measured durations replayed: worst makespan error ({within})", findings.order_worst, bar)
-    yield _line("1", "the same with the hand-over between lanes, as calibrated", findings.handed_over_worst, bar)
-    yield _line("2", "durations, all tasks together: WAPE", findings.duration_wape, BARS["layer 2"])
+    yield answer_row("1", f"measured durations replayed: worst makespan error ({within})", findings.order_worst, bar)
+    yield answer_row("1", "the same with the hand-over between lanes, as calibrated", findings.handed_over_worst, bar)
+    yield answer_row("2", "durations, all tasks together: WAPE", findings.duration_wape, BARS["layer 2"])
     op, error = max(findings.duration_errors.items(), key=lambda one: one[1])
     worst = f"durations by op: worst WAPE ({op}, {findings.share_of_time(op):.1%} of all time)"
-    yield _line("2", worst, error, BARS["layer 2"])
-    yield _line("3", "throughput: median error", findings.run_median, BARS["layer 3 median"])
-    yield _line("3", "throughput: worst error", findings.run_worst, BARS["layer 3 worst"])
+    yield answer_row("2", worst, error, BARS["layer 2"])
+    yield answer_row("3", "throughput: median error", findings.run_median, BARS["layer 3 median"])
+    yield answer_row("3", "throughput: worst error", findings.run_worst, BARS["layer 3 worst"])
     for one in findings.decisions:
         tau = one.ranking.tau
         found = "no pair told apart" if tau is None else f"τ = {tau:.2f}"
-        yield "4", f"order of {one.what}, {one.model}", found, "τ = 1", _met(tau is None or tau == 1)
+        yield "4", f"order of {one.what}, {one.model}", found, "τ = 1", met_or_missed(tau is None or tau == 1)
     for lost in findings.regrets:
-        yield _line("4", f"regret of {lost.chosen}", lost.regret, BARS["regret"])
+        yield answer_row("4", f"regret of {lost.chosen}", lost.regret, BARS["regret"])
 
 
-def _line(layer: str, question: str, found: float, bar: float) -> tuple[str, ...]:
-    return layer, question, f"{found:.1%}", f"≤ {bar:.0%}", _met(found <= bar)
+def answer_row(layer: str, question: str, found: float, bar: float) -> tuple[str, ...]:
+    """A row of IN_SHORT for an error, which is met up to its bar."""
+    return layer, question, f"{found:.1%}", f"≤ {bar:.0%}", met_or_missed(found <= bar)
 
 
-def _met(met: bool) -> str:
-    return "met" if met else "**missed**"
+def met_or_missed(is_met: bool) -> str:
+    """What stands behind a bar."""
+    return "met" if is_met else "**missed**"
 
 
 def _run_row(run: CaseResult) -> tuple[Any, ...]:

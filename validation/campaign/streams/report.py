@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from traces.cli import TEXT, legend, markdown_table, meanings
-from validation.campaign.report import IN_SHORT
+from traces.cli import TEXT, markdown_table
+from validation.campaign.report import IN_SHORT, answer_row, met_or_missed, whole_report
 from validation.campaign.streams.findings import StreamCaseResult, StreamFindings
 
 ASKED = {
@@ -39,34 +39,20 @@ def streams_markdown(findings: StreamFindings, facts: Sequence[str], pictures: S
         "Every stream": [*markdown_table(RUNS, map(_run_row, findings.runs)), RUNS_TOLD, ""],
         "Latencies": markdown_table(LATENCIES, latencies),
     }
-    if findings.missing:
-        chapters["Missing"] = [*(f"- {one}" for one in findings.missing), ""]
-    lines = [
-        f"# Streams predicted and measured: {findings.origin}",
-        "",
+    told = (
         f"Every stream was served {findings.repeats} times by the engine ({findings.origin}) and predicted from a "
-        "calibration that shares no run with it (simulated). Measured figures are medians; ± is half of the range.",
-        "",
-        *(f"- {fact}" for fact in facts),
-        "",
-        *(line for title, text in chapters.items() for line in (f"## {title}", "", *text)),
-    ]
-    tables = "\n".join(line for line in lines if line.startswith("|")).replace("**", "")
-    words = {word: text for chapter in legend(tables).values() for word, text in chapter.items()}
-    return "\n".join([*lines, "## Words", "", *meanings(words)]).rstrip() + "\n"
+        "calibration that shares no run with it (simulated). Measured figures are medians; ± is half of the range."
+    )
+    return whole_report(f"Streams predicted and measured: {findings.origin}", told, facts, chapters, findings.missing)
 
 
 def summary_rows(findings: StreamFindings) -> Iterator[tuple[str, ...]]:
     """A row for each question, as IN_SHORT heads them: what was found, and its bar."""
     found = findings.summary
     alike = found["steps_alike"]
-    yield "1", "steps that carried what admission decides anew", f"{alike:.1%}", "all", _met(alike == 1)
+    yield "1", "steps that carried what admission decides anew", f"{alike:.1%}", "all", met_or_missed(alike == 1)
     for name, (layer, question, bar) in ASKED.items():
-        yield layer, question, f"{found[name]:.1%}", f"≤ {bar:.0%}", _met(found[name] <= bar)
-
-
-def _met(met: bool) -> str:
-    return "met" if met else "**missed**"
+        yield answer_row(layer, question, found[name], bar)
 
 
 def _run_row(run: StreamCaseResult) -> tuple[Any, ...]:
