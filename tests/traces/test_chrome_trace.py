@@ -37,13 +37,13 @@ class TestRoundTrip:
         write_trace(two_devices(), tmp_path / name)
         assert read_trace(tmp_path / name) == two_devices()
 
-    @settings(deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(traces(), st.sampled_from(["trace.json", "trace.json.gz"]))
     def test_it_is_exact_for_any_trace(self, trace, name):
         with written(trace, name) as path:
             assert read_trace(path) == trace
 
-    @settings(deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(traces(), st.sampled_from([None, 1, (",", ":")]))
     def test_it_does_not_depend_on_how_the_file_is_laid_out(self, trace, layout):
         with written(trace) as path:
@@ -324,7 +324,7 @@ class TestFilesThatAreNotOurs:
         assert "No such file" in self.refusal(tmp_path / "none.json")
         assert "directory" in self.refusal(tmp_path)
 
-    @settings(deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(st.data())
     def test_no_damage_does_anything_else(self, data):
         with written(two_devices(), data.draw(st.sampled_from(["trace.json", "trace.json.gz"]))) as path:

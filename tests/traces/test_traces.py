@@ -156,7 +156,7 @@ class TestCriticalPath:
         path = find_critical_path(Trace(SIMULATED))
         assert (path.spans, path.gaps, path.gap_share, path.ns_by("op")) == ((), (), 0.0, {})
 
-    @settings(deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(traces())
     def test_its_spans_and_gaps_add_up_to_the_makespan(self, trace):
         path = find_critical_path(trace)
@@ -169,7 +169,7 @@ class TestCriticalPath:
             assert sum(path.ns_by("op").values()) == sum(path.ns_by("lane").values()) == sum(path.on_path_ns)
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(traces())
 def test_lanes_are_busy_for_no_longer_than_the_makespan(trace):
     assert all(0 <= busy <= trace.makespan_ns for busy in trace.busy_ns().values())

@@ -10,7 +10,7 @@ from sim.hrm.estimate import MoEDims, PolicyNumbers
 from sim.problem import Hardware, Policy, Problem, Workload
 from sim.schedule import by_name, registered
 
-SETTINGS = settings(deadline=None, derandomize=True, max_examples=25)
+SETTINGS = settings(deadline=None, derandomize=True, max_examples=12)
 GIB = 2**30
 DIMS = {
     "mixtral-8x7b": MoEDims(n_layers=32, h1=4096, h2=14336, n_q=32, n_kv=8, n_e=8, k=2),

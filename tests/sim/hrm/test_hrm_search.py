@@ -122,7 +122,7 @@ def _layer_s(model, machine, context, size, count, share):
     return max(experts * (1 - share) / constants.link_bytes_per_s, count * gpu_s, count * cpu_s)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     prompt_len=st.integers(20, 600),
     gen_len=st.integers(2, 300),

@@ -22,7 +22,7 @@ OTHERS = {"two-ahead": TwoAhead(), "docs": DOCS["Eager"](), "backwards": Backwar
 
 
 @pytest.mark.parametrize("name", OTHERS)
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 @given(problem=problems(), at=st.floats(0, 1))
 def test_nothing_is_simulated_to_be_faster(name, problem, at):
     found = candidates_of(problem, OTHERS[name], SMALL)

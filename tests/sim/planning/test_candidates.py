@@ -24,8 +24,8 @@ from traces.errors import InputError
 
 ALL = sorted(registered())
 AS_ONE = [name for name in ALL if not by_name(name).system.splits_experts]
-SETTINGS = settings(deadline=None, derandomize=True, max_examples=25)
-ONE_BY_ONE = settings(deadline=None, derandomize=True, max_examples=60)
+SETTINGS = settings(deadline=None, derandomize=True, max_examples=12)
+ONE_BY_ONE = settings(deadline=None, derandomize=True, max_examples=30)
 
 
 def every_policy(problem, schedule, grid):

@@ -15,7 +15,7 @@ from sim.schedule import Place
 from sim.simulation import predict
 from traces.errors import InputError
 
-NAMES = ["cgopipe", "flexgen-c", "zero"]
+NAMES = ["cgopipe", "zero"]
 
 
 @cache

@@ -22,7 +22,7 @@ FEW = PolicyGrid((7, 40), (1, 4), kv_shares=(0.0, 1.0), pages=(1.0,), expert_val
 FEW = replace(FEW, levels=(0, 6, 6), resident_parts=(0.0, 1.0), host_parts=(0.0, 0.4, 1.0), fetched_parts=(0.0, 1.0))
 TINY = PolicyGrid((1, 7, 40), (1, 4), kv_shares=(0.0, 1.0), pages=(0.0, 1.0), expert_values=3)
 MANY_OPEN = settings(
-    deadline=None, derandomize=True, max_examples=20, suppress_health_check=[HealthCheck.filter_too_much]
+    deadline=None, derandomize=True, max_examples=10, suppress_health_check=[HealthCheck.filter_too_much]
 )
 
 

@@ -10,7 +10,7 @@ from sim.problem import Placement, Policy, Split, splits_of
 from sim.schedule import ExpertPlace, Place, by_name, registered
 from traces.errors import InputError
 
-SETTINGS = settings(max_examples=150, deadline=None, derandomize=True)
+SETTINGS = settings(max_examples=75, deadline=None, derandomize=True)
 SYSTEMS = {name: schedule.system for name, schedule in registered().items()}
 COUNTS = st.lists(st.sampled_from([0, 1, 7, 8, 128]), min_size=1, max_size=40).map(tuple)
 

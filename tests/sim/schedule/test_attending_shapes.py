@@ -15,7 +15,7 @@ def shape_of(n, count, attention=Place.CPU):
 
 
 @given(n=st.integers(1, 40), data=st.data())
-@examples(100)
+@examples(50)
 def test_they_are_spread_evenly_over_the_others(n, data):
     count = data.draw(st.integers(0, n))
     shape = shape_of(n, count)

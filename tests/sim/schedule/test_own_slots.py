@@ -33,7 +33,7 @@ def pipelines(draw):
 
 
 @pytest.mark.parametrize("schedule", [TwoAhead(), PickyAhead()], ids=lambda schedule: type(schedule).__name__)
-@examples(25)
+@examples(12)
 @given(shape=pipelines(), last=st.integers(0, 5))
 def test_both_paths_have_the_same_tasks_and_nothing_races(schedule, shape, last):
     tasks = list(schedule.tasks(shape, last + 1))

@@ -53,7 +53,7 @@ def left_by(layout, tasks):
 
 
 @every_mixing
-@examples(30)
+@examples(15)
 @given(data=st.data(), length=st.integers(1, 4))
 def test_nothing_races_and_every_read_finds_what_was_written_for_it(schedule, data, length):
     shape = data.draw(streams(schedule))
@@ -67,7 +67,7 @@ def test_nothing_races_and_every_read_finds_what_was_written_for_it(schedule, da
 
 
 @every_mixing
-@examples(20)
+@examples(10)
 @given(data=st.data(), length=st.integers(1, 3))
 def test_steps_of_a_stream_are_relocated_copies(schedule, data, length):
     shape = data.draw(streams(schedule))
@@ -82,7 +82,7 @@ def test_steps_of_a_stream_are_relocated_copies(schedule, data, length):
 
 
 @every_mixing
-@examples(15)
+@examples(8)
 @given(data=st.data(), seed=st.integers(0, 2**32))
 def test_no_durations_make_it_wait_for_ever(schedule, data, seed):
     shape = data.draw(streams(schedule))
@@ -92,7 +92,7 @@ def test_no_durations_make_it_wait_for_ever(schedule, data, seed):
 
 
 @every_mixing
-@examples(30)
+@examples(15)
 @given(data=st.data())
 def test_the_cache_of_a_prompt_is_stored_before_others_read_it_and_blocks_are_free_before_they_are_used(schedule, data):
     shape = data.draw(streams(schedule))
@@ -119,7 +119,7 @@ def assert_cache_is_stored_first(shape, tasks):
 
 
 @every_mixing
-@examples(20)
+@examples(10)
 @given(data=st.data())
 def test_a_prompt_attends_on_the_gpu_to_what_its_earlier_chunks_left(schedule, data):
     shape = data.draw(streams(schedule))

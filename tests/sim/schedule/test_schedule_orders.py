@@ -156,7 +156,7 @@ def test_cgopipe_with_gpu_attention_loads_caches_where_hidden_states_were():
     }
 
 
-@examples(30)
+@examples(15)
 @given(data=st.data(), seed=st.integers(0, 2**32), steps=st.integers(2, 4))
 def test_cgopipe_drains_every_step(data, seed, steps):
     """No decode step computes before the last token of the step before it."""
@@ -274,7 +274,7 @@ def flexgen_prefill_turn(task, shape):
 
 
 @pytest.mark.parametrize("schedule", [FLEXGEN, FLEXGEN_C], ids=["flexgen", "flexgen-c"])
-@examples(50)
+@examples(25)
 @given(data=st.data(), seed=st.integers(0, 2**32), steps=st.integers(1, 4))
 def test_flexgens_barrier_holds_all_lanes_after_each_turn(schedule, data, seed, steps):
     shape = data.draw(shapes(schedule, 4, 4))
@@ -318,7 +318,7 @@ def test_flexgen_c_sends_each_micro_batch_to_the_cpu_before_the_next_and_then_fe
     assert issued(FLEXGEN_C, shape, 1) == lines(layers.format(0, "", "")) + lines(heads)
 
 
-@examples(30)
+@examples(15)
 @given(data=st.data(), seed=st.integers(0, 2**32), steps=st.integers(2, 4))
 def test_flexgen_c_never_computes_on_gpu_and_cpu_at_once(data, seed, steps):
     shape = data.draw(shapes(FLEXGEN_C, 4, 4))
@@ -363,7 +363,7 @@ def test_accelerate_copies_a_layer_then_computes_it():
     assert [issued(ACCELERATE, ON_DEVICE, step) for step in range(4)] == [expected] * 4
 
 
-@examples(40)
+@examples(20)
 @given(data=st.data(), seed=st.integers(0, 2**32), steps=st.integers(1, 4))
 def test_accelerate_keeps_one_lane_busy_at_a_time(data, seed, steps):
     shape = data.draw(shapes(ACCELERATE, 4, 4))

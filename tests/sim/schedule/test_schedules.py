@@ -67,7 +67,7 @@ def assert_safe(schedule, shape, tasks, first, stop, memory=None):
 
 
 @every_schedule
-@examples(30)
+@examples(15)
 @given(data=st.data(), num_steps=STEPS)
 def test_every_read_finds_what_was_written_for_it_and_nothing_races(schedule, data, num_steps):
     shape = data.draw(shapes(schedule))
@@ -86,7 +86,7 @@ def test_nothing_races_where_few_layers_stream(schedule, streamed):
 
 
 @every_schedule
-@examples(30)
+@examples(15)
 @given(data=st.data(), num_steps=STEPS)
 def test_all_is_computed_once_and_all_streamed_weights_arrive_once_a_step(schedule, data, num_steps):
     shape = data.draw(shapes(schedule))
@@ -105,7 +105,7 @@ def test_all_schedules_do_the_same_arithmetic():
 
 
 @every_schedule
-@examples(20)
+@examples(10)
 @given(data=st.data(), num_steps=STEPS)
 def test_copied_steps_are_those_of_the_schedule_itself(schedule, data, num_steps):
     shape = data.draw(shapes(schedule))
@@ -118,7 +118,7 @@ def test_copied_steps_are_those_of_the_schedule_itself(schedule, data, num_steps
 
 
 @every_schedule
-@examples(25)
+@examples(12)
 @given(data=st.data(), first=st.integers(1, 7), length=st.integers(1, 3), left=st.integers(0, 2))
 def test_a_window_in_the_middle_goes_on_where_earlier_steps_left_memory(schedule, data, first, length, left):
     shape = data.draw(shapes(schedule, max_layers=4, max_micro_batches=4, max_pages=6))
@@ -269,7 +269,7 @@ def test_fastdecode_stages_two_layers():
 # shapes and names ------------------------------------------------------------------------------------------------
 
 
-@examples(100)
+@examples(50)
 @given(num_pages=st.integers(1, 40), n=st.integers(1, 20))
 def test_page_groups_hold_each_page_once_and_differ_by_one_at_most(num_pages, n):
     shape = PipelineShape(1, n, num_pages, Place.CPU, (True,), offloads_hidden=False)

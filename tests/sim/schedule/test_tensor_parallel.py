@@ -105,7 +105,7 @@ def test_one_rank_changes_nothing(schedule):
 
 
 @every_schedule
-@examples(12)
+@examples(6)
 @given(data=st.data())
 def test_ids_are_unique_and_rise_and_no_name_is_used_twice(schedule, data):
     _, _, _, tasks = data.draw(ranked(schedule))
@@ -116,7 +116,7 @@ def test_ids_are_unique_and_rise_and_no_name_is_used_twice(schedule, data):
 
 
 @every_schedule
-@examples(12)
+@examples(6)
 @given(data=st.data())
 def test_ranks_do_the_same_in_the_same_order_and_wait_for_their_own_or_for_sums(schedule, data):
     _, ranks, one, tasks = data.draw(ranked(schedule))
@@ -135,7 +135,7 @@ def test_ranks_do_the_same_in_the_same_order_and_wait_for_their_own_or_for_sums(
 
 
 @every_schedule
-@examples(12)
+@examples(6)
 @given(data=st.data())
 def test_each_layer_and_micro_batch_is_summed_twice_between_experts_and_what_follows(schedule, data):
     _, ranks, one, tasks = data.draw(ranked(schedule))
@@ -161,7 +161,7 @@ def test_each_layer_and_micro_batch_is_summed_twice_between_experts_and_what_fol
 
 
 @every_schedule
-@examples(15)
+@examples(8)
 @given(data=st.data(), ranks=st.integers(2, 3), num_steps=st.integers(1, 4))
 def test_nothing_races_on_any_rank(schedule, data, ranks, num_steps):
     """Each rank has buffers of its own; both halves of PostAttn read what it reads, the last sum writes.
@@ -196,7 +196,7 @@ def on_rank(accesses, rank):
 
 
 @every_schedule
-@examples(12)
+@examples(6)
 @given(data=st.data(), seed=st.integers(0, 2**32))
 def test_all_ranks_run_to_the_end_as_the_recurrence_says(schedule, data, seed):
     shape, ranks, steps = data.draw(shapes(schedule, 3, 3, 3)), data.draw(st.integers(2, 4)), 3

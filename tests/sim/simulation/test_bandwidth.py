@@ -62,7 +62,7 @@ def test_rates(demands, capacities, rates):
 # the definition ------------------------------------------------------------------------------------------------------
 
 
-@examples(200)
+@examples(100)
 @given(demands=DEMANDS, capacities=CAPACITIES)
 def test_no_pool_gives_more_than_it_has_and_no_task_runs_faster_than_alone(demands, capacities):
     rates = fair_rates(demands, capacities)
@@ -71,7 +71,7 @@ def test_no_pool_gives_more_than_it_has_and_no_task_runs_faster_than_alone(deman
         assert load(demands, rates, pool) <= capacity * (1 + TOLERANCE)
 
 
-@examples(200)
+@examples(100)
 @given(demands=DEMANDS, capacities=CAPACITIES)
 def test_who_is_slowed_uses_a_full_pool_in_which_nobody_is_faster(demands, capacities):
     """The definition of max-min fairness by bottlenecks, which also says that no pool idles while its users wait."""
@@ -82,7 +82,7 @@ def test_who_is_slowed_uses_a_full_pool_in_which_nobody_is_faster(demands, capac
             assert any(rate >= fastest_in(pool, demands, rates) - TOLERANCE for pool in full)
 
 
-@examples(200)
+@examples(100)
 @given(demands=DEMANDS, capacities=CAPACITIES)
 def test_rates_are_those_of_exact_progressive_filling(demands, capacities):
     assert fair_rates(demands, capacities) == pytest.approx(list(map(float, filled_exactly(demands, capacities))))
@@ -91,7 +91,7 @@ def test_rates_are_those_of_exact_progressive_filling(demands, capacities):
 # what follows from it ----------------------------------------------------------------------------------------------
 
 
-@examples(100)
+@examples(50)
 @given(demands=DEMANDS, capacities=CAPACITIES, data=st.data())
 def test_the_order_of_tasks_does_not_matter(demands, capacities, data):
     order = data.draw(st.permutations(range(len(demands))))
@@ -99,7 +99,7 @@ def test_the_order_of_tasks_does_not_matter(demands, capacities, data):
     assert fair_rates([demands[i] for i in order], capacities) == pytest.approx([rates[i] for i in order])
 
 
-@examples(100)
+@examples(50)
 @given(demands=DEMANDS, capacities=CAPACITIES, pool=st.integers(0, POOLS - 1), more=st.integers(1, 100))
 def test_a_larger_pool_never_makes_the_slowest_slower(demands, capacities, pool, more):
     """Max-min fair is largest in the order that looks at the slowest task first, then at the next."""
@@ -107,7 +107,7 @@ def test_a_larger_pool_never_makes_the_slowest_slower(demands, capacities, pool,
     assert lexicographic(fair_rates(demands, larger)) >= lexicographic(fair_rates(demands, capacities))
 
 
-@examples(100)
+@examples(50)
 @given(demands=DEMANDS, capacities=CAPACITIES, extra=DEMANDS)
 def test_another_task_never_makes_the_slowest_faster(demands, capacities, extra):
     if demands:
@@ -115,14 +115,14 @@ def test_another_task_never_makes_the_slowest_faster(demands, capacities, extra)
         assert min(together) <= min(fair_rates(demands, capacities)) + TOLERANCE
 
 
-@examples(100)
+@examples(50)
 @given(wanted=st.lists(st.integers(1, 100), min_size=1, max_size=6), capacity=st.integers(1, 300))
 def test_in_one_pool_all_slow_down_alike(wanted, capacity):
     expected = min(1.0, capacity / sum(wanted))
     assert fair_rates([((0, amount),) for amount in wanted], [capacity]) == pytest.approx([expected] * len(wanted))
 
 
-@examples(100)
+@examples(50)
 @given(demands=DEMANDS, capacities=CAPACITIES, factor=st.integers(2, 10**9))
 def test_units_do_not_matter(demands, capacities, factor):
     larger = [tuple((pool, amount * factor) for pool, amount in one) for one in demands]

@@ -76,7 +76,7 @@ def test_both_directions_of_a_link_slow_each_other_as_measured():
     assert ends([task(0, H2D)], {0: (SECOND, {0: alone})}, [2 * both]) == {0: SECOND}
 
 
-@examples(50)
+@examples(25)
 @given(lengths=st.lists(st.tuples(st.sampled_from(FIVE_LANES), st.integers(0, 500)), min_size=1, max_size=25))
 def test_a_pool_that_all_need_wholly_never_idles(lengths):
     """Work conservation: however the lanes share, the last task ends when all work has passed one after the other."""
@@ -119,7 +119,7 @@ def test_each_task_ends_in_the_nanosecond_in_which_its_fair_share_has_done_its_w
         ended[one.task.id] = free[one.task.lane] = one.end_ns
 
 
-@examples(40)
+@examples(20)
 @given(data=st.data(), lanes=st.lists(st.sampled_from(FIVE_LANES), min_size=1, max_size=25))
 def test_unordered_work_is_replayed_too(data, lanes):
     tasks = [task(i, lane) for i, lane in enumerate(lanes)]
@@ -140,7 +140,7 @@ def test_the_same_run_twice_is_the_same(schedule, data):
     assert simulate(schedule.steps(shape, 0, 4), costs, capacities) == first
 
 
-@examples(15)
+@examples(8)
 @given(data=st.data())
 def test_costs_made_anew_for_each_task_share_as_those_that_are_kept(data):
     schedule = by_name("cgopipe")

@@ -47,7 +47,7 @@ class MoreStaging(CGOPipe):
 
 
 @every_schedule
-@examples(25)
+@examples(12)
 @given(data=st.data(), last=st.integers(0, 6), ranks=st.sampled_from((1, 1, 2, 3)))
 def test_a_program_is_the_tasks_of_the_schedule(schedule, data, last, ranks):
     """Of more layers than are issued, too."""
@@ -59,7 +59,7 @@ def test_a_program_is_the_tasks_of_the_schedule(schedule, data, last, ranks):
 
 
 @pytest.mark.parametrize("schedule", [MoreStaging(), Backwards()], ids=lambda schedule: type(schedule).__name__)
-@examples(15)
+@examples(8)
 @given(data=st.data(), last=st.integers(0, 5))
 def test_schedules_of_other_packages_have_programs_too(schedule, data, last):
     shape = data.draw(shapes(schedule, 7, 3, 3))
@@ -151,7 +151,7 @@ def windows(draw, schedule):
 
 
 @every_schedule
-@examples(25)
+@examples(12)
 @given(data=st.data(), seed=st.integers(0, 2**32))
 def test_without_sharing_steps_are_those_of_simpy(schedule, data, seed):
     shape, ranks, first, stop, last = data.draw(windows(schedule))
@@ -163,7 +163,7 @@ def test_without_sharing_steps_are_those_of_simpy(schedule, data, seed):
 
 
 @every_schedule
-@examples(25)
+@examples(12)
 @given(data=st.data())
 def test_with_sharing_steps_are_those_of_simpy(schedule, data):
     shape, ranks, first, stop, last = data.draw(windows(schedule))
@@ -174,7 +174,7 @@ def test_with_sharing_steps_are_those_of_simpy(schedule, data):
 
 
 @every_schedule
-@examples(25)
+@examples(12)
 @given(data=st.data(), share=st.booleans(), hand_over_ns=HAND_OVERS)
 def test_with_a_hand_over_steps_are_those_of_simpy(schedule, data, share, hand_over_ns):
     shape, ranks, first, stop, last = data.draw(windows(schedule))
@@ -206,7 +206,7 @@ def arranged(steps):
     return arrays, {one.id: row for row, one in enumerate(rows)}
 
 
-@examples(60)
+@examples(30)
 @given(given=task_lists(), hand_over_ns=HAND_OVERS)
 def test_any_tasks_on_any_ranks_end_when_the_law_says(given, hand_over_ns):
     """A step ends with its head: each task is the head once."""

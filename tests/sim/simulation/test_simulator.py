@@ -62,7 +62,7 @@ def test_the_recurrence_by_hand():
 
 
 @every_schedule
-@examples(25)
+@examples(12)
 @given(data=st.data(), seed=st.integers(0, 2**32), num_steps=st.integers(1, 6), first=st.sampled_from((0, 0, 0, 1, 4)))
 def test_without_sharing_every_task_ends_when_the_recurrence_says(schedule, data, seed, num_steps, first):
     """No schedule deadlocks, no task waits for more than its lane and its dependencies."""
@@ -77,7 +77,7 @@ def test_without_sharing_every_task_ends_when_the_recurrence_says(schedule, data
 
 
 @every_schedule
-@examples(25)
+@examples(12)
 @given(data=st.data(), seed=st.integers(0, 2**32), num_steps=st.integers(1, 6), hand_over_ns=HAND_OVERS)
 def test_other_lanes_start_a_hand_over_later(schedule, data, seed, num_steps, hand_over_ns):
     shape, first = data.draw(shapes(schedule)), data.draw(st.sampled_from((0, 0, 3)))
@@ -90,7 +90,7 @@ def test_other_lanes_start_a_hand_over_later(schedule, data, seed, num_steps, ha
     assert task_ends(tasks, lambda one: durations[one.id], hand_over_ns) == expected
 
 
-@examples(150)
+@examples(75)
 @given(given=task_lists(), hand_over_ns=HAND_OVERS)
 def test_any_tasks_on_any_ranks_end_when_the_law_says(given, hand_over_ns):
     steps, durations = given
@@ -100,7 +100,7 @@ def test_any_tasks_on_any_ranks_end_when_the_law_says(given, hand_over_ns):
     assert task_ends(tasks, lambda one: durations[one.id], hand_over_ns) == expected
 
 
-@examples(50)
+@examples(25)
 @given(given=task_lists())
 def test_the_law_is_the_same_for_arrays(given):
     """Two rows at once: durations as they are, and thrice as long."""
@@ -112,7 +112,7 @@ def test_the_law_is_the_same_for_arrays(given):
     assert {turn.task.id: turn.end.tolist() for turn in turns} == {id_: [once[id_], thrice[id_]] for id_ in once}
 
 
-@examples(50)
+@examples(25)
 @given(given=task_lists(), hand_over_ns=HAND_OVERS)
 def test_the_law_says_what_a_task_waited_for_last(given, hand_over_ns):
     """Of its lane's task before and its dependencies the one that counts latest, at which the task is ready."""
@@ -213,7 +213,7 @@ def test_two_stages_take_the_longer_for_all_but_one_and_both_for_the_last():
 
 
 @every_schedule
-@examples(15)
+@examples(8)
 @given(data=st.data(), share=st.booleans(), num_steps=st.integers(1, 5), hand_over_ns=HAND_OVERS)
 def test_a_cause_is_what_ended_when_the_task_started(schedule, data, share, num_steps, hand_over_ns):
     shape = data.draw(shapes(schedule, 3, 4, 4))
@@ -243,7 +243,7 @@ def without_pools(costs):
 
 
 @every_schedule
-@examples(15)
+@examples(8)
 @given(data=st.data(), share=st.booleans(), num_steps=st.integers(1, 5), hand_over_ns=HAND_OVERS)
 def test_lanes_and_steps_add_up(schedule, data, share, num_steps, hand_over_ns):
     """Busy and waited fill a lane from 0 to its last end; steps add up to the whole and end with their last token."""
@@ -319,7 +319,7 @@ def test_waiting_for_the_news_is_waiting_for_the_task():
 
 @pytest.mark.parametrize(
     ("share", "many", "growth", "hand_over_ns"),
-    [(False, 400, 1.1, 0), (True, 120, 1.2, 0), (False, 400, 1.1, 3)],
+    [(False, 160, 1.1, 0), (True, 120, 1.2, 0), (False, 160, 1.1, 3)],
     ids=["alone", "shared", "handed over"],
 )
 def test_memory_does_not_grow_with_steps(share, many, growth, hand_over_ns):

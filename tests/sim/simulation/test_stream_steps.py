@@ -41,7 +41,7 @@ def stream_setups(draw, schedule):
 
 
 @pytest.mark.parametrize("schedule", MIXING)
-@examples(25)
+@examples(12)
 @given(data=st.data())
 def test_compiled_steps_are_those_of_simpy(schedule, data):
     setup = data.draw(stream_setups(schedule))
