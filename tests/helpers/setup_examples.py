@@ -7,7 +7,7 @@ from sim.cost import Setup
 from sim.problem import Policy, Problem, Routing, Workload
 from sim.schedule import ExpertPlace, Place, by_name, registered
 
-SETTINGS = settings(deadline=None, derandomize=True, max_examples=30)
+SETTINGS = settings(deadline=None, derandomize=True, max_examples=60)
 ALL = sorted(registered())
 
 SHARES = [(0, 0, 0), (2, 3, 2), (1, 7, 0), (2.5, 5.5, 0), (0, 3, 5), (3, 0, 2), (8, 0, 0)]

@@ -25,7 +25,7 @@ from sim.simulation import predict
 SPLIT = [name for name, one in registered().items() if one.system.splits_experts]
 ANY = replace(SMALL, groups=(1, 2, 0), levels=(0, 6, 6), resident_parts=(0.0, 0.4, 1.0), host_parts=(0.0, 0.3, 1.0))
 SETTINGS = settings(
-    deadline=None, derandomize=True, max_examples=30, suppress_health_check=[HealthCheck.filter_too_much]
+    deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.filter_too_much]
 )
 
 
@@ -126,7 +126,7 @@ class TestBound:
         at=st.floats(0, 1),
         seed=st.integers(0, 2**32 - 1),
     )
-    @settings(SETTINGS, max_examples=12)
+    @settings(SETTINGS, max_examples=25)
     def test_no_layers_own_popular_experts_make_it_faster(self, problem, name, at, seed):
         """The residents of a layer are its most popular ones: the host is asked for less than if all were alike."""
         routing = Routing(histogram=any_histogram(problem.model, seed))
