@@ -1,4 +1,4 @@
-"""Who computes a sweep: this process, all cores, or a Dask or Ray cluster that is there already, all by joblib."""
+"""Who computes a sweep: this process, all cores or a Dask cluster by way of joblib, or a Ray cluster."""
 
 import os
 import warnings
@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from sim.sweep.on_ray import map_on_ray
 from traces.cli import begin_worker, uninterrupted
 from traces.errors import InputError
 
@@ -19,7 +20,7 @@ _R = TypeVar("_R")
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """`jobs` at once (default: one per core, or all that the cluster has) on a joblib backend.
+    """`jobs` at once (default: one per core, or all that the cluster has) on one of the backends.
 
     `cluster` is the address of a Dask scheduler or Ray head; without one, these start their own on this machine.
     """
@@ -38,6 +39,9 @@ class Workers:
         if self.backend == "loky" and jobs == 1:
             yield from map(work, items)
             return
+        if self.backend == "ray":
+            yield from map_on_ray(work, items, self.jobs, self.cluster)
+            return
         from joblib import Parallel, delayed
 
         with ExitStack() as stack:
@@ -54,8 +58,6 @@ class Workers:
 
         if self.backend == "dask":
             return _dask(self.cluster)
-        if self.backend == "ray":
-            _register_ray(self.cluster)
         alone = {"initializer": begin_worker} if self.backend == "loky" else {}
         context: AbstractContextManager[Any] = parallel_config(self.backend, **alone)
         return context
@@ -82,17 +84,3 @@ def _dask(cluster: str | None) -> AbstractContextManager[Any]:
         raise InputError(f"--cluster {cluster}: no Dask scheduler answers there: {error}") from None
     stack.enter_context(parallel_config("dask", client=client))
     return stack
-
-
-def _register_ray(cluster: str | None) -> None:
-    try:
-        import ray  # type: ignore[import-not-found]
-        from ray.util.joblib import register_ray  # type: ignore[import-not-found]
-    except ImportError:
-        raise InputError("--backend ray: needs the package `ray`: pip install ray") from None
-    if not ray.is_initialized():
-        try:
-            ray.init(address=cluster)
-        except ConnectionError as error:
-            raise InputError(f"--cluster {cluster}: no Ray head answers there: {error}") from None
-    register_ray()
