@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from sim.problem.model.config import find_config, model_fields
-from sim.problem.model.layer import Layer, check_at_least, packed_bytes
+from sim.problem.model.attention import check_at_least
+from sim.problem.model.layer import Layer, packed_bytes
 from sim.problem.presets import MODELS
 from traces.errors import InputError, shown
 
@@ -38,6 +39,8 @@ class Model:
     activation_bits: float = 16.0
     final_norm_params: int = 0
     head_bias: bool = False
+    mtp_layers: int = 0
+    """Layers that predict further tokens (MTP): they are not run and not counted."""
     distinct_layers: tuple[Layer, ...] = field(init=False, repr=False, compare=False)
     """Each different layer once, in order of first use."""
     layer_kinds: tuple[int, ...] = field(init=False, repr=False, compare=False)
@@ -144,7 +147,8 @@ class Model:
     def __str__(self) -> str:
         sparse = max(self.layers, key=lambda layer: layer.num_experts)
         shared = " + shared" if sparse.shared else ""
+        further = f", {self.mtp_layers} further MTP layers not run" if self.mtp_layers else ""
         return (
             f"{self.name}: {self.total_params / 1e9:.1f} B parameters, {self.active_params / 1e9:.1f} B active, "
-            f"{self.num_layers} layers, {self.top_k} of {self.num_experts} experts{shared}"
+            f"{self.num_layers} layers, {self.top_k} of {self.num_experts} experts{shared}{further}"
         )

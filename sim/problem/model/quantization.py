@@ -1,6 +1,6 @@
 """The native width of a checkpoint's weights, scales included, from `torch_dtype` and `quantization_config`."""
 
-from sim.problem.model.fields import Fields
+from sim.problem.model.reading import Fields
 from traces.errors import check_choice
 
 _DTYPE_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "float8_e4m3fn": 8, "float8_e5m2": 8}
