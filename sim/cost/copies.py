@@ -97,7 +97,7 @@ class Copies:
         split = placement.splits[task.layer]
         touched = self._sizes.expert_use.touched(task.layer, self._sizes.all_tokens(task)) if split.streamed else 0.0
         whole = placement.streamed_bytes(placement.kinds[task.layer], in_prefill=task.step == 0)
-        idle = (split.streamed - touched) * layer.expert_bytes(placement.expert_bits) if split.streamed else 0.0
+        idle = (split.streamed - touched) * layer.expert_bytes(placement.widths.experts) if split.streamed else 0.0
         networks = touched + (layer.shared is not None) + (layer.dense is not None)
         return 1.0 - idle / whole, MODULES_OF_REST + round(MODULES_OF_NETWORK * networks)
 
@@ -118,7 +118,7 @@ class Copies:
         """Each expert that is asked for, one after the other, from where it lives."""
         layer, placement = self._sizes.layer(task), self._sizes.placement
         count = self._sizes.used(task, ExpertPlace.FETCHED).touched
-        size = self._sizes.share(count * layer.expert_bytes(placement.expert_bits))
+        size = self._sizes.share(count * layer.expert_bytes(placement.widths.experts))
         moved = placement.moved_bytes(placement.kinds[task.layer])
         pageable = 1.0 - self._sizes.policy.locked_bytes(moved) / max(1, moved)
         return self._copy(task, size, size * pageable, copies=max(1, round(count)))

@@ -35,7 +35,7 @@ class Kernels:
 
     def __init__(self, sizes: Sizes) -> None:
         self._sizes, self._model, self._hardware = sizes, sizes.model, sizes.hardware
-        self._bits = sizes.model.activation_bits
+        self._bits, self._widths = sizes.model.activation_bits, sizes.placement.widths
         self.formulas: dict[Op, Callable[[Task], Work]] = {
             Op.PRE_ATTN: self._pre_attn,
             Op.ATTN: self._attn,
@@ -56,7 +56,7 @@ class Kernels:
 
     def _pre_attn(self, task: Task) -> Work:
         layer, tokens, share = self._sizes.layer(task), self._sizes.tokens(task), self._sizes.share
-        weights = share(packed_bytes(layer.attention.pre_params, self._model.other_bits))
+        weights = share(packed_bytes(layer.attention.pre_params, self._widths.attention))
         per_token = layer.hidden_size * (self._bits / 8) + share(layer.qkv_bytes_per_token(self._bits))
         return self._on_gpu(task, self._gemm(task, share(layer.pre_attn_flops(tokens)), weights + tokens * per_token))
 
@@ -105,7 +105,7 @@ class Kernels:
 
     def _out_proj(self, task: Task) -> KernelWork:
         layer, tokens, share = self._sizes.layer(task), self._sizes.tokens(task), self._sizes.share
-        weights = packed_bytes(layer.attention.post_params, self._model.other_bits)
+        weights = packed_bytes(layer.attention.post_params, self._widths.attention)
         moved = tokens * (layer.attention_output_bytes_per_token(self._bits) + weights / max(tokens, 1))
         return self._gemm(task, share(layer.out_proj_flops(tokens)), share(moved))
 
@@ -120,7 +120,7 @@ class Kernels:
         if rate is None or not experts:
             return work
         made = share(experts * layer.expert_bytes(self._bits))
-        moved = made + share(experts * layer.expert_bytes(self._sizes.policy.expert_bits(self._model)))
+        moved = made + share(experts * layer.expert_bytes(self._widths.experts))
         traffic = {pool: size + moved for pool, size in work.traffic.items()}
         return work._replace(roofs={**work.roofs, "unpacking": made / rate}, traffic=traffic, moved=work.moved + moved)
 
@@ -130,15 +130,14 @@ class Kernels:
         The class of the experts has the fixed time of all of it, once for each place where experts are.
         """
         layer, tokens, share = self._sizes.layer(task), self._sizes.tokens(task), self._sizes.share
-        policy, hidden_bytes = self._sizes.policy, layer.hidden_size * (self._bits / 8)
+        hidden_bytes = layer.hidden_size * (self._bits / 8)
         routed_flops = 2.0 * tokens * layer.top_k * (layer.expert.weights if layer.expert else 0)
-        always = layer.router_params + layer.shared_expert_params + layer.dense_ffn_params
-        always_bytes = share(packed_bytes(always, self._model.other_bits)) + 2 * tokens * hidden_bytes
+        always_bytes = share(self._always_bytes(layer, layer.router_params)) + 2 * tokens * hidden_bytes
         plain = self._gemm(task, share(layer.ffn_flops(tokens) - routed_flops), always_bytes)
         if not layer.num_experts:
             return [plain]
         touched = self._sizes.expert_use.touched(task.layer, tokens)
-        bits, split = policy.expert_bits(self._model), self._sizes.placement.splits[task.layer]
+        bits, split = self._widths.experts, self._sizes.placement.splits[task.layer]
         count = 2 if 0 < split.resident < layer.num_experts else 1
         if self._sizes.unpack_bytes_per_s is not None:
             bits, count = self._bits, self._sizes.unpacked_parts(task)
@@ -146,6 +145,10 @@ class Kernels:
         moved = share(routed_bytes) + tokens * layer.top_k * 2 * hidden_bytes
         experts = KernelWork(share(routed_flops), moved, self._hardware.device.experts, count, tokens)
         return [plain._replace(launches=0), experts]
+
+    def _always_bytes(self, layer: Layer, router: int = 0) -> int:
+        """Networks that every token passes, with so many parameters of a router."""
+        return self._widths.bytes_of(shared=layer.shared_expert_params, dense=layer.dense_ffn_params, router=router)
 
     def _route(self, task: Task) -> Work:
         """What stands between attention and experts that are computed apart."""
@@ -155,7 +158,7 @@ class Kernels:
 
     def _router(self, task: Task) -> KernelWork:
         layer, tokens = self._sizes.layer(task), self._sizes.tokens(task)
-        weights = self._sizes.share(packed_bytes(layer.router_params, self._model.other_bits))
+        weights = self._sizes.share(packed_bytes(layer.router_params, self._widths.router))
         moved = weights + tokens * layer.hidden_size * (self._bits / 8)
         return self._gemm(task, self._sizes.share(2.0 * tokens * layer.router_params), moved)
 
@@ -167,9 +170,7 @@ class Kernels:
         parts = []
         always = layer.shared_expert_params + layer.dense_ffn_params
         if always:
-            moved = share(packed_bytes(always, self._model.other_bits)) + 2 * tokens * layer.hidden_size * (
-                self._bits / 8
-            )
+            moved = share(self._always_bytes(layer)) + 2 * tokens * layer.hidden_size * (self._bits / 8)
             launches = 0 if split.places & ON_DEVICE else 1
             parts.append(KernelWork(share(2.0 * tokens * always), moved, self._hardware.device.gemm, launches, tokens))
         if split.places & ON_DEVICE:
@@ -185,7 +186,7 @@ class Kernels:
         layer, used = self._sizes.layer(task), self._sizes.used(task, places)
         assert layer.expert is not None, "a layer with experts in some place has experts"
         is_unpacked = bool(places & ON_DEVICE) and self._sizes.unpack_bytes_per_s is not None
-        weights = used.touched * layer.expert_bytes(self._bits if is_unpacked else self._sizes.placement.expert_bits)
+        weights = used.touched * layer.expert_bytes(self._bits if is_unpacked else self._widths.experts)
         moved = weights + used.pairs * 2 * layer.hidden_size * (self._bits / 8)
         return 2.0 * used.pairs * layer.expert.weights, moved
 
@@ -223,11 +224,11 @@ class Kernels:
         width = layer.hidden_size * (self._bits / 8)
         routed_flops = 2.0 * tokens * layer.top_k * (layer.expert.weights if layer.expert else 0)
         flops = layer.pre_attn_flops(tokens) + layer.out_proj_flops(tokens) + layer.ffn_flops(tokens) - routed_flops
-        weights, latency_s = share(layer.non_expert_bytes(self._model.other_bits)), float(host.gemm.latency_s or 0.0)
+        weights, latency_s = share(layer.non_expert_bytes(self._widths)), float(host.gemm.latency_s or 0.0)
         fixed = {"launch latency": latency_s}
         others = self._on_cpu(host.gemm, share(flops), weights + 4 * tokens * width, tokens, fixed)
         touched = self._sizes.expert_use.touched(task.layer, tokens) if layer.num_experts else 0.0
-        moved = touched * layer.expert_bytes(self._sizes.placement.expert_bits) + 2 * tokens * layer.top_k * width
+        moved = touched * layer.expert_bytes(self._widths.experts) + 2 * tokens * layer.top_k * width
         each = max(1.0, tokens * layer.top_k / max(touched, 1e-9))
         fixed = {"launch latency": float(host.experts.latency_s or 0.0) if touched else 0.0}
         experts = self._on_cpu(host.experts, share(routed_flops), share(moved) if touched else 0.0, each, fixed)
@@ -245,7 +246,7 @@ class Kernels:
     def _head(self, task: Task) -> Work:
         requests, share = self._sizes.micro_batch(task).num_requests, self._sizes.share
         kernel = self._hardware.device.head or self._hardware.device.gemm
-        flops, moved = share(self._model.head_flops(requests)), share(self._model.head_bytes())
+        flops, moved = share(self._model.head_flops(requests)), share(self._model.head_bytes(self._widths))
         return self._on_gpu(task, KernelWork(flops, moved, kernel, tokens=requests))
 
     def _on_gpu(self, task: Task, *parts: KernelWork) -> Work:

@@ -27,7 +27,7 @@ def _layer_s(setup: Setup, layer: Layer, constants: OptimizerConstants) -> float
     activation_bytes = model.activation_bits / 8
     mu = policy.micro_batch_size
     context = layer.attended(round(workload.mean_prompt_tokens + workload.gen_len))
-    experts = layer.num_experts * layer.expert_bytes(policy.expert_bits(model))
+    experts = layer.num_experts * layer.expert_bytes(policy.widths(model).experts)
     width = layer.expert.intermediate_size if layer.expert else 0
     ffn_bytes = experts + mu * activation_bytes * (layer.hidden_size + width)
     ffn_flops = 2.0 * mu * layer.top_k * (layer.expert.weights if layer.expert else 0)

@@ -36,7 +36,7 @@ def activation_bytes(shape: PipelineShape, placement: Placement, batch: Batch, n
             continue
         attention = _attention_numbers(layer, prompt_tokens, scored, num_devices)
         there = split.resident + split.streamed + split.fetched if shape.splits_experts(0) else layer.num_experts
-        in_parts = 0 < split.resident < there and placement.expert_bits == model.expert_bits
+        in_parts = 0 < split.resident < there and placement.widths.experts == model.widths.experts
         held = _feed_forward_held(layer, num_devices, in_parts, routed=there > 0)
         feed_forward = together * (2 * layer.hidden_size + held)
         numbers = packed_bytes(round(max(attention, feed_forward)), model.activation_bits)

@@ -66,7 +66,7 @@ class BufferBytes:
         if holds is Holds.FETCHED:
             asked = max(self._routed_tokens(self._shape.group(group)) for group in range(self._shape.num_groups))
             count = min(split.fetched, asked * layer.top_k)
-            return buffer.turns * count * layer.expert_bytes(self._placement.expert_bits)
+            return buffer.turns * count * layer.expert_bytes(self._placement.widths.experts)
         if holds in (Holds.LOADED_CACHE, Holds.ATTENDED_CACHE):
             most = kept_tokens(layer, self._loaded[holds], 0) if holds in self._loaded else 0
             return buffer.turns * most * layer.kv_bytes_per_token(self._cache_bits)

@@ -14,8 +14,9 @@ from sim.problem.model.delta_net import delta_net, is_linear
 from sim.problem.model.families import FAMILIES, REFUSED_FIELDS, REFUSED_TYPES, Family
 from sim.problem.model.fields import Fields
 from sim.problem.model.layer import Attention, FeedForward, Latent, Layer
-from sim.problem.model.quantization import native_bits
+from sim.problem.model.modules import modules_of
 from sim.problem.presets import MODELS
+from sim.problem.widths.quantisers import native_widths, plain_bits
 from traces.errors import InputError, error_prefix, shown
 from traces.files import read_object
 
@@ -56,11 +57,14 @@ def model_fields(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         layers = tuple(_layer(fields, family, index) for index in range(num_layers))
         if not any(layer.num_experts for layer in layers):
             raise InputError("no layer has experts: mlp_only_layers, first_k_dense_replace and their like leave none")
+        vocab_size, tied = fields.count("vocab_size"), fields.flag("tie_word_embeddings", family.tie_embeddings)
+        dtype = fields.text("dtype", "bfloat16")
         return dict[str, Any](
-            vocab_size=fields.count("vocab_size"),
+            vocab_size=vocab_size,
             layers=layers,
-            tie_embeddings=fields.flag("tie_word_embeddings", family.tie_embeddings),
-            **native_bits(fields),
+            tie_embeddings=tied,
+            widths=native_widths(fields.values, dtype, modules_of(layers, vocab_size, tied=tied)),
+            activation_bits=max(plain_bits(dtype), 16.0),
             final_norm_params=_norm_params(fields, family),
             head_bias=fields.flag("lm_head_bias"),
         )

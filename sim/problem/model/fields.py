@@ -23,13 +23,13 @@ class Fields:
         self.where = where
         sections = (values.get(name) for name in _NESTED)
         nested: Mapping[str, Any] = next((section for section in sections if isinstance(section, Mapping)), {})
-        self._values = {**values, **{name: value for name, value in nested.items() if value is not None}}
+        self.values = {**values, **{name: value for name, value in nested.items() if value is not None}}
 
     def __contains__(self, name: str) -> bool:
         return self._get(name) is not None
 
     def _get(self, name: str) -> object:
-        value: object = self._values
+        value: object = self.values
         for part in name.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         return value

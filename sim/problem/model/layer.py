@@ -1,18 +1,13 @@
 """One decoder layer as the simulator sees it: what it stores, moves and computes.
 
 One multiply-accumulate is 2 FLOPs. Softmax, rotary embedding, normalisation and activations are not counted: they are
-below 1 % of the arithmetic of any layer here. `bits` is the width of one stored number; bytes are rounded up.
+below 1 % of the arithmetic of any layer here. `bits` is the width of one stored number.
 """
 
-import math
 from dataclasses import dataclass
 
+from sim.problem.widths import Widths, packed_bytes
 from traces.errors import InputError
-
-
-def packed_bytes(numbers: int, bits: float) -> int:
-    """Bytes that so many numbers of `bits` bits take."""
-    return math.ceil(numbers * bits / 8)
 
 
 def check_at_least(owner: object, minimum: float, *names: str) -> None:
@@ -230,11 +225,14 @@ class Layer:
         return self.dense.params if self.dense else 0
 
     @property
+    def attention_params(self) -> int:
+        return self.attention.pre_params + self.attention.post_params
+
+    @property
     def non_expert_params(self) -> int:
         """Everything in the layer but its routed experts."""
-        attention = self.attention.pre_params + self.attention.post_params
         networks = self.shared_expert_params + self.dense_ffn_params
-        return attention + self.router_params + networks + self.norm_params
+        return self.attention_params + self.router_params + networks + self.norm_params
 
     @property
     def total_params(self) -> int:
@@ -254,8 +252,14 @@ class Layer:
         """All routed experts."""
         return packed_bytes(self.num_experts * self.expert_params, bits)
 
-    def non_expert_bytes(self, bits: float) -> int:
-        return packed_bytes(self.non_expert_params, bits)
+    def non_expert_bytes(self, widths: Widths) -> int:
+        """Everything in the layer but its routed experts."""
+        return widths.bytes_of(
+            attention=self.attention_params,
+            shared=self.shared_expert_params,
+            dense=self.dense_ffn_params,
+            router=self.router_params + self.norm_params,
+        )
 
     def kv_bytes_per_token(self, bits: float) -> int:
         """What the KV cache of this layer keeps of one token."""
