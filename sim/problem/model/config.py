@@ -16,7 +16,7 @@ from sim.problem.model.fields import Fields
 from sim.problem.model.layer import Attention, FeedForward, Latent, Layer
 from sim.problem.model.modules import modules_of
 from sim.problem.presets import MODELS
-from sim.problem.widths.quantisers import native_widths, plain_bits
+from sim.problem.widths import native_widths, plain_bits
 from traces.errors import InputError, error_prefix, shown
 from traces.files import read_object
 
