@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sim.problem.model.quantization import native_bits
+from sim.problem.model.modules import modules_of
 from sim.problem.model.reading import (
     REFUSED_FIELDS,
     REFUSED_TYPES,
@@ -21,6 +21,7 @@ from sim.problem.model.reading import (
     number_of_layers,
 )
 from sim.problem.presets import MODELS
+from sim.problem.widths import native_widths, plain_bits
 from traces.errors import InputError, error_prefix
 from traces.files import read_object
 
@@ -55,11 +56,14 @@ def model_fields(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         layers = tuple(layer_of(fields, family, index) for index in range(number_of_layers(fields)))
         if not any(layer.num_experts for layer in layers):
             raise InputError("no layer has experts: mlp_only_layers, first_k_dense_replace and their like leave none")
+        vocab_size, tied = fields.count("vocab_size"), fields.flag("tie_word_embeddings", family.tie_embeddings)
+        dtype = fields.text("dtype", "bfloat16")
         found = dict[str, Any](
-            vocab_size=fields.count("vocab_size"),
+            vocab_size=vocab_size,
             layers=layers,
-            tie_embeddings=fields.flag("tie_word_embeddings", family.tie_embeddings),
-            **native_bits(fields),
+            tie_embeddings=tied,
+            widths=native_widths(fields.values, dtype, modules_of(layers, vocab_size, tied=tied)),
+            activation_bits=max(plain_bits(dtype), 16.0),
             final_norm_params=ends_params(fields, family),
             head_bias=fields.flag("lm_head_bias"),
             mtp_layers=fields.count("mtp_layers", default=0, minimum=0),

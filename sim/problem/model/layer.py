@@ -1,20 +1,15 @@
 """One decoder layer as the simulator sees it: what it stores, moves and computes.
 
 One multiply-accumulate is 2 FLOPs. Softmax, rotary embedding, normalisation and activations are not counted: they are
-below 1 % of the arithmetic of any layer here. `bits` is the width of one stored number; bytes are rounded up.
+below 1 % of the arithmetic of any layer here. `bits` is the width of one stored number.
 """
 
-import math
 from dataclasses import dataclass
 
 from sim.problem.model.attention import Attention, check_at_least
 from sim.problem.model.feed_forward import FeedForward
+from sim.problem.widths import Widths, packed_bytes
 from traces.errors import InputError
-
-
-def packed_bytes(numbers: int, bits: float) -> int:
-    """Bytes that so many numbers of `bits` bits take."""
-    return math.ceil(numbers * bits / 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +68,14 @@ class Layer:
         return self.dense.params if self.dense else 0
 
     @property
+    def attention_params(self) -> int:
+        return self.attention.pre_params + self.attention.post_params
+
+    @property
     def non_expert_params(self) -> int:
         """Everything in the layer but its routed experts."""
-        attention = self.attention.pre_params + self.attention.post_params
         networks = self.shared_expert_params + self.dense_ffn_params
-        return attention + self.router_params + networks + self.norm_params
+        return self.attention_params + self.router_params + networks + self.norm_params
 
     @property
     def total_params(self) -> int:
@@ -96,8 +94,14 @@ class Layer:
         """All routed experts."""
         return packed_bytes(self.num_experts * self.expert_params, bits)
 
-    def non_expert_bytes(self, bits: float) -> int:
-        return packed_bytes(self.non_expert_params, bits)
+    def non_expert_bytes(self, widths: Widths) -> int:
+        """Everything in the layer but its routed experts."""
+        return widths.bytes_of(
+            attention=self.attention_params,
+            shared=self.shared_expert_params,
+            dense=self.dense_ffn_params,
+            router=self.router_params + self.norm_params,
+        )
 
     def kv_bytes_per_token(self, bits: float) -> int:
         """What the KV cache of this layer keeps of one token: keys and values, or what stands for them."""
@@ -118,6 +122,10 @@ class Layer:
     def hidden_bytes_per_token(self, bits: float) -> int:
         """D2 of MoE-Lightning (section 4.1): the hidden state of one token."""
         return packed_bytes(self.hidden_size, bits)
+
+    def routed_bytes_per_token(self, bits: float) -> int:
+        """What goes into an expert, and comes out of it: the hidden state, or what of it narrower experts see."""
+        return packed_bytes(self.expert.hidden_size if self.expert else self.hidden_size, bits)
 
     def attended(self, context: int) -> int:
         """Entries of the cache that a query looks at."""

@@ -469,5 +469,5 @@ def test_a_model_of_other_widths_is_planned_with_them():
     model = Model.load("gpt-oss-20b")  # experts in 4.25 bits
     layer = model.layers[0]
     made = made_setup(model=model).memory
-    assert made.host["streamed weights"] == 24 * 32 * layer.expert_bytes(model.expert_bits)
+    assert made.host["streamed weights"] == 24 * 32 * layer.expert_bytes(model.widths.experts)
     assert made.host["streamed weights"] == pytest.approx(24 * 32 * layer.expert_params * 4.25 / 8, rel=0.01)

@@ -10,7 +10,7 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 from hypothesis import given, strategies as st
 
-from sim.problem import Layer, Model
+from sim.problem import Layer, Model, Widths
 from sim.problem.model.layer import Attention, FeedForward, Latent
 from sim.problem.presets import MODELS
 from traces.errors import InputError
@@ -173,7 +173,7 @@ def test_a_window_bounds_what_is_attended(context, window):
 @given(st.sampled_from([2, 4, 4.25, 8, 16, 32]))
 def test_bytes_of_the_parts_are_the_bytes_of_the_whole(bits):
     model = Model.load("gpt-oss-20b")
-    weight_bytes = model.experts_bytes(bits) + model.resident_bytes(bits)
+    weight_bytes = model.experts_bytes(Widths.alike(bits)) + model.resident_bytes(Widths.alike(bits))
     assert weight_bytes == pytest.approx(model.total_params * bits / 8, abs=2 * model.num_layers + 1)
 
 
@@ -203,8 +203,8 @@ def test_tied_embeddings_are_stored_once_and_still_computed():
     assert untied.total_params - tied.total_params == tied.embedding_params == 10 * 8
     assert tied.head_params == 0
     assert tied.head_flops(5) == untied.head_flops(5) == 2 * 5 * 10 * 8
-    assert tied.head_bytes(4) == 10 * 8 / 2
-    assert tied.head_bytes() == tied.head_bytes(16) == 2 * 10 * 8
+    assert tied.head_bytes(Widths.alike(4)) == 10 * 8 / 2
+    assert tied.head_bytes() == tied.head_bytes(Widths.alike(16)) == 2 * 10 * 8
 
 
 def test_total_is_ends_and_layers():
@@ -256,7 +256,7 @@ def test_nouns_are_frozen():
         (lambda: Model("m", 10, (moe_layer(), WIDER)), r"layers of 'm' differ in hidden_size"),
         (lambda: Model("m", 10, ()), r"'m' hold no experts"),
         (lambda: Model("m", 0, (moe_layer(),)), r"Model.vocab_size must be at least 1, got 0"),
-        (lambda: Model("m", 10, (moe_layer(),), expert_bits=0), r"Model.expert_bits must be at least 1, got 0"),
+        (lambda: Widths(experts=0), r"Widths.experts must be at least 1 bit, got 0"),
     ],
 )
 def test_a_noun_that_cannot_be_is_refused_and_names_the_field(make, says):

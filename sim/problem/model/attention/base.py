@@ -1,7 +1,7 @@
 """What every kind of attention answers: what it stores, what it keeps of tokens, and what it computes.
 
-One multiply-accumulate is 2 FLOPs; "weights" are multiply-accumulates of one token, "params" what is stored. A kind says
-its widths; what follows from them for so many tokens is the same for all and is here.
+One multiply-accumulate is 2 FLOPs; "weights" are multiply-accumulates of one token, "params" what is stored. A kind
+says its widths; what follows from them for so many tokens is the same for all and is here.
 """
 
 from abc import ABC, abstractmethod
@@ -69,6 +69,10 @@ class Keeping(NamedTuple):
 EVERYTHING = Keeping()
 
 
+Matrix = tuple[str, int, int]
+"""What checkpoints call it (q, k, v, o and the like), its inputs and its outputs."""
+
+
 class Attention(ABC):
     """The token mixer of one layer, of whatever kind. A kind that says nothing of a property has none of it."""
 
@@ -97,6 +101,11 @@ class Attention(ABC):
     @property
     @abstractmethod
     def post_params(self) -> int: ...
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """The large ones of its parameters; all else stays as it was trained where a checkpoint is quantised."""
+        return ()
 
     @property
     def idle_params(self) -> int:
@@ -181,6 +190,11 @@ class Attention(ABC):
     def joins_cache(self) -> bool:
         """Whether a cache in two pieces is put together before attention."""
         return False
+
+    @property
+    def softmax_heads(self) -> int:
+        """Query heads that attend."""
+        return 0
 
     @property
     def group(self) -> float:

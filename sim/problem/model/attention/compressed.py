@@ -6,7 +6,7 @@ its own, one for each of them.
 
 from dataclasses import dataclass
 
-from sim.problem.model.attention.base import Attention, Keeping, check_at_least
+from sim.problem.model.attention.base import Attention, Keeping, Matrix, check_at_least
 from sim.problem.model.attention.indexer import Indexer
 
 FOR_GATES = 2
@@ -90,6 +90,17 @@ class CompressedAttention(Attention):
         return self.output_rank * (self.query_width + self.output_groups * self.hidden_size)
 
     @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        inner = self.output_groups * self.output_rank
+        return (
+            ("q_a", self.hidden_size, self.query_rank),
+            ("q_b", self.query_rank, self.query_width),
+            ("kv_a", self.hidden_size, self.head_dim),
+            ("o", self.query_width // self.output_groups, inner),
+            ("o", inner, self.hidden_size),
+        )
+
+    @property
     def pre_params(self) -> int:
         return self.pre_weights + self.extra_params + (self.indexer.extra_params if self.indexer else 0)
 
@@ -111,6 +122,10 @@ class CompressedAttention(Attention):
 
     @property
     def scored_heads(self) -> int:
+        return self.num_heads
+
+    @property
+    def softmax_heads(self) -> int:
         return self.num_heads
 
     @property

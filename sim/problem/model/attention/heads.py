@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sim.problem.model.attention.base import Attention, Keeping, check_at_least
+from sim.problem.model.attention.base import Attention, Keeping, Matrix, check_at_least
 from sim.problem.model.attention.indexer import Indexer
 from traces.errors import InputError
 
@@ -102,6 +102,14 @@ class HeadAttention(Attention):
         return self.hidden_size * self.output_width
 
     @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """Query with what the result is multiplied by, as most checkpoints store them; key, value, output."""
+        keys, values = (self.num_kv_heads * dim for dim in (self.head_dim, self.value_head_dim))
+        value = () if self.values_are_keys else (("v", self.hidden_size, values),)
+        query = ("q", self.hidden_size, self.query_width + self.gate_width)
+        return query, ("k", self.hidden_size, keys), *value, ("o", self.output_width, self.hidden_size)
+
+    @property
     def _idle_query_heads(self) -> int:
         return (self.stored_query_heads or self.num_query_heads) - self.num_query_heads
 
@@ -137,6 +145,10 @@ class HeadAttention(Attention):
     @property
     def scored_heads(self) -> int:
         return self.num_query_heads if self.sinks else 0
+
+    @property
+    def softmax_heads(self) -> int:
+        return self.num_query_heads
 
     @property
     def group(self) -> float:

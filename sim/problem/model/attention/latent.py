@@ -6,7 +6,7 @@ arXiv 2405.04434, section 2.1.2), so attention itself runs on the compressed cac
 
 from dataclasses import dataclass
 
-from sim.problem.model.attention.base import Attention, Keeping, check_at_least
+from sim.problem.model.attention.base import Attention, Keeping, Matrix, check_at_least
 from sim.problem.model.attention.indexer import Indexer
 
 
@@ -102,6 +102,20 @@ class LatentAttention(Attention):
         return self.hidden_size * self.output_width + self.output_width * self.kv_rank
 
     @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        query: tuple[Matrix, ...] = (("q", self.hidden_size, self.query_width),)
+        if self.query_rank is not None:
+            inner = self.query_input or self.query_rank
+            query = ("q_a", self.hidden_size, self.query_rank), ("q_b", inner, self.query_width)
+        return (
+            *query,
+            ("kv_a", self.hidden_size, self.cached_width),
+            ("k_b", self.nope_head_dim, self.num_heads * self.kv_rank),
+            ("v_b", self.kv_rank, self.output_width),
+            ("o", self.output_width, self.hidden_size),
+        )
+
+    @property
     def pre_params(self) -> int:
         bias = (self.query_rank or 0) + self.cached_width if self.qkv_bias else 0
         return self.pre_weights + bias + self.extra_params + (self.indexer.extra_params if self.indexer else 0)
@@ -138,5 +152,5 @@ class LatentAttention(Attention):
         return True
 
     @property
-    def group(self) -> float:
-        return 1.0
+    def softmax_heads(self) -> int:
+        return self.num_heads

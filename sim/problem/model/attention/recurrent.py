@@ -1,12 +1,12 @@
 """Layers that keep a state of fixed size in place of a cache: linear attention, state spaces, short convolutions.
 
-What a token does to the state is one of few things, whatever the name of the kind: it decays, something is read from it,
-something is added. The reader of a configuration says how often the state is gone through.
+What a token does to the state is one of few things, whatever the name of the kind: it decays, something is read from
+it, something is added. The reader of a configuration says how often the state is gone through.
 """
 
 from dataclasses import dataclass
 
-from sim.problem.model.attention.base import Attention, check_at_least
+from sim.problem.model.attention.base import Attention, Matrix, check_at_least
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,11 @@ class Recurrent(Attention):
     @property
     def post_weights(self) -> int:
         return self.hidden_size * self.output_width
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        into = self.in_weights // self.hidden_size
+        return ("in", self.hidden_size, into), ("out", self.output_width, self.hidden_size)
 
     @property
     def pre_params(self) -> int:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sim.problem.model.attention.base import EVERYTHING, Attention, Keeping
+from sim.problem.model.attention.base import EVERYTHING, Attention, Keeping, Matrix
 from traces.errors import InputError
 
 
@@ -49,6 +49,10 @@ class SeveralAttentions(Attention):
     @property
     def post_params(self) -> int:
         return sum(one.post_params for one in self.parts)
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        return tuple(matrix for one in self.parts for matrix in one.matrices)
 
     @property
     def idle_params(self) -> int:
@@ -109,6 +113,10 @@ class SeveralAttentions(Attention):
     @property
     def joins_cache(self) -> bool:
         return any(one.joins_cache for one in self.parts)
+
+    @property
+    def softmax_heads(self) -> int:
+        return sum(one.softmax_heads for one in self.parts)
 
     @property
     def group(self) -> float:

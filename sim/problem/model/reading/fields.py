@@ -23,7 +23,7 @@ class Fields:
 
     def __init__(self, values: Mapping[str, Any], where: str = "", noted: set[str] | None = None) -> None:
         self.where = where
-        self._values, self._own = _with_nested(values)
+        self.values, self._own = _with_nested(values)
         self._noted = set() if noted is None else noted
 
     def __contains__(self, name: str) -> bool:
@@ -37,10 +37,10 @@ class Fields:
     @property
     def own(self) -> Mapping[str, Any]:
         """What the language model itself says, without a larger one around it."""
-        return {name: self._values[name] for name in self._own}
+        return {name: self.values[name] for name in self._own}
 
     def _get(self, name: str) -> object:
-        value: object = self._values
+        value: object = self.values
         for part in name.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         if value is not None:
@@ -98,17 +98,17 @@ class Fields:
 
     def of_layer(self, index: int) -> "Fields":
         """The same for one layer, with what it has of its own."""
-        given = self._values.get(_OF_LAYERS)
+        given = self.values.get(_OF_LAYERS)
         if not isinstance(given, Mapping):
             return self
         self._noted.add(_OF_LAYERS)
-        own = next((mine for number, mine in given.items() if str(number).isdigit() and int(number) == index), {})
-        return self.with_(own) if isinstance(own, Mapping) else self
+        own = [mine for number, mine in given.items() if str(number).isdigit() and int(number) == index]
+        return self.with_(own[0]) if own and isinstance(own[0], Mapping) else self
 
     def with_(self, values: Mapping[str, Any]) -> "Fields":
         """The same with other values; those that are null change nothing."""
         changed = {name: value for name, value in values.items() if value is not None}
-        return Fields({**self._values, **changed}, self.where, self._noted) if changed else self
+        return Fields({**self.values, **changed}, self.where, self._noted) if changed else self
 
     def _entry(self, name: str, values: list[Any], layer: int) -> object:
         if layer >= len(values):

@@ -66,7 +66,7 @@ def _mixing(fields: Fields, family: Family) -> int:
 
 
 def ends_params(fields: Fields, family: Family) -> int:
-    """What the model has behind its last layer, the head apart: a norm, and what sums up the streams of the residual."""
+    """What the model has behind its last layer, the head apart: a norm, and what sums up streams of the residual."""
     norm = family.end_norms * norm_params(fields, family) + peculiar_ends(fields, family)
     if not family.residual_head:
         return norm

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from sim.problem.model.attention import HeadAttention, Indexer, LatentAttention
+from sim.problem.model.attention import HeadAttention, LatentAttention
 from sim.problem.model.layer import Layer
 from sim.problem.model.reading.families import Family
 from sim.problem.model.reading.fields import Fields
@@ -85,7 +85,9 @@ def _inkling2(fields: Fields, kind: Kind, index: int, layer: Layer) -> Layer:
     layer = _with_attention(
         layer,
         extra_weights=hidden * heads * (relative + 1) + dynamic,
-        extra_params=convolved * kernel + relative * fields.count("rel_extent") + heads * (attention.head_dim + relative),
+        extra_params=convolved * kernel
+        + relative * fields.count("rel_extent")
+        + heads * (attention.head_dim + relative),
         remembered=(convolved + 2 * hidden) * (kernel - 1),
     )
     streams = (3 if whole else 1) * (index > 0) + 1
@@ -94,7 +96,7 @@ def _inkling2(fields: Fields, kind: Kind, index: int, layer: Layer) -> Layer:
 
 
 def _mistral_large4(fields: Fields, kind: Kind, index: int, layer: Layer) -> Layer:
-    """A scale of the softmax that depends on position, of attention and of the index; the latter normalises its input."""
+    """Scales of the softmax by position, of attention and of the index, which normalises its input besides."""
     attention = layer.attention
     assert isinstance(attention, LatentAttention)
     if attention.indexer is None:
@@ -140,9 +142,9 @@ def _zaya(fields: Fields, kind: Kind, index: int, layer: Layer) -> Layer:
 
 def _with_attention(layer: Layer, extra_weights: int = 0, extra_params: int = 0, remembered: int = 0) -> Layer:
     """A layer whose attention over heads has more of these."""
-    changes: dict[str, Any] = {"extra_params": getattr(layer.attention, "extra_params") + extra_params}
+    changes: dict[str, Any] = {"extra_params": layer.attention.extra_params + extra_params}
     if extra_weights:
-        changes["extra_weights"] = getattr(layer.attention, "extra_weights") + extra_weights
+        changes["extra_weights"] = layer.attention.extra_weights + extra_weights
     if remembered:
         changes["remembered"] = remembered
     return replace(layer, attention=replace(layer.attention, **changes))  # type: ignore[type-var]

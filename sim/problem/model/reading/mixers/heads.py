@@ -97,12 +97,16 @@ def _norms(fields: Fields, family: Family, heads: int, head_dim: int) -> int:
 def _indexer(fields: Fields, hidden: int) -> Indexer:
     """MiniMax-M3 chooses blocks of tokens, Qwen4 by keys that a few tokens share."""
     inside = fields.section("sparse_attention_config")
-    heads = fields.count("index_n_heads", default=inside.count("sparse_num_index_heads", default=0, minimum=0), minimum=0)
+    heads = fields.count(
+        "index_n_heads", default=inside.count("sparse_num_index_heads", default=0, minimum=0), minimum=0
+    )
     if not heads:
         raise InputError("index_n_heads is missing: nothing says how wide the index of its layers is")
     key_dim = fields.count("index_head_dim", default=inside.count("sparse_index_dim", default=0, minimum=0))
     size = fields.count("index_block_size", default=inside.count("sparse_block_size", default=1))
-    blocks = fields.count("index_topk_blocks", default=inside.count("sparse_topk_blocks", default=0, minimum=0), minimum=0)
+    blocks = fields.count(
+        "index_topk_blocks", default=inside.count("sparse_topk_blocks", default=0, minimum=0), minimum=0
+    )
     top_k = blocks * size or fields.count("index_topk")
     pool = fields.count("indexer_compress_ratio", default=1)
     return Indexer(heads, key_dim, top_k, hidden, hidden, pool=pool, weighs_heads=False, extra_params=2 * key_dim)

@@ -95,7 +95,7 @@ def _indexer(fields: Fields, hidden: int, query_input: int) -> Indexer:
 
 
 def compressed_attention(fields: Fields, index: int) -> CompressedAttention:
-    """DeepSeek-V4's: near tokens one by one, far ones by entries of `stride` tokens, every one or those an index finds."""
+    """DeepSeek-V4's: near tokens one by one, far ones by entries of several, all of them or those an index finds."""
     hidden, heads, head_dim = fields.count("hidden_size"), fields.count("num_attention_heads"), fields.count("head_dim")
     rank, stride = fields.count("q_lora_rank"), _stride(fields, index)
     indexed = stride is not None and stride == _rate(fields, "compressed_sparse_attention", 4)

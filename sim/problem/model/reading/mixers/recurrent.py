@@ -87,7 +87,9 @@ def mamba2(fields: Fields) -> Recurrent:
         convolved=mixed,
         kernel=kernel,
         chunk=fields.count("mamba_chunk_size", default=256),
-        extra_params=mixed * (kernel + fields.flag("mamba_conv_bias", default=True)) + 3 * heads + inner
+        extra_params=mixed * (kernel + fields.flag("mamba_conv_bias", default=True))
+        + 3 * heads
+        + inner
         + (projected if biased else 0),
         out_params=hidden if biased else 0,
     )
@@ -95,7 +97,11 @@ def mamba2(fields: Fields) -> Recurrent:
 
 def _head_dim(fields: Fields, hidden: int, heads: int) -> int:
     given = fields.find("mamba_head_dim")[1]
-    return fields.count("mamba_expand", default=2) * hidden // heads if given in (None, "auto") else fields.count("mamba_head_dim")
+    return (
+        fields.count("mamba_expand", default=2) * hidden // heads
+        if given in (None, "auto")
+        else fields.count("mamba_head_dim")
+    )
 
 
 def mamba(fields: Fields) -> Recurrent:
