@@ -159,7 +159,8 @@ class Model:
     def __str__(self) -> str:
         sparse = max(self.layers, key=lambda layer: layer.num_experts)
         shared = " + shared" if sparse.shared else ""
-        further = f", {self.mtp_layers} further MTP layers not run" if self.mtp_layers else ""
+        layers = "layer" if self.mtp_layers == 1 else "layers"
+        further = f", {self.mtp_layers} further {layers} (MTP) not run" if self.mtp_layers else ""
         return (
             f"{self.name}: {self.total_params / 1e9:.1f} B parameters, {self.active_params / 1e9:.1f} B active, "
             f"{self.num_layers} layers, {self.top_k} of {self.num_experts} experts{shared}{further}"

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
 
 from sim.problem.model.attention import HeadAttention, LatentAttention
 from sim.problem.model.layer import Layer
@@ -100,7 +99,8 @@ def _mistral_large4(fields: Fields, kind: Kind, index: int, layer: Layer) -> Lay
     attention = layer.attention
     assert isinstance(attention, LatentAttention)
     if attention.indexer is None:
-        return _with_attention(layer, extra_params=2 * attention.num_heads)
+        scaled = replace(attention, extra_params=attention.extra_params + 2 * attention.num_heads)
+        return replace(layer, attention=scaled)
     more = 2 * layer.hidden_size + 2 * attention.indexer.num_heads
     indexer = replace(attention.indexer, extra_params=attention.indexer.extra_params + more)
     return replace(
@@ -142,12 +142,11 @@ def _zaya(fields: Fields, kind: Kind, index: int, layer: Layer) -> Layer:
 
 def _with_attention(layer: Layer, extra_weights: int = 0, extra_params: int = 0, remembered: int = 0) -> Layer:
     """A layer whose attention over heads has more of these."""
-    changes: dict[str, Any] = {"extra_params": layer.attention.extra_params + extra_params}
-    if extra_weights:
-        changes["extra_weights"] = layer.attention.extra_weights + extra_weights
-    if remembered:
-        changes["remembered"] = remembered
-    return replace(layer, attention=replace(layer.attention, **changes))  # type: ignore[type-var]
+    attention = layer.attention
+    assert isinstance(attention, HeadAttention)
+    weights, params = attention.extra_weights + extra_weights, attention.extra_params + extra_params
+    more = replace(attention, extra_weights=weights, extra_params=params, remembered=remembered)
+    return replace(layer, attention=more)
 
 
 FINISHES: Mapping[str, Finish] = {
