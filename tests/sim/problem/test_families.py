@@ -169,10 +169,13 @@ def test_a_language_model_inside_a_larger_one_is_equal_to_its_class_and_a_head(n
 
 SMALL = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 80, "num_hidden_layers": 4}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
-ROUTED = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+ROUTED = {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 LATENT = {"kv_lora_rank": 16, "q_lora_rank": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10}
 INDEX = {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 32}
 EVEN = {"num_attention_heads": 4, "num_key_value_heads": 4}
+
+WORDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+"""Within a small vocabulary."""
 
 AS_RELEASED = {
     "kimi_linear": {
@@ -198,6 +201,7 @@ AS_RELEASED = {
         "hybrid_override_pattern": "ME*-",
         "mamba_num_heads": 8,
         "mamba_head_dim": 16,
+        "chunk_size": 128,
         "ssm_state_size": 16,
         "n_groups": 2,
         "conv_kernel": 4,
@@ -253,12 +257,14 @@ AS_RELEASED = {
     },
     "mimo_v2_flash": {
         **{**SMALL, **HEADS, **ROUTED, "head_dim": 24, "v_head_dim": 16, "sliding_window_size": 8},
+        "n_shared_experts": None,
         "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
     },
     "gemma4_text": {
         **{**SMALL, **HEADS, "head_dim": 16, "global_head_dim": 32, "num_global_key_value_heads": 1},
         "attention_k_eq_v": True,
         "enable_moe_block": True,
+        "sliding_window": 8,
         "num_experts": 8,
         "top_k_experts": 2,
         "moe_intermediate_size": 24,
@@ -282,6 +288,7 @@ AS_RELEASED = {
     },
     "deepseek_v4": {
         **{**SMALL, **ROUTED, **INDEX, "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 16},
+        "intermediate_size": None,
         "q_lora_rank": 20,
         "o_groups": 2,
         "o_lora_rank": 12,
@@ -291,7 +298,14 @@ AS_RELEASED = {
         "hc_mult": 2,
     },
     "longcat_flash": {
-        **{**SMALL, **LATENT, "num_attention_heads": 4, "num_layers": 2, "ffn_hidden_size": 80},
+        **{
+            **SMALL,
+            **LATENT,
+            "num_attention_heads": 4,
+            "num_hidden_layers": None,
+            "num_layers": 2,
+            "ffn_hidden_size": 80,
+        },
         "n_routed_experts": 8,
         "zero_expert_num": 4,
         "moe_topk": 3,
@@ -360,7 +374,7 @@ def test_a_configuration_in_the_words_of_its_checkpoint_is_read_as_transformers_
     if name not in mapping():
         pytest.skip(f"this transformers has no {name}")
     given = {field: value for field, value in AS_RELEASED[name].items() if value is not None}
-    config = mapping()[name](**json.loads(json.dumps(given)))
+    config = mapping()[name](**json.loads(json.dumps({**given, **WORDS})))
     model = causal_model(config)
     read = Model.of_config({"model_type": name, **given}, name, name)
     resaved = Model.of_config(saved(config), name, name)
@@ -576,6 +590,14 @@ def test_an_index_keeps_a_key_of_each_token_beside_the_latent():
     layer = Model.of_config(DEEPSEEK_V3_2, "v3.2", "v3.2").layers[5]
     assert (layer.kv_bytes_per_token(16), layer.index_bytes_per_token(16)) == (1152, 256)
     assert layer.attended(100_000) == 2048
+
+
+def test_experts_that_compute_nothing_leave_a_token_fewer_that_do():
+    """LongCat-Flash: of 12 choices among 512 experts and 256 that pass their input on, 8 are experts on average."""
+    config = AS_RELEASED["longcat_flash"]
+    given = {**config, "model_type": "longcat_flash", "n_routed_experts": 512, "zero_expert_num": 256, "moe_topk": 12}
+    layer = Model.of_config(given, "longcat", "longcat").layers[0]
+    assert (layer.num_experts, layer.top_k) == (512, 8)
 
 
 def test_layers_that_predict_further_are_said_and_not_counted():

@@ -325,7 +325,7 @@ def test_native_widths_follow_dtype_and_quantisation(fields, bits):
             {"layer_types": ["spectral_attention"] * 4},
             "layer_types has 'spectral_attention'; modelled are full_attention",
         ),
-        ({"hybrid_override_pattern": "M*"}, "hybrid_override_pattern has 2 letters, too few for layer 2"),
+        ({"hybrid_override_pattern": "**"}, "hybrid_override_pattern has 2 letters, too few for layer 2"),
         (
             {**TINY_LINEAR, "linear_num_value_heads": 4, "layer_types": ["linear_attention"] * 4},
             "linear_num_value_heads = 4 must be a multiple of linear_num_key_heads = 3",

@@ -177,7 +177,7 @@ def test_experts_touched_grows_from_top_k_to_all(num_experts, top_k, tokens):
 def test_a_window_bounds_what_is_attended(context, window):
     layer = moe_layer()
     assert layer.attended(context) == context
-    limited = replace(layer, attention=replace(layer.attention, attends=window))
+    limited = replace(layer, attention=replace(layer.attention, window=window))
     assert limited.attended(context) == min(context, window)
 
 
@@ -339,12 +339,12 @@ def test_nouns_are_frozen():
         (lambda: FeedForward(8, 0), r"FeedForward.intermediate_size must be at least 1, got 0"),
         (lambda: LatentAttention(8, 2, 4, 4, 4, 0), r"LatentAttention.kv_rank must be at least 1, got 0"),
         (lambda: LatentAttention(8, 2, 0, 4, 4, 8), r"LatentAttention.nope_head_dim must be at least 1, got 0"),
-        (lambda: HeadAttention(8, 2, 1, 4, 4, attends=0), r"HeadAttention.attends must be at least 1, got 0"),
+        (lambda: HeadAttention(8, 2, 1, 4, 4, window=0), r"HeadAttention.window must be at least 1, got 0"),
         (lambda: HeadAttention(8, 2, 1, 4, 4, stored_query_heads=1), r"stored_query_heads must be at least 2, got 1"),
         (lambda: Recurrent(8, "state", 4, 8, 4, in_weights=-1), r"Recurrent.in_weights must be at least 0, got -1"),
         (lambda: Indexer(2, 4, 0, 8, 8), r"Indexer.top_k must be at least 1, got 0"),
         (lambda: SeveralAttentions((NoAttention(8),)), r"SeveralAttentions.parts must be two or more"),
-        (lambda: SeveralAttentions((HEADS, replace(HEADS, attends=3))), r"keep their caches in different ways"),
+        (lambda: SeveralAttentions((HEADS, replace(HEADS, window=3))), r"keep their caches in different ways"),
         (lambda: Model("m", 10, (moe_layer(), WIDER)), r"layers of 'm' differ in hidden_size"),
         (lambda: Model("m", 10, ()), r"'m' hold no experts"),
         (lambda: Model("m", 0, (moe_layer(),)), r"Model.vocab_size must be at least 1, got 0"),

@@ -4,7 +4,7 @@ One head of keys, which are values too, serves all queries. Where an index choos
 its own, one for each of them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sim.problem.model.attention.base import Attention, Keeping, Matrix, check_at_least
 from sim.problem.model.attention.indexer import Indexer
@@ -21,7 +21,7 @@ class CompressedAttention(Attention):
     num_heads: int
     head_dim: int
     query_rank: int
-    attends: int
+    window: int = field()
     """Tokens of the window."""
     stride: int | None
     """Tokens that one entry beyond it stands for; None where there are none."""
@@ -35,7 +35,7 @@ class CompressedAttention(Attention):
     extra_params: int = 0
 
     def __post_init__(self) -> None:
-        sizes = ("hidden_size", "num_heads", "head_dim", "query_rank", "attends", "stride")
+        sizes = ("hidden_size", "num_heads", "head_dim", "query_rank", "window", "stride")
         check_at_least(self, 1, *sizes, "output_groups", "output_rank")
         check_at_least(self, 0, "compressed_width", "index_width", "extra_params")
 
@@ -51,7 +51,7 @@ class CompressedAttention(Attention):
 
     @property
     def keeping(self) -> Keeping:
-        return Keeping(self.attends, self.stride, self.indexer.top_k if self.indexer else None)
+        return Keeping(self.window, self.stride, self.indexer.top_k if self.indexer else None)
 
     @property
     def cached_width(self) -> int:

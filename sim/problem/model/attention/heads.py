@@ -17,7 +17,7 @@ class HeadAttention(Attention):
     head_dim: int
     """Size of a query and a key."""
     value_head_dim: int
-    attends: int | None = None
+    window: int | None = None
     """Tokens a query can look back on; None is all of them."""
     qkv_bias: bool = False
     output_bias: bool = False
@@ -38,7 +38,7 @@ class HeadAttention(Attention):
     """Norms of queries and keys, attention sinks."""
 
     def __post_init__(self) -> None:
-        sizes = ("hidden_size", "num_query_heads", "num_kv_heads", "head_dim", "value_head_dim", "attends")
+        sizes = ("hidden_size", "num_query_heads", "num_kv_heads", "head_dim", "value_head_dim", "window")
         check_at_least(self, 1, *sizes)
         check_at_least(self, 0, "gate_width", "remembered", "extra_weights", "extra_params")
         check_at_least(self, self.num_query_heads, "stored_query_heads")
@@ -50,7 +50,7 @@ class HeadAttention(Attention):
     def kind(self) -> str:
         if self.indexer:
             return "indexed"
-        return "full" if self.attends is None else "sliding"
+        return "full" if self.window is None else "sliding"
 
     @property
     def query_width(self) -> int:
@@ -64,8 +64,8 @@ class HeadAttention(Attention):
     @property
     def keeping(self) -> Keeping:
         if self.indexer is None:
-            return Keeping(self.attends)
-        return Keeping(self.attends, None, self.indexer.top_k, self.indexer.pool)
+            return Keeping(self.window)
+        return Keeping(self.window, None, self.indexer.top_k, self.indexer.pool)
 
     @property
     def cached_width(self) -> int:

@@ -26,7 +26,7 @@ class LatentAttention(Attention):
     """Width of the query's own bottleneck; None projects the query from the hidden state."""
     query_input: int | None = None
     """Width of what queries are projected from, where it is not the bottleneck (A.X K2: with norm and without)."""
-    attends: int | None = None
+    window: int | None = None
     qkv_bias: bool = False
     output_bias: bool = False
     gate_weights: int = 0
@@ -40,7 +40,7 @@ class LatentAttention(Attention):
 
     def __post_init__(self) -> None:
         sizes = ("hidden_size", "num_heads", "nope_head_dim", "value_head_dim", "kv_rank", "query_rank", "query_input")
-        check_at_least(self, 1, *sizes, "attends", "reads_index")
+        check_at_least(self, 1, *sizes, "window", "reads_index")
         check_at_least(self, 0, "rope_head_dim", "gate_weights", "extra_params")
 
     @property
@@ -62,8 +62,8 @@ class LatentAttention(Attention):
     @property
     def keeping(self) -> Keeping:
         if self.indexer is None:
-            return Keeping(self.attends, None, self.reads_index)
-        return Keeping(self.attends, None, self.indexer.top_k, self.indexer.pool)
+            return Keeping(self.window, None, self.reads_index)
+        return Keeping(self.window, None, self.indexer.top_k, self.indexer.pool)
 
     @property
     def cached_width(self) -> int:

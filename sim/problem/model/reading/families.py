@@ -26,6 +26,8 @@ class Family:
     """What "linear attention" is: delta, kimi, mamba, mamba2, lightning or convolution."""
     indexes: bool = False
     """Layers that attend to everything do so through an index."""
+    index_every: int = 1
+    """Every so many layers have an index of their own, whose choice the others take over."""
     dense_first: int = 0
     """Layers without experts at the start."""
     qk_norm: str = "as configured"

@@ -61,7 +61,7 @@ def _inkling(fields: Fields, kind: Kind, index: int, layer: Layer) -> Layer:
     attention, hidden = layer.attention, layer.hidden_size
     assert isinstance(attention, HeadAttention)
     kernel, relative = fields.count("conv_kernel_size"), fields.count("d_rel")
-    extent = attention.attends or fields.count("rel_extent")
+    extent = attention.window or fields.count("rel_extent")
     convolved = attention.cached_width
     layer = _with_attention(
         layer,

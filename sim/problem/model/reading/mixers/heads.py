@@ -13,7 +13,8 @@ from traces.errors import InputError
 def head_attention(fields: Fields, family: Family, kind: Kind, index: int) -> HeadAttention:
     """Raises InputError where a size is missing or impossible."""
     fields = fields.with_(_own_sizes(fields, family, kind))
-    hidden, heads = fields.count("hidden_size"), fields.count("num_attention_heads", layer=index)
+    hidden, heads = fields.count("hidden_size"), fields.count("num_attention_heads")
+    heads = fields.count("num_attention_heads_per_layer", default=heads, layer=index)
     kv_heads = fields.count("num_key_value_heads", default=heads, layer=index)
     head_dim = _head_dim(fields, family, hidden, heads)
     value_dim = fields.count("v_head_dim", default=head_dim)
@@ -25,7 +26,7 @@ def head_attention(fields: Fields, family: Family, kind: Kind, index: int) -> He
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         value_head_dim=value_dim,
-        attends=window_of(fields, kind),
+        window=window_of(fields, family, kind),
         qkv_bias=qkv_bias,
         output_bias=qkv_bias and family.output_bias_as_qkv,
         gate_width=gate,
@@ -37,7 +38,7 @@ def head_attention(fields: Fields, family: Family, kind: Kind, index: int) -> He
     )
 
 
-def window_of(fields: Fields, kind: Kind) -> int | None:
+def window_of(fields: Fields, family: Family, kind: Kind) -> int | None:
     """Tokens that a layer looks back on. Llama 4's chunks count as windows of their size, the most they reach."""
     if kind is Kind.CHUNKED:
         return fields.count("attention_chunk_size")
@@ -46,7 +47,8 @@ def window_of(fields: Fields, kind: Kind) -> int | None:
     size = fields.count("sliding_window", default=0, minimum=0) or None
     if size is None:
         raise InputError("layer_types has sliding_attention, but sliding_window is missing")
-    return size
+    before = family.name == "mimo_v2_flash" and fields.find("sliding_window")[0] == "sliding_window_size"
+    return size + before  # MiMo counts the tokens before the one that looks back
 
 
 def _own_sizes(fields: Fields, family: Family, kind: Kind) -> Mapping[str, Any]:

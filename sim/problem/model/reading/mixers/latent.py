@@ -26,7 +26,7 @@ def latent_attention(fields: Fields, family: Family, kind: Kind, index: int) -> 
     norms = rank + (query_rank or 0) + (rope if family.name == "dots3_note" else 0)
     has_sinks, doubled = kind in family.sinks, family.name == "axk2" and query_rank is not None
     indexed = kind is Kind.INDEXED
-    shared = indexed and index_is_shared(fields, index)
+    shared = indexed and index_is_shared(fields, family, index)
     return LatentAttention(
         hidden_size=hidden,
         num_heads=heads,
@@ -36,7 +36,7 @@ def latent_attention(fields: Fields, family: Family, kind: Kind, index: int) -> 
         kv_rank=rank,
         query_rank=query_rank,
         query_input=2 * query_rank if doubled and query_rank else None,
-        attends=window_of(fields, kind),
+        window=window_of(fields, family, kind),
         qkv_bias=bias,
         output_bias=bias and family.output_bias_as_qkv,
         gate_weights=_gate(family, hidden, heads, value_dim, query_rank),
@@ -72,7 +72,7 @@ def _gate(family: Family, hidden: int, heads: int, value_dim: int, query_rank: i
     return hidden * {"channel": heads * value_dim, "head": heads}.get(family.gate, 0)
 
 
-def index_is_shared(fields: Fields, index: int) -> bool:
+def index_is_shared(fields: Fields, family: Family, index: int) -> bool:
     """Whether a layer takes over what the index of an earlier one chose."""
     kind = fields.per_layer("indexer_types", index)
     if kind is not None:
@@ -80,7 +80,7 @@ def index_is_shared(fields: Fields, index: int) -> bool:
     pattern = fields.find("index_topk_pattern")[1]
     if isinstance(pattern, str | list) and pattern:
         return index < len(pattern) and pattern[index] in ("S", "shared")
-    every = fields.count("index_topk_freq", default=1)
+    every = fields.count("index_topk_freq", default=family.index_every)
     return max(index - fields.count("index_skip_topk_offset", default=2, minimum=0) + 1, 0) % every != 0
 
 
@@ -113,7 +113,7 @@ def compressed_attention(fields: Fields, index: int) -> CompressedAttention:
         num_heads=heads,
         head_dim=head_dim,
         query_rank=rank,
-        attends=fields.count("sliding_window"),
+        window=fields.count("sliding_window"),
         stride=stride,
         compressed_width=width,
         output_groups=fields.count("o_groups"),
