@@ -25,7 +25,7 @@ from engine.model import (
     can_split,
     expert_rows,
 )
-from sim.problem import Split, are_unpacked, unpacked_at_once, unpacked_experts
+from sim.problem import Split, WeightBits, WidthsApart, are_unpacked, unpacked_at_once, unpacked_experts
 from sim.schedule import MemoryPart
 from traces.errors import InputError
 
@@ -60,16 +60,25 @@ class PackedLayer:
         return self.parameters[0].owner
 
 
-def _check_width(weight_bits: float | None, model: PreTrainedModel) -> None:
+def _expert_width(weight_bits: WeightBits | None, model: PreTrainedModel) -> float | None:
+    """The width of routed experts. Raises InputError for one that the engine does not run, and for others set apart."""
     own = 8 * model.dtype.itemsize
-    if weight_bits is not None and weight_bits not in (*NUMBER_BITS, own):
-        packed = ", ".join(f"{bits:g}" for bits in NUMBER_BITS)
+    packed = ", ".join(f"{bits:g}" for bits in NUMBER_BITS)
+    runs, given = f"the engine runs {packed} or the model's own {own}", weight_bits
+    if isinstance(given, WidthsApart):
+        apart = given.to_dict()
+        experts = apart.pop("experts", None)
+        given = experts if {own}.issuperset(apart.values()) else str(given)
+    if isinstance(given, str):
         raise InputError(
-            f"weight_bits: {weight_bits:g}: the engine runs {packed} or the model's own {own}: give one of these"
+            f"weight_bits: {weight_bits}: {runs} of routed experts, and all else as the model has it: give one of these"
         )
+    if given is not None and given not in (*NUMBER_BITS, own):
+        raise InputError(f"weight_bits: {given:g}: {runs}: give one of these")
+    return given
 
 
-def check_packing(model: PreTrainedModel, weight_bits: float | None) -> None:
+def check_packing(model: PreTrainedModel, weight_bits: WeightBits | None) -> None:
     """Raises InputError for a width that the engine does not run, and for experts that it cannot pack."""
     anatomy = Anatomy.of(model)
     packed_layers(model, anatomy, weight_bits, [Split()] * len(anatomy.layers), prefill_on_host=False)
@@ -78,28 +87,28 @@ def check_packing(model: PreTrainedModel, weight_bits: float | None) -> None:
 def packed_layers(
     model: PreTrainedModel,
     anatomy: Anatomy,
-    weight_bits: float | None,
+    weight_bits: WeightBits | None,
     splits: Sequence[Split],
     *,
     prefill_on_host: bool,
 ) -> list[PackedLayer | None]:
     """Per layer, what is packed. Raises InputError for experts that cannot be."""
-    _check_width(weight_bits, model)
-    bits = NUMBER_BITS.get(weight_bits or 0.0)
+    width = _expert_width(weight_bits, model)
+    bits = NUMBER_BITS.get(width or 0.0)
     if bits is None:
         return [None] * len(anatomy.layers)
     found = list[PackedLayer | None]()
     for i, (experts, split) in enumerate(zip(anatomy.experts, splits, strict=True)):
         if experts and not can_split(experts, anatomy.num_experts):
             kind = type(model).__name__
-            raise InputError(f"weight_bits: {weight_bits:g}: the experts of {kind} cannot be packed: leave it out")
+            raise InputError(f"weight_bits: {width:g}: the experts of {kind} cannot be packed: leave it out")
         formats = tuple(_format(one, bits) for one in experts)
         unpacked = are_unpacked(split, prefill_on_host=prefill_on_host)
         found.append(PackedLayer(i, experts, formats, anatomy.num_experts, unpacked) if experts else None)
     tensors = [one.tensor for layer in found if layer for one in layer.parameters]
     if len({id(tensor) for tensor in tensors}) < len(tensors):
         kind = type(model).__name__
-        raise InputError(f"weight_bits: {weight_bits:g}: layers of {kind} share their experts: leave it out")
+        raise InputError(f"weight_bits: {width:g}: layers of {kind} share their experts: leave it out")
     return found
 
 

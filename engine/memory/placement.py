@@ -24,7 +24,7 @@ from engine.model import (
     can_split,
     expert_rows,
 )
-from sim.problem import Policy, Split, splits_of
+from sim.problem import Policy, Split, splits_of, weight_bits_text
 from sim.schedule import ExpertPlace, MemoryPart, Place, Schedule, SlotLayout
 from traces.errors import InputError
 
@@ -103,9 +103,8 @@ def _check_split(
 
 def _check_host_layer(model: PreTrainedModel, layer: int, policy: Policy) -> None:
     if policy.weight_bits is not None:
-        raise InputError(
-            f"weight_bits: {policy.weight_bits:g}: layers on the host run as the model has them: leave it out"
-        )
+        given = weight_bits_text(policy.weight_bits)
+        raise InputError(f"weight_bits: {given}: layers on the host run as the model has them: leave it out")
     layers = cache_for(model).layers
     kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or ()
     recurrent = layer < len(kinds) and kinds[layer] == "linear_attention"

@@ -10,7 +10,7 @@ from engine import calibration, device as devices, generation, memory
 from engine.device import add_device, device_of
 from engine.generation import add_model, model_of
 from sim import problem, schedule as schedules, simulation
-from sim.problem import add_policy, add_routing, fixed_policy
+from sim.problem import add_policy, add_routing, add_weight_bits, fixed_policy
 from traces import files
 from traces.cli import Command, positive_int, progress
 from traces.errors import InputError
@@ -53,12 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     policy.add_argument("--schedule", default="cgopipe", help="(default: %(default)s)")
     add_policy(policy)
     add_routing(policy)
-    policy.add_argument(
-        "--weight-bits",
-        type=float,
-        metavar="BITS",
-        help="of routed experts: 4.5 or 8.5 (default: the model's own width)",
-    )
+    add_weight_bits(policy, "width of routed experts: 4.5 or 8.5 (default: the model's own)")
     policy.add_argument("--plan-for", metavar="HARDWARE", help="plan the policy for this machine (a preset or a .toml)")
     add_device(parser.add_argument_group("device"))
     options = parser.add_argument_group("generation")

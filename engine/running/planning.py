@@ -10,7 +10,7 @@ from engine.generation import as_cut
 from sim.admission import BLOCK_TOKENS, RequestStream, StreamedRequest
 from sim.cost import Setup
 from sim.planning import Flow, PolicyGrid, best_policy, best_stream_policy
-from sim.problem import UNIFORM, Hardware, Policy, Problem, Routing, Workload
+from sim.problem import UNIFORM, Hardware, Policy, Problem, Routing, WeightBits, Workload, weight_bits_text
 from sim.schedule import Schedule
 from sim.simulation import Prediction, StreamSetup, predict
 from traces.errors import InputError
@@ -27,7 +27,7 @@ class RunPlan:
 
     def __str__(self) -> str:
         policy = self.policy
-        width = "" if policy.weight_bits is None else f", weight_bits {policy.weight_bits:g}"
+        width = "" if policy.weight_bits is None else f", weight_bits {weight_bits_text(policy.weight_bits)}"
         return (
             f"{policy} requests, attention {policy.attention}, experts_on_device {policy.experts_on_device:g}, "
             f"kv_on_device {policy.kv_on_device:g}{width}; expected {self.expected_tokens_per_s:.1f} tokens/s, "
@@ -48,7 +48,7 @@ def plan(
     prompt_tokens: Sequence[int],
     max_new_tokens: int,
     routing: str | Routing = UNIFORM,
-    weight_bits: float | None = None,
+    weight_bits: WeightBits | None = None,
     *,
     sampled: bool = False,
 ) -> RunPlan:
@@ -72,7 +72,7 @@ def plan_streamed(
     prompt_tokens: Sequence[int],
     limits: Sequence[int],
     routing: str | Routing = UNIFORM,
-    weight_bits: float | None = None,
+    weight_bits: WeightBits | None = None,
     *,
     sampled: bool = False,
 ) -> RunPlan:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from sim.cost.memory import routed_bytes, tokens_on_device
+from sim.cost.memory import Kept, routed_bytes
 from sim.cost.pools import DRAM, PAGEABLE_TRAFFIC, PIN_TRAFFIC, hbm, link
 from sim.cost.sizes import Sizes, fetches_modules
 from sim.cost.work import Cost, Work
@@ -55,7 +55,7 @@ class Copies:
         """All of a request's cache; to prompts only what earlier chunks of them left."""
         if self._sizes.has_prompts(task):
             return self._copy_between("kv", task, self._kv_bytes(task, self._sizes.earlier(task)), 2)
-        size = self._kv_bytes(task, self._sizes.kept_tokens(task, task.step - 1))
+        size = self._kv_bytes(task, self._sizes.kept(task, task.step - 1))
         return self._copy_between(self._loaded_cache, task, size, 2)
 
     def _store_kv(self, task: Task) -> Work:
@@ -64,18 +64,17 @@ class Copies:
         At the pageable rate one more copy on the host is in that rate already.
         """
         prompts = self._sizes.has_prompts(task)
-        size = self._kv_bytes(task, self._sizes.kept_tokens(task, 0) if prompts else self._sizes.tokens(task))
+        size = self._kv_bytes(task, self._sizes.kept(task, 0) if prompts else Kept.new(self._sizes.tokens(task)))
         if "new kv on host" not in self._locked:
             return self._copy_between("kv", task, size, copies=2)
         landed = self._copy_between("new kv on host", task, size, copies=2)
         roofs = {**landed.roofs, "host copy": size / self._hardware.pin_bytes_per_s}
         return landed._replace(roofs=roofs, traffic={**landed.traffic, DRAM: (1 + PIN_TRAFFIC) * size})
 
-    def _kv_bytes(self, task: Task, tokens: int) -> float:
-        """Keys and values of so many tokens, less those that stay on the device."""
-        stays = tokens_on_device(self._sizes.policy, self._sizes.micro_batch(task), tokens)
-        per_token = self._sizes.layer(task).kv_bytes_per_token(self._sizes.kv_bits)
-        return self._sizes.share((tokens - stays) * per_token)
+    def _kv_bytes(self, task: Task, kept: Kept) -> float:
+        """What is kept, less what stays on the device."""
+        stays = kept.on_device(self._sizes.policy, self._sizes.micro_batch(task))
+        return self._sizes.share(kept.without(stays).bytes(self._sizes.layer(task), self._sizes.kv_bits))
 
     def _pin_weights(self, task: Task) -> Work:
         """What of a page is not page-locked into staging: of some pages nothing, and then only the launch is left."""
@@ -97,7 +96,7 @@ class Copies:
         split = placement.splits[task.layer]
         touched = self._sizes.expert_use.touched(task.layer, self._sizes.all_tokens(task)) if split.streamed else 0.0
         whole = placement.streamed_bytes(placement.kinds[task.layer], in_prefill=task.step == 0)
-        idle = (split.streamed - touched) * layer.expert_bytes(placement.expert_bits) if split.streamed else 0.0
+        idle = (split.streamed - touched) * layer.expert_bytes(placement.widths.experts) if split.streamed else 0.0
         networks = touched + (layer.shared is not None) + (layer.dense is not None)
         return 1.0 - idle / whole, MODULES_OF_REST + round(MODULES_OF_NETWORK * networks)
 
@@ -111,14 +110,14 @@ class Copies:
     def _load_output(self, task: Task) -> Work:
         tokens = self._sizes.group_tokens(task)
         return self._copy_between(
-            "output on host", task, tokens * self._sizes.layer(task).hidden_bytes_per_token(self._bits)
+            "output on host", task, tokens * self._sizes.layer(task).routed_bytes_per_token(self._bits)
         )
 
     def _fetch_experts(self, task: Task) -> Work:
         """Each expert that is asked for, one after the other, from where it lives."""
         layer, placement = self._sizes.layer(task), self._sizes.placement
         count = self._sizes.used(task, ExpertPlace.FETCHED).touched
-        size = self._sizes.share(count * layer.expert_bytes(placement.expert_bits))
+        size = self._sizes.share(count * layer.expert_bytes(placement.widths.experts))
         moved = placement.moved_bytes(placement.kinds[task.layer])
         pageable = 1.0 - self._sizes.policy.locked_bytes(moved) / max(1, moved)
         return self._copy(task, size, size * pageable, copies=max(1, round(count)))

@@ -4,7 +4,6 @@ Time = launch latency + max(FLOPs / rate, bytes / bandwidth) of each part of the
 its class (the HRM for one task, MoE-Lightning section 3).
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -35,7 +34,7 @@ class Kernels:
 
     def __init__(self, sizes: Sizes) -> None:
         self._sizes, self._model, self._hardware = sizes, sizes.model, sizes.hardware
-        self._bits = sizes.model.activation_bits
+        self._bits, self._widths = sizes.model.activation_bits, sizes.placement.widths
         self.formulas: dict[Op, Callable[[Task], Work]] = {
             Op.PRE_ATTN: self._pre_attn,
             Op.ATTN: self._attn,
@@ -56,7 +55,7 @@ class Kernels:
 
     def _pre_attn(self, task: Task) -> Work:
         layer, tokens, share = self._sizes.layer(task), self._sizes.tokens(task), self._sizes.share
-        weights = share(packed_bytes(layer.attention.pre_params, self._model.other_bits))
+        weights = share(packed_bytes(layer.attention.pre_params, self._widths.attention))
         per_token = layer.hidden_size * (self._bits / 8) + share(layer.qkv_bytes_per_token(self._bits))
         return self._on_gpu(task, self._gemm(task, share(layer.pre_attn_flops(tokens)), weights + tokens * per_token))
 
@@ -65,16 +64,21 @@ class Kernels:
             return self._attn_of_prompts(task)
         layer, one, share = self._sizes.layer(task), self._sizes.micro_batch(task), self._sizes.share
         on_cpu = task.lane.kind is LaneKind.CPU
-        context = self._sizes.kept_tokens(task, task.step)
-        if on_cpu:
-            context = min(context, one.context_tokens(task.step) - one.padding_tokens)
-        flops = share(layer.attention_flops(context))
-        moved = share(context * layer.kv_bytes_per_token(self._sizes.kv_bits))
+        context = one.context_tokens(task.step) - (one.padding_tokens if on_cpu else 0)
+        flops = share(layer.attention.decode_flops(context, one.num_requests))
+        moved = share(self._read_bytes(layer, context, one.num_requests))
         if on_cpu:
             return self._attn_on_cpu(flops, moved * self._passes(layer), share(one.num_requests))
         device = self._hardware.device
         kernel = device.decode_attention or device.attention
         return self._on_gpu(task, KernelWork(flops, moved, kernel, tokens=one.num_requests))
+
+    def _read_bytes(self, layer: Layer, context: int, requests: int) -> int:
+        """What decode reads of caches with so many tokens: the entries attended to, an index, states there and back."""
+        attention, bits = layer.attention, self._sizes.kv_bits
+        entries = attention.keeping.attended(context, requests) * layer.kv_bytes_per_token(bits)
+        index = attention.keeping.indexed(context, requests) * layer.index_bytes_per_token(bits)
+        return entries + index + 2 * requests * attention.state_bytes
 
     def _attn_on_cpu(self, flops: float, moved: float, requests: float) -> Work:
         """Attention beside the KV cache; each request also costs a fixed time."""
@@ -87,16 +91,11 @@ class Kernels:
 
     def _attn_of_prompts(self, task: Task) -> Work:
         layer, one, share = self._sizes.layer(task), self._sizes.micro_batch(task), self._sizes.share
-        flops = layer.attention_flops(self._prompt_pairs(layer, one), expanded=True)
+        flops = layer.attention.prompt_flops(one.prompt_tokens, one.prompt_tokens_squared)
         moved = self._prompt_attention_bytes(layer, one)
-        moved += self._sizes.earlier(task) * layer.kv_bytes_per_token(self._sizes.kv_bits)
+        moved += self._sizes.earlier(task).bytes(layer, self._sizes.kv_bits)
         kernel = self._hardware.device.attention
         return self._on_gpu(task, KernelWork(share(flops), share(moved), kernel, tokens=one.prompt_tokens))
-
-    def _prompt_pairs(self, layer: Layer, one: MicroBatch) -> float:
-        """Pairs of a token and one that it attends to, of all prompts."""
-        tokens = one.prompt_tokens
-        return min(one.prompt_tokens_squared / 2, tokens * (layer.attention.window or math.inf))
 
     def _prompt_attention_bytes(self, layer: Layer, one: MicroBatch) -> float:
         """What goes into the attention of all prompts and comes out of it."""
@@ -105,7 +104,7 @@ class Kernels:
 
     def _out_proj(self, task: Task) -> KernelWork:
         layer, tokens, share = self._sizes.layer(task), self._sizes.tokens(task), self._sizes.share
-        weights = packed_bytes(layer.attention.post_params, self._model.other_bits)
+        weights = packed_bytes(layer.attention.post_params, self._widths.attention)
         moved = tokens * (layer.attention_output_bytes_per_token(self._bits) + weights / max(tokens, 1))
         return self._gemm(task, share(layer.out_proj_flops(tokens)), share(moved))
 
@@ -120,7 +119,7 @@ class Kernels:
         if rate is None or not experts:
             return work
         made = share(experts * layer.expert_bytes(self._bits))
-        moved = made + share(experts * layer.expert_bytes(self._sizes.policy.expert_bits(self._model)))
+        moved = made + share(experts * layer.expert_bytes(self._widths.experts))
         traffic = {pool: size + moved for pool, size in work.traffic.items()}
         return work._replace(roofs={**work.roofs, "unpacking": made / rate}, traffic=traffic, moved=work.moved + moved)
 
@@ -130,15 +129,14 @@ class Kernels:
         The class of the experts has the fixed time of all of it, once for each place where experts are.
         """
         layer, tokens, share = self._sizes.layer(task), self._sizes.tokens(task), self._sizes.share
-        policy, hidden_bytes = self._sizes.policy, layer.hidden_size * (self._bits / 8)
+        hidden_bytes = layer.hidden_size * (self._bits / 8)
         routed_flops = 2.0 * tokens * layer.top_k * (layer.expert.weights if layer.expert else 0)
-        always = layer.router_params + layer.shared_expert_params + layer.dense_ffn_params
-        always_bytes = share(packed_bytes(always, self._model.other_bits)) + 2 * tokens * hidden_bytes
+        always_bytes = share(self._always_bytes(layer, layer.router_params)) + 2 * tokens * hidden_bytes
         plain = self._gemm(task, share(layer.ffn_flops(tokens) - routed_flops), always_bytes)
         if not layer.num_experts:
             return [plain]
         touched = self._sizes.expert_use.touched(task.layer, tokens)
-        bits, split = policy.expert_bits(self._model), self._sizes.placement.splits[task.layer]
+        bits, split = self._widths.experts, self._sizes.placement.splits[task.layer]
         count = 2 if 0 < split.resident < layer.num_experts else 1
         if self._sizes.unpack_bytes_per_s is not None:
             bits, count = self._bits, self._sizes.unpacked_parts(task)
@@ -146,6 +144,10 @@ class Kernels:
         moved = share(routed_bytes) + tokens * layer.top_k * 2 * hidden_bytes
         experts = KernelWork(share(routed_flops), moved, self._hardware.device.experts, count, tokens)
         return [plain._replace(launches=0), experts]
+
+    def _always_bytes(self, layer: Layer, router: int = 0) -> int:
+        """Networks that every token passes, with so many parameters of a router."""
+        return self._widths.bytes_of(shared=layer.shared_expert_params, dense=layer.dense_ffn_params, router=router)
 
     def _route(self, task: Task) -> Work:
         """What stands between attention and experts that are computed apart."""
@@ -155,7 +157,7 @@ class Kernels:
 
     def _router(self, task: Task) -> KernelWork:
         layer, tokens = self._sizes.layer(task), self._sizes.tokens(task)
-        weights = self._sizes.share(packed_bytes(layer.router_params, self._model.other_bits))
+        weights = self._sizes.share(packed_bytes(layer.router_params, self._widths.router))
         moved = weights + tokens * layer.hidden_size * (self._bits / 8)
         return self._gemm(task, self._sizes.share(2.0 * tokens * layer.router_params), moved)
 
@@ -167,9 +169,7 @@ class Kernels:
         parts = []
         always = layer.shared_expert_params + layer.dense_ffn_params
         if always:
-            moved = share(packed_bytes(always, self._model.other_bits)) + 2 * tokens * layer.hidden_size * (
-                self._bits / 8
-            )
+            moved = share(self._always_bytes(layer)) + 2 * tokens * layer.hidden_size * (self._bits / 8)
             launches = 0 if split.places & ON_DEVICE else 1
             parts.append(KernelWork(share(2.0 * tokens * always), moved, self._hardware.device.gemm, launches, tokens))
         if split.places & ON_DEVICE:
@@ -185,7 +185,7 @@ class Kernels:
         layer, used = self._sizes.layer(task), self._sizes.used(task, places)
         assert layer.expert is not None, "a layer with experts in some place has experts"
         is_unpacked = bool(places & ON_DEVICE) and self._sizes.unpack_bytes_per_s is not None
-        weights = used.touched * layer.expert_bytes(self._bits if is_unpacked else self._sizes.placement.expert_bits)
+        weights = used.touched * layer.expert_bytes(self._bits if is_unpacked else self._widths.experts)
         moved = weights + used.pairs * 2 * layer.hidden_size * (self._bits / 8)
         return 2.0 * used.pairs * layer.expert.weights, moved
 
@@ -223,11 +223,11 @@ class Kernels:
         width = layer.hidden_size * (self._bits / 8)
         routed_flops = 2.0 * tokens * layer.top_k * (layer.expert.weights if layer.expert else 0)
         flops = layer.pre_attn_flops(tokens) + layer.out_proj_flops(tokens) + layer.ffn_flops(tokens) - routed_flops
-        weights, latency_s = share(layer.non_expert_bytes(self._model.other_bits)), float(host.gemm.latency_s or 0.0)
+        weights, latency_s = share(layer.non_expert_bytes(self._widths)), float(host.gemm.latency_s or 0.0)
         fixed = {"launch latency": latency_s}
         others = self._on_cpu(host.gemm, share(flops), weights + 4 * tokens * width, tokens, fixed)
         touched = self._sizes.expert_use.touched(task.layer, tokens) if layer.num_experts else 0.0
-        moved = touched * layer.expert_bytes(self._sizes.placement.expert_bits) + 2 * tokens * layer.top_k * width
+        moved = touched * layer.expert_bytes(self._widths.experts) + 2 * tokens * layer.top_k * width
         each = max(1.0, tokens * layer.top_k / max(touched, 1e-9))
         fixed = {"launch latency": float(host.experts.latency_s or 0.0) if touched else 0.0}
         experts = self._on_cpu(host.experts, share(routed_flops), share(moved) if touched else 0.0, each, fixed)
@@ -237,15 +237,15 @@ class Kernels:
         if task.step > 0:
             return self._attn(task)
         layer, one, share = self._sizes.layer(task), self._sizes.micro_batch(task), self._sizes.share
-        pairs, moved = self._prompt_pairs(layer, one), self._prompt_attention_bytes(layer, one)
+        moved = self._prompt_attention_bytes(layer, one)
         kernel, fixed = self._hardware.host.attention, {"launch latency": float(self._hardware.host.launch_latency_s)}
-        flops = share(layer.attention_flops(pairs, expanded=True))
+        flops = share(layer.attention.prompt_flops(one.prompt_tokens, one.prompt_tokens_squared))
         return self._on_cpu(kernel, flops, share(moved), one.prompt_tokens, fixed)
 
     def _head(self, task: Task) -> Work:
         requests, share = self._sizes.micro_batch(task).num_requests, self._sizes.share
         kernel = self._hardware.device.head or self._hardware.device.gemm
-        flops, moved = share(self._model.head_flops(requests)), share(self._model.head_bytes())
+        flops, moved = share(self._model.head_flops(requests)), share(self._model.head_bytes(self._widths))
         return self._on_gpu(task, KernelWork(flops, moved, kernel, tokens=requests))
 
     def _on_gpu(self, task: Task, *parts: KernelWork) -> Work:
@@ -285,8 +285,7 @@ class Kernels:
         """Bytes that attention on the host moves per byte of KV cache. A kernel that was measured reads it in place."""
         if not self._sizes.schedule.system.expands_cache or self._hardware.host.decode_attention is not None:
             return 1.0
-        group = layer.attention.num_query_heads / layer.attention.num_kv_heads
-        return 1.0 + EXPANDED_PASSES * group * WORKSPACE_BITS / self._sizes.kv_bits
+        return 1.0 + EXPANDED_PASSES * layer.attention.group * WORKSPACE_BITS / self._sizes.kv_bits
 
     def _all_reduce(self, task: Task) -> Work:
         """Ring all-reduce of the hidden states: each rank sends and receives 2 (r − 1) / r of them."""

@@ -204,18 +204,24 @@ def largest_weight_share(dims: MoEDims, policy: PolicyNumbers, constants: Optimi
 
 
 def dims_of(model: Model) -> MoEDims:
-    """Return the paper's letters for a model: of its commonest layer with experts, full attention first."""
-    layers = [layer for layer in model.layers if layer.expert]
-    layer = max(layers, key=lambda layer: (layer.attention.window is None, layers.count(layer)))
-    attention = layer.attention
+    """Return the paper's letters for a model: of its commonest layer with experts, full attention first.
+
+    Where these lie in layers of their own, attention is that of the commonest layer with a KV cache.
+    """
+    cached = [layer for layer in model.layers if layer.attention.cached_width]
+    if not cached:
+        raise InputError(f"{model.name} keeps no KV cache: HRM knows layers with attention alone")
+    attending = max(cached, key=lambda one: (bool(one.expert), one.attention.window is None, cached.count(one)))
+    layer = attending if attending.expert else max(model.layers, key=lambda one: (one.num_experts, one.top_k))
+    attention = attending.attention
     return MoEDims(
         n_layers=model.num_layers,
         h1=layer.hidden_size,
         h2=layer.expert.intermediate_size if layer.expert else 0,
-        n_q=attention.num_query_heads,
-        n_kv=attention.num_kv_heads,
+        n_q=attention.softmax_heads,
+        n_kv=round(attention.softmax_heads / attention.group),
         n_e=layer.num_experts,
         k=layer.top_k,
-        head_dim=attention.sent_query_width // attention.num_query_heads,
+        head_dim=attention.sent_query_width // attention.softmax_heads,
         cached_width=attention.cached_width,
     )

@@ -27,13 +27,13 @@ def _layer_s(setup: Setup, layer: Layer, constants: OptimizerConstants) -> float
     activation_bytes = model.activation_bits / 8
     mu = policy.micro_batch_size
     context = layer.attended(round(workload.mean_prompt_tokens + workload.gen_len))
-    experts = layer.num_experts * layer.expert_bytes(policy.expert_bits(model))
+    experts = layer.num_experts * layer.expert_bytes(policy.widths(model).experts)
     width = layer.expert.intermediate_size if layer.expert else 0
     ffn_bytes = experts + mu * activation_bytes * (layer.hidden_size + width)
     ffn_flops = 2.0 * mu * layer.top_k * (layer.expert.weights if layer.expert else 0)
     attention = layer.attention
-    attn_flops = 2.0 * mu * context * (attention.sent_query_width + attention.num_query_heads)
-    kv_bytes = mu * context * layer.kv_bytes_per_token(policy.cache_bits(model))
+    attn_flops = 2.0 * mu * context * (attention.sent_query_width + attention.softmax_heads)
+    kv_bytes = mu * (context * layer.kv_bytes_per_token(policy.cache_bits(model)) + attention.state_bytes)
     attn_bytes = kv_bytes + 2 * mu * activation_bytes * attention.sent_query_width
     link_bytes, on_gpu = float(_streamed_bytes(setup, layer)), policy.attention is Place.GPU
     if on_gpu:

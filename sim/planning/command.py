@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sim import admission, planning, simulation
-from sim.problem import add_problem, problem_of, schedules_of
+from sim.problem import add_problem, add_weight_bits, problem_of, schedules_of
 from traces.cli import Command, add_jobs, add_json, add_plot, deliver, one_of, positive_int, progress, write_json
 from traces.errors import InputError
 
@@ -35,9 +35,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     search.add_argument("--optimizer", metavar="WHICH", type=one_of(*OPTIMIZERS), default=OPTIMIZERS[0], help=which)
     exactly = "exactly so many requests, 1 for a chat; the rest is searched (default: as many as is best)"
     search.add_argument("--batch", metavar="REQUESTS", type=positive_int, help=exactly)
-    search.add_argument(
-        "--weight-bits", type=float, metavar="BITS", help="width of the experts' weights (default: the model's)"
-    )
+    add_weight_bits(search)
     search.add_argument("--kv-bits", type=float, metavar="BITS", help="width of the KV cache (default: 16)")
     add_jobs(search)
     admission.add_stream(parser.add_argument_group("requests (without a number or a file, one batch)"))

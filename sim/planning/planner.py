@@ -16,7 +16,7 @@ from sim.cost import Setup
 from sim.hrm import SCHEDULE, search_policies
 from sim.planning.policies import PolicyGrid, Space, candidates_of, host_layer_candidates, short_bytes
 from sim.planning.search import TOLERANCE, Candidate, Objective, Plan, at_best, ranked
-from sim.problem import NoRoomError, Problem
+from sim.problem import NoRoomError, Policy, Problem
 from sim.schedule import ExpertPlace, Schedule, Tier, by_name, registered
 from traces.cli import in_processes
 from traces.data_frame import Tabular
@@ -141,7 +141,7 @@ def _narrower(problem: Problem, schedules: Sequence[str], options: dict[str, Any
     grid = (options.get("grid") or PolicyGrid()).with_sizes(
         options.get("micro_batch_size"), options.get("num_micro_batches")
     )
-    native = grid.weight_bits or problem.model.expert_bits
+    native = Policy(1, 1, weight_bits=grid.weight_bits).widths(problem.model).experts
     for bits in (bits for bits in NARROWER_BITS if bits < native):
         narrower = replace(grid, weight_bits=bits)
         fitting = list[str]()

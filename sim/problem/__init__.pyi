@@ -2,6 +2,7 @@ from .arguments import (
     add_policy as add_policy,
     add_problem as add_problem,
     add_routing as add_routing,
+    add_weight_bits as add_weight_bits,
     fixed_policy as fixed_policy,
     problem_of as problem_of,
     schedules_of as schedules_of,
@@ -28,7 +29,7 @@ from .machine import (
     Processor as Processor,
     Quantity as Quantity,
 )
-from .model import Layer as Layer, Model as Model, find_config as find_config, packed_bytes as packed_bytes
+from .model import Layer as Layer, Model as Model, find_config as find_config
 from .policy import (
     LOCK_UNIT_BYTES as LOCK_UNIT_BYTES,
     MOST_REQUESTS as MOST_REQUESTS,
@@ -52,6 +53,16 @@ from .routing import (
     drawn_uses as drawn_uses,
     expected_use as expected_use,
     lru_hit_rate as lru_hit_rate,
+)
+from .widths import (
+    FORMS as FORMS,
+    KINDS as KINDS,
+    WeightBits as WeightBits,
+    Widths as Widths,
+    WidthsApart as WidthsApart,
+    check_weight_bits as check_weight_bits,
+    packed_bytes as packed_bytes,
+    weight_bits_text as weight_bits_text,
 )
 from .workload import (
     DEFAULT_GEN_LEN as DEFAULT_GEN_LEN,

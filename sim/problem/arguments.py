@@ -8,7 +8,13 @@ from traces.cli import positive_int
 from traces.errors import InputError, shown
 
 if TYPE_CHECKING:
+    from sim.problem.widths import WeightBits
     from sim.problem.workload import Problem
+
+WEIGHT_BITS_HELP = (
+    "bits of a stored weight: a number (routed experts only), kinds (experts=4.5,attention=8,rest=16), or "
+    "a name of GGUF files (Q4_K_M) (default: the checkpoint's)"
+)
 
 
 def add_problem(group: Any) -> None:
@@ -41,6 +47,20 @@ def add_policy(group: Any) -> None:
     share = "share of the micro-batches that attend on the device beside others on the CPU (cgopipe, hybrid)"
     group.add_argument("--attention-on-device", type=float, metavar="SHARE", help=share)
     group.add_argument("--policy", metavar="FILE", help="JSON fields; for one schedule only if it names it")
+
+
+def add_weight_bits(group: Any, meaning: str = WEIGHT_BITS_HELP) -> None:
+    """Add the one that says how wide weights are stored."""
+    group.add_argument("--weight-bits", type=_weight_bits, metavar="WIDTHS", help=meaning)
+
+
+def _weight_bits(text: str) -> "WeightBits | None":
+    from sim.problem.widths import check_weight_bits
+
+    try:
+        return check_weight_bits("--weight-bits", text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("--weight-bits: ")) from None
 
 
 def fixed_policy(args: argparse.Namespace) -> tuple[str | None, dict[str, Any]]:

@@ -6,7 +6,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from sim.cost import Setup, kept_tokens, tokens_on_device
+from sim.cost import Kept, Setup
 from sim.problem import Batch
 from sim.schedule import USES_EXPERTS, LaneKind, MemoryPart, Op, PipelineShape, Task, Tier, layout_of
 from sim.simulation.simulator import Executed, simulate_steps
@@ -170,19 +170,19 @@ class _Growth(NamedTuple):
 
 def _kv_growth(setup: Setup, task: Task) -> _Growth:
     """What a task's step adds; a full sliding window drops as many as come."""
-    before, after = (_kv_tokens(setup, task, step) for step in (task.step - 1, task.step))
+    before, after = (_kept_bytes(setup, task, step) for step in (task.step - 1, task.step))
+    ranks = setup.num_ranks
+    return _Growth(*(round((more - less) / ranks) for less, more in zip(before, after, strict=True)))
+
+
+def _kept_bytes(setup: Setup, task: Task, step: int) -> tuple[int, int]:
+    """What a task's layer keeps of its micro-batch after `step`, on the device and on the host."""
     model = setup.problem.model
-    token_bytes = model.layers[task.layer].kv_bytes_per_token(setup.policy.cache_bits(model)) / setup.num_ranks
-    return _Growth(*(round((more - less) * token_bytes) for less, more in zip(before, after, strict=True)))
-
-
-def _kv_tokens(setup: Setup, task: Task, step: int) -> tuple[int, int]:
-    """Tokens of a task's layer and micro-batch after `step`, on the device and on the host."""
-    layer, micro_batch = setup.problem.model.layers[task.layer], setup.batch.micro_batches[task.micro_batch]
-    kept = kept_tokens(layer, micro_batch, step) if step >= 0 else 0
-    shared = setup.shape.kv_on_host(task.micro_batch)
-    stays = tokens_on_device(setup.policy, micro_batch, kept) if shared else kept
-    return stays, kept - stays
+    layer, micro_batch = model.layers[task.layer], setup.batch.micro_batches[task.micro_batch]
+    kept = Kept.of(layer, micro_batch, step) if step >= 0 else Kept()
+    stays = kept.on_device(setup.policy, micro_batch) if setup.shape.kv_on_host(task.micro_batch) else kept
+    bits = setup.policy.cache_bits(model)
+    return stays.bytes(layer, bits), kept.without(stays).bytes(layer, bits)
 
 
 def _last_uses(executed: list[Executed]) -> dict[tuple[int, int, int], int]:

@@ -15,9 +15,9 @@ from dataclasses import dataclass, fields
 from itertools import product
 from typing import Any
 
-from sim.problem import Dimension, Hardware, Policy
+from sim.problem import Dimension, Hardware, Policy, WidthsApart, check_weight_bits
 from sim.schedule import Place
-from traces.errors import InputError, nearest, shown
+from traces.errors import InputError, error_prefix, nearest, shown
 
 Value = str | int | float | bool | None
 """One value of a setting."""
@@ -201,6 +201,15 @@ def _as_share_or_flag(word: str) -> Value:
     return _as_share({"true": "1", "false": "0"}.get(word, word))
 
 
+def _as_widths(word: str) -> Value:
+    """A width, a name of GGUF files, or kinds and their widths, which a sign of addition joins."""
+    if re.fullmatch(_NUMBER, word):
+        return float(word)
+    with error_prefix("--axis "):
+        found = check_weight_bits("policy.weight_bits", word)
+    return str(found) if isinstance(found, WidthsApart) else found
+
+
 def _or_none(read: Callable[[str], Value]) -> Callable[[str], Value]:
     return lambda word: None if word == "none" else read(word)
 
@@ -221,7 +230,8 @@ _POLICY_READERS: dict[str, Callable[[str], Value]] = {
     "attention": _as_place,
     "pages": _or_none(_as_count),
     "pin_weights": _as_share_or_flag,
-    **dict.fromkeys(("weight_bits", "kv_bits"), _or_none(_as_number)),
+    "weight_bits": _or_none(_as_widths),
+    "kv_bits": _or_none(_as_number),
 }
 
 

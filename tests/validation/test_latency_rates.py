@@ -97,7 +97,7 @@ class TestPosed:
     )
     def test_widths_come_from_the_precision_or_the_name(self, precision, model, bits):
         found = posed(precision=precision, model=model).problem.model
-        assert (found.expert_bits, found.other_bits, found.embedding_bits) == bits
+        assert (found.widths.experts, found.widths.attention, found.widths.embedding) == bits
 
     def test_a_long_prompt_goes_through_in_pieces(self):
         assert posed(metric=Metric.PREFILL, prompt_len=4096).problem.workload.prompt_tokens == (512,)

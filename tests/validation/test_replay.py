@@ -338,7 +338,7 @@ def test_attention_on_the_host_reads_no_padding():
     per_token = setup.problem.model.layers[0].kv_bytes_per_token(32)
     task = next(one for step in recorded(trace).steps() for one in step if one.key == (Op.ATTN, 0, 2, 0, 0, -1))
     assert setup.costs()(task).bytes == (12 + 2 + 9 + 2) * per_token
-    assert setup.problem.model.activation_bits == setup.problem.model.expert_bits == 32
+    assert setup.problem.model.activation_bits == setup.problem.model.widths.experts == 32
 
 
 def test_real_runs_are_compared_with_a_machine():

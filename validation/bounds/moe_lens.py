@@ -83,7 +83,7 @@ def _saturation() -> Iterator[BoundCheck]:
     model = Model.load(MODEL)
     layer = model.layers[0]
     flops = layer.pre_attn_flops(1) + layer.out_proj_flops(1) + layer.ffn_flops(1)
-    intensity = flops / (layer.experts_bytes(model.expert_bits) + layer.non_expert_bytes(model.other_bits))
+    intensity = flops / (layer.experts_bytes(model.widths.experts) + layer.non_expert_bytes(model.widths))
     for device, (flops_per_s, tokens, *sizes) in SATURATING.items():
         needed = flops_per_s / PCIE_BYTES_PER_S / intensity
         yield BoundCheck(f"tokens that saturate an {device}", "5.1, table 2", tokens, needed, 0.12)

@@ -1,10 +1,9 @@
 from .activations import CHOSEN_AT_ONCE as CHOSEN_AT_ONCE, activation_bytes as activation_bytes
 from .buffers import routed_bytes as routed_bytes
 from .kv_cache import (
-    kept_tokens as kept_tokens,
+    Kept as Kept,
     kv_bytes as kv_bytes,
     kv_bytes_on_device as kv_bytes_on_device,
-    tokens_on_device as tokens_on_device,
 )
 from .plan import (
     MemoryPlan as MemoryPlan,

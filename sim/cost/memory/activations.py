@@ -36,7 +36,7 @@ def activation_bytes(shape: PipelineShape, placement: Placement, batch: Batch, n
             continue
         attention = _attention_numbers(layer, prompt_tokens, scored, num_devices)
         there = split.resident + split.streamed + split.fetched if shape.splits_experts(0) else layer.num_experts
-        in_parts = 0 < split.resident < there and placement.expert_bits == model.expert_bits
+        in_parts = 0 < split.resident < there and placement.widths.experts == model.widths.experts
         held = _feed_forward_held(layer, num_devices, in_parts, routed=there > 0)
         feed_forward = together * (2 * layer.hidden_size + held)
         numbers = packed_bytes(round(max(attention, feed_forward)), model.activation_bits)
@@ -61,7 +61,8 @@ def _mask_width(model: Model, one: MicroBatch) -> int:
     added to scores.
     """
     width = 0
-    for window, sinks in {(layer.attention.window, layer.attention.sinks) for layer in model.distinct_layers}:
+    attentions = [layer.attention for layer in model.distinct_layers if layer.attention.cached_width]
+    for window, sinks in {(one.window, one.scored_heads > 0) for one in attentions}:
         cut = window is not None and window < one.max_prompt_tokens
         width += ceil(model.activation_bits / 8) if sinks else bool(one.padding_tokens) | cut
     return width
@@ -89,8 +90,9 @@ def host_activation_bytes(placement: Placement, batch: Batch) -> int:
 def _attention_numbers(layer: Layer, tokens: int, scored: int, num_devices: int) -> float:
     """Numbers held by the prompts in attention, of which `scored` pairs of tokens."""
     # with sinks no kernel spares the matrices of scores: before and after the softmax, and shifted
-    scores = 3 * layer.attention.num_query_heads * scored / num_devices if layer.attention.sinks else 0.0
-    return tokens * (2 * layer.hidden_size + _attention_held(layer, num_devices)) + scores
+    attention = layer.attention
+    scores = 3 * attention.scored_heads * scored / num_devices
+    return tokens * (2 * layer.hidden_size + attention.held_width / num_devices) + scores
 
 
 def _routing_bytes(layer: Layer) -> int:
@@ -101,19 +103,6 @@ def _routing_bytes(layer: Layer) -> int:
     if layer.computes_experts_in_turn:
         return 8 * layer.num_experts + (8 * layer.num_experts + 32) * layer.top_k
     return 8 * layer.num_experts + 48 * layer.top_k
-
-
-def _attention_held(layer: Layer, num_devices: int) -> float:
-    """Numbers a token holds beside its hidden state, normalised and summed up: query, key, value; the query rotated.
-
-    Rotation holds the query times its cosines, its halves swapped, and these times their sines. In prefill MLA has
-    keys and values of every head, and their parts before they are put together.
-    """
-    attention = layer.attention
-    keys_values = attention.cached_width
-    if attention.latent:
-        keys_values += 2 * attention.num_query_heads * (attention.head_dim + attention.value_head_dim)
-    return (4 * attention.query_width + keys_values) / num_devices
 
 
 def _feed_forward_held(layer: Layer, num_devices: int, split: bool, *, routed: bool) -> float:

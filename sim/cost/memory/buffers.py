@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from sim.cost.memory.kv_cache import kept_tokens, tokens_on_device
+from sim.cost.memory.kv_cache import Kept
 from sim.problem import Batch, Layer, MicroBatch, Model, Placement, Policy, packed_bytes
 from sim.schedule import ON_DEVICE, Buffer, By, Holds, PipelineShape, Place, Schedule, Tier, layout_of
 
@@ -66,10 +66,10 @@ class BufferBytes:
         if holds is Holds.FETCHED:
             asked = max(self._routed_tokens(self._shape.group(group)) for group in range(self._shape.num_groups))
             count = min(split.fetched, asked * layer.top_k)
-            return buffer.turns * count * layer.expert_bytes(self._placement.expert_bits)
+            return buffer.turns * count * layer.expert_bytes(self._placement.widths.experts)
         if holds in (Holds.LOADED_CACHE, Holds.ATTENDED_CACHE):
-            most = kept_tokens(layer, self._loaded[holds], 0) if holds in self._loaded else 0
-            return buffer.turns * most * layer.kv_bytes_per_token(self._cache_bits)
+            most = Kept.of(layer, self._loaded[holds], 0) if holds in self._loaded else Kept()
+            return buffer.turns * most.bytes(layer, self._cache_bits)
         if buffer.by is By.TURN:
             return buffer.turns * max(self._slot(holds, layer, one) for one in self._batch.alike)
         many = self._batch.alike if holds in KEPT else self._all
@@ -85,25 +85,25 @@ class BufferBytes:
 
     def _slot(self, holds: Holds, layer: Layer, one: MicroBatch) -> int:
         if holds in KEPT:
-            return self._kept(holds, layer, one) * layer.kv_bytes_per_token(self._cache_bits)
+            return self._kept(holds, layer, one).bytes(layer, self._cache_bits)
         bits = self._model.activation_bits
         if holds in OF_EXPERTS:
             of_prompts = self._shape.splits_experts(0) and holds not in IN_DECODE
             tokens = one.prompt_tokens if of_prompts else one.num_requests
-            each = routed_bytes(layer, bits) if holds in ROUTED else layer.hidden_bytes_per_token(bits)
+            each = routed_bytes(layer, bits) if holds in ROUTED else layer.routed_bytes_per_token(bits)
             return tokens * each if layer.num_experts else 0
         tokens = one.prompt_tokens if holds is Holds.PROMPT_HIDDEN else one.num_requests
         return packed_bytes(tokens * self._width(holds, layer), bits)
 
-    def _kept(self, holds: Holds, layer: Layer, one: MicroBatch) -> int:
-        """Tokens of a layer's KV cache in one slot."""
+    def _kept(self, holds: Holds, layer: Layer, one: MicroBatch) -> Kept:
+        """What one slot has of a layer's KV cache."""
         if holds is Holds.PROMPT_CACHE:
-            return kept_tokens(layer, one, 0)
-        kept = kept_tokens(layer, one, self._batch.gen_len - 1)
-        stays = tokens_on_device(self._policy, one, kept)
+            return Kept.of(layer, one, 0)
+        kept = Kept.of(layer, one, self._batch.gen_len - 1)
+        stays = kept.on_device(self._policy, one)
         if holds is Holds.JOINED_CACHE:
-            return kept if layer.attention.latent and stays else 0
-        return kept - stays
+            return kept if layer.attention.joins_cache and stays.tokens else Kept()
+        return kept.without(stays)
 
     def _width(self, holds: Holds, layer: Layer) -> int:
         if holds is Holds.HIDDEN or holds is Holds.PROMPT_HIDDEN:
@@ -111,10 +111,10 @@ class BufferBytes:
         if self._batch.gen_len == 1:
             return 0  # nothing is exchanged with the host
         attention = layer.attention
-        sent = attention.sent_query_width + attention.cached_width
+        sent = attention.sent_query_width + attention.new_width
         return sent if holds is Holds.QKV else attention.returned_width
 
 
 def routed_bytes(layer: Layer, bits: float) -> int:
     """What goes with one token to its experts: its hidden state in so many bits, which they are, and their weights."""
-    return layer.hidden_bytes_per_token(bits) + layer.top_k * (INDEX_BYTES + WEIGHT_BYTES)
+    return layer.routed_bytes_per_token(bits) + layer.top_k * (INDEX_BYTES + WEIGHT_BYTES)

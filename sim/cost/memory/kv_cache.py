@@ -1,38 +1,69 @@
-"""The KV cache in bytes: all of it, and what of it stays on the device."""
+"""What layers keep of requests from step to step: KV cache, index, states; in bytes, and what stays on the device."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import NamedTuple, Self
 
 from sim.problem import Batch, Layer, MicroBatch, Model, Placement, Policy
 from sim.schedule import PipelineShape
 
 
-def kept_tokens(layer: Layer, micro_batch: MicroBatch, step: int) -> int:
-    """KV entries that one layer keeps of a micro-batch after `step`; a sliding window drops older ones."""
-    context, window = micro_batch.context_tokens(step), layer.attention.window
-    return context if window is None else min(context, window * micro_batch.num_requests)
+class Kept(NamedTuple):
+    """What one layer keeps of the requests of a micro-batch, or what a step adds to it."""
 
+    tokens: int = 0
+    """Entries of the KV cache."""
+    keys: int = 0
+    """Keys of an index over them."""
+    requests: int = 0
+    """Those whose state is kept, which is as large whatever they have had."""
 
-def tokens_on_device(policy: Policy, micro_batch: MicroBatch, tokens: int) -> int:
-    """Of so many KV entries of a micro-batch, those of the requests whose cache stays on the device."""
-    return tokens * policy.resident_requests(micro_batch.num_requests) // micro_batch.num_requests
+    @classmethod
+    def of(cls, layer: Layer, micro_batch: MicroBatch, step: int) -> Self:
+        """After `step`."""
+        return cls.of_context(layer, micro_batch.context_tokens(step), micro_batch.num_requests)
+
+    @classmethod
+    def of_context(cls, layer: Layer, context: int, requests: int) -> Self:
+        """Of requests that have had so many tokens together."""
+        keeping = layer.attention.keeping
+        return cls(keeping.kept(context, requests), keeping.indexed(context, requests), requests)
+
+    @classmethod
+    def new(cls, requests: int) -> Self:
+        """What one more token of each of so many requests adds; of a state, all of it."""
+        return cls(requests, requests, requests)
+
+    def on_device(self, policy: Policy, micro_batch: MicroBatch) -> Self:
+        """The part of the requests whose cache stays on the device."""
+        count, of = policy.resident_requests(micro_batch.num_requests), micro_batch.num_requests
+        return type(self)(*(number * count // of for number in self))
+
+    def without(self, other: Self) -> Self:
+        """What is left of it."""
+        return type(self)(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
+
+    def bytes(self, layer: Layer, bits: float) -> int:
+        """In a cache whose numbers have so many bits."""
+        entries = self.tokens * layer.kv_bytes_per_token(bits) + self.keys * layer.index_bytes_per_token(bits)
+        return entries + self.requests * layer.attention.state_bytes
 
 
 def kv_bytes(model: Model, policy: Policy, batch: Batch, step: int) -> int:
     """The whole KV cache after `step`, wherever it lives."""
-    return _cache_bytes(model, policy, batch, batch.alike, lambda layer, one: kept_tokens(layer, one, step))
+    return _cache_bytes(model, policy, batch, batch.alike, lambda layer, one: Kept.of(layer, one, step))
 
 
 def kv_bytes_on_device(model: Model, policy: Policy, batch: Batch, step: int, shape: PipelineShape) -> int:
     """Of it, after `step`, what stays on the device: of some requests, or of the micro-batches that attend there."""
     if shape.attending_on_device:
         there = Counter(one for j, one in enumerate(batch.micro_batches) if not shape.kv_on_host(j))
-        return _cache_bytes(model, policy, batch, there, lambda layer, one: kept_tokens(layer, one, step))
+        return _cache_bytes(model, policy, batch, there, lambda layer, one: Kept.of(layer, one, step))
     if not policy.kv_on_device:
         return 0
 
-    def stays(layer: Layer, one: MicroBatch) -> int:
-        return tokens_on_device(policy, one, kept_tokens(layer, one, step))
+    def stays(layer: Layer, one: MicroBatch) -> Kept:
+        return Kept.of(layer, one, step).on_device(policy, one)
 
     return _cache_bytes(model, policy, batch, batch.alike, stays)
 
@@ -40,12 +71,12 @@ def kv_bytes_on_device(model: Model, policy: Policy, batch: Batch, step: int, sh
 def cache_bytes_of_host_layers(placement: Placement, policy: Policy, batch: Batch) -> tuple[int, int]:
     """At its longest, the KV cache of layers that run on the host: all of it, and what a policy has of it elsewhere."""
     whole = on_device = 0
+    bits = policy.cache_bits(placement.model)
     for (layer, split), count in zip(placement.distinct, placement.counts, strict=True):
         for one, times in batch.alike.items() if split.layer_on_host else ():
-            tokens = kept_tokens(layer, one, batch.gen_len - 1)
-            each = count * times * batch.copies * layer.kv_bytes_per_token(policy.cache_bits(placement.model))
-            whole += each * tokens
-            on_device += each * tokens_on_device(policy, one, tokens)
+            kept, alike = Kept.of(layer, one, batch.gen_len - 1), count * times * batch.copies
+            whole += alike * kept.bytes(layer, bits)
+            on_device += alike * kept.on_device(policy, one).bytes(layer, bits)
     return whole, on_device
 
 
@@ -54,10 +85,11 @@ def _cache_bytes(
     policy: Policy,
     batch: Batch,
     alike: Mapping[MicroBatch, int],
-    tokens: Callable[[Layer, MicroBatch], int],
+    kept: Callable[[Layer, MicroBatch], Kept],
 ) -> int:
+    bits = policy.cache_bits(model)
+
     def of_layer(layer: Layer) -> int:
-        kept = sum(count * tokens(layer, one) for one, count in alike.items())
-        return batch.copies * kept * layer.kv_bytes_per_token(policy.cache_bits(model))
+        return batch.copies * sum(count * kept(layer, one).bytes(layer, bits) for one, count in alike.items())
 
     return model.over_layers(of_layer)

@@ -98,11 +98,11 @@ def plan_memory(
     cache_on_device = kv_bytes_on_device(model, policy, batch, batch.gen_len - 1, shape)
     cache_of_host, elsewhere = cache_bytes_of_host_layers(placement, policy, batch)
     cache_on_device -= elsewhere
-    others, others_of_host = _non_experts(model), placement.non_expert_bytes_on_host()
+    others, others_of_host = model.non_expert_bytes(placement.widths), placement.non_expert_bytes_on_host()
     buffers = BufferBytes(schedule, shape, policy, model, batch, loaded)
     ranks = tensor_ranks(schedule, num_devices)
     shared = {
-        MemoryPart.EMBEDDING_AND_HEAD: model.resident_bytes() - others,
+        MemoryPart.EMBEDDING_AND_HEAD: model.ends_bytes(placement.widths),
         MemoryPart.NON_EXPERTS: 0 if shape.streams_non_experts else others - others_of_host,
         MemoryPart.RESIDENT_EXPERTS: placement.experts_bytes(place.DEVICE),
         MemoryPart.UNPACKED_EXPERTS: _unpacked_bytes(policy, placement, len(batch.micro_batches)),
@@ -142,7 +142,7 @@ def _locked_weights(policy: Policy, placement: Placement) -> Counter[str]:
         layer, split = placement.distinct[kind]
         locked = policy.locked_bytes(placement.moved_bytes(kind))
         stays = placement.prefill_on_host or split.layer_on_host
-        others = 0 if stays else split.on_host * layer.expert_bytes(placement.expert_bits)
+        others = 0 if stays else split.on_host * layer.expert_bytes(placement.widths.experts)
         streamed = min(locked, placement.moved_bytes(kind) - others)
         found[MemoryPart.STREAMED_WEIGHTS] += count * streamed
         found[MemoryPart.HOST_EXPERTS] += count * (locked - streamed)
@@ -162,10 +162,6 @@ def _unpacked_bytes(policy: Policy, placement: Placement, num_micro_batches: int
         if not count or split.layer_on_host or not are_unpacked(split, prefill_on_host=placement.prefill_on_host):
             continue
         unpacked = unpacked_experts(count, num_micro_batches, one) * one
-        packed = unpacked_at_once(count, one) * layer.expert_bytes(policy.expert_bits(model))
+        packed = unpacked_at_once(count, one) * layer.expert_bytes(placement.widths.experts)
         needed = max(needed, unpacked + packed)
     return needed
-
-
-def _non_experts(model: Model) -> int:
-    return model.over_layers(lambda layer: layer.non_expert_bytes(model.other_bits))

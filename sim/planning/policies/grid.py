@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.problem import Policy
+from sim.problem import Policy, WeightBits
 from sim.schedule import Place, Schedule
 
 Ints = NDArray[np.int64]
@@ -33,7 +33,7 @@ class PolicyGrid:
     """At most so many numbers of resident experts, evenly spread; the most that fit is always among them."""
     attention: Place | None = None
     """Where attention runs, if that is given."""
-    weight_bits: float | None = None
+    weight_bits: WeightBits | None = None
     kv_bits: float | None = None
     num_requests: int | None = None
     """Batches of exactly so many requests; μ follows from the number of micro-batches."""

@@ -177,7 +177,7 @@ class _Memory:
         self.frames, self._mixes, self._model = frames, mixes, problem.model
         self._devices, self._schedule = problem.hardware.num_devices, schedule
         self._ranks = frames[0].setup.num_ranks
-        self._bits = frames[0].setup.policy.expert_bits(problem.model)
+        self._bits = frames[0].setup.policy.widths(problem.model).experts
         self._of_frames = self._base()
         self._turns = staging_turns(frames[0].setup)
         self._exchange = self._exchanged()

@@ -17,7 +17,7 @@ from sim.planning.planner import Choice
 from sim.planning.streams.estimate import StreamEstimate
 from sim.planning.streams.flow import Flow
 from sim.planning.streams.search import StreamPlan, best_stream_policy
-from sim.problem import Policy, Problem
+from sim.problem import Policy, Problem, WeightBits
 from sim.schedule import by_name
 from sim.simulation import StreamResult, StreamSetup, serve_in_batches, serve_stream
 from traces.cli import in_processes
@@ -153,7 +153,7 @@ def plan_stream(
     batches: Choice | None,
     service: Service | None = None,
     *,
-    weight_bits: float | None = None,
+    weight_bits: WeightBits | None = None,
     kv_bits: float | None = None,
     jobs: int | None = None,
 ) -> StreamChoice:

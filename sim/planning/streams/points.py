@@ -11,7 +11,7 @@ from sim.admission import BLOCK_TOKENS
 from sim.cost import capacity_bytes
 from sim.planning.policies import Mix, largest_share, locks_weights, staging_turns, total_of
 from sim.planning.streams.flow import Flow
-from sim.problem import Placement, Policy, Problem
+from sim.problem import Placement, Policy, Problem, WeightBits
 from sim.schedule import MemoryPart, Place, Schedule, Tier
 from sim.simulation import StreamRoomError, StreamSetup
 from traces.errors import InputError
@@ -61,7 +61,7 @@ class StreamSetups:
         flow: Flow,
         *,
         prefill_chunk: int | None = None,
-        weight_bits: float | None = None,
+        weight_bits: WeightBits | None = None,
         kv_bits: float | None = None,
     ) -> None:
         """Every point has chunks of `prefill_chunk` tokens, if that is given, instead of what suits it."""

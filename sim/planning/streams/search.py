@@ -9,7 +9,7 @@ from sim.planning.streams.estimate import StreamEstimate, estimated
 from sim.planning.streams.flow import Flow
 from sim.planning.streams.points import StreamPoint, StreamSetups
 from sim.planning.streams.steady import Pace, most_tokens_per_s
-from sim.problem import Problem
+from sim.problem import Problem, WeightBits
 from sim.schedule import CPU, GPU, ExpertPlace, Lane, Place, Schedule
 from sim.simulation import StreamSetup
 
@@ -70,7 +70,7 @@ def best_stream_policy(
     num_prompts: int | None = None,
     prefill_chunk: int | None = None,
     block_tokens: int | None = None,
-    weight_bits: float | None = None,
+    weight_bits: WeightBits | None = None,
     kv_bits: float | None = None,
 ) -> StreamPlan:
     """The best policy of a schedule that mixes; what is given is kept. Nothing is found where not one request fits."""

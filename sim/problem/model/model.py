@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from sim.problem.model.attention import check_at_least
 from sim.problem.model.config import find_config, model_fields
-from sim.problem.model.layer import Layer, check_at_least, packed_bytes
+from sim.problem.model.layer import Layer
+from sim.problem.model.modules import modules_of
 from sim.problem.presets import MODELS
+from sim.problem.widths import Module, Widths, packed_bytes
 from traces.errors import InputError, shown
 
 MOST_PARAMETERS = 10**15
@@ -22,22 +25,20 @@ MOST_PARAMETERS = 10**15
 class Model:
     """A Mixture-of-Experts language model.
 
-    `expert_bits`, `other_bits` and `embedding_bits` are the native widths of routed experts, of the rest of a layer,
-    and of embedding and head, scales of quantised formats included; `activation_bits` is what it computes in. Layers
-    that predict further tokens (MTP) and encoders of other modalities are not part of it. Raises InputError for an
-    empty or dense model.
+    `widths` are those of its checkpoint; `activation_bits` is what it computes in. Layers that predict further tokens
+    (MTP) and encoders of other modalities are not part of it. Raises InputError for an empty or dense model.
     """
 
     name: str
     vocab_size: int
     layers: tuple[Layer, ...]
     tie_embeddings: bool = False
-    expert_bits: float = 16.0
-    other_bits: float = 16.0
-    embedding_bits: float = 16.0
+    widths: Widths = field(default_factory=Widths)
     activation_bits: float = 16.0
     final_norm_params: int = 0
     head_bias: bool = False
+    mtp_layers: int = 0
+    """Layers that predict further tokens (MTP): they are not run and not counted."""
     distinct_layers: tuple[Layer, ...] = field(init=False, repr=False, compare=False)
     """Each different layer once, in order of first use."""
     layer_kinds: tuple[int, ...] = field(init=False, repr=False, compare=False)
@@ -46,7 +47,7 @@ class Model:
     """Of each distinct layer, how many the model has."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, 1, "vocab_size", "expert_bits", "other_bits", "embedding_bits", "activation_bits")
+        check_at_least(self, 1, "vocab_size", "activation_bits")
         if not any(layer.num_experts for layer in self.layers):
             raise InputError(f"Model.layers of {shown(self.name)} hold no experts; it must be a Mixture of Experts")
         if len({layer.hidden_size for layer in self.layers}) > 1:
@@ -61,7 +62,7 @@ class Model:
 
     def __hash__(self) -> int:
         """Of little, because tables by model are asked often; layers have their say where two are compared."""
-        return hash((self.name, self.expert_bits, self.other_bits, self.layer_kinds))
+        return hash((self.name, self.widths, self.layer_kinds))
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Self:
@@ -76,6 +77,11 @@ class Model:
     @staticmethod
     def presets() -> tuple[str, ...]:
         return MODELS.names()
+
+    @property
+    def modules(self) -> tuple[Module, ...]:
+        """Its matrices, as quantisers see them."""
+        return modules_of(self.layers, self.vocab_size, tied=self.tie_embeddings)
 
     @property
     def num_layers(self) -> int:
@@ -121,22 +127,31 @@ class Model:
     def top_k(self) -> int:
         return max(layer.top_k for layer in self.layers)
 
-    def experts_bytes(self, bits: float | None = None) -> int:
-        """Routed experts of all layers, at `bits` or at their native width."""
-        return self.over_layers(lambda layer: layer.experts_bytes(bits or self.expert_bits))
+    def experts_bytes(self, widths: Widths | None = None) -> int:
+        """Routed experts of all layers, at these widths or at their native ones."""
+        return self.over_layers(lambda layer: layer.experts_bytes((widths or self.widths).experts))
 
-    def resident_bytes(self, bits: float | None = None) -> int:
+    def non_expert_bytes(self, widths: Widths | None = None) -> int:
+        """All else that layers have."""
+        return self.over_layers(lambda layer: layer.non_expert_bytes(widths or self.widths))
+
+    def ends_bytes(self, widths: Widths | None = None) -> int:
+        """Embedding, last norm and head."""
+        head, norm = self.head_params, self.final_norm_params
+        return (widths or self.widths).bytes_of(embedding=self.embedding_params, head=head, router=norm)
+
+    def resident_bytes(self, widths: Widths | None = None) -> int:
         """Everything but routed experts, head and embedding included: what stays on the device in MoE-Lightning."""
-        layers = self.over_layers(lambda layer: layer.non_expert_bytes(bits or self.other_bits))
-        return layers + packed_bytes(self._ends_params, bits or self.embedding_bits)
+        return self.non_expert_bytes(widths) + self.ends_bytes(widths)
 
     def kv_bytes_per_token(self, bits: float) -> int:
         """What the KV caches of all layers keep of one token, before any window drops it."""
         return self.over_layers(lambda layer: layer.kv_bytes_per_token(bits))
 
-    def head_bytes(self, bits: float | None = None) -> int:
+    def head_bytes(self, widths: Widths | None = None) -> int:
         """Weights that the head reads, shared with the embedding or not."""
-        return packed_bytes(self.embedding_params, bits or self.embedding_bits)
+        there = widths or self.widths
+        return packed_bytes(self.embedding_params, there.embedding if self.tie_embeddings else there.head)
 
     def head_flops(self, tokens: float) -> float:
         return 2.0 * tokens * self.embedding_params
@@ -144,7 +159,9 @@ class Model:
     def __str__(self) -> str:
         sparse = max(self.layers, key=lambda layer: layer.num_experts)
         shared = " + shared" if sparse.shared else ""
+        layers = "layer" if self.mtp_layers == 1 else "layers"
+        further = f", {self.mtp_layers} further {layers} (MTP) not run" if self.mtp_layers else ""
         return (
             f"{self.name}: {self.total_params / 1e9:.1f} B parameters, {self.active_params / 1e9:.1f} B active, "
-            f"{self.num_layers} layers, {self.top_k} of {self.num_experts} experts{shared}"
+            f"{self.num_layers} layers, {self.top_k} of {self.num_experts} experts{shared}{further}"
         )

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 from sim.problem.policy.splits import ROUNDING
+from sim.problem.widths import MAX_BITS, MIN_BITS, WeightBits, check_weight_bits
 from sim.schedule import Place
 from traces.errors import InputError, check_choice, check_count, check_flag, check_range, check_share, shown
-
-MIN_BITS, MAX_BITS = 1.0, 32.0
 
 MOST_REQUESTS = 10**6
 """Of a batch: those that fit a large host have some tens of thousands."""
@@ -32,7 +31,9 @@ class PolicyFields:
     `pages` a layer's streamed weights travel in: None for one per micro-batch.
     `pin_weights`: the share of each layer's streamed bytes, from the first on, that lies in page-locked memory; what
     lies behind it is copied through staging. True and False stand for all and nothing.
-    `weight_bits` and `kv_bits` are the widths of stored numbers; None keeps the model's own width.
+    `weight_bits` and `kv_bits` are the widths of stored numbers; None keeps the model's own width. A number as
+    `weight_bits` is that of routed experts; a table, or a text such as "experts=4.5,rest=8", sets kinds of tensors
+    apart; a name such as "Q4_K_M" gives each kind what llama.cpp's quantiser does.
     Raises InputError naming the field.
     """
 
@@ -43,7 +44,7 @@ class PolicyFields:
     kv_on_device: float = 0.0
     pages: int | None = None
     pin_weights: float = 0.0
-    weight_bits: float | None = None
+    weight_bits: WeightBits | None = None
     kv_bits: float | None = None
     experts_on_host: float = 0.0
     experts_fetched: float = 0.0
@@ -64,9 +65,9 @@ class PolicyFields:
         for name in ("experts_on_device", "kv_on_device", "experts_on_host", "experts_fetched", "attention_on_device"):
             check_share(name, getattr(self, name))
         self._check_experts()
-        for name in ("weight_bits", "kv_bits"):
-            if getattr(self, name) is not None:
-                check_range(name, getattr(self, name), MIN_BITS, MAX_BITS, "a width in bits")
+        object.__setattr__(self, "weight_bits", check_weight_bits("weight_bits", self.weight_bits))
+        if self.kv_bits is not None:
+            check_range("kv_bits", self.kv_bits, MIN_BITS, MAX_BITS, "a width in bits")
         object.__setattr__(self, "pin_weights", _share_of_flag("pin_weights", self.pin_weights))
         for name in ("attention", "prefill_experts"):
             if getattr(self, name) is not None or name == "attention":

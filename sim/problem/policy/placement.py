@@ -6,6 +6,7 @@ from functools import lru_cache
 from sim.problem.model import Layer, Model
 from sim.problem.policy.policy import Policy
 from sim.problem.policy.splits import Shares, Split, splits_of
+from sim.problem.widths import Widths
 from sim.schedule import ExpertPlace, Place, Schedule, System
 
 
@@ -18,7 +19,7 @@ class Placement:
 
     model: Model
     splits: tuple[Split, ...]
-    expert_bits: float
+    widths: Widths
     streams_non_experts: bool
     prefill_on_host: bool
     """Whether prefill leaves the host's experts on the host."""
@@ -43,7 +44,7 @@ class Placement:
     def _place_bytes(self) -> tuple[int, ...]:
         total = [0, 0, 0, 0]
         for (layer, split), count in zip(self.distinct, self.counts, strict=True):
-            one = count * layer.expert_bytes(self.expert_bits)
+            one = count * layer.expert_bytes(self.widths.experts)
             for place, experts in enumerate((split.resident, split.streamed, split.fetched, split.on_host)):
                 total[place] += experts * one
         return tuple(total)
@@ -54,7 +55,7 @@ class Placement:
         system = schedule.system
         streams = system.streams_non_experts or policy.stream_non_experts
         on_host = policy.prefills_on(system) is Place.CPU
-        return _placement(Shares.of(policy), system, model, policy.expert_bits(model), streams, on_host)
+        return _placement(Shares.of(policy), system, model, policy.widths(model), streams, on_host)
 
     def streamed_bytes(self, kind: int, *, in_prefill: bool = False) -> int:
         """What of a layer comes over the link each time it runs, asked for or not."""
@@ -64,8 +65,8 @@ class Placement:
         experts = split.streamed
         if in_prefill and not self.prefill_on_host:
             experts += split.fetched + split.on_host
-        others = layer.non_expert_bytes(self.model.other_bits) if self.streams_non_experts else 0
-        return experts * layer.expert_bytes(self.expert_bits) + others
+        others = layer.non_expert_bytes(self.widths) if self.streams_non_experts else 0
+        return experts * layer.expert_bytes(self.widths.experts) + others
 
     def moved_bytes(self, kind: int) -> int:
         """What of a layer ever comes over the link: of these bytes a share may be page-locked, the first ones first.
@@ -73,13 +74,13 @@ class Placement:
         The streamed ones come first, then those that are fetched, then those of the host.
         """
         layer, split = self.distinct[kind]
-        fetched = split.fetched * self.prefill_on_host * layer.expert_bytes(self.expert_bits)
+        fetched = split.fetched * self.prefill_on_host * layer.expert_bytes(self.widths.experts)
         return self.streamed_bytes(kind, in_prefill=True) + fetched
 
     def non_expert_bytes_on_host(self) -> int:
         """What layers that run on the host have beside routed experts."""
         layers = (
-            count * layer.non_expert_bytes(self.model.other_bits)
+            count * layer.non_expert_bytes(self.widths)
             for (layer, split), count in zip(self.distinct, self.counts, strict=True)
             if split.layer_on_host
         )
@@ -93,7 +94,7 @@ class Placement:
 
 @lru_cache(maxsize=4096)
 def _placement(
-    shares: Shares, system: System, model: Model, bits: float, streams_non_experts: bool, prefill_on_host: bool
+    shares: Shares, system: System, model: Model, widths: Widths, streams_non_experts: bool, prefill_on_host: bool
 ) -> Placement:
     counts = tuple(layer.num_experts for layer in model.layers)
-    return Placement(model, splits_of(shares, system, counts), bits, streams_non_experts, prefill_on_host)
+    return Placement(model, splits_of(shares, system, counts), widths, streams_non_experts, prefill_on_host)

@@ -8,6 +8,8 @@ from typing import Any, Self
 from sim.problem.model import Model
 from sim.problem.policy.fields import PolicyFields
 from sim.problem.policy.splits import ROUNDING, Split, splits_of
+from sim.problem.policy.widths import widths_of
+from sim.problem.widths import Widths, WidthsApart
 from sim.schedule import ExpertPlace, PipelineShape, Place, Schedule, System
 from traces.cli import SCHEMA
 from traces.errors import InputError, check_count, check_keys, check_text, error_prefix, shown
@@ -63,9 +65,9 @@ class Policy(PolicyFields):
         """Whole micro-batches that attend on the device beside others on the CPU."""
         return int(num_micro_batches * self.attention_on_device + ROUNDING)
 
-    def expert_bits(self, model: Model) -> float:
-        """Width of the routed experts' weights."""
-        return model.expert_bits if self.weight_bits is None else self.weight_bits
+    def widths(self, model: Model) -> Widths:
+        """Widths of the weights: the model's own where the policy does not set them apart."""
+        return widths_of(model, self.weight_bits)
 
     def cache_bits(self, model: Model) -> float:
         """Width of the KV cache's numbers."""
@@ -198,6 +200,8 @@ class Policy(PolicyFields):
         ranges = {name: getattr(self, name) for name in ("host_layers", "layers_on_host")}
         values = {**asdict(self), "attention": self.attention.value}
         values |= {name: layers and list(layers) for name, layers in ranges.items()}
+        if isinstance(self.weight_bits, WidthsApart):
+            values["weight_bits"] = str(self.weight_bits)
         unsaid = {one.name for one in fields(self) if one.name in _OF_PLACES and getattr(self, one.name) == one.default}
         told = {name: value for name, value in values.items() if name not in unsaid}
         return {**told, "num_micro_batches": self.num_micro_batches}

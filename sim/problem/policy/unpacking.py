@@ -12,7 +12,7 @@ MOST_BYTES_AT_ONCE = 256 << 20
 
 def unpacks_experts(policy: Policy, model: Model) -> bool:
     """Whether a policy stores routed experts at another width than the model has."""
-    return policy.expert_bits(model) != model.expert_bits
+    return policy.widths(model).experts != model.widths.experts
 
 
 def are_unpacked(split: Split, *, prefill_on_host: bool) -> bool:

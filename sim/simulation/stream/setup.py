@@ -36,6 +36,10 @@ class StreamRoomError(InputError):
         self.tier = tier
 
 
+LAST_TOKEN = 1
+"""A state is a window of one token whose block is as large as the state."""
+
+
 @dataclass(frozen=True, slots=True)
 class StreamSetup:
     """A policy whose batch is what decodes at a time, with `num_prompts` micro-batches of prompts beside it.
@@ -93,7 +97,9 @@ class StreamSetup:
     def kv_layers(self) -> tuple[KvLayers, ...]:
         """What a block of tokens counts in layers that hold it alike: in proportion to their bytes."""
         sizes, unit = self._kv_bytes_by_window, self._unit_bytes_per_token
-        return tuple(KvLayers(size // unit, window) for window, size in sizes.items())
+        caches = tuple(KvLayers(size // unit, window) for window, size in sizes.items())
+        states = -(-self._state_bytes // self.block_bytes)
+        return (*caches, KvLayers(states, LAST_TOKEN)) if states else caches
 
     @property
     def block_bytes(self) -> int:
@@ -102,15 +108,27 @@ class StreamSetup:
 
     @property
     def _unit_bytes_per_token(self) -> int:
-        return gcd(*self._kv_bytes_by_window.values())
+        """What divides all of it; without any cache, what a block holds of the states of one request."""
+        return gcd(*self._kv_bytes_by_window.values()) or -(-self._state_bytes // self.block_tokens)
+
+    @property
+    def _state_bytes(self) -> int:
+        """What all layers keep of a request whatever its context."""
+        return self.problem.model.over_layers(lambda layer: layer.attention.state_bytes)
 
     @property
     def _kv_bytes_by_window(self) -> dict[int | None, int]:
-        """Bytes of a token in all layers with one window."""
+        """Bytes of a token in all layers with one window; entries that stand for several tokens give each its part."""
         model, found = self.problem.model, Counter[int | None]()
+        bits = self.policy.cache_bits(model)
         for layer in model.layers:
-            found[layer.attention.window] += layer.kv_bytes_per_token(self.policy.cache_bits(model))
-        return dict(found)
+            keeping, entry = layer.attention.keeping, layer.kv_bytes_per_token(bits)
+            found[keeping.window] += entry
+            indexed = keeping.window if keeping.stride is None else None
+            found[indexed] += -(-layer.index_bytes_per_token(bits) // ((keeping.stride or 1) * keeping.pool))
+            if keeping.stride is not None:
+                found[None] += -(-entry // keeping.stride)
+        return {window: size for window, size in found.items() if size}
 
     @property
     def locked_blocks(self) -> float:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from sim.cost import Setup
-from sim.problem import Hardware, Model, Problem, Quantity, Routing, Workload
+from sim.problem import Hardware, Model, Problem, Quantity, Routing, Widths, Workload
 from sim.schedule import CPU, GPU, H2D, NONE, WHOLE, Op, Task
 
 MIXTRAL = Model.load("mixtral-8x7b")
@@ -24,12 +24,12 @@ class TestHooks:
     @pytest.mark.parametrize("requests", [1, 4, 64])
     def test_hooks_copy_the_experts_that_tokens_use_and_all_else(self, requests):
         layer = MIXTRAL.layers[3]
-        expected = layer.experts_touched(requests) * layer.expert_bytes(16) + layer.non_expert_bytes(16)
+        expected = layer.experts_touched(requests) * layer.expert_bytes(16) + layer.non_expert_bytes(Widths())
         assert load(setup_of("accelerate", requests)).bytes == pytest.approx(expected, rel=1e-9)
 
     def test_prompts_of_many_tokens_need_every_expert(self):
         layer = MIXTRAL.layers[3]
-        whole = layer.experts_bytes(16) + layer.non_expert_bytes(16)
+        whole = layer.experts_bytes(16) + layer.non_expert_bytes(Widths())
         assert load(setup_of("accelerate"), step=0).bytes == pytest.approx(whole, rel=1e-6)
 
     def test_each_module_is_a_copy_of_its_own(self):
@@ -43,7 +43,7 @@ class TestHooks:
 
     def test_other_systems_copy_whole_layers(self):
         layer = MIXTRAL.layers[3]
-        whole = layer.experts_bytes(16) + layer.non_expert_bytes(16)
+        whole = layer.experts_bytes(16) + layer.non_expert_bytes(Widths())
         assert load(setup_of("zero")).bytes == whole
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from sim_examples import made_setup, one_task, preset, round_machine
 
-from sim.problem import Policy
+from sim.problem import Policy, Widths
 from sim.schedule import CPU, MemoryPart, Op, PipelineShape, Place, Tier, by_name
 from sim.simulation import predict
 from traces.errors import InputError
@@ -37,7 +37,7 @@ class TestCosts:
         setup = some((0, 4), micro_batch_size=1)
         layer = preset("mixtral-8x7b").layers[0]
         cost = setup.costs()(one_task(Op.HOST_LAYER, layer=0)._replace(lane=CPU))
-        experts, others = 2 * layer.expert_bytes(16) / 70e9, layer.non_expert_bytes(16) / 90e9
+        experts, others = 2 * layer.expert_bytes(16) / 70e9, layer.non_expert_bytes(Widths()) / 90e9
         assert cost.duration_ns == pytest.approx((experts + others) * 1e9, rel=0.01)
 
     def test_it_grows_with_the_context(self):

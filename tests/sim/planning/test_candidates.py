@@ -17,7 +17,7 @@ from sim.planning.bounds.bound import least_seconds
 from sim.planning.policies import TIERS, candidates_of
 from sim.planning.policies.grid import locks_weights, placements, sizes_up_to
 from sim.planning.policies.locking import locked_bytes, most_locked
-from sim.problem import Hardware, Policy, Problem, Workload
+from sim.problem import Hardware, Policy, Problem, Widths, Workload
 from sim.schedule import Place, by_name, registered
 from sim.simulation import predict
 from traces.errors import InputError
@@ -230,7 +230,7 @@ class TestBound:
         found = candidates_of(problem, by_name("zero"), replace(SMALL, micro_batch_sizes=(1,)))
         row = int(np.flatnonzero((found.locked == 0) & (found.experts == 0))[0])
         layer = problem.model.layers[0]
-        bytes_ = layer.experts_bytes(16) + layer.non_expert_bytes(16)
+        bytes_ = layer.experts_bytes(16) + layer.non_expert_bytes(Widths())
         total_s, _ = least_seconds(found)
         assert total_s[row] == pytest.approx((6 * 6 - 2) * bytes_ / 1e8, rel=0.02)
 

@@ -234,16 +234,17 @@ def test_windows_are_where_the_configuration_puts_them(fields, windows):
 )
 def test_the_cache_of_a_linear_layer_is_its_state_however_long_the_context(which):
     linear, full = (layer.attention for layer in read(**TINY_LINEAR, **which).layers[:2])
-    state, convolution = 6 * 8 * 10 * 2, (2 * 3 * 8 + 6 * 10) * 3
-    held = linear.window * linear.cached_width
-    assert state + convolution <= held < state + convolution + linear.cached_width, "in numbers of 16 bits"
+    state, convolution = 6 * 8 * 10, (2 * 3 * 8 + 6 * 10) * 3
+    assert linear.state_bytes == 4 * state + 2 * convolution, "the state in 32 bits, the last tokens in 16"
+    assert linear.cached_width == full.state_bytes == 0
     assert full.window is None
     assert full.cached_width == 2 * 2 * 8
 
 
 def test_a_linear_layer_holds_what_qwen3_next_holds_of_a_request():
     layer = Model.load("qwen3-next-80b-a3b").layers[0]
-    assert layer.attended(10**6) * layer.kv_bytes_per_token(16) == pytest.approx(32 * 128 * 128 * 4, rel=0.03)
+    assert layer.attention.state_bytes == 32 * 128 * 128 * 4 + (2 * 16 * 128 + 32 * 128) * 3 * 2
+    assert layer.attended(10**6) * layer.kv_bytes_per_token(16) == 0
 
 
 def test_a_value_may_be_a_list_with_an_entry_per_layer():
@@ -290,7 +291,8 @@ COMPRESSED = {"config_groups": {"group_0": {"weights": {"num_bits": 8}}}, "ignor
 )
 def test_native_widths_follow_dtype_and_quantisation(fields, bits):
     model = read(**fields)
-    assert (model.expert_bits, model.other_bits, model.embedding_bits) == bits
+    found = model.widths
+    assert (found.experts, found.attention, found.embedding) == bits
 
 
 # --- what cannot be read ---------------------------------------------------------------------------------------------
@@ -318,19 +320,28 @@ def test_native_widths_follow_dtype_and_quantisation(fields, bits):
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings: 'yes' is not allowed; give true or false"),
         ({"model_type": 3}, "model_type: 3 is not a text"),
         ({"layer_types": ["sliding_attention"] * 4}, "sliding_window is missing"),
-        ({"layer_types": ["linear_attention"] * 4}, "layer_types has 'linear_attention'"),
+        ({"layer_types": ["linear_attention"] * 4}, "linear attention layers, and nothing tells what their state is"),
+        (
+            {"layer_types": ["spectral_attention"] * 4},
+            "layer_types has 'spectral_attention'; modelled are full_attention",
+        ),
+        ({"hybrid_override_pattern": "**"}, "hybrid_override_pattern has 2 letters, too few for layer 2"),
         (
             {**TINY_LINEAR, "linear_num_value_heads": 4, "layer_types": ["linear_attention"] * 4},
             "linear_num_value_heads = 4 must be a multiple of linear_num_key_heads = 3",
         ),
-        ({"attn_layer_period": 8}, "model type mixtral is not modelled: it has Mamba layers"),
-        ({"model_type": "longcat_flash"}, "model type longcat_flash is not modelled: it has two attentions a layer"),
+        ({"model_type": "doge"}, "model type doge is not modelled: it has experts that are single neurons"),
+        ({"model_type": "doge", "num_local_experts": None}, "it has experts that are single neurons"),
+        ({"num_kv_shared_layers": 2}, "it has layers that share a KV cache"),
+        ({"ple_layer_ids": [1]}, "it has embeddings of several words at once"),
+        ({"enable_moe_block": False}, "has no experts (enable_moe_block is false)"),
+        ({"layer_types": ["indexed_attention"] * 4}, "index_n_heads is missing"),
         ({"is_encoder_decoder": True}, "is an encoder-decoder"),
         ({"torch_dtype": "int3"}, "dtype: 'int3' is not allowed; give float32 or float16"),
-        ({"quantization_config": {"quant_method": "magic"}}, "quant_method: 'magic' is not allowed; give mxfp4 or"),
+        ({"quantization_config": {"quant_method": "magic"}}, "quant_method 'magic' is not known; known are auto-round"),
         (
             {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128]}},
-            "quantization_config: weight_block_size has 1 entries, too few for entry 1",
+            "quantization_config: weight_block_size has 1 numbers; a block has rows and columns",
         ),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config: bits is missing"),
         ({"kv_lora_rank": 16, "qk_nope_head_dim": 4}, "qk_rope_head_dim is missing"),

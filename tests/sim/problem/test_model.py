@@ -10,8 +10,18 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 from hypothesis import given, strategies as st
 
-from sim.problem import Layer, Model
-from sim.problem.model.layer import Attention, FeedForward, Latent
+from sim.problem import Layer, Model, Widths
+from sim.problem.model.attention import (
+    CompressedAttention,
+    HeadAttention,
+    Indexer,
+    Keeping,
+    LatentAttention,
+    NoAttention,
+    Recurrent,
+    SeveralAttentions,
+)
+from sim.problem.model.feed_forward import FeedForward
 from sim.problem.presets import MODELS
 from traces.errors import InputError
 
@@ -21,11 +31,12 @@ def preset_config(name):
 
 
 def moe_layer(**changes):
-    attention = Attention(hidden_size=8, num_query_heads=2, num_kv_heads=1, head_dim=4, value_head_dim=4)
+    attention = HeadAttention(hidden_size=8, num_query_heads=2, num_kv_heads=1, head_dim=4, value_head_dim=4)
     layer = Layer(attention, 4, 2, expert=FeedForward(8, 16), router_params=32, norm_params=16)
     return replace(layer, **changes)
 
 
+HEADS = HeadAttention(8, 2, 1, 4, 4)
 WIDER = moe_layer(attention=replace(moe_layer().attention, hidden_size=16))
 
 
@@ -109,7 +120,7 @@ def test_flops_of_a_mixtral_layer_add_up_by_hand():
     assert layer.pre_attn_flops(tokens) == 2 * tokens * 4096 * (4096 + 2 * 1024)
     assert layer.out_proj_flops(tokens) == 2 * tokens * 4096 * 4096
     assert layer.ffn_flops(tokens) == 2 * tokens * (4096 * 8 + 2 * 3 * 4096 * 14336)
-    assert layer.attention_flops(tokens * 512) == 4 * tokens * 512 * 32 * 128
+    assert layer.attention.decode_flops(tokens * 512, tokens) == 4 * tokens * 512 * 32 * 128
 
 
 def test_a_dense_layer_has_its_network_and_no_experts():
@@ -131,14 +142,14 @@ def test_latent_attention_caches_one_compressed_vector_and_its_rotary_key():
 
 
 def test_latent_attention_works_on_the_cache_or_on_expanded_heads():
-    layer = Model.load("deepseek-v3").layers[0]
-    assert layer.attention_flops(10) == 2 * 10 * 128 * ((512 + 64) + 512)
-    assert layer.attention_flops(10, expanded=True) == 2 * 10 * 128 * ((128 + 64) + 128)
+    attention = Model.load("deepseek-v3").layers[0].attention
+    assert attention.decode_flops(10, 1) == 2 * 10 * 128 * ((512 + 64) + 512)
+    assert attention.prompt_flops(5, 25) == 2 * 25 / 2 * 128 * ((128 + 64) + 128)
 
 
-def test_expanding_changes_nothing_without_latent_attention():
-    layer = Model.load("mixtral-8x7b").layers[0]
-    assert layer.attention_flops(10, expanded=True) == layer.attention_flops(10)
+def test_a_pair_of_tokens_costs_the_same_in_prompts_and_in_decode_without_latent_attention():
+    attention = Model.load("mixtral-8x7b").layers[0].attention
+    assert attention.prompt_flops(4, 20) == attention.decode_flops(10, 1)
 
 
 def test_attention_output_is_not_the_hidden_state_where_heads_are_wider():
@@ -173,13 +184,90 @@ def test_a_window_bounds_what_is_attended(context, window):
 @given(st.sampled_from([2, 4, 4.25, 8, 16, 32]))
 def test_bytes_of_the_parts_are_the_bytes_of_the_whole(bits):
     model = Model.load("gpt-oss-20b")
-    weight_bytes = model.experts_bytes(bits) + model.resident_bytes(bits)
+    weight_bytes = model.experts_bytes(Widths.alike(bits)) + model.resident_bytes(Widths.alike(bits))
     assert weight_bytes == pytest.approx(model.total_params * bits / 8, abs=2 * model.num_layers + 1)
 
 
 def test_bytes_are_rounded_up():
     layer = moe_layer(expert=FeedForward(1, 1))  # an expert of three weights
     assert (layer.expert_bytes(4), layer.experts_bytes(4)) == (2, 6)
+
+
+# --- kinds of attention ----------------------------------------------------------------------------------------------
+
+
+@given(
+    context=st.integers(0, 5000),
+    requests=st.integers(1, 9),
+    window=st.none() | st.integers(1, 300),
+    stride=st.none() | st.integers(2, 60),
+    top_k=st.none() | st.integers(1, 200),
+)
+def test_what_is_attended_to_is_kept_and_what_is_kept_never_shrinks(context, requests, window, stride, top_k):
+    keeping = Keeping(window, stride, top_k)
+    kept = keeping.kept(context, requests)
+    assert keeping.attended(context, requests) <= kept <= keeping.kept(context + 1, requests)
+    assert keeping.indexed(context, requests) <= kept
+    assert keeping.pairs(context, context**2) <= context**2 / 2 * (1 + 1 / (stride or context + 1)) + 1
+
+
+def test_far_entries_stand_for_several_tokens_each_and_an_index_chooses_among_them():
+    """DeepSeek-V4: 128 near tokens one by one, the others by fours, of which 512 are looked at."""
+    keeping = Keeping(window=128, stride=4, top_k=512)
+    assert keeping.kept(10_000, 1) == 128 + 2500
+    assert keeping.attended(10_000, 1) == 128 + 512
+    assert keeping.indexed(10_000, 1) == 2500
+    assert replace_top(keeping, None).attended(10_000, 1) == 128 + 2500
+
+
+def replace_top(keeping, top_k):
+    return keeping._replace(top_k=top_k)
+
+
+def test_an_index_scores_all_keys_and_attention_sees_the_best_alone():
+    plain = HeadAttention(8, 2, 1, 4, 4)
+    indexed = replace(plain, indexer=Indexer(3, 5, 100, 8, 8, extra_params=10))
+    assert indexed.decode_flops(1000, 1) == 2 * (100 * 2 * (4 + 4) + 1000 * 3 * 5)
+    assert indexed.pre_params - plain.pre_params == 3 * 5 * 8 + 5 * 8 + 3 * 8 + 10
+    assert (indexed.index_key_dim, indexed.new_width - plain.new_width) == (5, 5)
+    assert indexed.cached_width == plain.cached_width, "keys and values are kept all the same"
+    pooled = replace(plain, indexer=Indexer(3, 5, 100, 8, 8, pool=4))
+    assert pooled.decode_flops(1000, 1) == 2 * (100 * 2 * (4 + 4) + 250 * 3 * 5)
+
+
+def test_a_state_costs_the_same_whatever_came_before():
+    state = Recurrent(8, "state", 6, 12, 6, in_weights=100, state_numbers=36, passes=3, convolved=10, kernel=4)
+    assert state.decode_flops(10, 2) == state.decode_flops(10_000, 2) == 2 * 2 * (3 * 36 + 10 * 4)
+    assert state.state_bytes == 36 * 4 + 2 * 10 * 3
+    assert (state.cached_width, state.keeping.kept(50, 1) * state.cached_width) == (0, 0)
+    chunked = replace(state, chunk=64)
+    assert chunked.prompt_flops(5, 25) - state.prompt_flops(5, 25) == 2 * 5 * 32 * 12
+
+
+def test_several_attentions_add_up():
+    both = SeveralAttentions((HEADS, HEADS))
+    assert both.pre_params == 2 * HEADS.pre_params
+    assert both.cached_width == 2 * HEADS.cached_width
+    assert both.decode_flops(30, 1) == 2 * HEADS.decode_flops(30, 1)
+
+
+def test_a_layer_without_attention_keeps_and_computes_nothing_between_tokens():
+    layer = moe_layer(attention=NoAttention(8))
+    assert (layer.kv_bytes_per_token(16), layer.attention.decode_flops(100, 1), layer.qkv_bytes_per_token(16)) == (
+        0,
+        0,
+        0,
+    )
+    assert layer.non_expert_params == 32 + 16
+
+
+def test_compressed_attention_has_what_one_layer_of_deepseek_v4_has():
+    """By hand from the shapes of its modules: 64 heads of 512 over one head of keys that are values."""
+    layer = CompressedAttention(4096, 64, 512, 1024, 128, 128, 512, 8, 1024)
+    queries, keys, compressor = 1024 * (4096 + 64 * 512), 4096 * 512, 2 * 4096 * 512
+    assert layer.pre_weights == queries + keys + compressor
+    assert layer.post_weights == 8192 * 4096 + 4096 * 8192
+    assert layer.decode_flops(128, 1) == 2 * 2 * 64 * 512 * (128 + 1)
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
@@ -203,8 +291,8 @@ def test_tied_embeddings_are_stored_once_and_still_computed():
     assert untied.total_params - tied.total_params == tied.embedding_params == 10 * 8
     assert tied.head_params == 0
     assert tied.head_flops(5) == untied.head_flops(5) == 2 * 5 * 10 * 8
-    assert tied.head_bytes(4) == 10 * 8 / 2
-    assert tied.head_bytes() == tied.head_bytes(16) == 2 * 10 * 8
+    assert tied.head_bytes(Widths.alike(4)) == 10 * 8 / 2
+    assert tied.head_bytes() == tied.head_bytes(Widths.alike(16)) == 2 * 10 * 8
 
 
 def test_total_is_ends_and_layers():
@@ -217,12 +305,12 @@ def test_total_is_ends_and_layers():
 
 def test_biases_and_gates_are_counted_where_they_are():
     plain = moe_layer().attention
-    full = replace(plain, qkv_bias=True, output_bias=True, output_gate=True, extra_params=5)
+    full = replace(plain, qkv_bias=True, output_bias=True, gate_width=8, extra_params=5)
     assert full.pre_params - plain.pre_params == (8 + 2 * 4) + 8 * 8 + 5
     assert full.post_params - plain.post_params == 8
     assert full.pre_weights - plain.pre_weights == 8 * 8
-    latent = replace(plain, latent=Latent(6, 2, 4))
-    assert replace(latent, output_gate=True).pre_weights - latent.pre_weights == 8 * 8
+    latent = LatentAttention(8, 2, 2, 2, 4, 6, query_rank=4)
+    assert replace(latent, gate_weights=64).pre_weights - latent.pre_weights == 8 * 8
     assert FeedForward(8, 16, bias=True).params - FeedForward(8, 16).params == 2 * 16 + 8
 
 
@@ -249,14 +337,18 @@ def test_nouns_are_frozen():
         (lambda: moe_layer(num_experts=0, top_k=0), r"Layer.expert and num_experts must agree"),
         (lambda: moe_layer(norm_params=-1), r"Layer.norm_params must be at least 0, got -1"),
         (lambda: FeedForward(8, 0), r"FeedForward.intermediate_size must be at least 1, got 0"),
-        (lambda: Latent(0, 4), r"Latent.kv_rank must be at least 1, got 0"),
-        (lambda: Attention(8, 2, 1, 4, 4, window=0), r"Attention.window must be at least 1, got 0"),
-        (lambda: Attention(8, 2, 1, 4, 4, latent=Latent(4, 4)), r"rope_head_dim must be below head_dim"),
-        (lambda: Attention(8, 2, 1, 4, 4, stored_query_heads=1), r"stored_query_heads must be at least 2, got 1"),
+        (lambda: LatentAttention(8, 2, 4, 4, 4, 0), r"LatentAttention.kv_rank must be at least 1, got 0"),
+        (lambda: LatentAttention(8, 2, 0, 4, 4, 8), r"LatentAttention.nope_head_dim must be at least 1, got 0"),
+        (lambda: HeadAttention(8, 2, 1, 4, 4, window=0), r"HeadAttention.window must be at least 1, got 0"),
+        (lambda: HeadAttention(8, 2, 1, 4, 4, stored_query_heads=1), r"stored_query_heads must be at least 2, got 1"),
+        (lambda: Recurrent(8, "state", 4, 8, 4, in_weights=-1), r"Recurrent.in_weights must be at least 0, got -1"),
+        (lambda: Indexer(2, 4, 0, 8, 8), r"Indexer.top_k must be at least 1, got 0"),
+        (lambda: SeveralAttentions((NoAttention(8),)), r"SeveralAttentions.parts must be two or more"),
+        (lambda: SeveralAttentions((HEADS, replace(HEADS, window=3))), r"keep their caches in different ways"),
         (lambda: Model("m", 10, (moe_layer(), WIDER)), r"layers of 'm' differ in hidden_size"),
         (lambda: Model("m", 10, ()), r"'m' hold no experts"),
         (lambda: Model("m", 0, (moe_layer(),)), r"Model.vocab_size must be at least 1, got 0"),
-        (lambda: Model("m", 10, (moe_layer(),), expert_bits=0), r"Model.expert_bits must be at least 1, got 0"),
+        (lambda: Widths(experts=0), r"Widths.experts must be at least 1 bit, got 0"),
     ],
 )
 def test_a_noun_that_cannot_be_is_refused_and_names_the_field(make, says):

@@ -108,7 +108,7 @@ def test_bytes_of_places_add_up_place_by_place():
     schedule, model = by_name("hybrid"), preset("mixtral-8x7b")
     shares = {"experts_on_device": 0.125, "experts_fetched": 0.25, "experts_on_host": 0.5}
     placement = Placement.of(Policy(8, 8, **shares), schedule, model)
-    expert = model.num_layers * model.layers[0].expert_bytes(model.expert_bits)
+    expert = model.num_layers * model.layers[0].expert_bytes(model.widths.experts)
     sizes = [placement.experts_bytes(place) for place in ExpertPlace]
     assert sizes == [1 * expert, 1 * expert, 2 * expert, 4 * expert]
     assert placement.experts_bytes(ExpertPlace.DEVICE | ExpertPlace.FETCHED) == 3 * expert

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from sim_examples import preset
 
-from sim.problem import Model, Placement, Policy, Split, read_policy_file, splits_of
+from sim.problem import Model, Placement, Policy, Split, Widths, read_policy_file, splits_of
 from sim.schedule import Place, by_name, registered
 from traces.errors import InputError
 
@@ -51,7 +51,7 @@ class TestFields:
     def test_whole_requests_keep_their_cache_on_the_device(self, share, requests, stay):
         assert Policy(8, 8, "gpu", kv_on_device=share).resident_requests(requests) == stay
 
-    @pytest.mark.parametrize("value", [0, 0.99, 33, float("nan"), "16", True])
+    @pytest.mark.parametrize("value", [0, 0.99, 33, float("nan"), "wide", True])
     @pytest.mark.parametrize("field", ["weight_bits", "kv_bits"])
     def test_widths_lie_between_1_and_32_bits(self, field, value):
         assert refusal(lambda: Policy(8, 4, **{field: value})).startswith(f"{field}: {value!r}")
@@ -60,7 +60,7 @@ class TestFields:
         model = replace(Model.load("mixtral-8x7b"), activation_bits=32.0)
         assert Policy(8, 4).cache_bits(model) == 32
         assert Policy(8, 4, kv_bits=8).cache_bits(model) == 8
-        assert Policy(8, 4).expert_bits(model) == model.expert_bits
+        assert Policy(8, 4).widths(model) == model.widths
 
     @pytest.mark.parametrize("value", [1.1, -0.1, "yes", None])
     def test_pin_weights_is_a_share(self, value):
@@ -228,7 +228,7 @@ class TestExperts:
         assert splits_of(policy, by_name("cgopipe").system, (total,)) == (Split(wanted, total - wanted),)
 
     def test_weights_keep_the_models_width_unless_the_policy_says_so(self):
-        model = replace(preset("mixtral-8x7b"), expert_bits=4.25)
+        model = replace(preset("mixtral-8x7b"), widths=Widths(experts=4.25))
         native = Placement.of(Policy(8, 4), by_name("cgopipe"), model)
         assert native.streamed_bytes(0) == 8 * (3 * 4096 * 14336 * 4.25 / 8)
         narrow = Placement.of(Policy(8, 4, weight_bits=8), by_name("cgopipe"), model)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from sim.problem import Hardware, Model
+from sim.problem import Hardware, Model, Widths
 from traces.errors import InputError, nearest
 from traces.files import read_toml
 from validation.published.latency.placement import Options
@@ -64,7 +64,7 @@ def named_model(row: LatencyRow, options: Options) -> Model:
     model = _model(_of_beginning(_KNOWN["models"], row.model) or row.model)
     if widths := _widths(row):
         model = replace(
-            model, expert_bits=widths["experts"], other_bits=widths["others"], embedding_bits=widths["ends"]
+            model, widths=Widths.of(experts=widths["experts"], others=widths["others"], ends=widths["ends"])
         )
     if options.top_k is None:
         return model

@@ -1,0 +1,1 @@
+from .choice import mixer_of as mixer_of
