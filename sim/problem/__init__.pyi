@@ -16,6 +16,7 @@ from .batch import (
     make_batch as make_batch,
     split_prompts as split_prompts,
 )
+from .checkpoint import Checkpoint as Checkpoint, find_checkpoint as find_checkpoint
 from .machine import (
     AtTokens as AtTokens,
     Basis as Basis,
@@ -29,7 +30,7 @@ from .machine import (
     Processor as Processor,
     Quantity as Quantity,
 )
-from .model import Layer as Layer, Model as Model, find_config as find_config
+from .model import Layer as Layer, Model as Model
 from .policy import (
     LOCK_UNIT_BYTES as LOCK_UNIT_BYTES,
     MOST_REQUESTS as MOST_REQUESTS,

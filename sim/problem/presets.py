@@ -22,6 +22,10 @@ class Presets:
         """All names, in order; a file that starts with an underscore is for others to extend."""
         return tuple(sorted(path.stem for path in self.folder.glob(f"[!_]*{self.suffix}")))
 
+    def paths(self) -> tuple[Path, ...]:
+        """All files, in order of their names."""
+        return tuple(self.folder / f"{name}{self.suffix}" for name in self.names())
+
     def path(self, name: str) -> Path | None:
         """The file of a preset; None where there is none of that name."""
         path = self.folder / f"{name}{self.suffix}"
@@ -36,6 +40,13 @@ class Presets:
         )
 
 
-MODELS = Presets("model", FOLDER / "models", ".json", "a config.json, or of a folder with one")
+_MODEL_FILES = "a config.json, a .safetensors or .gguf file, or a folder with one; or a repository of the Hub, org/name"
+
+MODELS = Presets(
+    "model",
+    FOLDER / "models",
+    ".json",
+    _MODEL_FILES,
+)
 MACHINES = Presets("hardware", FOLDER / "hardware", ".toml", "a .toml file")
 WORKLOADS = Presets("workload", FOLDER / "workloads", ".toml", "a .toml file, or of a .jsonl file of requests")

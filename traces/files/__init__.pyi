@@ -5,6 +5,7 @@ from .text_files import (
     UNFINISHED as UNFINISHED,
     appearing as appearing,
     is_file as is_file,
+    parse_object as parse_object,
     read_object as read_object,
     read_objects as read_objects,
     read_text as read_text,

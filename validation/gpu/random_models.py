@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from sim.problem import Model, find_config
+from sim.problem import Model, find_checkpoint
 from traces.files import read_toml
 
 FAMILIES = Path(__file__).with_name("families.toml")
@@ -31,7 +31,7 @@ _MAKE: Any = AutoModelForCausalLM.from_config
 
 def full_config(preset: str, layers: int, sizes: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of a preset with so many layers, and `sizes` in place of its own."""
-    given, *_ = find_config(preset)
+    given = find_checkpoint(preset).config
     kept = {name: value for name, value in given.items() if not name.startswith("_") and "dtype" not in name}
     return {**kept, **sizes, "num_hidden_layers": layers}
 

@@ -6,7 +6,6 @@ What the nouns of `sim.problem.model` cannot say is refused, not guessed.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from sim.problem.model.modules import modules_of
@@ -20,30 +19,8 @@ from sim.problem.model.reading import (
     layer_of,
     number_of_layers,
 )
-from sim.problem.presets import MODELS
 from sim.problem.widths import native_widths, plain_bits
 from traces.errors import InputError, error_prefix
-from traces.files import read_object
-
-
-def find_config(name_or_path: str | Path) -> tuple[Mapping[str, Any], str, str]:
-    """A preset by its name, or a `config.json`, or a folder that holds one: its content, name, and what to call it."""
-    preset = MODELS.path(str(name_or_path).lower())
-    if isinstance(name_or_path, str) and preset is not None:
-        return read_object(preset), preset.stem, f"model preset {preset.stem}"
-    path = _config_path(Path(name_or_path))
-    if path is None:
-        raise MODELS.unknown(str(name_or_path))
-    name = path.resolve().parent.name if path.name == "config.json" else path.stem
-    return read_object(path), name, str(path)
-
-
-def _config_path(path: Path) -> Path | None:
-    try:
-        path = path / "config.json" if path.is_dir() else path
-        return path if path.exists() else None
-    except (OSError, ValueError):  # no name that a file can have
-        return None
 
 
 def model_fields(config: Mapping[str, Any], source: str) -> dict[str, Any]:

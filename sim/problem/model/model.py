@@ -5,17 +5,18 @@ user's own model go the same way.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
+from sim.problem.checkpoint import Checkpoint, find_checkpoint
 from sim.problem.model.attention import check_at_least
-from sim.problem.model.config import find_config, model_fields
+from sim.problem.model.config import model_fields
 from sim.problem.model.layer import Layer
 from sim.problem.model.modules import modules_of
 from sim.problem.presets import MODELS
-from sim.problem.widths import Module, Widths, packed_bytes
-from traces.errors import InputError, shown
+from sim.problem.widths import Module, Widths, check_numbers, packed_bytes, stored_widths
+from traces.errors import InputError, error_prefix, shown
 
 MOST_PARAMETERS = 10**15
 """The largest models have a few 10**12."""
@@ -66,8 +67,22 @@ class Model:
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Self:
-        """Read a preset by its name, or a `config.json`, or a folder that holds one. Raises InputError."""
-        return cls.of_config(*find_config(name_or_path))
+        """Read a preset by its name, a file or folder, or a repository of the Hub, as `find_checkpoint`.
+
+        Where the tensors of the checkpoint are there, widths are read off them. Raises InputError.
+        """
+        return cls.of_checkpoint(find_checkpoint(name_or_path))
+
+    @classmethod
+    def of_checkpoint(cls, found: Checkpoint) -> Self:
+        """The model of a checkpoint. Raises InputError where its tensors are not those that its configuration says."""
+        model = cls.of_config(found.config, found.name, found.source)
+        if not found.tensors:
+            return model
+        with error_prefix(f"{found.source}: "):
+            if found.is_gguf:
+                check_numbers(found.tensors, model.total_params, model.num_layers)
+            return replace(model, widths=stored_widths(found.tensors, model.modules, model.num_layers, model.widths))
 
     @classmethod
     def of_config(cls, config: Mapping[str, Any], name: str, source: str) -> Self:

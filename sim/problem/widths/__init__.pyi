@@ -10,4 +10,5 @@ from .apart import (
 from .gguf_names import gguf_widths as gguf_widths
 from .modules import Module as Module, mean_widths as mean_widths
 from .quantisers import native_widths as native_widths, plain_bits as plain_bits
+from .tensors import Tensor as Tensor, check_numbers as check_numbers, stored_widths as stored_widths
 from .widths import KINDS as KINDS, Widths as Widths, packed_bytes as packed_bytes

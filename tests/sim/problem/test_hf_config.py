@@ -388,5 +388,5 @@ def test_a_name_like_no_preset_is_answered_with_all_of_them():
 
 
 def test_a_folder_without_a_configuration_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"unknown model '.*or of a folder with one"):
+    with pytest.raises(InputError, match=r"holds no model: there is neither a config.json nor a GGUF file in it"):
         Model.load(tmp_path)
