@@ -1,8 +1,11 @@
 from .arguments import (
+    add_hardware as add_hardware,
     add_policy as add_policy,
     add_problem as add_problem,
     add_routing as add_routing,
+    add_settings as add_settings,
     fixed_policy as fixed_policy,
+    hardware_asked as hardware_asked,
     problem_of as problem_of,
     schedules_of as schedules_of,
 )
@@ -22,11 +25,14 @@ from .machine import (
     Efficiency as Efficiency,
     Emulation as Emulation,
     Hardware as Hardware,
+    Host as Host,
     Link as Link,
     Memory as Memory,
     OptimizerConstants as OptimizerConstants,
     Processor as Processor,
     Quantity as Quantity,
+    Reserve as Reserve,
+    page_lockable_bytes as page_lockable_bytes,
 )
 from .model import Layer as Layer, Model as Model, find_config as find_config, packed_bytes as packed_bytes
 from .policy import (

@@ -9,12 +9,22 @@ import torch
 
 from engine.calibration.measure import Measured, Probes
 from engine.device import Device, host_memory_bytes
-from sim.problem import Basis, Efficiency, Emulation, Hardware, Link, Memory, Processor, Quantity
+from sim.problem import (
+    Basis,
+    Efficiency,
+    Emulation,
+    Hardware,
+    Host,
+    Link,
+    Memory,
+    Processor,
+    Quantity,
+    page_lockable_bytes,
+)
 
 ROOM = 4.0
 """Times the measured peaks that rates may reach in a fit: weights that stay in caches are read faster than memory."""
 
-PINNED_SHARE = 0.5
 MORE_STARVES = "half of the host's memory: more page-locked memory starves the system"
 NO_COST = "no cost of its own was found"
 NOT_MEASURED = "not measured: only decode attention and routed experts run on the host"
@@ -60,7 +70,7 @@ def unfitted(
         name=name,
         description=f"{device.origin} on {host_facts()}",
         num_devices=1,
-        pinned_bytes=_assumed(PINNED_SHARE * host_memory_bytes(), "B", MORE_STARVES),
+        pinned_bytes=_assumed(page_lockable_bytes(host_memory_bytes()), "B", MORE_STARVES),
         pin_bytes_per_s=probes.host_copy.quantity("GB/s", 1e9),
         device=_device(_roomy(probes.device_peak.quantity("GFLOPS", 1e9)), split_cost, unpack_rate),
         device_memory=Memory(
@@ -122,12 +132,12 @@ def _device(peak: Quantity, split_cost: Measured | None, unpack_rate: Measured |
     return replace(made, experts=replace(made.experts, latency_s=latency))
 
 
-def _host(peak: Quantity, unpack_rate: Measured | None) -> Processor:
+def _host(peak: Quantity, unpack_rate: Measured | None) -> Host:
     """Decode attention and routed experts run on the host: they are fitted, the rest is there because files need it."""
     whole, nothing = _assumed(1.0, "1", NOT_MEASURED), _assumed(0.0, "us", NO_COST)
     every = Efficiency(whole, whole)
     experts = Efficiency(whole, whole, nothing)
-    made = Processor(peak, nothing, nothing, every, experts, every, decode_attention=every)
+    made = Host(peak, nothing, nothing, every, experts, every, decode_attention=every)
     if unpack_rate is None:
         return made
     return replace(made, unpack_bytes_per_s=unpack_rate.quantity("GB/s", 1e9))
