@@ -19,6 +19,8 @@ from sim.problem import (
     Memory,
     Processor,
     Quantity,
+    Reserve,
+    kept_on_host_bytes,
     page_lockable_bytes,
 )
 
@@ -26,6 +28,7 @@ ROOM = 4.0
 """Times the measured peaks that rates may reach in a fit: weights that stay in caches are read faster than memory."""
 
 MORE_STARVES = "half of the host's memory: more page-locked memory starves the system"
+KEPT_ON_HOST = "for operating system, other programs and Python, as Google Kubernetes Engine keeps of a node"
 NO_COST = "no cost of its own was found"
 NOT_MEASURED = "not measured: only decode attention and routed experts run on the host"
 GUESSED = "no task showed it: a guess"
@@ -95,6 +98,10 @@ def unfitted(
             h2d_pageable_bytes_per_s=link.h2d_pageable.quantity("GB/s", 1e9),
             d2h_pageable_bytes_per_s=link.d2h_pageable.quantity("GB/s", 1e9),
             latency_s=link.latency.quantity("us", 1e-6),
+        ),
+        reserve=Reserve(
+            Quantity(0.0, "B", Basis.MEASURED, "the device's memory is what was free of it"),
+            _assumed(kept_on_host_bytes(host_memory_bytes()), "B", KEPT_ON_HOST),
         ),
         emulation=None if device.gpu_threads is None else unshown,
     )

@@ -1,4 +1,4 @@
-from .derived import page_lockable_bytes as page_lockable_bytes
+from .derived import kept_on_host_bytes as kept_on_host_bytes, page_lockable_bytes as page_lockable_bytes
 from .hardware import (
     AtTokens as AtTokens,
     Efficiency as Efficiency,

@@ -1,4 +1,4 @@
-"""Numbers of a machine that no file gives: a small model of copies and cores, stated in the sources.
+"""Numbers of a machine that no file gives: a small model of copies, cores and what others keep, stated in the sources.
 
 Each follows from other numbers of the same machine, so that it follows them where a file extends another and changes
 them. What a file gives, measured or assumed, is never touched.
@@ -10,6 +10,7 @@ its generation. What a processor reaches of DRAM is a usual share, or what its c
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from sim.problem.machine.quantity import Basis, Dimension, Quantity
@@ -33,6 +34,12 @@ SUSTAINED_OF_LINK = (
     (1e18, 55.63 / 63),
 )
 """Up to which peak, the share of it that copies reach: PCIe 3.0, 4.0, and what is faster, of sixteen lanes."""
+
+
+GIB = 1024.0**3
+DEVICE_RESERVE = 1 * GIB
+HOST_RESERVE = ((0, 0.25), (4, 0.2), (8, 0.1), (16, 0.06), (128, 0.02))
+"""From how many GiB on, the share that is kept: what Google Kubernetes Engine keeps of a node's memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +134,23 @@ def _pinned(given: Given) -> float | None:
     return None if capacity is None else page_lockable_bytes(capacity)
 
 
+def kept_on_host_bytes(host_bytes: float) -> float:
+    """Of a host's memory, what the operating system, other programs and Python keep."""
+    steps = [*((first * GIB, share) for first, share in HOST_RESERVE), (float("inf"), 0.0)]
+    return sum(share * max(0.0, min(host_bytes, last) - first) for (first, share), (last, _) in pairwise(steps))
+
+
+def _host_reserve(given: Given) -> float | None:
+    capacity = given.size("host_memory.capacity")
+    return None if capacity is None else kept_on_host_bytes(capacity)
+
+
+def _device_reserve(given: Given) -> float | None:
+    """One memory of device and host keeps what the host's does: its driver is part of it."""
+    capacity = given.size("device_memory.capacity")
+    return None if capacity is None else 0.0 if given.is_unified else min(DEVICE_RESERVE, capacity / 8)
+
+
 def _copy(given: Given) -> float | None:
     """A core's copy in host memory."""
     bandwidth = given.rate("host_memory.bandwidth")
@@ -180,6 +204,11 @@ def _of_dram(share: float) -> Callable[[Given], float | None]:
 
 def _rules() -> Iterator[Rule]:
     yield Rule("pinned", "GB", "half of the host's memory: more page-locked memory starves the system", _pinned)
+    kept = "1 GiB for driver context, kernels and a display (llama.cpp's fit-params keeps as much), at most 1/8 of it"
+    yield Rule("reserve.device", "GB", kept, _device_reserve)
+    tiers = "25 % of the first 4 GiB, 20 % up to 8, 10 % up to 16, 6 % up to 128 and 2 % above for operating system, "
+    tiers += "other programs and Python, as Google Kubernetes Engine keeps of a node (its docs: plan-node-sizes)"
+    yield Rule("reserve.host", "GB", tiers, _host_reserve)
     yield Rule("link.peak", "GB/s", "device and host share one memory, which a copy reads and writes", _link_peak)
     shares = "of link.peak 0.785 on PCIe 3.0, 0.8 on PCIe 4.0, 0.883 on PCIe 5.0 (NVIDIA/nvbandwidth measures 12.36 of "
     shares += "15.75 and 55.63 of 63 GB/s); of the host's DRAM, and of one memory that is shared, at most 0.72"
