@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_routing(policy)
     add_weight_bits(policy, "width of routed experts: 4.5 or 8.5 (default: the model's own)")
     policy.add_argument("--plan-for", metavar="HARDWARE", help="plan the policy for this machine (a preset or a .toml)")
+    problem.add_settings(policy)
     add_device(parser.add_argument_group("device"))
     options = parser.add_argument_group("generation")
     options.add_argument("--max-new-tokens", type=positive_int, default=64, help="(default: %(default)s)")
@@ -71,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     """Generate for every request of a file; results are appended as each batch ends, or as each request does."""
     schedule = schedules.by_name(args.schedule)
     policy = given_policy(args, schedule)
+    if args.settings and not args.plan_for:
+        raise InputError("--set: sets a number of a machine; give the machine as --plan-for")
     problem.Routing.parse(args.routing)  # a mistake in it is told before a model is loaded
     if args.trace and not str(args.trace).endswith((".json", ".json.gz")):
         raise InputError(f"--trace {args.trace}: give a name that ends in .json or .json.gz")
@@ -233,7 +236,7 @@ def _plan(
     from engine.running.planning import plan, plan_streamed
 
     if args.plan_for:
-        hardware = problem.Hardware.load(args.plan_for)
+        hardware = problem.Hardware.load(args.plan_for, args.settings)
     else:
         sys.stderr.write("measuring this machine to plan for it (--plan-for FILE or a policy skips this)\n")
         with progress("measuring", 1, unit="parts", lines=True) as shown:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim import admission, comparison, schedule as schedules, simulation
-from sim.problem import Hardware, add_policy, add_problem, fixed_policy, problem_of, schedules_of
+from sim.problem import Hardware, add_policy, add_problem, add_settings, fixed_policy, problem_of, schedules_of
 from traces import files
 from traces.cli import (
     Command,
@@ -152,13 +152,16 @@ COMMAND = Command(
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("hardware", nargs="?", help="show every number of this machine, with basis and source")
+    add_settings(parser)
     add_json(parser)
 
 
 def _list(args: argparse.Namespace) -> int:
     if args.hardware is None:
+        if args.settings:
+            raise InputError("--set: sets a number of a machine: name it, as in list rtx4090 --set pinned=8GB")
         return deliver(args, comparison.known, comparison.print_known)
-    machine = Hardware.load(args.hardware)
+    machine = Hardware.load(args.hardware, args.settings)
     return deliver(args, lambda: comparison.numbers(machine), lambda: comparison.print_hardware(machine))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from sim.cost.copies import Copies
 from sim.cost.emulation import EmulatedCosts
 from sim.cost.kernels import Kernels
-from sim.cost.pools import never_exceeded, pool_capacities
+from sim.cost.pools import in_one_memory, never_exceeded, pool_capacities
 from sim.cost.sizes import Sizes
 from sim.cost.work import Cost
 from sim.schedule import Lane, Op, Task
@@ -77,7 +77,8 @@ class CostModel:
         cost = work.cost() if self._emulated is None else self._emulated(task, work)
         if task.op in (Op.LOAD_WEIGHTS, Op.LOAD_WEIGHTS_PAGEABLE):
             cost = self._copies.gathered(task, cost)
-        return cost._replace(demands=tuple(one for one in cost.demands if one[0] not in self._left_out))
+        demands = in_one_memory(cost.demands) if self._sizes.hardware.unified else cost.demands
+        return cost._replace(demands=tuple(one for one in demands if one[0] not in self._left_out))
 
     @property
     def capacities(self) -> Sequence[int]:

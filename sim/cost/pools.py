@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from sim.cost.work import Demands
 from sim.problem import Hardware, Processor
 
 DRAM, CPU_CORES = 0, 1
@@ -41,8 +42,17 @@ def pool_capacities(hardware: Hardware, parts: int = 1) -> Sequence[int]:
     return (*of_host, *(per_rank * hardware.num_devices), *behind)
 
 
+def in_one_memory(demands: Demands) -> Demands:
+    """Demands where device and host are one memory, and so one pool; copies within it pass no link."""
+    of_memory = sum(amount for pool, amount in demands if pool in (DRAM, hbm(0)))
+    others = tuple(one for one in demands if one[0] not in (DRAM, hbm(0)))
+    return ((DRAM, of_memory), *others) if of_memory else others
+
+
 def never_exceeded(hardware: Hardware) -> frozenset[int]:
     """Pools that hold even if every lane asks for the most that any of its tasks can."""
+    if hardware.unified:
+        return frozenset((hbm(0),))  # all that moves is of the one memory, which is DRAM
     if hardware.emulation is not None:
         return frozenset(map(hbm, range(hardware.num_devices)))
     ranks, links = hardware.num_devices, hardware.link

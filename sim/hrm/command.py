@@ -7,7 +7,7 @@ from traces.cli import Command, add_json, add_plot, deliver, positive_int
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--hardware", default="gcp-l4", help="preset or .toml file (default: %(default)s)")
+    problem.add_hardware(parser, "gcp-l4")
     parser.add_argument("--model", default="mixtral-8x7b", help="preset or config.json (default: %(default)s)")
     for flag, usual, what in (("--context", 512, "of attention"), ("--micro-batch-size", 128, "of the experts")):
         parser.add_argument(
@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     from sim.hrm.report import print_roofline
     from sim.hrm.roofline import roofline_of
 
-    hardware, model = problem.Hardware.load(args.hardware), problem.Model.load(args.model)
+    hardware, model = problem.hardware_asked(args), problem.Model.load(args.model)
     result = roofline_of(hardware, model, args.context, args.micro_batch_size)
     picture = (args.plot, lambda path: draw_roofline(result, path))
     return deliver(args, result.to_dict, lambda: print_roofline(result), picture)

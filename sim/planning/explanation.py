@@ -4,19 +4,20 @@ Each change of the machine is planned anew, on a fine grid around the choice and
 schedule chosen and the runner-up. Gains are of the objective's own value.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from sim.cost import MemoryPlan, capacity_bytes
+from sim.cost import UNIFIED, MemoryPlan, reserve_bytes
 from sim.planning.placed import ExpertPlaces, host_layers_in_words, in_words, placed_experts
 from sim.planning.planner import Choice, NothingFitsError, best_policy
 from sim.planning.policies import PolicyGrid
 from sim.planning.search import Candidate, Objective, in_essence, ranked
 from sim.problem import Hardware, Policy, Problem
-from sim.schedule import by_name
+from sim.schedule import Tier, by_name
 from sim.simulation import Prediction, predict
 from traces.cli import in_processes
 from traces.data_frame import Tabular
@@ -33,6 +34,8 @@ RESOURCES: dict[str, tuple[str, ...]] = {
     "GPU rate": ("device.peak",),
 }
 """What each resource is on a machine; a time is divided by the factor."""
+
+MEMORIES = ("host_memory", "device_memory")
 
 NEAR_SIZES = (0.25, 0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 1, 1.05, 1.1, 1.15, 1.4, 2, 4)
 """Multiples of the chosen μ that planning anew looks at."""
@@ -63,9 +66,13 @@ class Replanned:
         return {"resource": self.resource, "factor": self.factor, "change": self.change, **_in_brief(self.best)}
 
 
+RESERVE = "reserve"
+"""What others keep of a memory, as a part of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """One memory: how much it holds, and what for."""
+    """One memory: how much it holds, and what for; what others keep of it is a part too."""
 
     name: str
     capacity_bytes: int
@@ -73,9 +80,19 @@ class MemoryUse:
 
     @staticmethod
     def of(memory: MemoryPlan, hardware: Hardware) -> "tuple[MemoryUse, ...]":
-        """Every memory of a machine under a plan."""
-        plans = memory.tiers()
-        return tuple(MemoryUse(name, limit, dict(plans[name])) for name, limit in capacity_bytes(hardware).items())
+        """Every memory of a machine under a plan; device and host together where they are one."""
+        holds: dict[str, int] = {
+            Tier.DEVICE: int(hardware.device_memory.capacity_bytes),
+            Tier.HOST: int(hardware.host_memory.capacity_bytes),
+            Tier.PINNED: int(hardware.pinned_bytes),
+        }
+        plans: dict[str, Counter[str]] = {tier: Counter(parts) for tier, parts in memory.tiers().items()}
+        for tier, kept in reserve_bytes(hardware).items():
+            plans[tier][RESERVE] += kept
+        if hardware.unified:
+            plans[UNIFIED] = plans.pop(Tier.DEVICE) + plans.pop(Tier.HOST)
+            holds = {UNIFIED: holds[Tier.HOST], Tier.PINNED: holds[Tier.PINNED]}
+        return tuple(MemoryUse(name, limit, dict(+plans[name])) for name, limit in holds.items())
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -245,7 +262,11 @@ def _as_it_is(best: Candidate, changed: Problem) -> list[Candidate]:
 
 def scaled(hardware: Hardware, resource: str, factor: float) -> Hardware:
     """A machine with `factor` times as much of a resource. Raises InputError where it allows no such number."""
-    for path in RESOURCES[resource]:
+    paths = RESOURCES[resource]
+    if hardware.unified and paths[0].partition(".")[0] in MEMORIES:  # which are one
+        number = paths[0].partition(".")[2]
+        paths = tuple(f"{memory}.{number}" for memory in MEMORIES)
+    for path in paths:
         name, by = (path.removeprefix("1 / "), 1 / factor) if path.startswith("1 / ") else (path, factor)
         hardware = hardware.scaled(name, by)
     return hardware

@@ -1,9 +1,12 @@
 from .arguments import (
+    add_hardware as add_hardware,
     add_policy as add_policy,
     add_problem as add_problem,
     add_routing as add_routing,
+    add_settings as add_settings,
     add_weight_bits as add_weight_bits,
     fixed_policy as fixed_policy,
+    hardware_asked as hardware_asked,
     problem_of as problem_of,
     schedules_of as schedules_of,
 )
@@ -24,11 +27,15 @@ from .machine import (
     Efficiency as Efficiency,
     Emulation as Emulation,
     Hardware as Hardware,
+    Host as Host,
     Link as Link,
     Memory as Memory,
     OptimizerConstants as OptimizerConstants,
     Processor as Processor,
     Quantity as Quantity,
+    Reserve as Reserve,
+    kept_on_host_bytes as kept_on_host_bytes,
+    page_lockable_bytes as page_lockable_bytes,
 )
 from .model import Layer as Layer, Model as Model
 from .policy import (

@@ -8,6 +8,7 @@ from traces.cli import positive_int
 from traces.errors import InputError, shown
 
 if TYPE_CHECKING:
+    from sim.problem.machine import Hardware
     from sim.problem.widths import WeightBits
     from sim.problem.workload import Problem
 
@@ -21,7 +22,7 @@ def add_problem(group: Any) -> None:
     """Add them to a parser or a group of it."""
     group.add_argument("--schedules", metavar="A,B", help="names from the list (default: all registered)")
     group.add_argument("--model", default="mixtral-8x7b", help="preset, config.json or folder (default: %(default)s)")
-    group.add_argument("--hardware", default="gcp-t4", help="preset or .toml file (default: %(default)s)")
+    add_hardware(group, "gcp-t4")
     group.add_argument("--workload", default="mtbench", help="preset, .toml or .jsonl file (default: %(default)s)")
     tokens: dict[str, Any] = {"type": positive_int, "metavar": "TOKENS"}
     group.add_argument("--prompt-len", **tokens, help="every prompt this long, instead of a workload")
@@ -32,6 +33,27 @@ def add_problem(group: Any) -> None:
     padding = group.add_mutually_exclusive_group()
     padding.add_argument("--padded", dest="padded", action="store_true", default=True, help="to the longest (default)")
     padding.add_argument("--unpadded", dest="padded", action="store_false", help="balanced micro-batches (Algorithm 2)")
+
+
+def add_hardware(group: Any, default: str | None) -> None:
+    """Add those that say which machine."""
+    usual = " (default: %(default)s)" if default else ""
+    which = f"preset, also as people write it (4090), or .toml file{usual}"
+    group.add_argument("--hardware", default=default, metavar="MACHINE", help=which)
+    add_settings(group)
+
+
+def add_settings(group: Any) -> None:
+    """Add the one that changes numbers of the machine."""
+    number = "a number of the machine, as host_memory.capacity=64GB or link.h2d=24GB/s; may be given several times"
+    group.add_argument("--set", action="append", default=[], dest="settings", metavar="NUMBER=VALUE", help=number)
+
+
+def hardware_asked(args: argparse.Namespace) -> "Hardware":
+    """The machine that is asked for. Raises InputError for one that is not known, and for a wrong setting."""
+    from sim.problem.machine import Hardware
+
+    return Hardware.load(args.hardware, args.settings)
 
 
 def add_routing(group: Any) -> None:
@@ -86,7 +108,7 @@ def problem_of(args: argparse.Namespace) -> "Problem":
 
     length = {"prompt_len": args.prompt_len, "gen_len": args.gen_len}
     how = {"padded": args.padded, "sampled": args.sampled, "routing": args.routing}
-    return Problem.of(args.model, args.hardware, args.workload, **length, **how)
+    return Problem.of(args.model, hardware_asked(args), args.workload, **length, **how)
 
 
 def schedules_of(args: argparse.Namespace) -> list[str]:

@@ -89,14 +89,15 @@ def _base(args: argparse.Namespace, swept: Collection[str]) -> "sweeps.Base":
         names = [schedule or hrm.SCHEDULE]
     what = (args.model, args.hardware, args.workload, args.prompt_len, args.gen_len, args.padded)
     stream = admission.stream_options(args, swept)
-    return sweeps.Base(*what, tuple(names), policy, args.exact, args.by, args.routing, stream, args.sampled)
+    how = (args.exact, args.by, args.routing, stream, args.sampled)
+    return sweeps.Base(*what, tuple(names), policy, *how, tuple(args.settings))
 
 
 def _axes(args: argparse.Namespace) -> "tuple[sweeps.Axis, ...]":
     """The axes; numbers of machines have the units of the first machine."""
     swept = [text.partition("=")[2] for text in args.axis if text.partition("=")[0].rpartition(":")[2] == "hardware"]
     first = swept[0].split(",")[0].strip() if swept else args.hardware
-    axes = sweeps.parse_axes(args.axis, problem.Hardware.load(first))
+    axes = sweeps.parse_axes(args.axis, problem.Hardware.load(first, args.settings))
     names = {name for axis in axes for name in axis.names}
     for name, flag in (("schedule", args.schedules), ("prompt_len", args.prompt_len), ("gen_len", args.gen_len)):
         if name in names and flag is not None:

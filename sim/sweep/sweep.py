@@ -74,6 +74,8 @@ class Base:
     stream: StreamOptions | None = None
     """Requests that come, instead of one batch."""
     sampled: bool | None = None
+    settings: tuple[str, ...] = ()
+    """Numbers of every machine, as `--set` gives them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ class Sweep:
     def __init__(self, base: Base, axes: Sequence[Axis]) -> None:
         self._base, self._axes = base, tuple(axes)
         self._models = {name: Model.load(name) for name in self._values("model", base.model)}
-        self._machines = {name: Hardware.load(name) for name in self._values("hardware", base.hardware)}
+        self._machines = {name: Hardware.load(name, base.settings) for name in self._values("hardware", base.hardware)}
         self._workloads = {name: Workload.load(name) for name in self._values("workload", base.workload)}
         self._routings = {name: Routing.parse(name) for name in self._values("routing", base.routing)}
         self._schedules = tuple(by_name(str(name)).name for name in self._values("schedule", *base.schedules))
@@ -122,7 +124,7 @@ class Sweep:
     def digest(self) -> str:
         """Twelve digits of the SHA-256 of everything that the rows follow from; each row carries it."""
         base = asdict(self._base)
-        del base["routing"]
+        del base["routing"], base["settings"]  # which are in what they make of routings and machines
         if self._base.stream is None:
             del base["stream"]
         routings = {name: asdict(routing) for name, routing in self._routings.items() if routing != Routing()}

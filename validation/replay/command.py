@@ -5,20 +5,22 @@ import argparse
 from sim import problem
 from traces import files
 from traces.cli import Command, add_json, add_plot, deliver, progress
-from traces.errors import error_prefix
+from traces.errors import InputError, error_prefix
 from validation import replay
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("trace", metavar="FILE", help="a run of the engine, or a simulated one (.json, .json.gz)")
-    parser.add_argument("--hardware", metavar="FILE", help="the machine it ran on: a calibrated .toml, or a preset")
+    problem.add_hardware(parser, None)
     add_plot(parser, "measured above predicted")
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Replay one trace and show how far off each layer is."""
-    hardware = problem.Hardware.load(args.hardware) if args.hardware else None
+    if args.settings and not args.hardware:
+        raise InputError("--set: sets a number of a machine; give --hardware too")
+    hardware = problem.hardware_asked(args) if args.hardware else None
     with progress("replaying"):
         trace = files.read_trace(args.trace)
         with error_prefix(f"{args.trace}: "):

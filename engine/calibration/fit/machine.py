@@ -9,13 +9,26 @@ import torch
 
 from engine.calibration.measure import Measured, Probes
 from engine.device import Device, host_memory_bytes
-from sim.problem import Basis, Efficiency, Emulation, Hardware, Link, Memory, Processor, Quantity
+from sim.problem import (
+    Basis,
+    Efficiency,
+    Emulation,
+    Hardware,
+    Host,
+    Link,
+    Memory,
+    Processor,
+    Quantity,
+    Reserve,
+    kept_on_host_bytes,
+    page_lockable_bytes,
+)
 
 ROOM = 4.0
 """Times the measured peaks that rates may reach in a fit: weights that stay in caches are read faster than memory."""
 
-PINNED_SHARE = 0.5
 MORE_STARVES = "half of the host's memory: more page-locked memory starves the system"
+KEPT_ON_HOST = "for operating system, other programs and Python, as Google Kubernetes Engine keeps of a node"
 NO_COST = "no cost of its own was found"
 NOT_MEASURED = "not measured: only decode attention and routed experts run on the host"
 GUESSED = "no task showed it: a guess"
@@ -60,7 +73,7 @@ def unfitted(
         name=name,
         description=f"{device.origin} on {host_facts()}",
         num_devices=1,
-        pinned_bytes=_assumed(PINNED_SHARE * host_memory_bytes(), "B", MORE_STARVES),
+        pinned_bytes=_assumed(page_lockable_bytes(host_memory_bytes()), "B", MORE_STARVES),
         pin_bytes_per_s=probes.host_copy.quantity("GB/s", 1e9),
         device=_device(_roomy(probes.device_peak.quantity("GFLOPS", 1e9)), split_cost, unpack_rate),
         device_memory=Memory(
@@ -85,6 +98,10 @@ def unfitted(
             h2d_pageable_bytes_per_s=link.h2d_pageable.quantity("GB/s", 1e9),
             d2h_pageable_bytes_per_s=link.d2h_pageable.quantity("GB/s", 1e9),
             latency_s=link.latency.quantity("us", 1e-6),
+        ),
+        reserve=Reserve(
+            Quantity(0.0, "B", Basis.MEASURED, "the device's memory is what was free of it"),
+            _assumed(kept_on_host_bytes(host_memory_bytes()), "B", KEPT_ON_HOST),
         ),
         emulation=None if device.gpu_threads is None else unshown,
     )
@@ -122,12 +139,12 @@ def _device(peak: Quantity, split_cost: Measured | None, unpack_rate: Measured |
     return replace(made, experts=replace(made.experts, latency_s=latency))
 
 
-def _host(peak: Quantity, unpack_rate: Measured | None) -> Processor:
+def _host(peak: Quantity, unpack_rate: Measured | None) -> Host:
     """Decode attention and routed experts run on the host: they are fitted, the rest is there because files need it."""
     whole, nothing = _assumed(1.0, "1", NOT_MEASURED), _assumed(0.0, "us", NO_COST)
     every = Efficiency(whole, whole)
     experts = Efficiency(whole, whole, nothing)
-    made = Processor(peak, nothing, nothing, every, experts, every, decode_attention=every)
+    made = Host(peak, nothing, nothing, every, experts, every, decode_attention=every)
     if unpack_rate is None:
         return made
     return replace(made, unpack_bytes_per_s=unpack_rate.quantity("GB/s", 1e9))

@@ -6,9 +6,11 @@ from .kv_cache import (
     kv_bytes_on_device as kv_bytes_on_device,
 )
 from .plan import (
+    UNIFIED as UNIFIED,
     MemoryPlan as MemoryPlan,
     Shortage as Shortage,
-    capacity_bytes as capacity_bytes,
     plan_memory as plan_memory,
+    reserve_bytes as reserve_bytes,
+    room_bytes as room_bytes,
     tensor_ranks as tensor_ranks,
 )

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 from types import MappingProxyType
 
 from sim.cost.memory.activations import activation_bytes, host_activation_bytes
@@ -22,6 +23,9 @@ from sim.problem import (
 )
 from sim.schedule import ExpertPlace, Holds, MemoryPart, PipelineShape, Schedule, Tier, layout_of
 
+UNIFIED = "unified"
+"""What device and host are together, where they are one memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
@@ -29,16 +33,17 @@ class Shortage:
 
     tier: str
     needed_bytes: int
-    capacity_bytes: int
+    room_bytes: int
+    """What of it a plan may use."""
 
     @property
     def short_bytes(self) -> int:
-        return self.needed_bytes - self.capacity_bytes
+        return self.needed_bytes - self.room_bytes
 
     def __str__(self) -> str:
         return (
             f"{self.tier} memory is {self.short_bytes:,} bytes short "
-            f"(needs {self.needed_bytes / 1e9:.2f} GB of {self.capacity_bytes / 1e9:.2f} GB)"
+            f"(needs {self.needed_bytes / 1e9:.2f} GB of {self.room_bytes / 1e9:.2f} GB)"
         )
 
 
@@ -60,18 +65,34 @@ class MemoryPlan:
 
     def shortages(self, hardware: Hardware) -> list[Shortage]:
         """Every memory of the machine that the plan does not fit, the largest lack first."""
-        peaks, capacities = self.peak_bytes(), capacity_bytes(hardware)
-        short = [Shortage(t, peaks[t], limit) for t, limit in capacities.items() if peaks[t] > limit]
+        peaks, rooms = self.peak_bytes(), room_bytes(hardware)
+        if hardware.unified:
+            peaks, rooms = {UNIFIED: peaks[Tier.DEVICE] + peaks[Tier.HOST]}, {UNIFIED: rooms[Tier.HOST]}
+        short = [Shortage(t, peaks[t], limit) for t, limit in rooms.items() if peaks[t] > limit]
         return sorted(short, key=lambda shortage: -shortage.short_bytes)
 
 
-def capacity_bytes(hardware: Hardware) -> dict[str, int]:
-    """What each memory holds; `device` is one device's."""
+def room_bytes(hardware: Hardware) -> dict[str, int]:
+    """What of each memory a plan may use: what it holds, less what others keep; `device` is one device's.
+
+    Where device and host are one memory, both may use all of it, and no more together, as `shortages` counts.
+    """
+    kept = reserve_bytes(hardware)
+    if hardware.unified:
+        kept = dict.fromkeys(kept, kept[Tier.DEVICE] + kept[Tier.HOST])
+    of_host = max(0, int(hardware.host_memory.capacity_bytes) - kept[Tier.HOST])
     return {
-        Tier.DEVICE: int(hardware.device_memory.capacity_bytes),
-        Tier.HOST: int(hardware.host_memory.capacity_bytes),
-        Tier.PINNED: int(hardware.pinned_bytes),
+        Tier.DEVICE: max(0, int(hardware.device_memory.capacity_bytes) - kept[Tier.DEVICE]),
+        Tier.HOST: of_host,
+        Tier.PINNED: min(int(hardware.pinned_bytes), of_host),
     }
+
+
+def reserve_bytes(hardware: Hardware) -> dict[str, int]:
+    """What of each memory others keep; page-locked memory is of the host's, which keeps it."""
+    kept = hardware.reserve
+    device, host = (0, 0) if kept is None else (ceil(kept.device_kept_bytes), ceil(kept.host_kept_bytes))
+    return {Tier.DEVICE: device, Tier.HOST: host, Tier.PINNED: 0}
 
 
 def tensor_ranks(schedule: Schedule, num_devices: int) -> int:

@@ -11,10 +11,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.cost import Setup, capacity_bytes
+from sim.cost import Setup
 from sim.planning.policies.grid import Floats, Ints, PolicyGrid, locks_weights
 from sim.planning.policies.holding import setups_that_hold_a_request
-from sim.planning.policies.locking import largest_share, locked_bytes, staging_turns, streamed_bytes
+from sim.planning.policies.locking import (
+    largest_share,
+    locked_bytes,
+    rooms,
+    staging_turns,
+    streamed_bytes,
+    that_fit,
+)
 from sim.problem import Policy, Problem
 from sim.schedule import MemoryPart, Schedule, Tier
 from traces.errors import InputError
@@ -92,11 +99,11 @@ def candidates_as_one(problem: Problem, schedule: Schedule, grid: PolicyGrid) ->
     """Every policy on the grid that fits all memories. Empty, with the nearest lack, if none does."""
     setups, given_up = _setups(problem, schedule, grid)
     total, residency = problem.model.num_experts, _residency(setups[0])
-    capacity = np.array([*capacity_bytes(problem.hardware).values()], dtype=np.int64)
+    capacity = rooms(problem.hardware)
     taken = _bytes(setups, residency, capacity)
     need = taken[:, None, residency.held] + residency.extra_bytes[None]  # [batch, none or most, expert value, tier]
     locked = _lock_what_fits(setups[0], residency, need, capacity)
-    fits = np.all(need <= capacity, axis=-1)
+    fits = that_fit(need, problem.hardware)
     wanted = _wanted(fits, residency.experts, total, grid)
     batch, pin, value = np.nonzero(fits & wanted)
     pages = [_pages(schedule, grid, setup.shape.num_micro_batches) for setup in setups]

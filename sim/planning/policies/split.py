@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.cost import Setup, activation_bytes, capacity_bytes
+from sim.cost import Setup, activation_bytes
 from sim.planning.policies.grid import Floats, Ints, PolicyGrid, locks_weights
 from sim.planning.policies.holding import setups_that_hold_a_request
-from sim.planning.policies.locking import largest_share, staging_turns
+from sim.planning.policies.locking import largest_share, rooms, staging_turns, that_fit
 from sim.planning.policies.mixes import PREFILLS, Mixes, total_of
 from sim.problem import LOCK_UNIT_BYTES, Placement, Policy, Problem
 from sim.schedule import ExpertPlace, Holds, MemoryPart, Place, Schedule, Tier, layout_of
@@ -94,10 +94,10 @@ def split_candidates(problem: Problem, schedule: Schedule, grid: PolicyGrid) -> 
     frames = _frames(problem, schedule, grid)
     mixes = Mixes.of(problem, schedule, frames[0].setup.policy, grid)
     memory = _Memory(problem, schedule, frames, mixes)
-    capacity = np.array([*capacity_bytes(problem.hardware).values()], dtype=np.int64)
+    capacity = rooms(problem.hardware)
     frame, mix = _worth_a_look(memory, mixes, grid, capacity)
     need, locked = memory.bytes(frame, mix, capacity[PINNED])
-    fits = np.all(need <= capacity, axis=-1)
+    fits = that_fit(need, problem.hardware)
     nearest = None
     if not fits.any():
         at = int(np.maximum(need - capacity, 0).sum(axis=-1).argmin())

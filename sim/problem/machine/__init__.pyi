@@ -1,11 +1,14 @@
+from .derived import kept_on_host_bytes as kept_on_host_bytes, page_lockable_bytes as page_lockable_bytes
 from .hardware import (
     AtTokens as AtTokens,
     Efficiency as Efficiency,
     Emulation as Emulation,
     Hardware as Hardware,
+    Host as Host,
     Link as Link,
     Memory as Memory,
     OptimizerConstants as OptimizerConstants,
     Processor as Processor,
+    Reserve as Reserve,
 )
 from .quantity import Basis as Basis, Dimension as Dimension, Quantity as Quantity

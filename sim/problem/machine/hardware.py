@@ -3,20 +3,24 @@
 import bisect
 import itertools
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
+from sim.problem.machine.cards import machine_names
+from sim.problem.machine.derived import completed
+from sim.problem.machine.devices import OtherDevice, check_devices
+from sim.problem.machine.files import machine_table
 from sim.problem.machine.quantity import Basis, Quantity
 from sim.problem.machine.tables import Part
-from sim.problem.presets import MACHINES
-from traces.errors import InputError, check_count, error_prefix, nearest, shown
-from traces.files import read_toml, shown_path
+from traces.errors import InputError, check_count, error_prefix, nearest
+from traces.files import shown_path
 
 MEASURED_ALIKE = 0.01
 """Two measurements of one rate may differ by so much."""
 
-_SUSTAINED = ("h2d", "d2h", "h2d_pageable", "d2h_pageable")
+_SUSTAINED = ("link.h2d", "link.d2h", "link.h2d_pageable", "link.d2h_pageable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,26 @@ class Processor(Part):
 
 
 @dataclass(frozen=True, slots=True)
+class Host(Processor):
+    """The host's cores. How many there are limits what they move, where no share of DRAM is given."""
+
+    cores: int | None = None
+
+    def __post_init__(self) -> None:
+        Processor.__post_init__(self)
+        if self.cores is not None:
+            check_count("cores", self.cores)
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve(Part):
+    """Of each memory, what others keep: a driver's context and a display; the operating system and Python."""
+
+    device_kept_bytes: Quantity
+    host_kept_bytes: Quantity
+
+
+@dataclass(frozen=True, slots=True)
 class Link(Part):
     """The link of one device to the host.
 
@@ -166,6 +190,9 @@ class OptimizerConstants(Part):
 class Hardware(Part):
     """A host with `num_devices` equal devices. Host memory and cores are shared; each device has a link of its own.
 
+    Where it is `unified`, one device and the host have one memory, which `device_memory` and `host_memory` describe
+    both: its capacity is there once, its bandwidth is shared, and the link stands for copies within it. `reserve` is
+    what of the memories no plan may use; a machine without one keeps nothing.
     `pinned_bytes` limits page-locked host memory; `pin_bytes_per_s` is the rate at which pageable memory is copied into
     it, by as many threads as the engine stages with. `network` is there exactly when there are several devices.
     `hand_over_s` is how long after a task's end another lane notices it: the wait on an event, or until a thread wakes;
@@ -179,14 +206,18 @@ class Hardware(Part):
     pin_bytes_per_s: Quantity
     device: Processor
     device_memory: Memory
-    host: Processor
+    host: Host
     host_memory: Memory
     link: Link
+    unified: bool = False
+    reserve: Reserve | None = None
     network: Network | None = None
     disk: Memory | None = None
     optimizer: OptimizerConstants | None = None
     emulation: Emulation | None = None
     hand_over_s: Quantity | None = None
+    other_devices: tuple[OtherDevice, ...] = ()
+    """What else is in the machine and no plan uses: it is not equal to the devices that are planned with."""
 
     def __post_init__(self) -> None:
         if not self.name.strip():
@@ -196,36 +227,48 @@ class Hardware(Part):
             raise InputError(f"network: missing; {self.num_devices} devices need one for their all-reduces")
         if self.num_devices == 1 and self.network is not None:
             raise InputError("network: one device has none; remove it, or set num_devices")
+        if self.unified and self.num_devices > 1:
+            raise InputError(
+                f"unified: {self.num_devices} devices do not share one memory with the host; set one of both"
+            )
         Part.__post_init__(self)
 
     @classmethod
     def presets(cls) -> tuple[str, ...]:
         """Return the names of the machines that come with the project."""
-        return MACHINES.names()
+        return machine_names()
 
     @classmethod
-    def load(cls, name_or_path: str | Path) -> Self:
-        """Return a preset by name, or the machine in a `.toml` file. Raises InputError, one line, for what is wrong.
+    def load(cls, name_or_path: str | Path, settings: Sequence[str] = ()) -> Self:
+        """Return a preset by name, or the machine in a `.toml` file.
 
-        A file may start from a preset or another file with `extends = "gcp-t4"` and give only what differs. Without
-        `pinned`, half of the host's memory may be page-locked.
+        A preset is found as people write it: `rtx4090`, `4090`, `RTX 4090`. A file may start from a preset or another
+        file with `extends = "gcp-t4"` and give only what differs. Settings such as `link.h2d=24GB/s` lie on top. What
+        no file gives follows from what they give: `derived` says how. Raises InputError, one line, for what is wrong.
         """
-        path = _locate(str(name_or_path), Path())
-        table = _read(path)
+        name = str(name_or_path)
+        table = machine_table(name, settings, cls)
         with error_prefix(f"{shown_path(name_or_path)}: "):
-            found = cls.from_dict({"name": path.stem, **_with_pinned(table)})
+            check_devices(table)
+            found = cls.from_dict(completed(table))
             found.check_agreement()
             return found
 
     def check_agreement(self) -> None:
         """Raise InputError where a number is more than another allows. A what-if that changes one alone is no file."""
-        link, within = self.link, 1 + MEASURED_ALIKE
-        peak, host = ("link.peak", link.peak_bytes_per_s), ("host_memory.capacity", self.host_memory.capacity_bytes)
-        parts = {**{f"link.{name}": (1, *peak) for name in _SUSTAINED}, "link.duplex": (2, *peak), "pinned": (1, *host)}
-        for name, (times, of, most) in parts.items():
-            if self.value(name) > times * most * within:
-                given, twice = self.value(name).text, "twice " if times > 1 else ""
-                raise InputError(f"{name}: {given} is more than {twice}{of}, {most.text}: mend one of them")
+        for name, times, of in _most_of(self):
+            number, most = self.value(name), self.value(of)
+            if number > times * most * (1 + MEASURED_ALIKE):
+                twice = "twice " if times > 1 else ""
+                raise InputError(f"{name}: {number.text} is more than {twice}{of}, {most.text}: mend one of them")
+        if self.unified:
+            for name in ("capacity", "bandwidth"):
+                device, host = self.value(f"device_memory.{name}"), self.value(f"host_memory.{name}")
+                if device != host:
+                    raise InputError(
+                        f"host_memory.{name}: {host.text} is not device_memory.{name}, {device.text}: they are one "
+                        "memory, as unified says; give both the same"
+                    )
 
     def write(self, path: str | Path) -> None:
         """Write the machine's file; `load` gives the same machine back. Raises InputError if it cannot be written."""
@@ -258,52 +301,13 @@ class Hardware(Part):
         return self.with_value(path, self.value(path) * factor, f"{factor:g} × the value of {self.name}")
 
 
-def _locate(name: str, beside: Path) -> Path:
-    """Return the file of a preset or of a path; a relative path in a file counts from the folder `beside`."""
-    preset = MACHINES.path(name)
-    if preset is not None:
-        return preset
-    try:
-        path = beside / Path(name).expanduser()
-    except RuntimeError:  # of no such user
-        path = Path(name)
-    if path.suffix != ".toml":
-        raise MACHINES.unknown(name)
-    return path
-
-
-def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Read a machine's file on top of what it extends. The name is each file's own, never inherited."""
-    table = read_toml(path)
-    path = path.resolve()
-    if path in seen:
-        raise InputError(f"{path}: extends itself by way of {', '.join(other.name for other in seen)}")
-    base = table.pop("extends", None)
-    if base is None:
-        return table
-    if not isinstance(base, str):
-        raise InputError(f"{path}: extends: {shown(base)} is neither the name of a preset nor a path")
-    with error_prefix(f"{path.name}: extends: "):
-        inherited = _read(_locate(base, path.parent), (*seen, path))
-    inherited.pop("name", None)
-    return _merged(inherited, table)
-
-
-def _with_pinned(table: dict[str, Any]) -> dict[str, Any]:
-    """The same machine with the share of its host's memory that may be page-locked where no file says how much."""
-    host = table.get("host_memory")
-    capacity = host.get("capacity") if isinstance(host, dict) else None
-    if "pinned" in table or not isinstance(capacity, dict) or not isinstance(capacity.get("value"), int | float):
-        return table
-    assumed = {
-        "basis": Basis.ASSUMED.value,
-        "source": "half of the host's memory: more page-locked memory starves the system",
-    }
-    return {**table, "pinned": {**capacity, "value": capacity["value"] / 2, **assumed}}
-
-
-def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Lay one file's tables over another's; a quantity is replaced as a whole."""
-    tables = {key for key, value in above.items() if isinstance(value, dict) and "value" not in value}
-    inner = {key: _merged(below[key], above[key]) for key in tables if isinstance(below.get(key), dict)}
-    return {**below, **above, **inner}
+def _most_of(machine: Hardware) -> Iterator[tuple[str, int, str]]:
+    """Which number is at most how many times which other."""
+    yield from ((name, 1, "link.peak") for name in _SUSTAINED)
+    yield "link.duplex", 2, "link.peak"
+    yield "pinned", 1, "host_memory.capacity"
+    if machine.emulation is None:  # whose copies may stay in caches
+        yield from ((name, 1, "host_memory.bandwidth") for name in ("link.h2d", "link.d2h", "pin"))
+    if machine.reserve is not None:
+        yield "reserve.device", 1, "device_memory.capacity"
+        yield "reserve.host", 1, "host_memory.capacity"

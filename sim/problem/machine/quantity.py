@@ -1,6 +1,7 @@
 """A number that knows its unit and where it comes from, so that a prediction can say what it rests on."""
 
 import math
+import re
 from collections.abc import Mapping
 from enum import Enum, StrEnum
 from typing import Never, Self
@@ -31,6 +32,7 @@ class Dimension(Enum):
     """
 
     SIZE = "a size", "GB", _SIZES, (1.0, 1e18)
+    KEPT = "a size, or nothing", "GB", _SIZES, (0.0, 1e18)
     RATE = "a bandwidth", "GB/s", {f"{unit}/s": scale for unit, scale in _SIZES.items()}, (1e3, 1e18)
     COMPUTE = (
         "a compute rate",
@@ -45,11 +47,21 @@ class Dimension(Enum):
     def __init__(self, what: str, usual_unit: str, units: Mapping[str, float], within: tuple[float, float]) -> None:
         self.what, self.units, self.within = what, units, within
         self.base_unit = "" if units.keys() == {"1"} else f" {next(unit for unit in units if units[unit] == 1)}"
-        self.how_to_give = f'give it as {{ value = 0.5, unit = "{usual_unit}", basis = "assumed", source = "..." }}'
+        text = "0.5" if usual_unit == "1" else f"0.5 {usual_unit}"
+        full = f'{{ value = 0.5, unit = "{usual_unit}", basis = "assumed", source = "..." }}'
+        self.how_to_give = f'give it as {full}, or as a text, "{text}"'
+
+    def unit_of(self, text: str) -> str | None:
+        """The unit that a person means: in all small letters, too, where that is no other; None if there is none."""
+        same = [unit for unit in self.units if text == unit or (text.islower() and text == unit.lower())]
+        return same[0] if same else None
 
 
 _SCALES = {unit: scale for dimension in Dimension for unit, scale in dimension.units.items()}
 _KEYS = ("value", "unit", "basis", "source")
+_TEXT = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*([^\s\d.].*)?")
+
+NO_SOURCE = "given as a text, without a source"
 
 
 class Quantity(float):
@@ -93,13 +105,33 @@ class Quantity(float):
         """Return the same field with another value (in the SI base unit), in the same unit."""
         return type(self)(si_value / _SCALES[self.unit], self.unit, basis, source)
 
+    def known(self, basis: Basis, source: str) -> Self:
+        """Return the same number, known in another way."""
+        return type(self)(self.value, self.unit, basis, source)
+
     def to_dict(self) -> dict[str, object]:
         """Return the table that `parse` reads."""
         return {"value": self.value, "unit": self.unit, "basis": self.basis.value, "source": self.source}
 
     @classmethod
+    def of_text(cls, text: str, field: str, dimension: Dimension, source: str = NO_SOURCE) -> Self:
+        """Read `64 GB`. Raises InputError that starts with the dotted `field`."""
+        found = _TEXT.fullmatch(text.strip())
+        if found is None or not abs(float(found[1])) < math.inf:
+            raise InputError(f"{field}: {shown(text)} is not {dimension.what}; {dimension.how_to_give}")
+        given = (found[2] or "1").strip()
+        unit = dimension.unit_of(given)
+        if unit is None:
+            units = ", ".join(dimension.units)
+            what = f"unknown unit {shown(given)}" if found[2] else f"{shown(text)} has no unit"
+            raise InputError(f"{field}: {what}; {dimension.what} is given in {units}")
+        return cls(float(found[1]), unit, Basis.ASSUMED, source)
+
+    @classmethod
     def parse(cls, table: object, field: str, dimension: Dimension) -> Self:
-        """Read `{ value, unit, basis, source }`. Raises InputError that starts with the dotted `field`."""
+        """Read `{ value, unit, basis, source }` or `64 GB`. Raises InputError that starts with the dotted `field`."""
+        if isinstance(table, str):
+            return cls.of_text(table, field, dimension)
         if not isinstance(table, Mapping):
             raise InputError(f"{field}: {shown(table)} is not a quantity; {dimension.how_to_give}")
         check_keys(table, _KEYS, _KEYS, field, dimension.how_to_give)

@@ -13,6 +13,7 @@ from traces.errors import InputError, check_keys, error_prefix, shown
 _SUFFIXES = {
     "_bytes_per_s": Dimension.RATE,
     "_flops_per_s": Dimension.COMPUTE,
+    "_kept_bytes": Dimension.KEPT,
     "_bytes": Dimension.SIZE,
     "_s": Dimension.TIME,
 }
@@ -48,7 +49,7 @@ class Part:
         if not isinstance(table, Mapping):
             raise InputError(f"{path}: {shown(table)} is not a table of {', '.join(keys)}")
         hints = get_type_hints(cls)
-        optional = {key for key, name in keys.items() if get_origin(hints[name]) in (types.UnionType, tuple)}
+        optional = {key for key, name in keys.items() if _may_lack(hints[name])}
         missing = [key for key in keys if key not in optional and key not in table]
         first = keys[missing[0]] if missing else ""
         hint = _key(first)[1].how_to_give if hints.get(first) is Quantity else ""
@@ -60,7 +61,9 @@ class Part:
     def to_dict(self) -> dict[str, Any]:
         """Return the table of its file; `from_dict` gives the same part back."""
         content = {key: getattr(self, field) for field, (key, _) in _keys(type(self)).items()}
-        return {key: _written(value) for key, value in content.items() if value not in (None, ())}
+        return {
+            key: _written(value) for key, value in content.items() if value is not False and value not in (None, ())
+        }
 
     def quantities(self, dot: str = "") -> Iterator[tuple[str, Quantity]]:
         """Yield every number with its dotted name: `link.h2d`, `device.gemm.at_tokens[0].time_ratio`."""
@@ -88,6 +91,27 @@ class Part:
             changed = inner.replaced(rest, value)
         return replace(self, **{name: changed})
 
+    @classmethod
+    def numbers(cls, dot: str = "") -> Iterator[tuple[str, Dimension | None]]:
+        """Yield the dotted name of all that a table can hold, but lists, with its dimension; None of what has none."""
+        hints = get_type_hints(cls)
+        for field, (key, dimension) in _keys(cls).items():
+            kind = _without_none(hints[field])
+            if get_origin(kind) is tuple:
+                continue
+            if issubclass(kind, Part):
+                yield from kind.numbers(f"{dot}{key}.")
+            else:
+                yield dot + key, dimension if kind is Quantity else None
+
+
+def _without_none(hint: Any) -> Any:
+    return get_args(hint)[0] if get_origin(hint) is types.UnionType else hint
+
+
+def _may_lack(hint: Any) -> bool:
+    return hint is bool or get_origin(hint) in (types.UnionType, tuple)
+
 
 def _rule(value: float, dimension: Dimension) -> str:
     """What a number of this kind must be that is not."""
@@ -107,8 +131,7 @@ def _keys(part: type[Part]) -> dict[str, tuple[str, Dimension]]:
 
 def _value(kind: type, name: str, content: object, path: str) -> object:
     """Read one field of a table as what its annotation asks for."""
-    if get_origin(kind) is types.UnionType:
-        kind = get_args(kind)[0]
+    kind = _without_none(kind)
     if get_origin(kind) is tuple:
         if not isinstance(content, list):
             raise InputError(f"{path}: not a list of tables; each starts with [[{path}]]")
@@ -117,9 +140,12 @@ def _value(kind: type, name: str, content: object, path: str) -> object:
         return Quantity.parse(content, path, _key(name)[1])
     if issubclass(kind, Part):
         return kind.from_dict(content, path)
-    if isinstance(content, bool) or not isinstance(content, kind):
-        raise InputError(f"{path}: {shown(content)} is not {'a whole number' if kind is int else 'a text'}")
+    if not isinstance(content, kind) or (isinstance(content, bool) and kind is not bool):
+        raise InputError(f"{path}: {shown(content)} is not {_WORDS[kind]}")
     return content
+
+
+_WORDS: dict[type, str] = {bool: "true or false", int: "a whole number", str: "a text"}
 
 
 def _written(value: Any) -> object:

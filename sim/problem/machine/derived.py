@@ -1,0 +1,231 @@
+"""Numbers of a machine that no file gives: a small model of copies, cores and what others keep, stated in the sources.
+
+Each follows from other numbers of the same machine, so that it follows them where a file extends another and changes
+them. What a file gives, measured or assumed, is never touched.
+
+A core moves `CORE_BYTES_PER_S` between itself and DRAM, so that it copies half as fast. A copy of pageable memory is a
+core's copy into a page-locked buffer, and then one over the link. A link reaches a share of its theory that depends on
+its generation. What a processor reaches of DRAM is a usual share, or what its cores move, if that is less.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from sim.problem.machine.quantity import Basis, Dimension, Quantity
+
+Table = dict[str, Any]
+
+RULE = "derived: "
+"""How the source of such a number begins."""
+HALF_OF_THE_HOST = "half of the host"
+"""How it began in files of page-locked memory that were written before there were such rules."""
+
+CORE_BYTES_PER_S = 24e9
+SUSTAINED_OF_DRAM = 0.72
+"""STREAM reaches 148 of 204.8 GB/s on an EPYC 7742 (gist v0dro)."""
+BOTH_WAYS = 0.903
+"""What a direction keeps of its rate while the other is busy: 11.16 of 12.36 GB/s (NVIDIA/nvbandwidth README)."""
+
+SUSTAINED_OF_LINK = (
+    (20e9, 12.36 / 15.75),
+    (40e9, 0.8),
+    (1e18, 55.63 / 63),
+)
+"""Up to which peak, the share of it that copies reach: PCIe 3.0, 4.0, and what is faster, of sixteen lanes."""
+
+
+GIB = 1024.0**3
+DEVICE_RESERVE = 1 * GIB
+HOST_RESERVE = ((0, 0.25), (4, 0.2), (8, 0.1), (16, 0.06), (128, 0.02))
+"""From how many GiB on, the share that is kept: what Google Kubernetes Engine keeps of a node's memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A number at a dotted path, how it is known, and its value in a machine; None where too little is known."""
+
+    path: str
+    unit: str
+    source: str
+    value: Callable[["Given"], float | None]
+
+
+class Given:
+    """The numbers of a machine's table by their dotted names, with what was derived before. Raises InputError."""
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+
+    def number(self, path: str, dimension: Dimension) -> Quantity | None:
+        """What is there in SI units; None if there is nothing that can be read."""
+        found: Any = self.table
+        for key in path.split("."):
+            found = found.get(key) if isinstance(found, Mapping) else None
+        return None if found is None else Quantity.parse(found, path, dimension)
+
+    def size(self, path: str) -> float | None:
+        return self.number(path, Dimension.SIZE)
+
+    def rate(self, path: str) -> float | None:
+        return self.number(path, Dimension.RATE)
+
+    @property
+    def cores(self) -> int | None:
+        host = self.table.get("host")
+        count = host.get("cores") if isinstance(host, Mapping) else None
+        return count if isinstance(count, int) and count > 0 else None
+
+    @property
+    def is_unified(self) -> bool:
+        return self.table.get("unified") is True
+
+
+def completed(table: Table) -> Table:
+    """The table with every number that follows from others and that no file gives. Raises InputError."""
+    table = without_derived(table)
+    measured = "emulation" in table  # all that an emulated device does
+    rules = [rule for rule in RULES if rule.path == "pinned" or not measured]
+    given = Given(table)
+    for rule in rules:
+        value = None if _is_given(table, rule.path) else rule.value(given)
+        if value is not None:
+            scale = Quantity(1.0, rule.unit)
+            number = Quantity(value / scale, rule.unit, Basis.ASSUMED, RULE + rule.source)
+            given.table = table = with_number(table, rule.path, number.to_dict())
+    return table
+
+
+def without_derived(table: Table) -> Table:
+    """The table without numbers that were derived before: a file that was written keeps following its own numbers."""
+    found: Table = {}
+    for key, value in table.items():
+        if isinstance(value, dict) and "value" not in value:
+            found[key] = without_derived(value)
+        elif not (isinstance(value, dict) and str(value.get("source", "")).startswith((RULE, HALF_OF_THE_HOST))):
+            found[key] = value
+    return found
+
+
+def with_number(table: Table, path: str, value: Any) -> Table:
+    """The table with a value at a dotted path, and the tables that lead to it."""
+    first, _, rest = path.partition(".")
+    inner = table.get(first, {})
+    if not rest or not isinstance(inner, dict):
+        return table if rest else {**table, first: value}
+    return {**table, first: with_number(inner, rest, value)}
+
+
+def _is_given(table: Table, path: str) -> bool:
+    first, _, rest = path.partition(".")
+    if not rest or not isinstance(table.get(first, {}), dict):
+        return first in table
+    return first in table and _is_given(table[first], rest)
+
+
+def page_lockable_bytes(host_bytes: float) -> float:
+    """Of a host's memory, what may be page-locked where nobody says."""
+    return host_bytes / 2
+
+
+def _pinned(given: Given) -> float | None:
+    capacity = given.size("host_memory.capacity")
+    return None if capacity is None else page_lockable_bytes(capacity)
+
+
+def kept_on_host_bytes(host_bytes: float) -> float:
+    """Of a host's memory, what the operating system, other programs and Python keep."""
+    steps = [*((first * GIB, share) for first, share in HOST_RESERVE), (float("inf"), 0.0)]
+    return sum(share * max(0.0, min(host_bytes, last) - first) for (first, share), (last, _) in pairwise(steps))
+
+
+def _host_reserve(given: Given) -> float | None:
+    capacity = given.size("host_memory.capacity")
+    return None if capacity is None else kept_on_host_bytes(capacity)
+
+
+def _device_reserve(given: Given) -> float | None:
+    """One memory of device and host keeps what the host's does: its driver is part of it."""
+    capacity = given.size("device_memory.capacity")
+    return None if capacity is None else 0.0 if given.is_unified else min(DEVICE_RESERVE, capacity / 8)
+
+
+def _copy(given: Given) -> float | None:
+    """A core's copy in host memory."""
+    bandwidth = given.rate("host_memory.bandwidth")
+    return None if bandwidth is None else min(CORE_BYTES_PER_S, SUSTAINED_OF_DRAM * bandwidth) / 2
+
+
+def _link_peak(given: Given) -> float | None:
+    bandwidth = given.rate("host_memory.bandwidth") if given.is_unified else None
+    return None if bandwidth is None else bandwidth / 2
+
+
+def _one_way(given: Given) -> float | None:
+    peak = given.rate("link.peak")
+    if peak is None:
+        return None
+    of_link = next((share for most, share in SUSTAINED_OF_LINK if peak <= most), 1.0)
+    bandwidth = given.rate("host_memory.bandwidth") or peak / SUSTAINED_OF_DRAM
+    return peak * SUSTAINED_OF_DRAM if given.is_unified else min(peak * of_link, SUSTAINED_OF_DRAM * bandwidth)
+
+
+def _other_way(given: Given) -> float | None:
+    return given.rate("link.h2d")
+
+
+def _duplex(given: Given) -> float | None:
+    ways = given.rate("link.h2d"), given.rate("link.d2h")
+    if None in ways:
+        return None
+    both = sum(one for one in ways if one is not None)
+    return both / 2 if given.is_unified else BOTH_WAYS * both
+
+
+def _pageable(direction: str) -> Callable[[Given], float | None]:
+    def rate(given: Given) -> float | None:
+        link, copy = given.rate(f"link.{direction}"), _copy(given)
+        return None if link is None or copy is None else 1 / (1 / link + 1 / copy)
+
+    return rate
+
+
+def _of_dram(share: float) -> Callable[[Given], float | None]:
+    def reached(given: Given) -> float | None:
+        bandwidth = given.rate("host_memory.bandwidth")
+        if bandwidth is None:
+            return None
+        most = share if given.cores is None else given.cores * CORE_BYTES_PER_S / bandwidth
+        return min(share, most)
+
+    return reached
+
+
+def _rules() -> Iterator[Rule]:
+    yield Rule("pinned", "GB", "half of the host's memory: more page-locked memory starves the system", _pinned)
+    kept = "1 GiB for driver context, kernels and a display (llama.cpp's fit-params keeps as much), at most 1/8 of it"
+    yield Rule("reserve.device", "GB", kept, _device_reserve)
+    tiers = "25 % of the first 4 GiB, 20 % up to 8, 10 % up to 16, 6 % up to 128 and 2 % above for operating system, "
+    tiers += "other programs and Python, as Google Kubernetes Engine keeps of a node (its docs: plan-node-sizes)"
+    yield Rule("reserve.host", "GB", tiers, _host_reserve)
+    yield Rule("link.peak", "GB/s", "device and host share one memory, which a copy reads and writes", _link_peak)
+    shares = "of link.peak 0.785 on PCIe 3.0, 0.8 on PCIe 4.0, 0.883 on PCIe 5.0 (NVIDIA/nvbandwidth measures 12.36 of "
+    shares += "15.75 and 55.63 of 63 GB/s); of the host's DRAM, and of one memory that is shared, at most 0.72"
+    yield Rule("link.h2d", "GB/s", shares, _one_way)
+    yield Rule("link.d2h", "GB/s", "as host to device", _other_way)
+    both = "both directions at 0.903 of their rate alone, as on PCIe 3.0 (12.36 to 11.16 GB/s, NVIDIA/nvbandwidth)"
+    yield Rule("link.duplex", "GB/s", both, _duplex)
+    copies = "a core moves 24 GB/s and copies 12, in slower memory half of what STREAM reaches, 0.72 of the bandwidth"
+    yield Rule("pin", "GB/s", copies, _copy)
+    for way in ("h2d", "d2h"):
+        source = f"a core copies into a page-locked buffer (12 GB/s, or less in slower memory), then link.{way}"
+        yield Rule(f"link.{way}_pageable", "GB/s", source, _pageable(way))
+    limit = "or 24 GB/s a core, where the cores are known and move less"
+    yield Rule("host.gemm.memory", "1", f"0.7 of DRAM, a little below STREAM, {limit}", _of_dram(0.7))
+    yield Rule("host.experts.memory", "1", f"0.6 of DRAM, below STREAM: uneven pieces, {limit}", _of_dram(0.6))
+    attention = "0.45 of DRAM, 45 of 100 GB/s in MoE-Lightning (arXiv 2411.11217), figure 9"
+    yield Rule("host.attention.memory", "1", f"{attention}, {limit}", _of_dram(0.45))
+
+
+RULES = tuple(_rules())
