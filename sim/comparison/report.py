@@ -43,7 +43,7 @@ def print_comparison(
 def _result(one: Prediction, against: Sequence[float], band: Band | None) -> tuple[Any, ...]:
     speed, hrm = one.throughput_tokens_per_s, one.hrm_tokens_per_s
     bound = ", ".join(dict.fromkeys(phase.bottleneck for phase in (one.prefill, one.decode) if phase.bottleneck))
-    within = (band.throughput_tokens_per_s,) if band else ()
+    within = (str(band.throughput_tokens_per_s),) if band else ()
     rates = speed, *within, *speeds(one), *(f"{speed / other:.2f}×" for other in against)
     times = bound, one.over_busiest, one.gpu_idle, seconds(one.prefill_s), seconds(one.decode_s)
     expected = hrm and f"{hrm:,.1f} ({hrm / speed:.1f}×)"

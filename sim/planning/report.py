@@ -124,7 +124,7 @@ def _within(bands: Mapping[str, Band]) -> str:
 
 
 def _candidate(one: Candidate, band: Band | None = None) -> tuple[Any, ...]:
-    within = (band.throughput_tokens_per_s,) if band else ()
+    within = (str(band.throughput_tokens_per_s),) if band else ()
     rates = (one.throughput_tokens_per_s, *within, *speeds(one), one.bound_tokens_per_s)
     times = (one.bottleneck, seconds(one.prefill_s), seconds(one.decode_s))
     return one.schedule, in_short(one.policy), *rates, *times, *peaks_gb(one.setup)
