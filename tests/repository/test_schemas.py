@@ -29,6 +29,7 @@ COMMANDS = {
     "compare": ("sim", f"compare {SMALL} {SIZES} --jobs 1 --json -"),
     "compare, nothing fits": ("sim", f"compare --model deepseek-v3 --hardware t4 {SIZES} --jobs 1 --json -"),
     "compare, one token": ("sim", f"compare {SMALL} {SIZES} --gen-len 1 --schedules cgopipe --jobs 1 --json -"),
+    "check": ("sim", "check INPUTS/llama-bench.json --model qwen3-30b-a3b --hardware rtx3090 --json -"),
     "compare-requests": (
         "sim",
         f"compare {STREAM} {SIZES} --requests 20 --schedules cgopipe,zero --ttft 1 --prefill-chunk 64 --jobs 1"
@@ -116,6 +117,7 @@ def test_there_is_one_for_everything_that_is_written():
         "gpu",
         "routing",
         "run-line",
+        "spreads",
     } == described
 
 

@@ -18,14 +18,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Learn, hold out, and write if asked."""
     simulation.compile_once()
-    with progress("setting up") as shown:
+    with progress("setting up"):
         runs = list(spreads.published_runs())
     with progress("slopes", len(runs), unit="runs") as shown:
         evidence = []
         for one in spreads.evidence_of(runs, args.jobs):
             evidence.append(one)
             shown.advance()
-    learnt = spreads.learn(evidence)
+    learnt = spreads.learnt_from(evidence)
     with progress("bands", len(runs), unit="runs") as shown:
         held = []
         for found in spreads.hold_out(evidence, args.jobs):

@@ -8,7 +8,7 @@ from typing import Any
 from sim.simulation import Range, Spreads, band_of
 from traces.cli import in_processes
 from validation.spreads.evidence import Evidence
-from validation.spreads.learn import learn
+from validation.spreads.learn import learnt_from
 from validation.spreads.runs import Run
 
 
@@ -35,7 +35,7 @@ class Held:
 def hold_out(evidence: Sequence[Evidence], jobs: int | None = None) -> Iterator[Held]:
     """Each run with its band, kin by kin: the spreads are learnt from all other machines."""
     for kin in dict.fromkeys(one.run.kin for one in evidence):
-        spreads = learn([one for one in evidence if one.run.kin != kin])
+        spreads = learnt_from([one for one in evidence if one.run.kin != kin])
         runs = [one.run for one in evidence if one.run.kin == kin]
         yield from in_processes(partial(_held, spreads), runs, jobs)
 

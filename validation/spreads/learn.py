@@ -26,7 +26,7 @@ JITTER = 1e-9
 BASES = len(Basis)
 
 
-def learn(evidence: Sequence[Evidence]) -> Spreads:
+def learnt_from(evidence: Sequence[Evidence]) -> Spreads:
     """The likeliest spreads."""
     from scipy.optimize import minimize
 

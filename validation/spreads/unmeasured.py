@@ -49,3 +49,7 @@ def _not_fitted(table: Mapping[str, Any]) -> dict[str, Any]:
     }
     parts = {name: _not_fitted(one) for name, one in kept.items() if isinstance(one, dict) and "value" not in one}
     return {**kept, **parts, **{name: kept[name] for name in KEPT if name in kept}}
+
+
+def _is_fitted(entry: object) -> bool:
+    return isinstance(entry, dict) and entry.get("basis") == Basis.FITTED

@@ -1,4 +1,4 @@
-"""A measured run made ready to be predicted: the model as wide as the file, the lengths and the setting as they were."""
+"""A measured run made ready to be predicted: the model as wide as the file, lengths and setting as they were."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -61,9 +61,7 @@ def _setup(problem: Problem, name: str, requests: int, fields: Mapping[str, Any]
 
 def _fields(setting: Setting, model: Model) -> dict[str, Any]:
     """Those of a policy that the file gives."""
-    if setting.policy:
-        return dict(setting.policy)
-    found: dict[str, Any] = {}
+    found = dict(setting.policy)
     layers, of_host = model.num_layers, setting.host_layers
     if setting.device_layers is not None and setting.device_layers < layers:
         found |= {"experts_on_device": 1.0, "layers_on_host": [0, layers - setting.device_layers]}
@@ -83,8 +81,8 @@ def _as_wide(model: Model, setting: Setting, notes: list[str]) -> Model:
         return model
     if abs(params / model.total_params - 1) > ANOTHER_MODEL:
         raise InputError(
-            f"--model {model.name} has {model.total_params / 1e9:.1f} B parameters, the file's {setting.model or 'model'} "
-            f"{params / 1e9:.1f} B: give --model with the one that ran"
+            f"--model {model.name} has {model.total_params / 1e9:.1f} B parameters, the file's "
+            f"{setting.model or 'model'} {params / 1e9:.1f} B: give --model with the one that ran"
         )
     if abs(size / (model.experts_bytes() + model.resident_bytes()) - 1) <= AS_WIDE:
         return model

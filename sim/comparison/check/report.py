@@ -23,19 +23,20 @@ def print_check(found: Check) -> None:
 def _told(one: Answer) -> Iterator[str]:
     measured, predicted = (f"{value:,.1f}" for value in (one.measured, one.predicted))
     use, verdict = one.use, one.verdict
-    text = f"[bold]{one.measurement.speed.capitalize()}: {measured} of {predicted} ({one.within}) tokens/s[/bold], {verdict}"
+    speed = one.measurement.speed.capitalize()
+    text = f"[bold]{speed}: {measured} of {predicted} ({one.within}) tokens/s[/bold], {verdict}"
     if verdict is Verdict.BELOW:
         text += f"; {use.part} would be at {one.measured_share:.0%} instead of {use.share:.0%} of its peak"
     else:
         text += f"; {use.part} is at {one.measured_share:.0%} of its peak"
     yield f"{text}. Try first: {one.first}."
     for note in one.run.notes:
-        yield f"{one.measurement.speed.capitalize()}: {note}."
+        yield f"{speed}: {note}."
     if verdict is Verdict.BELOW and one.better_setting:
         yield f"The plan's setting, {one.better_setting}, would make {one.best_tokens_per_s:,.1f} tokens/s."
     setup = one.prediction.setup
     for short in setup.shortages:
-        yield f"By the memory plan the run does not fit: {short}."
+        yield f"It ran, though by the memory plan {short}."
 
 
 def _row(one: Answer) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""What share of a machine's parts a phase uses: bytes and operations of one of its steps, over what the part could do."""
+"""What share of a machine's parts a phase uses: bytes and operations of one of its steps over what the part could."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

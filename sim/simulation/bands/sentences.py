@@ -29,9 +29,9 @@ def in_sentences(bands: Mapping[str, Band]) -> Iterator[str]:
 
 def stays_best(bands: Mapping[str, Band]) -> float:
     """On what share of the machines that were drawn the first of these is at least as fast as all others."""
-    best, *others = (one.drawn_tokens_per_s for one in bands.values())
-    wins = [mine >= max(rest, default=0.0) for mine, *rest in zip(best, *others, strict=True)]
-    return sum(wins) / len(wins)
+    drawn = zip(*(one.drawn_tokens_per_s for one in bands.values()), strict=True)
+    wins = [speeds[0] >= max(speeds) for speeds in drawn]
+    return wins.count(True) / len(wins)
 
 
 def _share(one: Share) -> str:

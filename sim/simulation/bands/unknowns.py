@@ -51,9 +51,9 @@ def varied(machine: Hardware, unknowns: Sequence[Unknown], factors: Sequence[flo
     numbers = dict(machine.quantities())
     drawn = {path: factor for one, factor in zip(unknowns, factors, strict=True) for path in one.paths}
     for peak in PEAKS.keys() & drawn.keys():
-        shares = [path for path in _shares_of(peak, drawn) if _better(numbers[path].basis, numbers[peak].basis)]
+        shares = [path for path in _shares_of(peak, numbers) if _better(numbers[path].basis, numbers[peak].basis)]
         drawn[peak] = max([drawn[peak], *(float(numbers[path]) for path in shares)])
-        drawn |= {path: drawn[path] / drawn[peak] for path in shares}
+        drawn |= {path: drawn.get(path, 1.0) / drawn[peak] for path in shares}
     most = {path: _most(numbers[path], path, numbers["link.peak"]) for path in drawn}
     return machine.multiplied({path: min(factor, most[path]) for path, factor in drawn.items()})
 

@@ -1,5 +1,6 @@
 """What llama-bench writes: a record for each test, with all options that it ran with.
 
+It copies weights from page-locked memory, and in prefill the experts that are not on the GPU to it ("op offload").
 Its tests are of a prompt (`n_prompt`), of generation (`n_gen`), or of both; `avg_ts` counts the tokens of both.
 Fields and their meaning: tools/llama-bench/llama-bench.cpp of ggml-org/llama.cpp (get_fields).
 """
@@ -53,6 +54,7 @@ def _setting(record: Mapping[str, Any]) -> Setting:
         str(record.get("gpu_info", "")),
         str(record.get("cpu_info", "")),
         SCHEDULE,
+        {"pin_weights": 1.0, "prefill_experts": "cpu" if flag(record, "no_op_offload") else "gpu"},
         host_layers=_host_layers(record),
         device_layers=None if layers < 0 else layers,
         piece_tokens=pieces,

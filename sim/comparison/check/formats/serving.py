@@ -22,13 +22,16 @@ def of_served_requests(record: Mapping[str, Any]) -> Iterator[Measurement]:
     generated = max(1, round(number(record, "total_output_tokens") / done))
     is_sglang = "input_throughput" in record or "sharegpt_output_len" in record
     setting = Setting(SGLANG if is_sglang else VLLM, str(record.get("model_id") or record.get("model") or ""))
-    lengths = {"requests": requests, "prompt_len": prompt, "gen_len": generated, "setting": setting}
-    yield Measurement(Speed.WHOLE, number(record, "output_throughput"), **lengths)
+
+    def measured(speed: Speed, rate: float) -> Measurement:
+        return Measurement(speed, rate, requests, prompt, generated, setting=setting)
+
+    yield measured(Speed.WHOLE, number(record, "output_throughput"))
     token_ms, first_ms = number(record, "mean_tpot_ms", 0.0), number(record, "mean_ttft_ms", 0.0)
     if token_ms > 0 and generated > 1:
-        yield Measurement(Speed.DECODE, requests * 1e3 / token_ms, **lengths)
+        yield measured(Speed.DECODE, requests * 1e3 / token_ms)
     if first_ms > 0 and requests == 1:
-        yield Measurement(Speed.PREFILL, prompt * 1e3 / first_ms, **lengths)
+        yield measured(Speed.PREFILL, prompt * 1e3 / first_ms)
 
 
 def _at_once(record: Mapping[str, Any]) -> int:
