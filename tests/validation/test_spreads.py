@@ -9,16 +9,25 @@ from sim.cost import Setup
 from sim.problem import Basis, Hardware, Problem
 from sim.simulation import LEVEL, SPREADS, Range, Spreads
 from traces.files import read_text
-from validation.spreads import Evidence, Held, Run, evidence_of, hold_out, learnt_from, published_runs, write_spreads
+from validation.spreads import (
+    Evidence,
+    Held,
+    PublishedRun,
+    evidence_of,
+    hold_out,
+    learnt_from,
+    published_runs,
+    write_spreads,
+)
 from validation.spreads.coverage import share_held
 from validation.spreads.unmeasured import kin_of, unmeasured
 
 PROBLEM = Problem.of("olmoe-1b-7b", "t4", prompt_len=64, gen_len=5)
-SETUP = Setup.of(PROBLEM, "zero", micro_batch_size=2, num_micro_batches=1)
+SETUP = Setup.of(PROBLEM, "zero", micro_batch_size=2, num_micro_batches=1, pin_weights=1.0)
 MEASURES = "throughput_tokens_per_s", "prefill_tokens_per_s", "seconds_per_token"
 
 
-def made_up(spreads, machines=60, runs=6, seed=3):
+def made_up(spreads, machines=80, runs=16, seed=3):
     """Evidence of runs whose numbers are off by known spreads."""
     random = np.random.default_rng(seed)
     for machine in range(machines):
@@ -28,7 +37,7 @@ def made_up(spreads, machines=60, runs=6, seed=3):
             in_prefill = random.uniform(0, 1)
             own = random.normal(0, [spreads.model_in_prefill, spreads.model_in_decode]) @ [in_prefill, 1 - in_prefill]
             away = sum(slope * off[number] for number, slope in slopes.items())
-            run = Run(f"{machine} {at}", str(machine), True, SETUP, MEASURES[0], 1.0)
+            run = PublishedRun(f"{machine} {at}", str(machine), True, SETUP, MEASURES[0], 1.0)
             yield Evidence(run, away + own, slopes, in_prefill)
 
 
@@ -66,7 +75,7 @@ def test_a_row_that_a_fit_has_seen_counts_only_without_the_fit():
 
 def test_slopes_and_errors_of_a_run():
     """Reading weights over the link is all that this run does."""
-    run = Run("zero", "t4", True, SETUP, "seconds_per_token", 1.0)
+    run = PublishedRun("zero", "t4", True, SETUP, "seconds_per_token", 1.0)
     (found,) = evidence_of([run], jobs=1)
     assert found.slopes["link.h2d", Basis.MEASURED] == pytest.approx(-1.0, abs=0.15)
     assert found.in_prefill == 0.0
@@ -74,7 +83,7 @@ def test_slopes_and_errors_of_a_run():
 
 def test_the_file_says_what_it_was_learnt_from(tmp_path):
     path, spreads = tmp_path / "spreads.toml", Spreads(0.01, 0.1, 0.2, 0.3, 0.1, 0.1)
-    run = Run("a", "t4", True, SETUP, MEASURES[0], 5.0)
+    run = PublishedRun("a", "t4", True, SETUP, MEASURES[0], 5.0)
     held = [Held(run, Range(*ends), spreads) for ends in ((1.0, 9.0), (6.0, 9.0))]
     write_spreads(spreads, held, path)
     assert "Learnt from 2 published runs" in path.read_text()

@@ -9,14 +9,14 @@ from sim.simulation import Range, Spreads, band_of
 from traces.cli import in_processes
 from validation.spreads.evidence import Evidence
 from validation.spreads.learn import learnt_from
-from validation.spreads.runs import Run
+from validation.spreads.runs import PublishedRun
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
     """One run, and the band of its prediction with spreads that no machine of its kin has taught."""
 
-    run: Run
+    run: PublishedRun
     band: Range
     spreads: Spreads
 
@@ -40,7 +40,7 @@ def hold_out(evidence: Sequence[Evidence], jobs: int | None = None) -> Iterator[
         yield from in_processes(partial(_held, spreads), runs, jobs)
 
 
-def _held(spreads: Spreads, run: Run) -> Held:
+def _held(spreads: Spreads, run: PublishedRun) -> Held:
     return Held(run, getattr(band_of(run.setup, spreads), run.measure), spreads)
 
 

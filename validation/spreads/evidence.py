@@ -7,7 +7,7 @@ from math import exp, log
 from sim.problem import Basis
 from sim.simulation import Prediction, predict, unknowns_of, varied
 from traces.cli import in_processes
-from validation.spreads.runs import Run
+from validation.spreads.runs import PublishedRun
 
 STEP = 0.1
 """Relative change, downwards, that shows a number's effect: larger than what interpolation hides."""
@@ -20,7 +20,7 @@ NO_EFFECT = 0.003
 class Evidence:
     """One run: the logarithm of measured over predicted, and its slopes, in the logarithm of each number."""
 
-    run: Run
+    run: PublishedRun
     off: float
     slopes: Mapping[tuple[str, Basis], float]
     """By the first of numbers that are one piece of knowledge, and how it is known."""
@@ -28,12 +28,12 @@ class Evidence:
     """Share of what was measured that was prefill; the rest was decode."""
 
 
-def evidence_of(runs: Sequence[Run], jobs: int | None = None) -> Iterator[Evidence]:
+def evidence_of(runs: Sequence[PublishedRun], jobs: int | None = None) -> Iterator[Evidence]:
     """Of each run in its order; `jobs` processes share the work."""
     return in_processes(_evidence_of, runs, jobs)
 
 
-def _evidence_of(run: Run) -> Evidence:
+def _evidence_of(run: PublishedRun) -> Evidence:
     predicted = predict(run.setup, compiled=True, must_fit=False)
     said, machine = _of(predicted, run), run.setup.problem.hardware
     slopes = {}
@@ -46,11 +46,11 @@ def _evidence_of(run: Run) -> Evidence:
     return Evidence(run, log(run.measured / said), slopes, _in_prefill(predicted, run))
 
 
-def _of(prediction: Prediction, run: Run) -> float:
+def _of(prediction: Prediction, run: PublishedRun) -> float:
     return float(getattr(prediction, run.measure))
 
 
-def _in_prefill(prediction: Prediction, run: Run) -> float:
+def _in_prefill(prediction: Prediction, run: PublishedRun) -> float:
     if run.measure == "throughput_tokens_per_s":
         return prediction.prefill_s / prediction.total_s
     return float(run.measure == "prefill_tokens_per_s")

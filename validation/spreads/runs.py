@@ -11,20 +11,19 @@ from sim.cost import Setup
 from sim.problem import Hardware
 from traces.errors import InputError
 from validation import published
-from validation.published import latency
 from validation.spreads.unmeasured import kin_of, unmeasured
 
 MEASURES = {
-    latency.Metric.PREFILL: "prefill_tokens_per_s",
-    latency.Metric.DECODE: "seconds_per_token",
-    latency.Metric.TOKEN: "seconds_per_token",
-    latency.Metric.THROUGHPUT: "throughput_tokens_per_s",
+    published.Metric.PREFILL: "prefill_tokens_per_s",
+    published.Metric.DECODE: "seconds_per_token",
+    published.Metric.TOKEN: "seconds_per_token",
+    published.Metric.THROUGHPUT: "throughput_tokens_per_s",
 }
 """What of a prediction, and of its band, each metric measures."""
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class PublishedRun:
     """One published run on its machine, of which something was measured."""
 
     name: str
@@ -40,29 +39,29 @@ class Run:
         return kin_of(self.machine)
 
 
-def published_runs() -> Iterator[Run]:
+def published_runs() -> Iterator[PublishedRun]:
     """All rows, each once or twice; those that no setup can be made of are left out."""
     for is_fitted, machine in ((True, Hardware.load), (False, unmeasured)):
         yield from _throughputs(machine, is_fitted=is_fitted)
         yield from _rates(machine, is_fitted=is_fitted)
 
 
-def _throughputs(load: Callable[[str], Hardware], *, is_fitted: bool) -> Iterator[Run]:
+def _throughputs(load: Callable[[str], Hardware], *, is_fitted: bool) -> Iterator[PublishedRun]:
     rows = published.read_rows(published.THROUGHPUT)
     fitted_to = {id(row) for case in published.CASES for row in published.usable(rows, case)}
     for row in rows:
         if row.tokens_per_s and not (is_fitted and id(row) in fitted_to):
             machine = published.machine_of(row)
             setup = published.pose(row, load(machine)).setup
-            yield Run(str(row), machine, is_fitted, setup, "throughput_tokens_per_s", row.tokens_per_s)
+            yield PublishedRun(str(row), machine, is_fitted, setup, "throughput_tokens_per_s", row.tokens_per_s)
 
 
-def _rates(load: Callable[[str], Hardware], *, is_fitted: bool) -> Iterator[Run]:
-    for row in latency.read_latency_rows(latency.LATENCY)[0]:
-        if row.value and not (is_fitted and row.name in latency.FITTED_ROWS):
+def _rates(load: Callable[[str], Hardware], *, is_fitted: bool) -> Iterator[PublishedRun]:
+    for row in published.read_latency_rows(published.LATENCY)[0]:
+        if row.value and not (is_fitted and row.name in published.FITTED_ROWS):
             with suppress(InputError):  # a model that is none of ours
-                machine = latency.machine_of_row(row)
-                posed = latency.pose_rate(row, load(machine))
+                machine = published.machine_of_row(row)
+                posed = published.pose_rate(row, load(machine))
                 requests = posed.setup.batch.num_requests
-                measured = requests / row.value if posed.metric is latency.Metric.DECODE else row.value
-                yield Run(row.name, machine, is_fitted, posed.setup, MEASURES[posed.metric], measured)
+                measured = requests / row.value if posed.metric is published.Metric.DECODE else row.value
+                yield PublishedRun(row.name, machine, is_fitted, posed.setup, MEASURES[posed.metric], measured)

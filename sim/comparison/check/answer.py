@@ -8,7 +8,7 @@ from typing import Any
 from sim.comparison.check.as_run import AsRun, as_run
 from sim.comparison.check.first_try import first_try
 from sim.comparison.check.measurement import Measurement
-from sim.comparison.check.resources import Use, most_used
+from sim.comparison.check.resources import PartUse, most_used
 from sim.planning import Candidate, NothingFitsError, best_policy, in_short
 from sim.problem import Problem
 from sim.simulation import Band, Prediction, Range, band_of, predict
@@ -27,14 +27,14 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class SpeedAnswer:
     """One measured speed and what was predicted of it."""
 
     measurement: Measurement
     run: AsRun
     prediction: Prediction
     band: Band
-    use: Use
+    use: PartUse
     best: Candidate | None
     """The best that the same schedule could do with as many requests; None where it was not looked for."""
 
@@ -121,11 +121,11 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Check(Tabular):
+class SpeedCheck(Tabular):
     """All answers on one machine."""
 
     problem: Problem
-    answers: tuple[Answer, ...]
+    answers: tuple[SpeedAnswer, ...]
 
     def rows(self) -> list[dict[str, Any]]:
         """One for each speed that was measured."""
@@ -143,22 +143,22 @@ def check_measured(
     policy: Mapping[str, Any] | None = None,
     *,
     plans: bool = True,
-) -> Check:
+) -> SpeedCheck:
     """Hold what was measured against predictions of the same runs, and against the best setting where it `plans`.
 
     Raises InputError where a run cannot be set up.
     """
-    return Check(problem, tuple(_answer(problem, one, schedule, policy, plans=plans) for one in measurements))
+    return SpeedCheck(problem, tuple(_answer(problem, one, schedule, policy, plans=plans) for one in measurements))
 
 
 def _answer(
     problem: Problem, measurement: Measurement, schedule: str, policy: Mapping[str, Any] | None, *, plans: bool
-) -> Answer:
+) -> SpeedAnswer:
     run = as_run(problem, measurement, schedule, policy)
     prediction = predict(run.setup, compiled=True, must_fit=False)
     best = _best(run, measurement.requests) if plans else None
     band, use = band_of(run.setup), most_used(prediction, measurement.speed)
-    return Answer(measurement, run, prediction, band, use, best)
+    return SpeedAnswer(measurement, run, prediction, band, use, best)
 
 
 def _best(run: AsRun, requests: int) -> Candidate | None:

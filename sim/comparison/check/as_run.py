@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sim.comparison.check.measurement import Measurement, Setting, Speed
+from sim.comparison.check.measurement import Measurement, RunSetting, Speed
 from sim.cost import Setup
 from sim.planning import best_policy
 from sim.problem import Model, Policy, Problem, Workload
@@ -59,7 +59,7 @@ def _setup(problem: Problem, name: str, requests: int, fields: Mapping[str, Any]
         return Setup(problem, schedule, Policy.from_dict({**sizes, **fields}, schedule))
 
 
-def _fields(setting: Setting, model: Model) -> dict[str, Any]:
+def _fields(setting: RunSetting, model: Model) -> dict[str, Any]:
     """Those of a policy that the file gives."""
     found = dict(setting.policy)
     layers, of_host = model.num_layers, setting.host_layers
@@ -74,7 +74,7 @@ def _fields(setting: Setting, model: Model) -> dict[str, Any]:
     return found
 
 
-def _as_wide(model: Model, setting: Setting, notes: list[str]) -> Model:
+def _as_wide(model: Model, setting: RunSetting, notes: list[str]) -> Model:
     """The model with the file's bits a parameter, where its own make another size. Raises InputError for another."""
     params, size = setting.model_params, setting.model_bytes
     if not params or not size:

@@ -5,13 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sim import comparison, simulation
+from sim import simulation
+from sim.comparison import check
 from sim.problem import add_policy, add_problem, fixed_policy, problem_of, schedules_of
 from traces.cli import Command, add_json, deliver, one_of, positive_int, progress
 from traces.errors import InputError
 
 if TYPE_CHECKING:
-    from sim.comparison import Measurement
+    from sim.comparison.check import Measurement
 
 PHASES = ("decode", "prefill", "whole")
 
@@ -38,8 +39,8 @@ def _run(args: argparse.Namespace) -> int:
     schedule = named or (_only_schedule(args) if args.schedules else "")
     simulation.compile_once()
     with progress("predicting"):
-        found = comparison.check_measured(problem, measurements, schedule, policy, plans=not args.no_plan)
-    return deliver(args, found.to_dict, lambda: comparison.print_check(found))
+        found = check.check_measured(problem, measurements, schedule, policy, plans=not args.no_plan)
+    return deliver(args, found.to_dict, lambda: check.print_check(found))
 
 
 def _only_schedule(args: argparse.Namespace) -> str:
@@ -53,11 +54,11 @@ def _measurements(args: argparse.Namespace) -> "list[Measurement]":
     if args.file is None and args.measured is None:
         raise InputError("nothing measured: give FILE, or --measured with tokens a second")
     if args.measured is None:
-        return comparison.read_measurements(Path(args.file))
-    given = comparison.Measurement(comparison.Speed(args.phase), args.measured, args.requests)
+        return check.read_measurements(Path(args.file))
+    given = check.Measurement(check.Speed(args.phase), args.measured, args.requests)
     if args.file is None:
         return [given]
-    setting = comparison.read_setting(Path(args.file))
+    setting = check.read_setting(Path(args.file))
     return [replace(given, setting=setting, requests=setting.policy["batch_size"])]
 
 

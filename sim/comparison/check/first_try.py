@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from sim.comparison.check.measurement import Setting
+from sim.comparison.check.measurement import RunSetting
 from traces.files import read_toml
 
 
@@ -16,7 +16,7 @@ class Advice(msgspec.Struct, frozen=True):
     program: str = ""
     mapped: bool = False
 
-    def holds(self, setting: Setting) -> bool:
+    def holds(self, setting: RunSetting) -> bool:
         """Whether it is for a run that was set so."""
         return self.program in ("", setting.program) and (not self.mapped or bool(setting.is_mapped))
 
@@ -26,6 +26,6 @@ def _by_part() -> dict[str, list[Advice]]:
     return msgspec.convert(read_toml(Path(__file__).with_suffix(".toml")), dict[str, list[Advice]])
 
 
-def first_try(part: str, setting: Setting) -> str:
+def first_try(part: str, setting: RunSetting) -> str:
     """What to try first, in words."""
     return next(one.text for one in _by_part()[part] if one.holds(setting))

@@ -22,7 +22,7 @@ class Speed(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class RunSetting:
     """What a file says of its run; None or empty: nothing."""
 
     program: str = ""
@@ -61,7 +61,7 @@ class Measurement:
     gen_len: int | None = None
     tokens_a_request: int | None = None
     """Of prompt and generation together, where a file tells no more; the speed then is of both."""
-    setting: Setting = field(default_factory=Setting)
+    setting: RunSetting = field(default_factory=RunSetting)
 
     def __post_init__(self) -> None:
         if not 0 < self.tokens_per_s < float("inf"):

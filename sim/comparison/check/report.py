@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from typing import Any
 
-from sim.comparison.check.answer import Answer, Check, Verdict
+from sim.comparison.check.answer import SpeedAnswer, SpeedCheck, Verdict
 from sim.planning import in_short
 from sim.simulation import WITHIN
 from traces.cli import TEXT, Report
 
 
-def print_check(found: Check) -> None:
+def print_check(found: SpeedCheck) -> None:
     """Print the answers."""
     out, problem = Report(), found.problem
     out.say(f"[bold]{problem.model.name} on {problem.hardware.name}[/bold]: measured beside predicted.")
@@ -20,7 +20,7 @@ def print_check(found: Check) -> None:
     out.table([columns, more], map(_row, found.answers), "tokens/s", keys=2)
 
 
-def _told(one: Answer) -> Iterator[str]:
+def _told(one: SpeedAnswer) -> Iterator[str]:
     measured, predicted = (f"{value:,.1f}" for value in (one.measured, one.predicted))
     use, verdict = one.use, one.verdict
     speed = one.measurement.speed.capitalize()
@@ -39,7 +39,7 @@ def _told(one: Answer) -> Iterator[str]:
         yield f"It ran, though by the memory plan {short}."
 
 
-def _row(one: Answer) -> tuple[Any, ...]:
+def _row(one: SpeedAnswer) -> tuple[Any, ...]:
     setup, use = one.prediction.setup, one.use
     speeds = one.measured, one.predicted, str(one.within)
     what = str(one.measurement.speed), setup.schedule.name, in_short(setup.policy)

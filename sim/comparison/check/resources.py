@@ -24,7 +24,7 @@ PARTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class PartUse:
     """The part of the machine that a phase waits for most, and the share of its peak that is used."""
 
     part: str
@@ -32,7 +32,7 @@ class Use:
     share: float
 
 
-def most_used(prediction: Prediction, speed: Speed) -> Use:
+def most_used(prediction: Prediction, speed: Speed) -> PartUse:
     """The part that the busiest lane of a phase, or of the longer one, works on."""
     setup = prediction.setup
     in_prefill = speed is Speed.PREFILL or (speed is Speed.WHOLE and prediction.prefill_s > prediction.decode_s)
@@ -42,7 +42,7 @@ def most_used(prediction: Prediction, speed: Speed) -> Use:
     kind = LaneKind(phase.bottleneck.partition(":")[0])
     tasks = [one for one in _of_step(setup, step) if one.task.lane.kind is kind]
     part, share = max(_shares(setup.problem.hardware, kind, tasks, step_s), key=lambda one: one[1])
-    return Use(part, phase.bottleneck, share)
+    return PartUse(part, phase.bottleneck, share)
 
 
 def _of_step(setup: Setup, step: int) -> list[Executed]:

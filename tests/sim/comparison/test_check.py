@@ -7,7 +7,7 @@ import json
 import pytest
 
 from sim.cli import main
-from sim.comparison.check import Measurement, Setting, Speed, Verdict, check_measured, read_measurements
+from sim.comparison.check import Measurement, RunSetting, Speed, Verdict, check_measured, read_measurements
 from sim.comparison.check.as_run import as_run
 from sim.comparison.check.first_try import first_try
 from sim.comparison.check.resources import PARTS
@@ -87,7 +87,7 @@ class TestLlamaBench:
         assert one.setting.host_layers == (10, 20)
         (one,) = read(bench(n_cpu_moe=0, tensor_buft_overrides="blk.0.ffn_gate_exps=CPU;blk.1.attn_q=CUDA0"))
         assert one.setting.host_layers == (0, 0), "one of three matrices is not the experts of a layer"
-        with pytest.raises(InputError, match="with others between"):
+        with pytest.raises(InputError, match="not one after another"):
             read(bench(n_cpu_moe=0, tensor_buft_overrides=r"blk\.(1|5)\.ffn_.*_exps=CPU"))
 
     @pytest.mark.parametrize(("kind", "bits"), [("f16", 16.0), ("q8_0", 12.25), ("q4_0", 10.25)])
@@ -179,12 +179,12 @@ class TestServers:
 class TestAnswers:
     @pytest.fixture(scope="class")
     def said(self):
-        measured = Measurement(Speed.DECODE, 1.0, setting=Setting("llama.cpp", host_layers=(0, 40)))
+        measured = Measurement(Speed.DECODE, 1.0, setting=RunSetting("llama.cpp", host_layers=(0, 40)))
         run = as_run(PROBLEM, measured, "n-cpu-moe")
         return predict(run.setup, compiled=True, must_fit=False).decode_tokens_per_s
 
     def answered(self, tokens_per_s, **setting):
-        setting = Setting("llama.cpp", schedule="n-cpu-moe", host_layers=(0, 40), **setting)
+        setting = RunSetting("llama.cpp", schedule="n-cpu-moe", host_layers=(0, 40), **setting)
         measured = Measurement(Speed.DECODE, tokens_per_s, 1, setting=setting)
         return check_measured(PROBLEM, [measured], plans=False).answers[0]
 
@@ -206,7 +206,7 @@ class TestAnswers:
 
     def test_there_is_something_to_try_for_every_part(self):
         for part in {part for parts in PARTS.values() for part in parts if part}:
-            assert all(first_try(part, Setting(program)) for program in ("llama.cpp", ""))
+            assert all(first_try(part, RunSetting(program)) for program in ("llama.cpp", ""))
 
 
 class TestCommand:

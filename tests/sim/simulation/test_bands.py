@@ -17,8 +17,8 @@ NOTHING = Spreads(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 PROBLEM = Problem.of("olmoe-1b-7b", "t4", prompt_len=64, gen_len=9)
 
 
-def setup(schedule="flexgen", problem=PROBLEM):
-    return Setup.of(problem, schedule, micro_batch_size=8, num_micro_batches=1)
+def setup(schedule="flexgen", problem=PROBLEM, **policy):
+    return Setup.of(problem, schedule, micro_batch_size=8, num_micro_batches=1, **policy)
 
 
 def as_known(basis):
@@ -121,7 +121,7 @@ class TestWhatToMeasure:
     def test_the_number_whose_spread_makes_the_band_comes_first(self):
         machine = as_known(Basis.MEASURED).hardware
         machine = machine.with_value("link.h2d", float(machine.link.h2d_bytes_per_s) / 4, "a guess", Basis.ASSUMED)
-        band = band_of(setup("zero", replace(PROBLEM, hardware=machine)))
+        band = band_of(setup("zero", replace(PROBLEM, hardware=machine), pin_weights=1.0))
         first = band.first_to_measure
         assert (first.name, first.basis) == ("link.h2d", Basis.ASSUMED)
         assert first.share > 0.5

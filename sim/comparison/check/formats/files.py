@@ -9,7 +9,7 @@ from typing import Any
 from sim.comparison.check.formats.llama_bench import of_llama_bench
 from sim.comparison.check.formats.ours import of_trace, setting_of_plan
 from sim.comparison.check.formats.serving import of_offline_run, of_served_requests, of_timed_batch
-from sim.comparison.check.measurement import Measurement, Setting
+from sim.comparison.check.measurement import Measurement, RunSetting
 from traces.errors import InputError, error_prefix
 from traces.files import read_text, read_trace, shown_path
 
@@ -50,7 +50,7 @@ def read_measurements(path: Path) -> list[Measurement]:
         return found
 
 
-def read_setting(path: Path) -> Setting:
+def read_setting(path: Path) -> RunSetting:
     """How a plan sets its run. Raises InputError for a file that is no plan."""
     with error_prefix(f"{shown_path(path)}: "):
         (record, *others) = _records(read_text(path))

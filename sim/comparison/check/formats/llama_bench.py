@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sim.comparison.check.formats.fields import count, flag, number
-from sim.comparison.check.measurement import Measurement, Setting, Speed
+from sim.comparison.check.measurement import Measurement, RunSetting, Speed
 from traces.errors import InputError, nearest, shown
 
 PROGRAM = "llama.cpp"
@@ -42,13 +42,13 @@ def of_llama_bench(record: Mapping[str, Any]) -> Iterator[Measurement]:
         yield Measurement(Speed.WHOLE, of_generated, prompt_len=prompt, gen_len=generated, setting=setting)
 
 
-def _setting(record: Mapping[str, Any]) -> Setting:
+def _setting(record: Mapping[str, Any]) -> RunSetting:
     layers = count(record, "n_gpu_layers", -1)
     pieces = min(count(record, "n_ubatch", 512), count(record, "n_batch", 2048))
     mapped = flag(record, "use_mmap")
     if "load_mode" in record:  # as newer builds say it
         mapped = "mmap" in str(record["load_mode"])
-    return Setting(
+    return RunSetting(
         PROGRAM,
         str(record.get("model_type", "")),
         str(record.get("gpu_info", "")),

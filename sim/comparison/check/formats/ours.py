@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sim.comparison.check.measurement import Measurement, Setting, Speed
+from sim.comparison.check.measurement import Measurement, RunSetting, Speed
 from sim.schedule import Op
 from traces.errors import InputError
 from traces.trace import Trace
@@ -21,7 +21,7 @@ def of_trace(trace: Trace) -> Iterator[Measurement]:
     requests = sum(one["num_requests"] for one in batch["micro_batches"])
     prompts = sum(one["prompt_tokens"] for one in batch["micro_batches"])
     policy = {name: value for name, value in said["policy"].items() if name != "num_micro_batches"}
-    setting = Setting(PROGRAM, said.get("model", ""), schedule=said["schedule"], policy=policy)
+    setting = RunSetting(PROGRAM, said.get("model", ""), schedule=said["schedule"], policy=policy)
     lengths = {"prompt_len": max(1, round(prompts / requests)), "gen_len": batch["gen_len"], "setting": setting}
     prefill_s = (ends[0] - min(one.start_ns for one in trace.spans)) / 1e9
     yield Measurement(Speed.PREFILL, prompts / prefill_s, requests, **lengths)
@@ -29,7 +29,7 @@ def of_trace(trace: Trace) -> Iterator[Measurement]:
         yield Measurement(Speed.DECODE, requests * (stop - 1) * 1e9 / (ends[stop - 1] - ends[0]), requests, **lengths)
 
 
-def setting_of_plan(record: Mapping[str, Any]) -> Setting:
+def setting_of_plan(record: Mapping[str, Any]) -> RunSetting:
     """The schedule and the policy of the plan."""
     policy = {name: value for name, value in record["policy"].items() if name != "num_micro_batches"}
-    return Setting(PROGRAM, schedule=record["schedule"], policy=policy)
+    return RunSetting(PROGRAM, schedule=record["schedule"], policy=policy)

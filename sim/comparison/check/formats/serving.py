@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sim.comparison.check.formats.fields import count, number
-from sim.comparison.check.measurement import Measurement, Setting, Speed
+from sim.comparison.check.measurement import Measurement, RunSetting, Speed
 
 VLLM, SGLANG = "vLLM", "SGLang"
 
@@ -21,7 +21,7 @@ def of_served_requests(record: Mapping[str, Any]) -> Iterator[Measurement]:
     prompt = max(1, round(number(record, "total_input_tokens") / done))
     generated = max(1, round(number(record, "total_output_tokens") / done))
     is_sglang = "input_throughput" in record or "sharegpt_output_len" in record
-    setting = Setting(SGLANG if is_sglang else VLLM, str(record.get("model_id") or record.get("model") or ""))
+    setting = RunSetting(SGLANG if is_sglang else VLLM, str(record.get("model_id") or record.get("model") or ""))
 
     def measured(speed: Speed, rate: float) -> Measurement:
         return Measurement(speed, rate, requests, prompt, generated, setting=setting)
@@ -49,7 +49,7 @@ def of_offline_run(record: Mapping[str, Any]) -> Iterator[Measurement]:
     prompt, generated = (number(record, f"total_{which}_tokens") for which in ("input", "output"))
     rate = generated / number(record, "total_latency")
     lengths = {"prompt_len": max(1, round(prompt / requests)), "gen_len": max(1, round(generated / requests))}
-    yield Measurement(Speed.WHOLE, rate, requests, **lengths, setting=Setting(SGLANG))
+    yield Measurement(Speed.WHOLE, rate, requests, **lengths, setting=RunSetting(SGLANG))
 
 
 def of_timed_batch(record: Mapping[str, Any]) -> Iterator[Measurement]:
@@ -57,4 +57,4 @@ def of_timed_batch(record: Mapping[str, Any]) -> Iterator[Measurement]:
     requests = max(1, count(record, "num_requests"))
     tokens = number(record, "total_num_tokens")
     rate, each = tokens / number(record, "elapsed_time"), round(tokens / requests)
-    yield Measurement(Speed.WHOLE, rate, requests, tokens_a_request=each, setting=Setting(VLLM))
+    yield Measurement(Speed.WHOLE, rate, requests, tokens_a_request=each, setting=RunSetting(VLLM))
