@@ -4,17 +4,20 @@ Each number of a machine is off by a factor of its own, the same in all runs on 
 that the model has missed, of prefill and of decode; all their logarithms are normal with mean 0. Runs of a machine are
 then normal together, with covariance J D Jᵀ + M: J [run, number] holds slopes, D the numbers' variances, M the model's.
 A number that is known better is at least as near as one that is known worse: measured, fitted, datasheet, assumed.
+
+Kin of machines are few, so how far numbers of the next one are off is less sure than these tell: spreads of numbers are
+as much wider as Student's t, of one degree of freedom less than there are kin, is wider than the normal at LEVEL.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
 from sim.problem import Basis
-from sim.simulation import Spreads
+from sim.simulation import LEVEL, Spreads
 from validation.spreads.evidence import Evidence
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -39,11 +42,20 @@ def learnt_from(evidence: Sequence[Evidence]) -> Spreads:
         spreads = _spreads(logs)
         return float(sum(one.unlikeliness(spreads) for one in together))
 
+    few = _wider({one.run.kin for one in evidence})
     count = len(fields(Spreads))
     found = minimize(
         unlikeliness, np.full(count, np.log(START)), method="L-BFGS-B", bounds=[tuple(np.log(WITHIN))] * count
     )
-    return Spreads(*_spreads(found.x).tolist())
+    return Spreads(*(_spreads(found.x) * np.where(np.arange(count) < BASES, few, 1.0)).tolist())
+
+
+def _wider(kin: Collection[str]) -> float:
+    """How much wider spreads of numbers are for being learnt from so few kin of machines."""
+    from scipy.stats import norm, t
+
+    tail = (1 + LEVEL) / 2
+    return float(t.ppf(tail, max(1, len(kin) - 1)) / norm.ppf(tail))
 
 
 def _spreads(logs: Floats) -> Floats:

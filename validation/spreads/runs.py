@@ -28,15 +28,13 @@ class PublishedRun:
 
     name: str
     machine: str
+    kin: str
+    """The file that its machine goes back to."""
     is_fitted: bool
     """Whether the machine has the numbers that were fitted to other runs on it."""
     setup: Setup
     measure: str
     measured: float
-
-    @property
-    def kin(self) -> str:
-        return kin_of(self.machine)
 
 
 def published_runs() -> Iterator[PublishedRun]:
@@ -53,7 +51,9 @@ def _throughputs(load: Callable[[str], Hardware], *, is_fitted: bool) -> Iterato
         if row.tokens_per_s and not (is_fitted and id(row) in fitted_to):
             machine = published.machine_of(row)
             setup = published.pose(row, load(machine)).setup
-            yield PublishedRun(str(row), machine, is_fitted, setup, "throughput_tokens_per_s", row.tokens_per_s)
+            yield PublishedRun(
+                str(row), machine, kin_of(machine), is_fitted, setup, "throughput_tokens_per_s", row.tokens_per_s
+            )
 
 
 def _rates(load: Callable[[str], Hardware], *, is_fitted: bool) -> Iterator[PublishedRun]:
@@ -64,4 +64,5 @@ def _rates(load: Callable[[str], Hardware], *, is_fitted: bool) -> Iterator[Publ
                 posed = published.pose_rate(row, load(machine))
                 requests = posed.setup.batch.num_requests
                 measured = requests / row.value if posed.metric is published.Metric.DECODE else row.value
-                yield PublishedRun(row.name, machine, is_fitted, posed.setup, MEASURES[posed.metric], measured)
+                measure = MEASURES[posed.metric]
+                yield PublishedRun(row.name, machine, kin_of(machine), is_fitted, posed.setup, measure, measured)

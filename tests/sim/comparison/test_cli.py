@@ -18,7 +18,8 @@ from sim.problem import Hardware, Model, Problem, Workload
 from sim.schedule import by_name, registered
 from traces.files import read_trace
 
-FOUR_OF_TWO = (
+SIZED = "--micro-batch-size 2 --num-micro-batches 4 --attention-on-device 0.5"
+FOUR_OF_TWO = ("compare", "--no-band", *SIZED.split())
     "compare",
     "--no-band",
     *["--micro-batch-size", "2", "--num-micro-batches", "4", "--attention-on-device", "0.5"],
