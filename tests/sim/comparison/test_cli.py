@@ -20,10 +20,6 @@ from traces.files import read_trace
 
 SIZED = "--micro-batch-size 2 --num-micro-batches 4 --attention-on-device 0.5"
 FOUR_OF_TWO = ("compare", "--no-band", *SIZED.split())
-    "compare",
-    "--no-band",
-    *["--micro-batch-size", "2", "--num-micro-batches", "4", "--attention-on-device", "0.5"],
-)
 QUICK = ["--micro-batch-size", "36", "--num-micro-batches", "2", "--gen-len", "4", "--no-band", "--jobs", "1"]
 FEWER = {"compare": ("--schedules", "cpu-experts,n-cpu-moe")}
 """The others take seconds to plan for."""
