@@ -70,7 +70,7 @@ def _compare(args: argparse.Namespace) -> int:
         args,
         lambda: content,
         lambda: comparison.print_comparison(problem, outcomes, args.baseline, bands),
-        (args.plot, lambda path: comparison.draw(problem, outcomes, path)),
+        (args.plot, lambda path: comparison.draw(problem, outcomes, path, bands)),
         (args.trace, lambda folder: _write_traces(outcomes, Path(folder), content["input_hash"])),
     )
 
