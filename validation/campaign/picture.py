@@ -4,7 +4,7 @@ from pathlib import Path
 
 from matplotlib.ticker import LogLocator
 
-from traces.cli import new_figure, open_frame, save
+from traces.cli import colour_of, new_figure, open_frame, save
 from validation.campaign.findings import Findings
 
 MARKERS = "osD^v"
