@@ -16,4 +16,4 @@ from .problem import (
     Routing as Routing,
     Workload as Workload,
 )
-from .simulation import Prediction as Prediction, predict as predict
+from .simulation import Band as Band, Prediction as Prediction, bands_of as bands_of, predict as predict

@@ -7,6 +7,7 @@ PROGRAM = CommandLine(
     "Predict how an offloaded Mixture-of-Experts model runs, schedule by schedule.",
     {
         "compare": "sim.comparison.command:COMMAND",
+        "check": "sim.comparison.check.command:COMMAND",
         "plan": "sim.planning.command:COMMAND",
         "sweep": "sim.sweep.command:COMMAND",
         "roofline": "sim.hrm.command:COMMAND",

@@ -10,6 +10,7 @@ PROGRAM = CommandLine(
         "campaign": "validation.campaign.command:COMMAND",
         "gpu": "validation.gpu.command:COMMAND",
         "published": "validation.published.command:COMMAND",
+        "spreads": "validation.spreads.command:COMMAND",
     },
 )
 main = PROGRAM.main

@@ -1,3 +1,11 @@
+from .check import (
+    Measurement as Measurement,
+    Speed as Speed,
+    check_measured as check_measured,
+    print_check as print_check,
+    read_measurements as read_measurements,
+    read_setting as read_setting,
+)
 from .comparison import (
     SIZES as SIZES,
     Asked as Asked,

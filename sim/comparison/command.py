@@ -41,6 +41,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="write prefill and two decode steps per schedule; of requests beside decode the first 24 steps (Perfetto)",
     )
+    how.add_argument("--no-band", action="store_true", help="leave out how far the speeds may be off")
     how.add_argument("--exact", action="store_true", help="simulate every decode step instead of interpolating")
     add_jobs(how)
 
@@ -53,19 +54,23 @@ def _compare(args: argparse.Namespace) -> int:
         raise InputError(f"--baseline: {shown(args.baseline)} is not among the schedules compared: {', '.join(names)}")
     if options is not None:
         return _compare_served(args, options, problem, names, asked)
-    if not (args.policy or (args.micro_batch_size and args.num_micro_batches)):
+    if not (args.no_band and (args.policy or (args.micro_batch_size and args.num_micro_batches))):
         simulation.compile_once()
-    with progress("planning and simulating"):
+    with progress("planning and simulating") as bar:
         outcomes = comparison.compare(problem, names, asked, args.jobs)
+        bar.say("drawing machines")
+        bands = {} if args.no_band else outcomes.bands(args.jobs)
     content = outcomes.to_dict()
+    if bands:
+        content["bands"] = {name: one.to_dict() for name, one in bands.items()}
     _check_any(args, content, lambda: outcomes.best)
     if args.trace:
         make_folder(args.trace)
     return deliver(
         args,
         lambda: content,
-        lambda: comparison.print_comparison(problem, outcomes, args.baseline),
-        (args.plot, lambda path: comparison.draw(problem, outcomes, path)),
+        lambda: comparison.print_comparison(problem, outcomes, args.baseline, bands),
+        (args.plot, lambda path: comparison.draw(problem, outcomes, path, bands)),
         (args.trace, lambda folder: _write_traces(outcomes, Path(folder), content["input_hash"])),
     )
 

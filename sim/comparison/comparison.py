@@ -12,7 +12,7 @@ from sim.cost import Setup
 from sim.planning import NothingFitsError, best_policy, most_locked
 from sim.problem import Policy, Problem
 from sim.schedule import Schedule, by_name, registered
-from sim.simulation import MEASURES, Prediction, predict
+from sim.simulation import MEASURES, Band, Prediction, bands_of, predict
 from traces.cli import in_processes, project_version
 from traces.data_frame import Tabular
 from traces.errors import InputError
@@ -92,6 +92,13 @@ class Comparison(Tabular, Sequence[Outcome]):
             reasons = " | ".join(dict.fromkeys(f"{one.schedule}: {one.reason}" for one in self.outcomes))
             raise InputError(f"nothing fits {self.problem.hardware.name}: {reasons}")
         return max(fitting, key=lambda both: both[0])[1]
+
+    def bands(self, jobs: int | None = None) -> dict[str, Band]:
+        """By schedule, the fastest first, where its runs are likely to be; of those that fit."""
+        fitting = [one.prediction for one in self.outcomes if one.prediction is not None]
+        fastest_first = sorted(fitting, key=lambda one: -one.throughput_tokens_per_s)
+        found = bands_of([one.setup for one in fastest_first], jobs=jobs)
+        return {one.schedule: band for one, band in zip(fastest_first, found, strict=True)}
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values, with all that the results follow from: equal hashes of that, equal results."""

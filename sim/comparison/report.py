@@ -5,18 +5,20 @@ schedule in a line, or one machine in full.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import ItemsView, Iterable, Iterator, Sequence
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sim.comparison.comparison import Outcome
 from sim.planning import DURATIONS, PEAKS, SPEEDS, headline, in_short, peaks_gb, seconds, speeds
 from sim.problem import Basis, Hardware, Model, Problem, Workload
 from sim.schedule import registered
-from sim.simulation import LaneSummary, Prediction
+from sim.simulation import WITHIN, Band, LaneSummary, Prediction, in_sentences
 from traces.cli import PROSE, TEXT, Report
 
 
-def print_comparison(problem: Problem, outcomes: Sequence[Outcome], baseline: str | None) -> None:
+def print_comparison(
+    problem: Problem, outcomes: Sequence[Outcome], baseline: str | None, bands: Mapping[str, Band]
+) -> None:
     """Print the whole report."""
     out, hardware = Report(), problem.hardware
     out.say(headline(problem))
@@ -25,22 +27,24 @@ def print_comparison(problem: Problem, outcomes: Sequence[Outcome], baseline: st
     against = {"× slowest": min(rates.values(), default=0.0)}
     if baseline in rates:
         against[f"× {baseline}"] = rates[baseline]
-    core = {"schedule": TEXT, "policy": TEXT, "tokens/s": ",.2f", **SPEEDS, **dict.fromkeys(against, ">")}
+    within = {WITHIN: ">"} if bands else {}
+    core = {"schedule": TEXT, "policy": TEXT, "tokens/s": ",.2f", **within, **SPEEDS, **dict.fromkeys(against, ">")}
     times = {"bound by": TEXT, "over it": "+.0%", "GPU idle": ".0%", **DURATIONS}
-    results = (_result(one, [*against.values()]) for one in predictions)
+    results = (_result(one, [*against.values()], bands.get(one.schedule)) for one in predictions)
     out.table([core, times, {**PEAKS, "HRM (× simulated)": ">"}], results)
     lanes = list(dict.fromkeys(name for one in predictions for name in one.lanes if ":" not in name))
     alike = f" (device 0 of {hardware.num_devices}, which are alike)" if hardware.num_devices > 1 else ""
     busy = ((one.schedule, *(_lane(one.lanes.get(name)) for name in lanes)) for one in predictions)
     out.table({"schedule": TEXT} | dict.fromkeys(lanes, ">"), busy, f"busy · waited mostly for{alike}")
     out.say(*_notes(outcomes), *_not_fitting(outcomes), _why(predictions))
-    out.say(basis_of(problem.hardware))
+    out.say(*(in_sentences(bands) if bands else ()), basis_of(problem.hardware))
 
 
-def _result(one: Prediction, against: Sequence[float]) -> tuple[Any, ...]:
+def _result(one: Prediction, against: Sequence[float], band: Band | None) -> tuple[Any, ...]:
     speed, hrm = one.throughput_tokens_per_s, one.hrm_tokens_per_s
     bound = ", ".join(dict.fromkeys(phase.bottleneck for phase in (one.prefill, one.decode) if phase.bottleneck))
-    rates = speed, *speeds(one), *(f"{speed / other:.2f}×" for other in against)
+    within = (str(band.throughput_tokens_per_s),) if band else ()
+    rates = speed, *within, *speeds(one), *(f"{speed / other:.2f}×" for other in against)
     times = bound, one.over_busiest, one.gpu_idle, seconds(one.prefill_s), seconds(one.decode_s)
     expected = hrm and f"{hrm:,.1f} ({hrm / speed:.1f}×)"
     return one.schedule, in_short(one.policy), *rates, *times, *peaks_gb(one.setup), expected

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from sim import admission, planning, simulation
 from sim.problem import add_problem, add_weight_bits, problem_of, schedules_of
-from traces.cli import Command, add_jobs, add_json, add_plot, deliver, one_of, positive_int, progress, write_json
+from traces.cli import (
+    Command,
+    Progress,
+    add_jobs,
+    add_json,
+    add_plot,
+    deliver,
+    one_of,
+    positive_int,
+    progress,
+    write_json,
+)
 from traces.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,6 +56,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--top", type=positive_int, metavar="N", default=10, help=top)
     add_json(how)
     add_plot(how, "throughput over μ and micro-batches")
+    how.add_argument("--no-band", action="store_true", help="leave out how far the speeds may be off")
     how.add_argument("--quick", action="store_true", help="leave out what more of each resource would give")
 
 
@@ -64,11 +76,24 @@ def run(args: argparse.Namespace) -> int:
         choice = _choose(args, problem_of(args), None)
         prediction = simulation.predict(choice.best.setup)
         wall_s = time.perf_counter() - started
+        bands = _bands(args, choice, shown)
         shown.say("explaining")
         why = planning.explain(choice, prediction, jobs=args.jobs, replan=not args.quick)
     everything = {**choice.to_dict(args.top), "wall_s": wall_s, "explanation": why.to_dict()}
-    show = partial(planning.print_plan, choice, why, prediction, args.top, wall_s)
+    if bands:
+        told = {name: one.to_dict() for name, one in bands.items()}
+        everything |= {"bands": told, "stays_best": simulation.stays_best(bands)}
+    show = partial(planning.print_plan, choice, why, prediction, args.top, wall_s, bands)
     return deliver(args, lambda: everything, show, *_files(args, choice, choice.best))
+
+
+def _bands(args: argparse.Namespace, choice: "planning.Choice", shown: Progress) -> "dict[str, simulation.Band]":
+    """Of each schedule's best policy, by schedule."""
+    if args.no_band:
+        return {}
+    shown.say("drawing machines")
+    setups = [plan.best.setup for plan in choice.plans.values()]
+    return dict(zip(choice.plans, simulation.bands_of(setups, jobs=args.jobs), strict=True))
 
 
 def _plan_requests(args: argparse.Namespace, options: "admission.StreamOptions", started: float) -> int:

@@ -10,7 +10,7 @@ from sim.planning.planner import Choice
 from sim.planning.search import MEANING, TOLERANCE, Candidate
 from sim.problem import Policy, Problem
 from sim.schedule import Place
-from sim.simulation import Prediction
+from sim.simulation import WITHIN, Band, Prediction, in_sentences
 from traces.cli import PROSE, TEXT, Report
 
 SPEEDS = {"prefill tokens/s": ",.1f", "first token": ">", "decode tokens/s": ",.1f", "a request": ",.3g"}
@@ -22,23 +22,27 @@ PEAKS = {f"GB {tier}": ",.1f" for tier in ("device", "host", "pinned")}
 """Columns of `peaks_gb`."""
 
 
-def print_plan(choice: Choice, why: Explanation, prediction: Prediction, top: int, wall_s: float) -> None:
+def print_plan(
+    choice: Choice, why: Explanation, prediction: Prediction, top: int, wall_s: float, bands: Mapping[str, Band]
+) -> None:
     """Print the choice, every schedule's own best, the best candidates, where the bytes are, and the reasons."""
     out, best = Report(), choice.best
     out.say(headline(choice.problem))
     out.say(
         f"Best {choice.objective}: [bold]{best.schedule}[/bold] with {_in_words(best)}: "
-        f"[bold]{best.throughput_tokens_per_s:,.2f} tokens/s[/bold], {best.token_s:.3g} s a token of a request "
-        f"(confirmed by the simulator: {prediction.throughput_tokens_per_s:,.2f})"
+        f"[bold]{best.throughput_tokens_per_s:,.2f} tokens/s[/bold]{_within(bands)}, {best.token_s:.3g} s a token of a "
+        f"request (confirmed by the simulator: {prediction.throughput_tokens_per_s:,.2f})"
     )
     out.say(f"{choice.objective.capitalize()} means {MEANING[choice.objective]}.")
     out.say(_effort(choice, wall_s))
-    core = {"schedule": TEXT, "policy": TEXT, "tokens/s": ",.2f", **SPEEDS}
-    columns = [core, {"at most": ",.2f", "busiest": TEXT, **DURATIONS}, PEAKS]
-    out.table(columns, map(_candidate, (plan.best for plan in choice.plans.values())), "each schedule's best", keys=2)
+    core = {"schedule": TEXT, "policy": TEXT, "tokens/s": ",.2f"}
+    more = [{"at most": ",.2f", "busiest": TEXT, **DURATIONS}, PEAKS]
+    within = {WITHIN: ">"} if bands else {}
+    each = (_candidate(plan.best, bands.get(name)) for name, plan in choice.plans.items())
+    out.table([{**core, **within, **SPEEDS}, *more], each, "each schedule's best", keys=2)
     if len(choice.ranked) > 1:
         shown = choice.ranked[:top]
-        out.table(columns, map(_candidate, shown), f"best {len(shown)} of those simulated", keys=2)
+        out.table([{**core, **SPEEDS}, *more], map(_candidate, shown), f"best {len(shown)} of those simulated", keys=2)
     for name, reason in choice.failed.items():
         out.say(f"does not fit: {reason}" if reason.startswith(name) else f"{name} does not fit: {reason}")
     say_where_bytes_are(out, why.tiers)
@@ -46,7 +50,7 @@ def print_plan(choice: Choice, why: Explanation, prediction: Prediction, top: in
         changes = {f"× {factor:g}": ">" for factor in FACTORS}
         headings = {"resource": TEXT, **changes, f"best at × {max(FACTORS):g}": TEXT}
         out.table(headings, _changes(why.replanned), "planned anew with other machines")
-    out.say(*sentences(choice, why))
+    out.say(*sentences(choice, why), *(in_sentences(bands) if bands else ()))
 
 
 def say_where_bytes_are(out: Report, tiers: Sequence[MemoryUse]) -> None:
@@ -114,8 +118,14 @@ def seconds(value: float) -> str:
     return f"{value:,.0f} s" if value >= 100 else f"{value:.3g} s"
 
 
-def _candidate(one: Candidate) -> tuple[Any, ...]:
-    rates = (one.throughput_tokens_per_s, *speeds(one), one.bound_tokens_per_s)
+def _within(bands: Mapping[str, Band]) -> str:
+    """The band of the first, the best, in parentheses."""
+    return next((f" ({one.throughput_tokens_per_s})" for one in bands.values()), "")
+
+
+def _candidate(one: Candidate, band: Band | None = None) -> tuple[Any, ...]:
+    within = (str(band.throughput_tokens_per_s),) if band else ()
+    rates = (one.throughput_tokens_per_s, *within, *speeds(one), one.bound_tokens_per_s)
     times = (one.bottleneck, seconds(one.prefill_s), seconds(one.decode_s))
     return one.schedule, in_short(one.policy), *rates, *times, *peaks_gb(one.setup)
 

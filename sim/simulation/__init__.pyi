@@ -1,3 +1,20 @@
+from .bands import (
+    DRAWS as DRAWS,
+    LEVEL as LEVEL,
+    SPREADS as SPREADS,
+    WITHIN as WITHIN,
+    Band as Band,
+    Range as Range,
+    Share as Share,
+    Spreads as Spreads,
+    Unknown as Unknown,
+    band_of as band_of,
+    bands_of as bands_of,
+    in_sentences as in_sentences,
+    stays_best as stays_best,
+    unknowns_of as unknowns_of,
+    varied as varied,
+)
 from .compiled import (
     compile_once as compile_once,
     is_compiled as is_compiled,

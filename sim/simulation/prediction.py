@@ -11,7 +11,7 @@ import sim.simulation.compiled  # its door loads numba only when it is asked for
 from sim.cost import Setup
 from sim.hrm import hrm_tokens_per_s
 from sim.problem import Policy
-from sim.simulation.sampling import Simulate, StepTotals, sample
+from sim.simulation.sampling import TOLERANCE, Simulate, StepTotals, sample
 from sim.simulation.simulator import StepUse, simulate_steps
 from traces.data_frame import Tabular
 from traces.trace import lane_order
@@ -192,17 +192,25 @@ class Prediction(Tabular):
         }
 
 
-def predict(setup: Setup, *, exact: bool = False, compiled: bool = False, must_fit: bool = True) -> Prediction:
+def predict(
+    setup: Setup,
+    *,
+    exact: bool = False,
+    compiled: bool = False,
+    must_fit: bool = True,
+    tolerance: float = TOLERANCE,
+) -> Prediction:
     """Simulate one setup: steps sampled and interpolated, or all of them if `exact`.
 
     `compiled` takes a millisecond where SimPy takes a hundred, and says the same but for waits of no length, which it
-    leaves out. Raises InputError naming the memory, and the bytes, that the policy is short of, if it `must_fit`.
+    leaves out. `tolerance` is how near the interpolation of decode steps has to be. Raises InputError naming the
+    memory, and the bytes, that the policy is short of, if it `must_fit`.
     """
     started = time.perf_counter()
     if must_fit:
         setup.require_fit()
     path = sim.simulation.compiled.CompiledPath(setup) if compiled else _simpy_path(setup)
-    found = sample(setup, path, exact=exact)
+    found = sample(setup, path, exact=exact, tolerance=tolerance)
     whole = StepTotals()
     whole.add(found.prefill)
     whole.add(found.decode)

@@ -105,7 +105,7 @@ class _Sampler:
         return self.steps[step]
 
 
-def sample(setup: Setup, simulate: Simulate, *, exact: bool = False) -> SampledGeneration:
+def sample(setup: Setup, simulate: Simulate, *, exact: bool = False, tolerance: float = TOLERANCE) -> SampledGeneration:
     """The whole generation of a setup from the steps that `simulate` is asked for, all of them if `exact`."""
     sampler, decode, last = _Sampler(setup, simulate), StepTotals(), setup.last_step
     chords: list[tuple[int, int]] = []
@@ -115,7 +115,7 @@ def sample(setup: Setup, simulate: Simulate, *, exact: bool = False) -> SampledG
     else:
         sampler.simulate(0, sampler.start + AFTER)
         sampler.simulate(last + 1 - END - sampler.warm_up, last + 1)
-        _interpolate(sampler.at, sampler.start - 1, last + 1 - END, decode, chords)
+        _interpolate(sampler.at, (sampler.start - 1, last + 1 - END), decode, chords, tolerance)
         alone = [*range(1, sampler.start), *range(last + 2 - END, last + 1)]
     for step in alone:
         decode.add(sampler.at(step))
@@ -124,20 +124,25 @@ def sample(setup: Setup, simulate: Simulate, *, exact: bool = False) -> SampledG
 
 
 def _interpolate(
-    at: Callable[[int], StepTotals], low: int, high: int, total: StepTotals, chords: list[tuple[int, int]]
+    at: Callable[[int], StepTotals],
+    ends: tuple[int, int],
+    total: StepTotals,
+    chords: list[tuple[int, int]],
+    tolerance: float,
 ) -> None:
-    """Add steps low + 1 to high to the total, by the chord if the midpoint lies on it, else by halves."""
+    """Add the steps behind the first end to the total, by the chord if the midpoint lies on it, else by halves."""
+    low, high = ends
     if low == high:
         return
     middle = (low + high) // 2
     if middle > low:
         share = (middle - low) / (high - low)
         chord = (1 - share) * at(low).span_ns + share * at(high).span_ns
-        if abs(at(middle).span_ns - chord) > TOLERANCE * chord:
-            _interpolate(at, low, middle, total, chords)
-            _interpolate(at, middle, high, total, chords)
+        if abs(at(middle).span_ns - chord) > tolerance * chord:
+            _interpolate(at, (low, middle), total, chords, tolerance)
+            _interpolate(at, (middle, high), total, chords, tolerance)
             return
     steps = high - low
-    chords.append((low, high))
+    chords.append(ends)
     total.add(at(low), (steps - 1) / 2)  # sum over s of the chord's weights of both ends
     total.add(at(high), (steps + 1) / 2)

@@ -15,11 +15,10 @@ from matplotlib.colors import ListedColormap
 from numpy.typing import NDArray
 
 from sim.sweep.sweep import Row
-from traces.cli import new_figure, save
+from traces.cli import colour_of, new_figure, save
 from traces.errors import InputError, nearest, shown
 
 THROUGHPUT = "throughput_tokens_per_s"
-PALETTE = ("#1d6fa5", "#e76f51", "#2a9d8f", "#e9c46a", "#7b2cbf", "#6c757d", "#b56576", "#264653")
 WIDEST = 12
 """Inches of a picture; more panels stand below."""
 
@@ -117,7 +116,7 @@ def _numbers(panel: Axes, found: list[list[Any]]) -> None:
 
 def _categories(panel: Axes, found: list[list[Any]], names: list[str]) -> None:
     colours = np.array([[np.nan if one is None else float(names.index(str(one))) for one in line] for line in found])
-    palette = ListedColormap([PALETTE[at % len(PALETTE)] for at in range(len(names))])
+    palette = ListedColormap([colour_of(name, at) for at, name in enumerate(names)])
     mesh, bar = _mesh(panel, colours, palette)
     mesh.set_clim(-0.5, len(names) - 0.5)
     bar.set_ticks(range(len(names)), labels=names)

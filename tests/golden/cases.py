@@ -112,7 +112,19 @@ PLAN = (
         "plan --model phi-3.5-moe --hardware l4 --weight-bits 4 --kv-bits 8 --schedules fastdecode --gen-len 24"
         " --jobs 1 --quick",
     ),
+    _sim(
+        "plan-band",
+        "plan --model INPUTS/four-layers.json --prompt-len 60 --gen-len 8 --schedules zero,cgopipe --batch 8 --jobs 1"
+        " --quick",
+    ),
     _sim("plan-infeasible", "plan --model deepseek-v3 --hardware t4 --jobs 1"),
+)
+CHECK = (
+    _sim("check-llama-bench", "check INPUTS/llama-bench.json --model qwen3-30b-a3b --hardware rtx3090 --no-plan"),
+    _sim(
+        "check-by-hand",
+        "check --measured 31 --requests 4 --schedules zero --model INPUTS/four-layers.json --prompt-len 60 --gen-len 8",
+    ),
 )
 SWEEP = (
     _sim(
@@ -155,4 +167,4 @@ STREAMS = (
         " --schedules cgopipe,flexgen --micro-batch-size 8 --num-micro-batches 2 --prompt-len 64 --jobs 1",
     ),
 )
-CASES = (*COMPARE, *PLAN, *SWEEP, *STREAMS, *ROOFLINE, *PUBLISHED, *REPLAY)
+CASES = (*COMPARE, *PLAN, *CHECK, *SWEEP, *STREAMS, *ROOFLINE, *PUBLISHED, *REPLAY)

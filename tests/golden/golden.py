@@ -34,6 +34,8 @@ def answer(case: Case) -> dict[str, Any]:
         sweeps = case.arguments[0] == "sweep"
         target = ["--out", str(rows)] if sweeps else ["--json", "-"]
         jobs = ["--jobs", "1"] if case.arguments[0] == "compare" else []
+        if case.arguments[0] in ("compare", "plan") and not case.name.endswith("-band"):
+            jobs.append("--no-band")
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = main([*case.arguments, *jobs, *target])

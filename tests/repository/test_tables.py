@@ -25,7 +25,7 @@ from sim.planning.planner import plan
 from sim.planning.report import print_plan
 from sim.problem import Basis, Hardware, Model, Problem, Workload
 from sim.schedule import LaneKind, Op, registered
-from sim.simulation import predict
+from sim.simulation import bands_of, predict
 from traces.cli import PROSE, Report, glossary, main as traces
 from traces.files import read_trace
 from validation.published.fit import CASES, Fitted
@@ -69,7 +69,7 @@ def compared(model, hardware, size, layers=None):
 
 
 def comparison(model="mixtral-8x7b", hardware="gcp-t4", size=36, baseline="flexgen", layers=None):
-    print_comparison(*compared(model, hardware, size, layers), baseline)
+    print_comparison(*compared(model, hardware, size, layers), baseline, {})
 
 
 @cache
@@ -98,7 +98,9 @@ def planning():
     changes = tuple(Replanned(what, by, choice.best, by - 1) for what in RESOURCES for by in FACTORS)
     placed = placed_experts(choice.best.setup.placement)
     why = Explanation(tiers, 0.001, ("prefill is bound by GPU",), None, None, changes, placed)
-    print_plan(choice, why, prediction, 10, 1.0)
+    setups = [one.best.setup for one in choice.plans.values()]
+    bands = dict(zip(choice.plans, bands_of(setups, jobs=1), strict=True))
+    print_plan(choice, why, prediction, 10, 1.0, bands)
 
 
 PARTS = ("activations", "weight slots", "embedding and head", "attention exchange", "kv buffers", "hidden states")

@@ -27,6 +27,7 @@ from .output import (
 from .pictures import (
     FINEST as FINEST,
     ROW_ORDER as ROW_ORDER,
+    colour_of as colour_of,
     draw_lanes as draw_lanes,
     name_ops as name_ops,
     new_figure as new_figure,

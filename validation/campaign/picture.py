@@ -4,7 +4,7 @@ from pathlib import Path
 
 from matplotlib.ticker import LogLocator
 
-from traces.cli import new_figure, open_frame, save
+from traces.cli import colour_of, new_figure, open_frame, save
 from validation.campaign.findings import Findings
 
 MARKERS = "osD^v"
@@ -19,7 +19,8 @@ def draw_runs(findings: Findings, path: Path) -> None:
     schedules = list(dict.fromkeys(run.case.schedule for run in findings.runs))
     for run in findings.runs:
         x, y, spread = run.measured.median, run.predicted_tokens_per_s, run.measured
-        marker, colour = MARKERS[models.index(run.case.model) % len(MARKERS)], f"C{schedules.index(run.case.schedule)}"
+        marker = MARKERS[models.index(run.case.model) % len(MARKERS)]
+        colour = colour_of(run.case.schedule, schedules.index(run.case.schedule))
         reach = [[x - spread.low], [spread.high - x]]
         ax.errorbar(x, y, xerr=reach, fmt=marker, color=colour, markersize=6, elinewidth=1, alpha=0.85)
     values = [run.measured.low for run in findings.runs] + [run.measured.high for run in findings.runs]
@@ -35,7 +36,7 @@ def draw_runs(findings: Findings, path: Path) -> None:
     ax.set_xlabel(f"measured tokens/s ({findings.origin}), median and range of {findings.repeats}")
     ax.set_title(f"{len(findings.runs)} runs; grey: ±{BAND:.0%}", loc="left", fontsize=11)
     for at, schedule in enumerate(schedules):
-        ax.plot([], [], "o", color=f"C{at}", label=schedule)
+        ax.plot([], [], "o", color=colour_of(schedule, at), label=schedule)
     for at, model in enumerate(models):
         ax.plot([], [], MARKERS[at % len(MARKERS)], color="0.4", label=model)
     ax.legend(frameon=False, fontsize=9)

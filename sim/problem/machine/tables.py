@@ -91,6 +91,21 @@ class Part:
             changed = inner.replaced(rest, value)
         return replace(self, **{name: changed})
 
+    def multiplied(self, factors: Mapping[str, float], dot: str = "") -> Self:
+        """Return the part with many numbers at once multiplied, by dotted name, within what each may be."""
+        changed: dict[str, Any] = {}
+        for field, (key, dimension) in _keys(type(self)).items():
+            value, path = getattr(self, field), dot + key
+            if isinstance(value, Quantity) and path in factors:
+                least, most = dimension.within
+                si_value = min(max(value * factors[path], least), most)
+                changed[field] = value.replaced(si_value, f"{factors[path]:.3g} × {value.source}", value.basis)
+            elif isinstance(value, Part):
+                changed[field] = value.multiplied(factors, f"{path}.")
+            elif isinstance(value, tuple):
+                changed[field] = tuple(one.multiplied(factors, f"{path}[{at}].") for at, one in enumerate(value))
+        return replace(self, **changed) if changed else self
+
     @classmethod
     def numbers(cls, dot: str = "") -> Iterator[tuple[str, Dimension | None]]:
         """Yield the dotted name of all that a table can hold, but lists, with its dimension; None of what has none."""

@@ -18,8 +18,9 @@ from sim.problem import Hardware, Model, Problem, Workload
 from sim.schedule import by_name, registered
 from traces.files import read_trace
 
-FOUR_OF_TWO = ("compare", "--micro-batch-size", "2", "--num-micro-batches", "4", "--attention-on-device", "0.5")
-QUICK = ["--micro-batch-size", "36", "--num-micro-batches", "2", "--gen-len", "4", "--jobs", "1"]
+SIZED = "--micro-batch-size 2 --num-micro-batches 4 --attention-on-device 0.5"
+FOUR_OF_TWO = ("compare", "--no-band", *SIZED.split())
+QUICK = ["--micro-batch-size", "36", "--num-micro-batches", "2", "--gen-len", "4", "--no-band", "--jobs", "1"]
 FEWER = {"compare": ("--schedules", "cpu-experts,n-cpu-moe")}
 """The others take seconds to plan for."""
 RESULT_KEYS = {

@@ -59,13 +59,18 @@ def predict_rate(row: LatencyRow, values: Values = AS_THEY_ARE) -> PredictedRate
     """Simulate one row. A row that asks for what is unknown or impossible gets a reason instead of a number."""
     machine = ""
     try:
-        machine = name_of_machine(row, options_in_words(row.policy))
+        machine = machine_of_row(row)
         posed = pose_rate(row, values.machines.get(machine), values.exponents)
         said = predict(posed.setup, compiled=True, must_fit=False)
     except InputError as error:
         return PredictedRate(row, None, machine, reason=str(error))
     value = measured_of(said, posed.metric)
     return PredictedRate(row, value, machine, said.schedule, said.bottleneck, posed.assumed)
+
+
+def machine_of_row(row: LatencyRow) -> str:
+    """The machine that a row ran on. Raises InputError."""
+    return name_of_machine(row, options_in_words(row.policy))
 
 
 def measured_of(said: Prediction, metric: Metric) -> float:
