@@ -1,4 +1,11 @@
 from .explanation import Explanation as Explanation, explain as explain
+from .export import (
+    TARGETS as TARGETS,
+    Exported as Exported,
+    checkpoint_of as checkpoint_of,
+    export_plan as export_plan,
+    print_exported as print_exported,
+)
 from .picture import draw as draw
 from .planner import (
     Choice as Choice,

@@ -19,6 +19,7 @@ BESIDE_REQUESTS = 0.01
 """Relative gain below which another batch is not simulated where batch after batch is compared with mixed steps."""
 OBJECTIVES = ("throughput", "latency", "memory")
 OPTIMIZERS = ("simulator", "hrm")
+EXPORTS = ("llama.cpp", "vllm", "sglang", "ktransformers")
 OBJECTIVE_HELP = (
     "throughput (default); latency: shortest decode step, then throughput; memory: fewest bytes on the device that "
     "reach 95 %% of the best throughput"
@@ -45,6 +46,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--out", metavar="FILE", help="write the policy for `--policy` of other commands")
     top = "best policies to show (default: %(default)s)"
     how.add_argument("--top", type=positive_int, metavar="N", default=10, help=top)
+    into = "print the command line of a program, and what it cannot do: {}".format(", ".join(EXPORTS))
+    how.add_argument("--export", metavar="PROGRAM", type=one_of(*EXPORTS), help=into)
     add_json(how)
     add_plot(how, "throughput over μ and micro-batches")
     how.add_argument("--quick", action="store_true", help="leave out what more of each resource would give")
@@ -68,8 +71,19 @@ def run(args: argparse.Namespace) -> int:
         wall_s = time.perf_counter() - started
         shown.say("explaining")
         why = planning.explain(choice, prediction, jobs=args.jobs, replan=not args.quick)
+        exported = None
+        if args.export:
+            shown.say(f"looking for what {args.export} can do")
+            exported = planning.export_plan(choice, args.export, planning.checkpoint_of(args.model))
     everything = {**choice.to_dict(args.top), "wall_s": wall_s, "explanation": why.to_dict()}
-    show = partial(planning.print_plan, choice, why, prediction, args.top, wall_s)
+    if exported:
+        everything["export"] = exported.to_dict()
+
+    def show() -> None:
+        planning.print_plan(choice, why, prediction, args.top, wall_s)
+        if exported:
+            planning.print_exported(exported)
+
     return deliver(args, lambda: everything, show, *_files(args, choice, choice.best))
 
 
@@ -106,6 +120,7 @@ def _check_beside_requests(args: argparse.Namespace, options: "admission.StreamO
         "--batch": args.batch is not None,
         "--ttft": args.ttft is not None,
         "--tpot": args.tpot is not None,
+        "--export": args.export is not None,
     }
     for option, is_given in given.items():
         if is_given:
