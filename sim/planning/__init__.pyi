@@ -4,7 +4,11 @@ from .export import (
     Exported as Exported,
     checkpoint_of as checkpoint_of,
     export_plan as export_plan,
+    memory_section as memory_section,
+    plan_page as plan_page,
+    predictions_table as predictions_table,
     print_exported as print_exported,
+    timelines_section as timelines_section,
 )
 from .picture import draw as draw
 from .planner import (

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from sim import admission, planning, simulation
 from sim.problem import add_problem, problem_of, schedules_of
-from traces.cli import Command, add_jobs, add_json, add_plot, deliver, one_of, positive_int, progress, write_json
+from traces.cli import (
+    Command,
+    add_html,
+    add_jobs,
+    add_json,
+    add_plot,
+    deliver,
+    one_of,
+    positive_int,
+    progress,
+    write_json,
+    write_text,
+)
 from traces.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,6 +62,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--export", metavar="PROGRAM", type=one_of(*EXPORTS), help=into)
     add_json(how)
     add_plot(how, "throughput over μ and micro-batches")
+    add_html(how, "the plan, timelines and what other machines would give")
     how.add_argument("--quick", action="store_true", help="leave out what more of each resource would give")
 
 
@@ -84,7 +97,12 @@ def run(args: argparse.Namespace) -> int:
         if exported:
             planning.print_exported(exported)
 
-    return deliver(args, lambda: everything, show, *_files(args, choice, choice.best))
+    def write_page(path: str) -> None:
+        with progress("asking what if", unit="steps", lines=True) as shown:
+            page = planning.plan_page(choice, why, exported, top=args.top, jobs=args.jobs, done=shown.at)
+        write_text(path, page)
+
+    return deliver(args, lambda: everything, show, *_files(args, choice, choice.best), (args.html, write_page))
 
 
 def _plan_requests(args: argparse.Namespace, options: "admission.StreamOptions", started: float) -> int:
@@ -121,6 +139,7 @@ def _check_beside_requests(args: argparse.Namespace, options: "admission.StreamO
         "--ttft": args.ttft is not None,
         "--tpot": args.tpot is not None,
         "--export": args.export is not None,
+        "--html": args.html is not None,
     }
     for option, is_given in given.items():
         if is_given:

@@ -10,6 +10,7 @@ from .frame import (
 )
 from .glossary import legend as legend, meanings as meanings
 from .options import (
+    add_html as add_html,
     add_jobs as add_jobs,
     add_json as add_json,
     add_plot as add_plot,

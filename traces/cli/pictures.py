@@ -1,26 +1,19 @@
-"""What pictures share: colours of ops, lanes as rows of a timeline, and how a picture is set up and saved."""
+"""What pictures share: lanes as rows of a timeline, what their colours mean, and how a picture is set up and saved."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from functools import cache
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from traces.files import read_toml
+from traces.page import colours
 
 OTHER = "#333333"  # the colour of an op that has none of its own
 ROW_ORDER = ("GPU", "CPU", "H2D", "D2H", "PIN", "DISK", "NET")  # lanes from top to bottom
 FINEST = 1 / 1500  # of the picture's width is the least that a bar takes, so that it is seen
 EDGED = 5  # times as wide as the finest are bars that have a white edge, which would hide a narrower one
-
-
-@cache
-def colours() -> dict[str, str]:
-    """The colour of each op."""
-    return read_toml(Path(__file__).with_name("colours.toml"))
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -1,4 +1,4 @@
-"""A plan for elsewhere: as command lines of other programs, with what these cannot do."""
+"""A plan for elsewhere: as a command line of another program, with what that cannot do, or as a page."""
 
 import lazy_loader
 

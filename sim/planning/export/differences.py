@@ -47,8 +47,7 @@ def matters(setup: Setup) -> dict[str, str]:
 def _attention(setup: Setup) -> str:
     if setup.policy.attention is Place.GPU:
         return "on the device"
-    some = setup.shape.attending_on_device
-    return f"on the host, of {some} micro-batches on the device" if some else "on the host"
+    return f"on the host{_beside(setup)}"
 
 
 def _kv_cache(setup: Setup) -> str:
@@ -56,7 +55,13 @@ def _kv_cache(setup: Setup) -> str:
     if share == 1:
         return "on the device"
     there = "in host memory"
-    return f"{share:.0%} on the device, the rest {there}" if share or setup.shape.attending_on_device else there
+    return f"{share:.0%} on the device, the rest {there}" if share else f"{there}{_beside(setup)}"
+
+
+def _beside(setup: Setup) -> str:
+    """What is true of most micro-batches is not of those that attend on the device."""
+    some, n = setup.shape.attending_on_device, setup.shape.num_micro_batches
+    return f", but of {some} of {n} micro-batches on the device" if some else ""
 
 
 def _prefill(setup: Setup, has_some: bool) -> str:

@@ -1,0 +1,27 @@
+"""Colours: the same thing has the same one in every picture."""
+
+from collections.abc import Iterable
+from functools import cache
+from itertools import cycle
+from pathlib import Path
+
+from traces.files import read_toml
+
+KINDS = ("ops", "lanes", "schedules", "memories", "parts")
+
+
+@cache
+def _tables() -> dict[str, dict[str, str]]:
+    return read_toml(Path(__file__).with_name("colours.toml"))
+
+
+def colours(kind: str = "ops") -> dict[str, str]:
+    """The colour of each thing of a kind, in the order in which legends name them."""
+    return _tables()[kind]
+
+
+def colours_of(kind: str, names: Iterable[str]) -> dict[str, str]:
+    """The colours of these things; those without one of their own share the others out in the order of their names."""
+    known, wanted = colours(kind), sorted(set(names))
+    others = cycle(_tables()["others"].values())
+    return {name: known[name] if name in known else next(others) for name in wanted}
