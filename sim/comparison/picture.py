@@ -13,6 +13,7 @@ from sim.planning import title
 from sim.problem import Problem
 from sim.simulation import LayerView, Prediction, layer_view
 from traces.cli import ROW_ORDER, draw_lanes, name_ops, new_figure, open_frame, save
+from traces.page import colours_of
 
 
 def draw(problem: Problem, outcomes: Sequence[Outcome], path: str) -> None:
@@ -36,10 +37,13 @@ def _bars(ax: Axes, predictions: Sequence[Prediction]) -> None:
     speeds = [one.throughput_tokens_per_s for one in predictions]
     best = max(speeds, default=0.0)
     places = range(len(predictions))
-    ax.barh(places, speeds, color=["#1d6fa5" if speed == best else "#a9bfd0" for speed in speeds], height=0.62)
+    known = colours_of("schedules", (one.schedule for one in predictions))
+    ax.barh(places, speeds, color=[known[one.schedule] for one in predictions], height=0.62)
     for place, one in zip(places, predictions, strict=True):
         speed, why = one.throughput_tokens_per_s, f"{one.bottleneck} busiest, GPU idle {one.gpu_idle:.0%}"
-        ax.text(speed, place, f" {speed:,.1f}   ({one.policy}, {why})", va="center", fontsize=9)
+        weight = "bold" if speed == best else None
+        text = f" {speed:,.1f}   ({one.policy}, {why})"
+        ax.text(speed, place, text, va="center", fontsize=9, fontweight=weight)
     ax.set_yticks(places, [one.schedule for one in predictions])
     ax.invert_yaxis()
     ax.set(xlim=(0, best * 1.55), xlabel="throughput (tokens/s)")

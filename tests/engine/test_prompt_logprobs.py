@@ -61,4 +61,4 @@ def test_a_stream_refuses_them():
 
 def test_a_number_that_is_none_is_refused():
     with pytest.raises(InputError, match="prompt 0: prompt_logprobs"):
-        run(make("mixtral"), [GenerationRequest([1, 2], prompt_logprobs=-1)])
+        run(make("mixtral"), [GenerationRequest([1, 2], prompt_logprobs=-1)], max_new_tokens=1)

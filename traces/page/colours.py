@@ -7,8 +7,6 @@ from pathlib import Path
 
 from traces.files import read_toml
 
-KINDS = ("ops", "lanes", "schedules", "memories", "parts")
-
 
 @cache
 def _tables() -> dict[str, dict[str, str]]:
@@ -21,7 +19,10 @@ def colours(kind: str = "ops") -> dict[str, str]:
 
 
 def colours_of(kind: str, names: Iterable[str]) -> dict[str, str]:
-    """The colours of these things; those without one of their own share the others out in the order of their names."""
-    known, wanted = colours(kind), sorted(set(names))
+    """The colours of these things, of a kind or of none.
+
+    Those without one of their own share the others out in the order of their names.
+    """
+    known, wanted = _tables().get(kind, {}), sorted(set(names))
     others = cycle(_tables()["others"].values())
     return {name: known[name] if name in known else next(others) for name in wanted}
