@@ -22,7 +22,7 @@ def register_models() -> None:
             model_registry.register(one.name, target=one)
 
 
-def main() -> None:
+def evaluate() -> None:
     """Run the harness's own command line."""
     if find_spec("lm_eval") is None:
         sys.exit("error: needs lm_eval, which is not installed: pip install 'cgopipe[engine,eval]'")
@@ -36,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    evaluate()

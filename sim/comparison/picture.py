@@ -55,7 +55,7 @@ def _timeline(ax: Axes, one: Prediction, view: LayerView, axis_ms: float) -> Non
     kinds = [kind for kind in ROW_ORDER if kind in lanes]
     length_ms = view.length_ms
     draw_lanes(ax, kinds, ((lane, *bar) for lane, bars in lanes.items() for bar in bars), axis_ms)
-    took = f"{length_ms:,.3g} ms for {one.num_requests:,} requests"
+    took = f"{view.took} for {one.num_requests:,} requests"
     each = f"{length_ms * 1e3 / one.num_requests:,.0f} µs a request"
     ax.set_title(f"{one.schedule}: one layer of a decode step, {took} ({each})", fontsize=10, loc="left")
     ax.set_xlabel("ms", fontsize=8, labelpad=0)

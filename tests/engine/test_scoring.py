@@ -57,12 +57,16 @@ def test_of_continuations(both):
 
 def test_a_continuation_that_the_model_would_choose_is_greedy(both):
     theirs, ours = both
-    context = ours.tok_encode(text(3, 5))
+    letters = {ours.tok_encode(one)[0]: one for one in WORDS}
     with torch.no_grad():
-        likeliest = int(theirs.model(torch.tensor([context])).logits[0, -1].argmax())
-    asked = [(("", ""), context, [token]) for token in (likeliest, (likeliest + 1) % 258)]
+        contexts = (text(first, count) for first in range(30) for count in (3, 4, 5))
+        likeliest = (
+            (one, int(theirs.model(torch.tensor([ours.tok_encode(one)])).logits[0, -1].argmax())) for one in contexts
+        )
+        context, letter = next((one, letters[token]) for one, token in likeliest if token in letters)
+    other = next(one for one in WORDS if one not in (letter, " "))
     for one in both:
-        assert [greedy for _, greedy in one._loglikelihood_tokens(asked)] == [True, False]
+        assert [said for _, said in one.loglikelihood(requests((context, letter), (context, other)))] == [True, False]
 
 
 def test_of_whole_texts_longer_than_the_model_takes(both):

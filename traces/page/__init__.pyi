@@ -1,5 +1,5 @@
-from .colours import colours as colours, colours_of as colours_of
 from .document import render_page as render_page
+from .palette import colours as colours, colours_of as colours_of
 from .sections import (
     MemoryBar as MemoryBar,
     MemoryBars as MemoryBars,

@@ -4,7 +4,7 @@ from .page_sections import (
     predictions_table as predictions_table,
     timelines_section as timelines_section,
 )
-from .plan_page import plan_page as plan_page
+from .pages import plan_page as plan_page
 from .programs import checkpoint_of as checkpoint_of
 from .report import print_exported as print_exported
 from .targets import TARGETS as TARGETS

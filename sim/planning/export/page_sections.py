@@ -75,5 +75,5 @@ def _timeline(one: Prediction) -> TimelineBars:
     length, bars = view.length_ms, view.bars()
     lanes = {lane: merged(bars[lane], length) for lane in LANES if lane in bars}
     each = length * 1e3 / one.num_requests
-    note = f"{length:,.3g} ms for {one.num_requests:,} requests, {each:,.3g} µs a request"
+    note = f"{view.took} for {one.num_requests:,} requests, {each:,.0f} µs a request"
     return TimelineBars(one.schedule, note, length, lanes)

@@ -19,6 +19,11 @@ class LayerView:
     def length_ms(self) -> float:
         return (self.end_ns - self.start_ns) / 1e6
 
+    @property
+    def took(self) -> str:
+        """Its length in words, to three digits."""
+        return f"{self.length_ms:,.0f} ms" if self.length_ms >= 100 else f"{self.length_ms:.3g} ms"
+
     def bars(self) -> dict[str, list[tuple[str, float, float]]]:
         """By lane, (op, begin, length) in milliseconds within the view."""
         found: dict[str, list[tuple[str, float, float]]] = {}
