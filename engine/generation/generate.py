@@ -12,7 +12,7 @@ from engine.device import Device, open_device
 from engine.generation.arguments import checked_arguments, names_of
 from engine.generation.given import drawn_seed, errors_of_callers, given_model, only_user, what_is_asked
 from engine.generation.prompts import GenerationRequest, Prompt, as_requests, asked_of, pad_token
-from engine.generation.rows import RowRequest, RowsOfMicroBatch, TokenLogprobs, cut_up
+from engine.generation.rows import RowRequest, RowsOfMicroBatch, TokenLogprobs, cut_up, kept_scores
 from engine.generation.session import open_session
 from engine.generation.trace import Stats, describe_batch, describe_host, describe_run, make_trace, peak_bytes, phases_s
 from engine.model import InFlight, recorded_routing
@@ -31,7 +31,7 @@ class RunResult:
     """What a run generated, in input order, and how.
 
     `sequences` are ids without the prompt; `texts` is None without a tokenizer. `trace` is that of the first batch.
-    `logprobs` are those of requests that asked for them.
+    `logprobs` are those of requests that asked for them; so are `prompt_logprobs`, from a prompt's second token on.
     """
 
     sequences: list[list[int]]
@@ -39,6 +39,7 @@ class RunResult:
     stats: Stats
     trace: Trace
     logprobs: list[list[TokenLogprobs] | None]
+    prompt_logprobs: list[list[TokenLogprobs] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class BatchDone:
     first: int
     sequences: list[list[int]]
     logprobs: list[list[TokenLogprobs] | None]
+    prompt_logprobs: list[list[TokenLogprobs] | None]
     result: BatchResult
     trace: Trace
 
@@ -111,6 +113,8 @@ def run(
         known = Routing.parse(routing) if isinstance(routing, str) else routing
         generation = GenerationOptions(most, padding, options, seed)
         context = RunContext.of(model, asked_for.schedule, policy, opened, generation, known)
+        scores = any(one.prompt_logprobs is not None for one in asked)
+        in_use.enter_context(kept_scores(model) if scores else contextlib.nullcontext())
         with _recording(context, asked, record_routing), open_session(context, keep_model) as session:
             opened.reset_peak()
             done = _Done()
@@ -130,6 +134,7 @@ class _Done:
     stats: Stats = field(default_factory=Stats)
     sequences: list[list[int]] = field(default_factory=list)
     logprobs: list[list[TokenLogprobs] | None] = field(default_factory=list)
+    prompt_logprobs: list[list[TokenLogprobs] | None] = field(default_factory=list)
     trace: Trace | None = None
 
     def add(self, batch: BatchDone) -> None:
@@ -137,6 +142,7 @@ class _Done:
         self.stats += stats_of([batch], peak_bytes([batch.trace]))
         self.sequences += batch.sequences
         self.logprobs += batch.logprobs
+        self.prompt_logprobs += batch.prompt_logprobs
         self.trace = self.trace or batch.trace
 
     def result(self, tokenizer: PreTrainedTokenizerBase | None, device_peak: int) -> RunResult:
@@ -144,7 +150,7 @@ class _Done:
         assert self.trace is not None
         texts = None if tokenizer is None else tokenizer.batch_decode(self.sequences, skip_special_tokens=True)
         stats = replace(self.stats, peak_bytes=self.stats.peak_bytes | {"device": device_peak})
-        return RunResult(self.sequences, texts, stats, self.trace, self.logprobs)
+        return RunResult(self.sequences, texts, stats, self.trace, self.logprobs, self.prompt_logprobs)
 
 
 @contextlib.contextmanager
@@ -178,21 +184,22 @@ def _batches(session: Session, asked: Sequence[RowRequest], progress: Callable[[
         prompts = [one.ids for rows in cut for one in rows.asked]
         described = metadata | describe_batch(run, prompts) | describe_host(run, result.host)
         described |= {"host_memory": session.host_memory}
-        sequences, logprobs = _in_order(cut, result.sequences)
-        yield BatchDone(first, sequences, logprobs, result, make_trace(result.ran, described, histories))
+        sequences, logprobs, of_prompts = _in_order(cut, result.sequences)
+        yield BatchDone(first, sequences, logprobs, of_prompts, result, make_trace(result.ran, described, histories))
 
 
 def _in_order(
     cut: Sequence[RowsOfMicroBatch], generated: list[list[int]]
-) -> tuple[list[list[int]], list[list[TokenLogprobs] | None]]:
+) -> tuple[list[list[int]], list[list[TokenLogprobs] | None], list[list[TokenLogprobs] | None]]:
     """What was generated for a batch, in the order of its requests."""
     left = iter(generated)
     found = {}
     for rows in cut:
         own = rows.own_parts([next(left) for _ in rows.asked])
         for row, (number, sequence) in enumerate(zip(rows.numbers, own, strict=True)):
-            found[number] = sequence, rows.logprobs(row, len(sequence))
-    return [found[i][0] for i in range(len(found))], [found[i][1] for i in range(len(found))]
+            found[number] = sequence, rows.logprobs(row, len(sequence)), rows.prompt_logprobs(row)
+    in_order = [found[number] for number in range(len(found))]
+    return [one[0] for one in in_order], [one[1] for one in in_order], [one[2] for one in in_order]
 
 
 def stats_of(done: Sequence[BatchDone], peaks: dict[str, int]) -> Stats:

@@ -32,6 +32,8 @@ class GenerationRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
     seed: int | None = None
     top_logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    """The same of its prompt's own tokens, from the second one on."""
     arrival_s: float = 0.0
     """In a stream: when it comes, in seconds from the first step on. Nobody takes it into account before."""
 
@@ -73,7 +75,9 @@ def asked_of(
         check_seed(f"prompt {number}: seed", own)
     if request.top_logprobs is not None:
         check_count(f"prompt {number}: top_logprobs", request.top_logprobs, least=0)
-    return RowRequest(ids, most, options, own, request.top_logprobs)
+    if request.prompt_logprobs is not None:
+        check_count(f"prompt {number}: prompt_logprobs", request.prompt_logprobs, least=0)
+    return RowRequest(ids, most, options, own, request.top_logprobs, request.prompt_logprobs)
 
 
 def prompt_ids(prompt: Any, number: int, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:

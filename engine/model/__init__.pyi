@@ -7,6 +7,7 @@ from .coroutine import (
     HostCall as HostCall,
     LayerEntry as LayerEntry,
     StackEnd as StackEnd,
+    current as current,
 )
 from .experts import (
     ExpertPart as ExpertPart,

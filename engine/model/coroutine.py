@@ -124,6 +124,7 @@ class GenerateCoroutine:
     passes_layers: bool = False
     error: Exception | None = None  # why it broke, where the others go on
     cache_in_use: object = None  # in decode, the layer's cache from its update until attention
+    prompt_scores: torch.Tensor | None = None  # of all positions of its prompts, until somebody takes them
     shared_output: torch.Tensor | None = None  # of shared experts that are computed apart from the layer it is in
     _coroutine: _Coroutine | None = None
     _random: list[torch.Tensor] = field(default_factory=list)

@@ -14,6 +14,7 @@ from .comparison import (
     compare as compare,
     usual_setup as usual_setup,
 )
+from .page import comparison_page as comparison_page
 from .picture import draw as draw
 from .report import (
     known as known,

@@ -11,6 +11,7 @@ from sim.problem import Hardware, add_policy, add_problem, add_settings, fixed_p
 from traces import files
 from traces.cli import (
     Command,
+    add_html,
     add_jobs,
     add_json,
     add_plot,
@@ -19,6 +20,7 @@ from traces.cli import (
     progress,
     project_version,
     write_json,
+    write_text,
 )
 from traces.errors import InputError, shown
 
@@ -36,6 +38,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--baseline", metavar="SCHEDULE", help="show speed-ups against it too")
     add_json(how)
     add_plot(how, "throughput and one layer's timeline")
+    add_html(how, "tables, timelines and memories")
     how.add_argument(
         "--trace",
         metavar="DIR",
@@ -71,6 +74,7 @@ def _compare(args: argparse.Namespace) -> int:
         lambda: content,
         lambda: comparison.print_comparison(problem, outcomes, args.baseline, bands),
         (args.plot, lambda path: comparison.draw(problem, outcomes, path, bands)),
+        (args.html, lambda path: write_text(path, comparison.comparison_page(problem, outcomes))),
         (args.trace, lambda folder: _write_traces(outcomes, Path(folder), content["input_hash"])),
     )
 
@@ -82,6 +86,8 @@ def _compare_served(
     names: list[str],
     asked: "comparison.Asked",
 ) -> int:
+    if args.html:
+        raise InputError("--html: a page is of one batch: leave out --requests, or --html")
     options.check_prompt_len(args.prompt_len)
     options.check_schedules(names)
     problem, stream = options.stream_of(problem, args.gen_len)

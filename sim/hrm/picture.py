@@ -13,9 +13,10 @@ from matplotlib.axes import Axes
 from sim.hrm.roofline import CPU, GPU, KV_BITS, Roofline, RooflinePoint
 from sim.hrm.roofs import Level
 from traces.cli import new_figure, save
+from traces.page import colours
 
 _LINK = "link"
-_COLOURS = {GPU: "#2a8f50", CPU: "#3a6ea5", _LINK: "#c8553d"}
+_COLOURS = {GPU: colours("lanes")["GPU"], CPU: colours("lanes")["CPU"], _LINK: colours("lanes")["H2D"]}
 _SMALL = 8.5
 _BACKGROUND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0}
 

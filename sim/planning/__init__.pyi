@@ -1,4 +1,15 @@
 from .explanation import Explanation as Explanation, explain as explain
+from .export import (
+    TARGETS as TARGETS,
+    Exported as Exported,
+    checkpoint_of as checkpoint_of,
+    export_plan as export_plan,
+    memory_section as memory_section,
+    plan_page as plan_page,
+    predictions_table as predictions_table,
+    print_exported as print_exported,
+    timelines_section as timelines_section,
+)
 from .picture import draw as draw
 from .planner import (
     Choice as Choice,

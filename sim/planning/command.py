@@ -10,6 +10,7 @@ from sim.problem import add_problem, add_weight_bits, problem_of, schedules_of
 from traces.cli import (
     Command,
     Progress,
+    add_html,
     add_jobs,
     add_json,
     add_plot,
@@ -18,6 +19,7 @@ from traces.cli import (
     positive_int,
     progress,
     write_json,
+    write_text,
 )
 from traces.errors import InputError
 
@@ -30,6 +32,7 @@ BESIDE_REQUESTS = 0.01
 """Relative gain below which another batch is not simulated where batch after batch is compared with mixed steps."""
 OBJECTIVES = ("throughput", "latency", "memory")
 OPTIMIZERS = ("simulator", "hrm")
+EXPORTS = ("llama.cpp", "vllm", "sglang", "ktransformers")
 OBJECTIVE_HELP = (
     "throughput (default); latency: shortest decode step, then throughput; memory: fewest bytes on the device that "
     "reach 95 %% of the best throughput"
@@ -54,8 +57,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--out", metavar="FILE", help="write the policy for `--policy` of other commands")
     top = "best policies to show (default: %(default)s)"
     how.add_argument("--top", type=positive_int, metavar="N", default=10, help=top)
+    into = "print the command line of a program, and what it cannot do: {}".format(", ".join(EXPORTS))
+    how.add_argument("--export", metavar="PROGRAM", type=one_of(*EXPORTS), help=into)
     add_json(how)
     add_plot(how, "throughput over μ and micro-batches")
+    add_html(how, "the plan, timelines and what other machines would give")
     how.add_argument("--no-band", action="store_true", help="leave out how far the speeds may be off")
     how.add_argument("--quick", action="store_true", help="leave out what more of each resource would give")
 
@@ -79,12 +85,28 @@ def run(args: argparse.Namespace) -> int:
         bands = _bands(args, choice, shown)
         shown.say("explaining")
         why = planning.explain(choice, prediction, jobs=args.jobs, replan=not args.quick)
+        exported = None
+        if args.export:
+            shown.say(f"looking for what {args.export} can do")
+            exported = planning.export_plan(choice, args.export, planning.checkpoint_of(args.model))
     everything = {**choice.to_dict(args.top), "wall_s": wall_s, "explanation": why.to_dict()}
     if bands:
         told = {name: one.to_dict() for name, one in bands.items()}
         everything |= {"bands": told, "stays_best": simulation.stays_best(bands)}
-    show = partial(planning.print_plan, choice, why, prediction, args.top, wall_s, bands)
-    return deliver(args, lambda: everything, show, *_files(args, choice, choice.best))
+    if exported:
+        everything["export"] = exported.to_dict()
+
+    def show() -> None:
+        planning.print_plan(choice, why, prediction, args.top, wall_s, bands)
+        if exported:
+            planning.print_exported(exported)
+
+    def write_page(path: str) -> None:
+        with progress("asking what if", unit="steps", lines=True) as shown:
+            page = planning.plan_page(choice, why, exported, top=args.top, jobs=args.jobs, done=shown.at)
+        write_text(path, page)
+
+    return deliver(args, lambda: everything, show, *_files(args, choice, choice.best), (args.html, write_page))
 
 
 def _bands(args: argparse.Namespace, choice: "planning.Choice", shown: Progress) -> "dict[str, simulation.Band]":
@@ -129,6 +151,8 @@ def _check_beside_requests(args: argparse.Namespace, options: "admission.StreamO
         "--batch": args.batch is not None,
         "--ttft": args.ttft is not None,
         "--tpot": args.tpot is not None,
+        "--export": args.export is not None,
+        "--html": args.html is not None,
     }
     for option, is_given in given.items():
         if is_given:

@@ -12,9 +12,8 @@ from functools import partial
 from typing import Any
 
 from sim.cost import UNIFIED, MemoryPlan, reserve_bytes
-from sim.planning.placed import ExpertPlaces, host_layers_in_words, in_words, placed_experts
 from sim.planning.planner import Choice, NothingFitsError, best_policy
-from sim.planning.policies import PolicyGrid
+from sim.planning.policies import ExpertPlaces, PolicyGrid, host_layers_in_words, in_words, placed_experts
 from sim.planning.search import Candidate, Objective, in_essence, ranked
 from sim.problem import Hardware, Policy, Problem
 from sim.schedule import Tier, by_name

@@ -24,13 +24,14 @@ from sim.schedule import Tier
 from sim.simulation import predict
 from traces.cli import in_processes, new_figure, save
 from traces.errors import InputError
+from traces.page import colours
 
 PER_DOUBLING = 2
 PER_DOUBLING_SPLIT = 1
 """Of schedules that split experts off fewer sizes are looked at: each cell of these is one of them."""
 LIMITS: dict[str, tuple[str, Literal["solid", "dashed"]]] = {
-    Tier.DEVICE: ("#c1121f", "solid"), Tier.HOST: ("#7b2cbf", "solid"), Tier.PINNED: ("#ff9f1c", "dashed")
-}  # fmt: skip
+    tier: (colour, "dashed" if tier == Tier.PINNED else "solid") for tier, colour in colours("memories").items()
+}
 FINE = 48
 """Points of each axis at which the memory limits are looked at."""
 

@@ -22,6 +22,7 @@ from .compiled import (
     warm_up as warm_up,
 )
 from .fair_sharing import fair_rates as fair_rates
+from .one_layer import LayerView as LayerView, layer_view as layer_view
 from .prediction import (
     MEASURES as MEASURES,
     LaneSummary as LaneSummary,

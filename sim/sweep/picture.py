@@ -15,10 +15,14 @@ from matplotlib.colors import ListedColormap
 from numpy.typing import NDArray
 
 from sim.sweep.sweep import Row
-from traces.cli import colour_of, new_figure, save
+from sim.sweep.units import unit_of
+from traces.cli import new_figure, save
 from traces.errors import InputError, nearest, shown
+from traces.page import colours_of
 
 THROUGHPUT = "throughput_tokens_per_s"
+KINDS_OF_COLUMNS = {"schedule": "schedules", "bottleneck": "lanes", "best": "schedules"}
+"""Columns of names that have colours of their own in every picture."""
 WIDEST = 12
 """Inches of a picture; more panels stand below."""
 
@@ -50,10 +54,10 @@ def draw_map(rows: Sequence[Row], text: str, path: str) -> None:
     for empty in panels[len(values) :]:
         empty.remove()
     for panel, value in zip(panels, values, strict=False):
-        _panel(panel, cells, value)
+        _panel(panel, cells, value, unit_of(rows, value))
         panel.set_xticks(range(len(across)), [_short(tick) for tick in across])
         panel.set_yticks(range(len(up)), [_short(tick) for tick in up])
-        panel.set(xlabel=x, ylabel=y)
+        panel.set(xlabel=_with_unit(rows, x), ylabel=_with_unit(rows, y))
     figure.suptitle(_title(rows), fontsize=9)
     save(figure, path)
 
@@ -76,7 +80,12 @@ def _fastest(rows: Sequence[Row], x: str, y: str, across: list[Any], up: list[An
     return cells
 
 
-def _panel(panel: Axes, cells: list[list[Row | None]], value: str) -> None:
+def _with_unit(rows: Sequence[Row], column: str) -> str:
+    unit = unit_of(rows, column)
+    return f"{column} ({unit})" if unit else column
+
+
+def _panel(panel: Axes, cells: list[list[Row | None]], value: str, unit: str) -> None:
     found = [[None if row is None else row[value] for row in line] for line in cells]
     flat = [one for line in found for one in line if one is not None]
     title = value
@@ -85,9 +94,9 @@ def _panel(panel: Axes, cells: list[list[Row | None]], value: str) -> None:
         title += " (hatched: nothing fits)"
     panel.set_title(title)
     if _are_numbers(flat):
-        _numbers(panel, found)
+        _numbers(panel, found, unit)
     else:
-        _categories(panel, found, sorted({str(one) for one in flat}))
+        _categories(panel, found, KINDS_OF_COLUMNS.get(value, ""), sorted({str(one) for one in flat}))
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:
@@ -101,9 +110,10 @@ def _mesh(panel: Axes, colours: NDArray[np.float64], cmap: str | ListedColormap)
     return mesh, panel.figure.colorbar(mesh, ax=panel)
 
 
-def _numbers(panel: Axes, found: list[list[Any]]) -> None:
+def _numbers(panel: Axes, found: list[list[Any]], unit: str) -> None:
     colours = np.array([[np.nan if one is None else float(one) for one in line] for line in found])
-    _mesh(panel, colours, "viridis")
+    _, bar = _mesh(panel, colours, "viridis")
+    bar.set_label(unit)
     if colours.size > MOST_LABELLED or np.isnan(colours).all():
         return
     middle = (np.nanmin(colours) + np.nanmax(colours)) / 2
@@ -114,9 +124,10 @@ def _numbers(panel: Axes, found: list[list[Any]]) -> None:
             panel.text(at, line, text, ha="center", va="center", fontsize=7, color=ink)
 
 
-def _categories(panel: Axes, found: list[list[Any]], names: list[str]) -> None:
+def _categories(panel: Axes, found: list[list[Any]], kind: str, names: list[str]) -> None:
     colours = np.array([[np.nan if one is None else float(names.index(str(one))) for one in line] for line in found])
-    palette = ListedColormap([colour_of(name, at) for at, name in enumerate(names)])
+    known = colours_of(kind, names)
+    palette = ListedColormap([known[name] for name in names])
     mesh, bar = _mesh(panel, colours, palette)
     mesh.set_clim(-0.5, len(names) - 0.5)
     bar.set_ticks(range(len(names)), labels=names)

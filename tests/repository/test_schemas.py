@@ -44,6 +44,11 @@ COMMANDS = {
         "plan --model INPUTS/four-layers.json --prompt-len 60 --gen-len 8 --schedules zero,accelerate"
         " --jobs 1 --json -",
     ),
+    "plan, exported": (
+        "sim",
+        "plan --model INPUTS/four-layers.json --prompt-len 60 --gen-len 8 --schedules accelerate --batch 2 --quick"
+        " --export llama.cpp --jobs 1 --json -",
+    ),
     "plan-requests": (
         "sim",
         "plan --model INPUTS/four-layers.json --prompt-len 60 --gen-len 8 --schedules zero,cgopipe --requests 40"

@@ -10,6 +10,7 @@ from .frame import (
 )
 from .glossary import legend as legend, meanings as meanings
 from .options import (
+    add_html as add_html,
     add_jobs as add_jobs,
     add_json as add_json,
     add_plot as add_plot,
@@ -27,7 +28,6 @@ from .output import (
 from .pictures import (
     FINEST as FINEST,
     ROW_ORDER as ROW_ORDER,
-    colour_of as colour_of,
     draw_lanes as draw_lanes,
     name_ops as name_ops,
     new_figure as new_figure,

@@ -42,6 +42,11 @@ def add_plot(parser: Any, what: str) -> None:
     parser.add_argument("--plot", metavar="FILE", type=_picture, help=f"draw {what}: .png, .svg or .pdf")
 
 
+def add_html(parser: Any, what: str) -> None:
+    """Add where a page goes."""
+    parser.add_argument("--html", metavar="FILE", help=f"write {what} as a page that stands alone")
+
+
 def add_jobs(parser: Any, what: str = "processes (default: one per core)") -> None:
     """Add how many share the work."""
     parser.add_argument("--jobs", type=positive_int, metavar="N", help=what)

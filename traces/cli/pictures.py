@@ -1,40 +1,19 @@
-"""What pictures share: colours of ops, lanes as rows of a timeline, and how a picture is set up and saved."""
+"""What pictures share: lanes as rows of a timeline, what their colours mean, and how a picture is set up and saved."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from functools import cache
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from traces.files import read_toml
+from traces.page import colours
 
 OTHER = "#333333"  # the colour of an op that has none of its own
-OTHER_NAMES = ("#4f6d7a", "#c06e52", "#7d8f69", "#b8a04c", "#6b4e71", "#8d99ae", "#a44a3f", "#3d5a80")
-"""The colours of names that have none of their own, one after the other."""
 ROW_ORDER = ("GPU", "CPU", "H2D", "D2H", "PIN", "DISK", "NET")  # lanes from top to bottom
 FINEST = 1 / 1500  # of the picture's width is the least that a bar takes, so that it is seen
 EDGED = 5  # times as wide as the finest are bars that have a white edge, which would hide a narrower one
-
-
-@cache
-def colours() -> dict[str, str]:
-    """The colour of each op."""
-    return read_toml(Path(__file__).with_name("colours.toml"))
-
-
-@cache
-def _named() -> dict[str, str]:
-    """The colour of each name that has one."""
-    tables = read_toml(Path(__file__).with_name("names.toml"))
-    return {name: colour for table in tables.values() for name, colour in table.items()}
-
-
-def colour_of(name: str, at: int) -> str:
-    """The colour of a schedule or a lane, the same in every picture; of another name one by its place among them."""
-    return _named().get(name.partition(":")[0], OTHER_NAMES[at % len(OTHER_NAMES)])
 
 
 def new_figure(width: float, height: float) -> Figure:

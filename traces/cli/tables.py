@@ -56,6 +56,13 @@ class Report:
             self._below_a_table = False
             self._out.print(_marked_up(text))
 
+    def quote(self, lines: Iterable[str]) -> None:
+        """Print lines as they are, to be copied: nothing is markup, and a window that is too narrow breaks none."""
+        self._out.print()
+        self._below_a_table = True
+        for line in lines:
+            self._out.print(Text(line), soft_wrap=True)
+
     def table(
         self, columns: Columns | Sequence[Columns], rows: Iterable[Sequence[Any]], title: str = "", keys: int = 1
     ) -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from matplotlib.ticker import LogLocator
 
-from traces.cli import colour_of, new_figure, open_frame, save
+from traces.cli import new_figure, open_frame, save
+from traces.page import colours_of
 from validation.campaign.findings import Findings
 
 MARKERS = "osD^v"
@@ -17,10 +18,10 @@ def draw_runs(findings: Findings, path: Path) -> None:
     ax = figure.subplots()
     models = list(dict.fromkeys(run.case.model for run in findings.runs))
     schedules = list(dict.fromkeys(run.case.schedule for run in findings.runs))
+    known = colours_of("schedules", schedules)
     for run in findings.runs:
         x, y, spread = run.measured.median, run.predicted_tokens_per_s, run.measured
-        marker = MARKERS[models.index(run.case.model) % len(MARKERS)]
-        colour = colour_of(run.case.schedule, schedules.index(run.case.schedule))
+        marker, colour = MARKERS[models.index(run.case.model) % len(MARKERS)], known[run.case.schedule]
         reach = [[x - spread.low], [spread.high - x]]
         ax.errorbar(x, y, xerr=reach, fmt=marker, color=colour, markersize=6, elinewidth=1, alpha=0.85)
     values = [run.measured.low for run in findings.runs] + [run.measured.high for run in findings.runs]
@@ -35,8 +36,8 @@ def draw_runs(findings: Findings, path: Path) -> None:
         axis.set_tick_params(which="both", labelsize=8)
     ax.set_xlabel(f"measured tokens/s ({findings.origin}), median and range of {findings.repeats}")
     ax.set_title(f"{len(findings.runs)} runs; grey: ±{BAND:.0%}", loc="left", fontsize=11)
-    for at, schedule in enumerate(schedules):
-        ax.plot([], [], "o", color=colour_of(schedule, at), label=schedule)
+    for schedule in schedules:
+        ax.plot([], [], "o", color=known[schedule], label=schedule)
     for at, model in enumerate(models):
         ax.plot([], [], MARKERS[at % len(MARKERS)], color="0.4", label=model)
     ax.legend(frameon=False, fontsize=9)

@@ -6,12 +6,13 @@ is applied here to its rows without their padding, by the library's own processo
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from transformers import LogitsProcessor, PreTrainedModel
 
-from engine.generation.rows.request import RowRequest
+from engine.generation.rows.prompt_scores import EVERY_POSITION, prompt_logprobs
+from engine.generation.rows.request import RowRequest, TokenLogprobs
 from sim.cost import CHOSEN_AT_ONCE
 
 NEUTRAL: dict[str, Any] = {
@@ -34,14 +35,6 @@ GIVEN_ELSEWHERE = ("tokenizer", "stop_strings", "stopping_criteria")
 """Arguments that say where requests end, not how their tokens are chosen."""
 
 
-class TokenLogprobs(NamedTuple):
-    """The logarithm of a token's probability by the model, and those of the likeliest tokens in its place."""
-
-    token: int
-    logprob: float
-    likeliest: list[tuple[int, float]]
-
-
 class Asks(Protocol):
     """A request, as far as it says how its tokens are chosen."""
 
@@ -55,6 +48,11 @@ class Asks(Protocol):
         """For how many tokens probabilities are told; None: not even for its own."""
         ...
 
+    @property
+    def prompt_logprobs(self) -> int | None:
+        """The same of its prompt."""
+        ...
+
 
 class Choosing(LogitsProcessor):
     """Chooses the next token of each row of a micro-batch, and leaves `generate()` no other."""
@@ -65,11 +63,14 @@ class Choosing(LogitsProcessor):
         self._model, self._kwargs, self._asked = model, kwargs, asked
         self._groups: list[_Alike] = []
         self._kept: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in asked]
+        self._of_prompts: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in asked]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """`scores` that are all minus infinity but for the token that is chosen."""
         if not self._groups:
             self._groups = list(self._made(scores.device))
+            if self._scores_prompts:
+                self._of_prompts = prompt_logprobs(self._asked)
         chosen = torch.empty(len(self._asked), dtype=torch.long, device=scores.device)
         for group in self._groups:
             ids, mine = input_ids[group.at, group.padding :], scores[group.at]
@@ -81,14 +82,19 @@ class Choosing(LogitsProcessor):
     @property
     def arguments(self) -> dict[str, Any]:
         """What `generate()` is given beside the arguments of the run, over which it goes."""
-        return {**NEUTRAL, "logits_processor": [self]}
+        return {**NEUTRAL, "logits_processor": [self], **(EVERY_POSITION if self._scores_prompts else {})}
+
+    @property
+    def _scores_prompts(self) -> bool:
+        return any(one.prompt_logprobs is not None for one in self._asked)
 
     def logprobs(self, row: int) -> list[TokenLogprobs]:
         """Of the tokens of a row, in order, those after its end included."""
-        return [
-            TokenLogprobs(int(token), float(at), list(zip(likeliest.tolist(), values.tolist(), strict=True)))
-            for token, at, likeliest, values in self._kept[row]
-        ]
+        return _told(self._kept[row])
+
+    def prompt_logprobs(self, row: int) -> list[TokenLogprobs]:
+        """Of the tokens of a row's prompt, from the second one on."""
+        return _told(self._of_prompts[row])
 
     def _keep(self, group: "_Alike", scores: torch.Tensor, tokens: torch.Tensor) -> None:
         assert group.top_logprobs is not None
@@ -108,6 +114,13 @@ class Choosing(LogitsProcessor):
             for start in range(0, len(rows), CHOSEN_AT_ONCE):
                 some = rows[start : start + CHOSEN_AT_ONCE]
                 yield _Alike.of(self._model, self._kwargs, self._asked, some, device)
+
+
+def _told(kept: Sequence[tuple[torch.Tensor, ...]]) -> list[TokenLogprobs]:
+    return [
+        TokenLogprobs(int(token), float(at), list(zip(likeliest.tolist(), values.tolist(), strict=True)))
+        for token, at, likeliest, values in kept
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +207,10 @@ def choosing_for(model: PreTrainedModel, kwargs: Mapping[str, Any], asked: Seque
 
 def chooses(model: PreTrainedModel, kwargs: Mapping[str, Any], asked: Iterable[Asks]) -> bool:
     """Whether anybody asks for more than the highest score."""
-    own = any(one.options.keys() & NEUTRAL.keys() or one.top_logprobs is not None for one in asked)
+    own = any(
+        one.options.keys() & NEUTRAL.keys() or one.top_logprobs is not None or one.prompt_logprobs is not None
+        for one in asked
+    )
     return own or samples(model, kwargs) or _processes(model, kwargs)
 
 

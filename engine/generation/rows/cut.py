@@ -6,9 +6,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from engine.generation.rows.choosing import Choosing, TokenLogprobs, choosing_for
+from engine.generation.rows.choosing import Choosing, choosing_for
 from engine.generation.rows.ending import RowEnds, ends_of
-from engine.generation.rows.request import RowRequest
+from engine.generation.rows.request import RowRequest, TokenLogprobs
 from engine.tasks import MicroBatchAsked
 
 
@@ -54,6 +54,12 @@ class RowsOfMicroBatch:
         if self.choosing is None or self.asked[row].top_logprobs is None:
             return None
         return self.choosing.logprobs(row)[:length]
+
+    def prompt_logprobs(self, row: int) -> list[TokenLogprobs] | None:
+        """Of a request's prompt, if it asked for them."""
+        if self.choosing is None or self.asked[row].prompt_logprobs is None:
+            return None
+        return self.choosing.prompt_logprobs(row)
 
 
 def cut_up(

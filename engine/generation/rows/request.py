@@ -2,7 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class TokenLogprobs(NamedTuple):
+    """The logarithm of a token's probability by the model, and those of the likeliest tokens in its place."""
+
+    token: int
+    logprob: float
+    likeliest: list[tuple[int, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,3 +24,5 @@ class RowRequest:
     """It draws as if it were generated alone after `torch.manual_seed(seed)`."""
     top_logprobs: int | None = None
     """For how many tokens beside the chosen one logarithms of probabilities are kept; None: not even for that one."""
+    prompt_logprobs: int | None = None
+    """The same of the tokens of its prompt, from the second one on."""

@@ -63,6 +63,8 @@ def stream(
     given = as_requests(requests)
     if not given:
         raise InputError("requests: there is none; give at least one prompt")
+    if any(one.prompt_logprobs is not None for one in given):
+        raise InputError("prompt_logprobs: a stream keeps no scores of prompts: leave it out, or use engine.run")
     chosen = asked_for.schedule
     if not chosen.system.mixes:
         raise InputError(f"{chosen.name}: its steps cannot carry prompts beside decode; take cgopipe or hybrid")

@@ -3,8 +3,7 @@
 from sim.comparison.streams.served import ServedComparison
 from sim.planning import PROMPTS_IN_WORDS, seconds, title
 from traces.cli import new_figure, open_frame, save
-
-STRONG, PALE = "#1d6fa5", "#a9bfd0"
+from traces.page import colours_of
 
 
 def draw_served(found: ServedComparison, path: str) -> None:
@@ -15,10 +14,13 @@ def draw_served(found: ServedComparison, path: str) -> None:
     figure.suptitle(f"{title(found.problem)}, {count:,} requests: simulated", fontsize=13)
     speeds = [result.throughput_tokens_per_s for _, result in rows]
     best, places = max(speeds, default=0.0), range(len(rows))
-    ax.barh(places, speeds, color=[STRONG if speed == best else PALE for speed in speeds], height=0.62)
+    known = colours_of("schedules", (one.schedule for one, _ in rows))
+    ax.barh(places, speeds, color=[known[one.schedule] for one, _ in rows], height=0.62)
     for place, (_, result) in zip(places, rows, strict=True):
         waits = f"{result.bottleneck} busiest, 9 of 10 first tokens within {seconds(result.first_token_s.p90)}"
-        ax.text(speeds[place], place, f" {speeds[place]:,.1f}   ({waits})", va="center", fontsize=9)
+        weight = "bold" if speeds[place] == best else None
+        text = f" {speeds[place]:,.1f}   ({waits})"
+        ax.text(speeds[place], place, text, va="center", fontsize=9, fontweight=weight)
     ax.set_yticks(places, [f"{one.schedule}, {PROMPTS_IN_WORDS[one.prompts]}" for one, _ in rows])
     ax.invert_yaxis()
     ax.set(xlim=(0, best * 1.6), xlabel="throughput (tokens/s)")

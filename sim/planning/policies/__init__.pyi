@@ -20,5 +20,11 @@ from .locking import (
     streamed_bytes as streamed_bytes,
 )
 from .mixes import PREFILLS as PREFILLS, Mix as Mix, Mixes as Mixes, total_of as total_of
+from .placed import (
+    ExpertPlaces as ExpertPlaces,
+    host_layers_in_words as host_layers_in_words,
+    in_words as in_words,
+    placed_experts as placed_experts,
+)
 from .space import Space as Space, candidates_of as candidates_of
 from .split import Frame as Frame, SplitCandidates as SplitCandidates, split_candidates as split_candidates

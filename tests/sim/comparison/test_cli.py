@@ -259,7 +259,7 @@ def test_plot_writes_a_picture(capsys, tmp_path):
 
 
 def test_the_picture_shows_the_hand_over():
-    from sim.comparison.picture import layer_view
+    from sim.simulation import layer_view
 
     for microseconds in (0, 50_000):
         view = layer_view(made_setup(machine=with_hand_over(round_machine(), microseconds)))

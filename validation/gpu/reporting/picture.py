@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from traces.cli import ROW_ORDER, new_figure, open_frame, save
+from traces.page import colours
 from validation.gpu.piece import SAID
 from validation.gpu.reporting.summary import ProofSummary
 from validation.gpu.reporting.text import ONE_WAY, shown_name
@@ -45,7 +46,8 @@ def _draw_lanes(ax: Axes, runs: Mapping[str, Any]) -> None:
     height = 0.8 / max(1, len(lanes))
     for number, lane in enumerate(lanes):
         rows = [row + (number + 0.5) * height - 0.4 for row in range(len(names))]
-        ax.barh(rows, [100 * runs[name]["lanes"].get(lane, {}).get("busy", 0.0) for name in names], height, label=lane)
+        busy = [100 * runs[name]["lanes"].get(lane, {}).get("busy", 0.0) for name in names]
+        ax.barh(rows, busy, height, label=lane, color=colours("lanes")[lane])
     ax.set_yticks(range(len(names)), [shown_name(name) for name in names], fontsize=7)
     ax.set(xlim=(0, 100), xlabel="busy, % of the run", title="lanes")
     ax.invert_yaxis()
