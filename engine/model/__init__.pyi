@@ -43,6 +43,8 @@ from .kvcache import (
     cache_for as cache_for,
     host_cache_for as host_cache_for,
     layer_of as layer_of,
+    ring_pieces as ring_pieces,
+    windows_of as windows_of,
 )
 from .packed_experts import PackedExperts as PackedExperts, UnpackedRoom as UnpackedRoom
 from .packing import GROUP as GROUP, NUMBER_BITS as NUMBER_BITS, PackedFormat as PackedFormat

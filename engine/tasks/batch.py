@@ -19,6 +19,7 @@ from engine.tasks.host_layers import HostLayers
 from engine.tasks.host_room import HostRoom
 from engine.tasks.host_time import HostTime, clocks_ns
 from engine.tasks.transfers import Transfers
+from sim.problem import within_window
 from sim.schedule import Lane, LaneKind, Op, PipelineShape, Task
 
 STEPS_THAT_SHOW_ALL_LANES = 3
@@ -224,8 +225,13 @@ class _AllAtOnce(Carried):
         one = self._all[micro_batch]
         return len(one.padding) * (one.width if prompts else 1)
 
-    def most_cached_tokens(self, *, on_host: bool = False) -> int:
-        return max((len(one.padding) - on_host * one.resident_requests) * one.capacity for one in self._all)
+    @property
+    def most_requests(self) -> int:
+        return max(len(one.padding) for one in self._all)
+
+    def most_cached_tokens(self, window: int | None, *, on_host: bool = False) -> int:
+        rows = ((len(one.padding) - on_host * one.resident_requests, one.capacity) for one in self._all)
+        return max(count * int(within_window(capacity, window)) for count, capacity in rows)
 
 
 def _generated(run: RunContext, micro_batch: InFlight) -> list[list[int]]:

@@ -14,6 +14,7 @@ from .batch import (
     kv_budget as kv_budget,
     make_batch as make_batch,
     split_prompts as split_prompts,
+    within_window as within_window,
 )
 from .machine import (
     AtTokens as AtTokens,

@@ -3,14 +3,14 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from sim.problem import Batch, Layer, MicroBatch, Model, Placement, Policy
+from sim.problem import Batch, Layer, MicroBatch, Model, Placement, Policy, within_window
 from sim.schedule import PipelineShape
 
 
 def kept_tokens(layer: Layer, micro_batch: MicroBatch, step: int) -> int:
     """KV entries that one layer keeps of a micro-batch after `step`; a sliding window drops older ones."""
     context, window = micro_batch.context_tokens(step), layer.attention.window
-    return context if window is None else min(context, window * micro_batch.num_requests)
+    return int(within_window(context, window and window * micro_batch.num_requests))
 
 
 def tokens_on_device(policy: Policy, micro_batch: MicroBatch, tokens: int) -> int:
