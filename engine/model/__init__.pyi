@@ -33,6 +33,7 @@ from .in_flight import (
     can_join as can_join,
 )
 from .kvcache import (
+    AsItLies as AsItLies,
     HostLayerCache as HostLayerCache,
     Kept as Kept,
     KeysValues as KeysValues,

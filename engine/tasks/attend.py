@@ -1,14 +1,13 @@
 """Where a micro-batch's attention is computed, and by what: our kernel on the host, or the model's own code."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from engine.device import intra_op_threads
 from engine.host import HostAttention, unsupported
-from engine.model import Attended, AttentionCall, InFlight, Kept, KeysValues, is_causal, own_attention
+from engine.model import AsItLies, Attended, AttentionCall, InFlight, Kept, is_causal, own_attention
 
 Room = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
 """Memory for a tensor that goes to the device."""
@@ -17,24 +16,16 @@ POSITIONS = ("position_ids", "cache_position")
 """Tensors on the device that models hand to every attention, and that on the host only flash attention would read."""
 
 
-class Known(NamedTuple):
-    """All keys and values of some requests: in order from the oldest token on, and then from the start."""
-
-    content: KeysValues
-    oldest: int = 0
-
-
-def attend_on_device(call: AttentionCall, known: Sequence[Known]) -> Attended:
+def attend_on_device(call: AttentionCall, known: Sequence[AsItLies]) -> Attended:
     """The attention that the model would have used itself, on all that is known.
 
     The requests may lie in several places, one behind the other: what each of them attends to is its own alone.
     """
     attention, parts, first = own_attention(call), list[Attended](), 0
-    for (keys, values), oldest in known:
-        rows = slice(first, first + len(keys))
+    for one in known:
+        rows = slice(first, first + len(one.content.keys))
         mask = call.mask if call.mask is None or len(call.mask) == 1 else call.mask[rows]
-        mask = mask.roll(oldest, -1) if oldest and mask is not None else mask
-        parts.append(attention(call.query[rows], keys, values, mask, **call.kwargs))
+        parts.append(attention(call.query[rows], *one.content, one.turned(mask), **call.kwargs))
         first = rows.stop
     if len(parts) == 1:
         return parts[0]
@@ -83,7 +74,8 @@ class DecodeAttention:
         kwargs = {name: self._weights(value) for name, value in call.kwargs.items() if name not in POSITIONS}
         own = own_attention(call, _OnHost(call.module, self._weights))
         with intra_op_threads(self._kernel.threads, 1):  # the lane has one, the kernel's own sleep
-            output = own(query, *known.content, micro_batch.mask_on_host, **kwargs)[0]
+            all_known = known.as_it_lies
+            output = own(query, *all_known.content, all_known.turned(micro_batch.mask_on_host), **kwargs)[0]
         return room(output.shape, output.dtype).copy_(output)
 
 

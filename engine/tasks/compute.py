@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from engine.model import (
+    AsItLies,
     Attended,
     AttentionCall,
     CacheNeeded,
@@ -17,7 +18,7 @@ from engine.model import (
     LayerEntry,
     StackEnd,
 )
-from engine.tasks.attend import Known, attend_on_device
+from engine.tasks.attend import attend_on_device
 from engine.tasks.context import BatchContext
 from engine.tasks.host_room import HostRoom
 from sim.schedule import Task
@@ -69,7 +70,7 @@ class Compute:
             call = micro_batch.at
             if micro_batch.step == 0:
                 self._keep_on_device(task, micro_batch)
-            whole = Known(KeysValues(call.key, call.value))
+            whole = AsItLies(KeysValues(call.key, call.value))
             known = [whole] if call.whole_cache else self._cache(task, micro_batch)
             micro_batch.attended = attend_on_device(call, known)
             micro_batch.drop_old(task)
@@ -150,18 +151,18 @@ class Compute:
         if not self._shape.kv_on_host(task.micro_batch):
             micro_batch.take_new(task)
 
-    def _cache(self, task: Task, micro_batch: InFlight) -> list[Known]:
+    def _cache(self, task: Task, micro_batch: InFlight) -> list[AsItLies]:
         """All of a layer's keys and values, the newest included: of requests whose cache stays, then of the others."""
         new = micro_batch.new(task)
         assert new is not None
         self._keep_on_device(task, micro_batch)
         resident = micro_batch.resident.get(task.layer)
-        found = [] if resident is None else [Known(resident.as_it_lies, resident.oldest)]
+        found = [] if resident is None else [resident.as_it_lies]
         if self._shape.kv_on_host(task.micro_batch):
             loaded = micro_batch.take_loaded_cache(task)
             for whole, newest in zip(loaded, new.of_requests(micro_batch.resident_requests), strict=True):
                 whole[:, :, -new.num_tokens :].copy_(newest)
-            found.append(Known(loaded))
+            found.append(AsItLies(loaded))
         return found
 
     def _whole_cache(self, task: Task, micro_batch: InFlight) -> KeysValues:
@@ -190,7 +191,7 @@ def _take_attended(micro_batch: InFlight, call: AttentionCall) -> Attended:
     attended, micro_batch.attended = micro_batch.attended, None
     if attended is None and not call.whole_cache:
         raise RuntimeError("attention has no result")
-    return attended or attend_on_device(call, [Known(KeysValues(call.key, call.value))])
+    return attended or attend_on_device(call, [AsItLies(KeysValues(call.key, call.value))])
 
 
 def _has_left(micro_batch: InFlight, layer: int) -> bool:

@@ -7,7 +7,7 @@ import torch
 
 from engine.memory.caches.kv_blocks import pieces_in_blocks
 from engine.memory.caches.kv_pools import KVPools
-from engine.model import KeysValues
+from engine.model import AsItLies, KeysValues
 from sim.problem import within_window
 
 Copy = Callable[[torch.Tensor, torch.Tensor], object]
@@ -144,6 +144,11 @@ class PagedLayer:
                     row[:, before + start : before + stop] = blocks[block][:, slot : slot + stop - start]
             found.append(whole)
         return KeysValues(*found)
+
+    @property
+    def as_it_lies(self) -> AsItLies:
+        """The same."""
+        return AsItLies(self.content)
 
     def _each(self, whole: torch.Tensor) -> Iterator[tuple[torch.Tensor, int, int, list[Piece]]]:
         """Of each request its row, where its token 0 would lie there, how many it has had, and where they lie."""

@@ -7,7 +7,14 @@ from .caches import (
     note_tokens as note_tokens,
     windows_of as windows_of,
 )
-from .kept import Allocate as Allocate, Kept as Kept, KeysValues as KeysValues, Paged as Paged, Pair as Pair
+from .kept import (
+    Allocate as Allocate,
+    AsItLies as AsItLies,
+    Kept as Kept,
+    KeysValues as KeysValues,
+    Paged as Paged,
+    Pair as Pair,
+)
 from .layer_cache import HostLayerCache as HostLayerCache, LayerCache as LayerCache
 from .ring import ring_pieces as ring_pieces
 from .store import Store as Store, by_tokens as by_tokens

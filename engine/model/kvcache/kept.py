@@ -25,6 +25,17 @@ class KeysValues(NamedTuple):
         return KeysValues(self.keys[first:stop], self.values[first:stop])
 
 
+class AsItLies(NamedTuple):
+    """All that is kept of some requests: in order from the `oldest` token on, and then from the start."""
+
+    content: KeysValues
+    oldest: int = 0
+
+    def turned(self, mask: torch.Tensor | None) -> torch.Tensor | None:
+        """A mask of tokens in order as one of these."""
+        return mask if mask is None or not self.oldest else mask.roll(self.oldest, -1)
+
+
 Copy = Callable[[torch.Tensor, torch.Tensor], object]
 
 Allocate = Callable[[str, tuple[int, ...], torch.dtype], torch.Tensor]
@@ -50,6 +61,10 @@ class Kept(Protocol):
     @property
     def content(self) -> KeysValues:
         """All tokens in order, the newest at the end of each request."""
+
+    @property
+    def as_it_lies(self) -> AsItLies:
+        """The same without a copy, where tokens in one piece may be had so."""
 
     @property
     def num_bytes(self) -> int:

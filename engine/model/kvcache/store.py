@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from engine.model.kvcache.kept import Allocate, Copy, KeysValues, Pair
+from engine.model.kvcache.kept import Allocate, AsItLies, Copy, KeysValues, Pair
 from engine.model.kvcache.ring import ring_pieces
 from sim.problem import within_window
 
@@ -70,26 +70,22 @@ class Store:
         return min(self._seen + more, self._size)
 
     @property
-    def as_it_lies(self) -> KeysValues:
-        """Views of all tokens: they are in order from `oldest` on, and then from the start."""
-        return KeysValues(*(room[:, :, : self.num_tokens] for room in self._room))
-
-    @property
-    def oldest(self) -> int:
-        """Where the oldest token lies."""
-        return self._seen % self._size if self._seen > self._size else 0
+    def as_it_lies(self) -> AsItLies:
+        """Views of all tokens."""
+        oldest = self._seen % self._size if self._seen > self._size else 0
+        return AsItLies(KeysValues(*(room[:, :, : self.num_tokens] for room in self._room)), oldest)
 
     @property
     def content(self) -> KeysValues:
         """All tokens in order: views, where they lie so."""
-        if not self.oldest:
-            return self.as_it_lies
-        parts = ((room[:, :, self.oldest :], room[:, :, : self.oldest]) for room in self._room)
-        return KeysValues(*(torch.cat(both, 2) for both in parts))
+        views, oldest = self.as_it_lies
+        if not oldest:
+            return views
+        return KeysValues(*(torch.cat((room[:, :, oldest:], room[:, :, :oldest]), 2) for room in views))
 
     @property
     def num_bytes(self) -> int:
-        return self.as_it_lies.num_bytes
+        return self.as_it_lies.content.num_bytes
 
     def places(self, new: KeysValues) -> Iterable[Pair]:
         """Counts tokens as added that a lane copies: from where to where, each in one piece of memory."""
@@ -124,7 +120,7 @@ class Store:
         It minds no order, but what comes before these must lie before them.
         """
         if lengths is None or min(lengths) >= self.num_tokens:
-            return kernel(query, *self.as_it_lies, **options)
+            return kernel(query, *self.as_it_lies.content, **options)
         first_seen = (self.num_tokens - torch.tensor(lengths)).clamp(min=0)
         return kernel(query, *self.content, first_seen=first_seen, **options)
 
