@@ -77,9 +77,11 @@ def run_batch(
 
 def make_micro_batch(run: RunContext, index: int, prompts: Prompts, seed: int | None, **others: Any) -> InFlight:
     """A micro-batch that will generate for these prompts; `others` go to `generate()` with the options of the run."""
-    options, cache = run.options, cache_for(run.model)
+    options = run.options
     kwargs = {"max_new_tokens": options.max_new_tokens, **options.kwargs, **others}
     width = max(map(len, prompts))
+    capacity = width + kwargs["max_new_tokens"] - 1  # the last token is not attended to
+    cache = cache_for(run.model, capacity)
     padding = tuple(width - len(prompt) for prompt in prompts)
     ids = [[options.pad_token_id] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
     mask = [[0] * pad + [1] * (width - pad) for pad in padding]
@@ -93,7 +95,6 @@ def make_micro_batch(run: RunContext, index: int, prompts: Prompts, seed: int | 
             **kwargs,
         )
 
-    capacity = width + kwargs["max_new_tokens"] - 1  # the last token is not attended to
     return InFlight(index, padding, generate, seed, cache=cache, width=width, capacity=capacity)
 
 

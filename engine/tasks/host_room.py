@@ -85,13 +85,12 @@ class HostRoom:
 
     def cache_of_layers(self, layer: int, micro_batch: InFlight) -> HostLayerCache:
         """For the KV cache of a layer that runs on the host."""
-        made: list[HostBlock] = []
+        unnamed = iter(KeysValues._fields)
 
-        def allocate(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-            name = f"{KeysValues._fields[len(made)]} of layer {layer} of micro-batch {micro_batch.index}"
+        def allocate(what: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
             num_bytes = torch.Size(shape).numel() * dtype.itemsize
-            made.append(self._blocks.take(MemoryPart.KV_CACHE, name, num_bytes, locked=False))
-            return made[-1].view(shape, dtype)
+            name = f"{what or next(unnamed)} of {_of_layer(layer, micro_batch)}"
+            return self._blocks.take(MemoryPart.KV_CACHE, name, num_bytes, locked=False).view(shape, dtype)
 
         return HostLayerCache(micro_batch.capacity, allocate, micro_batch.window(layer))
 

@@ -29,12 +29,15 @@ def note_tokens(cache: Cache, layer: int, count: int) -> None:
         found.seen += count
 
 
-def cache_for(model: PreTrainedModel) -> Cache:
-    """An empty cache that `model` accepts, with a LayerCache for every layer that keeps keys and values."""
+def cache_for(model: PreTrainedModel, capacity: int = 0) -> Cache:
+    """An empty cache that `model` accepts, with a LayerCache for every layer that keeps keys and values.
+
+    It may come to hold so many tokens of each request.
+    """
     own = _own_cache_class(model)
     if own is None:
         cache: Cache = DynamicCache(config=model.config.get_text_config(decoder=True))
-        cache.layers = [_ours(layer, i) for i, layer in enumerate(cache.layers)]
+        cache.layers = [_ours(layer, i, capacity) for i, layer in enumerate(cache.layers)]
         return cache
     cache = own()
     cache.layers = []
@@ -86,12 +89,14 @@ def layer_of(cache: Cache | None, layer: int) -> LayerCache | None:
     return found if isinstance(found, LayerCache) else None
 
 
-def _ours(layer: Any, index: int) -> Any:
+def _ours(layer: Any, index: int, capacity: int) -> Any:
     if not isinstance(layer, DynamicLayer):
         return layer  # a recurrent state, or nothing
     if type(layer).__name__ not in ("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer"):
         raise InputError(f"the model keeps a cache of type {type(layer).__name__} in layer {index}: not supported yet")
-    return LayerCache(index, getattr(layer, "sliding_window", None))
+    made = LayerCache(index, getattr(layer, "sliding_window", None))
+    made.room_of_index_keys(capacity)
+    return made
 
 
 def _own_cache_class(model: PreTrainedModel) -> type[Cache] | None:

@@ -6,6 +6,7 @@ import torch
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from engine.model.coroutine import CacheNeeded, current, suspend
+from engine.model.kvcache.index_keys import IndexKeys
 from engine.model.kvcache.kept import Allocate, KeysValues
 from engine.model.kvcache.store import Store
 from sim.problem import within_window
@@ -37,23 +38,7 @@ def _apart(new: KeysValues) -> KeysValues:
     return new if sum(storages.values()) < 2 * new.num_bytes else KeysValues(*(tensor.clone() for tensor in new))
 
 
-class _IndexerKeys:
-    """What sparse attention keeps beside keys and values to choose tokens by: it stays where it is computed."""
-
-    indexer_keys: torch.Tensor | None = None  # [batch, tokens, dim]
-
-    @property
-    def is_indexer_initialized(self) -> bool:
-        return self.indexer_keys is not None
-
-    def update_indexer(self, indexer_key_states: torch.Tensor) -> torch.Tensor:
-        """Adds those of new tokens; returns all."""
-        before = [] if self.indexer_keys is None else [self.indexer_keys]
-        self.indexer_keys = torch.cat([*before, indexer_key_states], dim=1)
-        return self.indexer_keys
-
-
-class LayerCache(_IndexerKeys, CacheLayerMixin):  # type: ignore[no-untyped-call]
+class LayerCache(IndexKeys, CacheLayerMixin):  # type: ignore[no-untyped-call]
     """One layer of a micro-batch's cache as the model sees it.
 
     Its `update()` keeps the new keys and values for the executor, which moves them: to the host, or into a store on the
@@ -136,7 +121,7 @@ class LayerCache(_IndexerKeys, CacheLayerMixin):  # type: ignore[no-untyped-call
         return -1
 
 
-class HostLayerCache(_IndexerKeys, DynamicLayer):  # type: ignore[no-untyped-call]
+class HostLayerCache(IndexKeys, DynamicLayer):  # type: ignore[no-untyped-call]
     """The cache of a layer that runs on the host whole, in room that `allocate` gives at first use.
 
     All tokens, or the last of them that a `window` holds.
@@ -148,6 +133,7 @@ class HostLayerCache(_IndexerKeys, DynamicLayer):  # type: ignore[no-untyped-cal
         self._allocate = allocate
         self._store: Store | None = None
         self._seen = 0
+        self.room_of_index_keys(capacity, allocate)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
