@@ -15,6 +15,8 @@ from .streaming import (
     OutputStream as OutputStream,
     RequestOutput as RequestOutput,
     StreamStats as StreamStats,
+    joins_of as joins_of,
+    most_held as most_held,
     stream as stream,
 )
 from .trace import as_cut as as_cut, describe_model as describe_model

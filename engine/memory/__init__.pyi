@@ -3,8 +3,11 @@ from .buffers import Buffers as Buffers
 from .caches import (
     CacheTurn as CacheTurn,
     KVBlocks as KVBlocks,
+    KVPools as KVPools,
     LastUsedExperts as LastUsedExperts,
     PagedRows as PagedRows,
+    blocks_of_all as blocks_of_all,
+    kv_layers as kv_layers,
 )
 from .copying import HostCopy as HostCopy
 from .host_blocks import HostBlock as HostBlock, HostBlocks as HostBlocks

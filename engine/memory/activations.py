@@ -114,6 +114,7 @@ class Activations:
         for layer in micro_batch.cache.layers:
             if isinstance(layer, LayerCache):
                 tensors += [tensor for new in list(layer.new.values()) for tensor in new]
+                tensors += [] if layer.indexer_keys is None else [layer.indexer_keys]
         storages = {storage.data_ptr(): storage for storage in (t.untyped_storage() for t in tensors)}
         if micro_batch is self._largest:
             self._passing = [(StorageWeakRef(one), one.nbytes()) for one in storages.values()]  # type: ignore[no-untyped-call]

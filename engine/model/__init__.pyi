@@ -34,6 +34,7 @@ from .in_flight import (
     can_join as can_join,
 )
 from .kvcache import (
+    AsItLies as AsItLies,
     HostLayerCache as HostLayerCache,
     Kept as Kept,
     KeysValues as KeysValues,
@@ -44,6 +45,8 @@ from .kvcache import (
     cache_for as cache_for,
     host_cache_for as host_cache_for,
     layer_of as layer_of,
+    ring_pieces as ring_pieces,
+    windows_of as windows_of,
 )
 from .packed_experts import PackedExperts as PackedExperts, UnpackedRoom as UnpackedRoom
 from .packing import GROUP as GROUP, NUMBER_BITS as NUMBER_BITS, PackedFormat as PackedFormat

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from engine.model.kvcache import windows_of
 from traces.errors import InputError
 
 NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -48,6 +49,8 @@ class Anatomy:
     """Per layer, a number that it shares with the layers that compute alike."""
     kv_widths: tuple[tuple[int, int] | None, ...]
     """Per layer, numbers of a token's keys and of its values, where that can be seen of the layer."""
+    windows: tuple[int | None, ...]
+    """Per layer, how many tokens its cache keeps of a request; None: all."""
 
     @staticmethod
     def of(model: PreTrainedModel) -> "Anatomy":
@@ -62,7 +65,9 @@ class Anatomy:
         shared = tuple(bool(some) and _has_shared(layer) for layer, some in zip(layers, experts, strict=True))
         top_k = min(num_experts, _number(model, TOP_K) or num_experts)
         kinds, widths = tuple(_kinds(model, layers)), tuple(map(_kv_widths, layers))
-        return Anatomy(path, layers, experts, shared, num_experts, top_k, kinds, widths)
+        known = windows_of(model)
+        windows = tuple(known.get(i) for i in range(len(layers)))
+        return Anatomy(path, layers, experts, shared, num_experts, top_k, kinds, widths, windows)
 
     @property
     def expert_counts(self) -> tuple[int, ...]:

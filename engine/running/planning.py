@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedModel
 
 from engine.calibration import described
-from engine.generation import as_cut
-from sim.admission import BLOCK_TOKENS, RequestStream, StreamedRequest
+from engine.generation import as_cut, joins_of, most_held
+from sim.admission import BLOCK_TOKENS, Joins, RequestStream, StreamedRequest
 from sim.cost import Setup
 from sim.planning import Flow, PolicyGrid, best_policy, best_stream_policy
 from sim.problem import UNIFORM, Hardware, Policy, Problem, Routing, WeightBits, Workload, weight_bits_text
@@ -78,16 +78,17 @@ def plan_streamed(
 ) -> RunPlan:
     """The best policy for a stream of these requests, each with the most tokens that it may generate.
 
-    The engine computes prompts whole, as many at a time as a micro-batch has places, and sets room apart for all places
-    at their longest: the best of those policies that fit so. Raises InputError if none does.
+    The engine computes prompts whole, as many at a time as a micro-batch has places, and sets room apart for whoever
+    may be in, each as long as it may become: the best of those policies that fit so. Raises InputError if none does.
     """
     problem = _problem(model, hardware, prompt_tokens, max(limits), routing, sampled=sampled)
-    asked = enumerate(zip(prompt_tokens, limits, strict=True))
-    stream = RequestStream("requests", tuple(StreamedRequest(at, prompt, most, most) for at, (prompt, most) in asked))
+    lengths, joins = list(zip(prompt_tokens, limits, strict=True)), joins_of(model)
+    asked = tuple(StreamedRequest(at, prompt, most, most) for at, (prompt, most) in enumerate(lengths))
+    stream = RequestStream("requests", asked)
     given = {"num_prompts": 1, "block_tokens": BLOCK_TOKENS, "weight_bits": weight_bits}
     found = best_stream_policy(problem, schedule, Flow.of(stream), **given)  # type: ignore[arg-type]
     for one in found.ranked:
-        if not one.setup.policy.attention_on_device and _fits_as_run(one.setup):
+        if not one.setup.policy.attention_on_device and _fits_as_run(one.setup, lengths, joins):
             return RunPlan(one.setup.policy, one.throughput_tokens_per_s, one.bottleneck, hardware.name)
     raise InputError(found.reason or f"{schedule.name}: no policy for a stream fits {hardware.name}: give sizes")
 
@@ -106,14 +107,15 @@ def _problem(
     return Problem.of(described(model), hardware, workload, routing=routing)
 
 
-def _fits_as_run(setup: StreamSetup) -> bool:
-    """Whether there is room for whole prompts of a micro-batch, and for all places at the longest request's length."""
+def _fits_as_run(setup: StreamSetup, lengths: Sequence[tuple[int, int]], joins: Joins) -> bool:
+    """Whether there is room for whole prompts of a micro-batch, and in all places for the longest of these requests."""
     longest, places = setup.problem.workload.max_prompt_tokens, setup.policy.batch_size
     try:
         whole = replace(setup, prefill_chunk=setup.policy.micro_batch_size * longest)
     except InputError:
         return False
-    return bool(places * whole.rules().blocks_of(whole.longest_tokens) <= whole.num_blocks)
+    held = sum(map(whole.rules().blocks_of, most_held(lengths, places, joins)))
+    return bool(held <= whole.num_blocks)
 
 
 def _expected(setup: Setup, prompt_tokens: Sequence[int]) -> Prediction:

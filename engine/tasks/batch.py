@@ -19,6 +19,7 @@ from engine.tasks.host_layers import HostLayers
 from engine.tasks.host_room import HostRoom
 from engine.tasks.host_time import HostTime, clocks_ns
 from engine.tasks.transfers import Transfers
+from sim.problem import within_window
 from sim.schedule import Lane, LaneKind, Op, PipelineShape, Task
 
 STEPS_THAT_SHOW_ALL_LANES = 3
@@ -76,9 +77,11 @@ def run_batch(
 
 def make_micro_batch(run: RunContext, index: int, prompts: Prompts, seed: int | None, **others: Any) -> InFlight:
     """A micro-batch that will generate for these prompts; `others` go to `generate()` with the options of the run."""
-    options, cache = run.options, cache_for(run.model)
+    options = run.options
     kwargs = {"max_new_tokens": options.max_new_tokens, **options.kwargs, **others}
     width = max(map(len, prompts))
+    capacity = width + kwargs["max_new_tokens"] - 1  # the last token is not attended to
+    cache = cache_for(run.model, capacity)
     padding = tuple(width - len(prompt) for prompt in prompts)
     ids = [[options.pad_token_id] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
     mask = [[0] * pad + [1] * (width - pad) for pad in padding]
@@ -92,7 +95,6 @@ def make_micro_batch(run: RunContext, index: int, prompts: Prompts, seed: int | 
             **kwargs,
         )
 
-    capacity = width + kwargs["max_new_tokens"] - 1  # the last token is not attended to
     return InFlight(index, padding, generate, seed, cache=cache, width=width, capacity=capacity)
 
 
@@ -224,8 +226,13 @@ class _AllAtOnce(Carried):
         one = self._all[micro_batch]
         return len(one.padding) * (one.width if prompts else 1)
 
-    def most_cached_tokens(self, *, on_host: bool = False) -> int:
-        return max((len(one.padding) - on_host * one.resident_requests) * one.capacity for one in self._all)
+    @property
+    def most_requests(self) -> int:
+        return max(len(one.padding) for one in self._all)
+
+    def most_cached_tokens(self, window: int | None, *, on_host: bool = False) -> int:
+        rows = ((len(one.padding) - on_host * one.resident_requests, one.capacity) for one in self._all)
+        return max(count * int(within_window(capacity, window)) for count, capacity in rows)
 
 
 def _generated(run: RunContext, micro_batch: InFlight) -> list[list[int]]:

@@ -2,11 +2,12 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from engine.model import (
+    AsItLies,
     Attended,
     AttentionCall,
     CacheNeeded,
@@ -69,10 +70,12 @@ class Compute:
             call = micro_batch.at
             if micro_batch.step == 0:
                 self._keep_on_device(task, micro_batch)
-            known = [KeysValues(call.key, call.value)] if call.whole_cache else self._cache(task, micro_batch)
+            whole = AsItLies(KeysValues(call.key, call.value))
+            known = [whole] if call.whole_cache else self._cache(task, micro_batch)
             micro_batch.attended = attend_on_device(call, known)
+            micro_batch.drop_old(task)
         self._activations.stopped(micro_batch)
-        return sum(one.num_bytes for one in known)
+        return sum(one.content.num_bytes for one in known)
 
     def post_attn(self, task: Task, micro_batch: InFlight) -> int:
         """From the attention's result to the end of the layer."""
@@ -148,36 +151,39 @@ class Compute:
         if not self._shape.kv_on_host(task.micro_batch):
             micro_batch.take_new(task)
 
-    def _cache(self, task: Task, micro_batch: InFlight) -> list[KeysValues]:
+    def _cache(self, task: Task, micro_batch: InFlight) -> list[AsItLies]:
         """All of a layer's keys and values, the newest included: of requests whose cache stays, then of the others."""
         new = micro_batch.new(task)
         assert new is not None
         self._keep_on_device(task, micro_batch)
-        found = [micro_batch.resident[task.layer].content] if micro_batch.resident_requests else []
+        resident = micro_batch.resident.get(task.layer)
+        found = [] if resident is None else [resident.as_it_lies]
         if self._shape.kv_on_host(task.micro_batch):
             loaded = micro_batch.take_loaded_cache(task)
             for whole, newest in zip(loaded, new.of_requests(micro_batch.resident_requests), strict=True):
                 whole[:, :, -new.num_tokens :].copy_(newest)
-            found.append(loaded)
+            found.append(AsItLies(loaded))
         return found
 
     def _whole_cache(self, task: Task, micro_batch: InFlight) -> KeysValues:
-        """The same in one piece, for a model that computes with it before attention."""
+        """The same in one piece and in order, for a model that computes with it before attention."""
         parts = self._cache(task, micro_batch)
-        if len(parts) == 1:
-            return parts[0]
-        return KeysValues(
-            *(self._joined(name, *of_both) for name, *of_both in zip(KeysValues._fields, *parts, strict=True))
-        )
+        if len(parts) == 1 and not parts[0].oldest:
+            return parts[0].content
+        oldest, contents = [one.oldest for one in parts], zip(*(one.content for one in parts), strict=True)
+        named = zip(KeysValues._fields, contents, strict=True)
+        return KeysValues(*(self._joined(name, task.layer, tensors, oldest) for name, tensors in named))
 
-    def _joined(self, name: str, resident: torch.Tensor, loaded: torch.Tensor) -> torch.Tensor:
-        """Both parts in one buffer, which the next task of this lane may use again."""
-        _, heads, tokens, dim = loaded.shape
-        shape = (len(resident) + len(loaded), heads, tokens, dim)
-        room_bytes = self._batch.carried.most_cached_tokens() * heads * dim * loaded.itemsize
-        whole = self._batch.buffers.on_device(f"joined kv cache, {name}", shape, loaded.dtype, room_bytes)
-        whole[: len(resident)].copy_(resident)
-        whole[len(resident) :].copy_(loaded)
+    def _joined(self, name: str, layer: int, tensors: Sequence[torch.Tensor], oldest: Sequence[int]) -> torch.Tensor:
+        """All parts in one buffer, which the next task of this lane may use again."""
+        _, heads, tokens, dim = tensors[0].shape
+        shape, dtype = (sum(map(len, tensors)), heads, tokens, dim), tensors[0].dtype
+        room_bytes = self._batch.most_cached_numbers(name, layer, heads * dim) * dtype.itemsize
+        whole = self._batch.buffers.on_device(f"joined kv cache, {name}", shape, dtype, room_bytes)
+        rows = whole.split_with_sizes([len(tensor) for tensor in tensors])
+        for there, tensor, first in zip(rows, tensors, oldest, strict=True):
+            there[:, :, : tokens - first].copy_(tensor[:, :, first:])
+            there[:, :, tokens - first :].copy_(tensor[:, :, :first])
         return whole
 
 
@@ -185,7 +191,7 @@ def _take_attended(micro_batch: InFlight, call: AttentionCall) -> Attended:
     attended, micro_batch.attended = micro_batch.attended, None
     if attended is None and not call.whole_cache:
         raise RuntimeError("attention has no result")
-    return attended or attend_on_device(call, [KeysValues(call.key, call.value)])
+    return attended or attend_on_device(call, [AsItLies(KeysValues(call.key, call.value))])
 
 
 def _has_left(micro_batch: InFlight, layer: int) -> bool:

@@ -20,7 +20,7 @@ from engine.memory import (
     packed_layers,
     streamed_layers,
 )
-from engine.model import Anatomy, InFlight, end_tokens
+from engine.model import Anatomy, InFlight, KeysValues, end_tokens
 from engine.tasks.attend import DecodeAttention
 from sim.admission import AdmissionRules
 from sim.problem import Policy, Routing, splits_of
@@ -191,8 +191,13 @@ class Carried(ABC):
     def most_tokens(self, micro_batch: int, *, prompts: bool) -> int:
         """The most tokens that a micro-batch has in a step: of prompts, padding included, or one of each request."""
 
+    @property
     @abstractmethod
-    def most_cached_tokens(self, *, on_host: bool = False) -> int:
+    def most_requests(self) -> int:
+        """Of the largest micro-batch."""
+
+    @abstractmethod
+    def most_cached_tokens(self, window: int | None, *, on_host: bool = False) -> int:
         """Tokens that the cache of a micro-batch may come to hold in a layer, of the one that needs most.
 
         `on_host`: those of the requests whose cache does not stay on the device.
@@ -217,6 +222,16 @@ class BatchContext:
         shape = self.layout.shape
         prompts = shape.splits_experts(0) and not in_decode
         return sum(self.carried.most_tokens(j, prompts=prompts) for j in shape.group(group))
+
+    def most_cached_numbers(self, name: str, layer: int, width: int, *, on_host: bool = False) -> int:
+        """Numbers that the keys, or values, of a micro-batch may come to have: in the layer that needs most.
+
+        That is known of layers that show how wide theirs are; `layer` has `width` for each token.
+        """
+        anatomy, part = self.session.run.anatomy, KeysValues._fields.index(name)
+        widths = {i: widths[part] for i, widths in enumerate(anatomy.kv_widths) if widths} | {layer: width}
+        most = {window: self.carried.most_cached_tokens(window, on_host=on_host) for window in set(anatomy.windows)}
+        return max(most[anatomy.windows[i]] * width for i, width in widths.items())
 
     @property
     def most_routed_tokens(self) -> int:

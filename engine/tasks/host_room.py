@@ -8,6 +8,7 @@ from engine.device import aligned_bytes
 from engine.memory import HostBlock
 from engine.model import HostLayerCache, InFlight, Kept, KeysValues, Store, layer_of
 from engine.tasks.context import BatchContext, RunContext
+from sim.problem import within_window
 from sim.schedule import ExpertPlace, MemoryPart, PipelineShape, Place, SlotLayout, Task, Tier
 
 MASKS = "attention masks"
@@ -34,6 +35,7 @@ class HostRoom:
         self._layout = batch.layout
         self._on_gpu = batch.layout.shape.attention is Place.GPU
         self._most_prompt_tokens = batch.most_prompt_tokens
+        self._most_requests = batch.carried.most_requests
 
     def take_stores(self, micro_batches: Sequence[InFlight]) -> None:
         """Takes the room of caches whose size is known, before the first task: memory that is new takes long."""
@@ -43,7 +45,8 @@ class HostRoom:
                 kept = layer_of(one.cache, layer) is not None
                 rows = len(one.padding) - one.resident_requests if kept else 0
                 for name, width in zip(KeysValues._fields, widths or (), strict=True) if rows else ():
-                    num_bytes = one.room_bytes(rows * one.capacity * width * run.model.dtype.itemsize)
+                    tokens = within_window(one.capacity, one.window(layer))
+                    num_bytes = one.room_bytes(rows * tokens * width * run.model.dtype.itemsize)
                     self._take_store(f"{name} of {_of_layer(layer, one)}", num_bytes, locked=self.locks_caches)
 
     @property
@@ -82,20 +85,19 @@ class HostRoom:
 
     def cache_of_layers(self, layer: int, micro_batch: InFlight) -> HostLayerCache:
         """For the KV cache of a layer that runs on the host."""
-        made: list[HostBlock] = []
+        unnamed = iter(KeysValues._fields)
 
-        def allocate(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-            name = f"{KeysValues._fields[len(made)]} of layer {layer} of micro-batch {micro_batch.index}"
+        def allocate(what: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
             num_bytes = torch.Size(shape).numel() * dtype.itemsize
-            made.append(self._blocks.take(MemoryPart.KV_CACHE, name, num_bytes, locked=False))
-            return made[-1].view(shape, dtype)
+            name = f"{what or next(unnamed)} of {_of_layer(layer, micro_batch)}"
+            return self._blocks.take(MemoryPart.KV_CACHE, name, num_bytes, locked=False).view(shape, dtype)
 
-        return HostLayerCache(micro_batch.capacity, allocate)
+        return HostLayerCache(micro_batch.capacity, allocate, micro_batch.window(layer))
 
-    def landing(self, name: str, micro_batch: InFlight, new: torch.Tensor) -> HostBlock:
+    def landing(self, name: str, layer: int, micro_batch: InFlight, new: torch.Tensor) -> HostBlock:
         """Where the prompts' new keys or values arrive that a task of the host puts into the cache."""
-        token_bytes = new.nbytes // (len(micro_batch.padding) * micro_batch.width)
-        room_bytes = token_bytes * self._most_prompt_tokens
+        token_bytes, window = new.nbytes // (len(micro_batch.padding) * new.shape[2]), micro_batch.window(layer)
+        room_bytes = token_bytes * within_window(self._most_prompt_tokens, window and window * self._most_requests)
         return self._blocks.take(MemoryPart.KV_BUFFERS, name, room_bytes, locked=self._locks("new kv on host"))
 
     def crosses_link(self, layer: int, micro_batch: InFlight) -> bool:
@@ -118,7 +120,8 @@ class HostRoom:
             return made[-1].view(shape, dtype)
 
         name = _of_layer(task.layer, micro_batch)
-        store = Store(new, micro_batch.capacity, allocate, name, by_tokens=crosses)
+        window = micro_batch.window(task.layer)
+        store = Store(new, micro_batch.capacity, allocate, name, window=window, by_tokens=crosses)
         store.locked = all(block.locked for block in made)
         micro_batch.stores[task.layer] = store
         return store

@@ -32,8 +32,8 @@ class Transfers:
             micro_batch.query_on_host = self._exchange(lane, "query", call.query, micro_batch)
             moved += call.query.nbytes
             kept = micro_batch.kept(task.layer)
-            num_tokens = 1 + (0 if kept is None else kept.num_tokens)
-            if call.mask is not None and not self._batch.attention.by_kernel(call, num_tokens):
+            num_tokens, window = 1 if kept is None else kept.num_tokens_with(1), micro_batch.window(task.layer)
+            if call.mask is not None and not self._batch.attention.by_kernel(call, num_tokens, window):
                 block = self._host.mask(micro_batch, call.mask)
                 micro_batch.mask_on_host = self._buffers.to_host(lane, block, call.mask)
                 moved += call.mask.nbytes
@@ -79,7 +79,7 @@ class Transfers:
             lane.keep(*new)
         else:
             named = zip(KeysValues._fields, new, strict=True)
-            landed = KeysValues(*(self._land(lane, name, tensor, micro_batch) for name, tensor in named))
+            landed = KeysValues(*(self._land(lane, name, tensor, task.layer, micro_batch) for name, tensor in named))
             lane.mark().wait()
             store.append(landed, self._batch.session.host_copy)
         return new.num_bytes
@@ -100,11 +100,11 @@ class Transfers:
         store = micro_batch.kept(task.layer)
         if store is None:
             return 0
-        most_tokens = self._batch.carried.most_cached_tokens(on_host=True)
 
         def allocate(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-            row_bytes = shape[-2] * shape[-1] * dtype.itemsize
-            return self._buffers.on_device(f"{room}, {name}", shape, dtype, most_tokens * row_bytes)
+            width = shape[-2] * shape[-1]
+            most = self._batch.most_cached_numbers(name, task.layer, width, on_host=True)
+            return self._buffers.on_device(f"{room}, {name}", shape, dtype, most * dtype.itemsize)
 
         loaded, copies = store.to_device(allocate, new_tokens)
         for there, tensor in copies:
@@ -126,5 +126,7 @@ class Transfers:
     def _exchange(self, lane: LaneContext, what: str, tensor: torch.Tensor, micro_batch: InFlight) -> torch.Tensor:
         return self._buffers.to_host(lane, self._host.exchanged(what, micro_batch, tensor.nbytes), tensor)
 
-    def _land(self, lane: LaneContext, what: str, tensor: torch.Tensor, micro_batch: InFlight) -> torch.Tensor:
-        return self._buffers.to_host(lane, self._host.landing(what, micro_batch, tensor), tensor)
+    def _land(
+        self, lane: LaneContext, what: str, tensor: torch.Tensor, layer: int, micro_batch: InFlight
+    ) -> torch.Tensor:
+        return self._buffers.to_host(lane, self._host.landing(what, layer, micro_batch, tensor), tensor)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from sim.problem import within_window
 from traces.errors import InputError, check_choice, check_count, check_flag, check_range
 
 BLOCK_TOKENS = 64
@@ -52,6 +53,10 @@ class KvLayers(NamedTuple):
     """What a block of all these layers counts."""
     window: int | None = None
     """Of its tokens they keep the last so many: in a full window the newest takes the place of the oldest."""
+
+    def blocks_of(self, tokens: Any, block_tokens: int) -> Any:
+        """Blocks of one request that has had so many tokens; of an array of such numbers, each one's."""
+        return self.units * -(-within_window(tokens, self.window) // block_tokens)
 
 
 ALL_ALIKE = (KvLayers(),)
@@ -121,11 +126,7 @@ class AdmissionRules:
 
     def blocks_of(self, tokens: Any) -> Any:
         """Blocks of one request that has so many tokens; of an array of such numbers, each one's."""
-        found = 0
-        for units, window in self.layers:
-            kept = tokens if window is None else tokens - (tokens > window) * (tokens - window)
-            found = found + units * -(-kept // self.block_tokens)
-        return found
+        return sum(one.blocks_of(tokens, self.block_tokens) for one in self.layers)
 
 
 def attention_slowdown(block_tokens: int) -> float:

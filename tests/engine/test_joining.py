@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import engine
 from engine.device import EmulatedDevice, Ledger
-from engine.memory import HostBlocks, KVBlocks, PagedRows
+from engine.memory import HostBlocks, KVPools, PagedRows
 from engine.model import Anatomy, HostCall, KeysValues, bears_padding, can_join, is_causal
 from engine.model.in_flight.calls import CannotJoinError, JoinedCalls, Passed, row_pieces
 from sim.problem import Policy
@@ -126,7 +126,7 @@ def new_tokens(requests, tokens, seed):
 def test_rows_of_any_age_are_read_as_they_were_written(by_tokens, copied):
     """Three prompts padded to the longest, then steps in company that changes; blocks are those that others left."""
     host = HostBlocks(EmulatedDevice(None, None, 1 << 20), Ledger("host memory", None))
-    blocks, written, seed = KVBlocks({}, 12, host, block_tokens=4), {}, 0
+    blocks, written, seed = KVPools({None: 12}, host, block_tokens=4), {}, 0
 
     def write(numbers, counts, width):
         nonlocal seed

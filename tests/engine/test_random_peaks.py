@@ -5,14 +5,15 @@ import contextlib
 import pytest
 from engine_models import make_prompts
 from hypothesis import HealthCheck, given, seed, settings, strategies as st
-from wide_models import ALIGNED_BYTES, FAMILIES, FINE, as_run, wide
+from wide_models import ALIGNED_BYTES, FAMILIES, FINE, WINDOWED, as_run, wide
 
 import engine
 from engine.calibration import described
 from engine.device import EmulatedDevice
 from sim.cost import plan_memory
-from sim.problem import Policy
+from sim.problem import Hardware, Policy, Problem, Workload
 from sim.schedule import by_name, registered
+from sim.simulation import StreamSetup
 from traces.errors import InputError
 
 CHOICES = (
@@ -42,6 +43,9 @@ VALUES = {
 }
 """Beside what is usual, values of the fields of a policy."""
 
+KINDS = [(family, False) for family in sorted(FAMILIES)] + [(family, True) for family in sorted(WINDOWED)]
+"""Families, and whether their layers have windows."""
+
 PLACES = st.lists(st.sampled_from(sorted(VALUES)), max_size=3, unique=True).flatmap(
     lambda names: st.fixed_dictionaries({name: st.sampled_from(VALUES[name]) for name in names})
 )
@@ -49,13 +53,18 @@ PLACES = st.lists(st.sampled_from(sorted(VALUES)), max_size=3, unique=True).flat
 
 @st.composite
 def runs(draw):
-    """A family with a vocabulary, a schedule, a policy's fields, prompts, how many tokens, and how they are chosen."""
-    family, vocabulary = draw(st.sampled_from(sorted(FAMILIES))), draw(st.sampled_from([128, 128, 3000]))
+    """A family with a vocabulary, a schedule, a policy's fields, prompts, how many tokens, and how they are chosen.
+
+    Some are streams.
+    """
+    kind, vocabulary = draw(st.sampled_from(KINDS)), draw(st.sampled_from([128, 128, 3000]))
     lengths = draw(st.lists(st.integers(1, 56), min_size=1, max_size=12))
     size, new = draw(st.integers(1, len(lengths))), draw(st.integers(1, 5))
-    name = draw(st.sampled_from(sorted(registered())))
+    streamed = draw(st.sampled_from([False, False, False, True]))
+    names = [name for name in sorted(registered()) if by_name(name).system.mixes or not streamed]
+    name = draw(st.sampled_from(names))
     places = draw(PLACES.filter(lambda places: works(name, len(lengths), size, places)))
-    return family, vocabulary, name, places, lengths, size, new, draw(st.sampled_from(CHOICES))
+    return kind, vocabulary, name, places, lengths, size, new, draw(st.sampled_from(CHOICES)), streamed
 
 
 def works(name, num_requests, size, places):
@@ -65,17 +74,35 @@ def works(name, num_requests, size, places):
 
 
 def check(run):
-    family, vocabulary, name, places, lengths, size, new, how = run
-    model, schedule = wide(family, vocab_size=vocabulary, intermediate_size=FINE["intermediate_size"]), by_name(name)
-    known, batch = described(model), as_run(lengths, size, new, sampled=bool(how))
+    (family, windowed), vocabulary, name, places, lengths, size, new, how, streamed = run
+    changes = {"vocab_size": vocabulary, "intermediate_size": FINE["intermediate_size"]}
+    model = wide(family, windowed=windowed, **changes)
     with contextlib.suppress(InputError):  # not where this schedule works, or nothing that this family can do
-        policy = Policy.usual(schedule, len(lengths), size, **places)
-        shape = policy.shape(schedule, known, len(batch.micro_batches))
-        plan = plan_memory(schedule, shape, policy, known, batch).peak_bytes()["device"]
-        with EmulatedDevice(None, None, 1 << 30) as device:
-            prompts = make_prompts(*lengths)
-            engine.run(model, prompts, schedule, policy, max_new_tokens=new, device=device, seed=1, **how)
-            assert device.memory.usage.peak_bytes <= plan + ALIGNED_BYTES
+        (check_stream if streamed else check_batch)(model, by_name(name), places, lengths, size, new, how)
+
+
+def check_batch(model, schedule, places, lengths, size, new, how):
+    known, batch = described(model), as_run(lengths, size, new, sampled=bool(how))
+    policy = Policy.usual(schedule, len(lengths), size, **places)
+    shape = policy.shape(schedule, known, len(batch.micro_batches))
+    plan = plan_memory(schedule, shape, policy, known, batch).peak_bytes()["device"]
+    with EmulatedDevice(None, None, 1 << 30) as device:
+        prompts = make_prompts(*lengths)
+        engine.run(model, prompts, schedule, policy, max_new_tokens=new, device=device, seed=1, **how)
+        assert device.memory.usage.peak_bytes <= plan + ALIGNED_BYTES
+
+
+def check_stream(model, schedule, places, lengths, size, new, how):
+    """With one or two places for micro-batches, planned as the engine plans: with room for whole prompts of one."""
+    workload = Workload("requests", tuple(sorted(lengths, reverse=True)), new, sampled=bool(how), in_order=True)
+    policy = Policy.usual(schedule, min(len(lengths), 2 * size), size, **places)
+    problem = Problem.of(described(model), Hardware.load("t4"), workload)
+    setup = StreamSetup(problem, schedule, policy, size * max(lengths))
+    with EmulatedDevice(None, None, 1 << 30) as device:
+        asked = {"max_new_tokens": new, "device": device, "seed": 1, **how}
+        outputs = list(engine.stream(model, make_prompts(*lengths), schedule, setup.policy, **asked))
+        assert [one.error for one in outputs] == [""] * len(lengths)
+        assert device.memory.usage.peak_bytes <= setup.memory.peak_bytes()["device"] + ALIGNED_BYTES
 
 
 HOW = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}

@@ -38,9 +38,26 @@ FAMILIES = {
 }
 
 
-def wide(family, **changes):
+WINDOWED = {
+    "mixtral": {**FUSED, "sliding_window": 16},
+    "gpt_oss": {**FUSED, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "llama4_text": {**FUSED, "attention_chunk_size": 16, "layer_types": ["chunked_attention", "full_attention"] * 2},
+    "exaone_moe": {
+        "num_experts": 8,
+        "moe_intermediate_size": 48,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+        "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+        "is_moe_layer": [False, True, True, True],
+    },
+}
+"""All layers slide; every other one, with sinks; in chunks; most of them, with our kernel."""
+
+
+def wide(family, *, windowed=False, **changes):
     """A model whose experts, not its tables, decide what it needs."""
-    return make.__wrapped__(family, dtype=torch.float32, **{**COARSE, **FAMILIES[family], **changes})
+    fields = (WINDOWED if windowed else FAMILIES)[family]
+    return make.__wrapped__(family, dtype=torch.float32, **{**COARSE, **fields, **changes})
 
 
 def as_run(lengths, size, new, **others):

@@ -14,10 +14,11 @@ from engine.generation.given import drawn_seed, errors_of_callers, given_model, 
 from engine.generation.prompts import GenerationRequest, Prompt, as_requests, pad_token
 from engine.generation.streaming.outputs import OutputStream
 from engine.generation.streaming.serving import Serving
-from engine.generation.streaming.wanted import RequestOutput, Wanted, check_wanted
+from engine.generation.streaming.wanted import RequestOutput, Wanted, check_wanted, most_held
+from engine.memory import blocks_of_all, kv_layers
 from engine.model import Anatomy, can_join
 from engine.tasks import GenerationOptions, RunContext
-from sim.admission import BLOCK_TOKENS, AdmissionRules, Joins, Priority
+from sim.admission import AdmissionRules, Joins, Priority
 from sim.problem import UNIFORM, Policy, Routing
 from sim.schedule import Schedule
 from traces.errors import InputError, check_choice, check_count
@@ -84,7 +85,7 @@ def stream(
         seed = drawn_seed(seed, kwargs, given, model)
         refused: list[RequestOutput] = []
         wanted = check_wanted(given, asked_for.max_new_tokens, seed, model, tokenizer, refused.append)
-        rules = _rules(policy, wanted, num_prompts, prefill_chunk, priority, _joins(model))
+        rules = _rules(policy, wanted, num_prompts, prefill_chunk, priority, model)
         most = max((one.most_tokens for one in wanted), default=asked_for.max_new_tokens)
         padding = pad_token(model, tokenizer, kwargs.pop("pad_token_id", None))
         options = GenerationOptions(most, padding, kwargs, seed)
@@ -121,19 +122,20 @@ def _rules(
     num_prompts: int,
     prefill_chunk: int | None,
     priority: str,
-    joins: Joins,
+    model: PreTrainedModel,
 ) -> AdmissionRules:
-    """Room for as many as the policy's micro-batches hold, each as long as the longest may become."""
-    size, count = policy.micro_batch_size, policy.num_micro_batches
+    """Room for as many as the policy's micro-batches hold, each as long as it may become."""
+    size, count, anatomy = policy.micro_batch_size, policy.num_micro_batches, Anatomy.of(model)
+    joins, layers = joins_of(model), kv_layers(anatomy)
+    blocks = blocks_of_all(layers, most_held([one.lengths for one in wanted], size * count, joins))
     longest = max((len(one.ids) for one in wanted), default=1)
-    most = max((one.most_tokens for one in wanted), default=1)
-    blocks = size * count * -(-(longest + most - 1) // BLOCK_TOKENS)
     chunk = size * longest if prefill_chunk is None else prefill_chunk
     order = Priority(check_choice("priority", priority, Priority))
     whole = joins is Joins.ANY_TIME
-    return AdmissionRules(blocks, size, count, chunk, num_prompts, priority=order, joins=joins, whole_prompts=whole)
+    how = {"priority": order, "joins": joins, "whole_prompts": whole, "layers": layers}
+    return AdmissionRules(blocks, size, count, chunk, num_prompts, **how)  # type: ignore[arg-type]
 
 
-def _joins(model: PreTrainedModel) -> Joins:
+def joins_of(model: PreTrainedModel) -> Joins:
     """Any time, where requests of different ages can go through the model's layers as one."""
     return Joins.ANY_TIME if can_join(model, Anatomy.of(model).layers) else Joins.TOGETHER

@@ -22,6 +22,7 @@ from engine.memory import Activations
 from engine.model import InFlight, bears_padding
 from engine.tasks import Carried, RunContext
 from sim.admission import Admission, Composition, StreamedRequest
+from sim.problem import within_window
 from sim.schedule import LaneKind, Op, PipelineShape, Task
 from sim.simulation import ServedStep
 from traces.errors import InputError
@@ -99,8 +100,12 @@ class Cohorts(Carried):
     def most_tokens(self, micro_batch: int, *, prompts: bool) -> int:
         return self._run.most_tokens(micro_batch)
 
-    def most_cached_tokens(self, *, on_host: bool = False) -> int:
-        return self._run.policy.micro_batch_size * self._capacity
+    @property
+    def most_requests(self) -> int:
+        return self._most_requests
+
+    def most_cached_tokens(self, window: int | None, *, on_host: bool = False) -> int:
+        return self._most_requests * int(within_window(self._capacity, window))
 
     def cancel(self, number: int) -> None:
         """A request that waits leaves before the next step. From any thread."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from engine.generation.streaming.cohort import Cohort
 from engine.generation.streaming.cohorts import Cohorts
 from engine.generation.streaming.wanted import Wanted
-from engine.memory import Activations, KVBlocks, PagedRows
+from engine.memory import Activations, KVPools, PagedRows
 from engine.model import InFlight, Joint, JointRows
 from engine.tasks import RunContext
 from sim.admission import Composition, Decoding
@@ -24,7 +24,7 @@ class Joined(Cohorts):
         activations: Activations,
         tell: Callable[[Wanted], None],
         on_step: Callable[[ServedStep], None],
-        blocks: KVBlocks,
+        blocks: KVPools,
     ) -> None:
         super().__init__(run, shape, requests, activations, tell, on_step)
         self._blocks = blocks

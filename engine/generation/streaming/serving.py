@@ -13,12 +13,12 @@ from engine.generation.streaming.joined import Joined
 from engine.generation.streaming.stats import StreamStats
 from engine.generation.streaming.together import Together
 from engine.generation.streaming.traced import in_steps, with_record
-from engine.generation.streaming.wanted import RequestOutput, Wanted
+from engine.generation.streaming.wanted import RequestOutput, Wanted, most_held
 from engine.generation.trace import History, describe_run, make_trace
 from engine.lanes import Executor, Ran
-from engine.memory import Activations, Buffers, KVBlocks
+from engine.memory import Activations, Buffers, KVPools, blocks_of_all
 from engine.tasks import BatchContext, DecodeAttention, HostRoom, RunContext, Session, TaskPerformer
-from sim.admission import Joins
+from sim.admission import Joins, KvLayers
 from sim.schedule import H2D, WHOLE, Lane, LaneKind, Op, PipelineShape, SlotLayout, Task
 from sim.simulation import RequestTimes, ServedStep, describe_shape
 from traces.trace import Trace
@@ -97,7 +97,10 @@ class Serving:
         given = self.run, shape, self.requests, activations, self._tell, self._began
         if rules.joins is Joins.TOGETHER:
             return Together(*given)
-        return Joined(*given, KVBlocks({}, rules.num_blocks, session.host_blocks, block_tokens=rules.block_tokens))
+        tokens = most_held([one.lengths for one in self.requests], rules.most_running, rules.joins)
+        size, windows = rules.block_tokens, self.run.anatomy.windows
+        blocks = {one.window: blocks_of_all([KvLayers(window=one.window)], tokens, size) for one in rules.layers}
+        return Joined(*given, KVPools(blocks, session.host_blocks, windows, block_tokens=size))
 
     def _execute(self, cohorts: Cohorts, layout: SlotLayout, work: "_Work") -> None:
         run, schedule, shape = self.run, self.run.schedule, layout.shape

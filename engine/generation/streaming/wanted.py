@@ -8,6 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.generation.prompts import GenerationRequest, asked_of
 from engine.generation.rows import Choosing, RowRequest, TokenLogprobs
+from sim.admission import Joins
 from traces.errors import InputError, check_range
 
 MOST_ARRIVAL_S = 1e6
@@ -58,6 +59,11 @@ class Wanted:
     @property
     def most_tokens(self) -> int:
         return self.asked.max_new_tokens
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Tokens of its prompt, and the most that it generates."""
+        return len(self.ids), self.most_tokens
 
     def take(self, token: int, *, ends: bool) -> None:
         """The next token; `ends`: no other follows. What is over or not wanted takes none."""
@@ -110,3 +116,15 @@ def check_wanted(
         except InputError as error:
             refuse(RequestOutput(number, [], None, ended=False, error=str(error)))
     return found
+
+
+def most_held(lengths: Sequence[tuple[int, int]], places: int, joins: Joins) -> list[int]:
+    """Tokens of KV cache that as many requests as there are places may come to have, whichever of them are in.
+
+    Of each request we know the tokens of its prompt, and the most that it generates, of which the last needs no entry.
+    Who joins together counts as the longest prompt with the most tokens.
+    """
+    if joins is Joins.TOGETHER and lengths:
+        longest, most = map(max, zip(*lengths, strict=True))
+        return [longest + most - 1] * places
+    return sorted((prompt + most - 1 for prompt, most in lengths), reverse=True)[:places]

@@ -3,7 +3,8 @@
 Blocks are numbered, the same in every layer: a request has one list of blocks, whose keys and values of a layer lie in
 that layer's room. They are [blocks, heads, tokens, dim] there, so that attention reads a head's tokens of a block in
 one piece; where they cross the link, [blocks, tokens, heads, dim], so that a block's tokens are one copy. A room is
-taken once, as large as the memory plan says; requests enter, grow and leave inside it.
+taken once, as large as the memory plan says; requests enter, grow and leave inside it. Of a sliding window a request
+has no more blocks than the window fills: its newest tokens take the places of the oldest.
 """
 
 import threading
@@ -15,8 +16,9 @@ import torch
 from engine.device import OutOfMemory
 from engine.host import BlockTable, check_block_tokens
 from engine.memory.host_blocks import HostBlocks
-from engine.model import KeysValues
-from sim.admission import BLOCK_TOKENS
+from engine.model import KeysValues, ring_pieces
+from sim.admission import BLOCK_TOKENS, KvLayers
+from sim.problem import within_window
 from sim.schedule import MemoryPart
 
 
@@ -26,6 +28,7 @@ class _Held:
 
     blocks: list[int] = field(default_factory=list)
     tokens: int = 0
+    """That it has had, of which a window may have dropped some."""
 
 
 class KVBlocks:
@@ -39,13 +42,16 @@ class KVBlocks:
         *,
         block_tokens: int = BLOCK_TOKENS,
         locked: Collection[int] = (),
+        window: int | None = None,
     ) -> None:
         """`like`: by layer, any keys and values like its own. Rooms of `locked` layers are page-locked.
 
-        Layers of which nothing is known yet are added when their first keys and values are.
+        Layers of which nothing is known yet are added when their first keys and values are. Of each request the last
+        tokens are kept that a `window` holds.
         """
         self.block_tokens = check_block_tokens(block_tokens)
         self.num_blocks = num_blocks
+        self.window = window
         self._host = host
         self._rooms: dict[int, KeysValues] = {}
         self.locked_layers: set[int] = set()
@@ -103,8 +109,18 @@ class KVBlocks:
             return len(self._free)
 
     def blocks_for(self, tokens: int) -> int:
-        """Blocks of a request that has so many tokens."""
-        return -(-tokens // self.block_tokens)
+        """Blocks of a request that has had so many tokens."""
+        return int(KvLayers(window=self.window).blocks_of(tokens, self.block_tokens))
+
+    def check_room(self, requests: Sequence[int], tokens: Sequence[int]) -> None:
+        """Raises OutOfMemory if there are not blocks for so many tokens more of each request."""
+        with self._lock:
+            self._blocks_to_take(requests, tokens)
+
+    def seen_tokens(self, requests: Sequence[int]) -> list[int]:
+        """Tokens that each request has had, those that the window has dropped included."""
+        with self._lock:
+            return [self._held[request].tokens for request in requests]
 
     def extend(self, requests: Sequence[int], tokens: Sequence[int]) -> BlockTable:
         """Makes room for so many tokens more of each request, in every layer; a request that is new enters.
@@ -116,12 +132,9 @@ class KVBlocks:
                 f"requests {list(requests)}, {list(tokens)} tokens more: each once, with at least one token"
             )
         with self._lock:
-            held = [self._held.get(request) or _Held() for request in requests]
-            more = [
-                self.blocks_for(one.tokens + count) - len(one.blocks) for one, count in zip(held, tokens, strict=True)
-            ]
-            self._check_free(requests, more)
-            for request, one, count, wanted in zip(requests, held, tokens, more, strict=True):
+            more = self._blocks_to_take(requests, tokens)
+            for request, count, wanted in zip(requests, tokens, more, strict=True):
+                one = self._held.get(request) or _Held()
                 one.blocks += [self._free.pop() for _ in range(wanted)]
                 one.tokens += count
                 self._held[request] = one
@@ -142,13 +155,21 @@ class KVBlocks:
         """All blocks of a layer: what a block table is a table of."""
         return self._rooms[layer]
 
-    def write(self, layer: int, table: BlockTable, new: KeysValues, counts: Sequence[int] | None = None) -> None:
+    def write(
+        self,
+        layer: int,
+        table: BlockTable,
+        new: KeysValues,
+        counts: Sequence[int] | None = None,
+        seen: Sequence[int] | None = None,
+    ) -> None:
         """Puts the newest tokens of a table's requests into their blocks of a layer.
 
         `new` [requests, heads, tokens, dim] ends with each request's newest token. Of it count so many tokens of each
-        request, None: all that the request has; what is before is padding.
+        request, None: all that the request has; what is before is padding. Each has had so many tokens, `seen`, if a
+        window has dropped some.
         """
-        rows, columns, blocks, slots = _newest(table, new.num_tokens, counts)
+        rows, columns, blocks, slots = _newest(table, new.num_tokens, counts, seen, self.window)
         for room, tensor in zip(self._rooms[layer], new, strict=True):
             room[blocks, :, slots] = tensor[rows, :, columns]
 
@@ -156,11 +177,16 @@ class KVBlocks:
         """Views of a request's tokens in order: of each block [1, heads, tokens, dim]."""
         with self._lock:
             held = self._held[request]
-            blocks, left = list(held.blocks), held.tokens
-        for number in blocks:
-            count = min(left, self.block_tokens)
-            yield KeysValues(*(room[number : number + 1, :, :count] for room in self._rooms[layer]))
-            left -= count
+            blocks, tokens = list(held.blocks), held.tokens
+        for number, slot, start, stop in pieces_in_blocks(blocks, tokens, self.block_tokens, self.window):
+            slots = slice(slot, slot + stop - start)
+            yield KeysValues(*(room[number : number + 1, :, slots] for room in self._rooms[layer]))
+
+    def _blocks_to_take(self, requests: Sequence[int], tokens: Sequence[int]) -> list[int]:
+        held = [self._held.get(request) or _Held() for request in requests]
+        more = [self.blocks_for(one.tokens + count) - len(one.blocks) for one, count in zip(held, tokens, strict=True)]
+        self._check_free(requests, more)
+        return more
 
     def _check_free(self, requests: Sequence[int], more: Sequence[int]) -> None:
         left = len(self._free)
@@ -174,7 +200,26 @@ class KVBlocks:
 
     def _table(self, requests: Sequence[int]) -> BlockTable:
         held = [self._held[request] for request in requests]
-        return BlockTable.of([one.blocks for one in held], [one.tokens for one in held], self.block_tokens)
+        kept = [int(within_window(one.tokens, self.window)) for one in held]
+        return BlockTable.of([one.blocks for one in held], kept, self.block_tokens)
+
+
+def pieces_in_blocks(
+    blocks: Sequence[int], tokens: int, block_tokens: int, window: int | None
+) -> Iterator[tuple[int, int, int, int]]:
+    """Of a request that has had so many tokens: a block, a slot in it, and the tokens that lie from it on, in order."""
+    kept = within_window(tokens, window)
+    for place, start, stop in ring_pieces(tokens - kept, tokens, window or tokens):
+        for at, first, behind in _cut(place, start, stop, block_tokens):
+            yield blocks[at // block_tokens], at % block_tokens, first, behind
+
+
+def _cut(place: int, start: int, stop: int, block_tokens: int) -> Iterator[tuple[int, int, int]]:
+    """Places one behind the other, cut where blocks end."""
+    while start < stop:
+        behind = min(stop, start + block_tokens - place % block_tokens)
+        yield place, start, behind
+        place, start = place + behind - start, behind
 
 
 def bytes_per_token(like: KeysValues) -> int:
@@ -202,12 +247,15 @@ def _name(part: str, layer: int) -> str:
     return f"{part} of layer {layer} in blocks"
 
 
-def _newest(table: BlockTable, width: int, counts: Sequence[int] | None) -> tuple[torch.Tensor, ...]:
+def _newest(
+    table: BlockTable, width: int, counts: Sequence[int] | None, seen: Sequence[int] | None, window: int | None
+) -> tuple[torch.Tensor, ...]:
     """Of new tokens [requests, width]: request and column of each that counts, and block and slot that it goes to."""
-    tokens = torch.from_numpy(table.tokens)
+    kept = torch.from_numpy(table.tokens)
+    tokens = kept if seen is None else torch.as_tensor(seen)
     places = torch.arange(width) + (tokens - width)[:, None]
     first = torch.zeros_like(tokens) if counts is None else (tokens - torch.as_tensor(counts)).clamp(min=0)
-    rows, columns = (places >= first[:, None]).nonzero(as_tuple=True)
-    place = places[rows, columns]
+    rows, columns = (places >= torch.maximum(first, tokens - kept)[:, None]).nonzero(as_tuple=True)
+    place = places[rows, columns] if window is None else places[rows, columns] % window
     blocks = torch.from_numpy(table.blocks)[rows, place // table.block_tokens]
     return rows, columns, blocks, place % table.block_tokens

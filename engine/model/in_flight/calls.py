@@ -14,6 +14,8 @@ from transformers.cache_utils import Cache
 
 from engine.model.coroutine import HostCall
 from engine.model.hooks import is_causal, marked_causal
+from engine.model.kvcache import layer_of
+from sim.problem import within_window
 
 SAME_FOR_ALL = "cache_position"
 """What models hand to layers whose caches have one length for all requests, which ours do not read."""
@@ -47,17 +49,20 @@ class JoinedCalls:
 
     def __init__(self, passed: Sequence[Passed], cache: Cache, num_tokens: int, dtype: torch.dtype) -> None:
         self._passed, self._cache, self._num_tokens, self._dtype = passed, cache, num_tokens, dtype
-        self._made: dict[tuple[int, ...], tuple[Any, Any]] = {}  # with what it is made of, so that ids stay theirs
+        self._made: dict[tuple[Any, ...], tuple[Any, Any]] = {}  # with what it is made of, so that ids stay theirs
+        self._window: int | None = None  # of the layer that is asked for
 
     def of(self, layer: int) -> dict[str, Any]:
         """Arguments beside the hidden states. Raises CannotJoinError."""
         calls = [_by_name(one.calls[layer]) for one in self._passed]
+        cache = layer_of(self._cache, layer)
+        self._window = None if cache is None else cache.window
         if any(call.keys() != calls[0].keys() for call in calls):
             raise CannotJoinError(f"layer {layer} is called in several ways: {[list(call) for call in calls]}")
         return {name: self._joined(name, [call[name] for call in calls]) for name in calls[0]}
 
     def _joined(self, name: str, values: list[Any]) -> Any:
-        key = tuple(map(id, values))
+        key = self._window, *map(id, values)
         if key not in self._made:
             self._made[key] = self._join(name, values), values
         return self._made[key][0]
@@ -93,7 +98,8 @@ class JoinedCalls:
 
     def _mask(self, name: str, masks: list[torch.Tensor | None]) -> torch.Tensor | None:
         """None, where all see all and are of one age."""
-        if all(mask is None for mask in masks) and all(one.num_tokens == self._num_tokens for one in self._passed):
+        width = within_window(self._num_tokens, self._window)
+        if all(mask is None for mask in masks) and all(self._width(one) == width for one in self._passed):
             return None
         if any(mask is not None and (mask.dim() != 4 or mask.shape[-2] != 1) for mask in masks):
             raise CannotJoinError(f"{name} is no mask of one token of each request")
@@ -101,16 +107,20 @@ class JoinedCalls:
         parts = [
             piece
             for mask, one in zip(masks, self._passed, strict=True)
-            for piece in row_pieces(_filled(self._own(mask, one, dtype), self._num_tokens, dtype), one.rows)
+            for piece in row_pieces(_filled(self._own(mask, one, dtype), width, dtype), one.rows)
         ]
         joined = torch.cat(parts)
         return marked_causal(joined) if all(map(is_causal, masks)) else joined
+
+    def _width(self, one: Passed) -> int:
+        """Tokens that the layer's cache keeps of its requests, of which a mask tells."""
+        return int(within_window(one.num_tokens, self._window))
 
     def _own(self, mask: torch.Tensor | None, one: Passed, dtype: torch.dtype) -> torch.Tensor:
         count = len(one.hidden)
         if mask is not None:
             return mask.expand(count, *mask.shape[1:])
-        shape = count, 1, 1, one.num_tokens
+        shape = count, 1, 1, self._width(one)
         return one.hidden.new_full(shape, dtype is torch.bool, dtype=dtype)
 
 

@@ -70,6 +70,16 @@ class InFlight(GenerateCoroutine):
         for place, piece in zip(pieces, hidden.split_with_sizes([len(one) for one in pieces]), strict=True):
             place.copy_(piece)
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each request so far without its padding, the newest one included."""
+        return [self.width + self.step - before for before in self.padding]
+
+    def window(self, layer: int) -> int | None:
+        """How many tokens the layer's cache keeps of each request; None: all."""
+        cache = layer_of(self.cache, layer)
+        return None if cache is None else cache.window
+
     def kept(self, layer: int) -> Kept | None:
         """What of a layer's keys and values is on the host, if there are any."""
         return self.stores.get(layer) if self.paged is None else self.paged.get(layer)
@@ -93,8 +103,15 @@ class InFlight(GenerateCoroutine):
         kept = new.of_requests(0, self.resident_requests)
         if task.layer not in self.resident:
             name = f"kv cache of micro-batch {self.index}"
-            self.resident[task.layer] = Store(kept, self.capacity, allocate, name)
+            window = self.window(task.layer)
+            self.resident[task.layer] = Store(kept, self.capacity, allocate, name, window=window)
         self.resident[task.layer].append(kept)
+
+    def drop_old(self, task: Task) -> None:
+        """Lets go of what the layer's window drops of the prompts, once they have attended to it."""
+        cache = layer_of(self.cache, task.layer)
+        if cache is not None:
+            cache.drop_old()
 
     def take_output(self, deferred_to: int | None = None) -> torch.Tensor:
         """What all places made of its tokens in a layer's experts, once, with what an earlier layer deferred to it."""

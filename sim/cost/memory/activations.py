@@ -2,6 +2,7 @@
 
 from math import ceil
 
+from sim.cost.memory.kv_cache import Kept
 from sim.problem import Batch, Layer, MicroBatch, Model, Placement, packed_bytes
 from sim.schedule import PipelineShape
 
@@ -83,8 +84,16 @@ def host_activation_bytes(placement: Placement, batch: Batch) -> int:
         held = _feed_forward_held(layer, 1, split=False, routed=layer.num_experts > 0)
         numbers = max(_attention_numbers(layer, tokens, scored, 1), tokens * (2 * layer.hidden_size + held))
         whole = packed_bytes(round(numbers), placement.model.activation_bits) + tokens * _routing_bytes(layer)
-        needed = max(needed, whole)
+        needed = max(needed, whole, _in_order_bytes(placement.model, layer, batch))
     return needed
+
+
+def _in_order_bytes(model: Model, layer: Layer, batch: Batch) -> int:
+    """What a layer's own code gets of a window that tokens have gone beyond: all that is kept, in order once more."""
+    last = batch.gen_len - 1
+    kept = {one: Kept.of(layer, one, last).tokens for one in batch.alike}
+    most = max((tokens for one, tokens in kept.items() if tokens < one.context_tokens(last)), default=0)
+    return most * layer.kv_bytes_per_token(model.activation_bits)
 
 
 def _attention_numbers(layer: Layer, tokens: int, scored: int, num_devices: int) -> float:

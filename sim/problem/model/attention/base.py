@@ -5,7 +5,7 @@ says its widths; what follows from them for so many tokens is the same for all a
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from traces.errors import InputError
 
@@ -16,6 +16,14 @@ def check_at_least(owner: object, minimum: float, *names: str) -> None:
         value = getattr(owner, name)
         if value is not None and not value >= minimum:
             raise InputError(f"{type(owner).__name__}.{name} must be at least {minimum:g}, got {value}")
+
+
+def within_window(tokens: Any, window: int | None) -> Any:
+    """What a KV cache keeps of so many tokens of one request, or of each of an array of such numbers.
+
+    In a full sliding window the newest token takes the place of the oldest.
+    """
+    return tokens if window is None else tokens - (tokens > window) * (tokens - window)
 
 
 class Keeping(NamedTuple):
@@ -59,7 +67,7 @@ class Keeping(NamedTuple):
         return near + min(far, most) if self.stride else min(near, most)
 
     def _near(self, context: int, requests: int) -> int:
-        return context if self.window is None else min(context, self.window * requests)
+        return int(within_window(context, self.window and self.window * requests))
 
     def far(self, context: int) -> int:
         """Entries that stand for several tokens each."""
