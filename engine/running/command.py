@@ -237,6 +237,7 @@ def _plan(
 ) -> "RunPlan":
     from engine.running.planning import plan, plan_streamed
 
+    device.hold_cores()
     if args.plan_for:
         hardware = problem.Hardware.load(args.plan_for)
     else:
