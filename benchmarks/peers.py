@@ -1,7 +1,8 @@
 """The engine beside other systems that generate for the same models and prompts, in one run by turns.
 
     pip install gguf llama-cpp-python   # for the rows of llama.cpp, which is compiled here
-    python benchmarks/peers.py --repeats 5 --output peers.json
+    python benchmarks/peers.py --repeats 5 --output peers.json                        # ten minutes on two cores
+    python benchmarks/peers.py --repeats 5 --output peers.json --models deepseek_v3   # or a model at a time
 
 Three random models in 32 bits: few large experts, many small ones, and latent attention. Each system is a process of
 its own, because two pools of threads in one process slow each other down; all of a model are open at once, and one
@@ -29,7 +30,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from in_turns import keep, machine_facts, setting_of
+from in_turns import machine_facts, setting_of
 from peer_systems import MODELS, SYSTEMS, make_prompts, save_model
 
 NEEDED = {"cpu_offload": ("accelerate",), "disk_offload": ("accelerate",)} | dict.fromkeys(
@@ -96,7 +97,8 @@ def measure(name: str, systems: Sequence[str], args: argparse.Namespace) -> dict
     rows = [row_of(system, runs, first, args) for system in systems]
     for row in rows:
         print(line_of(row), flush=True)
-    return {"model": name, "parameters": parameters, "systems": rows}
+    given = {option: getattr(args, option) for option in (*OPTIONS, "repeats")}
+    return {"model": name, "parameters": parameters, "given": given, "systems": rows}
 
 
 def row_of(
@@ -127,6 +129,15 @@ def line_of(row: dict[str, Any]) -> str:
         f"{statistics.median(ratios):.2f} x plain ({min(ratios):.2f} to {max(ratios):.2f}), "
         f"tokens of {row['equal_requests']} of {row['requests']} requests equal, threads: {threads}{link}"
     )
+
+
+def add(args: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Put one model beside those that the file of results has already: with few minutes one takes one at a time."""
+    if args.output:
+        known = json.loads(args.output.read_text(encoding="utf-8"))["models"] if args.output.exists() else {}
+        known[found["model"]] = found
+        text = json.dumps({"machine": machine_facts(), "models": known}, indent=1)
+        args.output.write_text(text + "\n", encoding="utf-8")
 
 
 def available(systems: Sequence[str]) -> list[str]:
@@ -166,7 +177,8 @@ def main() -> None:
     del args.worker, args.folder
     print(f"{setting_of(args)}\n{machine_facts()}")
     systems = available(args.systems)
-    keep(args, [measure(name, systems, args) for name in args.models])
+    for name in args.models:
+        add(args, measure(name, systems, args))
 
 
 if __name__ == "__main__":
