@@ -21,36 +21,25 @@ from typing import Any
 import numpy as np
 import torch
 from engine_schedules import make_model
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import LogitsProcessorList, PreTrainedModel
 
 import engine
 from engine.device import EmulatedDevice
 from sim.problem import Policy
 from sim.schedule import by_name
 from traces.trace import Trace
+from validation.campaign.streams import END, FIRST_TOKEN, PAD, EndsAsToldByPrompt
 
 GIGA = 1e9
-VOCABULARY, PAD, EOS, FIRST_TOKEN = 4096, 0, 1, 3
+VOCABULARY = 4096
 
 
 def make_ending_model(hidden_size: int) -> PreTrainedModel:
     """The same as of the benchmark of schedules, but that requests may end."""
     model = make_model(hidden_size)
-    model.generation_config.eos_token_id = EOS
+    model.generation_config.eos_token_id = END
     model.generation_config.pad_token_id = PAD
     return model
-
-
-class EndsWhereThePromptSays(LogitsProcessor):
-    """The end token after as many as the prompt says, and never before."""
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        rows = torch.arange(len(input_ids), device=input_ids.device)
-        first = (input_ids != PAD).int().argmax(dim=1)
-        length, wanted = (input_ids[rows, first + at] - FIRST_TOKEN for at in range(2))
-        made = input_ids.shape[1] - first - length
-        scores[:, EOS] = torch.where(made + 1 >= wanted, torch.inf, -torch.inf)
-        return scores
 
 
 def lognormal(mean: float, sigma: float, most: int, count: int, draws: np.random.Generator) -> list[int]:
@@ -76,7 +65,7 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
         "schedule": args.schedule,
         "policy": Policy.usual(by_name(args.schedule), size * count, size),
         "max_new_tokens": args.most_tokens,
-        "logits_processor": LogitsProcessorList([EndsWhereThePromptSays()]),
+        "logits_processor": LogitsProcessorList([EndsAsToldByPrompt()]),
     }
 
 

@@ -75,6 +75,7 @@ def measure_machine(
     attempt: measure.Attempt = measure.once,
 ) -> measure.Round:
     """One round: the probes, and every run once. `attempt` may make a measurement again that it does not trust."""
+    device.hold_cores()
     on_begin("memories, links and matrix products")
     repeats = measure.FEW_REPEATS if quick else measure.REPEATS
     probes = attempt(lambda: measure.probe(device, model.dtype, repeats))

@@ -9,14 +9,14 @@ import contextlib
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
 
 from engine.device.host_memory import PageLocked, fresh_block
 from engine.device.ledger import DeviceOutOfMemory, Ledger, Usage
-from engine.device.threads import HostCores, intra_op_threads, on_cores
+from engine.device.threads import HostCores, for_now, intra_op_threads, on_cores
 from sim.schedule import LaneKind
 from traces.errors import InputError
 
@@ -173,6 +173,14 @@ class Device(ABC):
     def pin_threads(self) -> int:
         """Threads that copy weights into staging."""
         return self.cores.staging
+
+    def for_run(self, decoding: Collection[LaneKind]) -> contextlib.AbstractContextManager[None]:
+        """While entered, cores are shared out for a run in whose decode only these lanes have work."""
+        return for_now(lambda cores: setattr(self, "cores", cores), self.cores.for_run(decoding), self.cores)
+
+    def hold_cores(self) -> None:
+        """From now on every run has the same cores: what is measured of one holds of the others."""
+        self.cores = self.cores.held()
 
     def supports(self, dtype: torch.dtype) -> bool:
         """Whether the device computes in numbers of this type, instead of making do with others."""

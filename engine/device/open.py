@@ -83,7 +83,11 @@ def add_device(parser: Any) -> None:
     for flag, what in (("--h2d-gbs", "host to device"), ("--d2h-gbs", "device to host")):
         parser.add_argument(flag, type=float, help=f"emulated bandwidth {what} in GB/s (default: unthrottled)")
     parser.add_argument("--device-memory-gb", type=float, help="device memory that may be used, in GB")
-    parser.add_argument("--gpu-threads", type=positive_int, help="cores that play the GPU of an emulated device")
+    parser.add_argument(
+        "--gpu-threads",
+        type=positive_int,
+        help="cores that play an emulated device (default: half; all where it works alone)",
+    )
     parser.add_argument("--cpu-threads", type=positive_int, help="cores for attention on the host")
 
 

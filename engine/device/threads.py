@@ -13,8 +13,8 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -46,7 +46,8 @@ class HostCores:
 
     `playing`: threads that are the device where the host plays it, None where there is a real one. `apart`: the cores
     of `device_lanes`, and of all other lanes; None where the machine has too few to tell them apart. `numa_node`: the
-    accelerator's, if its cores are the only ones that are used.
+    accelerator's, if its cores are the only ones that are used. `takes_idle`: lanes that play the device take the cores
+    of others that have no use for them.
     """
 
     playing: int | None
@@ -55,6 +56,7 @@ class HostCores:
     device_lanes: frozenset[LaneKind]
     apart: tuple[Cores, Cores] | None = None
     numa_node: int | None = None
+    takes_idle: bool = False
 
     def __post_init__(self) -> None:
         check_thread_count("gpu_threads", 1 if self.playing is None else self.playing)
@@ -62,12 +64,16 @@ class HostCores:
 
     @classmethod
     def that_play(cls, gpu_threads: int | None, cpu_threads: int | None) -> Self:
-        """For a device that the host plays; a count of None: half of the cores."""
+        """For a device that the host plays; a count of None: half of the cores.
+
+        Where nobody says how many play the device, it takes idle ones too.
+        """
         count = usable_count()
         playing = max(1, count // 2) if gpu_threads is None else gpu_threads
         attention = max(1, count - count // 2) if cpu_threads is None else cpu_threads
         device_lanes = frozenset({LaneKind.GPU})
-        return cls(playing, attention, _staging(count), device_lanes, cores_apart(playing, attention, usable_cores()))
+        apart, takes_idle = cores_apart(playing, attention, usable_cores()), gpu_threads is None
+        return cls(playing, attention, _staging(count), device_lanes, apart, takes_idle=takes_idle)
 
     @classmethod
     def beside(cls, pci_address: str | None, cpu_threads: int | None = None, sysfs: Path = Path("/sys")) -> Self:
@@ -83,6 +89,16 @@ class HostCores:
         granted_all = usable_count() == len(cores)  # else everybody in the container would take the same first cores
         apart = cores_apart(LAUNCHING, attention, near) if granted_all else None
         return cls(None, attention, _staging(count), device_lanes, apart, node)
+
+    def for_run(self, decoding: Collection[LaneKind]) -> Self:
+        """The same for a run in whose decode only these lanes work: all cores for the device where it works alone."""
+        if not self.takes_idle or not self.device_lanes.issuperset(decoding):
+            return self
+        return replace(self, playing=usable_count(), apart=None)
+
+    def held(self) -> Self:
+        """The same for every run, whatever its lanes do."""
+        return replace(self, takes_idle=False)
 
     def torch_threads(self, kind: LaneKind) -> int:
         """Threads of torch in a lane: one, because attention has threads of its own; more where the lane is the GPU."""

@@ -40,6 +40,7 @@ def open_session(run: RunContext, keep_model: bool = True) -> Iterator[Session]:
         beside = [one.shared for one in stream.experts.values() if one.shared is not None]
         stay = range(*layout.shape.layers_on_host)
         stack.enter_context(split(model, run.anatomy.layers, owners, on_their_own, beside, stay))
+        stack.enter_context(device.for_run(_decoding_lanes(run, layout)))
         kernel = stack.enter_context(HostAttention(device.cpu_threads))
         if policy.attention is Place.CPU and model.dtype in BITS:
             with ThreadPoolExecutor(1) as apart:  # the kernel's helpers inherit what the lane asks of its thread
@@ -51,6 +52,12 @@ def open_session(run: RunContext, keep_model: bool = True) -> Iterator[Session]:
         playing = device.gpu_threads
         threads = None if playing is None else stack.enter_context(contextlib.closing(HostThreads(playing)))
         yield Session(run, stream, kernel, blocks, copy, threads)
+
+
+def _decoding_lanes(run: RunContext, layout: SlotLayout) -> set[LaneKind]:
+    """Those that have work in a step in the middle of decode."""
+    (step,) = run.schedule.steps(layout.shape, 1, 2, last=sys.maxsize)
+    return {task.lane.kind for task in step}
 
 
 def _prepare_kernel(run: RunContext, kernel: HostAttention) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,9 @@ def run(args: argparse.Namespace) -> int:
     for path in filter(None, (args.output, args.trace, args.record_routing)):
         if not path.resolve().parent.is_dir():
             raise InputError(f"{path}: there is no folder {path.resolve().parent}; make it first")
+    for path in filter(None, (args.trace, args.record_routing)):  # both are written when all is done
+        if not os.access(path.resolve().parent, os.W_OK):
+            raise InputError(f"{path}: nothing can be written into {path.resolve().parent}: give another place")
     if args.stream and args.record_routing:
         raise InputError("--record-routing is for batches: leave it out with --stream")
     if args.stream and not schedule.system.mixes:
@@ -235,6 +239,7 @@ def _plan(
 ) -> "RunPlan":
     from engine.running.planning import plan, plan_streamed
 
+    device.hold_cores()
     if args.plan_for:
         hardware = problem.Hardware.load(args.plan_for, args.settings)
     else:

@@ -2,8 +2,12 @@
 
 import _thread
 import json
+import os
 import random
 import re
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -283,6 +287,45 @@ def test_all_that_can_be_checked_is_checked_before_the_model_is_loaded(command, 
     assert (tmp_path / "results.jsonl").read_text(encoding="utf-8") == "mine"
     assert main(command(good, "--max-new-tokens", "9999", "--output", str(tmp_path / "new.jsonl"))) == 1
     assert "1 of 1 requests failed" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("read_only")
+@pytest.mark.parametrize("what", ["--trace", "--record-routing"])
+def test_where_nothing_can_be_written_is_told_before_the_model_is_loaded(command, tmp_path, capsys, monkeypatch, what):
+    monkeypatch.setattr("engine.running.command.model_of", lambda *_: pytest.fail("the model was loaded"))
+    path = tmp_path / "sealed" / "file.json"
+    assert main(command([{"prompt": "one"}], what, str(path))) == 2
+    assert capsys.readouterr().err == f"error: {path}: nothing can be written into {path.parent}: give another place\n"
+    assert not (tmp_path / "results.jsonl").exists()
+
+
+@pytest.fixture
+def read_only(tmp_path, monkeypatch):
+    """A folder `sealed` that a system without permissions for the administrator would not let anybody write into."""
+    sealed = tmp_path / "sealed"
+    sealed.mkdir(mode=0o555)
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: real(path, mode) and not (path == sealed and mode & os.W_OK))
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="no private mounts")
+@pytest.mark.parametrize("resume", [(), ("--resume",)], ids=["anew", "resumed"])
+def test_a_file_system_that_is_read_only_is_told_in_a_line_and_left_as_it_is(command, tmp_path, resume):
+    """Permissions do not bind the administrator, but such a mount does."""
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    run = shlex.join([sys.executable, "-m", "engine", *command([{"prompt": "a"}], *resume, output="mounted/out.jsonl")])
+    inside = shlex.quote(str(mounted))
+    script = (
+        f"mount -t tmpfs tmpfs {inside} || exit 77; echo mine > {inside}/out.jsonl; mount -o remount,ro {inside} || "
+        f"exit 77; {run}; code=$?; cat {inside}/out.jsonl; exit $code"
+    )
+    ended = subprocess.run(["unshare", "-rm", "sh", "-c", script], check=False, capture_output=True, text=True)
+    if ended.returncode in (1, 77) and "error:" not in ended.stderr:
+        pytest.skip(f"no private mounts here: {ended.stderr.strip()}")
+    output = mounted / "out.jsonl"
+    assert ended.stderr == f"error: output {output}: cannot be written: Read-only file system\n"
+    assert (ended.returncode, ended.stdout) == (2, "mine\n")
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected", "mis-shaped"])
@@ -592,6 +635,31 @@ def test_results_of_batches_do_not_go_on_in_a_stream(command, tmp_path, capsys):
     assert (
         "line 1 names no line of this input, or one twice: was it written without --stream?" in capsys.readouterr().err
     )
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("way", [(), ("--stream",)], ids=["batches", "stream"])
+def test_killed_ten_times_at_any_moment_a_sampling_run_gives_the_bytes_of_an_undisturbed_one(command, tmp_path, way):
+    whole = command([{"prompt": text} for text in TEXTS * 16], "--temperature", "1.5", "--seed", "3", *way)
+    output, waits, killed = tmp_path / "results.jsonl", random.Random(7), []
+    assert main(whole) == 0
+    expected = output.read_bytes()
+    output.unlink()
+    while len(killed) < 10:
+        process = subprocess.Popen([sys.executable, "-m", "engine", *whole, "--resume"], stderr=subprocess.DEVNULL)
+        before = output.read_bytes().count(b"\n") if output.exists() else 0
+        enough = before + waits.randrange(0, 10)
+        while process.poll() is None and (not output.exists() or output.read_bytes().count(b"\n") < enough):
+            time.sleep(0.001)
+        time.sleep(waits.random() / 20)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL, "it was over before it could be killed: give it more to do"
+        killed.append(output.read_bytes() if output.exists() else b"")
+    assert len(set(killed)) > 3, "hardly any was killed at work"
+    assert main([*whole, "--resume"]) == 0
+    found = output.read_bytes()
+    assert all(found.startswith(content[: content.rfind(b"\n") + 1]) for content in killed)
+    assert found == expected if not way else sorted(found.split(b"\n")) == sorted(expected.split(b"\n"))
 
 
 @pytest.mark.exhaustive

@@ -4,10 +4,13 @@ import math
 import os
 
 import pytest
+from engine_models import make
 
+import engine
 from engine.device import EmulatedDevice, host_memory_bytes
 from engine.device.control_groups import core_limit, memory_limit
 from engine.device.threads import LAUNCHING, MOST_STAGING, HostCores, numa_of, usable_count
+from sim.problem import Policy
 from sim.schedule import LaneKind
 from traces.errors import InputError
 
@@ -201,3 +204,30 @@ def test_no_threads_are_refused_by_name(counts, name):
 def test_a_device_tells_a_trace_what_it_took():
     with EmulatedDevice(None, None, 10**6, gpu_threads=1, cpu_threads=1) as device:
         assert device.cores.facts.items() <= device.facts.items()
+
+
+def test_a_device_that_works_alone_takes_all_cores_and_no_other_does(host):
+    host(8)
+    cores = HostCores.that_play(None, None)
+    alone = cores.for_run({LaneKind.GPU})
+    assert (alone.playing, alone.apart) == (8, None)
+    for others in LaneKind:
+        assert others is LaneKind.GPU or cores.for_run({LaneKind.GPU, others}) == cores
+    assert cores.held().for_run({LaneKind.GPU}).playing == 4
+
+
+def test_cores_that_were_asked_for_stay_whatever_the_others_do(host):
+    host(8)
+    for cores in (HostCores.that_play(3, None), HostCores.beside(None)):
+        assert cores.for_run({LaneKind.GPU}) == cores
+
+
+@pytest.mark.parametrize(("attention", "alone"), [("gpu", True), ("cpu", False)])
+def test_a_run_gives_its_device_the_cores_that_its_other_lanes_leave_idle(monkeypatch, attention, alone):
+    monkeypatch.setattr("engine.device.threads.usable_count", lambda: 2)
+    resident = Policy(4, 2, attention=attention, experts_on_device=1.0, kv_on_device=float(alone))
+    with EmulatedDevice(None, None, 10**8, gpu_threads=None) as device:
+        usual = device.cores
+        result = engine.run(make("mixtral"), [[3, 4]] * 4, "cgopipe", resident, max_new_tokens=2, device=device)
+        assert device.cores == usual
+    assert result.trace.metadata["device"]["gpu_threads"] == (2 if alone else 1)

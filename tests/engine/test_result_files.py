@@ -1,7 +1,10 @@
 """Results that can be trusted: one run writes them, and only what the same settings made is gone on with."""
 
 import json
+import os
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +15,7 @@ from engine.generation.files.results import Results, UnorderedResults
 from traces.errors import InputError
 
 MADE_BY = MadeBy("folder/model", {"max_new_tokens": 4, "temperature": 0.5}, 7)
+NOBODY = 65534
 LINES = [{"prompt": "a"}, {"custom_id": "b", "body": {"messages": [{"role": "user", "content": "x"}]}}, {"prompt": ""}]
 
 
@@ -119,6 +123,36 @@ def test_a_first_result_that_was_cut_short_is_gone_on_with(requests, output, cut
 def test_a_folder_is_no_output(requests, tmp_path):
     with pytest.raises(InputError, match="cannot be written"):
         Results(tmp_path, requests, resume=True)
+
+
+@pytest.fixture
+def as_anybody():
+    """A folder of somebody else's, and this process without an administrator's power over it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        lower, usual = os.geteuid() == 0, os.geteuid()
+        yield folder, (lambda: os.seteuid(NOBODY)) if lower else (lambda: None)
+        os.seteuid(usual)
+        folder.chmod(0o755)
+
+
+@pytest.mark.parametrize("kind", [Results, UnorderedResults])
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("there", [False, True])
+def test_where_nobody_may_write_is_told_in_a_line_and_nothing_changes(requests, as_anybody, kind, resume, there):
+    folder, become = as_anybody
+    output, content = folder / "out.jsonl", "".join(written(requests, numbered=kind is UnorderedResults)[:1])
+    if there:
+        output.write_text(content, encoding="utf-8")
+        output.chmod(0o444)
+    folder.chmod(0o555)
+    become()
+    with pytest.raises(InputError) as caught:
+        kind(output, requests, resume)
+    assert str(caught.value) == f"output {output}: cannot be written: Permission denied"
+    assert list(folder.iterdir()) == [output] * there
+    assert not there or output.read_text(encoding="utf-8") == content
 
 
 def test_of_many_that_open_it_at_once_one_writes(requests, output):

@@ -55,7 +55,9 @@ def _device(args: argparse.Namespace) -> "devices.Device":
     if args.device == EMULATED:
         for rate in ("h2d_gbs", "d2h_gbs"):
             setattr(args, rate, USUAL_GBS if getattr(args, rate) is None else getattr(args, rate))
-    return device_of(args)
+    device = device_of(args)
+    device.hold_cores()
+    return device
 
 
 def write(campaign: "campaigns.Campaign", findings: "campaigns.Findings") -> None:

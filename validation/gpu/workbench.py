@@ -133,7 +133,9 @@ def open_sized(name: str, memory_bytes: int) -> Device:
     real = name not in ("auto", "emulated") or (name == "auto" and torch.accelerator.is_available())
     rate = EMULATED_GBS * 1e9
     link = {} if real else {"h2d_bytes_per_s": rate, "d2h_bytes_per_s": rate}
-    return make_device(name, memory_bytes=memory_bytes, **link)
+    device = make_device(name, memory_bytes=memory_bytes, **link)
+    device.hold_cores()
+    return device
 
 
 def weight_bytes(model: Model) -> int:
