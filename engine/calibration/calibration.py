@@ -109,6 +109,7 @@ def fitted(
     shown = {one.tokens for one in samples if one.task.op is Op.HOST_EXPERTS and one.task.step}
     hardware, fits = fit.fit_all(start, known, [*samples, *measure.host_samples(on_host, known, shown)])
     with measure.keep_first_layers(model, measure.layers_to_measure(model, device.memory_bytes)):
-        hardware = fit.with_hand_over(fit.settled(hardware), described(model), runs)
+        hardware = fit.with_work_beside(fit.settled(hardware), on_host)
+        hardware = fit.with_hand_over(hardware, described(model), runs)
         hardware = fit.with_interference(hardware, described(model), runs)
     return Calibration(hardware, probes, fits, [*fit.contended(samples), *fit.contended_on_host(on_host)], samples)

@@ -76,14 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if args.settings and not args.plan_for:
         raise InputError("--set: sets a number of a machine; give the machine as --plan-for")
     problem.Routing.parse(args.routing)  # a mistake in it is told before a model is loaded
-    if args.trace and not str(args.trace).endswith((".json", ".json.gz")):
-        raise InputError(f"--trace {args.trace}: give a name that ends in .json or .json.gz")
-    for path in filter(None, (args.output, args.trace, args.record_routing)):
-        if not path.resolve().parent.is_dir():
-            raise InputError(f"{path}: there is no folder {path.resolve().parent}; make it first")
-    for path in filter(None, (args.trace, args.record_routing)):  # both are written when all is done
-        if not os.access(path.resolve().parent, os.W_OK):
-            raise InputError(f"{path}: nothing can be written into {path.resolve().parent}: give another place")
+    _check_places(args)
     if args.stream and args.record_routing:
         raise InputError("--record-routing is for batches: leave it out with --stream")
     if args.stream and not schedule.system.mixes:
@@ -105,6 +98,18 @@ def run(args: argparse.Namespace) -> int:
     if failed:
         sys.stderr.write(f"{failed} of {count} requests failed: their lines say why\n")
     return ALL_FAILED if failed == count else 0
+
+
+def _check_places(args: argparse.Namespace) -> None:
+    """Raise InputError where a file that the run is to write cannot be written, before anything is loaded."""
+    if args.trace and not str(args.trace).endswith((".json", ".json.gz")):
+        raise InputError(f"--trace {args.trace}: give a name that ends in .json or .json.gz")
+    for path in filter(None, (args.output, args.trace, args.record_routing)):
+        if not path.resolve().parent.is_dir():
+            raise InputError(f"{path}: there is no folder {path.resolve().parent}; make it first")
+    for path in filter(None, (args.trace, args.record_routing)):  # both are written when all is done
+        if not os.access(path.resolve().parent, os.W_OK):
+            raise InputError(f"{path}: nothing can be written into {path.resolve().parent}: give another place")
 
 
 def given_policy(args: argparse.Namespace, schedule: "schedules.Schedule") -> "problem.Policy | None":

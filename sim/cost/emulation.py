@@ -11,24 +11,46 @@ EMULATED_TRAFFIC = 2
 
 COMPUTE = (LaneKind.GPU, LaneKind.CPU)
 
+FIXED = ("launch latency", "request overhead")
+"""Roofs of the time in which a task calls what computes; in the rest it computes."""
+SMALL = ("copy latency", "launch latency")
+"""What most of a small copy is."""
+
 
 class EmulatedCosts:
     """Turns what a task does on a real device into what it takes on an emulated one."""
 
     def __init__(self, emulation: Emulation, sizes: Sizes) -> None:
-        shape = sizes.shape
+        self._sizes, shape = sizes, sizes.shape
         streams = any(shape.streamed) or (shape.streams_kv and shape.attention is Place.GPU)
-        self._beside_stream = 1 / emulation.beside_stream - 1 if streams else 0.0
-        self._turn = (interpreter(sizes.hardware.num_devices), round(WHOLE_INTERPRETER * emulation.interpreter_share))
+        self._beside_stream = {
+            LaneKind.GPU: 1 / emulation.beside_stream - 1 if streams else 0.0,
+            LaneKind.CPU: 1 / (emulation.host_beside_stream or 1.0) - 1 if streams else 0.0,
+        }
+        self._interpreter = interpreter(sizes.hardware.num_devices)
+        self._of_calls = float(emulation.interpreter_share)
+        self._of_rest = self._of_calls if emulation.beside_compute is None else 0.5 / emulation.beside_compute
 
     def __call__(self, task: Task, work: Work) -> Cost:
-        """The cost; lanes take turns in compute, and in copies so small that latency is most of them."""
+        """The cost; lanes get in each other's way in compute, and in copies so small that latency is most of them."""
         kind, rank = task.lane
-        if kind is LaneKind.GPU:
-            slower_s = sum(work.roofs.values()) * self._beside_stream if task.step else 0.0
-            work = work._replace(roofs={**work.roofs, "beside a stream": slower_s}, traffic={DRAM: work.moved})
-        elif kind in (LaneKind.H2D, LaneKind.D2H):
+        if kind in COMPUTE:
+            return self._of_compute(task, work)
+        if kind in (LaneKind.H2D, LaneKind.D2H):
             work = work._replace(traffic={DRAM: EMULATED_TRAFFIC * work.moved, link(rank): work.moved})
         cost = work.cost()
-        waits = kind in COMPUTE or cost.bound in ("copy latency", "launch latency")
-        return cost._replace(demands=(*cost.demands, self._turn)) if waits else cost
+        return self._beside_others(cost, self._of_calls) if cost.bound in SMALL else cost
+
+    def _of_compute(self, task: Task, work: Work) -> Cost:
+        """Large products of prompts live in registers and near caches, whatever streams beside them on the device."""
+        alone_s, kind = sum(work.roofs.values()), task.lane.kind
+        fixed = sum(work.roofs.get(roof, 0.0) for roof in FIXED) / alone_s if alone_s else 1.0
+        keeps = kind is LaneKind.GPU and self._sizes.has_prompts(task)
+        slower_s = 0.0 if keeps else alone_s * self._beside_stream[kind]
+        work = work._replace(roofs={**work.roofs, "beside a stream": slower_s})
+        if kind is LaneKind.GPU:
+            work = work._replace(traffic={DRAM: work.moved})
+        return self._beside_others(work.cost(), fixed * self._of_calls + (1 - fixed) * self._of_rest)
+
+    def _beside_others(self, cost: Cost, share: float) -> Cost:
+        return cost._replace(demands=(*cost.demands, (self._interpreter, round(WHOLE_INTERPRETER * share))))

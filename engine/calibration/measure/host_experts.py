@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from itertools import cycle
 
 import torch
@@ -28,13 +29,13 @@ from sim.schedule import Lane, LaneKind, Op, Task, by_name
 TOKENS = (1, 4, 16, 64, 256)
 QUICK_TOKENS = (1, 16, 64)
 BESIDE_TOKENS = (1, 16)
-"""So few tokens that reading the weights takes most of the time."""
+"""So few tokens that reading the weights takes most of the time. With the most tokens arithmetic does."""
 
 CALLS = 2
 """So many calls for each repeat that other measurements get: tokens ask for more or fewer experts."""
 
-COMPUTE_ROWS, COMPUTE_SIZE, COMPUTE_WEIGHTS = 16, 1024, 16
-"""What computes on the device meanwhile: products of a few rows with more weights than caches hold."""
+COMPUTE_SIZE, COMPUTE_WEIGHTS = 1024, 16
+"""What computes on the device meanwhile: products of as many rows with more weights than caches hold."""
 
 
 class Beside(StrEnum):
@@ -78,14 +79,15 @@ def time_host_experts(
         calls = cycle(list(zip(every, (described.layers[i] for i in layers), strict=True)))
 
         def measured(beside: Beside, count: int) -> HostExpertsTime:
-            with _beside(beside, device):
+            with _beside(beside, device, count):
                 seconds = apart.submit(_times, device, calls, count, model.dtype, 1 + CALLS * repeats).result()
             what = f"experts of a layer on the host, {count} tokens, beside {beside.value}, layers in turn"
             return HostExpertsTime(count, beside, Measured.of(seconds[1:], what))
 
         alone = [measured(Beside.NOTHING, count) for count in tokens]
-        others = [Beside.STREAM, *([Beside.COMPUTE] if device.gpu_threads is not None else [])]
-        return alone + [measured(other, count) for other in others for count in BESIDE_TOKENS]
+        played = [(Beside.COMPUTE, count) for count in (*BESIDE_TOKENS, max(tokens)) if device.gpu_threads is not None]
+        others = [*((Beside.STREAM, count) for count in BESIDE_TOKENS), *dict.fromkeys(played)]
+        return alone + [measured(other, count) for other, count in others]
 
 
 def _on_host(module: nn.Module, threads: HostThreads) -> HostExperts:
@@ -113,12 +115,12 @@ def _seconds(lane: LaneContext, experts: HostExperts, call: tuple[torch.Tensor, 
 
 
 @contextlib.contextmanager
-def _beside(beside: Beside, device: Device) -> Iterator[None]:
-    """While entered, another lane is at work without a pause."""
+def _beside(beside: Beside, device: Device, rows: int) -> Iterator[None]:
+    """While entered, another lane is at work without a pause; if it computes, on so many rows."""
     if beside is Beside.NOTHING:
         yield
         return
-    work = _stream if beside is Beside.STREAM else _compute
+    work = _stream if beside is Beside.STREAM else partial(_compute, rows)
     begun, ended = threading.Event(), threading.Event()
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(work, device, begun.set, ended.is_set)
@@ -138,8 +140,8 @@ def _stream(device: Device, begin: Callable[[], object], is_ended: Callable[[], 
             begin()
 
 
-def _compute(device: Device, begin: Callable[[], object], is_ended: Callable[[], bool]) -> None:
-    rows = torch.ones((COMPUTE_ROWS, COMPUTE_SIZE))
+def _compute(count: int, device: Device, begin: Callable[[], object], is_ended: Callable[[], bool]) -> None:
+    rows = torch.ones((count, COMPUTE_SIZE))
     weights = [torch.ones((COMPUTE_SIZE, COMPUTE_SIZE)) for _ in range(COMPUTE_WEIGHTS)]
     with device.open_lane(LaneKind.GPU):
         while not is_ended():
