@@ -35,6 +35,11 @@ class FieldsAsked:
         return list(self.options.get("stop_strings", ()))
 
     @property
+    def prompt_logprobs(self) -> None:
+        """No field of a line asks for them."""
+        return None
+
+    @property
     def draws(self) -> bool:
         """Whether it asks to draw tokens itself."""
         return bool(self.options.get("do_sample"))

@@ -7,7 +7,7 @@ from typing import Any
 from sim.comparison.check.measurement import Measurement, RunSetting, Speed
 from sim.cost import Setup
 from sim.planning import best_policy
-from sim.problem import Model, Policy, Problem, Workload
+from sim.problem import Model, Policy, Problem, Widths, Workload
 from sim.schedule import by_name
 from traces.errors import InputError, error_prefix
 
@@ -88,7 +88,7 @@ def _as_wide(model: Model, setting: RunSetting, notes: list[str]) -> Model:
         return model
     bits = 8 * size / params
     notes.append(f"all weights at the file's mean of {bits:.2f} bits")
-    return replace(model, expert_bits=bits, other_bits=bits, embedding_bits=bits)
+    return replace(model, widths=Widths.alike(bits))
 
 
 def _workload(given: Workload, measurement: Measurement, notes: list[str]) -> tuple[Workload, float]:

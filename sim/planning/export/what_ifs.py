@@ -96,7 +96,7 @@ def slider_grid(choice: Choice, jobs: int | None, done: Callable[[int, int], obj
         room = memory * int(choice.problem.hardware.host_memory.capacity_bytes)
         fitting = [one for one in simulated[link, dram, bits] if _fits(one, requests, room)]
         best = choice.best if combination == now else ranked(fitting, choice.objective)[0] if fitting else None
-        points.append(best and _measures(best))
+        points.append(None if best is None else _measures(best))
     axes = (
         *_machine_axes(choice.problem.hardware),
         SliderAxis("requests at once, at most", "", tuple(map(float, batches)), batches.index(now[3])),
@@ -110,7 +110,7 @@ def _batches(choice: Choice) -> list[int]:
 
 
 def _widths(choice: Choice) -> list[float]:
-    bits = choice.best.policy.expert_bits(choice.problem.model)
+    bits = choice.best.policy.widths(choice.problem.model).experts
     return [*(one for one in NARROWER if one < bits), bits]
 
 
@@ -125,7 +125,7 @@ def _to_plan(batches: list[int], widths: list[float]) -> Iterator[Changed]:
 def _planned_anew(choice: Choice, asked: Changed) -> list[Named]:
     """The best policy of each schedule; of nothing that fits, none."""
     planned, found = choice.best.policy, list[Named]()
-    own = asked.expert_bits == planned.expert_bits(choice.problem.model)
+    own = asked.expert_bits == planned.widths(choice.problem.model).experts
     bits = planned.weight_bits if own else asked.expert_bits
     grid = PolicyGrid(weight_bits=bits, kv_bits=planned.kv_bits).thinned(MOST_SIZES)
     options: dict[str, Any] = {"refine": False, "most_simulations": MOST_EACH, "tolerance": GAIN, "grid": grid}

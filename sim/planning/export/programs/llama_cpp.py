@@ -104,7 +104,7 @@ def tensors_of(layers: list[int]) -> str:
 
 def _weights_in_words(setting: ServedSetup) -> list[str]:
     model, (name, bits) = setting.setup.problem.model, name_of_width("llama-weights", setting.expert_bits)
-    size = packed_bytes(model.embedding_params, model.embedding_bits) / 1e9
+    size = packed_bytes(model.embedding_params, setting.setup.placement.widths.embedding) / 1e9
     plan = "as well as on the device, as the head" if model.tie_embeddings else "where the plan has it on the device"
     where = f"The token embedding ({size:.2f} GB) is in host memory, {plan}"
     if setting.checkpoint.endswith(".gguf"):

@@ -5,10 +5,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sim.cost import Setup
-from sim.problem import Model, find_config
+from sim.problem import Model, find_checkpoint
 from sim.schedule import MemoryPart, Tier
 
 STAYS = (
@@ -81,7 +80,7 @@ class ServedSetup:
 
     @property
     def expert_bits(self) -> float:
-        return self.setup.policy.expert_bits(self.setup.problem.model)
+        return self.setup.placement.widths.experts
 
     @property
     def num_devices(self) -> int:
@@ -102,6 +101,6 @@ def checkpoint_of(model: str) -> str:
         return str(path.parent)
     if model.lower() not in Model.presets():
         return model
-    config: Any = find_config(model)[0]
+    config = find_checkpoint(model).config
     found = re.search(r"huggingface\.co/([\w.-]+/[\w.-]+)", str(config.get("_source", "")))
     return found[1] if found else model

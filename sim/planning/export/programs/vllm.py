@@ -75,7 +75,7 @@ def bytes_on_host(setting: ServedSetup) -> int:
     """Of experts that are not on the device."""
     placement = setting.setup.placement
     return sum(
-        count * (split.streamed + split.fetched) * layer.expert_bytes(placement.expert_bits)
+        count * (split.streamed + split.fetched) * layer.expert_bytes(placement.widths.experts)
         for (layer, split), count in zip(placement.distinct, placement.counts, strict=True)
     )
 
