@@ -3,13 +3,13 @@ from .expert_use import ExpertUse as ExpertUse
 from .memory import (
     CHOSEN_AT_ONCE as CHOSEN_AT_ONCE,
     UNIFIED as UNIFIED,
-    Kept as Kept,
+    CacheContent as CacheContent,
     MemoryPlan as MemoryPlan,
     Shortage as Shortage,
     activation_bytes as activation_bytes,
     plan_memory as plan_memory,
     reserve_bytes as reserve_bytes,
-    room_bytes as room_bytes,
+    usable_bytes as usable_bytes,
 )
 from .pools import CPU_CORES as CPU_CORES, DRAM as DRAM
 from .setup import Setup as Setup

@@ -58,7 +58,7 @@ def _measurements(args: argparse.Namespace) -> "list[Measurement]":
     given = check.Measurement(check.Speed(args.phase), args.measured, args.requests)
     if args.file is None:
         return [given]
-    setting = check.read_setting(Path(args.file))
+    setting = check.read_run_setting(Path(args.file))
     return [replace(given, setting=setting, requests=setting.policy["batch_size"])]
 
 

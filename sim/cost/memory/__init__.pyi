@@ -1,7 +1,7 @@
 from .activations import CHOSEN_AT_ONCE as CHOSEN_AT_ONCE, activation_bytes as activation_bytes
 from .buffers import routed_bytes as routed_bytes
 from .kv_cache import (
-    Kept as Kept,
+    CacheContent as CacheContent,
     kv_bytes as kv_bytes,
     kv_bytes_on_device as kv_bytes_on_device,
 )
@@ -11,6 +11,6 @@ from .plan import (
     Shortage as Shortage,
     plan_memory as plan_memory,
     reserve_bytes as reserve_bytes,
-    room_bytes as room_bytes,
     tensor_ranks as tensor_ranks,
+    usable_bytes as usable_bytes,
 )

@@ -2,7 +2,7 @@
 
 from math import ceil
 
-from sim.cost.memory.kv_cache import Kept
+from sim.cost.memory.kv_cache import CacheContent
 from sim.problem import Batch, Layer, MicroBatch, Model, Placement, packed_bytes
 from sim.schedule import PipelineShape
 
@@ -91,7 +91,7 @@ def host_activation_bytes(placement: Placement, batch: Batch) -> int:
 def _in_order_bytes(model: Model, layer: Layer, batch: Batch) -> int:
     """What a layer's own code gets of a window that tokens have gone beyond: all that is kept, in order once more."""
     last = batch.gen_len - 1
-    kept = {one: Kept.of(layer, one, last).tokens for one in batch.alike}
+    kept = {one: CacheContent.of(layer, one, last).tokens for one in batch.alike}
     most = max((tokens for one, tokens in kept.items() if tokens < one.context_tokens(last)), default=0)
     return most * layer.kv_bytes_per_token(model.activation_bits)
 

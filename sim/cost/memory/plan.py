@@ -33,17 +33,17 @@ class Shortage:
 
     tier: str
     needed_bytes: int
-    room_bytes: int
+    usable_bytes: int
     """What of it a plan may use."""
 
     @property
     def short_bytes(self) -> int:
-        return self.needed_bytes - self.room_bytes
+        return self.needed_bytes - self.usable_bytes
 
     def __str__(self) -> str:
         return (
             f"{self.tier} memory is {self.short_bytes:,} bytes short "
-            f"(needs {self.needed_bytes / 1e9:.2f} GB of {self.room_bytes / 1e9:.2f} GB)"
+            f"(needs {self.needed_bytes / 1e9:.2f} GB of {self.usable_bytes / 1e9:.2f} GB)"
         )
 
 
@@ -65,14 +65,14 @@ class MemoryPlan:
 
     def shortages(self, hardware: Hardware) -> list[Shortage]:
         """Every memory of the machine that the plan does not fit, the largest lack first."""
-        peaks, rooms = self.peak_bytes(), room_bytes(hardware)
+        peaks, rooms = self.peak_bytes(), usable_bytes(hardware)
         if hardware.unified:
             peaks, rooms = {UNIFIED: peaks[Tier.DEVICE] + peaks[Tier.HOST]}, {UNIFIED: rooms[Tier.HOST]}
         short = [Shortage(t, peaks[t], limit) for t, limit in rooms.items() if peaks[t] > limit]
         return sorted(short, key=lambda shortage: -shortage.short_bytes)
 
 
-def room_bytes(hardware: Hardware) -> dict[str, int]:
+def usable_bytes(hardware: Hardware) -> dict[str, int]:
     """What of each memory a plan may use: what it holds, less what others keep; `device` is one device's.
 
     Where device and host are one memory, both may use all of it, and no more together, as `shortages` counts.

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from plan_examples import SMALL, problems, simple_problem
 
-from sim.cost import Setup, room_bytes
+from sim.cost import Setup, usable_bytes
 from sim.planning import explain, plan
 from sim.planning.explanation import MemoryUse
 from sim.planning.policies import candidates_of
@@ -49,7 +49,7 @@ def test_a_host_that_is_full_without_a_reserve_is_too_small_with_one():
     problem = Problem.of("gpt-oss-120b", machine, prompt_len=500, gen_len=128)
     setup = Setup.of(problem, "zero", micro_batch_size=1, num_micro_batches=1, pin_weights=1.0)
     short = {one.tier: one for one in setup.shortages}
-    assert short["host"].room_bytes == pytest.approx(64e9 - kept_on_host_bytes(64e9), abs=2)
+    assert short["host"].usable_bytes == pytest.approx(64e9 - kept_on_host_bytes(64e9), abs=2)
     assert not replace(setup, problem=replace(problem, hardware=replace(machine, reserve=None))).shortages
 
 
@@ -61,7 +61,7 @@ def test_what_a_host_keeps_grows_with_its_memory(gib, kept):
 
 
 def test_the_paper_s_machines_keep_nothing_so_that_its_runs_fit():
-    assert room_bytes(Hardware.load("gcp-t4")) == {"device": 15 * 1024**3, "host": 192e9, "pinned": 96e9}
+    assert usable_bytes(Hardware.load("gcp-t4")) == {"device": 15 * 1024**3, "host": 192e9, "pinned": 96e9}
 
 
 class TestOneMemory:

@@ -50,7 +50,7 @@ def read_measurements(path: Path) -> list[Measurement]:
         return found
 
 
-def read_setting(path: Path) -> RunSetting:
+def read_run_setting(path: Path) -> RunSetting:
     """How a plan sets its run. Raises InputError for a file that is no plan."""
     with error_prefix(f"{shown_path(path)}: "):
         (record, *others) = _records(read_text(path))

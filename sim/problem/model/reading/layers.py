@@ -22,7 +22,7 @@ def number_of_layers(fields: Fields) -> int:
     return fields.count("num_hidden_layers", default=named, most=MOST_LAYERS)
 
 
-def layer_of(fields: Fields, family: Family, index: int) -> Layer:
+def read_layer(fields: Fields, family: Family, index: int) -> Layer:
     """The layer of this number. Raises InputError, naming the field, where it cannot be told."""
     fields = fields.of_layer(index)
     kind, name = kind_of(fields, family, index), type_of(fields, family, index)
