@@ -53,13 +53,19 @@ class Target:
     """Why it takes one device only, if it does."""
 
 
-def planned(schedule: str, choice: Choice, most_requests: int) -> Candidate:
-    """The best policy of one of our schedules, the one that was planned if it has no more requests than that."""
+def planned(schedule: str, choice: Choice, most_requests: int, *, prefill: Place | None = None) -> Candidate:
+    """The best policy of one of our schedules, the one that was planned if the program can run it.
+
+    `prefill` is where the program computes experts of the host in prefill, if it leaves no choice.
+    """
     own = choice.plans.get(schedule)
     if own is not None and own.best.num_requests <= most_requests:
-        return own.best
+        place = own.best.policy.prefills_on(own.best.setup.schedule.system)
+        if prefill in (None, place):
+            return own.best
     widths = choice.best.policy
-    grid = PolicyGrid(weight_bits=widths.weight_bits, kv_bits=widths.kv_bits, most_requests=most_requests)
+    given: dict[str, Any] = {"weight_bits": widths.weight_bits, "kv_bits": widths.kv_bits}
+    grid = PolicyGrid(**given, most_requests=most_requests, prefill_experts=prefill)
     asked = choice.num_requests and min(choice.num_requests, most_requests)
     options: dict[str, Any] = {"objective": choice.objective, "num_requests": asked, "grid": grid}
     return best_policy(choice.problem, by_name(schedule), **options).best
@@ -147,7 +153,7 @@ TARGETS = {
         Target(
             "ktransformers",
             "python -m sglang.launch_server (sglang-kt)",
-            (Mode(partial(planned, "cpu-experts"), expert_server),),
+            (Mode(partial(planned, "cpu-experts", prefill=Place.CPU), expert_server),),
         ),
     )
 }

@@ -81,7 +81,7 @@ LAUNCHES = [
     ),
     (paging_server, setting("expert-cache", experts_on_device=0.5, kv_bits=8)),
     (expert_server, setting("cpu-experts", experts_on_device=0.5, defer_experts=1, weight_bits=4)),
-    (expert_server, setting("cpu-experts", experts_on_device=0.3, deal_experts=True, prefill_experts="gpu")),
+    (expert_server, setting("cpu-experts", experts_on_device=0.3, deal_experts=True)),
 ]
 
 
@@ -255,6 +255,7 @@ class TestLlamaCpp:
         assert (few, many, on_host) == ({}, {"GGML_OP_OFFLOAD_MIN_BATCH": "33"}, {})
 
     def test_one_request_is_measured_by_llama_bench(self):
+        assert llama_server(setting("n-cpu-moe", batch=1)).measure.options["--n-gpu-layers"] == 999
         assert llama_server(setting("n-cpu-moe", batch=1)).measure.program == "llama-bench"
         assert llama_server(setting("n-cpu-moe", batch=2)).measure.program == "llama-batched-bench"
 
@@ -334,6 +335,9 @@ class TestExport:
         assert found.differences == ()
         assert found.of_plan == 1
 
+    def test_ktransformers_computes_prompts_where_the_experts_are(self, choice):
+        assert export_plan(choice, "ktransformers", "org/name").best.policy.prefill_experts is Place.CPU
+
     def test_what_works_on_one_device_only_is_refused_on_several(self, choice):
         several = replace(choice, problem=problem(2))
         with pytest.raises(InputError, match=r"--export sglang: its paged experts work on one device; round has 2: "):
@@ -400,4 +404,4 @@ def test_real_machines_are_exported_for():
     hardware = Hardware.load("rtx4090")
     asked = Problem(Model.load("olmoe-1b-7b"), hardware, Workload.fixed(60, 8))
     found = plan(asked, ["n-cpu-moe"], jobs=1, num_requests=1, grid=PolicyGrid(**SIZES))
-    assert "--n-gpu-layers 17" in str(export_plan(found, "llama.cpp", "x.gguf").launch.serve)
+    assert "--n-gpu-layers all" in str(export_plan(found, "llama.cpp", "x.gguf").launch.serve)

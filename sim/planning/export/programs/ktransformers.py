@@ -1,10 +1,13 @@
-"""KTransformers: routed experts on the host beside those of each layer that are on the device, through its SGLang."""
+"""KTransformers: routed experts on the host beside those of each layer that are on the device, through its SGLang.
+
+Prompts are computed where the experts are: it takes them to the device for weights of its own formats FP8 and RAWINT4
+only (`--kt-gpu-prefill-token-threshold`, kt-kernel's documentation), which no width says.
+"""
 
 from sim.planning.export.programs.launch import Launch
 from sim.planning.export.programs.served_setup import ServedSetup
 from sim.planning.export.programs.sglang import server_notes, server_options
 from sim.planning.export.programs.shell_command import ShellCommand, ShellExpression, name_of_width
-from sim.schedule import Place
 
 PHYSICAL_CORES = ShellExpression("lscpu -p=Core,Socket | grep -v '^#' | sort -u | wc -l")
 MEMORY_NODES = ShellExpression("ls -d /sys/devices/system/node/node[0-9]* | wc -l")
@@ -12,7 +15,6 @@ MEMORY_NODES = ShellExpression("ls -d /sys/devices/system/node/node[0-9]* | wc -
 
 def expert_server(setting: ServedSetup) -> Launch:
     """`sglang.launch_server` with the options that KTransformers adds to it."""
-    policy, system = setting.setup.policy, setting.setup.schedule.system
     method, bits = name_of_width("kt-method", setting.expert_bits)
     options = {
         **server_options(setting),
@@ -21,10 +23,8 @@ def expert_server(setting: ServedSetup) -> Launch:
         "--kt-cpuinfer": PHYSICAL_CORES,
         "--kt-threadpool-count": MEMORY_NODES,
         **_experts_on_device(setting),
-        "--kt-max-deferred-experts-per-token": policy.defer_experts or None,
+        "--kt-max-deferred-experts-per-token": setting.setup.policy.defer_experts or None,
     }
-    if policy.prefills_on(system) is Place.GPU:
-        options["--kt-gpu-prefill-token-threshold"] = setting.requests + 1
     notes = [
         *server_notes(setting),
         f"For experts of {setting.expert_bits:g} bits on the host, {method} has {bits:g}; --kt-weight-path takes "

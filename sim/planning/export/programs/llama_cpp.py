@@ -13,6 +13,9 @@ PADDED_TO = 256
 OFFLOADS_FROM = 32
 """From so many tokens on, weights of host experts are copied to the device and computed there, in decode too
 (ggml-cuda.cu, GGML_OP_OFFLOAD_MIN_BATCH)."""
+ALL_LAYERS, MORE_THAN_ALL_LAYERS = "all", 999
+"""How the server is told so, and how `llama-bench`, which takes numbers: files may hold layers that predict further
+tokens, which count, too."""
 EXPERT_TENSORS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 """Their names in a GGUF file, as llama.cpp's own options have them (common/common.h, LLM_FFN_EXPS_REGEX)."""
 
@@ -40,7 +43,7 @@ def _common(setting: ServedSetup) -> dict[str, object]:
     cpu_moe, override = _experts_in_host_memory(setting)
     return {
         "--model": _file(setting),
-        "--n-gpu-layers": setting.num_layers + 1 - len(_first_layers_on_host(setting)),
+        "--n-gpu-layers": _layers_on_device(setting),
         "--n-cpu-moe": cpu_moe,
         "--override-tensor": override,
         "--batch-size": batch_tokens,
@@ -52,10 +55,18 @@ def _common(setting: ServedSetup) -> dict[str, object]:
     }
 
 
+def _layers_on_device(setting: ServedSetup) -> int | str:
+    """Counted from the last one, with the head: all but the first ones, which the host runs whole."""
+    on_host = len(_first_layers_on_host(setting))
+    return setting.num_layers + 1 - on_host if on_host else ALL_LAYERS
+
+
 def _measure(setting: ServedSetup, context: dict[str, object]) -> ShellCommand:
     prompt, generated = setting.prompt_tokens_of_a_request, setting.setup.problem.workload.gen_len
     if setting.requests == 1:  # its own parser, which takes a value where the others take none
         asked: dict[str, object] = {"--n-prompt": prompt, "--n-gen": generated, "--output": "json"}
+        if not _first_layers_on_host(setting):
+            asked["--n-gpu-layers"] = MORE_THAN_ALL_LAYERS
         asked["--no-op-offload"] = 1 if _on_host(setting) else None
         return ShellCommand("llama-bench", {**_common(setting), **asked})
     asked = {"-npp": prompt, "-ntg": generated, "-npl": setting.requests, "--no-op-offload": _on_host(setting)}
