@@ -1,5 +1,6 @@
 from .explanation import Explanation as Explanation, explain as explain
 from .picture import draw as draw
+from .placed import travels_for_nothing as travels_for_nothing
 from .planner import (
     Choice as Choice,
     NothingFitsError as NothingFitsError,

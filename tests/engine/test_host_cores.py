@@ -6,8 +6,8 @@ import os
 import pytest
 
 from engine.device import EmulatedDevice, host_memory_bytes
-from engine.device.control_groups import core_limit, memory_limit
 from engine.device.threads import LAUNCHING, MOST_STAGING, HostCores, numa_of, usable_count
+from sim.problem.machine.detect import core_limit, memory_limit
 from sim.schedule import LaneKind
 from traces.errors import InputError
 
