@@ -11,6 +11,7 @@ PROGRAM = CommandLine(
         "plan": "sim.planning.command:COMMAND",
         "sweep": "sim.sweep.command:COMMAND",
         "roofline": "sim.hrm.command:COMMAND",
+        "detect": "sim.problem.machine.detect.command:COMMAND",
         "list": "sim.comparison.command:LISTING",
     },
 )

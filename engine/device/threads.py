@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 
 import torch
 
-from engine.device.control_groups import core_limit
+from sim.problem.machine.detect import core_limit
 from sim.schedule import LaneKind
 from traces.errors import InputError
 

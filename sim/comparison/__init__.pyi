@@ -4,7 +4,7 @@ from .check import (
     check_measured as check_measured,
     print_check as print_check,
     read_measurements as read_measurements,
-    read_setting as read_setting,
+    read_run_setting as read_run_setting,
 )
 from .comparison import (
     SIZES as SIZES,

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Self
 
 from sim.cost import Setup
-from sim.planning import NothingFitsError, best_policy, most_locked
+from sim.planning import NothingFitsError, best_policy, most_locked, travels_for_nothing
 from sim.problem import Policy, Problem
 from sim.schedule import Schedule, by_name, registered
 from sim.simulation import MEASURES, Band, Prediction, bands_of, predict
@@ -154,7 +154,7 @@ def _outcome(problem: Problem, asked: Asked, name: str) -> Outcome:
         return Outcome(name, None, None, str(error))
     if setup.shortages:
         return Outcome(name, setup, None, "; ".join(map(str, setup.shortages)))
-    notes = "; ".join(filter(None, (note, setup.policy.changes_outputs)))
+    notes = "; ".join(filter(None, (note, setup.policy.changes_outputs, travels_for_nothing(setup))))
     return Outcome(name, setup, predict(setup, exact=asked.exact), note=notes)
 
 

@@ -18,7 +18,7 @@ from .planner import (
     hrm_plan as hrm_plan,
     plan as plan,
 )
-from .policies import PolicyGrid as PolicyGrid, most_locked as most_locked
+from .policies import PolicyGrid as PolicyGrid, most_locked as most_locked, travels_for_nothing as travels_for_nothing
 from .report import (
     DURATIONS as DURATIONS,
     PEAKS as PEAKS,

@@ -38,7 +38,7 @@ def add_problem(group: Any) -> None:
 def add_hardware(group: Any, default: str | None) -> None:
     """Add those that say which machine."""
     usual = " (default: %(default)s)" if default else ""
-    which = f"preset, also as people write it (4090), or .toml file{usual}"
+    which = f"preset, also as people write it (4090), .toml file, or auto: the machine at hand{usual}"
     group.add_argument("--hardware", default=default, metavar="MACHINE", help=which)
     add_settings(group)
 

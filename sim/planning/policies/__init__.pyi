@@ -25,6 +25,7 @@ from .placed import (
     host_layers_in_words as host_layers_in_words,
     in_words as in_words,
     placed_experts as placed_experts,
+    travels_for_nothing as travels_for_nothing,
 )
 from .space import Space as Space, candidates_of as candidates_of
 from .split import Frame as Frame, SplitCandidates as SplitCandidates, split_candidates as split_candidates

@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from sim.cost import Setup
 from sim.problem import Placement, Split
+from sim.schedule import MemoryPart
 
 PLACES = {
     "resident": "on the device",
@@ -51,6 +53,17 @@ def in_words(found: Sequence[ExpertPlaces]) -> Iterator[str]:
         first, *others = (f"{_range(*number)}{{}} {place}" for place, number in numbers.items())
         where = f" in {one.layers} layers" if len(found) > 1 else ""
         yield ", ".join([first.format(f" of {one.experts} a layer"), *(other.format("") for other in others)]) + where
+
+
+def travels_for_nothing(setup: Setup) -> str:
+    """What to say of weights that stream where device and host are one memory; nothing where none do."""
+    size = setup.memory.host.get(MemoryPart.STREAMED_WEIGHTS, 0)
+    if not setup.problem.hardware.unified or not size:
+        return ""
+    return (
+        "device and host are one memory, where nothing needs to travel: "
+        f"{size / 1e9:.1f} GB of weights are copied within it for nothing"
+    )
 
 
 def host_layers_in_words(placement: Placement) -> str:

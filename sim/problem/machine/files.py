@@ -14,17 +14,27 @@ from traces.files import read_toml
 
 Table = dict[str, Any]
 
+AUTO = "auto"
+"""The machine at hand, as it is detected."""
+
 FOLLOWS = {"host.peak": "host.cores"}
 """What describes the same thing: a file that gives the first and not the second means neither of those it extends."""
 
 
 def machine_table(name: str, settings: Sequence[str], kind: type[Part]) -> Table:
     """All that is said of a machine, as one table. Raises InputError for a file or a setting that cannot be read."""
-    table = _read(*_locate(name, Path()))
+    table = _read_auto() if name == AUTO else _read(*_locate(name, Path()))
     above: Table = {}
     for text in settings:
         above = with_number(above, *read_setting(text, kind))
     return _merged(table, above)
+
+
+def _read_auto() -> Table:
+    """The machine at hand on top of its card's preset."""
+    from sim.problem.machine.detect import detected_table
+
+    return _extended(detected_table(), AUTO, Path(), ())
 
 
 def read_setting(text: str, kind: type[Part]) -> tuple[str, Any]:
@@ -78,11 +88,16 @@ def _read(preset: str | None, path: Path | None, seen: tuple[Path, ...] = ()) ->
             raise InputError(f"{path}: extends itself by way of {', '.join(other.name for other in seen)}")
         file, beside, seen = path.name, path.parent, (*seen, path)
         table = {"name": path.stem, **table}
+    return _extended(table, file, beside, seen)
+
+
+def _extended(table: Table, file: str, beside: Path, seen: tuple[Path, ...]) -> Table:
+    """A table on top of what it extends, if it does."""
     base = table.pop("extends", None)
     if base is None:
         return table
     if not isinstance(base, str):
-        raise InputError(f"{path}: extends: {shown(base)} is neither the name of a preset nor a path")
+        raise InputError(f"{file}: extends: {shown(base)} is neither the name of a preset nor a path")
     with error_prefix(f"{file}: extends: "):
         inherited = _read(*_locate(base, beside), seen)
     inherited.pop("name", None)

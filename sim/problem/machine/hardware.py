@@ -244,7 +244,7 @@ class Hardware(Part):
 
     @classmethod
     def load(cls, name_or_path: str | Path, settings: Sequence[str] = ()) -> Self:
-        """Return a preset by name, or the machine in a `.toml` file.
+        """Return a preset by name, the machine in a `.toml` file, or the machine at hand: `auto`.
 
         A preset is found as people write it: `rtx4090`, `4090`, `RTX 4090`. A file may start from a preset or another
         file with `extends = "gcp-t4"` and give only what differs. Settings such as `link.h2d=24GB/s` lie on top. What

@@ -47,7 +47,7 @@ def test_a_host_that_is_full_without_a_reserve_is_too_small_with_one():
     """gpt-oss-120b streamed from 64 GB: what was 62.9 of 64.0 GB leaves nothing for the operating system."""
     machine = Hardware.load("rtx3090", ["host_memory.capacity=64GB", "host_memory.bandwidth=204.8GB/s"])
     problem = Problem.of("gpt-oss-120b", machine, prompt_len=500, gen_len=128)
-    setup = Setup.of(problem, "zero", micro_batch_size=1, num_micro_batches=1, pin_weights=1.0)
+    setup = Setup.of(problem, "zero", micro_batch_size=1, num_micro_batches=1)
     short = {one.tier: one for one in setup.shortages}
     assert short["host"].usable_bytes == pytest.approx(64e9 - kept_on_host_bytes(64e9), abs=2)
     assert not replace(setup, problem=replace(problem, hardware=replace(machine, reserve=None))).shortages

@@ -18,6 +18,11 @@ def memory_limit(root: Path = ROOT) -> float:
     return min((limit for (limit,) in _settings(root, "memory")), default=math.inf)
 
 
+def memory_in_use(root: Path = ROOT) -> float:
+    """How many bytes are taken of the group that is granted least; not a number where the groups do not say."""
+    return min(_settings(root, "memory", _USAGE), default=[0, math.nan])[1]
+
+
 _FILES = {
     "cpu": (("cpu.cfs_quota_us", "cpu.cfs_period_us"), ("cpu.max",)),
     "memory": (("memory.limit_in_bytes",), ("memory.max",)),
@@ -25,7 +30,10 @@ _FILES = {
 """By controller the files that hold its limit, in the first version and in the second."""
 
 
-def _settings(root: Path, controller: str) -> list[list[int]]:
+_USAGE = (("memory.limit_in_bytes", "memory.usage_in_bytes"), ("memory.max", "memory.current"))
+
+
+def _settings(root: Path, controller: str, files: tuple[tuple[str, ...], ...] | None = None) -> list[list[int]]:
     """The numbers that limit a controller in each of the process's groups and those that hold them."""
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
@@ -37,7 +45,7 @@ def _settings(root: Path, controller: str) -> list[list[int]]:
         first = bool(controllers)
         if not first or controller in controllers.split(","):
             top = root / "sys/fs/cgroup" / (controller if first else "")
-            found += _of_groups(top, path, _FILES[controller][0 if first else 1])
+            found += _of_groups(top, path, (files or _FILES[controller])[0 if first else 1])
     return found
 
 
