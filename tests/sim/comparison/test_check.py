@@ -143,6 +143,19 @@ class TestAsItRan:
         assert run.setup.problem.workload.prompt_tokens == (512,)
         assert "pieces of 512" in run.notes[0]
 
+    @pytest.mark.parametrize(
+        ("gpu", "is_other"),
+        [
+            ("NVIDIA GeForce RTX 3090", False),
+            ("NVIDIA GeForce RTX 4090, NVIDIA A10", True),
+            ("", False),
+            ("Tesla T4", True),
+        ],
+    )
+    def test_a_file_of_another_device_is_told(self, read, gpu, is_other):
+        (one,) = read(bench(gpu_info=gpu))
+        assert any("give --hardware" in note for note in as_run(PROBLEM, one).notes) is is_other
+
     def test_without_a_setting_the_schedule_is_asked_for(self):
         with pytest.raises(InputError, match="--schedules"):
             as_run(PROBLEM, Measurement(Speed.DECODE, 3.0))
