@@ -1,13 +1,14 @@
 """A measured run made ready to be predicted: the model as wide as the file, lengths and setting as they were."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sim.comparison.check.measurement import Measurement, RunSetting, Speed
 from sim.cost import Setup
 from sim.planning import best_policy
-from sim.problem import Model, Policy, Problem, Widths, Workload
+from sim.problem import Hardware, Model, Policy, Problem, Widths, Workload
 from sim.schedule import by_name
 from traces.errors import InputError, error_prefix
 
@@ -35,7 +36,7 @@ def as_run(
     Raises InputError where they contradict each other, or the run cannot be as it is said.
     """
     setting = measurement.setting
-    notes: list[str] = []
+    notes = list(_other_device(problem.hardware, setting.gpu))
     model = _as_wide(problem.model, setting, notes)
     workload, tokens_per_s = _workload(problem.workload, measurement, notes)
     problem = replace(problem, model=model, workload=workload)
@@ -47,6 +48,14 @@ def as_run(
         )
     fields = policy or _fields(setting, model)
     return AsRun(_setup(problem, name, measurement.requests, fields), tokens_per_s, tuple(notes))
+
+
+def _other_device(machine: Hardware, gpu: str) -> Iterator[str]:
+    """A note, where the number of the device that the file names is not among the machine's words."""
+    numbers = re.findall(r"[A-Z]*\d\w*", gpu.partition(",")[0].upper())
+    known = f"{machine.name} {machine.description}".upper()
+    if numbers and not any(one in known for one in numbers):
+        yield f"the file is of {gpu}, the prediction of {machine.name}: give --hardware with the machine that ran"
 
 
 def _setup(problem: Problem, name: str, requests: int, fields: Mapping[str, Any]) -> Setup:

@@ -8,6 +8,7 @@ from sim.cost import Setup
 from sim.problem import Hardware
 from sim.schedule import LaneKind
 from sim.simulation import Executed, Prediction, simulate_steps
+from traces.trace import HOST_LANES
 
 LINK, HOST_MEMORY, HOST_CORES = "link", "host memory", "host cores"
 DEVICE_MEMORY, DEVICE_CORES, NETWORK = "GPU memory", "GPU cores", "network"
@@ -41,6 +42,10 @@ def most_used(prediction: Prediction, speed: Speed) -> PartUse:
     step_s = prediction.prefill_s if step == 0 else prediction.token_s
     kind = LaneKind(phase.bottleneck.partition(":")[0])
     tasks = [one for one in _of_step(setup, step) if one.task.lane.kind is kind]
+    if kind in HOST_LANES:  # one host for all devices; of those that divide the batch one is simulated
+        tasks *= setup.batch.copies
+    else:
+        tasks = [one for one in tasks if one.task.lane.rank == 0]
     part, share = max(_shares(setup.problem.hardware, kind, tasks, step_s), key=lambda one: one[1])
     return PartUse(part, phase.bottleneck, share)
 
@@ -48,7 +53,7 @@ def most_used(prediction: Prediction, speed: Speed) -> PartUse:
 def _of_step(setup: Setup, step: int) -> list[Executed]:
     executed: list[Executed] = []
     simulate_steps(setup, max(0, step - 1), step + 1, on_task=executed.append)
-    return [one for one in executed if one.task.step == step and one.task.lane.rank == 0]
+    return [one for one in executed if one.task.step == step]
 
 
 def _shares(

@@ -16,9 +16,8 @@ def in_sentences(bands: Mapping[str, Band]) -> Iterator[str]:
     """Of the bands of schedules, the best first: why the first is so wide, and whether the others may be faster."""
     name, band = next(iter(bands.items()))
     shares = ", ".join(_share(one) for one in band.shares[:TOLD])
-    yield (
-        f"{WITHIN} {band.throughput_tokens_per_s} tokens/s of runs that are predicted so; the width is due to {shares}."
-    )
+    within = band.throughput_tokens_per_s
+    yield f"Of runs that are predicted so {LEVEL:.0%} lie within {within} tokens/s; the width is due to {shares}."
     if (first := band.first_to_measure) is not None:
         yield f"Measure {first.name} first: {first.measure_with}"
     else:

@@ -10,7 +10,8 @@ from sim.cli import main
 from sim.comparison.check import Measurement, RunSetting, Speed, Verdict, check_measured, read_measurements
 from sim.comparison.check.as_run import as_run
 from sim.comparison.check.first_try import first_try
-from sim.comparison.check.resources import PARTS
+from sim.comparison.check.resources import PARTS, most_used
+from sim.cost import Setup
 from sim.problem import Model, Problem
 from sim.simulation import predict
 from traces.errors import InputError
@@ -142,6 +143,19 @@ class TestAsItRan:
         assert run.setup.problem.workload.prompt_tokens == (512,)
         assert "pieces of 512" in run.notes[0]
 
+    @pytest.mark.parametrize(
+        ("gpu", "is_other"),
+        [
+            ("NVIDIA GeForce RTX 3090", False),
+            ("NVIDIA GeForce RTX 4090, NVIDIA A10", True),
+            ("", False),
+            ("Tesla T4", True),
+        ],
+    )
+    def test_a_file_of_another_device_is_told(self, read, gpu, is_other):
+        (one,) = read(bench(gpu_info=gpu))
+        assert any("give --hardware" in note for note in as_run(PROBLEM, one).notes) is is_other
+
     def test_without_a_setting_the_schedule_is_asked_for(self):
         with pytest.raises(InputError, match="--schedules"):
             as_run(PROBLEM, Measurement(Speed.DECODE, 3.0))
@@ -176,13 +190,15 @@ class TestServers:
         assert run.tokens_per_s == pytest.approx(68.5 * 9 / 137)
 
 
-class TestAnswers:
-    @pytest.fixture(scope="class")
-    def said(self):
-        measured = Measurement(Speed.DECODE, 1.0, setting=RunSetting("llama.cpp", host_layers=(0, 40)))
-        run = as_run(PROBLEM, measured, "n-cpu-moe")
-        return predict(run.setup, compiled=True, must_fit=False).decode_tokens_per_s
+@pytest.fixture(scope="module")
+def said():
+    """What is predicted of a decode whose experts are in 40 layers on the host."""
+    measured = Measurement(Speed.DECODE, 1.0, setting=RunSetting("llama.cpp", host_layers=(0, 40)))
+    run = as_run(PROBLEM, measured, "n-cpu-moe")
+    return predict(run.setup, compiled=True, must_fit=False).decode_tokens_per_s
 
+
+class TestAnswers:
     def answered(self, tokens_per_s, **setting):
         setting = RunSetting("llama.cpp", schedule="n-cpu-moe", host_layers=(0, 40), **setting)
         measured = Measurement(Speed.DECODE, tokens_per_s, 1, setting=setting)
@@ -203,6 +219,17 @@ class TestAnswers:
     def test_a_fast_one_is_told_what_to_measure(self, said):
         found = self.answered(3 * said)
         assert found.band.first_to_measure.name in found.first
+
+    def test_devices_share_the_memory_of_their_host(self):
+        """Tensor parallel on two devices the CPU reads what it reads for one, twice as fast where attention is all."""
+        shares = []
+        for machine in ("gcp-t4", "gcp-2xt4"):
+            problem = Problem.of("olmoe-1b-7b", machine, prompt_len=900, gen_len=9)
+            setup = Setup.of(problem, "fastdecode", micro_batch_size=32, num_micro_batches=4)
+            found = predict(setup, compiled=True, must_fit=False)
+            assert found.decode.bottleneck.startswith("CPU")
+            shares.append(most_used(found, Speed.DECODE).share * found.token_s)
+        assert shares[1] == pytest.approx(shares[0], rel=0.1)
 
     def test_there_is_something_to_try_for_every_part(self):
         for part in {part for parts in PARTS.values() for part in parts if part}:
