@@ -22,6 +22,12 @@ from sim.problem import (
 )
 from sim.schedule import ExpertPlace, Holds, MemoryPart, PipelineShape, Schedule, Tier, layout_of
 
+UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
+FEW = 0.1
+"""Less than so much of a unit is told in a smaller one."""
+
+DISK_IS_NO_HELP = "; the disk is not used: no schedule reads weights from one"
+
 
 @dataclass(frozen=True, slots=True)
 class Shortage:
@@ -30,16 +36,17 @@ class Shortage:
     tier: str
     needed_bytes: int
     capacity_bytes: int
+    beside: str = ""
+    """What the machine has besides that is no help, if anything."""
 
     @property
     def short_bytes(self) -> int:
         return self.needed_bytes - self.capacity_bytes
 
     def __str__(self) -> str:
-        return (
-            f"{self.tier} memory is {self.short_bytes:,} bytes short "
-            f"(needs {self.needed_bytes / 1e9:.2f} GB of {self.capacity_bytes / 1e9:.2f} GB)"
-        )
+        size, unit = next(one for one in UNITS if (self.capacity_bytes or self.needed_bytes) >= FEW * one[0])
+        needed, capacity = (f"{count / size:.2f} {unit}" for count in (self.needed_bytes, self.capacity_bytes))
+        return f"{self.tier} memory is {self.short_bytes:,} bytes short (needs {needed} of {capacity}){self.beside}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +68,10 @@ class MemoryPlan:
     def shortages(self, hardware: Hardware) -> list[Shortage]:
         """Every memory of the machine that the plan does not fit, the largest lack first."""
         peaks, capacities = self.peak_bytes(), capacity_bytes(hardware)
-        short = [Shortage(t, peaks[t], limit) for t, limit in capacities.items() if peaks[t] > limit]
+        beside = {Tier.HOST: DISK_IS_NO_HELP} if hardware.disk is not None else {}
+        short = [
+            Shortage(t, peaks[t], limit, beside.get(Tier(t), "")) for t, limit in capacities.items() if peaks[t] > limit
+        ]
         return sorted(short, key=lambda shortage: -shortage.short_bytes)
 
 
