@@ -11,7 +11,7 @@ from typing import Any, Self
 from sim.cost import Setup
 from sim.planning import NothingFitsError, best_policy, most_locked, travels_for_nothing
 from sim.problem import Policy, Problem
-from sim.schedule import Schedule, by_name, registered
+from sim.schedule import ExpertPlace, Schedule, by_name, registered
 from sim.simulation import MEASURES, Band, Prediction, bands_of, predict
 from traces.cli import in_processes, project_version
 from traces.data_frame import Tabular
@@ -207,4 +207,17 @@ def _with_experts_that_fit(setup: Setup) -> tuple[Setup, str]:
                     fitting,
                     f"{count} of {total} experts on the device, as many as fit, as its usual {usual} does not",
                 )
-    return setup, ""
+    return _all_streaming(setup) or (setup, "")
+
+
+def _all_streaming(setup: Setup) -> tuple[Setup, str] | None:
+    """The same with the rest of each layer streaming, too, if the schedule can have it so and then fits."""
+    system = setup.schedule.system
+    if system.streams_non_experts or not system.experts & ExpertPlace.STREAMED:
+        return None
+    policy = replace(setup.policy, experts_on_device=0.0, stream_non_experts=True)
+    tried = replace(setup, policy=policy)
+    fitting = most_locked(tried) if system.pins_weights else tried
+    if fitting.shortages:
+        return None
+    return fitting, "all weights streaming, as what is no expert does not fit the device beside the rest"

@@ -223,12 +223,12 @@ def _replan(choice: Choice, jobs: int | None) -> list[Replanned]:
     before = max(_worth(one, choice.objective) for one in (choice.best, same) if one is not None)
     worth = (None if best is None else _worth(best, choice.objective) / before - 1 for best in others)
     return [
-        Replanned(resource, factor, best, None if change is None else _without_anomaly(change, factor))
+        Replanned(resource, factor, best, None if change is None else without_anomaly(change, factor))
         for (resource, factor), best, change in zip(changes, others, worth, strict=True)
     ]
 
 
-def _without_anomaly(change: float, factor: float) -> float:
+def without_anomaly(change: float, factor: float) -> float:
     """What more of a resource gives, or less takes: work that starts earlier may meet other work, and end later.
 
     But what is more may be left unused, and what is less is no help.

@@ -18,6 +18,8 @@ SPEEDS = {"prefill tokens/s": ",.1f", "first token": ">", "decode tokens/s": ",.
 
 DURATIONS = {"prefill": ">", "decode": ">"}
 
+DISK_STANDS_BY = " The machine's disk is not used: no schedule reads weights from one."
+
 PEAKS = {f"GB {tier}": ",.1f" for tier in ("device", "host", "pinned")}
 """Columns of `peaks_gb`."""
 
@@ -66,7 +68,7 @@ def headline(problem: Problem) -> str:
     length = f"padded to {longest}" if workload.padded else f"of {mean:.0f} on average and {longest} at most"
     return (
         f"[bold]{problem.model.name} on {problem.hardware.name}[/bold], {workload.name}: prompts {length} tokens, "
-        f"{workload.gen_len} generated. Simulated."
+        f"{workload.gen_len} generated. Simulated.{'' if problem.hardware.disk is None else DISK_STANDS_BY}"
     )
 
 

@@ -25,6 +25,11 @@ from sim.schedule import ExpertPlace, Holds, MemoryPart, PipelineShape, Schedule
 
 UNIFIED = "unified"
 """What device and host are together, where they are one memory."""
+UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes"))
+FEW = 0.1
+"""Less than so much of a unit is told in a smaller one."""
+
+DISK_IS_NO_HELP = "; the disk is not used: no schedule reads weights from one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +40,17 @@ class Shortage:
     needed_bytes: int
     usable_bytes: int
     """What of it a plan may use."""
+    beside: str = ""
+    """What the machine has besides that is no help, if anything."""
 
     @property
     def short_bytes(self) -> int:
         return self.needed_bytes - self.usable_bytes
 
     def __str__(self) -> str:
-        return (
-            f"{self.tier} memory is {self.short_bytes:,} bytes short "
-            f"(needs {self.needed_bytes / 1e9:.2f} GB of {self.usable_bytes / 1e9:.2f} GB)"
-        )
+        size, unit = next(one for one in UNITS if (self.usable_bytes or self.needed_bytes) >= FEW * one[0])
+        needed, usable = (f"{count / size:.2f} {unit}" for count in (self.needed_bytes, self.usable_bytes))
+        return f"{self.tier} memory is {self.short_bytes:,} bytes short (needs {needed} of {usable}){self.beside}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +74,8 @@ class MemoryPlan:
         peaks, rooms = self.peak_bytes(), usable_bytes(hardware)
         if hardware.unified:
             peaks, rooms = {UNIFIED: peaks[Tier.DEVICE] + peaks[Tier.HOST]}, {UNIFIED: rooms[Tier.HOST]}
-        short = [Shortage(t, peaks[t], limit) for t, limit in rooms.items() if peaks[t] > limit]
+        beside = dict.fromkeys((Tier.HOST, UNIFIED), DISK_IS_NO_HELP) if hardware.disk is not None else {}
+        short = [Shortage(t, peaks[t], limit, beside.get(t, "")) for t, limit in rooms.items() if peaks[t] > limit]
         return sorted(short, key=lambda shortage: -shortage.short_bytes)
 
 

@@ -165,6 +165,23 @@ def test_what_fits_is_shown_and_what_does_not_says_what_it_lacks(capsys):
     assert set(by_name["zero"]) == set(by_name["cgopipe"])
 
 
+def test_what_is_no_expert_streams_too_where_it_does_not_fit_beside_the_rest(capsys, tmp_path):
+    """Mixtral's 2.7 GB of it and two slots of 2.8 GB are too much for 8 GB; its disk is said to be of no use."""
+    file = tmp_path / "small.toml"
+    device = 'device_memory.capacity = { value = 7.5, unit = "GB", basis = "assumed", source = "a test" }\n'
+    disk = ('capacity = { value = 2, unit = "TB"', 'bandwidth = { value = 7, unit = "GB/s"')
+    rows = "\n".join(f'{row}, basis = "assumed", source = "a test" }}' for row in disk)
+    file.write_text(f'extends = "rtx4090"\n{device}[disk]\n{rows}\n')
+    sizes = ["--micro-batch-size", "2", "--num-micro-batches", "2", "--gen-len", "4", "--jobs", "1"]
+    asked = ["--model", "mixtral-8x7b", "--hardware", str(file), "--prompt-len", "64", *sizes]
+    shown = results(capsys, "--schedules", "cgopipe,fastdecode,flexgen,flexgen-c", *asked)
+    assert all(one["feasible"] and one["policy"]["stream_non_experts"] for one in shown["results"])
+    assert main(["compare", "--schedules", "flexgen", *asked]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "flexgen: all weights streaming, as what is no expert does not fit the device beside the rest" in told
+    assert "The machine's disk is not used: no schedule reads weights from one." in told
+
+
 UNIFIED = """
 extends = "rtx4090"
 [device]

@@ -12,7 +12,19 @@ from sim_examples import few_layers, made_setup, preset, round_machine
 
 from sim.cost import CacheContent, Setup, Shortage
 from sim.cost.memory import MemoryPlan, kv_bytes
-from sim.problem import Batch, Hardware, MicroBatch, Model, Policy, Problem, Workload, make_batch
+from sim.problem import (
+    Basis,
+    Batch,
+    Hardware,
+    Memory,
+    MicroBatch,
+    Model,
+    Policy,
+    Problem,
+    Quantity,
+    Workload,
+    make_batch,
+)
 from sim.schedule import by_name, registered
 from traces.errors import InputError
 
@@ -386,6 +398,28 @@ class TestShortage:
         assert message.startswith("cgopipe with policy 36×14 does not fit round: ")
         assert "device memory is 1,234,567 bytes short" in message
         assert "needs 12.44 GB of 12.44 GB" in message
+
+    @pytest.mark.parametrize(
+        ("needed", "capacity", "told"),
+        [
+            (150_000_000, 100_000_000, "needs 0.15 GB of 0.10 GB"),
+            (2_345_678, 99_999_999, "needs 2.35 MB of 100.00 MB"),
+            (2_345_678, 1_200_000, "needs 2.35 MB of 1.20 MB"),
+            (5_000_000_000, 64_000, "needs 5000000.00 kB of 64.00 kB"),
+            (4_096, 0, "needs 4.10 kB of 0.00 kB"),
+            (70, 64, "needs 70.00 bytes of 64.00 bytes"),
+        ],
+    )
+    def test_small_memories_are_told_in_small_units(self, needed, capacity, told):
+        assert told in str(Shortage("device", needed, capacity))
+
+    def test_a_disk_is_said_to_be_no_help_where_the_host_is_too_small(self):
+        given = ((2e12, "B"), (7e9, "B/s"))
+        disk = Memory(*(Quantity(value, unit, Basis.ASSUMED, "a test") for value, unit in given))
+        machine = replace(round_machine(host_memory__capacity=1e9, device_memory__capacity=1e9), disk=disk)
+        told = {one.tier: str(one) for one in made_setup(machine=machine).shortages}
+        assert told["host"].endswith("; the disk is not used: no schedule reads weights from one")
+        assert "disk" not in told["device"]
 
     @pytest.mark.parametrize(
         ("tier", "path"),

@@ -8,7 +8,7 @@ import pytest
 from plan_examples import SMALL, simple_problem
 
 from sim.planning import best_policy
-from sim.planning.explanation import FACTORS, RESOURCES, explain, near, scaled, sentences
+from sim.planning.explanation import FACTORS, RESOURCES, explain, near, scaled, sentences, without_anomaly
 from sim.planning.planner import plan
 from sim.problem import Policy
 from sim.schedule import Place
@@ -101,6 +101,11 @@ class TestReplanned:
         why = explain(choice, predict(choice.best.setup), jobs=1, replan=True)
         least = choice.best.throughput_tokens_per_s * (1 - 1e-3)  # work that starts earlier may meet other work
         assert all(one.best.throughput_tokens_per_s > least for one in why.replanned if one.factor > 1)
+
+    def test_an_anomaly_is_no_gain_and_no_loss(self):
+        """Work that starts earlier may end later; what is more may be left unused, and what is less is no help."""
+        assert [without_anomaly(change, 1.1) for change in (-0.02, 0.0, 0.3)] == [0.0, 0.0, 0.3]
+        assert [without_anomaly(change, 0.9) for change in (-0.2, 0.0, 0.01)] == [-0.2, 0.0, 0.0]
 
     def test_what_binds_gives_most_and_less_of_it_costs(self):
         _, why = explained(self.SLOW_LINK, replan=True)
