@@ -1,6 +1,6 @@
 """The engine beside other systems that generate for the same models and prompts, in one run by turns.
 
-    pip install gguf llama-cpp-python   # for the rows of llama.cpp, which is compiled here
+    pip install -e ".[engine,dev,peers]"   # peers: for the rows of llama.cpp, which is compiled here
     python benchmarks/peers.py --repeats 5 --output peers.json                        # ten minutes on two cores
     python benchmarks/peers.py --repeats 5 --output peers.json --models deepseek_v3   # or a model at a time
 

@@ -14,6 +14,7 @@ import pytest
 from terminal import in_terminal, unread
 
 from engine import cli as engine
+from engine.running.harness import evaluate
 from sim import cli as sim
 from traces import cli as traces
 from traces.cli import Command, CommandLine, project_version
@@ -50,9 +51,12 @@ def run(argv, **options):
     return subprocess.run(argv, capture_output=True, text=True, check=False, cwd=ROOT, **options)
 
 
-def test_the_console_script_is_the_program():
+def test_the_console_scripts_are_the_program_and_the_harness_that_knows_our_model():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-    assert {name: resolve_name(where) for name, where in scripts.items()} == {"cgopipe": main}
+    assert {name: resolve_name(where) for name, where in scripts.items()} == {
+        "cgopipe": main,
+        "cgopipe-lm-eval": evaluate,
+    }
 
 
 def test_it_has_the_commands_of_all_packages():
