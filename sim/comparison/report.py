@@ -13,7 +13,7 @@ from sim.planning import DURATIONS, PEAKS, SPEEDS, headline, in_short, peaks_gb,
 from sim.problem import Basis, Hardware, Model, Problem, Workload
 from sim.schedule import registered
 from sim.simulation import WITHIN, Band, LaneSummary, Prediction, in_sentences
-from traces.cli import PROSE, TEXT, Report
+from traces.cli import PROSE, TEXT, WORDS, Report
 
 
 def print_comparison(
@@ -28,7 +28,7 @@ def print_comparison(
     if baseline in rates:
         against[f"× {baseline}"] = rates[baseline]
     within = {WITHIN: ">"} if bands else {}
-    core = {"schedule": TEXT, "policy": TEXT, "tokens/s": ",.2f", **within, **SPEEDS, **dict.fromkeys(against, ">")}
+    core = {"schedule": TEXT, "policy": WORDS, "tokens/s": ",.2f", **within, **SPEEDS, **dict.fromkeys(against, ">")}
     times = {"bound by": TEXT, "over it": "+.0%", "GPU idle": ".0%", **DURATIONS}
     results = (_result(one, [*against.values()], bands.get(one.schedule)) for one in predictions)
     out.table([core, times, {**PEAKS, "HRM (× simulated)": ">"}], results)

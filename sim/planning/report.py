@@ -11,7 +11,7 @@ from sim.planning.search import MEANING, TOLERANCE, Candidate
 from sim.problem import Policy, Problem
 from sim.schedule import Place
 from sim.simulation import WITHIN, Band, Prediction, in_sentences
-from traces.cli import PROSE, TEXT, Report
+from traces.cli import PROSE, TEXT, WORDS, Report
 
 SPEEDS = {"prefill tokens/s": ",.1f", "first token": ">", "decode tokens/s": ",.1f", "a request": ",.3g"}
 """Columns of `speeds`."""
@@ -37,7 +37,7 @@ def print_plan(
     )
     out.say(f"{choice.objective.capitalize()} means {MEANING[choice.objective]}.")
     out.say(_effort(choice, wall_s))
-    core = {"schedule": TEXT, "policy": TEXT, "tokens/s": ",.2f"}
+    core = {"schedule": TEXT, "policy": WORDS, "tokens/s": ",.2f"}
     more = [{"at most": ",.2f", "busiest": TEXT, **DURATIONS}, PEAKS]
     within = {WITHIN: ">"} if bands else {}
     each = (_candidate(plan.best, bands.get(name)) for name, plan in choice.plans.items())

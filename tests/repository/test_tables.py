@@ -26,7 +26,7 @@ from sim.planning.report import print_plan
 from sim.problem import Basis, Hardware, Model, Problem, Workload
 from sim.schedule import LaneKind, Op, registered
 from sim.simulation import bands_of, predict
-from traces.cli import PROSE, Report, glossary, main as traces
+from traces.cli import PROSE, TEXT, WORDS, Report, glossary, main as traces
 from traces.files import read_trace
 from validation.published.fit import CASES, Fitted
 from validation.published.holdout import HeldOut
@@ -165,7 +165,7 @@ def tables(monkeypatch):
         groups = [columns] if isinstance(columns, dict) else columns
         hows = {name: how for group in groups for name, how in group.items()}
         rows = [list(row) for row in rows]
-        prose = [how == PROSE for how in hows.values()]
+        prose = [how in (PROSE, WORDS) for how in hows.values()]
         texts = [(text, may) for row in rows for text, may in zip(row, prose, strict=True) if isinstance(text, str)]
         seen.append((list(hows), texts))
         table(self, columns, rows, *args, **kwargs)
@@ -224,6 +224,16 @@ def test_a_table_too_wide_goes_on_below_with_its_key(monkeypatch, capsys):
         "              second", "name   first     one", "────────────────────", "some  111111    2222",
         "", "name  third", "───────────", "some      3",
     ]  # fmt: skip
+
+
+def test_settings_go_on_in_the_next_line_where_names_would_fill_the_window(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    setting = "1×1 gpu r_w 0.336 r_h 0.508 r_f 0.156 r_c 1 prefill cpu locked"
+    Report().table({"schedule": TEXT, "policy": WORDS, "one": ">", "two": ">"}, [("zero", setting, "1", "2")], keys=2)
+    shown = capsys.readouterr().out
+    assert len(re.findall("─{9,}", shown)) == 1, "all columns side by side"
+    assert all(word in shown for word in setting.split())
+    assert "r_w = share of the experts" in " ".join(shown.split()), "explained, as prose is not"
 
 
 def test_a_word_is_explained_once_a_report(monkeypatch, capsys):

@@ -37,6 +37,7 @@ from .pictures import (
 from .tables import (
     PROSE as PROSE,
     TEXT as TEXT,
+    WORDS as WORDS,
     Columns as Columns,
     Report as Report,
     console as console,

@@ -21,13 +21,15 @@ from traces.cli.glossary import legend
 
 TEXT = ""  # how a column of names is written: they never break
 PROSE = "prose"  # how a column of sentences is written: they may go on in the next line
+WORDS = "words"  # how a column of abbreviations is written: they may go on too, and are explained below
+_WRAPPED = (PROSE, WORDS)
 _PLAIN_WIDTH = 100  # of an output that is no terminal, where COLUMNS is not set
 _LEAST_PROSE = 26  # the width that prose gets at least; with less it stands in a table of its own below
 _LIKE_MARKUP = re.compile(r"(?<!\\)\[(?=[a-z#/@])(?!/?bold\])")
 _GAP = 2  # spaces between columns
 
 Form = str | Callable[[Any], str]
-"""How a column is written: TEXT, PROSE, or numbers by a format such as `",.2f"`, `">"` as they are, or a function."""
+"""How a column is written: TEXT, PROSE, WORDS, a format of numbers (`">"`: as they are), or a function of them."""
 
 Columns = Mapping[str, Form]
 """Headings and what stands under them, as in `{"schedule": TEXT, "tokens/s": ",.2f"}`."""
@@ -104,7 +106,7 @@ def _marked_up(text: str) -> Text:
 
 def markdown_table(columns: Columns, rows: Iterable[Sequence[Any]]) -> list[str]:
     """The lines of a table in a Markdown document, and an empty one."""
-    lines = [list(columns), ["---" if how in (TEXT, PROSE) else "---:" for how in columns.values()]]
+    lines = [list(columns), ["---" if how in (TEXT, *_WRAPPED) else "---:" for how in columns.values()]]
     lines += [list(map(_written, row, columns.values())) for row in rows]
     return [*(f"| {' | '.join(line)} |" for line in lines), ""]
 
@@ -122,12 +124,12 @@ class _Column:
 
     @property
     def side(self) -> Literal["left", "right"]:
-        return "left" if self.how in (TEXT, PROSE) else "right"
+        return "left" if self.how in (TEXT, *_WRAPPED) else "right"
 
     @property
     def least(self) -> int:
         """The width in which no word breaks."""
-        prose = self.how == PROSE
+        prose = self.how in _WRAPPED
         pieces = [*self.heading.split(), *(word for cell in self.cells for word in (cell.split() if prose else [cell]))]
         return max(*map(len, pieces), min(_LEAST_PROSE, self.full) if prose else 0)
 
@@ -162,7 +164,7 @@ def _drawn(block: Sequence[_Column], width: int) -> Table:
     fits = sum(column.full - column.least for column in block) <= room
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0))
     for column in block:
-        more = min(room, column.full - column.least) if fits or column.how == PROSE else 0
+        more = min(room, column.full - column.least) if fits or column.how in _WRAPPED else 0
         room -= more
         heading = Align(Text(column.heading), column.side, vertical="bottom")
         table.add_column(heading, justify=column.side, width=max(1, column.least + more), overflow="fold")
@@ -174,4 +176,4 @@ def _drawn(block: Sequence[_Column], width: int) -> Table:
 def _written(value: Any, how: Form) -> str:
     if value is None or isinstance(value, str):
         return value or ""
-    return how(value) if callable(how) else str(value) if how in (TEXT, PROSE) else format(value, how)
+    return how(value) if callable(how) else str(value) if how in (TEXT, *_WRAPPED) else format(value, how)

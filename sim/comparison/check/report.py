@@ -6,7 +6,7 @@ from typing import Any
 from sim.comparison.check.answer import SpeedAnswer, SpeedCheck, Verdict
 from sim.planning import in_short
 from sim.simulation import WITHIN
-from traces.cli import TEXT, Report
+from traces.cli import TEXT, WORDS, Report
 
 
 def print_check(found: SpeedCheck) -> None:
@@ -15,7 +15,7 @@ def print_check(found: SpeedCheck) -> None:
     out.say(f"[bold]{problem.model.name} on {problem.hardware.name}[/bold]: measured beside predicted.")
     for one in found.answers:
         out.say(*_told(one))
-    columns = {"phase": TEXT, "schedule": TEXT, "policy": TEXT, "measured": ",.1f", "predicted": ",.1f", WITHIN: ">"}
+    columns = {"phase": TEXT, "schedule": TEXT, "policy": WORDS, "measured": ",.1f", "predicted": ",.1f", WITHIN: ">"}
     more = {"waits for": TEXT, "predicted share": ".0%", "measured share": ".0%", "best": ",.1f"}
     out.table([columns, more], map(_row, found.answers), "tokens/s", keys=2)
 

@@ -8,7 +8,7 @@ from sim.comparison.report import basis_of, schedules_by
 from sim.comparison.streams.served import Served, ServedComparison
 from sim.planning import PROMPTS_IN_WORDS, headline, in_short, seconds
 from sim.simulation import Quantiles, StreamResult
-from traces.cli import TEXT, Columns, Report
+from traces.cli import TEXT, WORDS, Columns, Report
 
 KEYS: Columns = {"schedule": TEXT, "prompts": TEXT}
 LATENCIES = ("TTFT", "TPOT", "E2E")
@@ -26,7 +26,7 @@ def print_served(found: ServedComparison, baseline: str | None) -> None:
     of_baseline = [result.throughput_tokens_per_s for one, result in rows if one.schedule == baseline]
     if of_baseline:
         against[f"× {baseline}"] = of_baseline[0]
-    core = {**KEYS, "policy": TEXT, "tokens/s": ",.2f", "steady": ",.2f", **dict.fromkeys(against, ">")}
+    core = {**KEYS, "policy": WORDS, "tokens/s": ",.2f", "steady": ",.2f", **dict.fromkeys(against, ">")}
     more = {"chunk": ">", "places": ".0%"} | ({"goodput": ",.3g"} if found.service.has_limits else {})
     out.table([core, more], (_rates(*row, [*against.values()], len(more)) for row in rows), keys=2)
     latencies = [dict.fromkeys((f"{name} {of}" for of in Quantiles._fields), ">") for name in LATENCIES]

@@ -6,7 +6,7 @@ from typing import Any
 from sim.admission import Prompts
 from sim.planning.report import headline, in_short, say_where_bytes_are
 from sim.planning.streams.choice import StreamChoice, Way
-from traces.cli import TEXT, Report
+from traces.cli import TEXT, WORDS, Report
 
 PROMPTS_IN_WORDS = {Prompts.BEFORE: "batch after batch", Prompts.BESIDE: "prompts beside decode"}
 """What is done, in words."""
@@ -24,7 +24,7 @@ def print_stream_plan(choice: StreamChoice, top: int, wall_s: float) -> None:
     out.say(f"{choice.considered:,} policies for prompts beside decode looked at in {wall_s:.1f} s.")
     keys = {"schedule": TEXT, "prompts": TEXT}
     rates = {"tokens/s": ",.2f", "steady": ",.2f"}
-    columns = [{**keys, "policy": TEXT, **rates}, {"chunk": ">", "busiest": ">"}]
+    columns = [{**keys, "policy": WORDS, **rates}, {"chunk": ">", "busiest": ">"}]
     out.table(columns, map(_row, choice.ways[:top]), f"for {count:,} requests", keys=2)
     say_where_bytes_are(out, best.memory)
     out.say(*_why(choice))
