@@ -95,17 +95,15 @@ class TestThePage:
         why = explain(choice, predict(choice.best.setup), jobs=1, replan=False)
         sections = {one["title"]: one for one in content_of(plan_page(choice, why, jobs=1))["sections"]}
         assert [row[0] for row in sections["Each schedule's best"]["rows"]] == list(choice.plans)
-        assert sections["Each schedule's best"]["rows"][0][2] == pytest.approx(
-            choice.best.throughput_tokens_per_s, rel=1e-5
-        )
+        speed = pytest.approx(choice.best.throughput_tokens_per_s, rel=1e-5)
+        assert sections["Each schedule's best"]["rows"][0][2] == speed
         bars = {one["name"]: one for one in sections["Memory"]["bars"]}
         assert sum(bars["device"]["parts"].values()) == pytest.approx(choice.best.device_bytes, rel=1e-5)
         first, second = sections["One layer of a decode step"]["timelines"]
         assert (first["name"], second["name"]) == tuple(choice.plans)
         for one in (first, second):
-            assert all(
-                begin + long <= one["length_ms"] * 1.001 for bars in one["lanes"].values() for _, begin, long in bars
-            )
+            ends = [begin + long for bars in one["lanes"].values() for _, begin, long in bars]
+            assert max(ends) == pytest.approx(one["length_ms"], rel=1e-3)
         assert sections["What if"]["points"][-1][0] == speed
 
 
