@@ -96,7 +96,7 @@ def slider_grid(choice: Choice, jobs: int | None, done: Callable[[int, int], obj
         room = memory * int(choice.problem.hardware.host_memory.capacity_bytes)
         fitting = [one for one in simulated[link, dram, bits] if _fits(one, requests, room)]
         best = choice.best if combination == now else ranked(fitting, choice.objective)[0] if fitting else None
-        points.append(_measures(best) if best else None)
+        points.append(None if best is None else _measures(best))
     axes = (
         *_machine_axes(choice.problem.hardware),
         SliderAxis("requests at once, at most", "", tuple(map(float, batches)), batches.index(now[3])),
