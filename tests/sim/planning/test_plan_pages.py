@@ -27,14 +27,15 @@ def choice():
     return plan(problem, ["cgopipe", "zero"], jobs=1, grid=PolicyGrid(**SIZES))
 
 
-@pytest.fixture
-def few_values(monkeypatch):
-    monkeypatch.setattr(what_ifs, "FACTORS_OF_A_MACHINE", (0.5, 1.0, 2.0))
-    monkeypatch.setattr(what_ifs, "NARROWER", (8.0,))
-    monkeypatch.setattr(what_ifs, "MOST_SIZES", 2)
+@pytest.fixture(scope="module")
+def few_values():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(what_ifs, "NARROWER", (8.0,))
+        patch.setattr(what_ifs, "MOST_SIZES", 2)
+        yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def grid(choice, few_values):
     told = []
     return what_ifs.slider_grid(choice, 1, lambda *done: told.append(done)), told
