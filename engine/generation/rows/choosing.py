@@ -48,11 +48,6 @@ class Asks(Protocol):
         """For how many tokens probabilities are told; None: not even for its own."""
         ...
 
-    @property
-    def prompt_logprobs(self) -> int | None:
-        """The same of its prompt."""
-        ...
-
 
 class Choosing(LogitsProcessor):
     """Chooses the next token of each row of a micro-batch, and leaves `generate()` no other."""
@@ -202,15 +197,13 @@ def choosing_for(model: PreTrainedModel, kwargs: Mapping[str, Any], asked: Seque
 
     `kwargs` are the run's own arguments of `generate()`.
     """
-    return Choosing(model, kwargs, asked) if chooses(model, kwargs, asked) else None
+    scores_prompts = any(one.prompt_logprobs is not None for one in asked)
+    return Choosing(model, kwargs, asked) if scores_prompts or chooses(model, kwargs, asked) else None
 
 
 def chooses(model: PreTrainedModel, kwargs: Mapping[str, Any], asked: Iterable[Asks]) -> bool:
     """Whether anybody asks for more than the highest score."""
-    own = any(
-        one.options.keys() & NEUTRAL.keys() or one.top_logprobs is not None or one.prompt_logprobs is not None
-        for one in asked
-    )
+    own = any(one.options.keys() & NEUTRAL.keys() or one.top_logprobs is not None for one in asked)
     return own or samples(model, kwargs) or _processes(model, kwargs)
 
 

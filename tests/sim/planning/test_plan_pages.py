@@ -22,19 +22,20 @@ def content_of(page):
 
 @pytest.fixture(scope="module")
 def choice():
-    machine = round_machine(device_memory__capacity=8e9, host_memory__capacity=40e9)
+    machine = round_machine(device_memory__capacity=8e9, host_memory__capacity=16e9)
     problem = Problem(few_layers("mixtral-8x7b", 4), machine, Workload.fixed(60, 8))
     return plan(problem, ["cgopipe", "zero"], jobs=1, grid=PolicyGrid(**SIZES))
 
 
-@pytest.fixture
-def few_values(monkeypatch):
-    monkeypatch.setattr(what_ifs, "FACTORS_OF_A_MACHINE", (0.5, 1.0, 2.0))
-    monkeypatch.setattr(what_ifs, "NARROWER", (8.0,))
-    monkeypatch.setattr(what_ifs, "MOST_SIZES", 2)
+@pytest.fixture(scope="module")
+def few_values():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(what_ifs, "NARROWER", (8.0,))
+        patch.setattr(what_ifs, "MOST_SIZES", 2)
+        yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def grid(choice, few_values):
     told = []
     return what_ifs.slider_grid(choice, 1, lambda *done: told.append(done)), told
@@ -61,11 +62,12 @@ class TestWhatIf:
             best.time_to_first_token_s,
         )
         assert (requests, schedule) == (best.num_requests, best.schedule)
-        assert [one.values[one.at] for one in found.axes[:3]] == [10.0, 100.0, 40.0]
+        assert [one.values[one.at] for one in found.axes[:3]] == [10.0, 100.0, 16.0]
 
-    def test_more_of_anything_is_never_worse(self, choice, grid):
+    def test_more_of_anything_is_never_worse(self, grid):
+        """Of narrower experts, where every answer is what was found for it, none the plan."""
         found, _ = grid
-        here = [one.at for one in found.axes]
+        here = [*(one.at for one in found.axes[:-1]), 0]
         for axis in range(4):
             line = [[*here[:axis], place, *here[axis + 1 :]] for place in range(3)]
             speeds = [point[0] for point in (self.at(found, *one) for one in line) if point]
@@ -94,16 +96,16 @@ class TestThePage:
         why = explain(choice, predict(choice.best.setup), jobs=1, replan=False)
         sections = {one["title"]: one for one in content_of(plan_page(choice, why, jobs=1))["sections"]}
         assert [row[0] for row in sections["Each schedule's best"]["rows"]] == list(choice.plans)
-        assert sections["Each schedule's best"]["rows"][0][2] == pytest.approx(choice.best.throughput_tokens_per_s)
+        speed = pytest.approx(choice.best.throughput_tokens_per_s, rel=1e-5)
+        assert sections["Each schedule's best"]["rows"][0][2] == speed
         bars = {one["name"]: one for one in sections["Memory"]["bars"]}
         assert sum(bars["device"]["parts"].values()) == pytest.approx(choice.best.device_bytes, rel=1e-5)
         first, second = sections["One layer of a decode step"]["timelines"]
         assert (first["name"], second["name"]) == tuple(choice.plans)
         for one in (first, second):
-            assert all(
-                begin + long <= one["length_ms"] * 1.001 for bars in one["lanes"].values() for _, begin, long in bars
-            )
-        assert sections["What if"]["points"][-1][0] == pytest.approx(choice.best.throughput_tokens_per_s)
+            ends = [begin + long for bars in one["lanes"].values() for _, begin, long in bars]
+            assert max(ends) == pytest.approx(one["length_ms"], rel=1e-3)
+        assert sections["What if"]["points"][-1][0] == speed
 
 
 class TestTheCommands:
