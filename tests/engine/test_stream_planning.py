@@ -1,5 +1,7 @@
 """The policy that the engine chooses for a stream fits as the engine runs it, which takes more than simulated."""
 
+from dataclasses import replace
+
 import pytest
 from engine_models import make
 
@@ -15,12 +17,9 @@ PROMPTS, MOST = [9, 30, 17, 24] * 20, 40
 
 
 def machine(device_bytes, host_bytes):
-    """A T4 with little memory."""
-    return (
-        Hardware.load("t4")
-        .scaled("device_memory.capacity", device_bytes / 16e9)
-        .scaled("host_memory.capacity", host_bytes / Hardware.load("t4").host_memory.capacity_bytes)
-    )
+    """A T4 with little memory, of which nobody keeps any."""
+    small = Hardware.load("t4").with_value("device_memory.capacity", device_bytes)
+    return replace(small.with_value("host_memory.capacity", host_bytes), reserve=None)
 
 
 @pytest.mark.parametrize("host_bytes", [2e6, 3e6])

@@ -56,13 +56,13 @@ def in_words(found: Sequence[ExpertPlaces]) -> Iterator[str]:
 
 
 def travels_for_nothing(setup: Setup) -> str:
-    """What to say of weights that stream where device and host are one memory; nothing where none do."""
+    """What to say of weights that stream where device and host are one memory; else nothing."""
     size = setup.memory.host.get(MemoryPart.STREAMED_WEIGHTS, 0)
     if not setup.problem.hardware.unified or not size:
         return ""
     return (
-        "device and host are one memory, where nothing needs to travel: "
-        f"{size / 1e9:.1f} GB of weights are copied within it for nothing"
+        f"device and host are one memory, where nothing needs to travel: {size / 1e9:.1f} GB of weights are copied "
+        "within it for nothing"
     )
 
 

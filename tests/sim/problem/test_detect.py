@@ -28,7 +28,7 @@ KNOWN = {  # preset, devices, GB of a device, GB of the host, GB/s of the link's
     "t4_in_a_group": ("t4", 1, 16.1, 4.29, 15.75, 1),
     "mi300x": ("mi300x", 1, 206.1, 1622.4, 63, 96),
     "arc": ("arc-b580", 1, 12, 33.3, 15.75, 16),
-    "wsl": ("rtx4080", 1, 17.2, 16.6, 31.5, 16),
+    "wsl": ("rtx4080", 1, 17.2, 16.64, 31.5, 16),
     "gb10": ("dgx-spark", 1, 128.5, 128.5, None, 20),
     "strix_halo": ("strix-halo", 1, 134.2, 134.2, None, 16),
 }

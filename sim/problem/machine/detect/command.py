@@ -1,6 +1,7 @@
 """The machine at hand as a machine's file."""
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,9 @@ from sim.problem.machine.detect.found import Found, find
 from sim.problem.machine.detect.system import System
 from traces.cli import Command, progress, writing
 from traces.errors import InputError
+
+BUSY = 0.5
+"""Programs that ran in the last minute, on average, above which measurements are of what they left."""
 
 HEADER = "# Written by `{command}`. Each number says how it is known; give better ones where you have them.\n"
 
@@ -30,6 +34,9 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--disk {args.disk}: there is no such folder")
     found = find()
     if args.measure:
+        busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+        if busy > BUSY:
+            sys.stderr.write(f"the machine is busy (load {busy:.1f}): what is measured now is less than it can do\n")
         with progress("measuring"):
             found = with_measured(found, args.disk)
     text = in_words(found, measure=args.measure)

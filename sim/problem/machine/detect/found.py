@@ -95,7 +95,7 @@ class Found:
         yield "host.cores", host.cores
         peak = f"fp32: {host.cores} cores x {host.ghz or 2.5:.4g} GHz x {host.flops_per_cycle} FLOP per cycle"
         yield "host.peak", _number(host.peak_flops_per_s, "TFLOPS", Basis.ASSUMED, f"{peak} ({host.cpu})")
-        memory = _number(host.memory_bytes, "B", Basis.MEASURED, host.memory_source)
+        memory = _number(host.memory_bytes, "GiB", Basis.MEASURED, host.memory_source)
         yield "host_memory.capacity", memory
         if self.is_unified:
             yield "device_memory.capacity", memory
@@ -106,15 +106,15 @@ class Found:
             yield "host_memory.bandwidth", _number(host.dram.bytes_per_s, "GB/s", Basis.DATASHEET, dram)
         if host.in_use_bytes is not None and host.in_use_bytes > kept_on_host_bytes(host.memory_bytes):
             kept = min(host.in_use_bytes, host.memory_bytes)
-            yield "reserve.host", _number(kept, "B", Basis.MEASURED, f"in use when detected: {host.in_use_source}")
+            yield "reserve.host", _number(kept, "GiB", Basis.MEASURED, f"in use when detected: {host.in_use_source}")
         if host.disk is not None and "disk.bandwidth" in self.measured:
-            yield "disk.capacity", _number(host.disk.capacity_bytes, "B", Basis.MEASURED, host.disk.source)
+            yield "disk.capacity", _number(host.disk.capacity_bytes, "GB", Basis.MEASURED, host.disk.source)
         if planned:
             yield from self._of_devices(planned[0], len(planned))
 
     def _of_devices(self, device: FoundDevice, count: int) -> Iterator[tuple[str, Any]]:
         if device.memory_bytes is not None and not self.is_unified:
-            yield "device_memory.capacity", _number(device.memory_bytes, "B", Basis.MEASURED, device.source)
+            yield "device_memory.capacity", _number(device.memory_bytes, "GiB", Basis.MEASURED, device.source)
         if device.link and not self.is_unified:
             yield "link.peak", {**link_peak(device.link), "source": f"{device.link}: {device.source}"}
         elif device.card is None:
@@ -136,7 +136,9 @@ def _link_of(device: FoundDevice) -> str:
 
 def _other(device: FoundDevice) -> Table:
     memory = (
-        {} if not device.memory_bytes else {"memory": _number(device.memory_bytes, "B", Basis.MEASURED, device.source)}
+        {}
+        if not device.memory_bytes
+        else {"memory": _number(device.memory_bytes, "GiB", Basis.MEASURED, device.source)}
     )
     return {"name": device.name, **memory}
 
