@@ -22,7 +22,12 @@ def kin_of(machine: str) -> str:
 
 
 def _base(machine: str) -> str:
-    return str(read_toml(PRESETS / f"{machine}.toml").get("extends", "_"))
+    """What a machine's file extends; a preset without a file of its own extends nothing that others share."""
+    return str(read_toml(_file(machine)).get("extends", "_")) if _file(machine).is_file() else "_"
+
+
+def _file(machine: str) -> Path:
+    return PRESETS / f"{machine}.toml"
 
 
 @lru_cache(maxsize=64)
@@ -35,8 +40,8 @@ def unmeasured(machine: str) -> Hardware:
 def _without_fits(machine: str, folder: Path) -> Path:
     import tomli_w
 
-    table = _not_fitted(read_toml(PRESETS / f"{machine}.toml"))
-    if "extends" in table:
+    table = _not_fitted(read_toml(_file(machine)))
+    if _file(table.get("extends", "")).is_file():  # else a name without a file
         table["extends"] = str(_without_fits(table["extends"], folder))
     path = folder / f"{machine}.toml"
     path.write_text(tomli_w.dumps(table), encoding="utf-8")
