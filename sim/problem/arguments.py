@@ -20,7 +20,11 @@ WEIGHT_BITS_HELP = (
 def add_problem(group: Any) -> None:
     """Add them to a parser or a group of it."""
     group.add_argument("--schedules", metavar="A,B", help="names from the list (default: all registered)")
-    group.add_argument("--model", default="mixtral-8x7b", help="preset, config.json or folder (default: %(default)s)")
+    group.add_argument(
+        "--model",
+        default="mixtral-8x7b",
+        help="preset, org/name of the Hub, folder, config.json, .safetensors or .gguf (default: %(default)s)",
+    )
     group.add_argument("--hardware", default="gcp-t4", help="preset or .toml file (default: %(default)s)")
     group.add_argument("--workload", default="mtbench", help="preset, .toml or .jsonl file (default: %(default)s)")
     tokens: dict[str, Any] = {"type": positive_int, "metavar": "TOKENS"}
