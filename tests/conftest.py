@@ -6,6 +6,10 @@ import signal
 
 import pytest
 
+os.environ.setdefault(
+    "HF_HUB_OFFLINE", "1"
+)  # a name with a slash is a repository of the Hub: no test asks the real one
+
 for helper in ("plan_examples", "schedule_rules", "stream_examples", "trace_rules"):
     pytest.register_assert_rewrite(helper)
 

@@ -31,7 +31,7 @@ class Tensor:
 
 def tensors_of_model(tensors: Iterable[Tensor], num_layers: int) -> list[tuple[str, Tensor]]:
     """The tensors of a language model with their kinds, without layers that predict further tokens and other parts."""
-    found = ((kind_of(tensor.name, num_layers), tensor) for tensor in tensors)
+    found = ((kind_of_tensor(tensor.name, num_layers), tensor) for tensor in tensors)
     return [(kind, tensor) for kind, tensor in found if kind]
 
 
@@ -76,7 +76,7 @@ def check_numbers(tensors: Iterable[Tensor], total_params: int, num_layers: int)
         )
 
 
-def kind_of(name: str, num_layers: int) -> str:
+def kind_of_tensor(name: str, num_layers: int) -> str:
     """The kind of a tensor by its name, in Hugging Face's or llama.cpp's words; empty for what is not of the model."""
     if _OF_OTHER_PARTS.search(name):
         return ""

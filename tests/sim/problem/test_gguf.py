@@ -87,9 +87,8 @@ def test_each_kind_has_the_width_of_its_tensors(tmp_path):
     write_gguf(path, gguf.MODEL_ARCH.QWEN3MOE, FIELDS, qwen(), TYPES)
     found = Model.load(path).widths
     assert found.experts == pytest.approx((5 * 4.5 + 6.5625) / 6)
-    assert found.attention == pytest.approx((16 + 6.5625 + (16 + 8.5) / 2) / 3, rel=2e-3), (
-        "with norms of heads in 32 bits"
-    )
+    with_norms_in_32_bits = pytest.approx((16 + 6.5625 + (16 + 8.5) / 2) / 3, rel=2e-3)
+    assert found.attention == with_norms_in_32_bits
     assert (found.embedding, found.head) == (4.5, 6.5625)
     assert 16 < found.router < 32
 
