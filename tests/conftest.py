@@ -6,9 +6,7 @@ import signal
 
 import pytest
 
-os.environ.setdefault(
-    "HF_HUB_OFFLINE", "1"
-)  # a name with a slash is a repository of the Hub: no test asks the real one
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the real Hub for a name with a slash
 
 for helper in ("plan_examples", "schedule_rules", "stream_examples", "trace_rules"):
     pytest.register_assert_rewrite(helper)

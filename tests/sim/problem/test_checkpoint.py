@@ -358,6 +358,18 @@ def test_a_cache_without_weights_lets_their_headers_be_asked(hub, tmp_path, monk
     assert Model.load("org/small").widths.experts == 16
 
 
+def test_gguf_files_of_the_cache_need_no_network(hub, tmp_path, monkeypatch):
+    cached(tmp_path / "cache")
+    repository = tmp_path / "cache" / "models--org--small"
+    write_gguf(
+        repository / "snapshots" / REVISION / "tiny-Q4_K_M.gguf", gguf.MODEL_ARCH.QWEN3MOE, FIELDS, qwen(), TYPES
+    )
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert Model.load("org/small:Q4_K_M").widths.embedding == 4.5
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE forbids"):
+        Model.load("org/small:Q8_0")
+
+
 def test_a_checkpoint_of_235_b_takes_less_than_10_mb(tmp_path):
     """By the command itself, as a user has it: endpoint and token from the environment."""
     with serving({"org/large": large_checkpoint()}) as (hub, address):
@@ -367,6 +379,5 @@ def test_a_checkpoint_of_235_b_takes_less_than_10_mb(tmp_path):
         run = [sys.executable, "-m", "sim", *command.split(), *options]
         done = subprocess.run(run, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert "org/large" in done.stdout, done.stderr
-    print("SENT", hub.sent, len(hub.asked))
     assert 3e6 < hub.sent < 10e6
     assert len(hub.asked) > 118
