@@ -171,7 +171,8 @@ class Model:
     def __str__(self) -> str:
         sparse = max(self.layers, key=lambda layer: layer.num_experts)
         shared = " + shared" if sparse.shared else ""
+        widths = "" if self.widths == Widths() else f", weights: {self.widths}"
         return (
             f"{self.name}: {self.total_params / 1e9:.1f} B parameters, {self.active_params / 1e9:.1f} B active, "
-            f"{self.num_layers} layers, {self.top_k} of {self.num_experts} experts{shared}"
+            f"{self.num_layers} layers, {self.top_k} of {self.num_experts} experts{shared}{widths}"
         )
