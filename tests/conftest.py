@@ -6,6 +6,8 @@ import signal
 
 import pytest
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the real Hub for a name with a slash
+
 for helper in ("plan_examples", "schedule_rules", "stream_examples", "trace_rules"):
     pytest.register_assert_rewrite(helper)
 

@@ -21,7 +21,8 @@ WEIGHT_BITS_HELP = (
 def add_problem(group: Any) -> None:
     """Add them to a parser or a group of it."""
     group.add_argument("--schedules", metavar="A,B", help="names from the list (default: all registered)")
-    group.add_argument("--model", default="mixtral-8x7b", help="preset, config.json or folder (default: %(default)s)")
+    which = "preset, org/name of the Hub, folder, config.json, .safetensors or .gguf (default: %(default)s)"
+    group.add_argument("--model", default="mixtral-8x7b", help=which)
     add_hardware(group, "gcp-t4")
     group.add_argument("--workload", default="mtbench", help="preset, .toml or .jsonl file (default: %(default)s)")
     tokens: dict[str, Any] = {"type": positive_int, "metavar": "TOKENS"}

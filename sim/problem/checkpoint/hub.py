@@ -4,9 +4,9 @@ What the local cache holds comes first. Endpoint, offline mode, tokens and proxi
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn, Self, TypeVar
@@ -54,30 +54,65 @@ class HubId:
 
 def read_hub(which: HubId) -> Checkpoint:
     """The checkpoint in a repository. Raises InputError, one line, where it cannot be had."""
-    import huggingface_hub
     from huggingface_hub import constants
 
-    cached = huggingface_hub.try_to_load_from_cache(which.repo, CONFIG, revision=which.revision)
-    folder = Path(cached).parent if isinstance(cached, str) else None
-    here = read_path(folder) if folder is not None and which.file is None else None
-    if here is not None and folder is not None and (here.tensors or constants.is_offline_mode()):
-        return _named(here, which)
+    folder = _cached_folder(which)
+    here = None if folder is None else _cached(which, folder)
+    if here is not None and (here.tensors or constants.is_offline_mode()):
+        return here
     if constants.is_offline_mode():
         raise InputError(
             f"{which}: is neither a file or folder here nor in the cache of the Hub, and HF_HUB_OFFLINE forbids to ask "
             f"it: give a preset, a path, or let it be asked"
         )
-    revision = folder.name if folder is not None else which.revision
+    revision = which.revision if folder is None or here is None else folder.name
     try:
         return _Repository(HubId(which.repo, revision, which.file), str(which)).checkpoint()
     except InputError:
         if here is not None:  # its configuration, without the network
-            return _named(here, which)
+            return here
         raise
 
 
-def _named(found: Checkpoint, which: HubId) -> Checkpoint:
-    return Checkpoint(found.config, which.repo, f"{which} (cached)", found.tensors)
+def _cached_folder(which: HubId) -> Path | None:
+    """The folder of a revision in the local cache, where there is anything of it."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    if which.file is None:
+        config = huggingface_hub.try_to_load_from_cache(which.repo, CONFIG, revision=which.revision)
+        if isinstance(config, str):
+            return Path(config).parent
+    try:
+        return Path(huggingface_hub.snapshot_download(which.repo, revision=which.revision, local_files_only=True))
+    except (errors.LocalEntryNotFoundError, ValueError, OSError):
+        return None
+
+
+def _cached(which: HubId, folder: Path) -> Checkpoint | None:
+    """The model in a folder of the cache, if it is there."""
+    path = folder
+    if which.file is not None or not (folder / CONFIG).exists():
+        try:
+            path = folder / _gguf_of([one.name for one in folder.glob(f"*{GGUF_SUFFIX}")], which.file, str(which))
+        except InputError:  # the Hub may have it
+            return None
+    found = read_path(path)
+    return replace(found, name=f"{which.repo}{'' if path is folder else f':{path.stem}'}", source=f"{which} (cached)")
+
+
+def _gguf_of(names: Sequence[str], wanted: str | None, source: str) -> str:
+    """The GGUF file that is meant: the only one, or the one that the user names in part."""
+    ggufs = sorted(name for name in names if name.endswith(GGUF_SUFFIX) and "mmproj" not in name.lower())
+    ggufs = [name for name in ggufs if (found := _SPLIT.search(name)) is None or int(found[1]) == 1]
+    mine = [name for name in ggufs if _means(wanted.lower(), name)] if wanted else ggufs
+    if len(mine) == 1:
+        return mine[0]
+    if not ggufs:
+        raise InputError(f"{source}: has neither a {CONFIG} nor a GGUF file: it holds no model")
+    listed = ", ".join(Path(name).name for name in (mine or ggufs)[:8])
+    few = "names none" if not mine else f"may be any of {len(mine)}"
+    raise InputError(f"{source}: {few}: say which of its GGUF files behind a colon, such as :Q4_K_M ({listed})")
 
 
 Answer = TypeVar("Answer")
@@ -115,7 +150,7 @@ class _Repository:
         return header_of(lambda first, last: self._range(name, first, last)[0], f"{self._source}: {name}")
 
     def _gguf(self) -> Checkpoint:
-        first = self._gguf_name()
+        first = _gguf_of(self._names, self._which.file, self._source)
         split = _SPLIT.search(first)
         names = [first]
         if split is not None:
@@ -132,21 +167,6 @@ class _Repository:
             headers.append(read_header(read, f"{self._source}: {name}"))
             sizes.append(found[0])
         return gguf_checkpoint(headers, sizes, f"{self._which.repo}:{Path(first).stem}", self._source)
-
-    def _gguf_name(self) -> str:
-        """The GGUF file that is meant: the only one, or the one that the user names in part."""
-        ggufs = [name for name in self._names if name.endswith(GGUF_SUFFIX) and "mmproj" not in name.lower()]
-        ggufs = [name for name in ggufs if (found := _SPLIT.search(name)) is None or int(found[1]) == 1]
-        wanted = (self._which.file or "").lower()
-        mine = [name for name in ggufs if _means(wanted, name)] if wanted else ggufs
-        if len(mine) == 1:
-            return mine[0]
-        if not ggufs:
-            raise InputError(f"{self._source}: has neither a {CONFIG} nor a GGUF file: it holds no model")
-        names = ", ".join(Path(name).name for name in (mine or ggufs)[:8])
-        few = "names none" if not mine else f"may be any of {len(mine)}"
-        say = "say which of its GGUF files behind a colon, such as :Q4_K_M"
-        raise InputError(f"{self._source}: {few}: {say} ({names})")
 
     def _json(self, name: str) -> dict[str, Any]:
         content, _ = self._range(name, 0, MOST_CONFIG_BYTES)

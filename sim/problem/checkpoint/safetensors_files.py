@@ -25,6 +25,9 @@ _PACKED = frozenset({"I32", "U32", "I64", "U64", "I16", "U16", "U8"})
 _GIT_LFS = b"version https://git-lfs"
 _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
+_OTHERS = re.compile("adapter|optimizer|training|mtp")
+"""Files of tensors beside a model that are none."""
+
 ReadRange = Callable[[int, int], bytes]
 """Bytes of a file from the first to before the last."""
 
@@ -71,7 +74,7 @@ def _of_file(path: Path) -> list[Tensor]:
 
 def weight_files(names: Sequence[str]) -> list[str]:
     """Of the names in a folder the files that hold a model: `model.safetensors` or its shards, before copies of it."""
-    found = sorted(name for name in names if name.endswith(SUFFIX) and "/" not in name)
+    found = sorted(name for name in names if name.endswith(SUFFIX) and "/" not in name and not _OTHERS.match(name))
     for first in ("model.safetensors", "model-"):
         mine = [name for name in found if name.startswith(first)]
         if mine:

@@ -176,7 +176,8 @@ class Model:
         shared = " + shared" if sparse.shared else ""
         layers = "layer" if self.mtp_layers == 1 else "layers"
         further = f", {self.mtp_layers} further {layers} (MTP) not run" if self.mtp_layers else ""
+        widths = "" if self.widths == Widths() else f", weights: {self.widths}"
         return (
             f"{self.name}: {self.total_params / 1e9:.1f} B parameters, {self.active_params / 1e9:.1f} B active, "
-            f"{self.num_layers} layers, {self.top_k} of {self.num_experts} experts{shared}{further}"
+            f"{self.num_layers} layers, {self.top_k} of {self.num_experts} experts{shared}{further}{widths}"
         )

@@ -5,6 +5,7 @@ were trained. `bits` is what one number takes with its share of scales and zero 
 """
 
 import math
+from collections import Counter
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -38,6 +39,13 @@ class Widths:
         for name in KINDS:
             if not getattr(self, name) >= 1:
                 raise InputError(f"Widths.{name} must be at least 1 bit, got {getattr(self, name)}")
+
+    def __str__(self) -> str:
+        """Kinds that are apart, and the rest: "experts 4.25, rest 16 bits"."""
+        bits = {kind: f"{getattr(self, kind):.4g}" for kind in KINDS}
+        (usual, _), *_ = Counter(bits.values()).most_common(1)
+        apart = [f"{kind} {width}" for kind, width in bits.items() if width != usual]
+        return ", ".join([*apart, f"{'rest ' if apart else ''}{usual} bits"])
 
     @classmethod
     def alike(cls, bits: float) -> Self:

@@ -319,6 +319,9 @@ def test_a_summary_fits_on_one_line():
         "mixtral-8x7b: 46.7 B parameters, 12.9 B active, 32 layers, 2 of 8 experts"
     )
     assert "6 of 64 experts + shared" in str(Model.load("deepseek-v2-lite"))
+    assert "experts, weights: experts 4.25" in str(Model.load("gpt-oss-20b"))
+    assert str(Widths(experts=4.25)) == "experts 4.25, rest 16 bits"
+    assert str(Widths.alike(8.5)) == "8.5 bits"
 
 
 def test_nouns_are_frozen():
