@@ -2,7 +2,7 @@ from .durations import GROWS_WITH_CONTEXT as GROWS_WITH_CONTEXT, OWN_PAGES as OW
 from .expert_use import ExpertUse as ExpertUse
 from .memory import (
     CHOSEN_AT_ONCE as CHOSEN_AT_ONCE,
-    Kept as Kept,
+    CacheContent as CacheContent,
     MemoryPlan as MemoryPlan,
     Shortage as Shortage,
     activation_bytes as activation_bytes,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from sim.cost.memory import Kept, routed_bytes
+from sim.cost.memory import CacheContent, routed_bytes
 from sim.cost.pools import DRAM, PAGEABLE_TRAFFIC, PIN_TRAFFIC, hbm, link
 from sim.cost.sizes import Sizes, fetches_modules
 from sim.cost.work import Cost, Work
@@ -64,14 +64,16 @@ class Copies:
         At the pageable rate one more copy on the host is in that rate already.
         """
         prompts = self._sizes.has_prompts(task)
-        size = self._kv_bytes(task, self._sizes.kept(task, 0) if prompts else Kept.new(self._sizes.tokens(task)))
+        size = self._kv_bytes(
+            task, self._sizes.kept(task, 0) if prompts else CacheContent.new(self._sizes.tokens(task))
+        )
         if "new kv on host" not in self._locked:
             return self._copy_between("kv", task, size, copies=2)
         landed = self._copy_between("new kv on host", task, size, copies=2)
         roofs = {**landed.roofs, "host copy": size / self._hardware.pin_bytes_per_s}
         return landed._replace(roofs=roofs, traffic={**landed.traffic, DRAM: (1 + PIN_TRAFFIC) * size})
 
-    def _kv_bytes(self, task: Task, kept: Kept) -> float:
+    def _kv_bytes(self, task: Task, kept: CacheContent) -> float:
         """What is kept, less what stays on the device."""
         stays = kept.on_device(self._sizes.policy, self._sizes.micro_batch(task))
         return self._sizes.share(kept.without(stays).bytes(self._sizes.layer(task), self._sizes.kv_bits))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from sim.cost.expert_use import ALIKE, ExpertUse
-from sim.cost.memory import Kept, tensor_ranks
+from sim.cost.memory import CacheContent, tensor_ranks
 from sim.problem import (
     Batch,
     Hardware,
@@ -91,10 +91,10 @@ class Sizes:
         one = self.batch.micro_batches[micro_batch]
         return one.prompt_tokens if self.shape.has_prompts(step, micro_batch) else one.num_requests
 
-    def earlier(self, task: Task) -> Kept:
+    def earlier(self, task: Task) -> CacheContent:
         """What earlier chunks left in a layer, of the one prompt of a micro-batch that has any."""
         left = self._earlier_of(task.micro_batch)
-        return Kept.of_context(self.layer(task), left, 1) if left else Kept()
+        return CacheContent.of_context(self.layer(task), left, 1) if left else CacheContent()
 
     def _earlier_of(self, micro_batch: int) -> int:
         return self.earlier_tokens[micro_batch] if micro_batch < len(self.earlier_tokens) else 0
@@ -106,9 +106,9 @@ class Sizes:
             return self.of_groups
         return [(*one, self.shape.has_prompts(1, j), self._earlier_of(j)) for j, one in enumerate(self.of_groups)]
 
-    def kept(self, task: Task, step: int) -> Kept:
+    def kept(self, task: Task, step: int) -> CacheContent:
         """What the task's layer keeps of its micro-batch after `step`."""
-        return Kept.of(self.layer(task), self.micro_batch(task), step)
+        return CacheContent.of(self.layer(task), self.micro_batch(task), step)
 
     def hidden_bytes(self, task: Task) -> int:
         """The hidden states of a task's tokens."""

@@ -6,7 +6,7 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from sim.cost import Kept, Setup
+from sim.cost import CacheContent, Setup
 from sim.problem import Batch
 from sim.schedule import USES_EXPERTS, LaneKind, MemoryPart, Op, PipelineShape, Task, Tier, layout_of
 from sim.simulation.simulator import Executed, simulate_steps
@@ -179,7 +179,7 @@ def _kept_bytes(setup: Setup, task: Task, step: int) -> tuple[int, int]:
     """What a task's layer keeps of its micro-batch after `step`, on the device and on the host."""
     model = setup.problem.model
     layer, micro_batch = model.layers[task.layer], setup.batch.micro_batches[task.micro_batch]
-    kept = Kept.of(layer, micro_batch, step) if step >= 0 else Kept()
+    kept = CacheContent.of(layer, micro_batch, step) if step >= 0 else CacheContent()
     stays = kept.on_device(setup.policy, micro_batch) if setup.shape.kv_on_host(task.micro_batch) else kept
     bits = setup.policy.cache_bits(model)
     return stays.bytes(layer, bits), kept.without(stays).bytes(layer, bits)

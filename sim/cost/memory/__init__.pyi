@@ -1,7 +1,7 @@
 from .activations import CHOSEN_AT_ONCE as CHOSEN_AT_ONCE, activation_bytes as activation_bytes
 from .buffers import routed_bytes as routed_bytes
 from .kv_cache import (
-    Kept as Kept,
+    CacheContent as CacheContent,
     kv_bytes as kv_bytes,
     kv_bytes_on_device as kv_bytes_on_device,
 )

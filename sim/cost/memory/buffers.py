@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from sim.cost.memory.kv_cache import Kept
+from sim.cost.memory.kv_cache import CacheContent
 from sim.problem import Batch, Layer, MicroBatch, Model, Placement, Policy, packed_bytes
 from sim.schedule import ON_DEVICE, Buffer, By, Holds, PipelineShape, Place, Schedule, Tier, layout_of
 
@@ -68,7 +68,7 @@ class BufferBytes:
             count = min(split.fetched, asked * layer.top_k)
             return buffer.turns * count * layer.expert_bytes(self._placement.widths.experts)
         if holds in (Holds.LOADED_CACHE, Holds.ATTENDED_CACHE):
-            most = Kept.of(layer, self._loaded[holds], 0) if holds in self._loaded else Kept()
+            most = CacheContent.of(layer, self._loaded[holds], 0) if holds in self._loaded else CacheContent()
             return buffer.turns * most.bytes(layer, self._cache_bits)
         if buffer.by is By.TURN:
             return buffer.turns * max(self._slot(holds, layer, one) for one in self._batch.alike)
@@ -95,14 +95,14 @@ class BufferBytes:
         tokens = one.prompt_tokens if holds is Holds.PROMPT_HIDDEN else one.num_requests
         return packed_bytes(tokens * self._width(holds, layer), bits)
 
-    def _kept(self, holds: Holds, layer: Layer, one: MicroBatch) -> Kept:
+    def _kept(self, holds: Holds, layer: Layer, one: MicroBatch) -> CacheContent:
         """What one slot has of a layer's KV cache."""
         if holds is Holds.PROMPT_CACHE:
-            return Kept.of(layer, one, 0)
-        kept = Kept.of(layer, one, self._batch.gen_len - 1)
+            return CacheContent.of(layer, one, 0)
+        kept = CacheContent.of(layer, one, self._batch.gen_len - 1)
         stays = kept.on_device(self._policy, one)
         if holds is Holds.JOINED_CACHE:
-            return kept if layer.attention.joins_cache and stays.tokens else Kept()
+            return kept if layer.attention.joins_cache and stays.tokens else CacheContent()
         return kept.without(stays)
 
     def _width(self, holds: Holds, layer: Layer) -> int:

@@ -8,7 +8,7 @@ from sim.problem import Batch, Layer, MicroBatch, Model, Placement, Policy
 from sim.schedule import PipelineShape
 
 
-class Kept(NamedTuple):
+class CacheContent(NamedTuple):
     """What one layer keeps of the requests of a micro-batch, or what a step adds to it."""
 
     tokens: int = 0
@@ -51,19 +51,19 @@ class Kept(NamedTuple):
 
 def kv_bytes(model: Model, policy: Policy, batch: Batch, step: int) -> int:
     """The whole KV cache after `step`, wherever it lives."""
-    return _cache_bytes(model, policy, batch, batch.alike, lambda layer, one: Kept.of(layer, one, step))
+    return _cache_bytes(model, policy, batch, batch.alike, lambda layer, one: CacheContent.of(layer, one, step))
 
 
 def kv_bytes_on_device(model: Model, policy: Policy, batch: Batch, step: int, shape: PipelineShape) -> int:
     """Of it, after `step`, what stays on the device: of some requests, or of the micro-batches that attend there."""
     if shape.attending_on_device:
         there = Counter(one for j, one in enumerate(batch.micro_batches) if not shape.kv_on_host(j))
-        return _cache_bytes(model, policy, batch, there, lambda layer, one: Kept.of(layer, one, step))
+        return _cache_bytes(model, policy, batch, there, lambda layer, one: CacheContent.of(layer, one, step))
     if not policy.kv_on_device:
         return 0
 
-    def stays(layer: Layer, one: MicroBatch) -> Kept:
-        return Kept.of(layer, one, step).on_device(policy, one)
+    def stays(layer: Layer, one: MicroBatch) -> CacheContent:
+        return CacheContent.of(layer, one, step).on_device(policy, one)
 
     return _cache_bytes(model, policy, batch, batch.alike, stays)
 
@@ -74,7 +74,7 @@ def cache_bytes_of_host_layers(placement: Placement, policy: Policy, batch: Batc
     bits = policy.cache_bits(placement.model)
     for (layer, split), count in zip(placement.distinct, placement.counts, strict=True):
         for one, times in batch.alike.items() if split.layer_on_host else ():
-            kept, alike = Kept.of(layer, one, batch.gen_len - 1), count * times * batch.copies
+            kept, alike = CacheContent.of(layer, one, batch.gen_len - 1), count * times * batch.copies
             whole += alike * kept.bytes(layer, bits)
             on_device += alike * kept.on_device(policy, one).bytes(layer, bits)
     return whole, on_device
@@ -85,7 +85,7 @@ def _cache_bytes(
     policy: Policy,
     batch: Batch,
     alike: Mapping[MicroBatch, int],
-    kept: Callable[[Layer, MicroBatch], Kept],
+    kept: Callable[[Layer, MicroBatch], CacheContent],
 ) -> int:
     bits = policy.cache_bits(model)
 

@@ -17,8 +17,8 @@ from sim.problem.model.reading import (
     check_all_read,
     ends_params,
     family_of,
-    layer_of,
     number_of_layers,
+    read_layer,
 )
 from sim.problem.presets import MODELS
 from sim.problem.widths import native_widths, plain_bits
@@ -53,7 +53,7 @@ def model_fields(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         model_type = fields.text("model_type")
         family = family_of(model_type)
         _refuse(fields, model_type)
-        layers = tuple(layer_of(fields, family, index) for index in range(number_of_layers(fields)))
+        layers = tuple(read_layer(fields, family, index) for index in range(number_of_layers(fields)))
         if not any(layer.num_experts for layer in layers):
             raise InputError("no layer has experts: mlp_only_layers, first_k_dense_replace and their like leave none")
         vocab_size, tied = fields.count("vocab_size"), fields.flag("tie_word_embeddings", family.tie_embeddings)

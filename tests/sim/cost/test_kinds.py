@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from sim.cost import Kept
+from sim.cost import CacheContent
 from sim.problem import MicroBatch, Workload
 from sim.problem.model.attention import HeadAttention, Indexer, NoAttention
 from sim.schedule import MemoryPart, Op
@@ -83,7 +83,7 @@ def test_models_of_mixed_kinds_are_predicted(schedule):
 
 def test_what_stays_on_the_device_and_what_does_not_is_all_there_is():
     layer, one = with_attention(indexed).layers[0], MicroBatch(7, 700, 700 * 100, 100)
-    kept = Kept.of(layer, one, 3)
+    kept = CacheContent.of(layer, one, 3)
     policy = made_setup("flexgen", attention="gpu", kv_on_device=0.5).policy
     stays = kept.on_device(policy, one)
     assert stays.requests == 3
@@ -93,4 +93,4 @@ def test_what_stays_on_the_device_and_what_does_not_is_all_there_is():
 def test_a_window_of_another_kind_of_attention_keeps_its_window_alone():
     windowed = HeadAttention(64, 4, 2, 16, 16, window=30)
     layer = replace(few_layers("mixtral-8x7b", 1).layers[0], attention=windowed)
-    assert Kept.of(layer, MicroBatch(2, 200, 20_000, 100), 3).tokens == 60
+    assert CacheContent.of(layer, MicroBatch(2, 200, 20_000, 100), 3).tokens == 60

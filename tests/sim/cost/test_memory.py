@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from sim_examples import few_layers, made_setup, preset, round_machine
 
-from sim.cost import Kept, Setup, Shortage
+from sim.cost import CacheContent, Setup, Shortage
 from sim.cost.memory import MemoryPlan, kv_bytes
 from sim.problem import Batch, Hardware, MicroBatch, Model, Policy, Problem, Workload, make_batch
 from sim.schedule import by_name, registered
@@ -337,7 +337,10 @@ class TestParts:
     def test_a_sliding_window_keeps_no_more_than_itself(self):
         model, workload = few_layers("mixtral-8x7b", 4, window=64), Workload.fixed(100, 4)
         batch = make_batch(workload, 16, 8)
-        assert [Kept.of(layer, batch.micro_batches[0], 3).tokens for layer in model.layers[:2]] == [8 * 64, 8 * 103]
+        assert [CacheContent.of(layer, batch.micro_batches[0], 3).tokens for layer in model.layers[:2]] == [
+            8 * 64,
+            8 * 103,
+        ]
         made = made_setup(model=model, workload=workload)
         assert made.memory.host["kv cache"] == 16 * (2 * 64 + 2 * 103) * KV
         for step, tokens in ((0, 100), (1, 101), (3, 103)):
