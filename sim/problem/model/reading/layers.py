@@ -8,7 +8,7 @@ from sim.problem.model.reading.families import Family
 from sim.problem.model.reading.fields import Fields
 from sim.problem.model.reading.kinds import has_experts, kind_of, type_of
 from sim.problem.model.reading.mixers import mixer_of
-from sim.problem.model.reading.networks import dense_network, experts
+from sim.problem.model.reading.networks import dense_network, routed_experts
 from sim.problem.model.reading.peculiar import peculiar_ends, with_peculiarities
 
 MOST_LAYERS = 1000
@@ -40,7 +40,7 @@ def read_layer(fields: Fields, family: Family, index: int) -> Layer:
     beside = _repeated(dense_network(fields, family, index), family) if family.dense_beside_experts else None
     computed = family.computes_all_experts, family.computes_experts_in_turn
     routed = replace(
-        bare, **experts(fields, family, index).of_layer(), dense=beside, norm_params=bare.norm_params + more
+        bare, **routed_experts(fields, family, index).of_layer(), dense=beside, norm_params=bare.norm_params + more
     )
     routed = replace(routed, computes_all_experts=computed[0], computes_experts_in_turn=computed[1])
     return with_peculiarities(fields, family, kind, index, routed)

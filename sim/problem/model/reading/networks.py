@@ -12,7 +12,7 @@ MOST_EXPERTS = 4096
 """Of a layer: the widest model, Switch-C, has 2,048."""
 
 
-class ExpertNetworks(NamedTuple):
+class RoutedExperts(NamedTuple):
     """What a layer with experts has."""
 
     num_experts: int
@@ -31,7 +31,7 @@ def dense_network(fields: Fields, family: Family, index: int) -> FeedForward:
     return FeedForward(hidden, width, family.expert_bias or fields.flag("mlp_bias"), gated=family.gated)
 
 
-def experts(fields: Fields, family: Family, index: int) -> ExpertNetworks:
+def routed_experts(fields: Fields, family: Family, index: int) -> RoutedExperts:
     """Raises InputError where a token cannot use as many as it should."""
     hidden = fields.count("hidden_size")
     number = fields.count("num_local_experts", layer=index, most=MOST_EXPERTS)
@@ -46,11 +46,11 @@ def experts(fields: Fields, family: Family, index: int) -> ExpertNetworks:
     width = fields.count("moe_intermediate_size", layer=index)
     bias = family.expert_bias or fields.flag("mlp_bias")
     expert = FeedForward(inner or hidden, width, bias, held=family.expert_held, gated=family.gated)
-    return ExpertNetworks(number, _top_k(fields, index, number, idle), expert, shared, router)
+    return RoutedExperts(number, _top_k(fields, index, number, idle), expert, shared, router)
 
 
 def _top_k(fields: Fields, index: int, number: int, idle: int) -> int:
-    """Experts that a token uses, on average where some of those it may choose compute nothing."""
+    """RoutedExperts that a token uses, on average where some of those it may choose compute nothing."""
     top_k = fields.count("num_experts_per_tok", layer=index)
     if top_k > number + idle:
         chosen, there = (fields.find(name)[0] for name in ("num_experts_per_tok", "num_local_experts"))

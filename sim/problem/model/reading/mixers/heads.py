@@ -26,7 +26,7 @@ def head_attention(fields: Fields, family: Family, kind: Kind, index: int) -> He
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         value_head_dim=value_dim,
-        window=window_at(fields, family, kind),
+        window=read_window(fields, family, kind),
         qkv_bias=qkv_bias,
         output_bias=qkv_bias and family.output_bias_as_qkv,
         gate_width=gate,
@@ -38,7 +38,7 @@ def head_attention(fields: Fields, family: Family, kind: Kind, index: int) -> He
     )
 
 
-def window_at(fields: Fields, family: Family, kind: Kind) -> int | None:
+def read_window(fields: Fields, family: Family, kind: Kind) -> int | None:
     """Tokens that a layer looks back on. Llama 4's chunks count as windows of their size, the most they reach."""
     if kind is Kind.CHUNKED:
         return fields.count("attention_chunk_size")

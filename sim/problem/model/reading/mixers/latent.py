@@ -7,7 +7,7 @@ from sim.problem.model.attention import CompressedAttention, Indexer, LatentAtte
 from sim.problem.model.reading.families import Family
 from sim.problem.model.reading.fields import Fields
 from sim.problem.model.reading.kinds import Kind
-from sim.problem.model.reading.mixers.heads import window_at
+from sim.problem.model.reading.mixers.heads import read_window
 from traces.errors import InputError
 
 
@@ -36,7 +36,7 @@ def latent_attention(fields: Fields, family: Family, kind: Kind, index: int) -> 
         kv_rank=rank,
         query_rank=query_rank,
         query_input=2 * query_rank if doubled and query_rank else None,
-        window=window_at(fields, family, kind),
+        window=read_window(fields, family, kind),
         qkv_bias=bias,
         output_bias=bias and family.output_bias_as_qkv,
         gate_weights=_gate(family, hidden, heads, value_dim, query_rank),
