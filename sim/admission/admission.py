@@ -8,11 +8,11 @@ import heapq
 from collections import deque
 from collections.abc import Collection, Iterable
 
-from sim.admission.composition import NOWHERE, Chunk, Composition
+from sim.admission.composition import Chunk, Composition
 from sim.admission.ledger import KvLedger
 from sim.admission.requests import StreamedRequest
 from sim.admission.rules import AdmissionRules, Joins, Priority
-from sim.admission.stay import Stay, planned_blocks
+from sim.admission.stay import NOWHERE, Stay, planned_blocks
 from sim.admission.together import take_together, take_whole
 from traces.errors import InputError
 
@@ -210,8 +210,7 @@ class Admission:
         entering = take_whole(self._waiting, self.rules, self._ledger, room)
         longest = max((request.prompt_tokens for request, _ in entering), default=0)
         for request, promise in entering:
-            cohort = self._step * self.rules.num_prompts + lane
-            stay = self._stays[request.id] = Stay(request, 0, lane, promise, cohort=cohort)
+            stay = self._stays[request.id] = Stay(request, 0, lane, promise)
             padding = longest - request.prompt_tokens
             chunks.append(stay.next_chunk(request.prompt_tokens)._replace(padding_tokens=padding))
             self._await_token(stay)

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-NOWHERE = -1
-
 
 class Decoding(NamedTuple):
     """A request that generates a token."""
@@ -14,9 +12,6 @@ class Decoding(NamedTuple):
     """KV entries that it reads, the new token's included."""
     padding_tokens: int = 0
     """Entries before them that its prompt was filled up with, which attention on the host does not read."""
-    cohort: int = NOWHERE
-    """Where prompts are whole: a number that it shares with those whose prompts one micro-batch computed with its own.
-    """
 
 
 class Chunk(NamedTuple):
@@ -59,11 +54,6 @@ class Composition:
     def is_empty(self) -> bool:
         """Whether no request has anything to do in it."""
         return not any(self.decoding) and not any(self.prompts)
-
-    @property
-    def has_cohorts(self) -> bool:
-        """Whether some decode, and it is known of each with whom its prompt was computed."""
-        return any(self.decoding) and all(one.cohort != NOWHERE for mine in self.decoding for one in mine)
 
     @property
     def num_decoding(self) -> int:

@@ -4,10 +4,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sim.admission.composition import NOWHERE, Chunk, Decoding
+from sim.admission.composition import Chunk, Decoding
 from sim.admission.ledger import Counts, Promise
 from sim.admission.requests import StreamedRequest
 from sim.admission.rules import AdmissionRules
+
+NOWHERE = -1
 
 
 @dataclass(slots=True)
@@ -25,8 +27,6 @@ class Stay:
     """The micro-batch in which it will decode, where that is known when it enters."""
     padding_tokens: int = 0
     """What its prompt is filled up with."""
-    cohort: int = NOWHERE
-    """Whose prompts are computed with its own, where they are whole."""
     prompt_tokens: int = field(init=False)
     prefilled: int = 0
     micro_batch: int = NOWHERE
@@ -46,7 +46,7 @@ class Stay:
 
     def decoding(self) -> Decoding:
         """Its part of a step that decodes it."""
-        return Decoding(self.request.id, self.context_tokens, self.padding_tokens, self.cohort)
+        return Decoding(self.request.id, self.context_tokens, self.padding_tokens)
 
     def next_chunk(self, room: int) -> Chunk:
         """As much of its prompt as there is room for, which counts as computed then."""

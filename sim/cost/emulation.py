@@ -4,15 +4,15 @@ from sim.cost.pools import DRAM, WHOLE_INTERPRETER, interpreter, link
 from sim.cost.sizes import Sizes
 from sim.cost.work import Cost, Work
 from sim.problem import Emulation
-from sim.schedule import LaneKind, Place, Task
+from sim.schedule import LaneKind, Op, Place, Task
 
 EMULATED_TRAFFIC = 2
 """DRAM bytes per byte that an emulated link copies: device memory is host memory."""
 
 COMPUTE = (LaneKind.GPU, LaneKind.CPU)
 
-FIXED = ("launch latency", "request overhead")
-"""Roofs of the time in which a task calls what computes; in the rest it computes."""
+ARITHMETIC = frozenset({Op.HOST_EXPERTS, Op.DEVICE_EXPERTS})
+"""Ops that are a few large products, each in a call that lets go of the interpreter."""
 SMALL = ("copy latency", "launch latency")
 """What most of a small copy is."""
 
@@ -21,7 +21,7 @@ class EmulatedCosts:
     """Turns what a task does on a real device into what it takes on an emulated one."""
 
     def __init__(self, emulation: Emulation, sizes: Sizes) -> None:
-        self._sizes, shape = sizes, sizes.shape
+        shape = sizes.shape
         streams = any(shape.streamed) or (shape.streams_kv and shape.attention is Place.GPU)
         self._beside_stream = {
             LaneKind.GPU: 1 / emulation.beside_stream - 1 if streams else 0.0,
@@ -29,7 +29,7 @@ class EmulatedCosts:
         }
         self._interpreter = interpreter(sizes.hardware.num_devices)
         self._of_calls = float(emulation.interpreter_share)
-        self._of_rest = self._of_calls if emulation.beside_compute is None else 0.5 / emulation.beside_compute
+        self._of_products = self._of_calls if emulation.beside_compute is None else 0.5 / emulation.beside_compute
 
     def __call__(self, task: Task, work: Work) -> Cost:
         """The cost; lanes get in each other's way in compute, and in copies so small that latency is most of them."""
@@ -42,15 +42,13 @@ class EmulatedCosts:
         return self._beside_others(cost, self._of_calls) if cost.bound in SMALL else cost
 
     def _of_compute(self, task: Task, work: Work) -> Cost:
-        """Large products of prompts live in registers and near caches, whatever streams beside them on the device."""
+        """What it takes beside a stream, and how much of the time it needs what other lanes use."""
         alone_s, kind = sum(work.roofs.values()), task.lane.kind
-        fixed = sum(work.roofs.get(roof, 0.0) for roof in FIXED) / alone_s if alone_s else 1.0
-        keeps = kind is LaneKind.GPU and self._sizes.has_prompts(task)
-        slower_s = 0.0 if keeps else alone_s * self._beside_stream[kind]
+        slower_s = alone_s * self._beside_stream[kind] if task.step or kind is LaneKind.CPU else 0.0
         work = work._replace(roofs={**work.roofs, "beside a stream": slower_s})
         if kind is LaneKind.GPU:
             work = work._replace(traffic={DRAM: work.moved})
-        return self._beside_others(work.cost(), fixed * self._of_calls + (1 - fixed) * self._of_rest)
+        return self._beside_others(work.cost(), self._of_products if task.op in ARITHMETIC else self._of_calls)
 
     def _beside_others(self, cost: Cost, share: float) -> Cost:
         return cost._replace(demands=(*cost.demands, (self._interpreter, round(WHOLE_INTERPRETER * share))))

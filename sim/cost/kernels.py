@@ -243,12 +243,10 @@ class Kernels:
         return self._on_cpu(kernel, flops, share(moved), one.prompt_tokens, fixed)
 
     def _head(self, task: Task) -> Work:
-        """Words are scored together; every call has its fixed time, in which it chooses tokens and begins the next."""
-        (calls, requests), share = self._sizes.scored(task), self._sizes.share
+        requests, share = self._sizes.micro_batch(task).num_requests, self._sizes.share
         kernel = self._hardware.device.head or self._hardware.device.gemm
-        read = share(self._model.head_bytes(self._widths)) if requests else 0.0
-        work = KernelWork(share(self._model.head_flops(requests)), read, kernel, calls, requests)
-        return self._on_gpu(task, work)
+        flops, moved = share(self._model.head_flops(requests)), share(self._model.head_bytes(self._widths))
+        return self._on_gpu(task, KernelWork(flops, moved, kernel, tokens=requests))
 
     def _on_gpu(self, task: Task, *parts: KernelWork) -> Work:
         device, memory = self._hardware.device, self._hardware.device_memory

@@ -44,10 +44,6 @@ class Sizes:
     routing: Routing = ALIKE
     earlier_tokens: tuple[int, ...] = ()
     """In a stream, of each micro-batch with prompts: KV entries that earlier chunks of them left."""
-    heads: tuple[tuple[int, int], ...] = ()
-    """In a stream whose cohorts call `generate()` each for itself, of each micro-batch: how many of them have their
-    words scored behind it, and of how many requests. Else each micro-batch is one.
-    """
     host_attention_slowdown: float = 1.0
     """How much longer attention on the host takes than with the KV cache in one piece, or in usual blocks."""
 
@@ -108,14 +104,7 @@ class Sizes:
         """Per micro-batch, all that its work follows from."""
         if not self.shape.num_prompts:
             return self.of_groups
-        return [
-            (*one, self.shape.has_prompts(1, j), self._earlier_of(j), self.heads[j : j + 1])
-            for j, one in enumerate(self.of_groups)
-        ]
-
-    def scored(self, task: Task) -> tuple[int, int]:
-        """Of how many calls a head chooses the next tokens, and for how many requests."""
-        return self.heads[task.micro_batch] if self.heads else (1, self.micro_batch(task).num_requests)
+        return [(*one, self.shape.has_prompts(1, j), self._earlier_of(j)) for j, one in enumerate(self.of_groups)]
 
     def kept(self, task: Task, step: int) -> CacheContent:
         """What the task's layer keeps of its micro-batch after `step`."""

@@ -201,9 +201,8 @@ def _who(composition: Composition | None) -> list[int]:
 
 
 def _carried(composition: Composition) -> tuple[object, ...]:
-    """What it comes to, in whatever order a micro-batch has its requests. Older traces do not say their cohorts."""
-    decoding = (sorted(one[:3] for one in mine) for mine in composition.decoding)
-    return composition.prompts, tuple(decoding)
+    """What it comes to, in whatever order a micro-batch has its requests."""
+    return composition.prompts, tuple(map(sorted, composition.decoding))
 
 
 def _words(composition: Composition) -> str:

@@ -136,7 +136,7 @@ def with_interference(hardware: Hardware, model: Model, runs: Sequence[MeasuredR
 
     def off(shares: tuple[float, float]) -> float:
         machine = _with(hardware, shares, "trial")
-        return sum(abs(math.log(simulated_slowdown(machine, model, one) / one.ratio)) for one in found)
+        return sum(math.log(simulated_slowdown(machine, model, one) / one.ratio) ** 2 for one in found)
 
     told = ", ".join(f"{one.ratio:.2f}" for one in found)
     best = min(itertools.product(INTERPRETER_SHARES, BESIDE_STREAM), key=off)

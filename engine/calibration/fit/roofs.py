@@ -57,10 +57,6 @@ class Group:
     """The class of work, by its dotted path, whose times at the measured numbers of tokens are noted beside its roofs,
     if any.
     """
-    reads_as: tuple[str, str] | None = None
-    """Paths of a share of the memory's peak and of the one that it is as high as, by then known: matrices of one size
-    do not tell what it takes to read them from a fixed time.
-    """
 
     def shows(self, sample: Sample) -> bool:
         """Whether a sample belongs to this group."""
@@ -94,14 +90,7 @@ GROUPS = (
     ),
     Group("attention in prefill", _class("device.attention"), (Op.ATTN,), in_decode=False),
     Group("attention on the device", _class("device.decode_attention"), (Op.ATTN,), prefill_from=None),
-    Group(
-        "Head",
-        {path: bounds for path, bounds in _class("device.head").items() if path != "device.head.memory"},
-        (Op.HEAD,),
-        prefill_from=None,
-        with_ratios_of="device.head",
-        reads_as=("device.head.memory", "device.gemm.memory"),
-    ),
+    Group("Head", _class("device.head"), (Op.HEAD,), prefill_from=None, with_ratios_of="device.head"),
     Group("Route", _class("device.route"), (Op.ROUTE,), with_ratios_of="device.route"),
     Group(
         "experts on the device",
@@ -168,9 +157,6 @@ def fit_all(hardware: Hardware, model: Model, samples: Sequence[Sample]) -> tupl
         chosen = [one for one in samples if group.shows(one)]
         if chosen:
             parameters = {path: bounds for path, bounds in group.parameters.items() if path not in known}
-            if group.reads_as:
-                path, like = group.reads_as
-                hardware = hardware.with_value(path, hardware.value(like), f"that of {like}", Basis.MEASURED)
             hardware, found = _fit(group.what, parameters, hardware, model, chosen)
             fits.append(found)
             if group.with_ratios_of:

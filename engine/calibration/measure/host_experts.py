@@ -26,7 +26,8 @@ from engine.model import Anatomy, can_split
 from sim.problem import Layer, Model, Policy
 from sim.schedule import Lane, LaneKind, Op, Task, by_name
 
-TOKENS = (1, 4, 16, 64, 256)
+TOKENS = (1, 4, 16, 64, 256, 1024)
+"""As many at last as a step's prompts have: from some tokens an expert on, other products are the faster ones."""
 QUICK_TOKENS = (1, 16, 64)
 BESIDE_TOKENS = (1, 16)
 """So few tokens that reading the weights takes most of the time. With the most tokens arithmetic does."""

@@ -1,9 +1,8 @@
 """A policy for a stream in the terms of its search: shares of what there is room for, from which sizes follow."""
 
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import ceil, sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,6 +50,13 @@ class StreamPoint:
     block_tokens: int = BLOCK_TOKENS
 
 
+class _NoRoom(NamedTuple):
+    """Why there is no setup, and the memory that is short, if one is."""
+
+    reason: str
+    tier: str
+
+
 class StreamSetups:
     """Setups of points on one problem under one schedule."""
 
@@ -71,6 +77,7 @@ class StreamSetups:
         self._bits: dict[str, Any] = {"weight_bits": weight_bits, "kv_bits": kv_bits}
         self._unit = max(1, self._total // PARTS)
         self._near: dict[int, int] = {}
+        self._known: dict[tuple[Any, ...], StreamSetup | _NoRoom] = {}
         self._short_of = ""
         self.reason = ""
         """Why the last point that was asked for has no setup."""
@@ -109,19 +116,16 @@ class StreamSetups:
         made = self._made(point, running, resident)
         if made is None:
             return None
-        locked = _most_locked(made, ceil(running * self._flow.blocks(made.kv_layers, made.block_tokens)))
+        blocks = ceil(running * self._flow.blocks(made.kv_layers, made.block_tokens))
+        locked = self._with(made, pin_weights=_lockable(made, blocks)) or made
         room = self._running(point, locked)
         fewer = self._made(point, room, resident) if room < running else None
-        return (
-            locked
-            if fewer is None
-            else replace(fewer, policy=replace(fewer.policy, pin_weights=locked.policy.pin_weights))
-        )
+        return locked if fewer is None else self._with(fewer, pin_weights=locked.policy.pin_weights) or fewer
 
     def _running(self, point: StreamPoint, setup: StreamSetup) -> float:
         """Requests that are in at a time, as many as have room; a page-locked KV cache comes before locked weights."""
         if setup.locked_blocks:
-            setup = replace(setup, policy=replace(setup.policy, pin_weights=0.0))
+            setup = self._with(setup, pin_weights=0.0) or setup
         there = point.room * setup.num_blocks / self._flow.blocks(setup.kv_layers, setup.block_tokens)
         return max(1.0, min(there, float(self._flow.num_requests)))
 
@@ -160,23 +164,39 @@ class StreamSetups:
         chunk = point.pace * flow.prompt_tokens_beside(running - point.num_prompts) / point.num_prompts
         most = flow.prompt_tokens * flow.num_requests / point.num_prompts
         chunk_tokens = self._chunk or max(1, ceil(min(chunk, most)))
-        sizes = {"num_prompts": point.num_prompts, "longest_tokens": flow.longest_tokens}
-        sizes |= {"block_tokens": point.block_tokens}
-        try:
-            return StreamSetup(self._problem, self._schedule, policy, chunk_tokens, **sizes)
-        except InputError as error:
-            self.reason = str(error)
-            self._short_of = error.tier if isinstance(error, StreamRoomError) else Tier.DEVICE
+        return self._setup(policy, chunk_tokens, point.num_prompts, point.block_tokens)
+
+    def _with(self, setup: StreamSetup, **fields: Any) -> StreamSetup | None:
+        """The same with other fields of its policy, if that has room."""
+        policy = replace(setup.policy, **fields)
+        return self._setup(policy, setup.prefill_chunk, setup.num_prompts, setup.block_tokens)
+
+    def _setup(self, policy: Policy, *sizes: int) -> StreamSetup | None:
+        """One of these sizes, made once: rounds and points ask for the same ones again and again."""
+        key = (policy, *sizes)
+        if key not in self._known:
+            self._known[key] = self._made_anew(policy, sizes)
+        known = self._known[key]
+        if isinstance(known, _NoRoom):
+            self.reason, self._short_of = known
             return None
+        return known
+
+    def _made_anew(self, policy: Policy, sizes: tuple[int, ...]) -> "StreamSetup | _NoRoom":
+        longest = self._flow.longest_tokens
+        try:
+            return StreamSetup(self._problem, self._schedule, policy, *sizes, longest_tokens=longest)
+        except InputError as error:
+            return _NoRoom(str(error), error.tier if isinstance(error, StreamRoomError) else Tier.DEVICE)
 
 
-def _most_locked(setup: StreamSetup, num_blocks: int) -> StreamSetup:
-    """The setup with all its streamed weights page-locked, else with the largest share that fits, else as it is.
+def _lockable(setup: StreamSetup, num_blocks: int) -> float:
+    """The largest share of its streamed weights for which there is page-locked room.
 
     Where the KV cache is page-locked, too, so many blocks of it come first.
     """
     if not locks_weights(setup.schedule):
-        return setup
+        return setup.policy.pin_weights
     placement = Placement.of(setup.policy, setup.schedule, setup.problem.model)
     layers = np.array([placement.moved_bytes(kind) for kind in range(len(placement.distinct))])
     pinned = setup.memory.pinned
@@ -185,7 +205,4 @@ def _most_locked(setup: StreamSetup, num_blocks: int) -> StreamSetup:
     room = np.array(usable_bytes(setup.problem.hardware)[Tier.PINNED] - others)
     share = largest_share(room, layers, np.array(placement.counts), staging_turns(setup))
     all_bytes = int((layers * np.array(placement.counts)).sum())
-    most = 1.0 if all_bytes <= room else max(0.0, float(share))
-    with suppress(InputError):
-        return replace(setup, policy=replace(setup.policy, pin_weights=most))
-    return setup
+    return 1.0 if all_bytes <= room else max(0.0, float(share))

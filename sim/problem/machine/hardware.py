@@ -160,10 +160,10 @@ class Emulation(Part):
     """A device that the host's own cores and memory play: what it does, it takes from the host.
 
     Its lanes are threads of one interpreter beside each other in the same caches. `interpreter_share` is the share of
-    its fixed time in which a task needs what they share, so that work beside it waits: at 1 two tasks take turns, at
-    1/2 they do not meet. Copies, and copies into page-locked memory, need it only if they are so small that latency is
-    most of them. `beside_compute` is the share of its speed that the rest of a task keeps, its arithmetic, while
-    another lane computes, on cores that share units or clock; a file without it has it take turns as fixed times do.
+    its time in which a task needs what they share, so that work beside it waits: at 1 two tasks take turns, at 1/2 they
+    do not meet. Copies, and copies into page-locked memory, need it only if they are so small that latency is most of
+    them. `beside_compute` is the share of their speed that experts computed apart, a few large products, keep while
+    another lane computes, on cores that share units or clock; a file without it has them take turns as all else does.
     `beside_stream` is the share of its speed that compute on the device keeps in decode while weights or KV cache
     stream, which share its caches; `host_beside_stream`, that of compute on the host, on whose cores copies go first.
     """

@@ -168,11 +168,9 @@ class StreamSetup:
         decoding = map(add, composition.decoding, composition.ended or repeat(()))
         micro_batches = (*map(_of_prompts, composition.prompts), *map(_of_decoding, decoding))
         earlier = tuple(sum(chunk.start for chunk in chunks) for chunks in composition.prompts)
-        return self.sizes_of(micro_batches, earlier, _heads(composition))
+        return self.sizes_of(micro_batches, earlier)
 
-    def sizes_of(
-        self, micro_batches: Sequence[MicroBatch], earlier: Sequence[int], heads: Sequence[tuple[int, int]] = ()
-    ) -> Sizes:
+    def sizes_of(self, micro_batches: Sequence[MicroBatch], earlier: Sequence[int]) -> Sizes:
         """The same of a step whose micro-batches, those of prompts first, are known by their sums only.
 
         Who decodes has one KV entry more than `prompt_tokens` of its micro-batch say; `earlier` are those that earlier
@@ -181,7 +179,7 @@ class StreamSetup:
         problem = self.problem
         given = (self.schedule, self.shape, self.policy, problem.model, Batch(tuple(micro_batches), 0, STEP_LEN))
         slowdown = attention_slowdown(self.block_tokens)
-        return Sizes(*given, problem.hardware, problem.routing, tuple(earlier), tuple(heads), slowdown)
+        return Sizes(*given, problem.hardware, problem.routing, tuple(earlier), slowdown)
 
     def _check_mixes(self) -> None:
         name, devices = self.schedule.name, self.problem.hardware.num_devices
@@ -236,19 +234,3 @@ def _of_decoding(requests: tuple[Decoding, ...]) -> MicroBatch:
     """Requests of which each is in its first decode step, as far as the formulas know."""
     padding = sum(one.padding_tokens for one in requests)
     return MicroBatch(len(requests), sum(one.context_tokens - 1 for one in requests) + padding, 0, 0, padding)
-
-
-def _heads(composition: Composition) -> list[tuple[int, int]]:
-    """Where requests have cohorts: how many of these, of how many requests, are complete behind each micro-batch."""
-    if not composition.has_cohorts:
-        return []
-    first, behind, requests = len(composition.prompts), dict[int, int](), Counter[int]()
-    for j, mine in enumerate(composition.decoding, first):
-        for one in mine:
-            behind[one.cohort] = j
-            requests[one.cohort] += 1
-    heads = [(1, len(chunks)) if chunks else (0, 0) for chunks in composition.prompts]
-    heads += [(0, 0)] * len(composition.decoding)
-    for cohort, j in behind.items():
-        heads[j] = heads[j][0] + 1, heads[j][1] + requests[cohort]
-    return heads

@@ -63,11 +63,11 @@ def test_who_enters_takes_any_place_and_its_own_room_and_leaves_it_when_it_ends(
     assert [(chunk.request, chunk.padding_tokens) for chunk in first.prompts[0]] == [(0, 0), (1, 1)]
     assert admission.held_blocks == 3
     second = admission.step()
-    assert second.decoding == ((Decoding(0, 3, cohort=0),), (Decoding(1, 2, cohort=0),))
+    assert second.decoding == ((Decoding(0, 3),), (Decoding(1, 2),))
     assert [chunk.request for chunk in second.prompts[0]] == [2]
     assert admission.held_blocks == 9
     third = admission.step([0])
-    assert third.decoding == ((Decoding(2, 5, cohort=1),), (Decoding(1, 3, cohort=0),))
+    assert third.decoding == ((Decoding(2, 5),), (Decoding(1, 3),))
     assert [chunk.request for chunk in third.prompts[0]] == [3]
     assert admission.held_blocks == 10
 

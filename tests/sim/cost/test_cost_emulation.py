@@ -3,24 +3,13 @@
 from dataclasses import replace
 
 import pytest
-from sim_examples import cost_of, few_layers, made_setup, one_task, round_machine
+from sim_examples import cost_of, made_setup, one_task, round_machine
 
-from sim.cost import DRAM, Cost, CostModel
+from sim.cost import DRAM, Cost
 from sim.cost.pools import WHOLE_INTERPRETER, hbm, interpreter, link
-from sim.problem import (
-    AtTokens,
-    Basis,
-    Efficiency,
-    Emulation,
-    Hardware,
-    MicroBatch,
-    Policy,
-    Problem,
-    Quantity,
-    Workload,
-)
-from sim.schedule import CPU, GPU, Op, Task, by_name
-from sim.simulation import Simulation, StreamSetup
+from sim.problem import AtTokens, Basis, Efficiency, Emulation, Hardware, Quantity
+from sim.schedule import CPU, GPU, Op, Task
+from sim.simulation import Simulation
 
 
 def number(value, unit="1"):
@@ -274,15 +263,16 @@ def test_compute_beside_a_stream_keeps_a_share_of_its_speed_in_decode():
         assert usual.duration_ns == resident.duration_ns
 
 
-def test_arithmetic_keeps_its_own_share_of_its_speed_beside_other_work():
-    """Calls take turns at the interpreter, and what they call does not."""
+def test_large_products_keep_their_own_share_of_their_speed_beside_other_work():
+    """Experts are a few calls that let go of the interpreter, for which all that calls much takes turns."""
     machine = emulated(1.0, beside_compute=0.625)
-    for task, place in ((one_task(Op.POST_ATTN), "gpu"), (one_task(Op.ATTN, on_cpu=True), "cpu")):
-        for calls_s, share in ((0.0, 0.8), (1e3, 1.0)):
-            slow = machine.with_value("device.launch_latency", calls_s).with_value("host.launch_latency", calls_s)
-            slow = slow.with_value("host.request_overhead", calls_s)
-            cost = cost_of(task, machine=slow, attention=place)
-            assert demand(cost, INTERPRETER) == pytest.approx(WHOLE_INTERPRETER * share, abs=1)
+    on_host = {"schedule": "hybrid", "experts_on_host": 0.5}
+    for op in (Op.HOST_EXPERTS, Op.DEVICE_EXPERTS):
+        task = one_task(op, on_cpu=op is Op.HOST_EXPERTS)
+        assert demand(cost_of(task, machine=machine, **on_host), INTERPRETER) == WHOLE_INTERPRETER * 0.8
+        assert demand(cost_of(task, machine=emulated(1.0), **on_host), INTERPRETER) == WHOLE_INTERPRETER
+    for op in (Op.PRE_ATTN, Op.ROUTE, Op.HEAD):
+        assert demand(cost_of(one_task(op), machine=machine, **on_host), INTERPRETER) == WHOLE_INTERPRETER
 
 
 def test_compute_on_the_host_keeps_another_share_beside_a_stream():
@@ -295,15 +285,3 @@ def test_compute_on_the_host_keeps_another_share_beside_a_stream():
         assert beside == pytest.approx(1.25 * usual, abs=2)
     usual, beside = (cost_of(one_task(Op.POST_ATTN), machine=one).duration_ns for one in (emulated(), slow))
     assert usual == beside
-
-
-def test_prompts_beside_decode_are_as_fast_as_before_it_whatever_streams():
-    machines, durations = (emulated(beside_stream=0.5), emulated()), {}
-    for at, machine in enumerate(machines):
-        problem = Problem(few_layers("mixtral-8x7b", 2), machine, Workload("short", (30,), 4))
-        setup = StreamSetup(problem, by_name("cgopipe"), Policy.usual(by_name("cgopipe"), 4, 4), 64)
-        sizes = setup.sizes_of([MicroBatch.of([64]), MicroBatch.of([30] * 4)], [0])
-        costs = CostModel(sizes)
-        durations[at] = [costs(one_task(Op.POST_ATTN, micro_batch=j)).duration_ns for j in (0, 1)]
-    assert durations[0][0] == durations[1][0]
-    assert durations[0][1] == pytest.approx(2 * durations[1][1], abs=2)

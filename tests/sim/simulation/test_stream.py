@@ -9,7 +9,6 @@ from sim_examples import few_layers, round_machine
 from sim.admission import (
     Admission,
     Arrivals,
-    Chunk,
     Composition,
     Decoding,
     KvLayers,
@@ -20,7 +19,7 @@ from sim.admission import (
     attention_slowdown,
 )
 from sim.cost import CostModel
-from sim.problem import Basis, Batch, MicroBatch, Policy, Problem, Quantity, Workload
+from sim.problem import Batch, MicroBatch, Policy, Problem, Workload
 from sim.schedule import CPU, GPU, H2D, MemoryPart, Op, Place, Task, by_name, layout_of
 from sim.simulation import Simulation
 from sim.simulation.stream import Quantiles, RequestTimes, StepTimes, StreamResult, StreamSetup, serve_stream
@@ -316,23 +315,3 @@ def test_no_lane_works_longer_than_the_stream_lasts(schedule, num_requests, gen_
         result = serve_stream(setup, RequestStream.of(asked, num_requests))
         assert max(lane.utilisation for lane in result.lanes.values()) <= 1
         assert result.throughput_tokens_per_s <= min(result.at_most_tokens_per_s.values())
-
-
-def test_words_are_chosen_once_for_each_cohort_behind_the_last_micro_batch_that_decodes_for_it():
-    """Who had prompts computed together goes on with generate() together, wherever each of them decodes."""
-    machine = round_machine().with_value("device.launch_latency", 0.0)
-    kernel = replace(machine.device.gemm, latency_s=Quantity(1.0, "s", Basis.ASSUMED, "a test"))
-    setup = setup_of(machine=replace(machine, device=replace(machine.device, head=kernel)))
-
-    def seconds(decoding, chunks=()):
-        costs = WorkCosts(setup.sizes(Composition(1, decoding, (chunks,))))
-        tasks = (Task(0, Op.HEAD, GPU, 1, -1, j) for j in range(3))
-        return [round(costs(task).duration_ns / 1e9) for task in tasks]
-
-    spread = (Decoding(0, 9, 0, 0), Decoding(1, 9, 0, 1)), (Decoding(2, 9, 0, 0), Decoding(3, 9, 0, 2))
-    assert seconds(spread) == [0, 1, 2]
-    assert seconds(spread, (Chunk(4, 0, 8, True), Chunk(5, 0, 8, True))) == [1, 1, 2]
-    of_one_cohort = (Decoding(0, 9, 0, 0),), (Decoding(2, 9, 0, 0),)
-    assert seconds(of_one_cohort) == [0, 0, 1]
-    without = tuple(tuple(one._replace(cohort=-1) for one in mine) for mine in spread)
-    assert seconds(without) == [0, 1, 1]
