@@ -4,11 +4,11 @@ from .memory import (
     CHOSEN_AT_ONCE as CHOSEN_AT_ONCE,
     MemoryPlan as MemoryPlan,
     Shortage as Shortage,
-    activation_bytes as activation_bytes,
     capacity_bytes as capacity_bytes,
     kept_tokens as kept_tokens,
     plan_memory as plan_memory,
     tokens_on_device as tokens_on_device,
+    working_bytes as working_bytes,
 )
 from .pools import CPU_CORES as CPU_CORES, DRAM as DRAM
 from .setup import Setup as Setup
