@@ -14,7 +14,6 @@ from .batch import (
     kv_budget as kv_budget,
     make_batch as make_batch,
     split_prompts as split_prompts,
-    within_window as within_window,
 )
 from .machine import (
     AtTokens as AtTokens,
@@ -54,6 +53,7 @@ from .routing import (
     expected_use as expected_use,
     lru_hit_rate as lru_hit_rate,
 )
+from .window import within_window as within_window
 from .workload import (
     DEFAULT_GEN_LEN as DEFAULT_GEN_LEN,
     Problem as Problem,

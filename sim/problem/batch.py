@@ -4,18 +4,10 @@ import heapq
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Self
 
 from sim.problem.workload import Workload
 from traces.errors import InputError, check_count
-
-
-def within_window(tokens: Any, window: int | None) -> Any:
-    """What a KV cache keeps of so many tokens of one request, or of each of an array of such numbers.
-
-    In a full sliding window the newest token takes the place of the oldest.
-    """
-    return tokens if window is None else tokens - (tokens > window) * (tokens - window)
 
 
 class NoRoomError(InputError):
