@@ -24,8 +24,8 @@ class Activations:
     """The accounts of all micro-batches of a batch.
 
     What a micro-batch holds is measured whenever it stops in prefill. In decode every step with as many requests is
-    like the one before: a stop is measured the first time that it is of its kind, and the micro-batch counts with the
-    most that it held. The working set inside tasks counts while the largest micro-batch is prefilled: no other task
+    like the one before: a stop is measured the first time that it is of its kind, and taken to be the same afterwards.
+    The working set inside tasks counts while the largest micro-batch is prefilled: no other task
     needs more. To look at every tensor slows a task down several times, so it is measured once for each kind of layer
     (`kinds`: a number per layer) and taken to be the same in those alike. In a stream micro-batches enter later; each
     counts with what the largest so far worked with.
@@ -40,7 +40,7 @@ class Activations:
         self._held: dict[int, int] = {}
         self._entered: dict[int, int] = {}
         self._passing: _Passing = []  # what the largest micro-batch holds that a task may let go of
-        self._known_stops: dict[int, set[Hashable]] = {}  # of decode, by micro-batch
+        self._known_stops: dict[int, dict[Hashable, int]] = {}  # of decode, by micro-batch: what it held there
         self._masks: dict[int, dict[int, tuple[StorageWeakRef, int]]] = {}  # of prompts, by micro-batch and address
 
     def enter(self, micro_batch: InFlight) -> None:
@@ -83,13 +83,12 @@ class Activations:
         if micro_batch.step == 0 or micro_batch.finished:
             self._count(index, self._measured(micro_batch))
             return
-        known = self._known_stops.setdefault(index, set())
+        known = self._known_stops.setdefault(index, {})
         made = micro_batch.attended is None, micro_batch.output is None, micro_batch.shared_output is None
         kind = type(at), self._kinds[getattr(at, "layer", -1)], len(micro_batch.padding), *made
         if kind not in known:
-            measured = self._measured(micro_batch)
-            self._count(index, max(measured, self._held[index]) if known else measured)
-            known.add(kind)
+            known[kind] = self._measured(micro_batch)
+        self._count(index, known[kind])
 
     def _measured(self, micro_batch: InFlight) -> int:
         """Bytes of all that a micro-batch holds."""

@@ -6,10 +6,10 @@ from .memory import (
     CacheContent as CacheContent,
     MemoryPlan as MemoryPlan,
     Shortage as Shortage,
-    activation_bytes as activation_bytes,
     plan_memory as plan_memory,
     reserve_bytes as reserve_bytes,
     usable_bytes as usable_bytes,
+    working_bytes as working_bytes,
 )
 from .pools import CPU_CORES as CPU_CORES, DRAM as DRAM
 from .setup import Setup as Setup

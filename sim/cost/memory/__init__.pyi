@@ -1,5 +1,6 @@
-from .activations import CHOSEN_AT_ONCE as CHOSEN_AT_ONCE, activation_bytes as activation_bytes
+from .activations import CHOSEN_AT_ONCE as CHOSEN_AT_ONCE
 from .buffers import routed_bytes as routed_bytes
+from .expanded import working_bytes as working_bytes
 from .kv_cache import (
     CacheContent as CacheContent,
     kv_bytes as kv_bytes,

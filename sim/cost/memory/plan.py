@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from math import ceil
 from types import MappingProxyType
 
-from sim.cost.memory.activations import activation_bytes, host_activation_bytes
+from sim.cost.memory.activations import host_activation_bytes
 from sim.cost.memory.buffers import BufferBytes
+from sim.cost.memory.expanded import working_bytes
 from sim.cost.memory.kv_cache import cache_bytes_of_host_layers, kv_bytes, kv_bytes_on_device
 from sim.problem import (
     Batch,
@@ -137,7 +138,7 @@ def plan_memory(
         MemoryPart.KV_CACHE: cache_on_device,
     }
     device = Counter[str]({part: -(-size // num_devices) for part, size in shared.items()})
-    device[MemoryPart.ACTIVATIONS] = activation_bytes(shape, placement, batch, ranks)
+    device[MemoryPart.ACTIVATIONS] = working_bytes(shape, placement, batch, ranks, loaded)
     fetches = any(split.fetched for _, split in placement.distinct)
     kept = place.DEVICE if schedule.system.caches_experts and fetches else place(0)  # what a cache drops is not lost
     host = Counter[str](

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.cost import Setup, activation_bytes
+from sim.cost import Setup, working_bytes
 from sim.planning.policies.grid import Floats, Ints, PolicyGrid, locks_weights
 from sim.planning.policies.holding import setups_that_hold_a_request
 from sim.planning.policies.locking import largest_share, rooms, staging_turns, that_fit
@@ -273,4 +273,4 @@ def _without(setup: Setup, tier: Tier) -> int:
 
 def _working_set(frame: Frame, placement: Placement, num_ranks: int) -> int:
     shape, batch = replace(frame.setup.shape, num_groups=frame.groups), frame.setup.batch
-    return activation_bytes(shape, placement, batch, num_ranks)
+    return working_bytes(shape, placement, batch, num_ranks)

@@ -171,7 +171,7 @@ class StreamSetups:
         policy = replace(setup.policy, **fields)
         return self._setup(policy, setup.prefill_chunk, setup.num_prompts, setup.block_tokens)
 
-    def _setup(self, policy: Policy, *sizes: int) -> StreamSetup | None:
+    def _setup(self, policy: Policy, *sizes: *tuple[int, int, int]) -> StreamSetup | None:
         """One of these sizes, made once: rounds and points ask for the same ones again and again."""
         key = (policy, *sizes)
         if key not in self._known:
@@ -182,10 +182,9 @@ class StreamSetups:
             return None
         return known
 
-    def _made_anew(self, policy: Policy, sizes: tuple[int, ...]) -> "StreamSetup | _NoRoom":
-        longest = self._flow.longest_tokens
+    def _made_anew(self, policy: Policy, sizes: tuple[int, int, int]) -> "StreamSetup | _NoRoom":
         try:
-            return StreamSetup(self._problem, self._schedule, policy, *sizes, longest_tokens=longest)
+            return StreamSetup(self._problem, self._schedule, policy, *sizes, self._flow.longest_tokens)
         except InputError as error:
             return _NoRoom(str(error), error.tier if isinstance(error, StreamRoomError) else Tier.DEVICE)
 

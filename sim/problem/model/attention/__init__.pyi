@@ -1,10 +1,5 @@
 from .absent import NoAttention as NoAttention
-from .base import (
-    Attention as Attention,
-    Keeping as Keeping,
-    check_at_least as check_at_least,
-    within_window as within_window,
-)
+from .base import Attention as Attention, Keeping as Keeping, check_at_least as check_at_least
 from .compressed import CompressedAttention as CompressedAttention
 from .heads import HeadAttention as HeadAttention
 from .indexer import Indexer as Indexer

@@ -5,8 +5,9 @@ says its widths; what follows from them for so many tokens is the same for all a
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from sim.problem.window import within_window
 from traces.errors import InputError
 
 
@@ -16,14 +17,6 @@ def check_at_least(owner: object, minimum: float, *names: str) -> None:
         value = getattr(owner, name)
         if value is not None and not value >= minimum:
             raise InputError(f"{type(owner).__name__}.{name} must be at least {minimum:g}, got {value}")
-
-
-def within_window(tokens: Any, window: int | None) -> Any:
-    """What a KV cache keeps of so many tokens of one request, or of each of an array of such numbers.
-
-    In a full sliding window the newest token takes the place of the oldest.
-    """
-    return tokens if window is None else tokens - (tokens > window) * (tokens - window)
 
 
 class Keeping(NamedTuple):
@@ -198,6 +191,11 @@ class Attention(ABC):
     def joins_cache(self) -> bool:
         """Whether a cache in two pieces is put together before attention."""
         return False
+
+    @property
+    def expanded_width(self) -> int:
+        """Numbers that are made of each token of the cache in decode, before it is attended to."""
+        return 0
 
     @property
     def softmax_heads(self) -> int:

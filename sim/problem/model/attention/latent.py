@@ -152,5 +152,10 @@ class LatentAttention(Attention):
         return True
 
     @property
+    def expanded_width(self) -> int:
+        """Every head's key, and what it and its value are put together of."""
+        return self.num_heads * (self.head_dim + self.nope_head_dim + self.value_head_dim)
+
+    @property
     def softmax_heads(self) -> int:
         return self.num_heads

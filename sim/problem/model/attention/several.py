@@ -115,6 +115,10 @@ class SeveralAttentions(Attention):
         return any(one.joins_cache for one in self.parts)
 
     @property
+    def expanded_width(self) -> int:
+        return max(one.expanded_width for one in self.parts)
+
+    @property
     def softmax_heads(self) -> int:
         return sum(one.softmax_heads for one in self.parts)
 
