@@ -60,7 +60,7 @@ def test_tokens_are_those_of_generate_and_nothing_is_out_of_order(family, case, 
 @pytest.mark.parametrize("places", [{}, {"attention": "gpu"}], ids=str)
 def test_a_stream_needs_no_more_of_the_device_than_planned(places, tmp_path):
     """Its requests have as many tokens as those that the plan is made for, so that no room is left unused."""
-    model, schedule, lengths, new = make("mixtral", dtype=torch.float32, **WIDE), by_name("cgopipe"), [12] * 14, 8
+    model, schedule, lengths, new = make("mixtral", dtype=torch.float32, **WIDE), by_name("cgopipe"), [12] * 12, 5
     model.config.save_pretrained(tmp_path)
     planned, policy = Model.load(tmp_path), Policy.usual(schedule, 9, 3, **places)
     shape = policy.shape(schedule, planned, 4).beside_prompts(1)

@@ -4,6 +4,7 @@ import contextlib
 
 import pytest
 import torch
+from covering import covering
 from engine_models import PROMPTS, make, reference
 
 import engine
@@ -73,8 +74,7 @@ def on_host(places, num_experts=4):
     return list(range(int(num_experts * places.get("experts_on_device", 0)), num_experts))
 
 
-@pytest.mark.parametrize("places", PLACES, ids=str)
-@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
+@pytest.mark.parametrize(("family", "places"), covering(["mixtral", "deepseek_v3"], PLACES), ids=str)
 def test_tokens_are_those_of_a_model_that_defers_in_the_same_way(family, places):
     model = make(family, num_hidden_layers=5)
     result = run(model, defer_experts=1, **places)

@@ -29,6 +29,7 @@ from sim.schedule import Op, Place, Task, Tier, by_name, registered
 from traces.errors import InputError
 
 NEW = 4
+FEW, ALL = 4, len(PROMPTS)
 HELPERS = Path(__file__).parents[1] / "helpers"
 KV_OPS = (Op.LOAD_KV, Op.STORE_KV)
 WEIGHTS = (Op.LOAD_WEIGHTS, Op.LOAD_WEIGHTS_PAGEABLE)
@@ -100,9 +101,9 @@ def watched_copies(monkeypatch, device):
         yield copies
 
 
-def policy_for(schedule, places):
+def policy_for(schedule, places, requests=ALL):
     """Or skips the test."""
-    policy = Policy.usual(schedule, len(PROMPTS), 2, **places)
+    policy = Policy.usual(schedule, requests, 2, **places)
     try:
         policy.check_places(schedule)
     except InputError:
@@ -135,11 +136,11 @@ def may_be_pageable(task, run):
 def test_copies_are_page_locked_where_the_schedule_says_so(family, case, monkeypatch):
     (name, places), model = case, make(family)
     schedule = by_name(name)
-    policy = policy_for(schedule, places)
+    policy, few, new = policy_for(schedule, places, FEW), PROMPTS[:FEW], 3
     with WatchedDevice() as device, watched_copies(monkeypatch, device) as copies:
-        result = engine.run(model, PROMPTS, schedule, policy, max_new_tokens=NEW, device=device)
+        result = engine.run(model, few, schedule, policy, max_new_tokens=new, device=device)
         assert not device.locked
-    assert result.sequences == reference(model, PROMPTS, 2, NEW)
+    assert result.sequences == reference(model, few, 2, new)
     run = RunContext.of(model, schedule, policy, device, None)
     assert {one.task.op for one in copies if not one.pinned and not may_be_pageable(one.task, run)} == set()
     assert any(one.pinned for one in copies) or not policy.pin_weights

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from covering import covering
 from engine_models import PROMPTS, VOCAB, make, reference
 
 import engine
@@ -213,8 +214,7 @@ def fail_at(model, call, error):
     return model.model.layers[1].mlp.register_forward_pre_hook(hook)
 
 
-@pytest.mark.parametrize("call", [1, 3, 6, 11])
-@pytest.mark.parametrize("error", [ValueError("broken"), SystemExit(1)])
+@pytest.mark.parametrize(("call", "error"), covering([1, 3, 6, 11], [ValueError("broken"), SystemExit(1)]), ids=repr)
 def test_a_failing_layer_ends_the_run_and_leaves_nothing_behind(device, call, error):
     model = make("mixtral")
     before, parameters = threading.active_count(), dict(model.named_parameters())

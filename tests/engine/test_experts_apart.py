@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from covering import covering
+from covering import covering, few_of
 from engine_models import FAMILIES, PROMPTS, generated, make, reference
 
 import engine
@@ -85,7 +85,9 @@ def routing_of(family, *layers):
     return Routing(histogram=Histogram(family, tuple(told)))
 
 
-@pytest.mark.parametrize(("name", "places"), [*EVERY, ("cgopipe", {"experts_on_device": 0.5})], ids=str)
+@pytest.mark.parametrize(
+    ("name", "places"), few_of([("cgopipe", {"experts_on_device": 0.5}), *EVERY], every=3), ids=str
+)
 def test_experts_placed_by_popularity(name, places):
     """The popular ones stay on the device, the others wait elsewhere: no token is another."""
     model, routing = make("mixtral"), routing_of("mixtral", [2, 0, 3, 1], [3, 2, 1, 0], [0, 1, 2, 3])

@@ -19,5 +19,10 @@ def covering(*axes: Sequence[Any]) -> list[Any]:
     ]
 
 
+def few_of(cases: Sequence[Sequence[Any]], every: int) -> list[Any]:
+    """All cases, of which the usual run gets the first and each so-many-th after it."""
+    return [pytest.param(*case, marks=_marks(at % every == 0)) for at, case in enumerate(cases)]
+
+
 def _marks(usual: bool) -> Sequence[pytest.MarkDecorator]:
     return () if usual else (pytest.mark.exhaustive,)
