@@ -37,7 +37,7 @@ from .machine import (
     kept_on_host_bytes as kept_on_host_bytes,
     page_lockable_bytes as page_lockable_bytes,
 )
-from .model import Layer as Layer, Model as Model
+from .model import Layer as Layer, Model as Model, within_window as within_window
 from .policy import (
     LOCK_UNIT_BYTES as LOCK_UNIT_BYTES,
     MOST_REQUESTS as MOST_REQUESTS,
@@ -72,7 +72,6 @@ from .widths import (
     packed_bytes as packed_bytes,
     weight_bits_text as weight_bits_text,
 )
-from .window import within_window as within_window
 from .workload import (
     DEFAULT_GEN_LEN as DEFAULT_GEN_LEN,
     Problem as Problem,

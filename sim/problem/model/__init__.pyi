@@ -1,2 +1,3 @@
+from .attention import within_window as within_window
 from .layer import Layer as Layer
 from .model import Model as Model

@@ -6,3 +6,4 @@ from .indexer import Indexer as Indexer
 from .latent import LatentAttention as LatentAttention
 from .recurrent import Recurrent as Recurrent
 from .several import SeveralAttentions as SeveralAttentions
+from .window import within_window as within_window

@@ -7,7 +7,7 @@ says its widths; what follows from them for so many tokens is the same for all a
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
-from sim.problem.window import within_window
+from sim.problem.model.attention.window import within_window
 from traces.errors import InputError
 
 
