@@ -9,8 +9,8 @@ from .memory import (
     kept_tokens as kept_tokens,
     plan_memory as plan_memory,
     reserve_bytes as reserve_bytes,
-    room_bytes as room_bytes,
     tokens_on_device as tokens_on_device,
+    usable_bytes as usable_bytes,
 )
 from .pools import CPU_CORES as CPU_CORES, DRAM as DRAM
 from .setup import Setup as Setup

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from sim.cost import Setup, room_bytes
+from sim.cost import Setup, usable_bytes
 from sim.planning.planner import Choice, hrm_setup
 from sim.planning.policies import Floats, PolicyGrid, candidates_of, sizes_up_to
 from sim.planning.report import title
@@ -101,7 +101,7 @@ def _edges(values: Sequence[int]) -> Floats:
 def _draw_limits(ax: Axes, best: Setup, sizes: Sequence[int], counts: Sequence[int]) -> list[Line2D | Patch]:
     """Where each memory is full, all other fields as chosen."""
     sizes, counts = _fine(sizes), _fine(counts)
-    limits = room_bytes(best.problem.hardware)
+    limits = usable_bytes(best.problem.hardware)
     policies = (
         replace(best.policy, batch_size=mu * n, micro_batch_size=mu, pages=None) for mu in sizes for n in counts
     )

@@ -7,7 +7,7 @@ import pytest
 
 from engine.device import EmulatedDevice, host_memory_bytes
 from engine.device.threads import LAUNCHING, MOST_STAGING, HostCores, numa_of, usable_count
-from sim.problem.machine.detect import core_limit, memory_limit
+from sim.problem import core_limit, memory_limit
 from sim.schedule import LaneKind
 from traces.errors import InputError
 

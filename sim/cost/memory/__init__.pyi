@@ -12,6 +12,6 @@ from .plan import (
     Shortage as Shortage,
     plan_memory as plan_memory,
     reserve_bytes as reserve_bytes,
-    room_bytes as room_bytes,
     tensor_ranks as tensor_ranks,
+    usable_bytes as usable_bytes,
 )

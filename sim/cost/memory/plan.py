@@ -65,14 +65,14 @@ class MemoryPlan:
 
     def shortages(self, hardware: Hardware) -> list[Shortage]:
         """Every memory of the machine that the plan does not fit, the largest lack first."""
-        peaks, rooms = self.peak_bytes(), room_bytes(hardware)
+        peaks, rooms = self.peak_bytes(), usable_bytes(hardware)
         if hardware.unified:
             peaks, rooms = {UNIFIED: peaks[Tier.DEVICE] + peaks[Tier.HOST]}, {UNIFIED: rooms[Tier.HOST]}
         short = [Shortage(t, peaks[t], limit) for t, limit in rooms.items() if peaks[t] > limit]
         return sorted(short, key=lambda shortage: -shortage.short_bytes)
 
 
-def room_bytes(hardware: Hardware) -> dict[str, int]:
+def usable_bytes(hardware: Hardware) -> dict[str, int]:
     """What of each memory a plan may use: what it holds, less what others keep; `device` is one device's.
 
     Where device and host are one memory, both may use all of it, and no more together, as `shortages` counts.

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.cost import Setup, room_bytes
+from sim.cost import Setup, usable_bytes
 from sim.planning.policies.grid import Floats, Ints
 from sim.problem import LOCK_UNIT_BYTES, Hardware, Placement
 from sim.schedule import Holds, MemoryPart, PipelineShape, Schedule, Tier, layout_of
@@ -21,7 +21,7 @@ STEPS = 1000
 
 def rooms(hardware: Hardware) -> Ints:
     """What of each memory a plan may use. [tier]."""
-    return np.array([*room_bytes(hardware).values()], dtype=np.int64)
+    return np.array([*usable_bytes(hardware).values()], dtype=np.int64)
 
 
 def that_fit(need: Ints, hardware: Hardware) -> NDArray[np.bool_]:
@@ -78,7 +78,7 @@ def most_locked(setup: Setup) -> Setup:
     layers = [placement.moved_bytes(kind) for kind in range(len(placement.distinct))]
     bare = replace(setup, policy=replace(policy, pin_weights=0.0))
     staged = bare.memory.pinned.get(MemoryPart.STAGING, 0)
-    room = room_bytes(setup.problem.hardware)[Tier.PINNED] - bare.memory.peak_bytes()[Tier.PINNED] + staged
+    room = usable_bytes(setup.problem.hardware)[Tier.PINNED] - bare.memory.peak_bytes()[Tier.PINNED] + staged
     share = largest_share(np.array(room), np.array(layers), np.array(placement.counts), staging_turns(bare))
     tried = (replace(setup, policy=replace(policy, pin_weights=one)) for one in (1.0, max(0.0, float(share))))
     return next((one for one in tried if not one.shortages), setup)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sim.admission import BLOCK_TOKENS
-from sim.cost import room_bytes
+from sim.cost import usable_bytes
 from sim.planning.policies import Mix, largest_share, locks_weights, staging_turns, total_of
 from sim.planning.streams.flow import Flow
 from sim.problem import Placement, Policy, Problem
@@ -182,7 +182,7 @@ def _most_locked(setup: StreamSetup, num_blocks: int) -> StreamSetup:
     pinned = setup.memory.pinned
     others = sum(size for part, size in pinned.items() if part not in (MemoryPart.STAGING, MemoryPart.KV_CACHE))
     others += ceil(setup.locked_blocks * min(num_blocks, setup.num_blocks) * setup.block_bytes)
-    room = np.array(room_bytes(setup.problem.hardware)[Tier.PINNED] - others)
+    room = np.array(usable_bytes(setup.problem.hardware)[Tier.PINNED] - others)
     share = largest_share(room, layers, np.array(placement.counts), staging_turns(setup))
     all_bytes = int((layers * np.array(placement.counts)).sum())
     most = 1.0 if all_bytes <= room else max(0.0, float(share))

@@ -19,7 +19,7 @@ from sim.admission import (
     RequestStream,
     attention_slowdown,
 )
-from sim.cost import MemoryPlan, Shortage, Sizes, plan_memory, room_bytes
+from sim.cost import MemoryPlan, Shortage, Sizes, plan_memory, usable_bytes
 from sim.problem import Batch, MicroBatch, Policy, Problem
 from sim.schedule import Holds, MemoryPart, PipelineShape, Place, Schedule, Tier, layout_of
 from traces.errors import InputError, check_count
@@ -174,7 +174,7 @@ class StreamSetup:
 
     def _blocks(self) -> int:
         """What the host has left. Where some of the cache is page-locked, what may be page-locked counts as well."""
-        capacity, room = room_bytes(self.problem.hardware), list[int]()
+        capacity, room = usable_bytes(self.problem.hardware), list[int]()
         holds = {Tier.HOST: 1.0, Tier.PINNED: self.locked_blocks}
         for tier, parts in self.memory.tiers().items():
             used = sum(size for part, size in parts.items() if part != MemoryPart.KV_CACHE)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from plan_examples import SMALL, problems, simple_problem
 
-from sim.cost import Setup, room_bytes
+from sim.cost import Setup, usable_bytes
 from sim.planning import explain, plan
 from sim.planning.explanation import MemoryUse
 from sim.planning.policies import candidates_of
@@ -61,7 +61,7 @@ def test_what_a_host_keeps_grows_with_its_memory(gib, kept):
 
 
 def test_the_paper_s_machines_keep_nothing_so_that_its_runs_fit():
-    assert room_bytes(Hardware.load("gcp-t4")) == {"device": 15 * 1024**3, "host": 192e9, "pinned": 96e9}
+    assert usable_bytes(Hardware.load("gcp-t4")) == {"device": 15 * 1024**3, "host": 192e9, "pinned": 96e9}
 
 
 class TestOneMemory:
