@@ -5,7 +5,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from sim.problem.machine.detect import memory_limit
+from sim.problem import memory_limit
 from traces.cli import positive_int
 from traces.errors import InputError, check_range
 

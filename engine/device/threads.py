@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 
 import torch
 
-from sim.problem.machine.detect import core_limit
+from sim.problem import core_limit
 from sim.schedule import LaneKind
 from traces.errors import InputError
 

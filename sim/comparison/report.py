@@ -97,7 +97,9 @@ def basis_of(hardware: Hardware) -> str:
     """How the numbers of a machine are known, in a sentence."""
     counts = Counter(quantity.basis for _, quantity in hardware.quantities())
     kinds = ", ".join(f"{counts[basis]} {basis}" for basis in Basis if counts[basis])
-    return f"Hardware numbers: {kinds}. Each with its source: python -m sim list {hardware.name}"
+    others = ", ".join(one.name for one in hardware.other_devices)
+    unused = f" Not planned with, as it is not equal: {others}." if others else ""
+    return f"Hardware numbers: {kinds}. Each with its source: python -m sim list {hardware.name}{unused}"
 
 
 def known() -> dict[str, dict[str, str]]:

@@ -34,7 +34,9 @@ from .machine import (
     Processor as Processor,
     Quantity as Quantity,
     Reserve as Reserve,
+    core_limit as core_limit,
     kept_on_host_bytes as kept_on_host_bytes,
+    memory_limit as memory_limit,
     page_lockable_bytes as page_lockable_bytes,
 )
 from .model import Layer as Layer, Model as Model, within_window as within_window

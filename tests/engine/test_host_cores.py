@@ -9,8 +9,7 @@ from engine_models import make
 import engine
 from engine.device import EmulatedDevice, host_memory_bytes
 from engine.device.threads import LAUNCHING, MOST_STAGING, HostCores, numa_of, usable_count
-from sim.problem import Policy
-from sim.problem.machine.detect import core_limit, memory_limit
+from sim.problem import Policy, core_limit, memory_limit
 from sim.schedule import LaneKind
 from traces.errors import InputError
 

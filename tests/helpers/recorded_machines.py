@@ -3,7 +3,7 @@
 import textwrap
 from pathlib import Path
 
-from sim.problem.machine.detect import System
+from sim.problem.machine.detect import AskedSystem
 
 GIB = 1024**3
 SMI = "nvidia-smi --query-gpu"
@@ -20,7 +20,7 @@ def system(root, files, commands=None, cores=16):
         line = " ".join(words)
         return next((text for begins, text in (commands or {}).items() if line.startswith(begins)), None)
 
-    return System(Path(root), run, lambda: None, lambda: cores)
+    return AskedSystem(Path(root), run, lambda: None, lambda: cores)
 
 
 def host(gib, cpu, flags="fpu avx avx2", available=0.9):

@@ -1,4 +1,5 @@
 from .derived import kept_on_host_bytes as kept_on_host_bytes, page_lockable_bytes as page_lockable_bytes
+from .detect import core_limit as core_limit, memory_limit as memory_limit
 from .hardware import (
     AtTokens as AtTokens,
     Efficiency as Efficiency,

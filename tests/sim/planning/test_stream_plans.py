@@ -8,7 +8,7 @@ from schedule_rules import examples
 from sim_examples import few_layers, round_machine
 
 from sim.admission import KvLayers, Prompts, RequestStream, Service, StreamedRequest
-from sim.cost import room_bytes
+from sim.cost import usable_bytes
 from sim.planning import Flow, PolicyGrid, best_stream_policy, plan, plan_stream
 from sim.planning.streams.estimate import estimated
 from sim.planning.streams.points import StreamPoint, StreamSetups
@@ -64,7 +64,7 @@ def test_setups_of_points_fit_every_memory_and_have_places_for_those_who_have_ro
         assert point.resident < 1, "what is not on the device may be more than the host has room for"
         return
     room = setup.num_blocks * setup.block_bytes
-    peaks, capacity = setup.memory.peak_bytes(), room_bytes(problem.hardware)
+    peaks, capacity = setup.memory.peak_bytes(), usable_bytes(problem.hardware)
     assert all(peaks[tier] <= capacity[tier] for tier in capacity)
     assert setup.memory.host["kv cache"] <= room
     pageable = replace(setup, policy=replace(setup.policy, pin_weights=0.0))

@@ -9,7 +9,7 @@ from recorded_machines import GIB, on_bus, smi, system
 from sim.cli import main
 from sim.problem import Basis, Hardware, Problem
 from sim.problem.machine.detect import detected_table, find
-from sim.problem.machine.detect.command import in_words
+from sim.problem.machine.detect.command import file_text
 from sim.problem.machine.detect.measure import Threads, disk_rate, matrix_rate
 from traces.errors import InputError
 
@@ -17,7 +17,7 @@ from traces.errors import InputError
 def machine(found, folder):
     """What the file of a machine that was found makes."""
     path = folder / "machine.toml"
-    path.write_text(in_words(found, measure=False), encoding="utf-8")
+    path.write_text(file_text(found, measure=False), encoding="utf-8")
     return Hardware.load(path)
 
 
@@ -105,7 +105,7 @@ def test_an_unknown_card_is_named_with_what_is_missing(tmp_path):
         detected_table(asked)
     path = tmp_path / "mine.toml"
     more = '[device]\npeak = "300 TFLOPS"\n[device_memory]\nbandwidth = "2 TB/s"\n'
-    (tmp_path / "base.toml").write_text(in_words(find(asked), measure=False), encoding="utf-8")
+    (tmp_path / "base.toml").write_text(file_text(find(asked), measure=False), encoding="utf-8")
     path.write_text(f'extends = "base.toml"\n{more}', encoding="utf-8")
     assert Hardware.load(path).link.peak_bytes_per_s == 121e9
 

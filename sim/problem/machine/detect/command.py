@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sim.problem.machine.detect.found import Found, find
-from sim.problem.machine.detect.system import System
+from sim.problem.machine.detect.system import AskedSystem
 from traces.cli import Command, progress, writing
 from traces.errors import InputError
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
             sys.stderr.write(f"the machine is busy (load {busy:.1f}): what is measured now is less than it can do\n")
         with progress("measuring"):
             found = with_measured(found, args.disk)
-    text = in_words(found, measure=args.measure)
+    text = file_text(found, measure=args.measure)
     if args.out:
         writing(args.out, lambda name: Path(name).write_text(text, encoding="utf-8"))
         sys.stdout.write(
@@ -56,7 +56,7 @@ def with_measured(found: Found, folder: Path | None = None) -> Found:
     """What was found, with what can be measured of it."""
     from sim.problem.machine.detect.measure import measured
 
-    numbers = {name: rate.quantity() for name, rate in measured(found.host.cores, caches_bytes(System()), folder)}
+    numbers = {name: rate.quantity() for name, rate in measured(found.host.cores, caches_bytes(AskedSystem()), folder)}
     if found.host.disk is None:
         numbers.pop("disk.bandwidth", None)
     if found.is_unified:
@@ -64,13 +64,13 @@ def with_measured(found: Found, folder: Path | None = None) -> Found:
     return replace(found, measured=numbers)
 
 
-def caches_bytes(system: System) -> int:
+def caches_bytes(system: AskedSystem) -> int:
     """The largest cache that any core has; 0 if nobody says."""
     sizes = [system.read(f"{folder}/size") for folder in system.folders("/sys/devices/system/cpu/cpu0/cache/index*")]
     return max((int(one[:-1]) * 1024 for one in sizes if one.endswith("K") and one[:-1].isdecimal()), default=0)
 
 
-def in_words(found: Found, *, measure: bool) -> str:
+def file_text(found: Found, *, measure: bool) -> str:
     """The machine's file."""
     import tomli_w
 

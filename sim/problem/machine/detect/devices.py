@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from sim.problem.machine.cards import GENERATIONS, Card, card_of
-from sim.problem.machine.detect.system import Row, System
+from sim.problem.machine.detect.system import AskedSystem, Row
 
 QUERY = ("name", "pci.bus_id", "pci.device_id", "memory.total", "pcie.link.gen.max", "pcie.link.width.max")
 NVIDIA_SMI = ("nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits")
@@ -43,7 +43,7 @@ class FoundDevice:
         return (self.memory_bytes or 0.0) >= INTEGRATED_BYTES
 
 
-def find_devices(system: System) -> list[FoundDevice]:
+def find_devices(system: AskedSystem) -> list[FoundDevice]:
     """All accelerators: those of the NVIDIA driver, and what else the PCI bus shows."""
     of_driver = [*_of_driver(system)]
     on_bus = [_named(one, system) for one in _on_bus(system)]
@@ -52,7 +52,7 @@ def find_devices(system: System) -> list[FoundDevice]:
     return [*of_driver, *others]
 
 
-def _of_driver(system: System) -> Iterator[FoundDevice]:
+def _of_driver(system: AskedSystem) -> Iterator[FoundDevice]:
     rows, source = system.nvml(), "NVML (pynvml)"
     if rows is None:
         rows, source = _smi_rows(system), " ".join(NVIDIA_SMI[:1]) + " --query-gpu"
@@ -71,7 +71,7 @@ def _of_driver(system: System) -> Iterator[FoundDevice]:
         )
 
 
-def _smi_rows(system: System) -> list[Row]:
+def _smi_rows(system: AskedSystem) -> list[Row]:
     said = system.run(NVIDIA_SMI) or ""
     lines = (line.split(",") for line in said.splitlines() if line.count(",") == len(QUERY) - 1)
     return [dict(zip(QUERY, (one.strip() for one in line), strict=True)) for line in lines]
@@ -84,7 +84,7 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _on_bus(system: System) -> Iterator[FoundDevice]:
+def _on_bus(system: AskedSystem) -> Iterator[FoundDevice]:
     """What sysfs shows of displays and accelerators of makers whose devices compute."""
     for folder in system.folders("/sys/bus/pci/devices/*"):
         vendor = system.read(f"{folder}/vendor").removeprefix("0x")
@@ -101,7 +101,7 @@ def _on_bus(system: System) -> Iterator[FoundDevice]:
         yield FoundDevice(name, folder, None if memory is None else float(memory), link, f"{vendor}:{device}", address)
 
 
-def _named(device: FoundDevice, system: System) -> FoundDevice:
+def _named(device: FoundDevice, system: AskedSystem) -> FoundDevice:
     """With the name that `lspci` has for it, or its card's."""
     said = system.run(("lspci", "-mm", "-nn", "-s", device.address)) or ""
     found = re.findall(r'"([^"]*)"', said)

@@ -10,7 +10,7 @@ from sim.problem.machine.cards import link_peak
 from sim.problem.machine.derived import kept_on_host_bytes, with_number
 from sim.problem.machine.detect.devices import FoundDevice, find_devices
 from sim.problem.machine.detect.host import FoundHost, find_host
-from sim.problem.machine.detect.system import System
+from sim.problem.machine.detect.system import AskedSystem
 from sim.problem.machine.quantity import Basis, Dimension, Quantity
 from traces.errors import InputError
 
@@ -147,16 +147,16 @@ def _number(value: float, unit: str, basis: Basis, source: str) -> dict[str, obj
     return Quantity(float(f"{value / Quantity(1.0, unit):.10g}"), unit, basis, source).to_dict()
 
 
-def find(system: System | None = None) -> Found:
+def find(system: AskedSystem | None = None) -> Found:
     """Ask a machine, this one if none is given."""
-    system = system or System()
+    system = system or AskedSystem()
     devices = tuple(find_devices(system))
     said = system.run(("nvidia-smi", "topo", "-m")) if len(devices) > 1 else None
     links = [int(one) for one in re.findall(r"\bNV(\d+)\b", said or "")]
     return Found(find_host(system), devices, min(links, default=0))
 
 
-def detected_table(system: System | None = None) -> Table:
+def detected_table(system: AskedSystem | None = None) -> Table:
     """The machine at hand as a file has it. Raises InputError, one line, where no plan can be made for it."""
     found = find(system)
     if not found.planned or found.planned[0].card is None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sim.problem.machine.detect.control_groups import core_limit, memory_in_use, memory_limit
-from sim.problem.machine.detect.system import System
+from sim.problem.machine.detect.system import AskedSystem
 
 FLOPS_PER_CYCLE = (("avx512f", 64), ("avx2", 32), ("avx", 16), ("asimd", 16))
 """By what a core's flags name: fp32 of multiply and add, two units a core."""
@@ -68,7 +68,7 @@ class FoundDisk:
     source: str
 
 
-def find_host(system: System) -> FoundHost:
+def find_host(system: AskedSystem) -> FoundHost:
     """Ask a machine about its host."""
     facts = _meminfo(system)
     physical, how = facts.get("MemTotal"), "/proc/meminfo"
@@ -97,12 +97,12 @@ def find_host(system: System) -> FoundHost:
     )
 
 
-def _meminfo(system: System) -> dict[str, float]:
+def _meminfo(system: AskedSystem) -> dict[str, float]:
     lines = re.findall(r"^(\w+):\s+(\d+) kB", system.read("/proc/meminfo"), re.MULTILINE)
     return {name: float(kilobytes) * 1024 for name, kilobytes in lines}
 
 
-def _in_use(system: System, facts: dict[str, float], *, in_group: bool) -> tuple[float | None, str]:
+def _in_use(system: AskedSystem, facts: dict[str, float], *, in_group: bool) -> tuple[float | None, str]:
     if in_group:
         used = memory_in_use(system.root)
         return None if math.isnan(used) else used, "the memory in use of this process's control group"
@@ -111,7 +111,7 @@ def _in_use(system: System, facts: dict[str, float], *, in_group: bool) -> tuple
     return None, ""
 
 
-def _cores(system: System) -> tuple[int, str]:
+def _cores(system: AskedSystem) -> tuple[int, str]:
     usable, granted = system.affinity(), core_limit(system.root)
     if granted < usable:
         return max(1, math.floor(granted)), "the quota of this process's control group"
@@ -120,14 +120,14 @@ def _cores(system: System) -> tuple[int, str]:
     return max(1, usable // threads), what
 
 
-def _threads_per_core(system: System) -> int:
+def _threads_per_core(system: AskedSystem) -> int:
     """As many as share the first core: `0,16` or `0-1`."""
     siblings = system.read("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list")
     found = re.fullmatch(r"(\d+)-(\d+)", siblings)
     return int(found[2]) - int(found[1]) + 1 if found else max(1, len(siblings.split(",")))
 
 
-def _field(system: System, *names: str) -> str:
+def _field(system: AskedSystem, *names: str) -> str:
     """A line of /proc/cpuinfo, of the first processor."""
     for name in names:
         found = re.search(rf"^{name}\s*:\s*(.*)$", system.read("/proc/cpuinfo"), re.MULTILINE)
@@ -136,14 +136,14 @@ def _field(system: System, *names: str) -> str:
     return ""
 
 
-def _cpu_name(system: System) -> str:
+def _cpu_name(system: AskedSystem) -> str:
     named = _field(system, "model name", "Model")
     said = named or (system.run(("sysctl", "-n", "machdep.cpu.brand_string")) or "").strip()
     found = re.search(r"^Model name:\s*(.*)$", system.run(("lscpu",)) or "", re.MULTILINE) if not said else None
     return said or (found[1].strip() if found else "a CPU without a name")
 
 
-def _ghz(system: System) -> float | None:
+def _ghz(system: AskedSystem) -> float | None:
     kilohertz = system.number("/sys/devices/system/cpu/cpu0/cpufreq/base_frequency")
     if kilohertz:
         return kilohertz / 1e6
@@ -152,7 +152,7 @@ def _ghz(system: System) -> float | None:
     return float(found[1]) if found else float(megahertz) / 1e3 if megahertz else None
 
 
-def _dram(system: System) -> Dram | None:
+def _dram(system: AskedSystem) -> Dram | None:
     """The modules by `dmidecode`, which wants root; else what EDAC shows, which has no speed."""
     blocks = (system.run(("dmidecode", "-t", "17")) or "").split("Memory Device")[1:]
     modules = [dict(re.findall(r"^\s*([\w ]+): (.*)$", block, re.MULTILINE)) for block in blocks]
@@ -180,7 +180,7 @@ def _channel(module: dict[str, str]) -> str | None:
     return f"{socket[1] if socket else ''} {(letter[1] or letter[2]).upper()}" if letter else None
 
 
-def _disk(system: System) -> FoundDisk | None:
+def _disk(system: AskedSystem) -> FoundDisk | None:
     found = list[FoundDisk]()
     for folder in system.folders("/sys/block/nvme*"):
         sectors = system.number(f"{folder}/size")
@@ -190,6 +190,6 @@ def _disk(system: System) -> FoundDisk | None:
     return max(found, key=lambda one: one.capacity_bytes, default=None)
 
 
-def _notes(system: System) -> Iterator[str]:
+def _notes(system: AskedSystem) -> Iterator[str]:
     if "microsoft" in system.read("/proc/version").lower():
         yield "runs under WSL: its memory is what Windows grants it, and the link is not shown"

@@ -14,7 +14,7 @@ LONGEST_S = 10
 Row = Mapping[str, str]
 
 
-def run_command(words: Sequence[str]) -> str | None:
+def printed_by(words: Sequence[str]) -> str | None:
     """What a command prints; None if it is not there, fails or hangs."""
     quiet = {**os.environ, "LC_ALL": "C"}
     try:
@@ -65,12 +65,12 @@ def _affinity() -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class System:
+class AskedSystem:
     """A machine to ask. What it does not have, or may not be read, is None or empty."""
 
     root: Path = Path("/")
     """Where /proc and /sys are found."""
-    run: Callable[[Sequence[str]], str | None] = run_command
+    run: Callable[[Sequence[str]], str | None] = printed_by
     nvml: Callable[[], list[Row] | None] = nvml_rows
     affinity: Callable[[], int] = _affinity
 
