@@ -84,7 +84,7 @@ def measure_machine(
         cost = attempt(lambda: measure.split_cost(model, described(model), device, repeats))
         rate = attempt(lambda: measure.unpack_rate(model, device, repeats))
         on_begin("experts on the host")
-        tokens = measure.QUICK_TOKENS if quick else measure.TOKENS
+        tokens = measure.QUICK_TOKENS if quick else measure.tokens_for(described(model))
         on_host = attempt(lambda: measure.time_host_experts(model, described(model), device, repeats, tokens))
         on_host_rate = attempt(lambda: measure.host_unpack_rate(model, device, repeats))
         spans = measure.run_all(model, device, planned, lambda condition: on_begin(str(condition)), attempt)

@@ -25,12 +25,14 @@ from engine.calibration.fit.machine import ROOM, settled, unfitted
 from engine.calibration.fit.roofs import GROUPS, fit_all, predicted_s, with_ratios
 from engine.calibration.measure.host_experts import (
     CALLS,
+    MANY_AN_EXPERT,
     TOKENS,
     Beside,
     HostExpertsTime,
     _beside,
     host_samples,
     time_host_experts,
+    tokens_for,
 )
 from engine.calibration.measure.measured import Measured, repeated
 from engine.calibration.measure.probes import FEW_REPEATS, LinkProbe, Probes, probe
@@ -48,6 +50,7 @@ from engine.calibration.measure.what_fits import keep_first_layers, layers_to_me
 from engine.cli import main
 from engine.device import EmulatedDevice
 from engine.host import HostExperts
+from engine.host.experts.few_tokens import MOST_TOKENS
 from engine.model import with_experts
 from engine.running.demo import make_model
 from sim.cost import GROWS_WITH_CONTEXT
@@ -371,6 +374,17 @@ def test_what_experts_on_the_host_keep_of_their_speed_beside_others_is_a_number_
     assert with_work_beside(start, []) == start
     real = replace(start, emulation=None)
     assert with_work_beside(real, times) == real
+
+
+def test_experts_are_measured_with_more_tokens_than_the_kernel_takes(model):
+    """Torch's products take over there: at the same tokens an expert, whatever the model."""
+    known = described(model)
+    layer = known.layers[0]
+    counts = tokens_for(known)
+    assert set(TOKENS) < set(counts)
+    most = max(counts) * layer.top_k / layer.num_experts
+    assert MOST_TOKENS < most == max(MANY_AN_EXPERT)
+    assert sum(count * layer.top_k / layer.num_experts > MOST_TOKENS for count in counts) >= 3
 
 
 def test_what_computes_beside_experts_on_the_host_has_as_many_rows(model, device, monkeypatch):

@@ -26,8 +26,11 @@ from engine.model import Anatomy, can_split
 from sim.problem import Layer, Model, Policy
 from sim.schedule import Lane, LaneKind, Op, Task, by_name
 
-TOKENS = (1, 4, 16, 64, 256, 1024)
-"""As many at last as a step's prompts have: from some tokens an expert on, other products are the faster ones."""
+TOKENS = (1, 4, 16, 64, 256)
+MANY_AN_EXPERT = (80, 128, 256)
+"""Tokens of each expert in prompts: more than our kernel takes, so that torch's products compute. Just above that they
+reach two thirds of the rate that the kernel has, and more of it with more tokens.
+"""
 QUICK_TOKENS = (1, 16, 64)
 BESIDE_TOKENS = (1, 16)
 """So few tokens that reading the weights takes most of the time. With the most tokens arithmetic does."""
@@ -61,6 +64,13 @@ def can_be_apart(model: PreTrainedModel) -> bool:
     anatomy = Anatomy.of(model)
     experts = [one for one in anatomy.experts if one]
     return all(can_split(one, anatomy.num_experts) and can_run_on_host(one[0].owner) for one in experts)
+
+
+def tokens_for(described: Model) -> list[int]:
+    """The numbers of tokens with which a model's experts are measured."""
+    layer = next((one for one in described.layers if one.num_experts), None)
+    many = [] if layer is None else [-(-count * layer.num_experts // layer.top_k) for count in MANY_AN_EXPERT]
+    return sorted({*TOKENS, *many})
 
 
 def time_host_experts(
