@@ -84,7 +84,7 @@ def measure_machine(
         cost = attempt(lambda: measure.split_cost(model, described(model), device, repeats))
         rate = attempt(lambda: measure.unpack_rate(model, device, repeats))
         on_begin("experts on the host")
-        tokens = measure.QUICK_TOKENS if quick else measure.tokens_for(described(model))
+        tokens = measure.QUICK_TOKENS if quick else measure.TOKENS
         on_host = attempt(lambda: measure.time_host_experts(model, described(model), device, repeats, tokens))
         on_host_rate = attempt(lambda: measure.host_unpack_rate(model, device, repeats))
         spans = measure.run_all(model, device, planned, lambda condition: on_begin(str(condition)), attempt)
@@ -109,7 +109,6 @@ def fitted(
     shown = {one.tokens for one in samples if one.task.op is Op.HOST_EXPERTS and one.task.step}
     hardware, fits = fit.fit_all(start, known, [*samples, *measure.host_samples(on_host, known, shown)])
     with measure.keep_first_layers(model, measure.layers_to_measure(model, device.memory_bytes)):
-        hardware = fit.with_work_beside(fit.settled(hardware), on_host)
-        hardware = fit.with_hand_over(hardware, described(model), runs)
+        hardware = fit.with_hand_over(fit.settled(hardware), described(model), runs)
         hardware = fit.with_interference(hardware, described(model), runs)
     return Calibration(hardware, probes, fits, [*fit.contended(samples), *fit.contended_on_host(on_host)], samples)

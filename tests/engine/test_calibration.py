@@ -11,7 +11,6 @@ from hypothesis import given, settings, strategies as st
 from short_calibrations import short_calibrations
 
 import engine
-import engine.calibration.measure.host_experts as measured_host_experts
 from engine.calibration import Round, calibrate, described, fitted, measure_machine, planned_for
 from engine.calibration.fit.interference import (
     contended,
@@ -19,20 +18,17 @@ from engine.calibration.fit.interference import (
     hand_overs_s,
     measured_slowdowns,
     with_interference,
-    with_work_beside,
 )
 from engine.calibration.fit.machine import ROOM, settled, unfitted
 from engine.calibration.fit.roofs import GROUPS, fit_all, predicted_s, with_ratios
 from engine.calibration.measure.host_experts import (
     CALLS,
-    MANY_AN_EXPERT,
     TOKENS,
     Beside,
     HostExpertsTime,
     _beside,
     host_samples,
     time_host_experts,
-    tokens_for,
 )
 from engine.calibration.measure.measured import Measured, repeated
 from engine.calibration.measure.probes import FEW_REPEATS, LinkProbe, Probes, probe
@@ -50,7 +46,6 @@ from engine.calibration.measure.what_fits import keep_first_layers, layers_to_me
 from engine.cli import main
 from engine.device import EmulatedDevice
 from engine.host import HostExperts
-from engine.host.experts.few_tokens import MOST_TOKENS
 from engine.model import with_experts
 from engine.running.demo import make_model
 from sim.cost import GROWS_WITH_CONTEXT
@@ -333,17 +328,17 @@ def test_what_goes_on_beside_experts_on_the_host_has_begun_and_ends(device, monk
     copied = []
     transfer = type(device.h2d).transfer
     monkeypatch.setattr(type(device.h2d), "transfer", lambda *call: copied.append(call) or transfer(*call))
-    with _beside(Beside.STREAM, device, 1):
+    with _beside(Beside.STREAM, device):
         assert copied
     count = len(copied)
-    with _beside(Beside.NOTHING, device, 1):
+    with _beside(Beside.NOTHING, device):
         assert len(copied) == count
 
     def broken(*_):
         raise RuntimeError("no link")
 
     monkeypatch.setattr(type(device.h2d), "transfer", broken)
-    with pytest.raises(RuntimeError, match="no link"), _beside(Beside.STREAM, device, 1):
+    with pytest.raises(RuntimeError, match="no link"), _beside(Beside.STREAM, device):
         pass
 
 
@@ -352,50 +347,6 @@ def test_experts_on_the_host_beside_other_work_are_compared_with_themselves_alon
     (pair,) = contended_on_host(times)
     assert (pair.alone_s, pair.beside_s, pair.slowdown) == (2.0, 3.0, 1.5)
     assert "1 tokens, beside streaming weights" in pair.op
-
-
-def test_what_experts_on_the_host_keep_of_their_speed_beside_others_is_a_number_of_the_machine(start):
-    """With few tokens beside a stream; with the most of them beside compute, as arithmetic then is most of it."""
-    alone = {1: 1.0, 16: 2.0, 64: 4.0}
-    times = [
-        *(time_on_host(tokens, seconds=seconds) for tokens, seconds in alone.items()),
-        time_on_host(1, Beside.STREAM, 1.25),
-        time_on_host(16, Beside.STREAM, 2.0),
-        time_on_host(1, Beside.COMPUTE, 1.0),
-        time_on_host(64, Beside.COMPUTE, 5.0),
-    ]
-    found = with_work_beside(start, times).emulation
-    assert found.host_beside_stream == pytest.approx(0.8**0.5)
-    assert found.beside_compute == pytest.approx(0.8)
-    assert found.beside_compute.basis is found.host_beside_stream.basis is Basis.MEASURED
-    assert with_work_beside(start, times[:-1]).emulation.beside_compute is None
-    slower_than_in_turns = [*times[:-1], time_on_host(64, Beside.COMPUTE, 12.0)]
-    assert with_work_beside(start, slower_than_in_turns).emulation.beside_compute == 0.5
-    assert with_work_beside(start, []) == start
-    real = replace(start, emulation=None)
-    assert with_work_beside(real, times) == real
-
-
-def test_experts_are_measured_with_more_tokens_than_the_kernel_takes(model):
-    """Torch's products take over there: at the same tokens an expert, whatever the model."""
-    known = described(model)
-    layer = known.layers[0]
-    counts = tokens_for(known)
-    assert set(TOKENS) < set(counts)
-    most = max(counts) * layer.top_k / layer.num_experts
-    assert MOST_TOKENS < most == max(MANY_AN_EXPERT)
-    assert sum(count * layer.top_k / layer.num_experts > MOST_TOKENS for count in counts) >= 3
-
-
-def test_what_computes_beside_experts_on_the_host_has_as_many_rows(model, device, monkeypatch):
-    rows = []
-    compute = measured_host_experts._compute
-    monkeypatch.setattr(
-        measured_host_experts, "_compute", lambda count, *others: rows.append(count) or compute(count, *others)
-    )
-    found = time_host_experts(model, described(model), device, 1, (1, 4))
-    assert rows == [1, 16, 4]
-    assert [one.tokens for one in found if one.beside is Beside.COMPUTE] == rows
 
 
 def test_times_on_the_host_are_those_of_the_middle_round(probes):

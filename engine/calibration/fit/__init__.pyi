@@ -4,7 +4,6 @@ from .interference import (
     contended_on_host as contended_on_host,
     with_hand_over as with_hand_over,
     with_interference as with_interference,
-    with_work_beside as with_work_beside,
 )
 from .machine import settled as settled, unfitted as unfitted
 from .roofs import Fit as Fit, fit_all as fit_all

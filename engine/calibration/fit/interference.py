@@ -6,13 +6,12 @@ simulated with more and more of it, until tasks slow down as much as they did.
 
 import itertools
 import math
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from engine.calibration.measure import Beside, Condition, HostExpertsTime, Measured, MeasuredRun, Sample
-from sim.problem import Basis, Hardware, Model, Quantity
+from sim.problem import Basis, Hardware, Model
 from sim.schedule import LaneKind, Op
 from sim.simulation import Executed, Simulation, start_delays
 from traces.trace import Span
@@ -21,9 +20,6 @@ INTERPRETER_SHARES = tuple(share / 100 for share in range(20, 101, 10))
 """From what lets five lanes work side by side to one lane at a time."""
 
 BESIDE_STREAM = tuple(share / 100 for share in range(70, 101, 2))
-
-TURNS = 0.5
-"""Share of its speed that a lane keeps which takes turns with another."""
 
 COMPUTES = (LaneKind.GPU, LaneKind.CPU)
 
@@ -72,32 +68,6 @@ def contended_on_host(times: Sequence[HostExpertsTime]) -> list[Contention]:
     ]
 
 
-def with_work_beside(hardware: Hardware, times: Sequence[HostExpertsTime]) -> Hardware:
-    """The machine with the shares of their speed that experts on the host kept beside a stream, and beside compute.
-
-    What they keep beside compute with the most tokens, arithmetic keeps. A machine without an emulated device, and
-    what was not measured, stay as they are.
-    """
-    if hardware.emulation is None:
-        return hardware
-    alone = {one.tokens: one.seconds.median for one in times if one.beside is Beside.NOTHING}
-    kept = {
-        beside: {one.tokens: alone[one.tokens] / one.seconds.median for one in times if one.beside is beside}
-        for beside in (Beside.STREAM, Beside.COMPUTE)
-    }
-    found: dict[str, Quantity] = {}
-    if streamed := kept[Beside.STREAM]:
-        told = ", ".join(f"{share:.2f} for {tokens}" for tokens, share in streamed.items())
-        source = f"experts on the host beside streaming weights: {told} tokens"
-        share = min(1.0, statistics.geometric_mean(streamed.values()))
-        found["host_beside_stream"] = Quantity(share, "1", Basis.MEASURED, source)
-    if alone and (most := max(alone)) in kept[Beside.COMPUTE]:
-        share = kept[Beside.COMPUTE][most]
-        source = f"experts on the host with {most} tokens beside compute on the device: {share:.2f}"
-        found["beside_compute"] = Quantity(min(1.0, max(TURNS, share)), "1", Basis.MEASURED, source)
-    return replace(hardware, emulation=replace(hardware.emulation, **found))
-
-
 class Slowdown(NamedTuple):
     """Of the computing tasks of one condition in decode: mean time beside others over mean time alone, and kinds."""
 
@@ -136,7 +106,7 @@ def with_interference(hardware: Hardware, model: Model, runs: Sequence[MeasuredR
 
     def off(shares: tuple[float, float]) -> float:
         machine = _with(hardware, shares, "trial")
-        return sum(math.log(simulated_slowdown(machine, model, one) / one.ratio) ** 2 for one in found)
+        return sum(abs(math.log(simulated_slowdown(machine, model, one) / one.ratio)) for one in found)
 
     told = ", ".join(f"{one.ratio:.2f}" for one in found)
     best = min(itertools.product(INTERPRETER_SHARES, BESIDE_STREAM), key=off)
@@ -147,11 +117,7 @@ def simulated_slowdown(hardware: Hardware, model: Model, measured: Slowdown) -> 
     """The same ratio as the simulator has it."""
     condition = measured.condition
     costs = condition.costs(model, hardware)
-    assert hardware.emulation is not None
-    undisturbed = hardware.with_value("emulation.beside_stream", 1.0)
-    if hardware.emulation.host_beside_stream is not None:
-        undisturbed = undisturbed.with_value("emulation.host_beside_stream", 1.0)
-    alone = condition.costs(model, undisturbed)
+    alone = condition.costs(model, hardware.with_value("emulation.beside_stream", 1.0))
     ran: list[Executed] = []
     steps = condition.steps(model)
     Simulation(steps, costs, costs.capacities, on_task=ran.append, hand_over_ns=costs.hand_over_ns).run()

@@ -1,11 +1,11 @@
 from .host_experts import (
     QUICK_TOKENS as QUICK_TOKENS,
+    TOKENS as TOKENS,
     Beside as Beside,
     HostExpertsTime as HostExpertsTime,
     can_be_apart as can_be_apart,
     host_samples as host_samples,
     time_host_experts as time_host_experts,
-    tokens_for as tokens_for,
 )
 from .measured import Measured as Measured
 from .probes import FEW_REPEATS as FEW_REPEATS, REPEATS as REPEATS, Probes as Probes, probe as probe

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 from itertools import cycle
 
 import torch
@@ -27,19 +26,15 @@ from sim.problem import Layer, Model, Policy
 from sim.schedule import Lane, LaneKind, Op, Task, by_name
 
 TOKENS = (1, 4, 16, 64, 256)
-MANY_AN_EXPERT = (80, 128, 256)
-"""Tokens of each expert in prompts: more than our kernel takes, so that torch's products compute. Just above that they
-reach two thirds of the rate that the kernel has, and more of it with more tokens.
-"""
 QUICK_TOKENS = (1, 16, 64)
 BESIDE_TOKENS = (1, 16)
-"""So few tokens that reading the weights takes most of the time. With the most tokens arithmetic does."""
+"""So few tokens that reading the weights takes most of the time."""
 
 CALLS = 2
 """So many calls for each repeat that other measurements get: tokens ask for more or fewer experts."""
 
-COMPUTE_SIZE, COMPUTE_WEIGHTS = 1024, 16
-"""What computes on the device meanwhile: products of as many rows with more weights than caches hold."""
+COMPUTE_ROWS, COMPUTE_SIZE, COMPUTE_WEIGHTS = 16, 1024, 16
+"""What computes on the device meanwhile: products of a few rows with more weights than caches hold."""
 
 
 class Beside(StrEnum):
@@ -66,13 +61,6 @@ def can_be_apart(model: PreTrainedModel) -> bool:
     return all(can_split(one, anatomy.num_experts) and can_run_on_host(one[0].owner) for one in experts)
 
 
-def tokens_for(described: Model) -> list[int]:
-    """The numbers of tokens with which a model's experts are measured."""
-    layer = next((one for one in described.layers if one.num_experts), None)
-    many = [] if layer is None else [-(-count * layer.num_experts // layer.top_k) for count in MANY_AN_EXPERT]
-    return sorted({*TOKENS, *many})
-
-
 def time_host_experts(
     model: PreTrainedModel, described: Model, device: Device, repeats: int, tokens: Sequence[int] = TOKENS
 ) -> list[HostExpertsTime]:
@@ -90,15 +78,14 @@ def time_host_experts(
         calls = cycle(list(zip(every, (described.layers[i] for i in layers), strict=True)))
 
         def measured(beside: Beside, count: int) -> HostExpertsTime:
-            with _beside(beside, device, count):
+            with _beside(beside, device):
                 seconds = apart.submit(_times, device, calls, count, model.dtype, 1 + CALLS * repeats).result()
             what = f"experts of a layer on the host, {count} tokens, beside {beside.value}, layers in turn"
             return HostExpertsTime(count, beside, Measured.of(seconds[1:], what))
 
         alone = [measured(Beside.NOTHING, count) for count in tokens]
-        played = [(Beside.COMPUTE, count) for count in (*BESIDE_TOKENS, max(tokens)) if device.gpu_threads is not None]
-        others = [*((Beside.STREAM, count) for count in BESIDE_TOKENS), *dict.fromkeys(played)]
-        return alone + [measured(other, count) for other, count in others]
+        others = [Beside.STREAM, *([Beside.COMPUTE] if device.gpu_threads is not None else [])]
+        return alone + [measured(other, count) for other in others for count in BESIDE_TOKENS]
 
 
 def _on_host(module: nn.Module, threads: HostThreads) -> HostExperts:
@@ -126,12 +113,12 @@ def _seconds(lane: LaneContext, experts: HostExperts, call: tuple[torch.Tensor, 
 
 
 @contextlib.contextmanager
-def _beside(beside: Beside, device: Device, rows: int) -> Iterator[None]:
-    """While entered, another lane is at work without a pause; if it computes, on so many rows."""
+def _beside(beside: Beside, device: Device) -> Iterator[None]:
+    """While entered, another lane is at work without a pause."""
     if beside is Beside.NOTHING:
         yield
         return
-    work = _stream if beside is Beside.STREAM else partial(_compute, rows)
+    work = _stream if beside is Beside.STREAM else _compute
     begun, ended = threading.Event(), threading.Event()
     with ThreadPoolExecutor(1) as pool:
         working = pool.submit(work, device, begun.set, ended.is_set)
@@ -151,8 +138,8 @@ def _stream(device: Device, begin: Callable[[], object], is_ended: Callable[[], 
             begin()
 
 
-def _compute(count: int, device: Device, begin: Callable[[], object], is_ended: Callable[[], bool]) -> None:
-    rows = torch.ones((count, COMPUTE_SIZE))
+def _compute(device: Device, begin: Callable[[], object], is_ended: Callable[[], bool]) -> None:
+    rows = torch.ones((COMPUTE_ROWS, COMPUTE_SIZE))
     weights = [torch.ones((COMPUTE_SIZE, COMPUTE_SIZE)) for _ in range(COMPUTE_WEIGHTS)]
     with device.open_lane(LaneKind.GPU):
         while not is_ended():

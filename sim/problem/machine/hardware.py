@@ -162,16 +162,12 @@ class Emulation(Part):
     Its lanes are threads of one interpreter beside each other in the same caches. `interpreter_share` is the share of
     its time in which a task needs what they share, so that work beside it waits: at 1 two tasks take turns, at 1/2 they
     do not meet. Copies, and copies into page-locked memory, need it only if they are so small that latency is most of
-    them. `beside_compute` is the share of their speed that experts computed apart, a few large products, keep while
-    another lane computes, on cores that share units or clock; a file without it has them take turns as all else does.
-    `beside_stream` is the share of its speed that compute on the device keeps in decode while weights or KV cache
-    stream, which share its caches; `host_beside_stream`, that of compute on the host, on whose cores copies go first.
+    them. `beside_stream` is the share of its speed that compute on the device keeps in decode while weights or KV cache
+    stream, which share its caches.
     """
 
     interpreter_share: Quantity
     beside_stream: Quantity
-    beside_compute: Quantity | None = None
-    host_beside_stream: Quantity | None = None
 
 
 @dataclass(frozen=True, slots=True)

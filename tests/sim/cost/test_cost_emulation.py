@@ -16,9 +16,8 @@ def number(value, unit="1"):
     return Quantity(value, unit, Basis.ASSUMED, "a test")
 
 
-def emulated(turns=0.75, beside_stream=1.0, **more):
-    others = {name: number(value) for name, value in more.items()}
-    return replace(round_machine(), emulation=Emulation(number(turns), number(beside_stream), **others))
+def emulated(turns=0.75, beside_stream=1.0):
+    return replace(round_machine(), emulation=Emulation(number(turns), number(beside_stream)))
 
 
 def demand(cost, pool):
@@ -261,27 +260,3 @@ def test_compute_beside_a_stream_keeps_a_share_of_its_speed_in_decode():
         alone = {"experts_on_device": 1.0, "attention": place, "kv_on_device": float(place == "gpu")}
         usual, resident = (cost_of(one_task(Op.POST_ATTN), machine=one, **alone) for one in (emulated(), slow))
         assert usual.duration_ns == resident.duration_ns
-
-
-def test_large_products_keep_their_own_share_of_their_speed_beside_other_work():
-    """Experts are a few calls that let go of the interpreter, for which all that calls much takes turns."""
-    machine = emulated(1.0, beside_compute=0.625)
-    on_host = {"schedule": "hybrid", "experts_on_host": 0.5}
-    for op in (Op.HOST_EXPERTS, Op.DEVICE_EXPERTS):
-        task = one_task(op, on_cpu=op is Op.HOST_EXPERTS)
-        assert demand(cost_of(task, machine=machine, **on_host), INTERPRETER) == WHOLE_INTERPRETER * 0.8
-        assert demand(cost_of(task, machine=emulated(1.0), **on_host), INTERPRETER) == WHOLE_INTERPRETER
-    for op in (Op.PRE_ATTN, Op.ROUTE, Op.HEAD):
-        assert demand(cost_of(one_task(op), machine=machine, **on_host), INTERPRETER) == WHOLE_INTERPRETER
-
-
-def test_compute_on_the_host_keeps_another_share_beside_a_stream():
-    """On its cores copies go first, in prompts, too."""
-    slow = emulated(host_beside_stream=0.8)
-    on_host = {"schedule": "hybrid", "experts_on_host": 0.5}
-    cases = ((one_task(Op.ATTN, on_cpu=True), {}), (one_task(Op.HOST_EXPERTS, on_cpu=True), on_host))
-    for task, policy in cases:
-        usual, beside = (cost_of(task, machine=one, **policy).duration_ns for one in (emulated(), slow))
-        assert beside == pytest.approx(1.25 * usual, abs=2)
-    usual, beside = (cost_of(one_task(Op.POST_ATTN), machine=one).duration_ns for one in (emulated(), slow))
-    assert usual == beside
