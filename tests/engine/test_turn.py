@@ -38,14 +38,14 @@ def counted():
         assert device.memory.usage.current_bytes == 0
 
 
-def test_in_decode_a_micro_batch_counts_with_the_most_that_it_held(counted):
+def test_in_decode_a_micro_batch_counts_with_what_it_holds(counted):
     micro_batch, stop = counted
     assert stop(LayerEntry(0, hidden(5))) == 5 * HIDDEN_BYTES
     micro_batch.step = 1
     assert stop(LayerEntry(0, hidden(1))) == HIDDEN_BYTES
     call = AttentionCall(0, "sdpa", nn.Identity(), hidden(1), hidden(1), hidden(1), None, {}, whole_cache=False)
     assert stop(call) == 4 * HIDDEN_BYTES
-    assert stop(StackEnd(hidden(1))) == 4 * HIDDEN_BYTES
+    assert stop(StackEnd(hidden(1))) == HIDDEN_BYTES
 
 
 def test_stops_of_decode_are_measured_once_of_each_kind(counted):
