@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sim import admission, comparison, schedule as schedules, simulation
-from sim.problem import Hardware, add_policy, add_problem, add_settings, fixed_policy, problem_of, schedules_of
+from sim.problem import (
+    Hardware,
+    add_policy,
+    add_problem,
+    add_settings,
+    add_weight_bits,
+    fixed_policy,
+    problem_of,
+    schedules_of,
+)
 from traces import files
 from traces.cli import (
     Command,
@@ -27,12 +36,14 @@ from traces.errors import InputError, shown
 if TYPE_CHECKING:
     from sim.problem import Problem
 
-MEND = "Try smaller or fewer micro-batches, a shorter prompt-len or gen-len, or fewer weight_bits in a policy file"
+MEND = "Try smaller or fewer micro-batches, a shorter prompt-len or gen-len, or narrower --weight-bits"
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     add_problem(parser.add_argument_group("problem"))
-    add_policy(parser.add_argument_group("policy (without one, each schedule gets its own best)"))
+    policy = parser.add_argument_group("policy (without one, each schedule gets its own best)")
+    add_policy(policy)
+    add_weight_bits(policy)
     admission.add_stream(parser.add_argument_group("requests (without a number or a file, one batch)"))
     how = parser.add_argument_group("output")
     how.add_argument("--baseline", metavar="SCHEDULE", help="show speed-ups against it too")
@@ -121,8 +132,12 @@ def _asked(args: argparse.Namespace) -> "comparison.Asked":
         schedules.by_name(schedule)
     if args.attention_on_device is not None and None in (args.micro_batch_size, args.num_micro_batches):
         raise InputError("--attention-on-device: give --micro-batch-size and --num-micro-batches too")
+    if args.policy and args.weight_bits is not None:
+        raise InputError("--policy holds the widths of weights already: leave out --weight-bits")
+    if args.attention_on_device is not None and args.weight_bits is not None:
+        fields |= {"weight_bits": args.weight_bits}
     policies = {schedule or "": fields} if args.policy or args.attention_on_device is not None else {}
-    return comparison.Asked(policies, args.micro_batch_size, args.num_micro_batches, args.exact)
+    return comparison.Asked(policies, args.micro_batch_size, args.num_micro_batches, args.exact, args.weight_bits)
 
 
 def _write_traces(outcomes: "comparison.Comparison", folder: Path, digest: str) -> None:

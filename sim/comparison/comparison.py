@@ -9,8 +9,8 @@ from functools import partial
 from typing import Any, Self
 
 from sim.cost import Setup
-from sim.planning import NothingFitsError, best_policy, most_locked, travels_for_nothing
-from sim.problem import Policy, Problem
+from sim.planning import NothingFitsError, PolicyGrid, best_policy, most_locked, travels_for_nothing
+from sim.problem import Policy, Problem, WeightBits
 from sim.schedule import ExpertPlace, Schedule, by_name, registered
 from sim.simulation import MEASURES, Band, Prediction, bands_of, predict
 from traces.cli import in_processes, project_version
@@ -30,6 +30,8 @@ class Asked:
     micro_batch_size: int | None = None
     num_micro_batches: int | None = None
     exact: bool = False
+    weight_bits: WeightBits | None = None
+    """Widths of stored weights, where no whole policy says them."""
 
     def fields(self, schedule: str) -> Mapping[str, Any] | None:
         """Of a schedule's whole policy, if one is given."""
@@ -179,17 +181,25 @@ def _as_asked(problem: Problem, asked: Asked, name: str) -> Setup:
         return Setup(problem, schedule, Policy.from_dict(given, schedule))
     size, count = asked.micro_batch_size, asked.num_micro_batches
     if size is not None and count is not None and not schedule.system.splits_experts:
-        return usual_setup(problem, schedule, size, count)
-    return best_policy(problem, schedule, micro_batch_size=size, num_micro_batches=count).best.setup
+        return usual_setup(problem, schedule, size, count, asked.weight_bits)
+    grid = PolicyGrid(weight_bits=asked.weight_bits)
+    return best_policy(problem, schedule, micro_batch_size=size, num_micro_batches=count, grid=grid).best.setup
 
 
-def usual_setup(problem: Problem, schedule: Schedule, micro_batch_size: int, num_micro_batches: int) -> Setup:
+def usual_setup(
+    problem: Problem,
+    schedule: Schedule,
+    micro_batch_size: int,
+    num_micro_batches: int,
+    weight_bits: WeightBits | None = None,
+) -> Setup:
     """The system's usual policy of these sizes: where it page-locks weights, as large a share of them as fits.
 
     A system that runs all requests as one micro-batch runs all of these so.
     """
     batch_size = micro_batch_size * num_micro_batches
-    policy = Policy.usual(schedule, batch_size, batch_size if schedule.system.one_batch else micro_batch_size)
+    usual = Policy.usual(schedule, batch_size, batch_size if schedule.system.one_batch else micro_batch_size)
+    policy = replace(usual, weight_bits=weight_bits)
     setup = Setup(problem, schedule, policy)
     return most_locked(setup) if schedule.system.pins_weights else setup
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from sim.admission import BLOCK_TOKENS, RequestStream, Service
 from sim.cost import Setup
 from sim.planning import Flow, best_stream_policy
-from sim.problem import Policy, Problem
+from sim.problem import Policy, Problem, WeightBits
 from sim.schedule import Schedule
 from sim.simulation import StreamResult, StreamSetup, serve_stream
 from traces.errors import InputError
@@ -41,13 +41,15 @@ def serve_beside(setup: Setup, stream: RequestStream, service: Service) -> Chunk
     return Chunked(found.setup, found.result, f"prompts in chunks of {best:,} tokens, the best of {tried}")
 
 
-def serve_by_best(problem: Problem, schedule: Schedule, stream: RequestStream, service: Service) -> Chunked:
+def serve_by_best(
+    problem: Problem, schedule: Schedule, stream: RequestStream, service: Service, weight_bits: WeightBits | None
+) -> Chunked:
     """The same with the policy that the planner finds best for prompts beside decode; what is given is kept.
 
     Raises InputError where no policy fits, and for a request that is too long.
     """
     given = {name: getattr(service, name) for name in ("num_prompts", "prefill_chunk", "block_tokens")}
-    plan = best_stream_policy(problem, schedule, Flow.of(stream), **given)
+    plan = best_stream_policy(problem, schedule, Flow.of(stream), weight_bits=weight_bits, **given)
     if not plan.found:
         raise InputError(plan.reason)
     setup = plan.ranked[0].setup

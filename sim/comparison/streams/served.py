@@ -11,7 +11,7 @@ from sim.admission import Prompts, RequestStream, Service
 from sim.comparison.comparison import Asked, inputs_of, set_up, with_hash
 from sim.comparison.streams.chunks import Chunked, serve_beside, serve_by_best
 from sim.cost import Setup
-from sim.planning import NothingFitsError, best_policy
+from sim.planning import NothingFitsError, PolicyGrid, best_policy
 from sim.problem import Problem
 from sim.schedule import by_name, registered
 from sim.simulation import STREAM_MEASURES, StreamResult, StreamSetup, serve_in_batches
@@ -143,7 +143,7 @@ def served_by(
 
     def serve(one: Served) -> Served:
         if one.prompts is Prompts.BESIDE and asked.leaves_open(name):
-            return _with_result(one, partial(serve_by_best, problem, schedule, stream, service))
+            return _with_result(one, partial(serve_by_best, problem, schedule, stream, service, asked.weight_bits))
         try:
             setup, said = usual()
         except NothingFitsError as error:
@@ -165,7 +165,8 @@ def _fitting(problem: Problem, asked: Asked, name: str, num_requests: int) -> tu
     most = setup.policy.batch_size
     if not asked.leaves_open(name) or most <= num_requests:
         return setup, note
-    fewer = best_policy(problem, by_name(name), num_requests=num_requests).best.setup
+    grid = PolicyGrid(weight_bits=asked.weight_bits)
+    fewer = best_policy(problem, by_name(name), num_requests=num_requests, grid=grid).best.setup
     return fewer, f"planned for {num_requests:,} requests, fewer than the {most:,} of its best batch"
 
 

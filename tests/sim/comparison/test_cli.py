@@ -144,6 +144,22 @@ def test_without_a_policy_each_schedule_gets_its_own_and_given_sizes_stay(capsys
     assert fixed["results"][0]["policy"]["micro_batch_size"] == 20
 
 
+@pytest.mark.parametrize(
+    "asked", [("--micro-batch-size", "4", "--num-micro-batches", "2"), ("--micro-batch-size", "4"), ("--requests", "12")]
+)
+def test_widths_of_weights_are_those_that_are_given(capsys, asked):
+    few = ("--model", "olmoe-1b-7b", "--prompt-len", "30", "--gen-len", "4", "--schedules", "cgopipe", "--jobs", "1")
+    shown = results(capsys, *few, *asked, "--weight-bits", "experts=4.5,attention=8")["results"]
+    assert {one["policy"]["weight_bits"] for one in shown} == {"experts=4.5,attention=8"}
+
+
+def test_widths_beside_a_policy_file_are_refused(capsys, tmp_path):
+    file = tmp_path / "policy.json"
+    file.write_text(json.dumps({"batch_size": 8, "micro_batch_size": 8}))
+    said = refusal(capsys, "compare", "--policy", str(file), "--weight-bits", "4.5")
+    assert "--policy holds the widths of weights already: leave out --weight-bits" in said
+
+
 def test_a_policy_file_serves_the_schedule_it_names_and_the_others_keep_their_own(capsys, tmp_path):
     file = tmp_path / "policy.json"
     file.write_text(json.dumps({"schedule": "cgopipe", "batch_size": 30, "micro_batch_size": 8, "pages": 3}))
