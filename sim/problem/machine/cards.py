@@ -46,6 +46,8 @@ class Card:
     aliases: tuple[str, ...] = ()
     pci: tuple[str, ...] = ()
     """`vendor:device`, as `lspci -n` shows them."""
+    assumed: tuple[str, ...] = ()
+    """Which of its figures no sheet says: `peak`, `cpu`, `link`; its source tells where they come from."""
 
     @property
     def is_unified(self) -> bool:
@@ -54,6 +56,9 @@ class Card:
     @property
     def memory_bytes(self) -> float:
         return float(Quantity.of_text(self.memory, "memory", Dimension.SIZE))
+
+    def basis_of(self, figure: str) -> Basis:
+        return Basis.ASSUMED if figure in self.assumed else Basis.DATASHEET
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -66,7 +71,7 @@ def cards() -> dict[str, Card]:
     """All of the table, by name."""
     found = {}
     for key, row in read_toml(CARDS).items():
-        lists = {name: tuple(row.get(name, ())) for name in ("aliases", "pci")}
+        lists = {name: tuple(row.get(name, ())) for name in ("aliases", "pci", "assumed")}
         found[key] = Card(key=key, **{**row, **lists})
     return found
 
@@ -80,31 +85,32 @@ def card_table(key: str) -> dict[str, Any]:
     """A card's row as the table of a machine."""
     card = cards()[key]
 
-    def known(value: str, dimension: Dimension, source: str = card.source) -> dict[str, object]:
-        return Quantity.of_text(value, key, dimension).known(Basis.DATASHEET, source).to_dict()
+    def known(figure: str, dimension: Dimension) -> dict[str, object]:
+        number = Quantity.of_text(getattr(card, figure), key, dimension)
+        return number.known(card.basis_of(figure), card.source).to_dict()
 
-    capacity, bandwidth = known(card.memory, Dimension.SIZE), known(card.bandwidth, Dimension.RATE)
-    device = {"peak": known(card.peak, Dimension.COMPUTE)}
+    capacity, bandwidth = known("memory", Dimension.SIZE), known("bandwidth", Dimension.RATE)
+    device = {"peak": known("peak", Dimension.COMPUTE)}
     memory = {"capacity": capacity, "bandwidth": bandwidth}
     table = {"extends": card.host, "device": device, "device_memory": memory}
     if not card.is_unified:
         return {
             **table,
             "description": f"{card.name} {card.memory}, {card.link}",
-            "link": {"peak": link_peak(card.link)},
+            "link": {"peak": link_peak(card.link, card.basis_of("link"))},
         }
-    host = {"peak": known(card.cpu, Dimension.COMPUTE), "cores": card.cores}
+    host = {"peak": known("cpu", Dimension.COMPUTE), "cores": card.cores}
     one = {"unified": True, "host": host, "host_memory": memory, "extends": "_unified"}
     return {**table, **one, "description": f"{card.name}, one memory of {card.memory}"}
 
 
-def link_peak(link: str) -> dict[str, object]:
+def link_peak(link: str, basis: Basis = Basis.DATASHEET) -> dict[str, object]:
     """The theory of one direction of `PCIe 4.0 x16`. Raises InputError for what is no such text."""
     found = re.fullmatch(r"PCIe (\d\.\d) x(\d+)", link)
     if found is None or found[1] not in GENERATIONS:
         raise InputError(f"link: {shown(link)} is none; give it as PCIe 4.0 x16")
     rate = GENERATIONS[found[1]] * int(found[2]) / 16
-    return Quantity(rate, "GB/s", Basis.DATASHEET, f"{link}, after coding").to_dict()
+    return Quantity(rate, "GB/s", basis, f"{link}, after coding").to_dict()
 
 
 def find_machine(name: str) -> str | None:

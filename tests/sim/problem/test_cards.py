@@ -1,5 +1,7 @@
 """Cards: found by the names that people and drivers give them, each with numbers of its data sheet."""
 
+import re
+
 import pytest
 
 from sim.problem import Basis, Hardware
@@ -73,11 +75,31 @@ def test_what_a_driver_names_is_a_card_of_the_table_or_none(driver, gib, pci, fo
 def test_each_row_is_a_machine_whose_card_is_known_from_its_source():
     for key, card in cards().items():
         machine = Hardware.load(key)
-        assert machine.device.peak_flops_per_s.source == card.source
-        assert {machine.device_memory.capacity_bytes.basis, machine.link.peak_bytes_per_s.basis} <= {
-            Basis.DATASHEET,
-            *([Basis.ASSUMED] if machine.unified else []),
-        }
+        device, memory, other = machine.device, machine.device_memory, "cpu" if card.is_unified else "link"
+        numbers = {"peak": device.peak_flops_per_s, "memory": memory.capacity_bytes}
+        numbers["bandwidth"] = memory.bandwidth_bytes_per_s
+        assert {number.source for number in numbers.values()} == {card.source}
+        numbers[other] = machine.host.peak_flops_per_s if card.is_unified else machine.link.peak_bytes_per_s
+        for figure, number in numbers.items():
+            assert number.basis is (Basis.ASSUMED if figure in card.assumed else Basis.DATASHEET), (key, figure)
+
+
+def test_every_source_is_an_address_that_a_reader_can_open():
+    for key, card in cards().items():
+        assert re.search(r"[a-z0-9-]+\.[a-z]{2,}/\S", card.source), key
+
+
+def test_what_no_sheet_says_is_assumed_and_never_a_memory():
+    assumed = {key: card.assumed for key, card in cards().items() if card.assumed}
+    assert {figure for figures in assumed.values() for figure in figures} == {"peak", "cpu", "link"}
+    assert {key for key, figures in assumed.items() if "cpu" in figures} == {
+        key for key, card in cards().items() if card.is_unified
+    }
+
+
+def test_no_device_on_the_bus_is_two_cards_but_for_their_memory():
+    known = [(pci, card.name) for card in cards().values() for pci in card.pci]
+    assert len({pci for pci, _ in known}) == len(set(known))
 
 
 def test_every_row_can_be_asked_for_by_its_own_name():
