@@ -145,11 +145,11 @@ def test_without_a_policy_each_schedule_gets_its_own_and_given_sizes_stay(capsys
 
 
 @pytest.mark.parametrize(
-    "asked", [("--micro-batch-size", "4", "--num-micro-batches", "2"), ("--micro-batch-size", "4"), ("--requests", "12")]
+    "asked", [("--micro-batch-size", 4, "--num-micro-batches", 2), ("--micro-batch-size", 4), ("--requests", 12)]
 )
 def test_widths_of_weights_are_those_that_are_given(capsys, asked):
     few = ("--model", "olmoe-1b-7b", "--prompt-len", "30", "--gen-len", "4", "--schedules", "cgopipe", "--jobs", "1")
-    shown = results(capsys, *few, *asked, "--weight-bits", "experts=4.5,attention=8")["results"]
+    shown = results(capsys, *few, *map(str, asked), "--weight-bits", "experts=4.5,attention=8")["results"]
     assert {one["policy"]["weight_bits"] for one in shown} == {"experts=4.5,attention=8"}
 
 
