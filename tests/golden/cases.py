@@ -63,7 +63,7 @@ COMPARE = (
     _sim(
         "compare-shares",
         "compare --model qwen3-30b-a3b --hardware rtx4090 --unpadded --gen-len 40 --schedules flexgen"
-        " --policy INPUTS/shares.json",
+        " --policy INPUTS/shares.json --set reserve.device=0.9GB",
     ),
     _sim(
         "compare-gpu-attention",

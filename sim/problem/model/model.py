@@ -53,6 +53,8 @@ class Model:
             raise InputError(f"Model.layers of {shown(self.name)} hold no experts; it must be a Mixture of Experts")
         if len({layer.hidden_size for layer in self.layers}) > 1:
             raise InputError(f"Model.layers of {shown(self.name)} differ in hidden_size")
+        same: dict[Layer, Layer] = {}  # equal layers are one object, so that nothing compares them field by field
+        object.__setattr__(self, "layers", tuple(same.setdefault(layer, layer) for layer in self.layers))
         kinds: dict[Layer, int] = {}
         object.__setattr__(self, "layer_kinds", tuple(kinds.setdefault(layer, len(kinds)) for layer in self.layers))
         object.__setattr__(self, "distinct_layers", tuple(kinds))

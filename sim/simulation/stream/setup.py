@@ -121,13 +121,13 @@ class StreamSetup:
         """Bytes of a token in all layers with one window; entries that stand for several tokens give each its part."""
         model, found = self.problem.model, Counter[int | None]()
         bits = self.policy.cache_bits(model)
-        for layer in model.layers:
+        for layer, count in zip(model.distinct_layers, model.layer_counts, strict=True):
             keeping, entry = layer.attention.keeping, layer.kv_bytes_per_token(bits)
-            found[keeping.window] += entry
+            found[keeping.window] += count * entry
             indexed = keeping.window if keeping.stride is None else None
-            found[indexed] += -(-layer.index_bytes_per_token(bits) // ((keeping.stride or 1) * keeping.pool))
+            found[indexed] += count * -(-layer.index_bytes_per_token(bits) // ((keeping.stride or 1) * keeping.pool))
             if keeping.stride is not None:
-                found[None] += -(-entry // keeping.stride)
+                found[None] += count * -(-entry // keeping.stride)
         return {window: size for window, size in found.items() if size}
 
     @property
