@@ -17,6 +17,9 @@ PEAKS = {
 }
 """Each peak, and how the names of the shares of it begin and end that classes of work reach."""
 
+COPIES = ("link.h2d", "link.d2h", "pin")
+"""Rates that the host's memory has to keep up with."""
+
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
@@ -45,8 +48,8 @@ def unknowns_of(machine: Hardware) -> tuple[Unknown, ...]:
 def varied(machine: Hardware, unknowns: Sequence[Unknown], factors: Sequence[float]) -> Hardware:
     """The machine with the numbers of each unknown multiplied by its factor, as far as a machine can be so.
 
-    No copy gets faster than its link. A share that is better known than its peak was found from what work takes: where
-    the peak is another, the share of it is, too, and the work takes as long.
+    No copy gets faster than its link or the host's memory. A share that is better known than its peak was found from
+    what work takes: where the peak is another, the share of it is, too, and the work takes as long.
     """
     numbers = dict(machine.quantities())
     drawn = {path: factor for one, factor in zip(unknowns, factors, strict=True) for path in one.paths}
@@ -54,7 +57,10 @@ def varied(machine: Hardware, unknowns: Sequence[Unknown], factors: Sequence[flo
         shares = [path for path in _shares_of(peak, numbers) if _better(numbers[path].basis, numbers[peak].basis)]
         drawn[peak] = max([drawn[peak], *(float(numbers[path]) for path in shares)])
         drawn |= {path: drawn.get(path, 1.0) / drawn[peak] for path in shares}
-    most = {path: _most(numbers[path], path, numbers["link.peak"]) for path in drawn}
+    host = math.inf  # an emulated device's copies may stay in caches
+    if machine.emulation is None:
+        host = numbers["host_memory.bandwidth"] * drawn.get("host_memory.bandwidth", 1.0)
+    most = {path: _most(numbers[path], path, numbers["link.peak"], host) for path in drawn}
     return machine.multiplied({path: min(factor, most[path]) for path, factor in drawn.items()})
 
 
@@ -67,9 +73,10 @@ def _better(basis: Basis, other: Basis) -> bool:
     return list(Basis).index(basis) < list(Basis).index(other)
 
 
-def _most(number: Quantity, path: str, link_peak: float) -> float:
-    """The largest factor that a number allows: of the rates of a link, what is left to its peak."""
+def _most(number: Quantity, path: str, link_peak: float, host_bytes_per_s: float) -> float:
+    """The largest factor that a number allows: of the rates of a link, what is left to its peak and to the host's."""
+    most = host_bytes_per_s / number if path in COPIES else math.inf
     if not path.startswith("link.") or number.unit not in Dimension.RATE.units:
-        return math.inf
+        return most
     directions = 2 if path == "link.duplex" else 1
-    return max(1.0, directions * link_peak / number)
+    return min(most, max(1.0, directions * link_peak / number))
