@@ -123,13 +123,13 @@ def test_a_store_without_a_window_takes_no_more_than_it_has_room_for():
         store.append(tokens(1, 1, 2))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.data())
 def test_rows_in_blocks_have_the_last_tokens_of_each_request(data):
     """A full layer beside one with a window; prompts longer than it, steps in company that changes."""
     window, size = data.draw(st.integers(1, 11)), data.draw(st.sampled_from([1, 2, 4]))
     host = HostBlocks(EmulatedDevice(None, None, 1 << 20), Ledger("host memory", None))
-    blocks = {None: 60, window: 3 * -(-window // size)}
+    blocks = {None: 3 * (20 + 14), window: 3 * -(-window // size)}
     pools = KVPools(blocks, host, (None, window), block_tokens=size)
     written: dict[int, list[KeysValues]] = {}
     lengths = [data.draw(st.integers(1, 20)) for _ in range(3)]
