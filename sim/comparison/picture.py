@@ -13,7 +13,9 @@ from sim.planning import title
 from sim.problem import Problem
 from sim.simulation import LEVEL, Band, LayerView, Prediction, layer_view
 from traces.cli import ROW_ORDER, draw_lanes, name_ops, new_figure, open_frame, save
-from traces.page import colours_of
+
+BEST, OTHERS = "#7694a3", "#c3cbcf"
+"""Bars have their names beside them; colours are for the ops below."""
 
 
 def draw(problem: Problem, outcomes: Sequence[Outcome], path: str, bands: Mapping[str, Band]) -> None:
@@ -40,8 +42,7 @@ def _bars(ax: Axes, predictions: Sequence[Prediction], bands: Mapping[str, Band]
     ends = [within.high if within else speed for within, speed in zip(ranges, speeds, strict=True)]
     best = max(speeds, default=0.0)
     places = range(len(predictions))
-    known = colours_of("schedules", (one.schedule for one in predictions))
-    ax.barh(places, speeds, color=[known[one.schedule] for one in predictions], height=0.62)
+    ax.barh(places, speeds, color=[BEST if speed == best else OTHERS for speed in speeds], height=0.62)
     for place, one, within, end in zip(places, predictions, ranges, ends, strict=True):
         speed, why = one.throughput_tokens_per_s, f"{one.bottleneck} busiest, GPU idle {one.gpu_idle:.0%}"
         if within:
