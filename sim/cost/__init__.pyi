@@ -8,6 +8,7 @@ from .memory import (
     Shortage as Shortage,
     plan_memory as plan_memory,
     reserve_bytes as reserve_bytes,
+    unpacked_bytes as unpacked_bytes,
     usable_bytes as usable_bytes,
     working_bytes as working_bytes,
 )

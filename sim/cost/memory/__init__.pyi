@@ -13,5 +13,6 @@ from .plan import (
     plan_memory as plan_memory,
     reserve_bytes as reserve_bytes,
     tensor_ranks as tensor_ranks,
+    unpacked_bytes as unpacked_bytes,
     usable_bytes as usable_bytes,
 )

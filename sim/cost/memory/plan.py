@@ -134,7 +134,7 @@ def plan_memory(
         MemoryPart.EMBEDDING_AND_HEAD: model.ends_bytes(placement.widths),
         MemoryPart.NON_EXPERTS: 0 if shape.streams_non_experts else others - others_of_host,
         MemoryPart.RESIDENT_EXPERTS: placement.experts_bytes(place.DEVICE),
-        MemoryPart.UNPACKED_EXPERTS: _unpacked_bytes(policy, placement, len(batch.micro_batches)),
+        MemoryPart.UNPACKED_EXPERTS: unpacked_bytes(policy, placement, len(batch.micro_batches)),
         MemoryPart.KV_CACHE: cache_on_device,
     }
     device = Counter[str]({part: -(-size // num_devices) for part, size in shared.items()})
@@ -178,7 +178,7 @@ def _locked_weights(policy: Policy, placement: Placement) -> Counter[str]:
     return found
 
 
-def _unpacked_bytes(policy: Policy, placement: Placement, num_micro_batches: int) -> int:
+def unpacked_bytes(policy: Policy, placement: Placement, num_micro_batches: int) -> int:
     """Experts as wide as the model computes, where a policy stores them otherwise, and those that are being unpacked.
 
     Of the layer that needs most.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.cost import Setup, working_bytes
+from sim.cost import Setup, unpacked_bytes, working_bytes
 from sim.planning.policies.grid import Floats, Ints, PolicyGrid, locks_weights
 from sim.planning.policies.holding import setups_that_hold_a_request
 from sim.planning.policies.locking import largest_share, rooms, staging_turns, that_fit
@@ -27,7 +27,7 @@ OF_MIXES = {
     Tier.HOST: {MemoryPart.STREAMED_WEIGHTS, MemoryPart.HOST_EXPERTS, MemoryPart.STAGING},
     Tier.PINNED: {MemoryPart.STREAMED_WEIGHTS, MemoryPart.HOST_EXPERTS, MemoryPart.STAGING},
 }
-"""Parts of the memory plan that the mix decides; the exchange of tokens and the working set are counted apart."""
+"""Parts that the mix decides; the exchange of tokens, the working set and unpacked experts are counted apart."""
 
 MOST_SIZES = 12
 """Sizes and numbers of micro-batches that are looked at before the best is looked at more closely."""
@@ -261,7 +261,7 @@ class _Memory:
 
 def _without(setup: Setup, tier: Tier) -> int:
     """What of a tier is neither the mix's nor counted apart; of what streams, the part that is no expert stays."""
-    others = OF_MIXES[tier] | {MemoryPart.EXPERT_EXCHANGE, MemoryPart.ACTIVATIONS}
+    others = OF_MIXES[tier] | {MemoryPart.EXPERT_EXCHANGE, MemoryPart.ACTIVATIONS, MemoryPart.UNPACKED_EXPERTS}
     parts = setup.memory.tiers()[tier]
     found = sum(size for part, size in parts.items() if part not in others)
     if tier is Tier.HOST and setup.shape.streams_non_experts:
@@ -272,5 +272,7 @@ def _without(setup: Setup, tier: Tier) -> int:
 
 
 def _working_set(frame: Frame, placement: Placement, num_ranks: int) -> int:
+    """What a device computes with, the experts that are unpacked there among it."""
     shape, batch = replace(frame.setup.shape, num_groups=frame.groups), frame.setup.batch
-    return working_bytes(shape, placement, batch, num_ranks)
+    unpacked = unpacked_bytes(frame.setup.policy, placement, len(batch.micro_batches))
+    return working_bytes(shape, placement, batch, num_ranks) - (-unpacked // frame.setup.problem.hardware.num_devices)

@@ -74,10 +74,10 @@ class TestMix:
 
 
 class TestMemory:
-    @given(problem=problems(), name=st.sampled_from(SPLIT), at=st.floats(0, 1))
+    @given(problem=problems(), name=st.sampled_from(SPLIT), at=st.floats(0, 1), bits=st.sampled_from([None, 4.5]))
     @SETTINGS
-    def test_each_row_needs_what_the_memory_plan_says(self, problem, name, at):
-        found = candidates_of(problem, by_name(name), ANY)
+    def test_each_row_needs_what_the_memory_plan_says(self, problem, name, at, bits):
+        found = candidates_of(problem, by_name(name), replace(ANY, weight_bits=bits))
         assume(len(found))
         for row in {int(at * (len(found) - 1)), 0, len(found) - 1}:
             setup = found.setup(row)
