@@ -12,7 +12,7 @@ from sim.admission.composition import Chunk, Composition
 from sim.admission.ledger import KvLedger
 from sim.admission.requests import StreamedRequest
 from sim.admission.rules import AdmissionRules, Joins, Priority
-from sim.admission.stay import NOWHERE, Stay, planned_blocks
+from sim.admission.stay import NOWHERE, Stay, decodings, planned_blocks
 from sim.admission.together import take_together, take_whole
 from traces.errors import InputError
 
@@ -85,12 +85,12 @@ class Admission:
         if self._step:
             self._ledger.advance()
         preempted = tuple(self._preempt()) if self.rules.preempts else ()
-        decoding = tuple(tuple([one.decoding() for one in mine.values()]) for mine in self._members)
+        decoding = tuple(decodings(mine.values()) for mine in self._members)
         chunks, room = self._continue_prompts()
         if self.rules.joins is Joins.TOGETHER:
             places = tuple(self._enter_together(chunks))
             entered = tuple(chunk.request for mine in chunks for chunk in mine)
-            over = tuple(tuple([one.decoding() for one in mine]) for mine in self._ended)
+            over = tuple(map(decodings, self._ended))
             return Composition(self._step, decoding, tuple(map(tuple, chunks)), entered, (), places, over)
         if self.rules.whole_prompts:
             entered = tuple(id_ for lane in range(len(chunks)) for id_ in self._enter_whole(lane, chunks[lane]))

@@ -1,5 +1,6 @@
 """One request while it is in: how far its prompt is, and what it will hold in each step until it may go no further."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,14 +45,17 @@ class Stay:
         """KV entries that its next token reads, if it decodes."""
         return self.request.prompt_tokens + self.generated
 
-    def decoding(self) -> Decoding:
-        """Its part of a step that decodes it."""
-        return Decoding(self.request.id, self.context_tokens, self.padding_tokens)
-
     def next_chunk(self, room: int) -> Chunk:
         """As much of its prompt as there is room for, which counts as computed then."""
         start, self.prefilled = self.prefilled, min(self.prompt_tokens, self.prefilled + room)
         return Chunk(self.request.id, start, self.prefilled, self.is_prefilled, self.padding_tokens)
+
+
+def decodings(stays: Iterable[Stay]) -> tuple[Decoding, ...]:
+    """Their part of a step that decodes them, all at once: each step of a long stream asks for hundreds."""
+    return tuple(
+        [Decoding(one.request.id, one.request.prompt_tokens + one.generated, one.padding_tokens) for one in stays]
+    )
 
 
 def planned_blocks(rules: AdmissionRules, prompt_tokens: int, most_tokens: int, first_room: int) -> tuple[Counts, int]:

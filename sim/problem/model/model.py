@@ -32,7 +32,8 @@ class Model:
 
     name: str
     vocab_size: int
-    layers: tuple[Layer, ...]
+    layers: tuple[Layer, ...] = field(compare=False)
+    """Compared by which are alike, and each different one once."""
     tie_embeddings: bool = False
     widths: Widths = field(default_factory=Widths)
     activation_bits: float = 16.0
@@ -40,9 +41,9 @@ class Model:
     head_bias: bool = False
     mtp_layers: int = 0
     """Layers that predict further tokens (MTP): they are not run and not counted."""
-    distinct_layers: tuple[Layer, ...] = field(init=False, repr=False, compare=False)
+    distinct_layers: tuple[Layer, ...] = field(init=False, repr=False)
     """Each different layer once, in order of first use."""
-    layer_kinds: tuple[int, ...] = field(init=False, repr=False, compare=False)
+    layer_kinds: tuple[int, ...] = field(init=False, repr=False)
     """Per layer, its place in `distinct_layers`: equal kinds cost the same."""
     layer_counts: tuple[int, ...] = field(init=False, repr=False, compare=False)
     """Of each distinct layer, how many the model has."""
@@ -53,8 +54,6 @@ class Model:
             raise InputError(f"Model.layers of {shown(self.name)} hold no experts; it must be a Mixture of Experts")
         if len({layer.hidden_size for layer in self.layers}) > 1:
             raise InputError(f"Model.layers of {shown(self.name)} differ in hidden_size")
-        same: dict[Layer, Layer] = {}  # equal layers are one object, so that nothing compares them field by field
-        object.__setattr__(self, "layers", tuple(same.setdefault(layer, layer) for layer in self.layers))
         kinds: dict[Layer, int] = {}
         object.__setattr__(self, "layer_kinds", tuple(kinds.setdefault(layer, len(kinds)) for layer in self.layers))
         object.__setattr__(self, "distinct_layers", tuple(kinds))
