@@ -23,23 +23,20 @@ def map_on_ray(
 ) -> Generator[_R, None, None]:
     """Yield the results in order, each as soon as it and those before it are there; `jobs` at once, or on all cores.
 
-    Ended early, it takes back what has not begun. Raises InputError where there is no Ray, or no cluster at the
+    Ended early, it asks for no more; what is on its way ends for nothing, or with this process (to take it back may end
+    the process instead: a cancelled task that has just ended fails a check inside Ray). Raises InputError where there is no Ray, or no cluster at the
     address; what `work` raises comes out as it is.
     """
     ray = _connected(cluster)
     task = ray.remote(work)
     most = jobs or AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting: deque[Any] = deque()
-    try:
-        for item in items:
-            waiting.append(task.remote(item))
-            if len(waiting) >= most:
-                yield _result(ray, waiting)
-        while waiting:
+    for item in items:
+        waiting.append(task.remote(item))
+        if len(waiting) >= most:
             yield _result(ray, waiting)
-    finally:
-        for one in waiting:
-            ray.cancel(one)
+    while waiting:
+        yield _result(ray, waiting)
 
 
 def _result(ray: Any, waiting: deque[Any]) -> Any:

@@ -42,6 +42,7 @@ print(json.dumps([code, [item for item, _ in found], elsewhere, first, said]))
 """
 
 
+@pytest.mark.exhaustive  # some seconds to start a cluster
 def test_rows_are_the_same_bytes_results_in_order_and_errors_as_they_are(tmp_path):
     from ray.cluster_utils import Cluster
 
