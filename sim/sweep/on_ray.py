@@ -23,8 +23,8 @@ def map_on_ray(
 ) -> Generator[_R, None, None]:
     """Yield the results in order, each as soon as it and those before it are there; `jobs` at once, or on all cores.
 
-    Ended early, it asks for no more; what is on its way ends for nothing, or with this process. (To cancel it may end the
-    process instead: of a task that has just ended, that fails a check inside Ray.) Raises InputError where there is no
+    Ended early, it asks for no more; what is on its way ends for nothing, or with this process. (To cancel may end the
+    process instead: of a task that has just ended, it fails a check inside Ray.) Raises InputError where there is no
     Ray, or no cluster at the address; what `work` raises comes out as it is.
     """
     ray = _connected(cluster)
