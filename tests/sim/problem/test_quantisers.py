@@ -4,6 +4,7 @@ Sizes of the model are those of Qwen3-30B-A3B; expected bits are what each forma
 """
 
 import pytest
+from glm_air import GLM_AIR
 
 from sim.problem import Model
 from traces.errors import InputError
@@ -22,21 +23,7 @@ QWEN = {
     "vocab_size": 151936,
     "torch_dtype": "bfloat16",
 }
-GLM = {
-    "model_type": "glm4_moe",
-    "hidden_size": 4096,
-    "head_dim": 128,
-    "intermediate_size": 10944,
-    "moe_intermediate_size": 1408,
-    "num_attention_heads": 96,
-    "num_key_value_heads": 8,
-    "n_routed_experts": 128,
-    "n_shared_experts": 1,
-    "first_k_dense_replace": 1,
-    "num_experts_per_tok": 8,
-    "num_hidden_layers": 4,
-    "vocab_size": 151552,
-}
+GLM = {**GLM_AIR, "num_hidden_layers": 4}
 
 
 def widths(quantisation, config=QWEN, name="quantization_config"):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import gguf
 import pytest
+from glm_air import GLM_AIR
 
 from sim.problem import KINDS, Model, Placement, Policy, Widths, WidthsApart
 from sim.problem.presets import FOLDER
@@ -13,22 +14,7 @@ from traces.errors import InputError
 from traces.files import read_toml
 
 TABLES = read_toml(FOLDER / "gguf_widths.toml")
-GLM_AIR = {
-    "model_type": "glm4_moe",
-    "hidden_size": 4096,
-    "head_dim": 128,
-    "intermediate_size": 10944,
-    "moe_intermediate_size": 1408,
-    "num_attention_heads": 96,
-    "num_key_value_heads": 8,
-    "n_routed_experts": 128,
-    "n_shared_experts": 1,
-    "first_k_dense_replace": 1,
-    "num_experts_per_tok": 8,
-    "num_hidden_layers": 46,
-    "attention_bias": True,
-    "vocab_size": 151552,
-}
+GLM_WITH_BIAS = {**GLM_AIR, "attention_bias": True}
 MIXTRAL = Model.load("mixtral-8x7b")
 
 
