@@ -241,7 +241,7 @@ def _rules() -> Iterator[Rule]:
     for way in ("h2d", "d2h"):
         source = f"a core copies into a page-locked buffer (12 GB/s, or less in slower memory), then link.{way}"
         yield Rule(f"link.{way}_pageable", "GB/s", source, _pageable(way))
-    rings = "network.one_way of a link, times the links of a corner of network.mesh: as many rings share none"
+    rings = "network.one_way of a link, times the links of a corner of network.mesh, which bound an all-reduce"
     yield Rule("network.bandwidth", "GB/s", rings, _network)
     limit = "or 24 GB/s a core, where the cores are known and move less"
     yield Rule("host.gemm.memory", "1", f"0.7 of DRAM, a little below STREAM, {limit}", _of_dram(0.7))

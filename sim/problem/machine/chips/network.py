@@ -1,8 +1,8 @@
 """What carries an all-reduce between the devices of one host, and what the links of a mesh or torus give to it.
 
-Devices that are wired to their neighbours sum by rings. As many rings as each device has links in its own axes go
-through all of them without sharing one: of a mesh as many as a corner has, of a torus twice as many. A ring moves
-2 (r - 1) / r of the bytes over each of its links in one direction, so that the links of a corner add up.
+Each of r devices has to send 2 (r - 1) / r of the bytes that are summed, so that the links of the one that has fewest
+bound the sum: in a mesh a corner. On the meshes of one host, 2x2 and 2x4, a ring through all of them in both directions
+reaches that bound; on larger ones, sums axis by axis, each axis a part of the bytes, come near it.
 """
 
 import math
