@@ -268,7 +268,7 @@ class TestScales:
             assert weight_bytes(bench.described(name, spec.resident_layers)) < spec.device_bytes
 
     def test_an_unknown_scale_is_refused(self):
-        with pytest.raises(InputError, match="'huge' is not known; give one of full, small, tiny"):
+        with pytest.raises(InputError, match="'huge' is not known; give one of full, small, few, tiny"):
             scale_named("huge")
 
 
