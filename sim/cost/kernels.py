@@ -135,14 +135,15 @@ class Kernels:
         plain = self._gemm(task, share(layer.ffn_flops(tokens) - routed_flops), always_bytes)
         if not layer.num_experts:
             return [plain]
-        touched = self._sizes.expert_use.touched(task.layer, tokens)
+        use, tile = self._sizes.expert_use, self._hardware.device.expert_tile_tokens
+        touched, padded = use.touched(task.layer, tokens), use.padding(task.layer, tokens, tile)
         bits, split = self._widths.experts, self._sizes.placement.splits[task.layer]
         count = 2 if 0 < split.resident < layer.num_experts else 1
         if self._sizes.unpack_bytes_per_s is not None:
             bits, count = self._bits, self._sizes.unpacked_parts(task)
         routed_bytes = touched * layer.expert_bytes(bits)
         moved = share(routed_bytes) + tokens * layer.top_k * 2 * hidden_bytes
-        experts = KernelWork(share(routed_flops), moved, self._hardware.device.experts, count, tokens)
+        experts = KernelWork(share(padded * routed_flops), moved, self._hardware.device.experts, count, tokens)
         return [plain._replace(launches=0), experts]
 
     def _always_bytes(self, layer: Layer, router: int = 0) -> int:
@@ -187,7 +188,10 @@ class Kernels:
         is_unpacked = bool(places & ON_DEVICE) and self._sizes.unpack_bytes_per_s is not None
         weights = used.touched * layer.expert_bytes(self._bits if is_unpacked else self._widths.experts)
         moved = weights + used.pairs * 2 * layer.hidden_size * (self._bits / 8)
-        return 2.0 * used.pairs * layer.expert.weights, moved
+        processor = self._hardware.device if places & ON_DEVICE else self._hardware.host
+        tokens, tile = self._sizes.group_tokens(task), processor.expert_tile_tokens
+        padded = self._sizes.expert_use.padding(task.layer, tokens, tile, places)
+        return 2.0 * padded * used.pairs * layer.expert.weights, moved
 
     def _host_experts(self, task: Task) -> Work:
         """Experts beside their weights in host memory, on all cores: arithmetic, memory or unpacking, the longest.
@@ -223,6 +227,7 @@ class Kernels:
         width = layer.hidden_size * (self._bits / 8)
         routed_flops = 2.0 * tokens * layer.top_k * (layer.expert.weights if layer.expert else 0)
         flops = layer.pre_attn_flops(tokens) + layer.out_proj_flops(tokens) + layer.ffn_flops(tokens) - routed_flops
+        routed_flops *= self._sizes.expert_use.padding(task.layer, tokens, host.expert_tile_tokens)
         weights, latency_s = share(layer.non_expert_bytes(self._widths)), float(host.gemm.latency_s or 0.0)
         fixed = {"launch latency": latency_s}
         others = self._on_cpu(host.gemm, share(flops), weights + 4 * tokens * width, tokens, fixed)

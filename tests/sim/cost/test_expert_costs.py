@@ -3,6 +3,7 @@
 One expert of Mixtral has 3 x 4096 x 14336 weights of 2 bytes; each token uses 2 of 8.
 """
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -27,6 +28,11 @@ def touched(tokens, experts, of=8, top_k=2):
 
 def on_host(**fields):
     return {"schedule": "cpu-experts", "micro_batch_size": 64, "experts_on_device": 0.5, **fields}
+
+
+def with_tiles(tokens):
+    machine = round_machine()
+    return replace(machine, device=replace(machine.device, expert_tile_tokens=tokens))
 
 
 class TestHost:
@@ -155,6 +161,25 @@ class TestDevice:
         assert [len(setup.shape.group(group)) for group in (0, 1)] == [2, 3]
         for op in (Op.DEVICE_EXPERTS, Op.HOST_EXPERTS, Op.OFFLOAD_TOKENS, Op.LOAD_OUTPUT):
             assert costs(one_task(op, micro_batch=0)).bytes < costs(one_task(op, micro_batch=2)).bytes
+
+    @pytest.mark.parametrize(("schedule", "op"), [("cgopipe", Op.POST_ATTN), ("hybrid", Op.DEVICE_EXPERTS)])
+    def test_tiles_take_as_long_for_a_few_tokens_as_for_all_that_they_hold(self, schedule, op):
+        """Of 4096 rows, so that arithmetic counts: each of eight experts has few of 64 tokens, and computes a whole tile."""
+        fields = {"schedule": schedule, "experts_on_device": 1.0, "num_micro_batches": 1}
+        plain, single, tiled = (
+            [cost_of(one_task(op), **fields, micro_batch_size=size, machine=one).flops for size in (64, 128)]
+            for one in (round_machine(), with_tiles(1), with_tiles(4096))
+        )
+        assert plain == single
+        weights = 2.0 * 3 * 4096 * 14336
+        few, more = (size * 2 * weights for size in (64, 128))
+        assert tiled[0] - plain[0] == pytest.approx(8 * 4096 * weights - few, rel=1e-3)
+        assert tiled[1] - plain[1] == pytest.approx(8 * 4096 * weights - more, rel=1e-3)
+        assert cost_of(one_task(op), **fields, micro_batch_size=64, machine=with_tiles(4096)).bound == "device compute"
+
+    def test_tiles_of_a_device_are_none_of_the_host(self):
+        plain, tiled = (cost_of(one_task(Op.HOST_EXPERTS), **on_host(machine=m)) for m in (None, with_tiles(64)))
+        assert plain == tiled
 
     def test_routing_is_post_attention_without_its_experts(self):
         fields = {"schedule": "hybrid", "experts_on_device": 1.0, "micro_batch_size": 8, "num_micro_batches": 1}
