@@ -60,7 +60,7 @@ def _expected_tiles(tokens: float, share: float, tile: int) -> float:
     spread = math.sqrt(max(mean * (1.0 - share), 1e-12))
     if spread > tile:  # as much of the last tile is filled as not
         return mean / tile + (tile - 1) / (2 * tile)
-    tiles, full = 1.0 - (1.0 - share) ** tokens, tile
+    tiles, full = 1.0 - math.pow(1.0 - share, tokens), tile
     while (more := 0.5 * math.erfc((full + 0.5 - mean) / (spread * math.sqrt(2.0)))) > LEAST_CHANCE:
         tiles, full = tiles + more, full + tile
     return tiles

@@ -164,7 +164,7 @@ class TestDevice:
 
     @pytest.mark.parametrize(("schedule", "op"), [("cgopipe", Op.POST_ATTN), ("hybrid", Op.DEVICE_EXPERTS)])
     def test_tiles_take_as_long_for_a_few_tokens_as_for_all_that_they_hold(self, schedule, op):
-        """Of 4096 rows, so that arithmetic counts: each of eight experts has few of 64 tokens, and computes a whole tile."""
+        """Of 4096 rows, so that arithmetic counts: each of eight experts has few of 64 tokens, and computes a tile."""
         fields = {"schedule": schedule, "experts_on_device": 1.0, "num_micro_batches": 1}
         plain, single, tiled = (
             [cost_of(one_task(op), **fields, micro_batch_size=size, machine=one).flops for size in (64, 128)]
