@@ -156,11 +156,12 @@ class Kernels:
         experts = KernelWork(share(routed_flops), moved, kernel, count, tokens, padding)
         return [plain._replace(launches=0), experts]
 
-    def _computed(self, task: Task, tokens: float, asked: Use, count: float) -> tuple[float, float]:
+    def _computed(
+        self, task: Task, tokens: float, asked: Use, count: float, places: ExpertPlace | None = None
+    ) -> tuple[float, float]:
         """How many experts a device computes that may compute `count`, and for how many rows."""
-        if self._hardware.device.expert_capacity_ratio is None:
-            return asked.touched, self._sizes.computed_rows(task.layer, tokens, asked, count)
-        return count, self._sizes.computed_rows(task.layer, tokens, asked, count)
+        rows = self._sizes.computed_rows(task.layer, tokens, asked, count, places)
+        return (asked.touched if self._hardware.device.expert_capacity_ratio is None else count), rows
 
     def _always_bytes(self, layer: Layer, router: int = 0) -> int:
         """Networks that every token passes, with so many parameters of a router."""
@@ -192,7 +193,7 @@ class Kernels:
             flops, padding = share(2.0 * tokens * always), self._padding.networks(layer, tokens, router=False)
             parts.append(KernelWork(flops, moved, self._hardware.device.gemm, launches, tokens, padding))
         if split.places & ON_DEVICE:
-            used, rows = self._computed(task, tokens, *self._asked_of_device(task))
+            used, rows = self._computed(task, tokens, *self._asked_of_device(task), ON_DEVICE)
             asked = self._sizes.used(task, ON_DEVICE)
             flops, moved = self._routed(task, ON_DEVICE, used)
             count, padding = (split.places & places).bit_count(), self._padding.experts(layer, rows, asked.pairs)

@@ -64,6 +64,7 @@ from .routing import (
     TokenCounts as TokenCounts,
     Use as Use,
     drawn_uses as drawn_uses,
+    expected_padding as expected_padding,
     expected_use as expected_use,
     lru_hit_rate as lru_hit_rate,
 )

@@ -201,7 +201,8 @@ class Hardware(Part):
     both: its capacity is there once, its bandwidth is shared, and the link stands for copies within it. `reserve` is
     what of the memories no plan may use; a machine without one keeps nothing.
     `pinned_bytes` limits page-locked host memory; `pin_bytes_per_s` is the rate at which pageable memory is copied into
-    it, by as many threads as the engine stages with. `network` is there exactly when there are several devices.
+    it, by as many threads as the engine stages with; where these are all cores, devices that stage at once share it:
+    `pin_shared`. `network` is there exactly when there are several devices.
     `hand_over_s` is how long after a task's end another lane notices it: the wait on an event, or until a thread wakes;
     if not given, none.
     """
@@ -217,6 +218,7 @@ class Hardware(Part):
     host_memory: Memory
     link: Link
     unified: bool = False
+    pin_shared: bool = False
     reserve: Reserve | None = None
     network: Network | None = None
     disk: Memory | None = None
@@ -278,6 +280,11 @@ class Hardware(Part):
                         f"host_memory.{name}: {host.text} is not device_memory.{name}, {device.text}: they are one "
                         "memory, as unified says; give both the same"
                     )
+
+    @property
+    def staging_bytes_per_s(self) -> float:
+        """What one device's lane copies into page-locked memory while those of all others do, too."""
+        return self.pin_bytes_per_s / (self.num_devices if self.pin_shared else 1)
 
     def write(self, path: str | Path) -> None:
         """Write the machine's file; `load` gives the same machine back. Raises InputError if it cannot be written."""
