@@ -1,0 +1,2 @@
+from .device import XlaDevice as XlaDevice
+from .lanes import XlaLane as XlaLane

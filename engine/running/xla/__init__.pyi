@@ -1,0 +1,1 @@
+from .generate import XlaModel as XlaModel, XlaResult as XlaResult
