@@ -90,7 +90,8 @@ class Trace:
     """Spans and counters of one run.
 
     `metadata` holds JSON values. Its `origin` says what the numbers are: `simulated`, `emulated device`, `published`,
-    `real GPU (name)`, or `XLA (name)` of a device that JAX knows by that name. By custom it also names `schedule, model, hardware, policy, versions, input_hash`.
+    `real GPU (name)`, or `XLA (name)` of a device as JAX calls it. By custom it also names `schedule, model, hardware,
+    policy, versions, input_hash`.
 
     Raises InputError if spans of one lane overlap, ids repeat, a cause is missing, or a value is out of range.
     """

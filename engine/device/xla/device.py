@@ -8,6 +8,7 @@ import numpy as np
 from engine.device.ledger import DeviceOutOfMemory, Ledger
 from engine.device.threads import HostCores
 from engine.device.xla.lanes import XlaLane
+from engine.device.xla.programs import Programs
 from sim.schedule import LaneKind, Tier
 from traces.errors import InputError
 
@@ -33,6 +34,7 @@ class XlaDevice:
         self.memory = Ledger("device memory", memory_bytes, DeviceOutOfMemory)
         self.pinned = Ledger(f"{PINNED_HOST} memory", None)
         self.host = Ledger("host memory", None)
+        self.programs = Programs()
         self._cores = HostCores.that_play(None, None)
 
     @property

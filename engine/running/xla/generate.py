@@ -19,7 +19,6 @@ from engine.lanes import Executor
 from engine.model import Anatomy, end_tokens
 from engine.running.xla.family import Family
 from engine.running.xla.micro_batch import XlaMicroBatch
-from engine.running.xla.programs import Programs
 from engine.running.xla.tasks import XlaTasks
 from engine.running.xla.weights import XlaWeights
 from engine.tasks import until_end
@@ -56,7 +55,10 @@ class XlaModel:
         self._family = Family.of(model, self._anatomy)
         shape = policy.pipeline(schedule, self._anatomy.expert_counts, shared=self._anatomy.shared)
         self._weights = XlaWeights(model, self._anatomy, schedule, policy, shape, device)
-        self._programs = Programs()
+
+    def close(self) -> None:
+        """Gives back the memory of the weights; the device keeps the programs."""
+        self._weights.close()
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> XlaResult:
         """One batch, cut as the engine cuts it. What was not asked for before in these shapes is compiled first."""
@@ -70,6 +72,7 @@ class XlaModel:
         shape = self._policy.pipeline(
             self._schedule, self._anatomy.expert_counts, len(parts), shared=self._anatomy.shared
         )
+        self._device.programs.start_count()
         for ledger in self._device.ledgers.values():
             ledger.reset_peak()
             ledger.start_history()
@@ -77,7 +80,7 @@ class XlaModel:
             XlaMicroBatch.of(part, pad_token(self._model, None), max_new_tokens, self._device) for part in parts
         ]
         layout = layout_of(self._schedule, shape)
-        tasks = XlaTasks(self._family, self._weights, layout, micro_batches, self._programs, self._device)
+        tasks = XlaTasks(self._family, self._weights, layout, micro_batches, self._device)
         steps = [*self._schedule.steps(shape, 0, max_new_tokens)]
         lanes = list(dict.fromkeys(task.lane for step in steps for task in step))
         try:
@@ -97,8 +100,8 @@ class XlaModel:
             trace=make_trace(ran, metadata, histories),
             peak_bytes={name: ledger.usage.peak_bytes for name, ledger in self._device.ledgers.items()},
             moved_bytes={op: count for op, count in moved.items() if count},
-            num_programs=len(self._programs),
-            temporary_bytes=self._programs.temporary_bytes,
+            num_programs=self._device.programs.num_used,
+            temporary_bytes=self._device.programs.temporary_bytes,
         )
 
     def _described(self, asked: Sequence[Sequence[int]], max_new_tokens: int) -> Mapping[str, Any]:

@@ -4,6 +4,8 @@ Letters: R requests, T their tokens now, W tokens in the cache, H hidden, N head
 head, E experts.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -100,7 +102,11 @@ def _attended(family: Family, query: jax.Array, keys: jax.Array, values: jax.Arr
 
 
 def _experts(family: Family, layer: LayerParameters, tokens: jax.Array) -> jax.Array:
-    """Every expert computes every token, and counts with its gate: nobody has to know how many chose it."""
+    """An expert that any token chose computes all of them, and counts with its gate.
+
+    So its shape does not depend on how many chose it. As a branch it is nothing where none did, and what it cuts from
+    the pages is gone before the next one begins.
+    """
     logits = tokens @ layer["mlp.gate.weight"].T
     chosen, numbers = jax.lax.top_k(jax.nn.softmax(logits.astype(jnp.float32), axis=-1), family.top_k)
     if family.gates_sum_to_one:
@@ -108,10 +114,15 @@ def _experts(family: Family, layer: LayerParameters, tokens: jax.Array) -> jax.A
     total = jnp.zeros_like(tokens)
     for expert in range(family.num_experts):
         gate = jnp.where(numbers == expert, chosen, 0).sum(-1, keepdims=True).astype(tokens.dtype)
-        gated, up = jnp.split(tokens @ layer.of_expert("mlp.experts.gate_up_proj", expert).T, 2, axis=-1)
-        down = layer.of_expert("mlp.experts.down_proj", expert)
-        total = total + ((jax.nn.silu(gated) * up) @ down.T) * gate
+        add = partial(_add_expert, layer, expert)
+        total = jax.lax.cond((gate > 0).any(), add, lambda total, *_: total, total, tokens, gate)
     return total
+
+
+def _add_expert(layer: LayerParameters, expert: int, total: jax.Array, tokens: jax.Array, gate: jax.Array) -> jax.Array:
+    gated, up = jnp.split(tokens @ layer.of_expert("mlp.experts.gate_up_proj", expert).T, 2, axis=-1)
+    down = layer.of_expert("mlp.experts.down_proj", expert)
+    return total + ((jax.nn.silu(gated) * up) @ down.T) * gate
 
 
 def _dense(layer: LayerParameters, tokens: jax.Array) -> jax.Array:

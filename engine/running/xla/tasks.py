@@ -1,4 +1,4 @@
-"""What each op of a schedule does to arrays of JAX: copies between memories, programs on the device, and host attention."""
+"""What each op does to arrays of JAX: copies between memories, programs on the device, attention on the host."""
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
@@ -14,7 +14,6 @@ from engine.running.xla.family import Family
 from engine.running.xla.host_cache import HostCache, Numbers
 from engine.running.xla.micro_batch import XlaMicroBatch
 from engine.running.xla.parameters import LayerParameters
-from engine.running.xla.programs import Programs
 from engine.running.xla.slots import Content, Slots
 from engine.running.xla.weights import Page, XlaWeights
 from sim.schedule import WHOLE, Access, LaneKind, Op, SlotLayout, Task, Tier
@@ -31,11 +30,10 @@ class XlaTasks:
         weights: XlaWeights,
         layout: SlotLayout,
         micro_batches: Sequence[XlaMicroBatch],
-        programs: Programs,
         device: XlaDevice,
     ) -> None:
         self._family, self._weights, self._layout, self._device = family, weights, layout, device
-        self._micro_batches, self._programs = micro_batches, programs
+        self._micro_batches = micro_batches
         self.slots = Slots(layout, device)
         self._do: dict[Op, Callable[[XlaLane, Task], int]] = {
             Op.PIN_WEIGHTS: self._pin,
@@ -231,7 +229,7 @@ class XlaTasks:
         *arguments: Any,
         donated: tuple[int, ...] = (),
     ) -> Any:
-        made, done = self._programs(name, function, *arguments, donated=donated)
+        made, done = self._device.programs(name, function, *arguments, donated=donated)
         lane.gave(done)
         return made
 

@@ -1,8 +1,10 @@
-"""A model's weights for XLA: what stays is on the device, what streams lies in pages in `pinned_host` or in plain memory.
+"""A model's weights for XLA: what stays is on the device, what streams lies on the host in pages.
 
-The model in PyTorch stays as it is; what is placed here are copies.
+The pages are in XLA's `pinned_host` memory or, where a schedule stages them, in plain memory. The model in PyTorch
+stays as it is; what is placed here are copies.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -47,6 +49,7 @@ class XlaWeights:
         shape: PipelineShape,
         device: XlaDevice,
     ) -> None:
+        self._at_end = contextlib.ExitStack()
         self._device, self._num_pages, self._pinned = device, shape.num_pages, shape.weights_pinned
         orders = [range(count) for count in anatomy.expert_counts]
         streamed = streamed_layers(model, anatomy, policy, schedule, [None] * len(orders), orders)
@@ -58,6 +61,10 @@ class XlaWeights:
         self.head = self.table if tied else self._resident(MemoryPart.EMBEDDING_AND_HEAD, model.lm_head.weight)
         self.norm = self._resident(MemoryPart.NON_EXPERTS, base.norm.weight)
         self.inverse_frequencies = self._resident(MemoryPart.NON_EXPERTS, base.rotary_emb.inv_freq)
+
+    def close(self) -> None:
+        """Gives back all memory."""
+        self._at_end.close()
 
     def _layer(self, anatomy: Anatomy, index: int, streamed: StreamedLayer | None) -> XlaLayer:
         names = {id(tensor): name for name, tensor in anatomy.layers[index].named_parameters()}
@@ -92,16 +99,22 @@ class XlaWeights:
             rows = as_numpy(piece.parameter.tensor)
             content = rows if piece.experts is None else rows[list(piece.experts)]
             flat[placed.start : placed.start + content.size] = content.ravel()
-        pages = [flat[start:stop] for start, stop in layout.cuts]
-        if not self._pinned:
-            self._device.host.charge(MemoryPart.STREAMED_WEIGHTS, flat.nbytes)
-            return pages
-        self._device.pinned.charge(MemoryPart.STREAMED_WEIGHTS, flat.nbytes)
-        return [self._device.put(page, Tier.PINNED) for page in pages]
+        pages, part = [flat[start:stop] for start, stop in layout.cuts], MemoryPart.STREAMED_WEIGHTS
+        if self._pinned:
+            return [self._placed(part, page, Tier.PINNED) for page in pages]
+        self._at_end.enter_context(self._device.host.holding(part, flat.nbytes))
+        return pages
 
     def _resident(self, part: str, tensor: torch.Tensor) -> jax.Array:
-        self._device.memory.charge(part, tensor.nbytes)
-        return self._device.put(as_numpy(tensor))
+        return self._placed(part, as_numpy(tensor), Tier.DEVICE)
+
+    def _placed(self, part: str, content: Numbers, tier: Tier) -> jax.Array:
+        ledger = self._device.ledger_of(tier)
+        ledger.charge(part, content.nbytes)
+        array = self._device.put(content, tier)
+        self._at_end.callback(array.delete)
+        self._at_end.callback(ledger.refund, part, content.nbytes)
+        return array
 
 
 def as_numpy(tensor: torch.Tensor) -> Numbers:

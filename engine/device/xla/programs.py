@@ -11,15 +11,26 @@ EXACT = "highest"
 
 
 class Programs:
-    """Runs functions of arrays, compiled before their first run. For the thread of one lane at a time."""
+    """Runs functions of arrays, compiled before their first run. For one thread at a time."""
 
     def __init__(self) -> None:
         self._compiled: dict[Hashable, Any] = {}
-        self.temporary_bytes = 0
-        """The most that any of them needs on the device beside what it is given and what it gives."""
+        self._temporary_bytes: dict[Hashable, int] = {}
+        self._used: set[Hashable] = set()
 
-    def __len__(self) -> int:
-        return len(self._compiled)
+    def start_count(self) -> None:
+        """From now on counts what is used."""
+        self._used.clear()
+
+    @property
+    def num_used(self) -> int:
+        """How many programs ran since then."""
+        return len(self._used)
+
+    @property
+    def temporary_bytes(self) -> int:
+        """The most that one of these needs on the device beside what it is given and what it gives, as XLA says."""
+        return max((self._temporary_bytes[key] for key in self._used), default=0)
 
     def __call__(
         self, name: Hashable, function: Callable[..., Any], *arguments: Any, donated: tuple[int, ...] = ()
@@ -32,15 +43,18 @@ class Programs:
         leaves, structure = jax.tree.flatten(arguments)
         key = name, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         if key not in self._compiled:
-            self._compiled[key] = self._compile(function, arguments, donated)
-        return self._compiled[key](*arguments)  # type: ignore[no-any-return]
+            self._compiled[key] = self._compile(key, function, arguments, donated)
+        self._used.add(key)
+        made: tuple[Any, jax.Array] = self._compiled[key](*arguments)
+        return made
 
-    def _compile(self, function: Callable[..., Any], arguments: tuple[Any, ...], donated: tuple[int, ...]) -> Any:
+    def _compile(
+        self, key: Hashable, function: Callable[..., Any], arguments: tuple[Any, ...], donated: tuple[int, ...]
+    ) -> Any:
         def and_done(*given: Any) -> tuple[Any, jax.Array]:
             return function(*given), jnp.zeros((), jnp.int8)
 
         with jax.default_matmul_precision(EXACT):
             compiled = jax.jit(and_done, donate_argnums=donated).lower(*arguments).compile()
-        analysis = compiled.memory_analysis()
-        self.temporary_bytes = max(self.temporary_bytes, getattr(analysis, "temp_size_in_bytes", 0))
+        self._temporary_bytes[key] = getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0)
         return compiled
