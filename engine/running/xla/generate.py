@@ -17,8 +17,8 @@ from engine.generation import as_cut, check_length, describe_model, make_trace, 
 from engine.generation.rows import by_length
 from engine.lanes import Executor
 from engine.model import Anatomy, end_tokens
-from engine.running.xla.family import Family
 from engine.running.xla.micro_batch import XlaMicroBatch
+from engine.running.xla.model import Family
 from engine.running.xla.tasks import XlaTasks
 from engine.running.xla.weights import XlaWeights
 from engine.tasks import until_end

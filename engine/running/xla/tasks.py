@@ -9,11 +9,10 @@ import numpy as np
 
 from engine.device import LaneContext
 from engine.device.xla import XlaDevice, XlaLane
-from engine.running.xla import layers
-from engine.running.xla.family import Family
+from engine.running.xla import model
 from engine.running.xla.host_cache import HostCache, Numbers
 from engine.running.xla.micro_batch import XlaMicroBatch
-from engine.running.xla.parameters import LayerParameters
+from engine.running.xla.model import Family, LayerParameters
 from engine.running.xla.slots import Content, Slots
 from engine.running.xla.weights import Page, XlaWeights
 from sim.schedule import WHOLE, Access, LaneKind, Op, SlotLayout, Task, Tier
@@ -118,16 +117,16 @@ class XlaTasks:
         place = _hidden(writes if task.step == task.layer == 0 else reads)
         if task.step == task.layer == 0:
             self.slots.empty(place)
-            self.slots.write(place, (self._run(lane, "embed", layers.embed, self._weights.table, one.ids),))
+            self.slots.write(place, (self._run(lane, "embed", model.embed, self._weights.table, one.ids),))
         (hidden,) = _arrays(self.slots.read(place))
         given = hidden, self._place(task), one.padding_there, self._weights.inverse_frequencies
-        self.slots.write(writes["qkv"], self._of_layer(lane, task, layers.pre_attn, *given))
+        self.slots.write(writes["qkv"], self._of_layer(lane, task, model.pre_attn, *given))
         return 0
 
     def _post_attn(self, lane: XlaLane, task: Task) -> int:
         reads, target = self._reads(task), _hidden(self._writes(task))
         given = [array for one in (_hidden(reads), reads["attention"]) for array in _arrays(self.slots.read(one))]
-        made = self._of_layer(lane, task, layers.post_attn, *given, donates=True)
+        made = self._of_layer(lane, task, model.post_attn, *given, donates=True)
         self.slots.empty(target)
         self.slots.write(target, (made,))
         return 0
@@ -135,7 +134,7 @@ class XlaTasks:
     def _head(self, lane: XlaLane, task: Task) -> int:
         (source,), (target,) = self._layout.accesses(task)
         (hidden,), weights = _arrays(self.slots.read(source)), self._weights
-        function = partial(layers.head, self._family)
+        function = partial(model.head, self._family)
         given = weights.norm, weights.head, weights.table, hidden
         tokens, entering = self._run(lane, ("head", self._family), function, *given)
         self.slots.empty(target)
@@ -163,10 +162,10 @@ class XlaTasks:
 
     def _attend_prompt(self, lane: XlaLane, task: Task, *qkv: jax.Array) -> jax.Array:
         one, stays = self._of(task), self._stays(task, self._writes(task))
-        function = partial(layers.attend_prompt, self._family)
+        function = partial(model.attend_prompt, self._family)
         attended: jax.Array = self._run(lane, ("attend prompt", self._family), function, *qkv, one.padding_there)
         if stays is not None:
-            function = partial(layers.begin_cache, one.capacity)
+            function = partial(model.begin_cache, one.capacity)
             self.slots.empty(stays)
             self.slots.write(stays, self._run(lane, ("begin cache", one.capacity), function, *qkv[1:]))
         return attended
@@ -175,7 +174,7 @@ class XlaTasks:
         one, reads, writes = self._of(task), self._reads(task), self._writes(task)
         source, stays = reads.get("kv on device") or self._stays(task, reads), self._stays(task, writes)
         assert source is not None
-        cache, function = _arrays(self.slots.read(source)), partial(layers.attend_cached, self._family)
+        cache, function = _arrays(self.slots.read(source)), partial(model.attend_cached, self._family)
         attended: jax.Array
         attended, joined = self._run(
             lane, ("attend cached", self._family), function, *qkv, self._place(task), one.padding_there, *cache,

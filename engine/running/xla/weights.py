@@ -18,7 +18,7 @@ from engine.device.xla import XlaDevice
 from engine.memory import StreamedLayer, streamed_layers
 from engine.model import Anatomy
 from engine.running.xla.host_cache import Numbers
-from engine.running.xla.parameters import LayerLayout, Piece
+from engine.running.xla.model import LayerLayout, Piece
 from sim.problem import Policy
 from sim.schedule import MemoryPart, PipelineShape, Schedule, Tier
 

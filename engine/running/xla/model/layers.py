@@ -9,8 +9,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from engine.running.xla.family import Family
-from engine.running.xla.parameters import LayerParameters
+from engine.running.xla.model.family import Family
+from engine.running.xla.model.parameters import LayerParameters
 
 LOWEST = -1e30
 """The score of what is not attended to; a row of nothing else is of a padding token, whose output nobody reads."""
