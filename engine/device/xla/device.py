@@ -53,6 +53,23 @@ class XlaDevice:
         """The accounts of every memory."""
         return {"device": self.memory, "pinned": self.pinned, "host": self.host}
 
+    def start_run(self) -> None:
+        """From now on counts what is held and which programs are used."""
+        self.programs.start_count()
+        for ledger in self.ledgers.values():
+            ledger.reset_peak()
+            ledger.start_history()
+
+    def take_histories(self) -> dict[str, list[tuple[int, int]]]:
+        """What each memory has held since then, as `Ledger.take_history` says."""
+        return {name: ledger.take_history() for name, ledger in self.ledgers.items()}
+
+    @property
+    def allocator_peak_bytes(self) -> int | None:
+        """The most that XLA's own allocator has held since the process began; None where it does not say."""
+        stats = self.jax_device.memory_stats() or {}
+        return stats.get("peak_bytes_in_use")
+
     def ledger_of(self, tier: Tier | None) -> Ledger:
         """The accounts of arrays of a tier. What a schedule gives no tier is the device's."""
         return self.memory if tier in (None, Tier.DEVICE) else self.pinned
@@ -61,6 +78,8 @@ class XlaDevice:
         """Asks for a copy in the memory of a tier: never the same bytes, also where both are the host's."""
         kind = DEVICE if tier in (None, Tier.DEVICE) else PINNED_HOST
         place = jax.sharding.SingleDeviceSharding(self.jax_device, memory_kind=kind)
+        if isinstance(value, np.ndarray) and self.jax_device.platform == "cpu":
+            value = value.copy()  # well aligned memory of NumPy's is taken over as it is, whatever `may_alias` says
         return jax.device_put(value, place, may_alias=False)
 
     def open_lane(self, kind: LaneKind) -> XlaLane:

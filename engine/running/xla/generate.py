@@ -1,10 +1,11 @@
 """Prompts through a schedule in JAX: the engine's executor and trace, the schedule's own tasks, arrays of XLA."""
 
+import contextlib
 import hashlib
 import json
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 from engine.device.xla import XlaDevice
 from engine.generation import as_cut, check_length, describe_model, make_trace, pad_token, prompt_ids
 from engine.generation.rows import by_length
-from engine.lanes import Executor
+from engine.lanes import Executor, Ran
 from engine.model import Anatomy, end_tokens
 from engine.running.xla.micro_batch import XlaMicroBatch
 from engine.running.xla.model import Family
@@ -23,9 +24,9 @@ from engine.running.xla.tasks import XlaTasks
 from engine.running.xla.weights import XlaWeights
 from engine.tasks import until_end
 from sim.problem import Policy
-from sim.schedule import Schedule, layout_of
+from sim.schedule import PipelineShape, Schedule, layout_of
 from sim.simulation import structure
-from traces.errors import InputError
+from traces.errors import InputError, check_count
 from traces.trace import Trace
 
 
@@ -49,12 +50,11 @@ class XlaModel:
     """
 
     def __init__(self, model: PreTrainedModel, schedule: Schedule, policy: Policy, device: XlaDevice) -> None:
-        _check(schedule, policy)
+        check_written(schedule, policy)
         self._model, self._schedule, self._policy, self._device = model, schedule, policy, device
         self._anatomy = Anatomy.of(model)
         self._family = Family.of(model, self._anatomy)
-        shape = policy.pipeline(schedule, self._anatomy.expert_counts, shared=self._anatomy.shared)
-        self._weights = XlaWeights(model, self._anatomy, schedule, policy, shape, device)
+        self._weights = self._placed(self._shape(policy.num_micro_batches))
 
     def close(self) -> None:
         """Gives back the memory of the weights; the device keeps the programs."""
@@ -62,49 +62,63 @@ class XlaModel:
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> XlaResult:
         """One batch, cut as the engine cuts it. What was not asked for before in these shapes is compiled first."""
-        asked = [prompt_ids(prompt, number, None) for number, prompt in enumerate(prompts)]
-        for number, ids in enumerate(asked):
-            check_length(ids, f"prompt {number}", max_new_tokens, self._model)
-        if len(asked) > self._policy.batch_size:
-            raise InputError(f"prompts: {len(asked)} are more than a batch of {self._policy.batch_size}: give fewer")
+        asked, device = self._checked(prompts, check_count("max_new_tokens", max_new_tokens)), self._device
         size, order = self._policy.micro_batch_size, by_length([len(ids) for ids in asked])
         parts = [[asked[i] for i in order[first : first + size]] for first in range(0, len(order), size)]
-        shape = self._policy.pipeline(
-            self._schedule, self._anatomy.expert_counts, len(parts), shared=self._anatomy.shared
-        )
-        self._device.programs.start_count()
-        for ledger in self._device.ledgers.values():
-            ledger.reset_peak()
-            ledger.start_history()
-        micro_batches = [
-            XlaMicroBatch.of(part, pad_token(self._model, None), max_new_tokens, self._device) for part in parts
-        ]
-        layout = layout_of(self._schedule, shape)
-        tasks = XlaTasks(self._family, self._weights, layout, micro_batches, self._device)
-        steps = [*self._schedule.steps(shape, 0, max_new_tokens)]
-        lanes = list(dict.fromkeys(task.lane for step in steps for task in step))
-        try:
-            ran = Executor(self._device, steps, lanes, tasks).run()
-        finally:
-            tasks.slots.close()
-            rows = [row for one in micro_batches for row in one.close()]
-        lengths, ends = [len(ids) for ids in asked], end_tokens(self._model)
-        batch = as_cut(lengths, size, max_new_tokens)
-        metadata = self._described(asked, max_new_tokens) | structure(shape, batch)
-        histories = {name: ledger.take_history() for name, ledger in self._device.ledgers.items()}
+        shape, pad = self._shape(len(parts)), pad_token(self._model, None)
+        if shape.num_pages != self._weights.num_pages:  # a page goes with each micro-batch
+            self._weights.close()
+            self._weights = self._placed(shape)
+        device.start_run()
+        with contextlib.ExitStack() as at_end:
+            micro_batches = [
+                at_end.enter_context(contextlib.closing(XlaMicroBatch.of(part, pad, max_new_tokens, device)))
+                for part in parts
+            ]
+            ran = self._execute(shape, micro_batches, max_new_tokens)
+            rows = [row for one in micro_batches for row in one.generated()]
+        structured = structure(shape, as_cut([len(ids) for ids in asked], size, max_new_tokens))
         moved: Counter[str] = Counter()
         for one in ran:
             moved[one.task.op.value] += one.num_bytes
+        ends = end_tokens(self._model)
         return XlaResult(
             sequences=[until_end(rows[at], ends) for at in np.argsort(order).tolist()],
-            trace=make_trace(ran, metadata, histories),
-            peak_bytes={name: ledger.usage.peak_bytes for name, ledger in self._device.ledgers.items()},
+            trace=make_trace(ran, self._described(asked, max_new_tokens) | structured, device.take_histories()),
+            peak_bytes={name: ledger.usage.peak_bytes for name, ledger in device.ledgers.items()},
             moved_bytes={op: count for op, count in moved.items() if count},
-            num_programs=self._device.programs.num_used,
-            temporary_bytes=self._device.programs.temporary_bytes,
+            num_programs=device.programs.num_used,
+            temporary_bytes=device.programs.temporary_bytes,
         )
 
-    def _described(self, asked: Sequence[Sequence[int]], max_new_tokens: int) -> Mapping[str, Any]:
+    def _execute(
+        self, shape: PipelineShape, micro_batches: Sequence[XlaMicroBatch], max_new_tokens: int
+    ) -> Sequence[Ran]:
+        steps = [*self._schedule.steps(shape, 0, max_new_tokens)]
+        tasks = XlaTasks(self._family, self._weights, layout_of(self._schedule, shape), micro_batches, self._device)
+        tasks.check(self._schedule.name, {task.op for step in steps for task in step})
+        lanes = list(dict.fromkeys(task.lane for step in steps for task in step))
+        with contextlib.closing(tasks.slots):
+            return Executor(self._device, steps, lanes, tasks).run()
+
+    def _checked(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        asked = [prompt_ids(prompt, number, None) for number, prompt in enumerate(prompts)]
+        for number, ids in enumerate(asked):
+            check_length(ids, f"prompt {number}", max_new_tokens, self._model)
+        if not 0 < len(asked) <= self._policy.batch_size:
+            raise InputError(
+                f"prompts: {len(asked)} for a policy whose batch is {self._policy.batch_size}: give 1 to as many"
+            )
+        return asked
+
+    def _shape(self, num_micro_batches: int) -> PipelineShape:
+        counts, shared = self._anatomy.expert_counts, self._anatomy.shared
+        return self._policy.pipeline(self._schedule, counts, num_micro_batches, shared=shared)
+
+    def _placed(self, shape: PipelineShape) -> XlaWeights:
+        return XlaWeights(self._model, self._anatomy, self._schedule, self._policy, shape, self._device)
+
+    def _described(self, asked: Sequence[Sequence[int]], max_new_tokens: int) -> dict[str, Any]:
         config, policy, weights = self._model.config, self._policy.to_dict(), self._weights
         inputs = [self._schedule.name, policy, config.to_json_string(), list(asked), max_new_tokens]
         return {
@@ -123,7 +137,7 @@ class XlaModel:
         }
 
 
-def _check(schedule: Schedule, policy: Policy) -> None:
+def check_written(schedule: Schedule, policy: Policy) -> None:
     """Raises InputError for what the executor in JAX leaves to the engine."""
     if schedule.system.splits_experts:
         raise InputError(f"jax: {schedule.name} computes experts apart from their layers, which is not written in JAX")

@@ -31,4 +31,5 @@ class HostCache:
         scores[np.broadcast_to((np.arange(length) < padding[:, None])[:, None, None], scores.shape)] = -np.inf
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
-        return (weights @ values).reshape(num_requests, 1, -1).astype(query.dtype)
+        attended: Numbers = (weights @ values).reshape(num_requests, 1, -1).astype(query.dtype)
+        return attended

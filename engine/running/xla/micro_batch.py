@@ -39,14 +39,17 @@ class XlaMicroBatch:
         self._device.memory.charge(NAME, tokens.nbytes)
         self.tokens.append(tokens)
 
-    def close(self) -> list[list[int]]:
-        """Gives back its memory on the device; the tokens of each request."""
-        rows = np.stack([np.asarray(tokens) for tokens in self.tokens], axis=1).tolist() if self.tokens else []
+    def generated(self) -> list[list[int]]:
+        """The tokens of each request."""
+        rows: list[list[int]] = np.stack([np.asarray(tokens) for tokens in self.tokens], axis=1).tolist()
+        return rows
+
+    def close(self) -> None:
+        """Gives back its memory on the device."""
         self._device.memory.refund(NAME, self._input_bytes + sum(tokens.nbytes for tokens in self.tokens))
         for array in (self.ids, self.padding_there, *self.tokens):
             array.delete()
-        return rows
 
     @property
     def _input_bytes(self) -> int:
-        return self.ids.nbytes + self.padding_there.nbytes
+        return int(self.ids.nbytes + self.padding_there.nbytes)

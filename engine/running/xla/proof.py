@@ -69,6 +69,7 @@ class Proof:
     run_s: float
     result: XlaResult
     callback: Callback
+    allocator_peak_bytes: int | None
 
     @property
     def equal(self) -> bool:
@@ -95,6 +96,7 @@ class Proof:
             "first_run_s": self.first_run_s,
             "run_s": self.run_s,
             "peak_bytes": self.result.peak_bytes,
+            "allocator_peak_bytes": self.allocator_peak_bytes,
             "temporary_bytes": self.result.temporary_bytes,
             "num_programs": self.result.num_programs,
             "ops": [asdict(one) for one in self.ops],
@@ -123,7 +125,8 @@ def prove(
     differing = tuple(number for number, (want, *got) in enumerate(told) if got != [want, want])
     dtype = str(model.dtype).removeprefix("torch.")
     times = between - started, ended - between
-    return Proof(len(prompts), max_new_tokens, dtype, differing, *times, second, measure_callback(device))
+    peak = device.allocator_peak_bytes
+    return Proof(len(prompts), max_new_tokens, dtype, differing, *times, second, measure_callback(device), peak)
 
 
 def random_model(family: str) -> PreTrainedModel:

@@ -1,6 +1,6 @@
 """What each op does to arrays of JAX: copies between memories, programs on the device, attention on the host."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from engine.running.xla.model import Family, LayerParameters
 from engine.running.xla.slots import Content, Slots
 from engine.running.xla.weights import Page, XlaWeights
 from sim.schedule import WHOLE, Access, LaneKind, Op, SlotLayout, Task, Tier
+from traces.errors import InputError
 
 LayerFunction = Callable[..., Any]
 
@@ -48,6 +49,11 @@ class XlaTasks:
             Op.POST_ATTN: self._post_attn,
             Op.HEAD: self._head,
         }
+
+    def check(self, schedule: str, ops: Iterable[Op]) -> None:
+        """Raises InputError for a schedule with an op that is not written here."""
+        if unknown := sorted(set(ops) - self._do.keys()):
+            raise InputError(f"jax: {schedule} issues {unknown[0]}, which is not written in JAX: take another schedule")
 
     def __call__(self, lane: LaneContext, task: Task) -> int:
         """Asks XLA for what a task does. Returns the bytes that it moves."""

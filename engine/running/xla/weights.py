@@ -6,7 +6,7 @@ stays as it is; what is placed here are copies.
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from sim.schedule import MemoryPart, PipelineShape, Schedule, Tier
 IN_DECODE = 1
 """A step: schedules that leave experts on the host alone cut layers otherwise in prefill."""
 
-Page = jax.Array | Numbers
+Page: TypeAlias = "jax.Array | Numbers"
 """In page-locked memory of XLA's, or in pageable memory of NumPy's."""
 
 
@@ -50,7 +50,7 @@ class XlaWeights:
         device: XlaDevice,
     ) -> None:
         self._at_end = contextlib.ExitStack()
-        self._device, self._num_pages, self._pinned = device, shape.num_pages, shape.weights_pinned
+        self._device, self.num_pages, self._pinned = device, shape.num_pages, shape.weights_pinned
         orders = [range(count) for count in anatomy.expert_counts]
         streamed = streamed_layers(model, anatomy, policy, schedule, [None] * len(orders), orders)
         self.layers = [self._layer(anatomy, i, one) for i, one in enumerate(streamed)]
@@ -88,7 +88,7 @@ class XlaWeights:
         pieces = tuple(
             Piece(name, piece.experts, tuple(piece.shape), piece.start // size) for name, piece in moved.items()
         )
-        cuts = [streamed.page(IN_DECODE, page, self._num_pages) for page in range(self._num_pages)]
+        cuts = [streamed.page(IN_DECODE, page, self.num_pages) for page in range(self.num_pages)]
         layout = LayerLayout(pieces, tuple((start // size, stop // size) for start, stop in cuts), stay)
         return XlaLayer(layout, resident, tuple(self._pages(streamed, layout)))
 

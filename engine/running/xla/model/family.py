@@ -1,5 +1,6 @@
 """What JAX must know of a model to compute its layers: the families that are written down, and their numbers."""
 
+import math
 from dataclasses import dataclass
 from typing import Self
 
@@ -54,4 +55,4 @@ class Family:
     @property
     def scale(self) -> float:
         """What scores of attention are multiplied with."""
-        return self.head_dim**-0.5
+        return 1 / math.sqrt(self.head_dim)

@@ -73,7 +73,7 @@ def attend_cached(
     )
     places = jnp.arange(cache[0].shape[2])
     seen = ((places <= at) & (places >= padding[:, None]))[:, None, :]
-    return _attended(family, query, *joined, seen), joined
+    return _attended(family, query, joined[0], joined[1], seen), joined
 
 
 def post_attn(family: Family, layer: LayerParameters, hidden: jax.Array, attended: jax.Array) -> jax.Array:
