@@ -16,6 +16,7 @@ from .prompts import (
     pad_token as pad_token,
     prompt_ids as prompt_ids,
 )
+from .rows import by_length as by_length
 from .streaming import (
     OutputStream as OutputStream,
     RequestOutput as RequestOutput,

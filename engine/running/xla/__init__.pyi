@@ -1,8 +1,8 @@
 from .generate import XlaModel as XlaModel, XlaResult as XlaResult
 from .proof import (
     EXPERTS as EXPERTS,
-    Proof as Proof,
+    JaxProof as JaxProof,
     prove as prove,
-    random_model as random_model,
-    random_prompts as random_prompts,
+    small_model as small_model,
+    uneven_prompts as uneven_prompts,
 )

@@ -38,12 +38,12 @@ def run(args: argparse.Namespace) -> int:
     policy = _policy(args, schedule)
     if args.trace and not str(args.trace).endswith((".json", ".json.gz")):
         raise InputError(f"--trace {args.trace}: give a name that ends in .json or .json.gz")
-    from engine.device.xla import XlaDevice
+    from engine.device import XlaDevice
     from engine.running import xla
     from engine.running.xla.report import print_proof
 
     device, model = XlaDevice(), _model(args)
-    prompts = xla.random_prompts(policy.batch_size, model.config.vocab_size)
+    prompts = xla.uneven_prompts(policy.batch_size, model.config.vocab_size)
     proof = xla.prove(model, prompts, schedule, policy, args.max_new_tokens, device)
     deliver(
         args,
@@ -68,7 +68,7 @@ def _model(args: argparse.Namespace) -> "PreTrainedModel":
         return generation.load_model(args.model)
     if args.family not in xla.EXPERTS:
         raise InputError(f"--family {args.family}: no such family is written in JAX; give {' or '.join(xla.EXPERTS)}")
-    return xla.random_model(args.family)
+    return xla.small_model(args.family)
 
 
 COMMAND = Command(

@@ -13,13 +13,12 @@ import jax
 import numpy as np
 from transformers import PreTrainedModel
 
-from engine.device.xla import XlaDevice
-from engine.generation import as_cut, check_length, describe_model, make_trace, pad_token, prompt_ids
-from engine.generation.rows import by_length
+from engine.device import XlaDevice
+from engine.generation import as_cut, by_length, check_length, describe_model, make_trace, pad_token, prompt_ids
 from engine.lanes import Executor, Ran
 from engine.model import Anatomy, end_tokens
 from engine.running.xla.micro_batch import XlaMicroBatch
-from engine.running.xla.model import Family
+from engine.running.xla.model import XlaFamily
 from engine.running.xla.tasks import XlaTasks
 from engine.running.xla.weights import XlaWeights
 from engine.tasks import until_end
@@ -44,7 +43,7 @@ class XlaResult:
 
 
 class XlaModel:
-    """A model on a device of JAX, placed by a policy. It generates for one batch after the other, greedily.
+    """A model on a device of JAX, its `weights` placed by a policy. It generates for batch after batch, greedily.
 
     Raises InputError for what is not written in JAX: other families, and policies that compute experts apart.
     """
@@ -53,12 +52,12 @@ class XlaModel:
         check_written(schedule, policy)
         self._model, self._schedule, self._policy, self._device = model, schedule, policy, device
         self._anatomy = Anatomy.of(model)
-        self._family = Family.of(model, self._anatomy)
-        self._weights = self._placed(self._shape(policy.num_micro_batches))
+        self._family = XlaFamily.of(model, self._anatomy)
+        self.weights = self._placed(self._shape(policy.num_micro_batches))
 
     def close(self) -> None:
         """Gives back the memory of the weights; the device keeps the programs."""
-        self._weights.close()
+        self.weights.close()
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> XlaResult:
         """One batch, cut as the engine cuts it. What was not asked for before in these shapes is compiled first."""
@@ -66,9 +65,9 @@ class XlaModel:
         size, order = self._policy.micro_batch_size, by_length([len(ids) for ids in asked])
         parts = [[asked[i] for i in order[first : first + size]] for first in range(0, len(order), size)]
         shape, pad = self._shape(len(parts)), pad_token(self._model, None)
-        if shape.num_pages != self._weights.num_pages:  # a page goes with each micro-batch
-            self._weights.close()
-            self._weights = self._placed(shape)
+        if shape.num_pages != self.weights.num_pages:  # a page goes with each micro-batch
+            self.weights.close()
+            self.weights = self._placed(shape)
         device.start_run()
         with contextlib.ExitStack() as at_end:
             micro_batches = [
@@ -95,7 +94,7 @@ class XlaModel:
         self, shape: PipelineShape, micro_batches: Sequence[XlaMicroBatch], max_new_tokens: int
     ) -> Sequence[Ran]:
         steps = [*self._schedule.steps(shape, 0, max_new_tokens)]
-        tasks = XlaTasks(self._family, self._weights, layout_of(self._schedule, shape), micro_batches, self._device)
+        tasks = XlaTasks(self._family, self.weights, layout_of(self._schedule, shape), micro_batches, self._device)
         tasks.check(self._schedule.name, {task.op for step in steps for task in step})
         lanes = list(dict.fromkeys(task.lane for step in steps for task in step))
         with contextlib.closing(tasks.slots):
@@ -119,7 +118,7 @@ class XlaModel:
         return XlaWeights(self._model, self._anatomy, self._schedule, self._policy, shape, self._device)
 
     def _described(self, asked: Sequence[Sequence[int]], max_new_tokens: int) -> dict[str, Any]:
-        config, policy, weights = self._model.config, self._policy.to_dict(), self._weights
+        config, policy, weights = self._model.config, self._policy.to_dict(), self.weights
         inputs = [self._schedule.name, policy, config.to_json_string(), list(asked), max_new_tokens]
         return {
             "schedule": self._schedule.name,

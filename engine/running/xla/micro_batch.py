@@ -6,7 +6,7 @@ from typing import Self
 import jax
 import numpy as np
 
-from engine.device.xla import XlaDevice
+from engine.device import XlaDevice
 from engine.running.xla.host_cache import Numbers
 
 NAME = "requests"

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from engine.device import open_device
-from engine.device.xla import Callback, XlaDevice, measure_callback
+from engine.device import Callback, XlaDevice, measure_callback, open_device
 from engine.generation import run
 from engine.running.xla.generate import XlaModel, XlaResult
 from sim.problem import Policy
@@ -55,7 +54,7 @@ class OpTotal:
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class JaxProof:
     """What came out. `first_run_s` compiles; `run_s` is the same batch once more, of which `result` tells.
 
     `differing` are the numbers of requests whose tokens are not the engine's in either run.
@@ -111,7 +110,7 @@ def prove(
     policy: Policy,
     max_new_tokens: int,
     device: XlaDevice,
-) -> Proof:
+) -> JaxProof:
     """Generates with the engine on an emulated device, then twice with JAX on `device`. Raises InputError."""
     with closing(XlaModel(model, schedule, policy, device)) as placed:
         with open_device("emulated") as emulated:
@@ -126,10 +125,10 @@ def prove(
     dtype = str(model.dtype).removeprefix("torch.")
     times = between - started, ended - between
     peak = device.allocator_peak_bytes
-    return Proof(len(prompts), max_new_tokens, dtype, differing, *times, second, measure_callback(device), peak)
+    return JaxProof(len(prompts), max_new_tokens, dtype, differing, *times, second, measure_callback(device), peak)
 
 
-def random_model(family: str) -> PreTrainedModel:
+def small_model(family: str) -> PreTrainedModel:
     """A small random model in single precision, the same each time. No token ends a sequence."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **SIZES, **EXPERTS[family], eos_token_id=None, pad_token_id=0)
@@ -141,7 +140,7 @@ def random_model(family: str) -> PreTrainedModel:
     return model
 
 
-def random_prompts(count: int, vocabulary: int) -> list[list[int]]:
+def uneven_prompts(count: int, vocabulary: int) -> list[list[int]]:
     """Token ids, the same each time."""
     drawn = random.Random(0)
     return [[drawn.randrange(1, vocabulary) for _ in range(LENGTHS[i % len(LENGTHS)])] for i in range(count)]

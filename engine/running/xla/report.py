@@ -1,12 +1,12 @@
 """What is told of a proof: whether tokens agree, what moved and how long it took, and what each memory held."""
 
-from engine.running.xla.proof import Proof
+from engine.running.xla.proof import JaxProof
 from traces.cli import TEXT, Report
 
 MB = 1e6
 
 
-def print_proof(proof: Proof) -> None:
+def print_proof(proof: JaxProof) -> None:
     """Print it."""
     out, result = Report(), proof.result
     device, said = result.trace.metadata["device"], result.trace.metadata

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from engine.device.xla import XlaDevice
+from engine.device import XlaDevice
 from engine.running.xla.host_cache import HostCache
 from sim.schedule import Access, SlotLayout
 

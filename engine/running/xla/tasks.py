@@ -7,12 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from engine.device import LaneContext
-from engine.device.xla import XlaDevice, XlaLane
+from engine.device import LaneContext, XlaDevice, XlaLane
 from engine.running.xla import model
 from engine.running.xla.host_cache import HostCache, Numbers
 from engine.running.xla.micro_batch import XlaMicroBatch
-from engine.running.xla.model import Family, LayerParameters
+from engine.running.xla.model import LayerParameters, XlaFamily
 from engine.running.xla.slots import Content, Slots
 from engine.running.xla.weights import Page, XlaWeights
 from sim.schedule import WHOLE, Access, LaneKind, Op, SlotLayout, Task, Tier
@@ -26,7 +25,7 @@ class XlaTasks:
 
     def __init__(
         self,
-        family: Family,
+        family: XlaFamily,
         weights: XlaWeights,
         layout: SlotLayout,
         micro_batches: Sequence[XlaMicroBatch],

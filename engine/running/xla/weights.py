@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from engine.device.xla import XlaDevice
+from engine.device import XlaDevice
 from engine.memory import StreamedLayer, streamed_layers
 from engine.model import Anatomy
 from engine.running.xla.host_cache import Numbers
-from engine.running.xla.model import LayerLayout, Piece
+from engine.running.xla.model import LayerLayout, ParameterPiece
 from sim.problem import Policy
 from sim.schedule import MemoryPart, PipelineShape, Schedule, Tier
 
@@ -86,7 +86,7 @@ class XlaWeights:
             return XlaLayer(LayerLayout((), (), stay), resident, ())
         size = next(iter(moved.values())).dtype.itemsize
         pieces = tuple(
-            Piece(name, piece.experts, tuple(piece.shape), piece.start // size) for name, piece in moved.items()
+            ParameterPiece(name, one.experts, tuple(one.shape), one.start // size) for name, one in moved.items()
         )
         cuts = [streamed.page(IN_DECODE, page, self.num_pages) for page in range(self.num_pages)]
         layout = LayerLayout(pieces, tuple((start // size, stop // size) for start, stop in cuts), stay)

@@ -1,4 +1,4 @@
-from .family import Family as Family
+from .family import XlaFamily as XlaFamily
 from .layers import (
     attend_cached as attend_cached,
     attend_prompt as attend_prompt,
@@ -8,4 +8,4 @@ from .layers import (
     post_attn as post_attn,
     pre_attn as pre_attn,
 )
-from .parameters import LayerLayout as LayerLayout, LayerParameters as LayerParameters, Piece as Piece
+from .parameters import LayerLayout as LayerLayout, LayerParameters as LayerParameters, ParameterPiece as ParameterPiece

@@ -14,7 +14,7 @@ ACTIVATION = "silu"
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class XlaFamily:
     """The numbers of a model whose layers are computed here. `rotary_scaling` multiplies cosines and sines."""
 
     num_heads: int

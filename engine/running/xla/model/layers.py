@@ -9,7 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from engine.running.xla.model.family import Family
+from engine.running.xla.model.family import XlaFamily
 from engine.running.xla.model.parameters import LayerParameters
 
 LOWEST = -1e30
@@ -24,7 +24,12 @@ def embed(table: jax.Array, ids: jax.Array) -> jax.Array:
 
 
 def pre_attn(
-    family: Family, layer: LayerParameters, hidden: jax.Array, first: jax.Array, padding: jax.Array, inverse: jax.Array
+    family: XlaFamily,
+    layer: LayerParameters,
+    hidden: jax.Array,
+    first: jax.Array,
+    padding: jax.Array,
+    inverse: jax.Array,
 ) -> Arrays:
     """Query [R, N, T, D], keys and values [R, K, T, D] of tokens whose first has the place `first`, padding counted."""
     normed = _norm(hidden, layer["input_layernorm.weight"], family.norm_epsilon)
@@ -44,7 +49,7 @@ def pre_attn(
 
 
 def attend_prompt(
-    family: Family, query: jax.Array, keys: jax.Array, values: jax.Array, padding: jax.Array
+    family: XlaFamily, query: jax.Array, keys: jax.Array, values: jax.Array, padding: jax.Array
 ) -> jax.Array:
     """Causal attention among the tokens of the prompts themselves [R, T, N x D]."""
     places = jnp.arange(query.shape[2])
@@ -58,7 +63,7 @@ def begin_cache(capacity: int, *new: jax.Array) -> Arrays:
 
 
 def attend_cached(
-    family: Family,
+    family: XlaFamily,
     query: jax.Array,
     keys: jax.Array,
     values: jax.Array,
@@ -76,7 +81,7 @@ def attend_cached(
     return _attended(family, query, joined[0], joined[1], seen), joined
 
 
-def post_attn(family: Family, layer: LayerParameters, hidden: jax.Array, attended: jax.Array) -> jax.Array:
+def post_attn(family: XlaFamily, layer: LayerParameters, hidden: jax.Array, attended: jax.Array) -> jax.Array:
     """Output projection, and experts: hidden states that enter the next layer."""
     hidden = hidden + _linear(layer, "self_attn.o_proj", attended)
     normed = _norm(hidden, layer["post_attention_layernorm.weight"], family.norm_epsilon)
@@ -84,7 +89,7 @@ def post_attn(family: Family, layer: LayerParameters, hidden: jax.Array, attende
 
 
 def head(
-    family: Family, norm: jax.Array, weight: jax.Array, table: jax.Array, hidden: jax.Array
+    family: XlaFamily, norm: jax.Array, weight: jax.Array, table: jax.Array, hidden: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The likeliest next token of each request, and its hidden state [R, 1, H]."""
     logits = _norm(hidden[:, -1], norm, family.norm_epsilon) @ weight.T
@@ -92,7 +97,7 @@ def head(
     return tokens, table[tokens][:, None]
 
 
-def _attended(family: Family, query: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array) -> jax.Array:
+def _attended(family: XlaFamily, query: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array) -> jax.Array:
     num_requests, _, num_tokens, width = query.shape
     grouped = query.reshape(num_requests, family.num_kv_heads, -1, num_tokens, width)
     scores = jnp.einsum("rkgtd,rkwd->rkgtw", grouped, keys).astype(jnp.float32) * family.scale
@@ -101,7 +106,7 @@ def _attended(family: Family, query: jax.Array, keys: jax.Array, values: jax.Arr
     return out.reshape(num_requests, num_tokens, -1)
 
 
-def _experts(family: Family, layer: LayerParameters, tokens: jax.Array) -> jax.Array:
+def _experts(family: XlaFamily, layer: LayerParameters, tokens: jax.Array) -> jax.Array:
     """An expert that any token chose computes all of them, and counts with its gate.
 
     So its shape does not depend on how many chose it. As a branch it is nothing where none did, and what it cuts from

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 
-class Piece(NamedTuple):
+class ParameterPiece(NamedTuple):
     """A parameter that streams, or those rows of it that are some experts; `start` counts numbers, not bytes."""
 
     name: str
@@ -25,7 +25,7 @@ class LayerLayout:
     `cuts` are the numbers [start, stop) of each page; `resident_experts` are those whose rows stay on the device.
     """
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[ParameterPiece, ...]
     cuts: tuple[tuple[int, int], ...]
     resident_experts: tuple[int, ...]
 
