@@ -23,6 +23,9 @@ MEMORY = "memory (bytes)"
 LINK_RATE = "link rate (bytes/s)"
 """The counter of what a device's link carries. Its series are directions: `H2D`, `D2H`."""
 
+POWER = "power (W)"
+"""The counter of what components draw. Its series are components: `device` on a device; the others on the host."""
+
 MAX_NS = 2**51  # 26 days: after it, trace viewers' microseconds, kept as doubles, lose nanoseconds
 MAX_COUNT = 2**63 - 1  # the most that a span or a counter holds: trace viewers keep whole numbers in 64 bits
 
