@@ -20,7 +20,10 @@ from validation.gpu.piece import MET, SAID, Piece
 from validation.gpu.random_models import PAD, random_prompts, tiny_model
 from validation.gpu.workbench import Workbench
 
-SCHEDULES = ("cgopipe", "flexgen", "zero")
+SCHEDULES = ("cgopipe", "hybrid", "expert-cache", "n-cpu-moe", "cpu-experts", "flexgen", "zero")
+WATCHED_SCHEDULES = SCHEDULES[:3]
+"""Those that have a stream or a thread of their own for what they do: torch's detector slows a run down much."""
+
 PROMPT_TOKENS = (5, 9, 3, 7, 12, 4, 6)
 MICRO_BATCH_SIZE = 3
 NEW_TOKENS = 6
