@@ -2,7 +2,6 @@ from .accelerator import Accelerator as Accelerator
 from .base import Device as Device, LaneContext as LaneContext, Mark as Mark
 from .emulated import EmulatedDevice as EmulatedDevice
 from .energy import (
-    COMPONENTS as COMPONENTS,
     DEVICE as DEVICE,
     HOST as HOST,
     HOST_MEMORY as HOST_MEMORY,

@@ -1,5 +1,4 @@
 from .counter import (
-    COMPONENTS as COMPONENTS,
     DEVICE as DEVICE,
     HOST as HOST,
     HOST_MEMORY as HOST_MEMORY,

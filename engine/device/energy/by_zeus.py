@@ -29,7 +29,8 @@ def gpu_by_zeus(index: int, pci_address: str | None) -> EnergyCounter:
         raise
     except Exception as error:  # of Zeus, of a vendor's library, or of how either reads the environment
         raise NoCounterError(f"Zeus finds no card: {_line(error)}") from None
-    return EnergyCounter(DEVICE, f"{name} (Zeus)", lambda: _joules(card.get_total_energy_consumption))
+    limit_w = _limit_w(card)
+    return EnergyCounter(DEVICE, f"{name} (Zeus)", lambda: _joules(card.get_total_energy_consumption), limit_w=limit_w)
 
 
 def host_by_zeus() -> EnergyCounters:
@@ -91,6 +92,13 @@ def _place(card: Any) -> tuple[int, int, int] | None:
         at = pynvml.nvmlDeviceGetPciInfo(card.handle)
         return int(at.domain), int(at.bus), int(at.device)
     except Exception:  # another vendor's card, whose handle says nothing to NVML
+        return None
+
+
+def _limit_w(card: Any) -> float | None:
+    try:
+        return float(card.get_power_management_limit()) / 1e3
+    except Exception:  # cards whose limit nobody may know
         return None
 
 

@@ -5,16 +5,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
-DEVICE = "device"
-"""The accelerator with its own memory, as its board's counter sees it."""
+from sim.simulation import Component
 
-HOST = "host"
-"""The processors of the host: their packages."""
-
-HOST_MEMORY = "host memory"
-
-COMPONENTS = (DEVICE, HOST, HOST_MEMORY)
-"""What may have counters."""
+DEVICE, HOST, HOST_MEMORY = map(str, (Component.DEVICE, Component.HOST, Component.HOST_MEMORY))
+"""What may have counters: a card with its memory and its end of the link; packages of the host; its memory."""
 
 
 class NoCounterError(Exception):
@@ -25,13 +19,15 @@ class NoCounterError(Exception):
 class EnergyCounter:
     """A counter of joules that only rises. `name` says what it counts, and who reads it.
 
-    It begins anew after `range_j`. `read_j` raises NoCounterError or OSError when it cannot be read.
+    It begins anew after `range_j`. `read_j` raises NoCounterError or OSError when it cannot be read. `limit_w` is the
+    most that the component may draw, where whoever counts says that, too.
     """
 
     component: str
     name: str
     read_j: Callable[[], float]
     range_j: float = math.inf
+    limit_w: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ class EnergyMeter(contextlib.AbstractContextManager["EnergyMeter"]):
         every_s: float = EVERY_S,
         now_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
-        self._names, self._missing = counters.names, dict(counters.missing)
+        self.names, self._missing = counters.names, dict(counters.missing)
         self._risings = [_Rising(one) for one in counters.counters]
         self._every_s, self._now_ns = every_s, now_ns
         self._lock = threading.Lock()
@@ -86,7 +86,7 @@ class EnergyMeter(contextlib.AbstractContextManager["EnergyMeter"]):
             phases_j = {
                 phase: {name: self._joules(name, *when) for name in components} for phase, when in phases_ns.items()
             }
-        return EnergyUse(phases_j, missing, {name: self._names[name] for name in components})
+        return EnergyUse(phases_j, missing, {name: self.names[name] for name in components})
 
     def power(self, start_ns: int, end_ns: int) -> list[Counter]:
         """What components drew from time to time, by the host's clock; the integral of it is what `use` says."""

@@ -25,7 +25,7 @@ def counter_by_nvml(pci_address: str | None) -> EnergyCounter:
     except pynvml.NVMLError as error:
         raise NoCounterError(f"NVML says of the card at {pci_address}: {error}") from None
     told = name.decode() if isinstance(name, bytes) else name
-    return EnergyCounter(DEVICE, f"{told} (NVML)", lambda: _read_j(pynvml, card))
+    return EnergyCounter(DEVICE, f"{told} (NVML)", lambda: _read_j(pynvml, card), limit_w=_limit_w(pynvml, card))
 
 
 def _check_whole(pynvml: Any, card: Any) -> None:
@@ -36,6 +36,13 @@ def _check_whole(pynvml: Any, card: Any) -> None:
         return
     if now:
         raise NoCounterError("the card is divided (MIG): its one counter is of all its parts together")
+
+
+def _limit_w(pynvml: Any, card: Any) -> float | None:
+    try:
+        return int(pynvml.nvmlDeviceGetEnforcedPowerLimit(card)) / 1e3
+    except pynvml.NVMLError:
+        return None
 
 
 def _read_j(pynvml: Any, card: Any) -> float:

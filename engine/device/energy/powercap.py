@@ -53,7 +53,10 @@ def _counter(component: str, zone: Path) -> EnergyCounter:
     if not most_uj.isdecimal() or int(most_uj) == 0:
         raise NoCounterError(f"{zone / 'max_energy_range_uj'} does not say where the counter begins anew")
     package = zone.name.removeprefix(PREFIX).partition(":")[0]
-    return EnergyCounter(component, f"{_text(zone / 'name')} of package {package} (RAPL)", read, int(most_uj) / 1e6)
+    limit_uw = _text(zone / "constraint_0_power_limit_uw")  # for long, which is what holds while a run lasts
+    limit_w = int(limit_uw) / 1e6 if limit_uw.isdecimal() and int(limit_uw) else None
+    name = f"{_text(zone / 'name')} of package {package} (RAPL)"
+    return EnergyCounter(component, name, read, int(most_uj) / 1e6, limit_w)
 
 
 def _read_j(file: Path) -> float:

@@ -3,10 +3,10 @@
 import bisect
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from sim.problem.machine.cards import machine_names
 from sim.problem.machine.derived import completed
@@ -302,6 +302,13 @@ class Hardware(Part):
     def scaled(self, path: str, factor: float) -> Self:
         """Return the machine with the number at `path` multiplied by `factor`, and assumed. Raises InputError."""
         return self.with_value(path, self.value(path) * factor, f"{factor:g} × the value of {self.name}")
+
+    def with_power(self, known: Mapping[str, Any]) -> Self:
+        """Return the machine with what is known of its watts, as tables of its file; what is not follows from it.
+
+        Raises InputError where too little is known.
+        """
+        return type(self).from_dict(completed({**self.to_dict(), "power": dict(known)}))
 
     def capped(self, watts: float) -> Self:
         """Return the machine with each device held to so many watts: its clocks fall, and its memory's do not.
