@@ -1,8 +1,12 @@
 """Counters of energy as machines show them: powercap's files in a folder, the driver's module of cards, Zeus's."""
 
 import math
+import threading
 import time
 import types
+from contextlib import contextmanager
+
+import pytest
 
 INTEL_RANGE_UJ = 262_143_328_850
 """Where the counter of a package begins anew."""
@@ -29,6 +33,31 @@ def _zone(folder, name, energy_uj, range_uj):
     (folder / "max_energy_range_uj").write_text(f"{range_uj}\n")
     show(folder, energy_uj)
     return folder
+
+
+@contextmanager
+def live_powercap(root, watts):
+    """While entered, this machine's powercap is a package and its memory, which draw these watts."""
+    zones = powercap(root / "powercap")
+    drawn = dict(zip(zones.values(), watts, strict=True))
+    ended = threading.Event()
+
+    def draw():
+        while not ended.wait(0.002):
+            for zone, own_w in drawn.items():
+                unseen = zone / "unseen"
+                unseen.write_text(f"{round(1e6 * own_w * time.perf_counter())}\n")
+                unseen.replace(zone / "energy_uj")  # or it is read half written
+
+    drawing = threading.Thread(target=draw)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engine.device.energy.find.POWERCAP", root / "powercap")
+        drawing.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            drawing.join()
 
 
 def show(zone, energy_uj):

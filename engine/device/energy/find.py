@@ -17,14 +17,14 @@ class Counted(Protocol):
     def energy_counter(self) -> EnergyCounter: ...
 
 
-def counters_of(device: Counted, powercap: Path = POWERCAP) -> EnergyCounters:
-    """The device's counter and those of its host; what has none says why."""
+def counters_of(device: Counted, powercap: Path | None = None) -> EnergyCounters:
+    """The device's counter and those of its host, in `powercap` or where Linux has them; what has none says why."""
     try:
         own = EnergyCounters((device.energy_counter(),))
     except NoCounterError as error:
         own = EnergyCounters(missing={DEVICE: str(error)})
     by_daemon = host_by_zeus()
-    return own + (by_daemon if by_daemon.counters else counters_by_powercap(powercap) + by_daemon)
+    return own + (by_daemon if by_daemon.counters else counters_by_powercap(powercap or POWERCAP) + by_daemon)
 
 
 def gpu_counter(vendor: str, index: int, pci_address: str | None) -> EnergyCounter:
