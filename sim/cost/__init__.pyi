@@ -15,4 +15,4 @@ from .pools import CPU_CORES as CPU_CORES, DRAM as DRAM
 from .products import ExpertUse as ExpertUse
 from .setup import Setup as Setup
 from .sizes import Sizes as Sizes, fetches_modules as fetches_modules
-from .work import Cost as Cost, Demands as Demands
+from .work import Cost as Cost, Demands as Demands, Effort as Effort
