@@ -11,13 +11,6 @@ from .export import (
     timelines_section as timelines_section,
 )
 from .picture import draw as draw
-from .planner import (
-    Choice as Choice,
-    NothingFitsError as NothingFitsError,
-    best_policy as best_policy,
-    hrm_plan as hrm_plan,
-    plan as plan,
-)
 from .policies import PolicyGrid as PolicyGrid, most_locked as most_locked, travels_for_nothing as travels_for_nothing
 from .report import (
     DURATIONS as DURATIONS,
@@ -31,7 +24,15 @@ from .report import (
     speeds as speeds,
     title as title,
 )
-from .search import Candidate as Candidate, Objective as Objective
+from .search import (
+    Candidate as Candidate,
+    Choice as Choice,
+    NothingFitsError as NothingFitsError,
+    Objective as Objective,
+    best_policy as best_policy,
+    hrm_plan as hrm_plan,
+    plan as plan,
+)
 from .streams import (
     PROMPTS_IN_WORDS as PROMPTS_IN_WORDS,
     Flow as Flow,

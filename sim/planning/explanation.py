@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from sim.cost import UNIFIED, MemoryPlan, reserve_bytes
-from sim.planning.planner import Choice, NothingFitsError, best_policy
 from sim.planning.policies import (
     ExpertPlaces,
     PolicyGrid,
@@ -21,7 +20,7 @@ from sim.planning.policies import (
     placed_experts,
     travels_for_nothing,
 )
-from sim.planning.search import Candidate, Objective, in_essence, ranked
+from sim.planning.search import Candidate, Choice, NothingFitsError, Objective, best_policy, in_essence, ranked
 from sim.problem import Hardware, Policy, Problem
 from sim.schedule import Tier, by_name
 from sim.simulation import Prediction, predict

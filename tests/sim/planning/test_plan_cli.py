@@ -22,7 +22,7 @@ def small_grid(monkeypatch):
         return PolicyGrid(*args, **given) if args else PolicyGrid(**{**sizes, **given})
 
     monkeypatch.setattr("sim.planning.PolicyGrid", few)
-    monkeypatch.setattr("sim.planning.planner.PolicyGrid", few)
+    monkeypatch.setattr("sim.planning.search.planner.PolicyGrid", few)
     monkeypatch.setattr("sim.planning.picture.PER_DOUBLING", 1)
 
 

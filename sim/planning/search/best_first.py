@@ -1,78 +1,19 @@
 """Best-first search: candidates simulated in the order of their bounds, until no bound beats the best."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields, replace
-from enum import StrEnum
-from typing import Any, Self
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from sim.cost import Setup
 from sim.planning.bounds import lanes_tokens_per_s, least_seconds
 from sim.planning.policies import TIERS, Floats, Space, attending_beside
+from sim.planning.search.candidate import Candidate, in_essence
+from sim.planning.search.objectives import ENOUGH_THROUGHPUT, SAME_LATENCY, Objective, ranked
 from sim.problem import Policy
 from sim.schedule import CPU, Place, Tier
-from sim.simulation import Prediction, predict
 
 TOLERANCE = 1e-3
 """Relative gain below which a candidate is not simulated: the interpolation of decode steps is accepted up to it."""
-
-SAME_LATENCY = 0.01
-"""Decode steps that are longer than the shortest by at most so much count as equally short."""
-
-ENOUGH_THROUGHPUT = 0.95
-"""Share of the best throughput that the policy of least device memory must reach."""
-
-
-class Objective(StrEnum):
-    """What the best policy is best at."""
-
-    THROUGHPUT = "throughput"  # tokens per second of the whole generation
-    LATENCY = "latency"  # seconds of a decode step, the time between two tokens of a request; then throughput
-    MEMORY = "memory"  # bytes on the device, among policies that reach ENOUGH_THROUGHPUT of the best throughput
-
-
-MEANING = {
-    Objective.THROUGHPUT: "most generated tokens a second of all requests, over prefill and decode",
-    Objective.LATENCY: f"the shortest decode step, to {SAME_LATENCY:.0%}; among those, the most tokens a second",
-    Objective.MEMORY: f"the fewest bytes on the device that reach {ENOUGH_THROUGHPUT:.0%} of the best throughput",
-}
-"""What each objective asks for, in words."""
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate(Prediction):
-    """One simulated policy, and what it could reach at best."""
-
-    bound_tokens_per_s: float
-
-    @classmethod
-    def of(cls, setup: Setup, bound: float) -> Self:
-        """Simulate a setup. Raises InputError if it does not fit."""
-        found = predict(setup, compiled=True)
-        return cls(**{one.name: getattr(found, one.name) for one in fields(found)}, bound_tokens_per_s=bound)
-
-    @property
-    def device_bytes(self) -> int:
-        return self.memory_peak_bytes[Tier.DEVICE]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "schedule": self.schedule,
-            "policy": self.policy.to_dict(),
-            "num_requests": self.num_requests,
-            "throughput_tokens_per_s": self.throughput_tokens_per_s,
-            "bound_tokens_per_s": self.bound_tokens_per_s,
-            "prefill_tokens_per_s": self.prefill_tokens_per_s,
-            "decode_tokens_per_s": self.decode_tokens_per_s,
-            "time_to_first_token_s": self.time_to_first_token_s,
-            "seconds_per_token": self.seconds_per_token,
-            "prefill_s": self.prefill_s,
-            "decode_s": self.decode_s,
-            "bottleneck": self.bottleneck,
-            "memory_peak_bytes": self.memory_peak_bytes,
-        }
 
 
 @dataclass(slots=True)
@@ -170,25 +111,8 @@ class Plan:
             best = max(best, value(self.found[policy]))
 
 
-def ranked(found: Iterable[Candidate], objective: Objective) -> list[Candidate]:
-    """Candidates of one or several schedules, the best first."""
-    by_throughput = sorted(found, key=lambda one: -one.throughput_tokens_per_s)
-    if objective is Objective.LATENCY:
-        least = min(one.token_s for one in by_throughput) * (1 + SAME_LATENCY)
-        return sorted(by_throughput, key=lambda one: max(one.token_s, least))
-    if objective is Objective.MEMORY:
-        floor = ENOUGH_THROUGHPUT * by_throughput[0].throughput_tokens_per_s
-        return sorted(by_throughput, key=lambda one: (one.throughput_tokens_per_s < floor, one.device_bytes))
-    return by_throughput
-
-
 def at_best(space: Space) -> tuple[Floats, Floats]:
     """What each policy of a space cannot beat: its tokens a second, and its seconds of a decode step. [row]."""
     total_s, decode_s = least_seconds(space)
     steps = space.problem.workload.gen_len - 1
     return space.generated_tokens / total_s, decode_s / steps if steps else total_s
-
-
-def in_essence(policy: Policy) -> Policy:
-    """The policy without its pages and page-locked weights: equal for two that are about the same."""
-    return replace(policy, pages=None, pin_weights=0.0)

@@ -15,7 +15,9 @@ from typing import Any
 from sim.cost import Setup
 from sim.hrm import SCHEDULE, search_policies
 from sim.planning.policies import PolicyGrid, Space, candidates_of, host_layer_candidates, short_bytes
-from sim.planning.search import TOLERANCE, Candidate, Objective, Plan, at_best, ranked
+from sim.planning.search.best_first import TOLERANCE, Plan, at_best
+from sim.planning.search.candidate import Candidate
+from sim.planning.search.objectives import Objective, ranked
 from sim.problem import NoRoomError, Policy, Problem
 from sim.schedule import ExpertPlace, Schedule, Tier, by_name, registered
 from traces.cli import in_processes
