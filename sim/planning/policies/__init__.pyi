@@ -25,6 +25,7 @@ from .placed import (
     host_layers_in_words as host_layers_in_words,
     in_words as in_words,
     placed_experts as placed_experts,
+    share_on_host as share_on_host,
     travels_for_nothing as travels_for_nothing,
 )
 from .space import Space as Space, candidates_of as candidates_of

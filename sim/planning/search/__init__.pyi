@@ -10,9 +10,9 @@ from .objectives import (
 from .planner import (
     MOST_SIMULATIONS as MOST_SIMULATIONS,
     Choice as Choice,
-    NothingFitsError as NothingFitsError,
     best_policy as best_policy,
     hrm_plan as hrm_plan,
     hrm_setup as hrm_setup,
     plan as plan,
 )
+from .refusals import AboveLimitError as AboveLimitError, NothingFitsError as NothingFitsError

@@ -5,15 +5,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sim.planning.bounds import lanes_tokens_per_s, least_seconds
+from sim.planning.bounds import lanes_tokens_per_s, least_joules_per_token, least_seconds
 from sim.planning.policies import TIERS, Floats, Space, attending_beside
 from sim.planning.search.candidate import Candidate, in_essence
-from sim.planning.search.objectives import ENOUGH_THROUGHPUT, SAME_LATENCY, Objective, ranked
+from sim.planning.search.objectives import ENOUGH_THROUGHPUT, SAME_ENERGY, SAME_LATENCY, Objective, ranked
+from sim.planning.search.open_rows import OpenRows
 from sim.problem import Policy
 from sim.schedule import CPU, Place, Tier
 
 TOLERANCE = 1e-3
 """Relative gain below which a candidate is not simulated: the interpolation of decode steps is accepted up to it."""
+
+FRONT_TOLERANCE = 0.01
+"""The same along the front: what is left out is in no value so much better than a point of it that is as good in the
+other."""
 
 
 @dataclass(slots=True)
@@ -23,6 +28,10 @@ class Plan:
     objective: Objective
     tolerance: float = TOLERANCE
     most_simulations: int | None = None
+    most_joules: float | None = None
+    """Joules a token that the best may use at most."""
+    along_front: bool = False
+    """Whether to look for what is best in both, tokens a second and joules a token, too."""
     found: dict[Policy, Candidate] = field(default_factory=dict)
     """All simulated candidates."""
     considered: int = 0
@@ -39,7 +48,15 @@ class Plan:
     @property
     def ranked(self) -> list[Candidate]:
         """All simulated candidates, the best first."""
-        return ranked(self.found.values(), self.objective)
+        return ranked(self.found.values(), self.objective, self.most_joules)
+
+    def fastest(self) -> Candidate:
+        """Of all that were simulated."""
+        return max(self.found.values(), key=lambda one: one.throughput_tokens_per_s)
+
+    def thriftiest(self) -> Candidate:
+        """That of the fewest joules a token."""
+        return min(self.found.values(), key=lambda one: one.joules_per_token)
 
     @property
     def simulated(self) -> int:
@@ -53,6 +70,20 @@ class Plan:
         if not len(space):
             return
         rates, token_s = at_best(space)
+        joules = least_joules_per_token(space, rates) if self._asks_joules else rates
+        if self.objective is Objective.ENERGY or self.most_joules is not None:
+            self._look_at_joules(space, rates, joules, at_least)
+        else:
+            self._look_at_times(space, rates, token_s, at_least)
+        if self.along_front:
+            self._look_along_front(space, rates, joules)
+
+    @property
+    def _asks_joules(self) -> bool:
+        return self.objective is Objective.ENERGY or self.most_joules is not None or self.along_front
+
+    def _look_at_times(self, space: Space, rates: Floats, token_s: Floats, at_least: int) -> None:
+        """What is fastest, has the shortest steps, or is fast enough with the fewest bytes."""
         self._best_first(space, rates, rates, lambda one: one.throughput_tokens_per_s, at_least)
         if self.objective is Objective.LATENCY:
             self._best_first(space, rates, 1 / token_s, lambda one: 1 / one.token_s, at_least)
@@ -65,6 +96,40 @@ class Plan:
             self._best_first(
                 space, rates, among, lambda one: (one.throughput_tokens_per_s >= floor) / one.device_bytes, 1
             )
+
+    def _look_at_joules(self, space: Space, rates: Floats, joules: Floats, at_least: int) -> None:
+        """The fewest joules a token, and the fastest of those about as thrifty; or the fastest within a limit."""
+        most = self.most_joules
+        if most is not None:
+            self._fastest_within(space, rates, joules, most, at_least)
+        if most is None or all(one.joules_per_token > most for one in self.found.values()):
+            self._best_first(space, rates, 1 / joules, lambda one: 1 / one.joules_per_token, at_least)
+        if self.objective is Objective.ENERGY:
+            self._fastest_within(space, rates, joules, self.thriftiest().joules_per_token * (1 + SAME_ENERGY), 1)
+
+    def _fastest_within(self, space: Space, rates: Floats, joules: Floats, most: float, at_least: int) -> None:
+        among = np.where(joules <= most, rates, -1.0)
+        self._best_first(
+            space, rates, among, lambda one: one.throughput_tokens_per_s * (one.joules_per_token <= most), at_least
+        )
+
+    def _look_along_front(self, space: Space, rates: Floats, joules: Floats) -> None:
+        """Simulate what may be better in speed or joules than all that is found and as good in the other."""
+        rest = OpenRows(rates, joules, FRONT_TOLERANCE)
+        for one in self.found.values():
+            rest.meet(one.throughput_tokens_per_s, one.joules_per_token)
+        while len(rest):
+            if self.most_simulations is not None and len(self.found) >= self.most_simulations:
+                self.unsettled += len(rest)
+                break
+            one = self._simulated(space, rest.next(), rates)
+            rest.meet(one.throughput_tokens_per_s, one.joules_per_token)
+
+    def _simulated(self, space: Space, row: int, rates: Floats) -> Candidate:
+        policy = space.policy(row)
+        if policy not in self.found:
+            self.found[policy] = Candidate.of(space.setup(row), float(rates[row]), with_joules=self._asks_joules)
+        return self.found[policy]
 
     def look_beside_the_cpu(self) -> None:
         """Simulate the best policy with attention of some micro-batches on the device, if the CPU is what it waits for.
@@ -87,7 +152,7 @@ class Plan:
             return False
         self.considered += 1
         self.feasible += 1
-        self.found[setup.policy] = Candidate.of(setup, lanes_tokens_per_s(setup))
+        self.found[setup.policy] = Candidate.of(setup, lanes_tokens_per_s(setup), with_joules=self._asks_joules)
         return self.best.policy == setup.policy
 
     def _best_first(
@@ -104,11 +169,9 @@ class Plan:
             if self.most_simulations is not None and len(self.found) >= self.most_simulations:
                 self.unsettled += int((bounds[order[done:]] > enough).sum())
                 break
-            policy = space.policy(row)
-            if policy not in self.found:
-                self.found[policy] = Candidate.of(space.setup(row), float(rates[row]))
-            different.add(in_essence(policy))
-            best = max(best, value(self.found[policy]))
+            one = self._simulated(space, row, rates)
+            different.add(in_essence(one.policy))
+            best = max(best, value(one))
 
 
 def at_best(space: Space) -> tuple[Floats, Floats]:

@@ -7,6 +7,7 @@ from sim.cost import Setup
 from sim.problem import Policy
 from sim.schedule import Tier
 from sim.simulation import Prediction, predict
+from traces.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,12 +15,25 @@ class Candidate(Prediction):
     """One simulated policy, and what it could reach at best."""
 
     bound_tokens_per_s: float
+    known_joules: float | None = None
+    """Joules of a generated token, where a search asks for them again and again."""
 
     @classmethod
-    def of(cls, setup: Setup, bound: float) -> Self:
+    def of(cls, setup: Setup, bound: float, *, with_joules: bool = False) -> Self:
         """Simulate a setup. Raises InputError if it does not fit."""
         found = predict(setup, compiled=True)
-        return cls(**{one.name: getattr(found, one.name) for one in fields(found)}, bound_tokens_per_s=bound)
+        one = cls(**{one.name: getattr(found, one.name) for one in fields(found)}, bound_tokens_per_s=bound)
+        return replace(one, known_joules=one.joules_per_token) if with_joules else one
+
+    @property
+    def joules_per_token(self) -> float:
+        """Of the whole machine, for each generated token. Raises InputError where its watts are not known."""
+        if self.known_joules is not None:
+            return self.known_joules
+        energy = self.energy
+        if energy is None:
+            raise InputError(f"{self.setup.problem.hardware.name}: its watts are not known: give it [power]")
+        return energy.j_per_token
 
     @property
     def device_bytes(self) -> int:

@@ -1,0 +1,32 @@
+"""What a plan tells of energy and money."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sim.planning.energy.caps import PowerCap
+from sim.planning.energy.front import Front, FrontPoint
+from sim.planning.energy.prices import Prices
+from sim.planning.report import in_short, seconds
+from traces.cli import TEXT, WORDS, Report
+
+
+def print_front(front: Front, caps: Sequence[PowerCap], prices: Prices, top: int) -> None:
+    """Print the points of the front, what moves along it, and what becomes of the machine under each cap."""
+    out = Report()
+    cap = {"cap W": ",.4g"} if caps else {}
+    money = {"money/M": ",.4g"} if prices.given else {}
+    core = {"schedule": TEXT, "policy": WORDS, "tokens/s": ",.2f", "J/token": ",.4g", **money}
+    where = {"W": ",.0f", **cap, "a token": ">", "on CPU": ".0%", "attention": TEXT, "requests": ","}
+    shown = front.some(top)
+    of_all = f"{len(shown)} of {len(front.points)} points" if len(shown) < len(front.points) else "all points"
+    rows = (_row(point, prices, with_cap=bool(caps)) for point in shown)
+    out.table([core, where], rows, f"speed against energy: {of_all} that no other is better than in both", keys=2)
+    out.say("; ".join(front.moves).capitalize() + ".", *map(str, caps))
+
+
+def _row(point: FrontPoint, prices: Prices, *, with_cap: bool) -> tuple[Any, ...]:
+    one = point.candidate
+    money = (prices.of_a_token(point.tokens_per_s, point.joules) * 1e6,) if prices.given else ()
+    cap = (point.power_cap_w,) if with_cap else ()
+    rates = (point.tokens_per_s, point.joules, *money, point.watts, *cap, seconds(one.seconds_per_token))
+    return one.schedule, in_short(one.policy), *rates, point.experts_on_cpu, one.policy.attention, one.num_requests
