@@ -21,8 +21,14 @@ from .compiled import (
     jitted as jitted,
     warm_up as warm_up,
 )
+from .energy import (
+    Component as Component,
+    Draws as Draws,
+    Energy as Energy,
+    StepShare as StepShare,
+    power_counters as power_counters,
+)
 from .fair_sharing import fair_rates as fair_rates
-from .one_layer import LayerView as LayerView, layer_view as layer_view
 from .prediction import (
     MEASURES as MEASURES,
     LaneSummary as LaneSummary,
@@ -57,8 +63,10 @@ from .stream import (
     stream_tasks as stream_tasks,
     stretches as stretches,
 )
-from .timeline import (
+from .views import (
+    LayerView as LayerView,
     describe_shape as describe_shape,
+    layer_view as layer_view,
     record as record,
     span_of as span_of,
     structure as structure,

@@ -249,7 +249,7 @@ class TestTheRules:
         "sim",
         "sim.cli",
         "sim.comparison.comparison",
-        "sim.simulation.timeline",
+        "sim.simulation.views.timeline",
         "sim.planning.search.planner",
         "sim.planning.command",
     ],

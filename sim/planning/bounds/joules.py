@@ -10,8 +10,10 @@ from sim.planning.bounds.durations import Measure
 from sim.planning.bounds.host_layers import active_joules_of_host_layers
 from sim.planning.bounds.split import CopyCosts, active_joules_of_split
 from sim.planning.policies import Candidates, Floats, HostLayerCandidates, Space, SplitCandidates
+from sim.problem import Hardware
 from sim.schedule import H2D, PIN, Lane, Task
 from sim.simulation import Draws
+from traces.errors import InputError
 
 
 def least_joules_per_token(space: Space, rates: Floats) -> Floats:
@@ -19,8 +21,15 @@ def least_joules_per_token(space: Space, rates: Floats) -> Floats:
 
     Raises InputError where the machine's watts are not known.
     """
-    draws = Draws.of(space.problem.hardware)
+    draws = draws_of(space.problem.hardware)
     return sum(draws.idle_w.values()) / rates + _active_joules(space, draws) / space.generated_tokens
+
+
+def draws_of(hardware: Hardware) -> Draws:
+    """What a machine draws. Raises InputError where its watts are not known."""
+    if hardware.power is None:
+        raise InputError(f"joules: {hardware.name} does not say what it draws: give it power.device.limit")
+    return Draws(hardware.power, hardware)
 
 
 def _active_joules(space: Space, draws: Draws) -> Floats:

@@ -88,10 +88,8 @@ class Front(Tabular):
             return self.points[:1]
         low, high = self.thriftiest.joules, self.fastest.joules
         wanted = [high + (low - high) * at / (most - 1) for at in range(most)]
-        nearest = {
-            min(range(len(self.points)), key=lambda at: abs(self.points[at].joules - joules)) for joules in wanted
-        }
-        return tuple(self.points[at] for at in sorted(nearest))
+        nearest = (min(self.points, key=lambda point: abs(point.joules - joules)) for joules in wanted)
+        return tuple(dict.fromkeys(nearest))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -113,17 +111,10 @@ def _moves(fast: FrontPoint, thrifty: FrontPoint) -> Iterator[str]:
         return
     less, slower = 1 - thrifty.joules / fast.joules, 1 - thrifty.tokens_per_s / fast.tokens_per_s
     yield f"the thriftiest takes {less:.1%} fewer joules a token than the fastest, and is {slower:.1%} slower"
-    for what, before, after in _traits(fast, thrifty):
-        yield (
-            f"{what}: {before} at the fastest, {after} at the thriftiest"
-            if before != after
-            else f"{what}: {before} at both"
-        )
-
-
-def _traits(*ends: FrontPoint) -> Iterator[tuple[str, str, str]]:
-    first, last = (_traits_of(one) for one in ends)
-    return ((name, first[name], last[name]) for name in first)
+    before, after = _traits_of(fast), _traits_of(thrifty)
+    for what, at in before.items():
+        other = after[what]
+        yield f"{what} {at} at both" if at == other else f"{what} {at} at the fastest, {other} at the thriftiest"
 
 
 def _traits_of(point: FrontPoint) -> dict[str, str]:

@@ -54,13 +54,8 @@ def _draw_points(ax: Axes, points: Sequence[FrontPoint], colours: dict[str, str]
     for point in points:
         colour = colours[point.candidate.schedule]
         fill = colour if point.experts_on_cpu else "white"
-        style: dict[str, Any] = {
-            "markerfacecolor": fill,
-            "markeredgecolor": colour,
-            "alpha": alpha,
-            "zorder": 2 + alpha * 2,
-        }
-        ax.plot(point.tokens_per_s, point.joules, "o", markersize=size, markeredgewidth=1.4, **style)
+        style: dict[str, Any] = {"markerfacecolor": fill, "markeredgecolor": colour, "alpha": alpha, "markersize": size}
+        ax.plot(point.tokens_per_s, point.joules, "o", markeredgewidth=1.4, zorder=2 + 2 * alpha, **style)
 
 
 def _name(ax: Axes, front: Front) -> None:

@@ -32,7 +32,9 @@ class Candidate(Prediction):
             return self.known_joules
         energy = self.energy
         if energy is None:
-            raise InputError(f"{self.setup.problem.hardware.name}: its watts are not known: give it [power]")
+            raise InputError(
+                f"joules: {self.setup.problem.hardware.name} does not say what it draws: give it power.device.limit"
+            )
         return energy.j_per_token
 
     @property

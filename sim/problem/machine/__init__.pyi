@@ -12,4 +12,10 @@ from .hardware import (
     Processor as Processor,
     Reserve as Reserve,
 )
+from .power import (
+    Power as Power,
+    ProcessorPower as ProcessorPower,
+    RestPower as RestPower,
+    TransferPower as TransferPower,
+)
 from .quantity import Basis as Basis, Dimension as Dimension, Quantity as Quantity

@@ -4,7 +4,7 @@ import bisect
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Self
 
@@ -12,6 +12,7 @@ from sim.problem.machine.cards import machine_names
 from sim.problem.machine.derived import completed
 from sim.problem.machine.devices import OtherDevice, check_devices
 from sim.problem.machine.files import machine_table
+from sim.problem.machine.power import LAW_OF_CAPS, Power
 from sim.problem.machine.quantity import Basis, Quantity
 from sim.problem.machine.tables import Part
 from traces.errors import InputError, check_count, error_prefix, nearest
@@ -216,6 +217,8 @@ class Hardware(Part):
     optimizer: OptimizerConstants | None = None
     emulation: Emulation | None = None
     hand_over_s: Quantity | None = None
+    power: Power | None = None
+    """What it draws; without it, a run has no joules."""
     other_devices: tuple[OtherDevice, ...] = ()
     """What else is in the machine and no plan uses: it is not equal to the devices that are planned with."""
 
@@ -299,6 +302,21 @@ class Hardware(Part):
     def scaled(self, path: str, factor: float) -> Self:
         """Return the machine with the number at `path` multiplied by `factor`, and assumed. Raises InputError."""
         return self.with_value(path, self.value(path) * factor, f"{factor:g} × the value of {self.name}")
+
+    def capped(self, watts: float) -> Self:
+        """Return the machine with each device held to so many watts: its clocks fall, and its memory's do not.
+
+        Raises InputError where the machine's watts are not known, and for so few that the law of caps does not hold.
+        """
+        device = self.power.device if self.power else None
+        if self.power is None or device is None:
+            raise InputError(f"power cap: {self.name} has no [power.device]; give its idle, compute, memory and limit")
+        source = f"{watts:g} W a device: {LAW_OF_CAPS}"
+        found = self
+        for path, keeps in device.rates_under(watts).items():
+            if keeps < 1.0:
+                found = found.with_value(path, found.value(path) * keeps, source)
+        return replace(found, power=replace(self.power, device=device.capped(watts, source)))
 
 
 def _most_of(machine: Hardware) -> Iterator[tuple[str, int, str]]:
