@@ -78,16 +78,16 @@ class _Paths:
 
     def all_tasks(self) -> Floats:
         """What all of them take one after the other, in prefill and in decode. [row]."""
-        t, n = self.t, self.n
+        t, n, pages = self.t, self.n, self.loads + self.pins if self.order.stages else self.loads
         pre, attn, post, head, load, store, kv = (t.of("prefill", op) for op in PREFILL_OPS)
         others = pre + attn + post + load + store + kv
         ends = t.of_layer(load, 0) + t.of_layer(store, len(t.model.layers) - 1)
         found = n * (t.over_layers(others) - ends + t.of_layer(head, 0))
-        found = found + t.over_layers(np.minimum(self.whole, self.loads + self.pins))
+        found = found + t.over_layers(np.minimum(self.whole, pages))
         if not t.segments:
             return np.asarray(found[:, 0])
         head, others = t.of("decode", Op.HEAD), sum(t.of("decode", op) for op in DECODE_OPS if op is not Op.HEAD)
-        step = n * (t.over_layers(others) + t.of_layer(head, 0)) + t.over_layers(self.loads + self.pins)
+        step = n * (t.over_layers(others) + t.of_layer(head, 0)) + t.over_layers(pages)
         return np.asarray(found[:, 0] + (step * t.weights).sum(axis=1))
 
     def _prefill(self) -> Floats:

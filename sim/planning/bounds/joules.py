@@ -11,7 +11,7 @@ from sim.planning.bounds.host_layers import active_joules_of_host_layers
 from sim.planning.bounds.split import CopyCosts, active_joules_of_split
 from sim.planning.policies import Candidates, Floats, HostLayerCandidates, Space, SplitCandidates
 from sim.problem import Hardware
-from sim.schedule import H2D, PIN, Lane, Task
+from sim.schedule import H2D, Lane, Task
 from sim.simulation import Draws
 from traces.errors import InputError
 
@@ -57,8 +57,8 @@ def _sum(draws: Draws, lane: Lane, cost: Cost) -> float:
 def _copies(draws: Draws) -> CopyCosts:
     """Joules a byte: what copies wait for draws nothing."""
 
-    def byte(lane: Lane, copied: int, dram: int, link: int) -> float:
-        return _sum(draws, lane, Cost(1, effort=Effort(copied_bytes=copied, dram_bytes=dram, link_bytes=link)))
+    def byte(copied: int, dram: int, link: int) -> float:
+        return _sum(draws, H2D, Cost(1, effort=Effort(copied_bytes=copied, dram_bytes=dram, link_bytes=link)))
 
-    pageable = byte(H2D, PAGEABLE_TRAFFIC - 1, PAGEABLE_TRAFFIC, 1)
-    return CopyCosts(0.0, byte(H2D, 0, 1, 1), pageable, 0.0, byte(PIN, PIN_TRAFFIC, PIN_TRAFFIC, 0))
+    pageable = byte(PAGEABLE_TRAFFIC - 1, PAGEABLE_TRAFFIC, 1)
+    return CopyCosts(0.0, byte(0, 1, 1), pageable, 0.0, byte(PIN_TRAFFIC, PIN_TRAFFIC, 0))

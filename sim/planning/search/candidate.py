@@ -32,9 +32,8 @@ class Candidate(Prediction):
             return self.known_joules
         energy = self.energy
         if energy is None:
-            raise InputError(
-                f"joules: {self.setup.problem.hardware.name} does not say what it draws: give it power.device.limit"
-            )
+            machine = self.setup.problem.hardware.name
+            raise InputError(f"joules: {machine} does not say what it draws: give it power.device.limit")
         return energy.j_per_token
 
     @property

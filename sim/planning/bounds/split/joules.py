@@ -4,7 +4,7 @@ import numpy as np
 
 from sim.planning.bounds.durations import DECODE_OPS, PREFILL_OPS, Measure
 from sim.planning.bounds.split.rows import SplitRows
-from sim.planning.bounds.split.tables import CopyCosts, Groups, Tables
+from sim.planning.bounds.split.tables import CopyCosts, Tables, TokenGroups
 from sim.planning.policies import Floats, Ints, SplitCandidates
 from sim.schedule import Op
 
@@ -48,7 +48,7 @@ class _Sum(SplitRows):
         once = (loads * self.layers).sum(axis=1) + self._experts(self.tables.groups)
         return np.asarray(self.n[:, None] * attended + once[:, None])
 
-    def _experts(self, groups: Groups) -> Floats:
+    def _experts(self, groups: TokenGroups) -> Floats:
         """Of all groups, wherever their experts are. [row]."""
 
         def of_group(which: Ints) -> Floats:

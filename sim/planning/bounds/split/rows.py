@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from sim.planning.bounds.durations import MEAN
-from sim.planning.bounds.split.tables import Groups, Tables
+from sim.planning.bounds.split.tables import Tables, TokenGroups
 from sim.planning.policies import Floats, Ints
 from sim.problem import LOCK_UNIT_BYTES
 from sim.schedule import Op
@@ -36,7 +36,7 @@ class SplitRows:
         """One op of a micro-batch through all layers. [row, segment]."""
         return np.asarray(self.tables.batches.of(phase, op, which)[self.batch])
 
-    def over_groups(self, groups: Groups, seconds: Callable[[Ints], Floats]) -> Floats:
+    def over_groups(self, groups: TokenGroups, seconds: Callable[[Ints], Floats]) -> Floats:
         """Sum over groups and layers of what one takes. [row]."""
         total = np.zeros(len(self.mix))
         for place in range(groups.which.shape[1]):

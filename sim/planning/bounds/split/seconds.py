@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sim.planning.bounds.durations import DECODE_OPS, LEAST, PREFILL_OPS
 from sim.planning.bounds.split.rows import SplitRows
-from sim.planning.bounds.split.tables import CopyCosts, Groups, Tables
+from sim.planning.bounds.split.tables import CopyCosts, Tables, TokenGroups
 from sim.planning.policies import Floats, SplitCandidates
 from sim.problem import Hardware
 from sim.schedule import Op
@@ -107,7 +107,7 @@ class _LeastSeconds(SplitRows):
             lanes.append(steps * (pin * self.layers).sum(axis=1)[:, None] - 3 * pin.max(axis=1)[:, None])
         return np.asarray(np.maximum.reduce(lanes).sum(axis=1) - streamed.max(axis=1)).clip(min=0.0)
 
-    def _chain(self, groups: Groups) -> Floats:
+    def _chain(self, groups: TokenGroups) -> Floats:
         """The experts of one group in all layers: there and back. [row]."""
         which = groups.largest[self.frame][:, None]
         asked = self.offload_tokens(which)

@@ -66,7 +66,7 @@ def _key(one: Frame) -> tuple[object, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Groups:
+class TokenGroups:
     """Different numbers of tokens of the groups of each frame: which of all numbers, and how many groups have it."""
 
     which: Ints
@@ -76,14 +76,14 @@ class Groups:
     """Which number of tokens the group of most tokens has. [frame]."""
 
     @staticmethod
-    def of(of_frames: Sequence[tuple[tuple[int, int], ...]], numbers: dict[int, int]) -> "Groups":
+    def of(of_frames: Sequence[tuple[tuple[int, int], ...]], numbers: dict[int, int]) -> "TokenGroups":
         """Numbers that are new are given the next index."""
         width = max(map(len, of_frames))
         which, times = np.zeros((len(of_frames), width), dtype=np.int64), np.zeros((len(of_frames), width))
         for at, groups in enumerate(of_frames):
             for place, (tokens, count) in enumerate(sorted(groups, reverse=True)):
                 which[at, place], times[at, place] = numbers.setdefault(tokens, len(numbers)), count
-        return Groups(which, times, which[:, 0].copy())
+        return TokenGroups(which, times, which[:, 0].copy())
 
 
 class Splits:
@@ -126,9 +126,9 @@ class Tables:
         self.space, self.batches, self.splits = space, Batches(space, measure), Splits(space)
         numbers: dict[int, int] = {}
         frames = space.frames
-        self.groups = Groups.of([one.tokens for one in frames], numbers)
+        self.groups = TokenGroups.of([one.tokens for one in frames], numbers)
         prompts = [one.prompts if one.prefill else one.tokens for one in frames]
-        self.prompt_groups = Groups.of(prompts, numbers)
+        self.prompt_groups = TokenGroups.of(prompts, numbers)
         self.of_group = np.array([-(-len(one.setup.batch.micro_batches) // one.groups) for one in frames], dtype=float)
         self.num_groups = np.array([one.groups for one in frames], dtype=float)
         self.on_host = np.array([one.prefill == PREFILLS.index(Place.CPU) for one in frames])
