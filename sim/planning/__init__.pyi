@@ -1,3 +1,17 @@
+from .energy import (
+    MONEY as MONEY,
+    Front as Front,
+    FrontPoint as FrontPoint,
+    PowerCap as PowerCap,
+    Prices as Prices,
+    add_power_cap as add_power_cap,
+    add_prices as add_prices,
+    draw_front as draw_front,
+    plan_under_caps as plan_under_caps,
+    print_front as print_front,
+    print_money as print_money,
+    refuse_prices as refuse_prices,
+)
 from .explanation import Explanation as Explanation, explain as explain
 from .export import (
     TARGETS as TARGETS,

@@ -2,10 +2,12 @@
 
 import argparse
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sim.problem import Hardware
 from traces.errors import shown
+
+if TYPE_CHECKING:
+    from sim.problem import Hardware
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,11 +15,11 @@ class PowerCap:
     """So many watts a device, and the machine with and without."""
 
     watts: float
-    before: Hardware
-    after: Hardware
+    before: "Hardware"
+    after: "Hardware"
 
     @classmethod
-    def of(cls, hardware: Hardware, watts: float) -> "PowerCap":
+    def of(cls, hardware: "Hardware", watts: float) -> "PowerCap":
         """Raises InputError where the device's watts are not known, or so few that nothing is known of its clocks."""
         return cls(watts, hardware, hardware.capped(watts))
 

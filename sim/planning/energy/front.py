@@ -3,13 +3,12 @@
 A policy that was not simulated is not on the front: its bounds say that a point of the front is as good in both.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Self
 
 from sim.planning.policies import share_on_host
-from sim.planning.search import Candidate, Choice
+from sim.planning.search import Candidate
 from traces.data_frame import Tabular
 
 
@@ -55,7 +54,7 @@ class FrontPoint:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Front(Tabular):
     """The points, the fastest first and the thriftiest last; `others` are all that were simulated beside them."""
 
@@ -63,9 +62,9 @@ class Front(Tabular):
     others: tuple[FrontPoint, ...]
 
     @classmethod
-    def of(cls, choices: Iterable[tuple[float | None, Choice]]) -> Self:
-        """Of what was planned, each under its power cap."""
-        every = [FrontPoint(one, cap) for cap, choice in choices for one in choice.ranked]
+    def of(cls, simulated: Iterable[tuple[float | None, Sequence[Candidate]]]) -> Self:
+        """Of all that was simulated under each power cap."""
+        every = [FrontPoint(one, cap) for cap, found in simulated for one in found]
         every.sort(key=lambda point: (-point.tokens_per_s, point.joules))
         points, others = list[FrontPoint](), list[FrontPoint]()
         for point in every:
@@ -99,7 +98,7 @@ class Front(Tabular):
         """One for each point, the fastest first."""
         return [point.to_dict() for point in self.points]
 
-    @cached_property
+    @property
     def moves(self) -> tuple[str, ...]:
         """What differs between the two ends, a sentence each."""
         return tuple(_moves(self.fastest, self.thriftiest))

@@ -2,10 +2,13 @@
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Self
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 from traces.errors import InputError, check_range
+
+if TYPE_CHECKING:
+    from sim.problem import Problem
 
 HOUR_S = 3600.0
 KWH_J = 3.6e6
@@ -42,15 +45,31 @@ class Prices:
         """Money for one generated token, which takes so many joules of the whole machine."""
         return (self.per_hour or 0.0) / HOUR_S / tokens_per_s + (self.per_kwh or 0.0) / KWH_J * joules
 
-    def cells(self, result: Mapping[str, Any], tokens_per_request: float) -> dict[str, float | None]:
+    def to_dict(self) -> dict[str, float | None]:
+        """As JSON values."""
+        return asdict(self)
+
+    def cells(self, result: Mapping[str, Any], problem: "Problem") -> dict[str, float | None]:
         """What a result as JSON values gains: nothing without a price, and no numbers where it has no rate."""
         rate = result.get("throughput_tokens_per_s")
         if not self.given:
             return {}
         if rate is None:
             return dict.fromkeys(MONEY)
-        token = self.of_a_token(rate, result["energy_j_per_token"] if self.per_kwh else 0.0)
-        return dict(zip(MONEY, (token * MILLION, token * tokens_per_request), strict=True))
+        joules = result["energy_j_per_token"]
+        if self.per_kwh and joules is None:
+            machine = problem.hardware.name
+            raise InputError(f"--price-per-kwh: {machine} does not say what it draws: give it power.device.limit")
+        token = self.of_a_token(rate, joules or 0.0)
+        return dict(zip(MONEY, (token * MILLION, token * problem.workload.gen_len), strict=True))
+
+    def add_to(self, plan: dict[str, Any], problem: "Problem") -> None:
+        """Give a plan's JSON values, and those of all candidates in it, what they cost."""
+        front = plan.get("energy_front", {}).get("points", ())
+        for one in (plan, *plan["top"], *front):
+            one.update(self.cells(one, problem))
+        if self.given:
+            plan["prices"] = self.to_dict()
 
 
 def add_prices(group: Any) -> None:

@@ -1,12 +1,14 @@
 """What a plan tells of energy and money."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sim.planning.energy.caps import PowerCap
 from sim.planning.energy.front import Front, FrontPoint
-from sim.planning.energy.prices import Prices
+from sim.planning.energy.prices import MILLION, Prices
 from sim.planning.report import in_short, seconds
+from sim.simulation import Prediction
 from traces.cli import TEXT, WORDS, Report
 
 
@@ -24,9 +26,24 @@ def print_front(front: Front, caps: Sequence[PowerCap], prices: Prices, top: int
     out.say("; ".join(front.moves).capitalize() + ".", *map(str, caps))
 
 
+def print_money(results: Iterable[tuple[str, Prediction]], prices: Prices) -> None:
+    """Print what the tokens of some schedules cost, if there are prices."""
+    if not prices.given:
+        return
+    of_energy = replace(prices, per_hour=None)
+    columns = {"schedule": TEXT, "tokens/s": ",.2f", "J/token": ",.4g", "money/M": ",.4g", "of it energy": ".0%"}
+    rows = []
+    for name, one in results:
+        joules = one.energy.j_per_token if one.energy else None
+        token, part = (each.of_a_token(one.throughput_tokens_per_s, joules or 0.0) for each in (prices, of_energy))
+        per_request = token * one.setup.problem.workload.gen_len
+        rows.append((name, one.throughput_tokens_per_s, joules, token * MILLION, token and part / token, per_request))
+    Report().table({**columns, "a request": ",.3g"}, rows, "what generated tokens cost")
+
+
 def _row(point: FrontPoint, prices: Prices, *, with_cap: bool) -> tuple[Any, ...]:
     one = point.candidate
-    money = (prices.of_a_token(point.tokens_per_s, point.joules) * 1e6,) if prices.given else ()
+    money = (prices.of_a_token(point.tokens_per_s, point.joules) * MILLION,) if prices.given else ()
     cap = (point.power_cap_w,) if with_cap else ()
     rates = (point.tokens_per_s, point.joules, *money, point.watts, *cap, seconds(one.seconds_per_token))
     return one.schedule, in_short(one.policy), *rates, point.experts_on_cpu, one.policy.attention, one.num_requests

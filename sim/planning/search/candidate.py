@@ -28,13 +28,17 @@ class Candidate(Prediction):
     @property
     def joules_per_token(self) -> float:
         """Of the whole machine, for each generated token. Raises InputError where its watts are not known."""
+        joules = self._joules()
+        if joules is None:
+            machine = self.setup.problem.hardware.name
+            raise InputError(f"joules: {machine} does not say what it draws: give it power.device.limit")
+        return joules
+
+    def _joules(self) -> float | None:
         if self.known_joules is not None:
             return self.known_joules
         energy = self.energy
-        if energy is None:
-            machine = self.setup.problem.hardware.name
-            raise InputError(f"joules: {machine} does not say what it draws: give it power.device.limit")
-        return energy.j_per_token
+        return energy and energy.j_per_token
 
     @property
     def device_bytes(self) -> int:
@@ -55,6 +59,7 @@ class Candidate(Prediction):
             "prefill_s": self.prefill_s,
             "decode_s": self.decode_s,
             "bottleneck": self.bottleneck,
+            "energy_j_per_token": self._joules(),
             "memory_peak_bytes": self.memory_peak_bytes,
         }
 

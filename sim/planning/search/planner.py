@@ -8,7 +8,7 @@ on the number of simulations is given and met, `Plan.unsettled` says how many ca
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -56,6 +56,8 @@ class Choice(Tabular):
     """What was asked for exactly, if anything."""
     most_joules: float | None = None
     """Joules a token that the best may use at most, if that is given."""
+    above: dict[str, Plan] = field(default_factory=dict)
+    """Plans of schedules that fit, none of whose policies uses so few, by schedule."""
 
     @property
     def plan(self) -> Plan:
@@ -69,6 +71,10 @@ class Choice(Tabular):
     def ranked(self) -> list[Candidate]:
         """All simulated candidates of all schedules, the best first."""
         return ranked([one for plan in self.plans.values() for one in plan.ranked], self.objective, self.most_joules)
+
+    def allows(self, one: Candidate) -> bool:
+        """Whether a candidate uses no more joules than it may."""
+        return self.most_joules is None or one.joules_per_token <= self.most_joules
 
     @property
     def effort(self) -> dict[str, int]:
@@ -111,17 +117,21 @@ def plan(
     found = {name: done[name] for name in schedules}
     plans = {name: one for name, one in found.items() if isinstance(one, Plan)}
     failed = {name: one for name, one in found.items() if isinstance(one, NothingFitsError)}
+    above = {name: one for name, one in failed.items() if isinstance(one, AboveLimitError)}
     if not plans:
-        above = [one for one in failed.values() if isinstance(one, AboveLimitError)]
         if above:
-            raise min(above, key=lambda one: one.least_joules)
+            least = min(above.values(), key=lambda one: one.least_joules)
+            raise AboveLimitError(
+                str(least), least.least_joules, [plan for one in above.values() for plan in one.plans]
+            )
         nearest = min(failed.values(), key=lambda one: (one.is_on_device, one.short_bytes))
         text = f"{nearest}{_narrower(problem, schedules, options)}"
         raise NothingFitsError(text, nearest.short_bytes, is_on_device=nearest.is_on_device)
     best_first = [one.schedule for one in ranked([one.best for one in plans.values()], objective)]
     reasons = {name: str(one) for name, one in failed.items()}
     best = {name: plans[name] for name in best_first}
-    return Choice(problem, objective, best, reasons, options.get("num_requests"), options.get("most_joules"))
+    asked = options.get("num_requests"), options.get("most_joules")
+    return Choice(problem, objective, best, reasons, *asked, {name: one.plans[0] for name, one in above.items()})
 
 
 def _try(problem: Problem, objective: Objective, options: dict[str, Any], name: str) -> "Plan | NothingFitsError":

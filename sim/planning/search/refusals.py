@@ -22,11 +22,15 @@ class NothingFitsError(InputError):
 
 
 class AboveLimitError(NothingFitsError):
-    """No policy uses as few joules a token as is allowed. `least_joules` is the fewest that there are."""
+    """No policy uses as few joules a token as is allowed. `least_joules` is the fewest that there are.
 
-    def __init__(self, message: str, least_joules: float = 0.0) -> None:
+    `plans` are those that were made, of one schedule or several.
+    """
+
+    def __init__(self, message: str, least_joules: float = 0.0, plans: Sequence[Plan] = ()) -> None:
         super().__init__(message)
         self.least_joules = least_joules
+        self.plans = tuple(plans)
 
 
 def nothing_fits(schedule: str, tried: Sequence[Space]) -> NothingFitsError:
@@ -50,4 +54,5 @@ def check_limit(schedule: str, plan: Plan) -> None:
     if most is not None and best.joules_per_token > most:
         least = best.joules_per_token
         text = f"{schedule}: no policy generates a token with {most:g} J; the fewest joules are {least:.4g}"
-        raise AboveLimitError(f"{text}, with {best.policy} at {best.throughput_tokens_per_s:,.2f} tokens/s", least)
+        how = f"with {best.policy} at {best.throughput_tokens_per_s:,.2f} tokens/s"
+        raise AboveLimitError(f"{text}, {how}", least, [plan])

@@ -1,0 +1,52 @@
+"""The best plan under several power caps, and the front of speed against energy over all of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sim.planning.energy.caps import PowerCap
+from sim.planning.energy.front import Front
+from sim.planning.search import AboveLimitError, Choice, ranked
+from sim.problem import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class PlanUnderCaps:
+    """The choice, the cap that it is under, if any, and the front, if it was asked for."""
+
+    choice: Choice
+    cap: PowerCap | None
+    front: Front | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a plan's JSON gains."""
+        cap = {} if self.cap is None else {"power_cap": self.cap.to_dict()}
+        return cap if self.front is None else {**cap, "energy_front": self.front.to_dict()}
+
+
+def plan_under_caps(
+    problem: Problem, caps: Sequence[PowerCap], choose: Callable[[Problem], Choice], *, with_front: bool
+) -> PlanUnderCaps:
+    """Plan with each cap's machine, or with the machine as it is where there are none.
+
+    Raises AboveLimitError with the fewest joules of any cap, and NothingFitsError, which no cap changes.
+    """
+    choices, above = list[tuple[PowerCap | None, Choice]](), list[AboveLimitError]()
+    simulated = []
+    for cap in caps or (None,):
+        try:
+            choice = choose(problem if cap is None else replace(problem, hardware=cap.after))
+        except AboveLimitError as error:
+            above.append(error)
+            plans = error.plans
+        else:
+            choices.append((cap, choice))
+            plans = (*choice.plans.values(), *choice.above.values())
+        found = [one for plan in plans for one in plan.found.values()] if with_front else []
+        simulated.append((cap and cap.watts, found))
+    if not choices:
+        raise min(above, key=lambda one: one.least_joules)
+    first = choices[0][1]
+    best = ranked([choice.best for _, choice in choices], first.objective, first.most_joules)[0]
+    cap, choice = next(one for one in choices if one[1].best is best)
+    return PlanUnderCaps(choice, cap, Front.of(simulated) if with_front else None)
