@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim import admission, comparison, schedule as schedules, simulation
+from sim import admission, comparison, planning, schedule as schedules, simulation
 from sim.problem import (
     Hardware,
     add_policy,
@@ -55,6 +55,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="write prefill and two decode steps per schedule; of requests beside decode the first 24 steps (Perfetto)",
     )
+    planning.add_prices(how)
     how.add_argument("--no-band", action="store_true", help="leave out how far the speeds may be off")
     how.add_argument("--exact", action="store_true", help="simulate every decode step instead of interpolating")
     add_jobs(how)
@@ -62,6 +63,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 def _compare(args: argparse.Namespace) -> int:
     options = admission.stream_options(args)
+    prices = planning.Prices.of(args)
     problem = problem_of(args)
     names, asked = schedules_of(args), _asked(args)
     if args.baseline and args.baseline not in names:
@@ -75,15 +77,23 @@ def _compare(args: argparse.Namespace) -> int:
         bar.say("drawing machines")
         bands = {} if args.no_band else outcomes.bands(args.jobs)
     content = outcomes.to_dict()
+    if prices.given:
+        content |= {"prices": prices.to_dict()}
+        content["results"] = [{**one, **prices.cells(one, problem)} for one in content["results"]]
     if bands:
         content["bands"] = {name: one.to_dict() for name, one in bands.items()}
     _check_any(args, content, lambda: outcomes.best)
     if args.trace:
         make_folder(args.trace)
+
+    def show() -> None:
+        comparison.print_comparison(problem, outcomes, args.baseline, bands)
+        planning.print_money(((one.schedule, one.prediction) for one in outcomes if one.prediction), prices)
+
     return deliver(
         args,
         lambda: content,
-        lambda: comparison.print_comparison(problem, outcomes, args.baseline, bands),
+        show,
         (args.plot, lambda path: comparison.draw(problem, outcomes, path, bands)),
         (args.html, lambda path: write_text(path, comparison.comparison_page(problem, outcomes))),
         (args.trace, lambda folder: _write_traces(outcomes, Path(folder), content["input_hash"])),
@@ -99,6 +109,7 @@ def _compare_served(
 ) -> int:
     if args.html:
         raise InputError("--html: a page is of one batch: leave out --requests, or --html")
+    planning.refuse_prices(args, planning.OF_ONE_BATCH)
     options.check_prompt_len(args.prompt_len)
     options.check_schedules(names)
     problem, stream = options.stream_of(problem, args.gen_len)

@@ -1,5 +1,6 @@
 from .energy import (
     MONEY as MONEY,
+    OF_ONE_BATCH as OF_ONE_BATCH,
     Front as Front,
     FrontPoint as FrontPoint,
     PowerCap as PowerCap,

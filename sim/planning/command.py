@@ -192,7 +192,7 @@ def _check_beside_requests(args: argparse.Namespace, options: "admission.StreamO
     for option, is_given in given.items():
         if is_given:
             raise InputError(f"{option}: with --requests the most tokens a second of all are searched: leave it out")
-    planning.refuse_prices(args, "prices are of one batch, and --requests asks for a stream of them")
+    planning.refuse_prices(args, planning.OF_ONE_BATCH)
     options.check_prompt_len(args.prompt_len)
     options.check_schedules(schedules_of(args))
 

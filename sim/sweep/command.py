@@ -6,7 +6,7 @@ from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 
-from sim import admission, hrm, problem, simulation, sweep as sweeps
+from sim import admission, hrm, planning, problem, simulation, sweep as sweeps
 from sim.problem import add_policy, add_problem, fixed_policy, schedules_of
 from traces.cli import INTERRUPTED, Command, add_jobs, add_plot, one_of, progress, writing
 from traces.errors import InputError, shown
@@ -27,6 +27,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     by = "simulator (default), or hrm: the paper's search alone"
     what.add_argument("--by", metavar="WHAT", type=one_of("simulator", "hrm"), default="simulator", help=by)
     what.add_argument("--exact", action="store_true", help="simulate every decode step instead of interpolating")
+    planning.add_prices(what)
     where = parser.add_argument_group("rows")
     where.add_argument("--out", metavar="FILE", help=".csv or .jsonl (default: CSV on standard output)")
     where.add_argument("--resume", action="store_true", help="go on with an --out file that an earlier run began")
@@ -89,8 +90,13 @@ def _base(args: argparse.Namespace, swept: Collection[str]) -> "sweeps.Base":
         names = [schedule or hrm.SCHEDULE]
     what = (args.model, args.hardware, args.workload, args.prompt_len, args.gen_len, args.padded)
     stream = admission.stream_options(args, swept)
+    prices = planning.Prices.of(args)
+    if stream is not None:
+        planning.refuse_prices(args, planning.OF_ONE_BATCH)
+    if args.by == "hrm":
+        planning.refuse_prices(args, "HRM says nothing of energy, and its tokens a second are those of decode alone")
     how = (args.exact, args.by, args.routing, stream, args.sampled)
-    return sweeps.Base(*what, tuple(names), policy, *how, tuple(args.settings))
+    return sweeps.Base(*what, tuple(names), policy, *how, tuple(args.settings), prices)
 
 
 def _axes(args: argparse.Namespace) -> "tuple[sweeps.Axis, ...]":

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
+
 from sim.planning.policies import share_on_host
 from sim.planning.search import Candidate
 from traces.data_frame import Tabular
@@ -87,12 +89,12 @@ class Front(Tabular):
             return self.points[:1]
         low, high = self.thriftiest.joules, self.fastest.joules
         wanted = [high + (low - high) * at / (most - 1) for at in range(most)]
-        nearest = (min(self.points, key=lambda point: abs(point.joules - joules)) for joules in wanted)
-        return tuple(dict.fromkeys(nearest))
+        used = np.array([point.joules for point in self.points])
+        return tuple(self.points[at] for at in sorted({int(np.abs(used - joules).argmin()) for joules in wanted}))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        return {"points": self.rows(), "moves": list(self.moves)}
+        return {"points": self.rows(), "moves": list(self.moves), "alternatives": list(self.alternatives)}
 
     def rows(self) -> list[dict[str, Any]]:
         """One for each point, the fastest first."""
@@ -102,6 +104,29 @@ class Front(Tabular):
     def moves(self) -> tuple[str, ...]:
         """What differs between the two ends, a sentence each."""
         return tuple(_moves(self.fastest, self.thriftiest))
+
+    @property
+    def alternatives(self) -> tuple[str, ...]:
+        """The thriftiest of those simulated with experts in one place and the other, and under each cap: in sentences."""
+        return tuple(_alternatives((*self.points, *self.others)))
+
+
+def _alternatives(every: Sequence[FrontPoint]) -> Iterator[str]:
+    on_cpu, on_gpu = "some experts on the CPU", "all experts on the GPU"
+    places: dict[str, list[FrontPoint]] = {on_cpu: [], on_gpu: []}
+    caps = dict[str, list[FrontPoint]]()
+    for point in every:
+        places[on_cpu if point.experts_on_cpu else on_gpu].append(point)
+        if point.power_cap_w is not None:
+            caps.setdefault(f"{point.power_cap_w:g} W a device", []).append(point)
+    for kinds in (places, caps):
+        if sum(map(bool, kinds.values())) > 1:
+            yield f"the fewest joules simulated: {'; '.join(_least(*one) for one in kinds.items() if one[1])}"
+
+
+def _least(kind: str, points: Sequence[FrontPoint]) -> str:
+    least = min(points, key=lambda point: point.joules)
+    return f"with {kind} {least.joules:.4g} J a token at {least.tokens_per_s:,.2f} tokens/s"
 
 
 def _moves(fast: FrontPoint, thrifty: FrontPoint) -> Iterator[str]:

@@ -1,6 +1,6 @@
-"""The picture of speed against energy: every policy that was simulated, and the front of which none is better in both.
+"""The picture of speed against energy: the policies that were simulated, and the front of which none is better in both.
 
-Colours are schedules; what is filled computes experts on the host. Names beside the front say what moves along it.
+Colours are schedules; what is filled computes experts on the host. Numbers on the front are named below the picture.
 """
 
 from collections.abc import Sequence
@@ -14,36 +14,38 @@ from sim.planning.report import title
 from traces.cli import new_figure, open_frame, save
 from traces.page import colours_of
 
-NAMED = 6
-"""Points of the front at most that have a name beside them."""
+NAMED = 8
+"""Points of the front at most that have a number and a name."""
 
 FRONT = "#303030"
-FAR = 3.0
-"""Times the front's joules up to which other policies are shown."""
+SLOWER, FASTER = 0.75, 1.04
+LESS, MORE = 0.85, 1.35
+"""How far beyond the ends of the front other policies are shown: times its rates, and its joules."""
 
 
 def draw_front(front: Front, path: str) -> None:
     """Draw into a .png, .svg or .pdf file. Raises ValueError for another format, OSError if it cannot be written."""
-    every = (*front.points, *front.others)
-    colours = colours_of("schedules", (point.candidate.schedule for point in every))
-    figure = new_figure(10.5, 7.0)
+    seen = [point for point in front.others if _is_near(point, front)]
+    colours = colours_of("schedules", (point.candidate.schedule for point in (*front.points, *seen)))
+    figure = new_figure(10.5, 7.5)
     ax = figure.subplots()
-    _draw_points(ax, front.others, colours, alpha=0.35, size=4.5)
+    _draw_points(ax, seen, colours, alpha=0.35, size=4.5)
     ax.plot(*_places(front.points), color=FRONT, linewidth=1.2, zorder=3)
     _draw_points(ax, front.points, colours, alpha=1.0, size=8.0)
-    _name(ax, front)
-    ax.set(xlabel="throughput (tokens/s)", ylabel="energy of the whole machine (J/token)", title=_title(front))
-    ax.set_ylim(bottom=0.0, top=_highest(front))
-    ax.set_xlim(left=0.0)
+    names = _number(ax, front)
+    ax.set(xlabel="throughput (tokens/s)", ylabel="energy of the whole machine (J/token)")
+    ax.set_title(f"{title(front.fastest.candidate.setup.problem)}:\nspeed against energy, simulated", fontsize=12)
+    ax.set(xlim=(SLOWER * front.thriftiest.tokens_per_s, FASTER * front.fastest.tokens_per_s))
+    ax.set(ylim=(LESS * front.thriftiest.joules, MORE * front.fastest.joules))
     open_frame(ax)
     ax.grid(color="0.93", linewidth=0.6)
-    figure.legend(handles=_marks(colours), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    ax.legend(handles=_marks(colours), loc="upper left", fontsize=9)
+    figure.legend(handles=names, loc="outside lower center", ncols=1, frameon=False, fontsize=9, handlelength=0)
     save(figure, path)
 
 
-def _title(front: Front) -> str:
-    best = front.fastest.candidate
-    return f"{title(best.setup.problem)}:\nspeed against energy, {len(front.points)} policies on the front, simulated"
+def _is_near(point: FrontPoint, front: Front) -> bool:
+    return point.tokens_per_s > SLOWER * front.thriftiest.tokens_per_s and point.joules < MORE * front.fastest.joules
 
 
 def _places(points: Sequence[FrontPoint]) -> tuple[list[float], list[float]]:
@@ -58,21 +60,22 @@ def _draw_points(ax: Axes, points: Sequence[FrontPoint], colours: dict[str, str]
         ax.plot(point.tokens_per_s, point.joules, "o", markeredgewidth=1.4, zorder=2 + 2 * alpha, **style)
 
 
-def _name(ax: Axes, front: Front) -> None:
-    with_caps = any(point.power_cap_w is not None for point in front.points)
-    for at, point in enumerate(front.some(NAMED)):
-        one = point.candidate
-        cap = f", {point.power_cap_w:g} W" if with_caps and point.power_cap_w is not None else ""
-        text = f"{one.schedule} {one.policy}{cap}\n{point.tokens_per_s:,.1f} tokens/s, {point.joules:,.3g} J/token"
+def _number(ax: Axes, front: Front) -> list[Line2D]:
+    """Number the points that have a name, and return the names."""
+    names = []
+    for number, point in enumerate(front.some(NAMED), 1):
         place = (point.tokens_per_s, point.joules)
-        style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "ha": "right", "va": "top", "zorder": 6}
-        style["arrowprops"] = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6}
-        ax.annotate(text, place, (-14, -18 - 26 * (at % 2)), **style)
+        ax.annotate(str(number), place, (6, -13), textcoords="offset points", fontsize=10, zorder=6)
+        names.append(Line2D([], [], linestyle="none", label=f"{number}: {_name(point)}"))
+    return names
 
 
-def _highest(front: Front) -> float:
-    most = max(point.joules for point in (*front.points, *front.others))
-    return 1.05 * min(most, FAR * front.fastest.joules)
+def _name(point: FrontPoint) -> str:
+    one = point.candidate
+    cap = "" if point.power_cap_w is None else f", devices held to {point.power_cap_w:g} W"
+    where = f"attention on the {one.policy.attention.upper()}, {point.experts_on_cpu:.0%} of the experts on the CPU"
+    rates = f"{point.tokens_per_s:,.1f} tokens/s, {point.joules:,.3g} J/token"
+    return f"{one.schedule} {one.policy}, {where}{cap}: {rates}"
 
 
 def _marks(colours: dict[str, str]) -> list[Line2D]:
@@ -83,4 +86,4 @@ def _marks(colours: dict[str, str]) -> list[Line2D]:
     ]
     for label, fill in (("experts on the GPU", "white"), ("some on the CPU", FRONT)):
         marks.append(Line2D([], [], markeredgecolor=FRONT, markerfacecolor=fill, label=label, **style))
-    return [*marks, Line2D([], [], color=FRONT, linewidth=1.2, label="front")]
+    return [*marks, Line2D([], [], color=FRONT, linewidth=1.2, label="no policy is better in both")]

@@ -15,6 +15,8 @@ KWH_J = 3.6e6
 MILLION = 1e6
 MOST_PRICE = 1e15
 
+OF_ONE_BATCH = "prices are of one batch, and --requests asks for a stream of them"
+
 MONEY = ("money_per_million_tokens", "money_per_request")
 """What results gain where a price is given."""
 

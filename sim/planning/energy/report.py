@@ -8,6 +8,7 @@ from sim.planning.energy.caps import PowerCap
 from sim.planning.energy.front import Front, FrontPoint
 from sim.planning.energy.prices import MILLION, Prices
 from sim.planning.report import in_short, seconds
+from sim.problem import LAW_OF_CAPS
 from sim.simulation import Prediction
 from traces.cli import TEXT, WORDS, Report
 
@@ -23,7 +24,13 @@ def print_front(front: Front, caps: Sequence[PowerCap], prices: Prices, top: int
     of_all = f"{len(shown)} of {len(front.points)} points" if len(shown) < len(front.points) else "all points"
     rows = (_row(point, prices, with_cap=bool(caps)) for point in shown)
     out.table([core, where], rows, f"speed against energy: {of_all} that no other is better than in both", keys=2)
-    out.say("; ".join(front.moves).capitalize() + ".", *map(str, caps))
+    out.say(_sentence("; ".join(front.moves)), *map(_sentence, front.alternatives), *map(str, caps))
+    if caps:
+        out.say(f"Clocks under a cap: {LAW_OF_CAPS}.")
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def print_money(results: Iterable[tuple[str, Prediction]], prices: Prices) -> None:

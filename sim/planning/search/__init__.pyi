@@ -3,6 +3,7 @@ from .candidate import Candidate as Candidate, in_essence as in_essence
 from .objectives import (
     ENOUGH_THROUGHPUT as ENOUGH_THROUGHPUT,
     MEANING as MEANING,
+    SAME_ENERGY as SAME_ENERGY,
     SAME_LATENCY as SAME_LATENCY,
     Objective as Objective,
     ranked as ranked,

@@ -20,6 +20,9 @@ FRONT_TOLERANCE = 0.01
 """The same along the front: what is left out is in no value so much better than a point of it that is as good in the
 other."""
 
+PARTS_OF_ATTENTION = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)
+"""Shares of the micro-batches that attend on the device beside others on the CPU, where the front is looked for."""
+
 
 @dataclass(slots=True)
 class Plan:
@@ -145,6 +148,15 @@ class Plan:
             count = self.best.setup.shape.attending_on_device
             if not any(self._better_with(start, near) for near in (count + step, count - step) if 0 < near <= n):
                 step //= 2
+
+    def look_from_cpu_to_device(self) -> None:
+        """For the front: the fastest with attention on the CPU, with some parts of the micro-batches on the device."""
+        on_cpu = [one for one in self.found.values() if one.policy.attention is Place.CPU]
+        if on_cpu:
+            start = max(on_cpu, key=lambda one: one.throughput_tokens_per_s)
+            n = start.setup.shape.num_micro_batches
+            for count in sorted({round(part * n) for part in PARTS_OF_ATTENTION} - {0}):
+                self._better_with(start, count)
 
     def _better_with(self, start: Candidate, count: int) -> bool:
         setup = attending_beside(start.setup, count)

@@ -214,6 +214,8 @@ def best_policy(
             looked_near.add(start().policy)
     if mix_attention and schedule.system.mixes_attention:
         plan.look_beside_the_cpu()
+        if along_front:
+            plan.look_from_cpu_to_device()
     check_limit(schedule.name, plan)
     return plan
 
