@@ -107,7 +107,7 @@ class Front(Tabular):
 
     @property
     def alternatives(self) -> tuple[str, ...]:
-        """The thriftiest of those simulated with experts in one place and the other, and under each cap: in sentences."""
+        """The thriftiest that was simulated with experts in either place, and under each cap, in sentences."""
         return tuple(_alternatives((*self.points, *self.others)))
 
 
