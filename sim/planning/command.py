@@ -121,8 +121,12 @@ def run(args: argparse.Namespace) -> int:
             page = planning.plan_page(choice, why, exported, top=args.top, jobs=args.jobs, done=shown.at)
         write_text(path, page)
 
-    energy = (args.plot_energy, lambda path: found.front and planning.draw_front(found.front, path))
-    return deliver(args, lambda: everything, show, *_files(args, choice, choice.best), energy, (args.html, write_page))
+    def draw_energy(path: str) -> None:
+        if found.front:
+            planning.draw_front(found.front, path)
+
+    files = (*_files(args, choice, choice.best), (args.plot_energy, draw_energy), (args.html, write_page))
+    return deliver(args, lambda: everything, show, *files)
 
 
 def _asks_front(args: argparse.Namespace) -> bool:

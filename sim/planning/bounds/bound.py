@@ -86,7 +86,8 @@ class _Paths:
         found = found + t.over_layers(np.minimum(self.whole, pages))
         if not t.segments:
             return np.asarray(found[:, 0])
-        head, others = t.of("decode", Op.HEAD), sum(t.of("decode", op) for op in DECODE_OPS if op is not Op.HEAD)
+        head = t.of("decode", Op.HEAD)
+        others = np.sum([t.of("decode", op) for op in DECODE_OPS if op is not Op.HEAD], axis=0)
         step = n * (t.over_layers(others) + t.of_layer(head, 0)) + t.over_layers(pages)
         return np.asarray(found[:, 0] + (step * t.weights).sum(axis=1))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from sim.planning.energy.caps import PowerCap
 from sim.planning.energy.front import Front
-from sim.planning.search import AboveLimitError, Choice, ranked
+from sim.planning.search import AboveLimitError, Candidate, Choice, ranked
 from sim.problem import Problem
 
 
@@ -32,7 +32,7 @@ def plan_under_caps(
     Raises AboveLimitError with the fewest joules of any cap, and NothingFitsError, which no cap changes.
     """
     choices, above = list[tuple[PowerCap | None, Choice]](), list[AboveLimitError]()
-    simulated = []
+    simulated = list[tuple[float | None, list[Candidate]]]()
     for cap in caps or (None,):
         try:
             choice = choose(problem if cap is None else replace(problem, hardware=cap.after))
@@ -43,7 +43,7 @@ def plan_under_caps(
             choices.append((cap, choice))
             plans = (*choice.plans.values(), *choice.above.values())
         found = [one for plan in plans for one in plan.found.values()] if with_front else []
-        simulated.append((cap and cap.watts, found))
+        simulated.append((cap.watts if cap else None, found))
     if not choices:
         raise min(above, key=lambda one: one.least_joules)
     first = choices[0][1]

@@ -38,7 +38,7 @@ class Candidate(Prediction):
         if self.known_joules is not None:
             return self.known_joules
         energy = self.energy
-        return energy and energy.j_per_token
+        return energy.j_per_token if energy else None
 
     @property
     def device_bytes(self) -> int:

@@ -43,7 +43,7 @@ def ranked(found: Iterable[Candidate], objective: Objective, most_joules: float 
     """
     by_throughput = sorted(found, key=lambda one: -one.throughput_tokens_per_s)
     if most_joules is not None:
-        within, above = [], []
+        within, above = list[Candidate](), list[Candidate]()
         for one in by_throughput:
             (within if one.joules_per_token <= most_joules else above).append(one)
         return [*ranked(within, objective), *sorted(above, key=lambda one: one.joules_per_token)]

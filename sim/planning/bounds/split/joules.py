@@ -38,11 +38,11 @@ class _Sum(SplitRows):
         usual = shared + (n * post)[:, 0]
         apart = n * (self.of("prefill", Op.ROUTE) + tables.batches.dense("prefill")[self.batch])
         there = shared + apart[:, 0] + self._experts(tables.prompt_groups)
-        return np.where(tables.on_host[self.frame], there, usual)
+        return np.asarray(np.where(tables.on_host[self.frame], there, usual))
 
     def _decode(self) -> Floats:
         """Of one step. [row, segment]."""
-        attended = sum(self.of("decode", op) for op in (*DECODE_OPS, Op.ROUTE))
+        attended = np.sum([self.of("decode", op) for op in (*DECODE_OPS, Op.ROUTE)], axis=0)
         loads = self.weights(self.streamed_bytes(), self.n, staged=self.tables.stages)
         loads = loads + self.pins() if self.tables.stages else loads
         once = (loads * self.layers).sum(axis=1) + self._experts(self.tables.groups)
