@@ -23,9 +23,9 @@ from .compiled import (
 )
 from .energy import (
     Component as Component,
+    Drawn as Drawn,
     Draws as Draws,
     Energy as Energy,
-    StepShare as StepShare,
     power_counters as power_counters,
 )
 from .fair_sharing import fair_rates as fair_rates
@@ -36,6 +36,7 @@ from .prediction import (
     predict as predict,
 )
 from .recurrence import in_turn as in_turn, start_delays as start_delays, task_ends as task_ends
+from .sampling import StepShare as StepShare
 from .simulator import Executed as Executed, Simulation as Simulation, simulate_steps as simulate_steps
 from .stream import (
     NOT_YET as NOT_YET,

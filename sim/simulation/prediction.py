@@ -11,8 +11,8 @@ import sim.simulation.compiled  # its door loads numba only when it is asked for
 from sim.cost import Setup
 from sim.hrm import hrm_tokens_per_s
 from sim.problem import Policy
-from sim.simulation.energy import Energy, StepShare, energy_of
-from sim.simulation.sampling import TOLERANCE, Simulate, StepTotals, sample
+from sim.simulation.energy import Energy, energy_of
+from sim.simulation.sampling import TOLERANCE, Simulate, StepShare, StepTotals, sample
 from sim.simulation.simulator import StepUse, simulate_steps
 from traces.data_frame import Tabular
 from traces.trace import lane_order
@@ -242,7 +242,7 @@ def predict(
         found.simulated_tasks,
         found.simulated_steps,
         time.perf_counter() - started,
-        tuple(StepShare(step, found.spans_ns[step], weight) for step, weight in found.weights.items()),
+        found.shares,
     )
 
 

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import NamedTuple
 
 from sim.cost import Setup
 from sim.schedule import Lane
@@ -51,6 +52,14 @@ class StepTotals:
             self.lanes[lane].add(use, weight)
 
 
+class StepShare(NamedTuple):
+    """A simulated step, how long it took, and for how many steps it stands: 0 is prefill, which stands for itself."""
+
+    step: int
+    span_ns: float
+    weight: float
+
+
 @dataclass(frozen=True, slots=True)
 class SampledGeneration:
     """Prefill and decode of one setup, and what was simulated to know them."""
@@ -65,6 +74,11 @@ class SampledGeneration:
     """Steps of which those between, and the second itself, were interpolated."""
     weights: Mapping[int, float]
     """Of simulated steps, for how many steps each stands."""
+
+    @property
+    def shares(self) -> tuple[StepShare, ...]:
+        """The steps that all others are made of."""
+        return tuple(StepShare(step, self.spans_ns[step], weight) for step, weight in self.weights.items())
 
     def ends_ns(self) -> list[float]:
         """When each step ends, from the start of prefill, which is step 0."""

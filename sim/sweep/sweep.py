@@ -47,6 +47,7 @@ MEASURE_COLUMNS = (
     "prefill_s",
     "decode_s",
     "bottleneck",
+    "energy_j_per_token",
     "gpu_idle",
     "lower_bound_s",
     "hrm_tokens_per_s",

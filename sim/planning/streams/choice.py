@@ -92,6 +92,7 @@ class Way:
             "steady_tokens_per_s": self.steady_tokens_per_s,
             "at_most_tokens_per_s": self.at_most_tokens_per_s,
             "bottleneck": self.bottleneck,
+            "energy_j_per_token": self.result and self.result.energy_j_per_token,
             "estimated": self.result is None,
         }
 

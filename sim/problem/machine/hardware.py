@@ -330,3 +330,8 @@ def _most_of(machine: Hardware) -> Iterator[tuple[str, int, str]]:
     if machine.reserve is not None:
         yield "reserve.device", 1, "device_memory.capacity"
         yield "reserve.host", 1, "host_memory.capacity"
+    if machine.power is not None:
+        of = ["power.host", *(["power.device"] if machine.power.device else [])]
+        for processor, draws in itertools.product(of, ("compute", "memory")):
+            yield f"{processor}.idle", 1, f"{processor}.{draws}"
+            yield f"{processor}.{draws}", 1, f"{processor}.limit"

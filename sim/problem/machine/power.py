@@ -10,9 +10,6 @@ from sim.problem.machine.quantity import Quantity
 from sim.problem.machine.tables import Part
 from traces.errors import InputError
 
-ABOVE_LIMIT = 0.01
-"""By so much may what work draws be above the limit: both are measured."""
-
 LEAST_CLOCK = 0.7
 """Share of a device's clocks below which the law of caps does not hold.
 
@@ -59,15 +56,6 @@ class ProcessorPower(Part):
     compute_w: Quantity
     memory_w: Quantity
     limit_w: Quantity
-
-    def __post_init__(self) -> None:
-        Part.__post_init__(self)
-        for name in ("compute", "memory"):
-            draws = getattr(self, f"{name}_w")
-            if draws < self.idle_w:
-                raise InputError(f"{name}: {draws.text} is less than idle, {self.idle_w.text}: mend one of them")
-            if draws > self.limit_w * (1 + ABOVE_LIMIT):
-                raise InputError(f"{name}: {draws.text} is more than limit, {self.limit_w.text}: mend one of them")
 
     def clocks_under(self, watts: float, draws_w: float) -> float:
         """The share of its clocks that work keeps, which drew `draws_w`, where `watts` are the most: `LAW_OF_CAPS`."""

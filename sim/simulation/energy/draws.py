@@ -8,10 +8,15 @@ all of them did it, in the less time that all of them would take.
 
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Any
 
-from sim.cost import Cost
+import numpy as np
+
+from sim.cost import Cost, Effort
 from sim.problem import Hardware, Power, ProcessorPower
 from sim.schedule import Lane, LaneKind
+
+NS = 1e-9
 
 Joules = dict["Component", float]
 """Or watts, by part of the machine."""
@@ -43,21 +48,23 @@ class Draws:
 
     def active_joules(self, lane: Lane, cost: Cost) -> Joules:
         """What a task adds to what its machine draws idle."""
-        power, effort = self._power, cost.effort
-        on_device = lane.kind is LaneKind.GPU and power.device is not None
-        host_j = self._copying_j_per_byte * effort.copied_bytes
+        found = self.of_effort(lane.kind, cost.effort, cost.duration_ns * NS)
+        return {part: float(joules) for part, joules in found.items() if joules}
+
+    def of_effort(self, lane: LaneKind, effort: Effort, seconds: Any) -> dict[Component, Any]:
+        """The same by part; of many tasks on lanes of one kind at once, where effort and seconds are arrays."""
+        power = self._power
         found = {Component.LINK: power.link.moved_j_per_byte * effort.link_bytes}
-        if on_device:
-            assert power.device is not None
-            found[Component.DEVICE] = _at_work(power.device, cost)
-        elif lane.kind in (LaneKind.GPU, LaneKind.CPU):
-            host_j += _at_work(power.host, cost)
+        host_j = self._copying_j_per_byte * effort.copied_bytes
+        if lane is LaneKind.GPU and power.device is not None:
+            found[Component.DEVICE] = _at_work(power.device, effort, seconds)
+        elif lane in (LaneKind.GPU, LaneKind.CPU):
+            host_j = host_j + _at_work(power.host, effort, seconds)
         found[Component.HOST] = host_j
         found[Component.HOST_MEMORY] = power.host_memory.moved_j_per_byte * effort.dram_bytes
         if power.network is not None:
             found[Component.NETWORK] = power.network.moved_j_per_byte * effort.network_bytes
-        found[Component.REST] = self._lost(sum(found.values()))
-        return {part: joules for part, joules in found.items() if joules}
+        return {**found, Component.REST: self._lost(sum(found.values()))}
 
     @property
     def idle_w(self) -> Joules:
@@ -72,16 +79,16 @@ class Draws:
         rest = float(power.rest.idle_w)
         return {**found, Component.REST: rest + self._lost(rest + sum(found.values()))}
 
-    def _lost(self, delivered: float) -> float:
+    def _lost(self, delivered: Any) -> Any:
         """What the supply takes more than it delivers."""
         return (1 / self._supply - 1) * delivered
 
 
-def _at_work(power: ProcessorPower, cost: Cost) -> float:
-    """Joules above idle of a task on its processor."""
-    arithmetic = cost.effort.compute_s * (power.compute_w - power.idle_w)
-    memory = cost.effort.memory_s * (power.memory_w - power.idle_w)
-    return min(arithmetic + memory, cost.duration_ns * 1e-9 * (power.limit_w - power.idle_w))
+def _at_work(power: ProcessorPower, effort: Effort, seconds: Any) -> Any:
+    """Joules above idle of tasks on their processor."""
+    arithmetic = effort.compute_s * (power.compute_w - power.idle_w)
+    memory = effort.memory_s * (power.memory_w - power.idle_w)
+    return np.minimum(arithmetic + memory, seconds * (power.limit_w - power.idle_w))
 
 
 def added(joules: Joules, more: Mapping[Component, float], weight: float = 1.0) -> None:

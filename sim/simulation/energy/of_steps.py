@@ -4,25 +4,16 @@ So nothing is simulated once more. The tasks of a step are those of the compiled
 interpolated are in proportion to the same ones: the two paths give the same joules.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from sim.cost import Setup
+from sim.problem import Hardware
 from sim.simulation.compiled import program_of, task_kinds
-from sim.simulation.energy.draws import Draws, Joules, added
-from sim.simulation.energy.energy import Energy
-
-NS = 1e-9
-
-
-class StepShare(NamedTuple):
-    """A simulated step, how long it took, and for how many steps it stands: 0 is prefill, which stands for itself."""
-
-    step: int
-    span_ns: float
-    weight: float
+from sim.simulation.energy.draws import NS, Component, Draws, Joules, added
+from sim.simulation.energy.energy import Drawn, Energy
+from sim.simulation.sampling import StepShare
 
 
 def energy_of(setup: Setup, steps: Sequence[StepShare], spans_s: tuple[float, float]) -> Energy | None:
@@ -40,8 +31,39 @@ def energy_of(setup: Setup, steps: Sequence[StepShare], spans_s: tuple[float, fl
         peak_w = max(peak_w, sum(idle_w.values()) + sum(joules.values()) / (span_ns * NS))
     for phase, span_s in zip(phases, spans_s, strict=True):
         added(phase, idle_w, span_s)
+    whole = dict(phases[0])
+    added(whole, phases[1])
     batch = setup.batch
-    return Energy(*phases, sum(spans_s), batch.num_requests, batch.generated_tokens, peak_w)
+    return Energy(
+        span_s=sum(spans_s),
+        num_requests=batch.num_requests,
+        generated_tokens=batch.generated_tokens,
+        joules=whole,
+        prefill_j=phases[0],
+        decode_j=phases[1],
+        peak_w=peak_w,
+    )
+
+
+def active_of(setup: Setup, steps: Sequence[StepShare]) -> Joules:
+    """What the tasks of these steps draw above idle; nothing where the machine's watts are unknown."""
+    hardware, found = setup.problem.hardware, Joules()
+    if hardware.power is not None:
+        tasks = _StepTasks(setup, Draws(hardware.power, hardware))
+        for step, _, weight in steps:
+            added(found, tasks.joules(step), weight)
+    return found
+
+
+def drawn_by(
+    hardware: Hardware, active_j: Mapping[Component, float], span_s: float, num_requests: int, generated_tokens: int
+) -> Drawn | None:
+    """A run whose tasks drew so much above idle; None where the machine's watts are unknown."""
+    if hardware.power is None:
+        return None
+    joules = dict(active_j)
+    added(joules, Draws(hardware.power, hardware).idle_w, span_s)
+    return Drawn(span_s=span_s, num_requests=num_requests, generated_tokens=generated_tokens, joules=joules)
 
 
 class _StepTasks:
