@@ -65,11 +65,12 @@ def _compare(args: argparse.Namespace) -> int:
     options = admission.stream_options(args)
     prices = planning.Prices.of(args)
     problem = problem_of(args)
+    prices.check(problem.hardware)
     names, asked = schedules_of(args), _asked(args)
     if args.baseline and args.baseline not in names:
         raise InputError(f"--baseline: {shown(args.baseline)} is not among the schedules compared: {', '.join(names)}")
     if options is not None:
-        return _compare_served(args, options, problem, names, asked)
+        return _compare_served(args, options, prices, problem, names, asked)
     if not (args.no_band and (args.policy or (args.micro_batch_size and args.num_micro_batches))):
         simulation.compile_once()
     with progress("planning and simulating") as bar:
@@ -77,9 +78,7 @@ def _compare(args: argparse.Namespace) -> int:
         bar.say("drawing machines")
         bands = {} if args.no_band else outcomes.bands(args.jobs)
     content = outcomes.to_dict()
-    if prices.given:
-        content |= {"prices": prices.to_dict()}
-        content["results"] = [{**one, **prices.cells(one, problem)} for one in content["results"]]
+    prices.add_to(content, content["results"], problem.workload.gen_len)
     if bands:
         content["bands"] = {name: one.to_dict() for name, one in bands.items()}
     _check_any(args, content, lambda: outcomes.best)
@@ -88,7 +87,7 @@ def _compare(args: argparse.Namespace) -> int:
 
     def show() -> None:
         comparison.print_comparison(problem, outcomes, args.baseline, bands)
-        planning.print_money(((one.schedule, one.prediction) for one in outcomes if one.prediction), prices)
+        _print_money(content)
 
     return deliver(
         args,
@@ -103,13 +102,13 @@ def _compare(args: argparse.Namespace) -> int:
 def _compare_served(
     args: argparse.Namespace,
     options: "admission.StreamOptions",
+    prices: "planning.Prices",
     problem: "Problem",
     names: list[str],
     asked: "comparison.Asked",
 ) -> int:
     if args.html:
         raise InputError("--html: a page is of one batch: leave out --requests, or --html")
-    planning.refuse_prices(args, planning.OF_ONE_BATCH)
     options.check_prompt_len(args.prompt_len)
     options.check_schedules(names)
     problem, stream = options.stream_of(problem, args.gen_len)
@@ -117,14 +116,27 @@ def _compare_served(
     with progress("planning and simulating"):
         found = comparison.compare_served(problem, stream, options.service, names, asked, args.jobs)
     content = found.to_dict()
+    prices.add_to(content, content["results"], stream.generated_tokens / len(stream.requests))
     _check_any(args, content, lambda: found.best)
+
+    def show() -> None:
+        comparison.print_served(found, args.baseline)
+        _print_money(content)
+
     return deliver(
         args,
         lambda: content,
-        lambda: comparison.print_served(found, args.baseline),
+        show,
         (args.plot, lambda path: comparison.draw_served(found, path)),
         (args.trace, lambda folder: _write_served_traces(found, Path(folder), content["input_hash"])),
     )
+
+
+def _print_money(content: Mapping[str, Any]) -> None:
+    """What tokens cost, if there are prices; of requests in either place of prompts."""
+    fitting = [one for one in content["results"] if one["feasible"]]
+    if "prices" in content:
+        planning.print_money((", ".join(filter(None, (one["schedule"], one.get("prompts")))), one) for one in fitting)
 
 
 def _check_any(args: argparse.Namespace, content: Mapping[str, Any], best: Callable[[], object]) -> None:

@@ -1,6 +1,5 @@
 from .energy import (
     MONEY as MONEY,
-    OF_ONE_BATCH as OF_ONE_BATCH,
     Front as Front,
     FrontPoint as FrontPoint,
     PowerCap as PowerCap,
@@ -9,9 +8,8 @@ from .energy import (
     add_prices as add_prices,
     draw_front as draw_front,
     plan_under_caps as plan_under_caps,
-    print_front as print_front,
+    print_energy as print_energy,
     print_money as print_money,
-    refuse_prices as refuse_prices,
 )
 from .explanation import Explanation as Explanation, explain as explain
 from .export import (

@@ -74,22 +74,18 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Plan, write what was asked for, and print. Raises InputError for what the user gave wrong or nothing fits."""
     prices = planning.Prices.of(args)
-    _check_energy(args)
-    others = args.objective != OBJECTIVES[0] or args.schedules not in (None, "cgopipe") or args.batch is not None
-    if args.optimizer == "hrm" and (others or _asks_front(args)):
-        more = "--objective, --schedules and --batch" if others else "what asks for energy"
-        raise InputError(f"--optimizer hrm: it knows throughput and cgopipe only: leave out {more}")
+    _check_alone(args)
     options = admission.stream_options(args)
     _check_beside_requests(args, options)
     started = time.perf_counter()
     simulation.compile_once()
     if options is not None:
-        return _plan_requests(args, options, started)
+        return _plan_requests(args, options, prices, started)
     with progress("planning") as shown:
         problem = problem_of(args)
-        caps = [planning.PowerCap.of(problem.hardware, watts) for watts in args.power_cap or ()]
+        prices.check(problem.hardware)
         choose = partial(_choose, args, most_requests=None)
-        found = planning.plan_under_caps(problem, caps, choose, with_front=_asks_front(args))
+        found = planning.plan_under_caps(problem, args.power_cap or (), choose, with_front=_asks_front(args))
         choice = found.choice
         prediction = simulation.predict(choice.best.setup)
         wall_s = time.perf_counter() - started
@@ -100,8 +96,8 @@ def run(args: argparse.Namespace) -> int:
         if args.export:
             shown.say(f"looking for what {args.export} can do")
             exported = planning.export_plan(choice, args.export, planning.checkpoint_of(args.model))
-    everything = {**choice.to_dict(args.top), "wall_s": wall_s, "explanation": why.to_dict(), **found.to_dict()}
-    prices.add_to(everything, problem)
+    everything = {**choice.to_dict(args.top), "wall_s": wall_s, "explanation": why.to_dict()}
+    found.add_to(everything, prices)
     if bands:
         told = {name: one.to_dict() for name, one in bands.items()}
         everything |= {"bands": told, "stays_best": simulation.stays_best(bands)}
@@ -110,9 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
     def show() -> None:
         planning.print_plan(choice, why, prediction, args.top, wall_s, bands)
-        if found.front:
-            planning.print_front(found.front, caps, prices, args.top)
-        planning.print_money(((name, plan.best) for name, plan in choice.plans.items()), prices)
+        planning.print_energy(found, prices, args.top)
         if exported:
             planning.print_exported(exported)
 
@@ -135,8 +129,12 @@ def _asks_front(args: argparse.Namespace) -> bool:
     return args.objective == "energy" or any(one is not None for one in given)
 
 
-def _check_energy(args: argparse.Namespace) -> None:
-    """Raise InputError for a limit that is none, or that the objective does not take."""
+def _check_alone(args: argparse.Namespace) -> None:
+    """Raise InputError for a limit that is none, and for options that do not go together."""
+    others = args.objective != OBJECTIVES[0] or args.schedules not in (None, "cgopipe") or args.batch is not None
+    if args.optimizer == "hrm" and (others or _asks_front(args)):
+        more = "--objective, --schedules and --batch" if others else "what asks for energy"
+        raise InputError(f"--optimizer hrm: it knows throughput and cgopipe only: leave out {more}")
     if args.max_joules_per_token is None:
         return
     if not 0 < args.max_joules_per_token < float("inf"):
@@ -154,15 +152,24 @@ def _bands(args: argparse.Namespace, choice: "planning.Choice", shown: Progress)
     return dict(zip(choice.plans, simulation.bands_of(setups, jobs=args.jobs), strict=True))
 
 
-def _plan_requests(args: argparse.Namespace, options: "admission.StreamOptions", started: float) -> int:
+def _plan_requests(
+    args: argparse.Namespace, options: "admission.StreamOptions", prices: "planning.Prices", started: float
+) -> int:
     """The same for a stream of requests. The picture is of one batch, of which each schedule's best is a way, too."""
     with progress("planning"):
         problem, stream = options.stream_of(problem_of(args), args.gen_len)
+        prices.check(problem.hardware)
         batches = _choose(args, problem, len(stream.requests))
         choice = _choose_for(args, options, stream, batches)
     wall_s = time.perf_counter() - started
     everything = {**choice.to_dict(args.top), "wall_s": wall_s}
-    show = partial(planning.print_stream_plan, choice, args.top, wall_s)
+    prices.add_to(everything, [everything, *everything["ways"]], stream.generated_tokens / len(stream.requests))
+
+    def show() -> None:
+        planning.print_stream_plan(choice, args.top, wall_s)
+        if prices.given:
+            planning.print_money((f"{one['schedule']}, {one['prompts']}", one) for one in everything["ways"])
+
     return deliver(args, lambda: everything, show, *_files(args, batches, choice.best))
 
 
@@ -196,7 +203,6 @@ def _check_beside_requests(args: argparse.Namespace, options: "admission.StreamO
     for option, is_given in given.items():
         if is_given:
             raise InputError(f"{option}: with --requests the most tokens a second of all are searched: leave it out")
-    planning.refuse_prices(args, planning.OF_ONE_BATCH)
     options.check_prompt_len(args.prompt_len)
     options.check_schedules(schedules_of(args))
 

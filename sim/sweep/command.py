@@ -91,10 +91,8 @@ def _base(args: argparse.Namespace, swept: Collection[str]) -> "sweeps.Base":
     what = (args.model, args.hardware, args.workload, args.prompt_len, args.gen_len, args.padded)
     stream = admission.stream_options(args, swept)
     prices = planning.Prices.of(args)
-    if stream is not None:
-        planning.refuse_prices(args, planning.OF_ONE_BATCH)
-    if args.by == "hrm":
-        planning.refuse_prices(args, "HRM says nothing of energy, and its tokens a second are those of decode alone")
+    if args.by == "hrm" and prices.per_kwh is not None:
+        raise InputError("--price-per-kwh: HRM says nothing of energy: leave it out, or --by hrm")
     how = (args.exact, args.by, args.routing, stream, args.sampled)
     return sweeps.Base(*what, tuple(names), policy, *how, tuple(args.settings), prices)
 

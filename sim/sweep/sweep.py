@@ -264,8 +264,14 @@ def row_of(point: SweepPoint) -> Row:
         "reason": " ".join(found["reason"].split()),
         **{name: policy.get(name) for name in POLICY_COLUMNS},
         **{name: found[name] for name in results if name not in point.start},
-        **point.prices.cells(found, point.problem),
+        **point.prices.cells(found, _tokens_per_request(found, point.problem)),
     }
+
+
+def _tokens_per_request(found: Row, problem: Problem) -> float:
+    """Of requests that come what they generate, on average."""
+    generated = found.get("generated_tokens")
+    return float(generated / found["num_requests"] if generated else problem.workload.gen_len)
 
 
 def _results(point: SweepPoint) -> Row:

@@ -3,10 +3,8 @@ from .front import Front as Front, FrontPoint as FrontPoint
 from .picture import draw_front as draw_front
 from .prices import (
     MONEY as MONEY,
-    OF_ONE_BATCH as OF_ONE_BATCH,
     Prices as Prices,
     add_prices as add_prices,
-    refuse_prices as refuse_prices,
 )
-from .report import print_front as print_front, print_money as print_money
+from .report import print_energy as print_energy, print_money as print_money
 from .under_caps import PlanUnderCaps as PlanUnderCaps, plan_under_caps as plan_under_caps

@@ -1,21 +1,19 @@
 """What generated tokens cost, in whatever money the user counts: for the machine's time, its energy, or both."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from traces.errors import InputError, check_range
 
 if TYPE_CHECKING:
-    from sim.problem import Problem
+    from sim.problem import Hardware
 
 HOUR_S = 3600.0
 KWH_J = 3.6e6
 MILLION = 1e6
 MOST_PRICE = 1e15
-
-OF_ONE_BATCH = "prices are of one batch, and --requests asks for a stream of them"
 
 MONEY = ("money_per_million_tokens", "money_per_request")
 """What results gain where a price is given."""
@@ -51,27 +49,27 @@ class Prices:
         """As JSON values."""
         return asdict(self)
 
-    def cells(self, result: Mapping[str, Any], problem: "Problem") -> dict[str, float | None]:
-        """What a result as JSON values gains: nothing without a price, and no numbers where it has no rate."""
-        rate = result.get("throughput_tokens_per_s")
+    def check(self, hardware: "Hardware") -> None:
+        """Raise InputError for a price of energy on a machine that does not say what it draws."""
+        if self.per_kwh and hardware.power is None:
+            raise InputError(f"--price-per-kwh: {hardware.name} does not say what it draws: give it power.device.limit")
+
+    def cells(self, result: Mapping[str, Any], tokens_per_request: float) -> dict[str, float | None]:
+        """What a result as JSON values gains: nothing without a price, and no numbers where it has none."""
+        rate, joules = result["throughput_tokens_per_s"], result["energy_j_per_token"]
         if not self.given:
             return {}
-        if rate is None:
+        if rate is None or (self.per_kwh and joules is None):
             return dict.fromkeys(MONEY)
-        joules = result["energy_j_per_token"]
-        if self.per_kwh and joules is None:
-            machine = problem.hardware.name
-            raise InputError(f"--price-per-kwh: {machine} does not say what it draws: give it power.device.limit")
         token = self.of_a_token(rate, joules or 0.0)
-        return dict(zip(MONEY, (token * MILLION, token * problem.workload.gen_len), strict=True))
+        return dict(zip(MONEY, (token * MILLION, token * tokens_per_request), strict=True))
 
-    def add_to(self, plan: dict[str, Any], problem: "Problem") -> None:
-        """Give a plan's JSON values, and those of all candidates in it, what they cost."""
-        front = plan.get("energy_front", {}).get("points", ())
-        for one in (plan, *plan["top"], *front):
-            one.update(self.cells(one, problem))
+    def add_to(self, answer: dict[str, Any], results: Iterable[dict[str, Any]], tokens_per_request: float) -> None:
+        """Give results what they cost, and an answer as JSON values the prices; nothing where there are none."""
+        for one in results:
+            one.update(self.cells(one, tokens_per_request))
         if self.given:
-            plan["prices"] = self.to_dict()
+            answer["prices"] = self.to_dict()
 
 
 def add_prices(group: Any) -> None:
@@ -79,10 +77,3 @@ def add_prices(group: Any) -> None:
     hour = "of the whole machine: adds money per million generated tokens and per request to results"
     group.add_argument("--price-per-hour", type=float, metavar="MONEY", help=hour)
     group.add_argument("--price-per-kwh", type=float, metavar="MONEY", help="of energy, beside it or alone")
-
-
-def refuse_prices(args: argparse.Namespace, why: str) -> None:
-    """Raise InputError for a price where results have no use of it."""
-    for option, price in (("--price-per-hour", args.price_per_hour), ("--price-per-kwh", args.price_per_kwh)):
-        if price is not None:
-            raise InputError(f"{option}: {why}: leave it out")

@@ -1,16 +1,25 @@
 """What a plan tells of energy and money."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sim.planning.energy.caps import PowerCap
 from sim.planning.energy.front import Front, FrontPoint
-from sim.planning.energy.prices import MILLION, Prices
+from sim.planning.energy.prices import MILLION, MONEY, Prices
+from sim.planning.energy.under_caps import PlanUnderCaps
 from sim.planning.report import in_short, seconds
 from sim.problem import LAW_OF_CAPS
-from sim.simulation import Prediction
 from traces.cli import TEXT, WORDS, Report
+
+
+def print_energy(found: PlanUnderCaps, prices: Prices, top: int) -> None:
+    """Print the front, if it was asked for, and what tokens of each schedule's best cost, if there are prices."""
+    if found.front is not None:
+        print_front(found.front, found.caps, prices, top)
+    if prices.given:
+        gen_len = found.choice.problem.workload.gen_len
+        bests = ((name, plan.best.to_dict()) for name, plan in found.choice.plans.items())
+        print_money((name, {**one, **prices.cells(one, gen_len)}) for name, one in bests)
 
 
 def print_front(front: Front, caps: Sequence[PowerCap], prices: Prices, top: int) -> None:
@@ -33,19 +42,12 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def print_money(results: Iterable[tuple[str, Prediction]], prices: Prices) -> None:
-    """Print what the tokens of some schedules cost, if there are prices."""
-    if not prices.given:
-        return
-    of_energy = replace(prices, per_hour=None)
-    columns = {"schedule": TEXT, "tokens/s": ",.2f", "J/token": ",.4g", "money/M": ",.4g", "of it energy": ".0%"}
-    rows = []
-    for name, one in results:
-        joules = one.energy.j_per_token if one.energy else None
-        token, part = (each.of_a_token(one.throughput_tokens_per_s, joules or 0.0) for each in (prices, of_energy))
-        per_request = token * one.setup.problem.workload.gen_len
-        rows.append((name, one.throughput_tokens_per_s, joules, token * MILLION, token and part / token, per_request))
-    Report().table({**columns, "a request": ",.3g"}, rows, "what generated tokens cost")
+def print_money(results: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
+    """Print what the tokens of some results cost, as JSON values that have been given it."""
+    columns = {"schedule": TEXT, "tokens/s": ",.2f", "J/token": ",.4g", "money/M": ",.4g", "money a request": ",.3g"}
+    names = ("throughput_tokens_per_s", "energy_j_per_token", *MONEY)
+    rows = ((name, *(one[field] for field in names)) for name, one in results)
+    Report().table(columns, rows, "what generated tokens cost")
 
 
 def _row(point: FrontPoint, prices: Prices, *, with_cap: bool) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from sim.planning.energy.caps import PowerCap
 from sim.planning.energy.front import Front
+from sim.planning.energy.prices import Prices
 from sim.planning.search import AboveLimitError, Candidate, Choice, ranked
 from sim.problem import Problem
 
@@ -16,21 +17,28 @@ class PlanUnderCaps:
 
     choice: Choice
     cap: PowerCap | None
+    caps: tuple[PowerCap, ...]
     front: Front | None
 
-    def to_dict(self) -> dict[str, Any]:
-        """What a plan's JSON gains."""
-        cap = {} if self.cap is None else {"power_cap": self.cap.to_dict()}
-        return cap if self.front is None else {**cap, "energy_front": self.front.to_dict()}
+    def add_to(self, answer: dict[str, Any], prices: Prices) -> None:
+        """Give a plan as JSON values the cap and the front, and all results in it what they cost."""
+        if self.cap is not None:
+            answer["power_cap"] = self.cap.to_dict()
+        points = [] if self.front is None else self.front.rows()
+        if self.front is not None:
+            answer["energy_front"] = {**self.front.to_dict(), "points": points}
+        prices.add_to(answer, [answer, *answer["top"], *points], self.choice.problem.workload.gen_len)
 
 
 def plan_under_caps(
-    problem: Problem, caps: Sequence[PowerCap], choose: Callable[[Problem], Choice], *, with_front: bool
+    problem: Problem, watts: Sequence[float], choose: Callable[[Problem], Choice], *, with_front: bool
 ) -> PlanUnderCaps:
-    """Plan with each cap's machine, or with the machine as it is where there are none.
+    """Plan with each device held to each of these watts, or with the machine as it is where there are none.
 
-    Raises AboveLimitError with the fewest joules of any cap, and NothingFitsError, which no cap changes.
+    Raises InputError for watts so few that nothing is known of the clocks, AboveLimitError with the fewest joules of
+    any cap, and NothingFitsError, which no cap changes.
     """
+    caps = tuple(PowerCap.of(problem.hardware, one) for one in watts)
     choices, above = list[tuple[PowerCap | None, Choice]](), list[AboveLimitError]()
     simulated = list[tuple[float | None, list[Candidate]]]()
     for cap in caps or (None,):
@@ -49,4 +57,4 @@ def plan_under_caps(
     first = choices[0][1]
     best = ranked([choice.best for _, choice in choices], first.objective, first.most_joules)[0]
     cap, choice = next(one for one in choices if one[1].best is best)
-    return PlanUnderCaps(choice, cap, Front.of(simulated) if with_front else None)
+    return PlanUnderCaps(choice, cap, caps, Front.of(simulated) if with_front else None)

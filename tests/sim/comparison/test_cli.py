@@ -450,4 +450,10 @@ def test_prices_give_money_for_each_schedule(capsys, tmp_path):
     assert table["prices"] == {"per_hour": 0.36, "per_kwh": None}
     assert "what generated tokens cost" in out
     assert "prices" not in results(capsys, *QUICK, "--schedules", "flexgen")
-    assert "prices are of one batch" in refusal(capsys, "compare", *QUICK, "--requests", "9", "--price-per-kwh", "0.3")
+
+
+def test_prices_of_requests_that_come(capsys):
+    table = results(capsys, *QUICK, "--schedules", "flexgen", "--requests", "80", "--price-per-kwh", "0.36")
+    (one,) = table["results"]
+    assert one["money_per_million_tokens"] == pytest.approx(0.1 * one["energy_j_per_token"])
+    assert one["money_per_request"] == pytest.approx(4e-6 * one["money_per_million_tokens"])

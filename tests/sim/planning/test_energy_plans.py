@@ -32,6 +32,7 @@ ALL = sorted(registered())
 FEW = PolicyGrid((7, 40), (1, 4), kv_shares=(0.0, 1.0), pages=(1.0,), expert_values=3, groups=(2, 0))
 FEW = replace(FEW, levels=(0, 6, 6), resident_parts=(0.0, 1.0), host_parts=(0.0, 0.4, 1.0), fetched_parts=(0.0, 1.0))
 SOME = settings(deadline=None, derandomize=True, max_examples=12, suppress_health_check=[HealthCheck.filter_too_much])
+WATTS = (40.0, 70.0)
 ASKED = {"grid": FEW, "refine": False, "jobs": 1}
 PROBLEM = drawing(simple_problem(host__peak=4e12, host_memory__bandwidth=3e11))
 
@@ -188,12 +189,12 @@ class TestFront:
 
 class TestCaps:
     def test_the_front_has_the_points_of_every_cap_and_the_plan_is_the_best_of_them(self):
-        caps = [PowerCap.of(PROBLEM.hardware, watts) for watts in (40.0, 70.0)]
+        caps = [PowerCap.of(PROBLEM.hardware, watts) for watts in WATTS]
         asked = {**ASKED, "objective": Objective.ENERGY, "along_front": True}
-        found = plan_under_caps(PROBLEM, caps, lambda one: plan(one, ["zero"], **asked), with_front=True)
+        found = plan_under_caps(PROBLEM, WATTS, lambda one: plan(one, ["zero"], **asked), with_front=True)
         each = [plan(replace(PROBLEM, hardware=cap.after), ["zero"], **asked).best.joules_per_token for cap in caps]
         assert found.choice.best.joules_per_token == min(each)
-        assert found.cap is caps[each.index(min(each))]
+        assert found.cap == caps[each.index(min(each))]
         assert {point.power_cap_w for point in (*found.front.points, *found.front.others)} == {40.0, 70.0}
 
     def test_a_cap_says_what_is_left_of_the_machine(self):
@@ -203,15 +204,14 @@ class TestCaps:
         assert f"Each device is held to 40 of 70 W: arithmetic at {clocks:.0%}" in str(cap)
 
     def test_a_limit_that_no_cap_reaches_is_told_with_the_least_of_all(self):
-        caps = [PowerCap.of(PROBLEM.hardware, watts) for watts in (40.0, 70.0)]
+        caps = [PowerCap.of(PROBLEM.hardware, watts) for watts in WATTS]
         machines = [replace(PROBLEM, hardware=cap.after) for cap in caps]
         least = [plan(one, ["zero"], objective=Objective.ENERGY, **ASKED).best for one in machines]
         with pytest.raises(AboveLimitError) as caught:
-            plan_under_caps(PROBLEM, caps, lambda one: plan(one, ["zero"], most_joules=1e-3, **ASKED), with_front=True)
+            plan_under_caps(PROBLEM, WATTS, lambda one: plan(one, ["zero"], most_joules=1e-3, **ASKED), with_front=True)
         assert caught.value.least_joules == pytest.approx(min(one.joules_per_token for one in least))
 
     def test_what_fits_no_memory_fits_under_no_cap(self):
         problem = drawing(simple_problem(host_memory__capacity=1e9, device_memory__capacity=4e9))
-        caps = [PowerCap.of(problem.hardware, 40.0)]
         with pytest.raises(NothingFitsError):
-            plan_under_caps(problem, caps, lambda one: plan(one, ["zero"], **ASKED), with_front=True)
+            plan_under_caps(problem, WATTS, lambda one: plan(one, ["zero"], **ASKED), with_front=True)

@@ -258,6 +258,12 @@ class TestEnergy:
         assert "no policy generates a token with 0.0001 J; the fewest joules are" in error
         assert error.count("\n") == 1
 
+    def test_of_requests_each_way_has_its_price(self, capsys):
+        table = planned(capsys, "--requests", "30", "--price-per-kwh", "0.3", "--gen-len", "7")
+        joules = table["energy_j_per_token"]
+        assert table["money_per_request"] == pytest.approx(7 * 0.3 / 3.6e6 * joules)
+        assert table["ways"][0]["money_per_request"] == table["money_per_request"]
+
     @pytest.mark.parametrize(
         ("args", "message"),
         [
@@ -267,7 +273,6 @@ class TestEnergy:
             (["--max-joules-per-token", "3", "--objective", "latency"], "limits throughput, not latency"),
             (["--price-per-kwh", "-1"], "--price-per-kwh: -1.0 is not allowed"),
             (["--optimizer", "hrm", "--schedules", "cgopipe", "--power-cap", "60"], "leave out what asks for energy"),
-            (["--requests", "30", "--price-per-hour", "1"], "--price-per-hour: prices are of one batch"),
             (["--requests", "30", "--power-cap", "60"], "--power-cap: with --requests"),
         ],
     )
