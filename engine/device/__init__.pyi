@@ -31,3 +31,9 @@ from .threads import (
     intra_op_threads as intra_op_threads,
     usable_count as usable_count,
 )
+from .xla import (
+    Callback as Callback,
+    XlaDevice as XlaDevice,
+    XlaLane as XlaLane,
+    measure_callback as measure_callback,
+)

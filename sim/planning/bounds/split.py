@@ -150,7 +150,7 @@ class _Bound:
         links, hardware = self.space.problem.hardware.link, self.space.problem.hardware
         self.copy_latency = float(links.latency_s)
         self.locked_s, self.pageable_s = 1 / links.h2d_bytes_per_s, 1 / links.h2d_pageable_bytes_per_s
-        self.pin_latency, self.pin_s = float(hardware.host.launch_latency_s), 1 / hardware.pin_bytes_per_s
+        self.pin_latency, self.pin_s = float(hardware.host.launch_latency_s), 1 / hardware.staging_bytes_per_s
         system = self.space.schedule.system
         self.stages = system.pinned_layers > 0
         setup = self.space.frames[0].setup
