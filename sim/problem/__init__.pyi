@@ -21,6 +21,7 @@ from .batch import (
 )
 from .checkpoint import Checkpoint as Checkpoint, find_checkpoint as find_checkpoint
 from .machine import (
+    LAW_OF_CAPS as LAW_OF_CAPS,
     NO_TILES as NO_TILES,
     AtTokens as AtTokens,
     Basis as Basis,

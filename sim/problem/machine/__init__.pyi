@@ -15,6 +15,7 @@ from .hardware import (
     Reserve as Reserve,
 )
 from .power import (
+    LAW_OF_CAPS as LAW_OF_CAPS,
     Power as Power,
     ProcessorPower as ProcessorPower,
     RestPower as RestPower,

@@ -335,11 +335,12 @@ class Hardware(Part):
         if self.power is None or device is None:
             raise InputError(f"power cap: {self.name} has no [power.device]; give its idle, compute, memory and limit")
         source = f"{watts:g} W a device: {LAW_OF_CAPS}"
+        held = device.capped(watts, source)
         found = self
         for path, keeps in device.rates_under(watts).items():
             if keeps < 1.0:
                 found = found.with_value(path, found.value(path) * keeps, source)
-        return replace(found, power=replace(self.power, device=device.capped(watts, source)))
+        return replace(found, power=replace(self.power, device=held))
 
 
 def _most_of(machine: Hardware) -> Iterator[tuple[str, int, str]]:
