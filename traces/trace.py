@@ -23,6 +23,10 @@ MEMORY = "memory (bytes)"
 LINK_RATE = "link rate (bytes/s)"
 """The counter of what a device's link carries. Its series are directions: `H2D`, `D2H`."""
 
+POWER = "power (W)"
+"""The counter of what parts of a machine draw. Its series are `device` and `link` on a device; `host` (its package of
+cores), `host memory`, `network` and `rest` (board, fans, what the supply loses) on the host."""
+
 MAX_NS = 2**51  # 26 days: after it, trace viewers' microseconds, kept as doubles, lose nanoseconds
 MAX_COUNT = 2**63 - 1  # the most that a span or a counter holds: trace viewers keep whole numbers in 64 bits
 

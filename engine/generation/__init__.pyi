@@ -25,4 +25,9 @@ from .streaming import (
     most_held as most_held,
     stream as stream,
 )
-from .trace import as_cut as as_cut, describe_model as describe_model, make_trace as make_trace
+from .trace import (
+    Stats as Stats,
+    as_cut as as_cut,
+    describe_model as describe_model,
+    make_trace as make_trace,
+)
