@@ -3,15 +3,17 @@
 import bisect
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from sim.problem.machine.cards import machine_names
+from sim.problem.machine.chips import Network, Tiles
 from sim.problem.machine.derived import completed
 from sim.problem.machine.devices import OtherDevice, check_devices
 from sim.problem.machine.files import machine_table
+from sim.problem.machine.power import LAW_OF_CAPS, Power
 from sim.problem.machine.quantity import Basis, Quantity
 from sim.problem.machine.tables import Part
 from traces.errors import InputError, check_count, error_prefix, nearest
@@ -89,7 +91,6 @@ class Processor(Part):
     `unpack_bytes_per_s` counts weights as the model computes with them, made of experts that are stored in fewer bits;
     without it that takes no time. A device makes them before it computes; the host does a few numbers at a time while
     it computes, so that what takes longest counts.
-    Kernels of experts may compute so many tokens of an expert at a time, `expert_tile_tokens`: fewer take as long.
     """
 
     peak_flops_per_s: Quantity
@@ -103,18 +104,24 @@ class Processor(Part):
     route: Efficiency | None = None
     experts_apart: Efficiency | None = None
     unpack_bytes_per_s: Quantity | None = None
-    expert_tile_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        Part.__post_init__(self)
-        if self.expert_tile_tokens is not None:
-            check_count("expert_tile_tokens", self.expert_tile_tokens)
 
     @property
     def classes(self) -> tuple[Efficiency, ...]:
         """All that are given."""
         values = (getattr(self, one.name) for one in fields(self))
         return tuple(value for value in values if isinstance(value, Efficiency))
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProcessor(Processor):
+    """What computes on a device, in whole `tiles` if it has some.
+
+    With `expert_capacity_ratio` its shapes are fixed before tokens choose: each routed expert computes so many times
+    its even share of them, and no more than all, whatever comes. Without it experts compute what comes.
+    """
+
+    tiles: Tiles | None = None
+    expert_capacity_ratio: Quantity | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +149,8 @@ class Link(Part):
     """The link of one device to the host.
 
     `peak` is the theoretical rate of one direction (the HRM's roof), the others are sustained. `duplex` is the sum of
-    both directions when both are busy. `*_pageable` is for copies from or to memory that is not page-locked.
+    both directions when both are busy. `*_pageable` is for copies from or to memory that is not page-locked. There are
+    none where it is `locked_only`: as programs of XLA see it, whose arrays on the host are all in `pinned_host`.
     """
 
     peak_bytes_per_s: Quantity
@@ -152,14 +160,7 @@ class Link(Part):
     h2d_pageable_bytes_per_s: Quantity
     d2h_pageable_bytes_per_s: Quantity
     latency_s: Quantity
-
-
-@dataclass(frozen=True, slots=True)
-class Network(Part):
-    """What carries an all-reduce between the devices of one host."""
-
-    bandwidth_bytes_per_s: Quantity
-    latency_s: Quantity
+    locked_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +213,7 @@ class Hardware(Part):
     num_devices: int
     pinned_bytes: Quantity
     pin_bytes_per_s: Quantity
-    device: Processor
+    device: DeviceProcessor
     device_memory: Memory
     host: Host
     host_memory: Memory
@@ -225,6 +226,8 @@ class Hardware(Part):
     optimizer: OptimizerConstants | None = None
     emulation: Emulation | None = None
     hand_over_s: Quantity | None = None
+    power: Power | None = None
+    """What it draws; without it, a run has no joules."""
     other_devices: tuple[OtherDevice, ...] = ()
     """What else is in the machine and no plan uses: it is not equal to the devices that are planned with."""
 
@@ -236,6 +239,8 @@ class Hardware(Part):
             raise InputError(f"network: missing; {self.num_devices} devices need one for their all-reduces")
         if self.num_devices == 1 and self.network is not None:
             raise InputError("network: one device has none; remove it, or set num_devices")
+        if self.network is not None:
+            self.network.check_devices(self.num_devices)
         if self.unified and self.num_devices > 1:
             raise InputError(
                 f"unified: {self.num_devices} devices do not share one memory with the host; set one of both"
@@ -314,6 +319,29 @@ class Hardware(Part):
         """Return the machine with the number at `path` multiplied by `factor`, and assumed. Raises InputError."""
         return self.with_value(path, self.value(path) * factor, f"{factor:g} × the value of {self.name}")
 
+    def with_power(self, known: Mapping[str, Any]) -> Self:
+        """Return the machine with what is known of its watts, as tables of its file; what is not follows from it.
+
+        Raises InputError where too little is known.
+        """
+        return type(self).from_dict(completed({**self.to_dict(), "power": dict(known)}))
+
+    def capped(self, watts: float) -> Self:
+        """Return the machine with each device held to so many watts: its clocks fall, and its memory's do not.
+
+        Raises InputError where the machine's watts are not known, and for so few that the law of caps does not hold.
+        """
+        device = self.power.device if self.power else None
+        if self.power is None or device is None:
+            raise InputError(f"power cap: {self.name} has no [power.device]; give its idle, compute, memory and limit")
+        source = f"{watts:g} W a device: {LAW_OF_CAPS}"
+        held = device.capped(watts, source)
+        found = self
+        for path, keeps in device.rates_under(watts).items():
+            if keeps < 1.0:
+                found = found.with_value(path, found.value(path) * keeps, source)
+        return replace(found, power=replace(self.power, device=held))
+
 
 def _most_of(machine: Hardware) -> Iterator[tuple[str, int, str]]:
     """Which number is at most how many times which other."""
@@ -325,3 +353,8 @@ def _most_of(machine: Hardware) -> Iterator[tuple[str, int, str]]:
     if machine.reserve is not None:
         yield "reserve.device", 1, "device_memory.capacity"
         yield "reserve.host", 1, "host_memory.capacity"
+    if machine.power is not None:
+        of = ["power.host", *(["power.device"] if machine.power.device else [])]
+        for processor, draws in itertools.product(of, ("compute", "memory")):
+            yield f"{processor}.idle", 1, f"{processor}.{draws}"
+            yield f"{processor}.{draws}", 1, f"{processor}.limit"

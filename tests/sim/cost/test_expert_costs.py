@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from sim_examples import cost_of, few_layers, made_setup, one_task, preset, round_machine
 
-from sim.cost.expert_use import ExpertUse
+from sim.cost import ExpertUse
 from sim.cost.pools import ALL_CORES, CPU_CORES, DRAM
-from sim.problem import Batch, Problem, Routing, Workload
+from sim.problem import Batch, Problem, Routing, Tiles, Workload
 from sim.schedule import DEFERRED, ExpertPlace, Op
 from sim.simulation import predict
 
@@ -32,7 +32,7 @@ def on_host(**fields):
 
 def with_tiles(tokens):
     machine = round_machine()
-    return replace(machine, device=replace(machine.device, expert_tile_tokens=tokens))
+    return replace(machine, device=replace(machine.device, tiles=Tiles(1, 1, 1, tokens)))
 
 
 class TestHost:
@@ -167,15 +167,15 @@ class TestDevice:
         """Of 4096 rows, so that arithmetic counts: each of eight experts has few of 64 tokens, and computes a tile."""
         fields = {"schedule": schedule, "experts_on_device": 1.0, "num_micro_batches": 1}
         plain, single, tiled = (
-            [cost_of(one_task(op), **fields, micro_batch_size=size, machine=one).flops for size in (64, 128)]
+            [cost_of(one_task(op), **fields, micro_batch_size=size, machine=one) for size in (64, 128)]
             for one in (round_machine(), with_tiles(1), with_tiles(4096))
         )
         assert plain == single
-        weights = 2.0 * 3 * 4096 * 14336
-        few, more = (size * 2 * weights for size in (64, 128))
-        assert tiled[0] - plain[0] == pytest.approx(8 * 4096 * weights - few, rel=1e-3)
-        assert tiled[1] - plain[1] == pytest.approx(8 * 4096 * weights - more, rel=1e-3)
-        assert cost_of(one_task(op), **fields, micro_batch_size=64, machine=with_tiles(4096)).bound == "device compute"
+        assert [one.flops for one in tiled] == [one.flops for one in plain], "what is padded is no work of the model"
+        computed_s = 8 * 4096 * 2.0 * 3 * 4096 * 14336 / (0.25 * 100e12)
+        for one in tiled:
+            assert one.duration_ns * 1e-9 == pytest.approx(computed_s, rel=0.01)
+            assert one.bound == "device compute"
 
     def test_tiles_of_a_device_are_none_of_the_host(self):
         plain, tiled = (cost_of(one_task(Op.HOST_EXPERTS), **on_host(machine=m)) for m in (None, with_tiles(64)))

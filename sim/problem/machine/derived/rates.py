@@ -9,18 +9,11 @@ its generation. What a processor reaches of DRAM is a usual share, or what its c
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
-from sim.problem.machine.quantity import Basis, Dimension, Quantity
-
-Table = dict[str, Any]
-
-RULE = "derived: "
-"""How the source of such a number begins."""
-HALF_OF_THE_HOST = "half of the host"
-"""How it began in files of page-locked memory that were written before there were such rules."""
+from sim.problem.machine.chips import links_of_a_corner
+from sim.problem.machine.derived.given import Given, Rule
+from sim.problem.machine.quantity import Dimension
 
 CORE_BYTES_PER_S = 24e9
 SUSTAINED_OF_DRAM = 0.72
@@ -42,86 +35,12 @@ HOST_RESERVE = ((0, 0.25), (4, 0.2), (8, 0.1), (16, 0.06), (128, 0.02))
 """From how many GiB on, the share that is kept: what Google Kubernetes Engine keeps of a node's memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A number at a dotted path, how it is known, and its value in a machine; None where too little is known."""
-
-    path: str
-    unit: str
-    source: str
-    value: Callable[["Given"], float | None]
-
-
-class Given:
-    """The numbers of a machine's table by their dotted names, with what was derived before. Raises InputError."""
-
-    def __init__(self, table: Table) -> None:
-        self.table = table
-
-    def number(self, path: str, dimension: Dimension) -> Quantity | None:
-        """What is there in SI units; None if there is nothing that can be read."""
-        found: Any = self.table
-        for key in path.split("."):
-            found = found.get(key) if isinstance(found, Mapping) else None
-        return None if found is None else Quantity.parse(found, path, dimension)
-
-    def size(self, path: str) -> float | None:
-        return self.number(path, Dimension.SIZE)
-
-    def rate(self, path: str) -> float | None:
-        return self.number(path, Dimension.RATE)
-
-    @property
-    def cores(self) -> int | None:
-        host = self.table.get("host")
-        count = host.get("cores") if isinstance(host, Mapping) else None
-        return count if isinstance(count, int) and count > 0 else None
-
-    @property
-    def is_unified(self) -> bool:
-        return self.table.get("unified") is True
-
-
-def completed(table: Table) -> Table:
-    """The table with every number that follows from others and that no file gives. Raises InputError."""
-    table = without_derived(table)
-    measured = "emulation" in table  # all that an emulated device does
-    rules = [rule for rule in RULES if rule.path == "pinned" or not measured]
-    given = Given(table)
-    for rule in rules:
-        value = None if _is_given(table, rule.path) else rule.value(given)
-        if value is not None:
-            scale = Quantity(1.0, rule.unit)
-            number = Quantity(value / scale, rule.unit, Basis.ASSUMED, RULE + rule.source)
-            given.table = table = with_number(table, rule.path, number.to_dict())
-    return table
-
-
-def without_derived(table: Table) -> Table:
-    """The table without numbers that were derived before: a file that was written keeps following its own numbers."""
-    found: Table = {}
-    for key, value in table.items():
-        if isinstance(value, dict) and "value" not in value:
-            found[key] = without_derived(value)
-        elif not (isinstance(value, dict) and str(value.get("source", "")).startswith((RULE, HALF_OF_THE_HOST))):
-            found[key] = value
-    return found
-
-
-def with_number(table: Table, path: str, value: Any) -> Table:
-    """The table with a value at a dotted path, and the tables that lead to it."""
-    first, _, rest = path.partition(".")
-    inner = table.get(first, {})
-    if not rest or not isinstance(inner, dict):
-        return table if rest else {**table, first: value}
-    return {**table, first: with_number(inner, rest, value)}
-
-
-def _is_given(table: Table, path: str) -> bool:
-    first, _, rest = path.partition(".")
-    if not rest or not isinstance(table.get(first, {}), dict):
-        return first in table
-    return first in table and _is_given(table[first], rest)
+def _network(given: Given) -> float | None:
+    """What a device in a mesh gives to an all-reduce."""
+    link, network = given.rate("network.one_way"), given.table.get("network")
+    if link is None or not isinstance(network, Mapping) or not isinstance(network.get("mesh"), str):
+        return None
+    return link * links_of_a_corner(network["mesh"], wraps=network.get("wraps") is True)
 
 
 def page_lockable_bytes(host_bytes: float) -> float:
@@ -130,8 +49,12 @@ def page_lockable_bytes(host_bytes: float) -> float:
 
 
 def _pinned(given: Given) -> float | None:
+    """Half of the host; where copies reach page-locked memory alone, all that is not kept by others."""
     capacity = given.size("host_memory.capacity")
-    return None if capacity is None else page_lockable_bytes(capacity)
+    if capacity is None or not given.is_locked_only:
+        return None if capacity is None else page_lockable_bytes(capacity)
+    kept = given.number("reserve.host", Dimension.KEPT)
+    return capacity - (kept_on_host_bytes(capacity) if kept is None else kept)
 
 
 def kept_on_host_bytes(host_bytes: float) -> float:
@@ -209,7 +132,9 @@ def _of_dram(share: float) -> Callable[[Given], float | None]:
 
 
 def _rules() -> Iterator[Rule]:
-    yield Rule("pinned", "GB", "half of the host's memory: more page-locked memory starves the system", _pinned)
+    half = "half of the host's memory: more page-locked memory starves the system; where copies reach nothing else "
+    half += "(link.locked_only), all but reserve.host"
+    yield Rule("pinned", "GB", half, _pinned)
     kept = "1 GiB for driver context, kernels and a display (llama.cpp's fit-params keeps as much), at most 1/8 of it"
     yield Rule("reserve.device", "GB", kept, _device_reserve)
     tiers = "25 % of the first 4 GiB, 20 % up to 8, 10 % up to 16, 6 % up to 128 and 2 % above for operating system, "
@@ -229,6 +154,8 @@ def _rules() -> Iterator[Rule]:
     for way in ("h2d", "d2h"):
         source = f"a core copies into a page-locked buffer (12 GB/s, or less in slower memory), then link.{way}"
         yield Rule(f"link.{way}_pageable", "GB/s", source, _pageable(way))
+    rings = "network.one_way of a link, times the links of a corner of network.mesh, which bound an all-reduce"
+    yield Rule("network.bandwidth", "GB/s", rings, _network)
     limit = "or 24 GB/s a core, where the cores are known and move less"
     yield Rule("host.gemm.memory", "1", f"0.7 of DRAM, a little below STREAM, {limit}", _of_dram(0.7))
     yield Rule("host.experts.memory", "1", f"0.6 of DRAM, below STREAM: uneven pieces, {limit}", _of_dram(0.6))
@@ -236,4 +163,4 @@ def _rules() -> Iterator[Rule]:
     yield Rule("host.attention.memory", "1", f"{attention}, {limit}", _of_dram(0.45))
 
 
-RULES = tuple(_rules())
+RULES_OF_RATES = tuple(_rules())

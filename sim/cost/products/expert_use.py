@@ -75,10 +75,10 @@ class ExpertUse:
             return one.experts_touched(tokens)
         return expected_use(self._routing.popularity(layer, one), one.top_k, tokens, 0, one.num_experts).touched
 
-    def padding(self, layer: int, tokens: float, tile: int | None, places: ExpertPlace | None = None) -> float:
+    def padding(self, layer: int, tokens: float, tile: int, places: ExpertPlace | None = None) -> float:
         """Rows that kernels compute over those that they have to, for the experts in these places, or all of them."""
         one, split = self._placement.distinct[self._placement.kinds[layer]]
-        if tile is None or not one.num_experts:
+        if tile == 1 or not one.num_experts:
             return 1.0
         first, stop = (0, one.num_experts) if places is None else split.ranks(places)
         return expected_padding(self._routing.popularity(layer, one), tokens, first, stop, tile)
