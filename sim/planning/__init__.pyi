@@ -24,7 +24,12 @@ from .export import (
     timelines_section as timelines_section,
 )
 from .picture import draw as draw
-from .policies import PolicyGrid as PolicyGrid, most_locked as most_locked, travels_for_nothing as travels_for_nothing
+from .policies import (
+    PolicyGrid as PolicyGrid,
+    most_locked as most_locked,
+    remarks as remarks,
+    usually_locked as usually_locked,
+)
 from .report import (
     DURATIONS as DURATIONS,
     PEAKS as PEAKS,

@@ -14,7 +14,13 @@ from typing import Any
 
 from sim.cost import Setup
 from sim.hrm import SCHEDULE, search_policies
-from sim.planning.policies import PolicyGrid, Space, candidates_of, host_layer_candidates
+from sim.planning.policies import (
+    PolicyGrid,
+    Space,
+    candidates_of,
+    host_layer_candidates,
+    usually_locked,
+)
 from sim.planning.search.best_first import TOLERANCE, Plan, at_best
 from sim.planning.search.candidate import Candidate
 from sim.planning.search.objectives import Objective, ranked
@@ -246,7 +252,7 @@ def _grids(schedule: Schedule, grid: PolicyGrid) -> list[PolicyGrid]:
 def hrm_setup(problem: Problem) -> tuple[Setup, int]:
     """What the paper's own search chooses, and of how many policies; whether that fits our memory plan or not."""
     found = search_policies(problem.model, problem.hardware, problem.workload)
-    return Setup(problem, by_name(SCHEDULE), found.policy), found.candidates
+    return usually_locked(Setup(problem, by_name(SCHEDULE), found.policy)), found.candidates
 
 
 def hrm_plan(problem: Problem) -> Choice:

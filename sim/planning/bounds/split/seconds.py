@@ -32,7 +32,7 @@ def least_seconds_of_split(space: SplitCandidates) -> tuple[Floats, Floats]:
 def _copies_s(hardware: Hardware) -> CopyCosts:
     links, host = hardware.link, hardware.host
     per_byte = (1 / links.h2d_bytes_per_s, 1 / links.h2d_pageable_bytes_per_s)
-    return CopyCosts(float(links.latency_s), *per_byte, float(host.launch_latency_s), 1 / hardware.pin_bytes_per_s)
+    return CopyCosts(float(links.latency_s), *per_byte, float(host.launch_latency_s), 1 / hardware.staging_bytes_per_s)
 
 
 class _LeastSeconds(SplitRows):
