@@ -98,7 +98,7 @@ def card_table(key: str) -> dict[str, Any]:
     capacity, bandwidth = known("memory", Dimension.SIZE), known("bandwidth", Dimension.RATE)
     device = {"peak": known("peak", Dimension.COMPUTE)}
     memory = {"capacity": capacity, "bandwidth": bandwidth}
-    table = {"extends": card.host, "device": device, "device_memory": memory}
+    table: dict[str, Any] = {"extends": card.host, "device": device, "device_memory": memory}
     if card.watts:
         table["power"] = {"device": _draws(card)}
     if not card.is_unified:
