@@ -93,8 +93,9 @@ START_END = span_getter("start_ns", "end_ns")
 class Trace:
     """Spans and counters of one run.
 
-    `metadata` holds JSON values. Its `origin` says what the numbers are: `simulated`, `emulated device`, `published` or
-    `real GPU (name)`. By custom it also names `schedule, model, hardware, policy, versions, input_hash`.
+    `metadata` holds JSON values. Its `origin` says what the numbers are: `simulated`, `emulated device`, `published`,
+    `real GPU (name)`, or `XLA (name)` of a device as JAX calls it. By custom it also names `schedule, model, hardware,
+    policy, versions, input_hash`.
 
     Raises InputError if spans of one lane overlap, ids repeat, a cause is missing, or a value is out of range.
     """
@@ -161,8 +162,8 @@ def lane_name(lane: LaneId) -> str:
 def _check_metadata(metadata: Mapping[str, Any]) -> None:
     origin = metadata.get("origin")
     fixed = origin in ("simulated", "emulated device", "published")
-    if not fixed and not (isinstance(origin, str) and origin.startswith("real GPU (") and origin.endswith(")")):
-        known = "'simulated', 'emulated device', 'published' or 'real GPU (name)'"
+    if not fixed and not (isinstance(origin, str) and origin.startswith(("real GPU (", "XLA (")) and origin[-1] == ")"):
+        known = "'simulated', 'emulated device', 'published', 'real GPU (name)' or 'XLA (name)'"
         raise InputError(f"metadata.origin is {origin!r}: say {known}")
     for name, value in metadata.items():
         try:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from engine import calibration, device as devices
+from engine.calibration import fit
 from engine.device import add_device, device_of
 from engine.generation import add_model, model_of
 from traces.cli import Command, progress
@@ -54,6 +55,7 @@ def print_summary(found: "calibration.Calibration", path: Path) -> None:
             f"  {one.op}: {1e3 * one.beside_s:.2f} ms, alone {1e3 * one.alone_s:.2f} ms ({one.slowdown:.2f} x)"
             for one in found.contention
         ),
+        *fit.watts_in_words(found.hardware, found.watts),
         f"written: {path}",
     ]
     sys.stdout.write("\n".join(lines) + "\n")

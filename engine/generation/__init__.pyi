@@ -10,7 +10,13 @@ from .checkpoint import (
 from .files import RequestFile as RequestFile
 from .generate import BatchDone as BatchDone, RunResult as RunResult, run as run, stats_of as stats_of
 from .given import check_kind as check_kind
-from .prompts import GenerationRequest as GenerationRequest
+from .prompts import (
+    GenerationRequest as GenerationRequest,
+    check_length as check_length,
+    pad_token as pad_token,
+    prompt_ids as prompt_ids,
+)
+from .rows import by_length as by_length
 from .streaming import (
     OutputStream as OutputStream,
     RequestOutput as RequestOutput,
@@ -19,4 +25,9 @@ from .streaming import (
     most_held as most_held,
     stream as stream,
 )
-from .trace import as_cut as as_cut, describe_model as describe_model
+from .trace import (
+    Stats as Stats,
+    as_cut as as_cut,
+    describe_model as describe_model,
+    make_trace as make_trace,
+)

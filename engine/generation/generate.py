@@ -1,20 +1,32 @@
 """The public call: generate for a list of prompts, executing a schedule, and say what happened."""
 
 import contextlib
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from engine.device import Device, open_device
+from engine.device import Device, EnergyCounters, EnergyMeter, EnergyUse, counters_of, open_device
 from engine.generation.arguments import checked_arguments, names_of
 from engine.generation.given import drawn_seed, errors_of_callers, given_model, only_user, what_is_asked
 from engine.generation.prompts import GenerationRequest, Prompt, as_requests, asked_of, pad_token
 from engine.generation.rows import RowRequest, RowsOfMicroBatch, TokenLogprobs, cut_up, kept_scores
 from engine.generation.session import open_session
-from engine.generation.trace import Stats, describe_batch, describe_host, describe_run, make_trace, peak_bytes, phases_s
+from engine.generation.trace import (
+    Stats,
+    describe_batch,
+    describe_host,
+    describe_run,
+    described_energy,
+    make_trace,
+    measured_energy,
+    peak_bytes,
+    phases_s,
+)
 from engine.model import InFlight, recorded_routing
 from engine.tasks import BatchResult, GenerationOptions, RunContext, Session, run_batch
 from sim.problem import UNIFORM, Policy, Routing
@@ -52,6 +64,7 @@ class BatchDone:
     prompt_logprobs: list[list[TokenLogprobs] | None]
     result: BatchResult
     trace: Trace
+    energy: EnergyUse | None = None
 
 
 def run(
@@ -70,6 +83,7 @@ def run(
     record_routing: str | Path | None = None,
     routing: str | Routing = UNIFORM,
     keep_model: bool = True,
+    energy: bool | EnergyCounters = False,
     **generate_kwargs: Any,
 ) -> RunResult:
     """Generate text for `prompts` (strings or lists of token ids) with an offloaded Mixture-of-Experts model.
@@ -82,7 +96,8 @@ def run(
     after `torch.manual_seed(seed + i)`. `progress` is told of each micro-batch's new tokens; `on_batch` gets each batch
     as it ends, with its trace, of which only the first is kept. What they raise ends the run and comes out as it is.
     `record_routing` names a file for how many tokens used each expert; `routing`, such a file, places experts by their
-    popularity.
+    popularity. `energy` measures the joules of the run by the counters of device and host, or by those that are given;
+    what has no counter says so, and nothing fails.
 
     The model is what it was when the run ends, with one exception: a policy's `weight_bits` of 4.5 or 8.5 packs routed
     experts, whose own weights host memory has no room for meanwhile. Afterwards they are what the packed bits say, for
@@ -118,8 +133,9 @@ def run(
         with _recording(context, asked, record_routing), open_session(context, keep_model) as session:
             opened.reset_peak()
             done = _Done()
+            meter = in_use.enter_context(EnergyMeter(energy_counters(energy, opened))) if energy else None
             with errors_of_callers(progress) as told:
-                for batch in _batches(session, asked, told):
+                for batch in _batches(session, asked, told, meter):
                     done.add(batch)
                     if on_batch is not None:
                         on_batch(batch)
@@ -169,7 +185,14 @@ def _recording(run: RunContext, asked: Sequence[RowRequest], path: str | Path | 
     record.histogram(run.model.config.model_type).write(path)
 
 
-def _batches(session: Session, asked: Sequence[RowRequest], progress: Callable[[int], None]) -> Iterator[BatchDone]:
+def energy_counters(asked: bool | EnergyCounters, device: Device) -> EnergyCounters:
+    """Those that are given, or the device's and its host's."""
+    return asked if isinstance(asked, EnergyCounters) else counters_of(device)
+
+
+def _batches(
+    session: Session, asked: Sequence[RowRequest], progress: Callable[[int], None], meter: EnergyMeter | None
+) -> Iterator[BatchDone]:
     def on_head(micro_batch: InFlight) -> None:
         progress(len(micro_batch.padding))
 
@@ -185,7 +208,10 @@ def _batches(session: Session, asked: Sequence[RowRequest], progress: Callable[[
         described = metadata | describe_batch(run, prompts) | describe_host(run, result.host)
         described |= {"host_memory": session.host_memory}
         sequences, logprobs, of_prompts = _in_order(cut, result.sequences)
-        yield BatchDone(first, sequences, logprobs, of_prompts, result, make_trace(result.ran, described, histories))
+        used, power = measured_energy(meter, result.ran) if meter else (None, [])
+        described |= described_energy(used, sum(map(len, sequences)))
+        trace = make_trace(result.ran, described, histories, power)
+        yield BatchDone(first, sequences, logprobs, of_prompts, result, trace, used)
 
 
 def _in_order(
@@ -205,6 +231,7 @@ def _in_order(
 def stats_of(done: Sequence[BatchDone], peaks: dict[str, int]) -> Stats:
     """What these batches of a run did; `peaks` are the run's."""
     results = [batch.result for batch in done]
+    measured = [batch.energy for batch in done if batch.energy is not None]
     prefill_s, decode_s = map(sum, zip(*(phases_s(batch.trace) for batch in done), strict=True))
     busy_s: dict[str, float] = {}
     for batch in done:
@@ -219,4 +246,5 @@ def stats_of(done: Sequence[BatchDone], peaks: dict[str, int]) -> Stats:
         peak_bytes=peaks,
         kernel_attention_calls=sum(one.kernel_calls for one in results),
         own_attention_calls=sum(one.own_code_calls for one in results),
+        energy=reduce(operator.add, measured) if measured else None,
     )

@@ -70,7 +70,7 @@ class Copies:
         if "new kv on host" not in self._locked:
             return self._copy_between("kv", task, size, copies=2)
         landed = self._copy_between("new kv on host", task, size, copies=2)
-        roofs = {**landed.roofs, "host copy": size / self._hardware.pin_bytes_per_s}
+        roofs = {**landed.roofs, "host copy": size / self._hardware.staging_bytes_per_s}
         traffic = {**landed.traffic, DRAM: (1 + PIN_TRAFFIC) * size}
         return landed._replace(roofs=roofs, traffic=traffic, copied=PIN_TRAFFIC * size)
 
@@ -82,7 +82,7 @@ class Copies:
     def _pin_weights(self, task: Task) -> Work:
         """What of a page is not page-locked into staging: of some pages nothing, and then only the launch is left."""
         size, latency_s = self._staged_bytes(task), float(self._hardware.host.launch_latency_s)
-        roofs = {"launch latency": latency_s, "pin copy": size / self._hardware.pin_bytes_per_s}
+        roofs = {"launch latency": latency_s, "pin copy": size / self._hardware.staging_bytes_per_s}
         return Work(roofs, {DRAM: PIN_TRAFFIC * size}, size, copied=PIN_TRAFFIC * size)
 
     def _load_in_place(self, task: Task) -> Work:

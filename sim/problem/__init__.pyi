@@ -21,8 +21,11 @@ from .batch import (
 )
 from .checkpoint import Checkpoint as Checkpoint, find_checkpoint as find_checkpoint
 from .machine import (
+    LAW_OF_CAPS as LAW_OF_CAPS,
+    NO_TILES as NO_TILES,
     AtTokens as AtTokens,
     Basis as Basis,
+    DeviceProcessor as DeviceProcessor,
     Dimension as Dimension,
     Efficiency as Efficiency,
     Emulation as Emulation,
@@ -37,13 +40,14 @@ from .machine import (
     Quantity as Quantity,
     Reserve as Reserve,
     RestPower as RestPower,
+    Tiles as Tiles,
     TransferPower as TransferPower,
     core_limit as core_limit,
     kept_on_host_bytes as kept_on_host_bytes,
     memory_limit as memory_limit,
     page_lockable_bytes as page_lockable_bytes,
 )
-from .model import Layer as Layer, Model as Model, within_window as within_window
+from .model import FeedForward as FeedForward, Layer as Layer, Model as Model, within_window as within_window
 from .policy import (
     LOCK_UNIT_BYTES as LOCK_UNIT_BYTES,
     MOST_REQUESTS as MOST_REQUESTS,
@@ -65,6 +69,7 @@ from .routing import (
     TokenCounts as TokenCounts,
     Use as Use,
     drawn_uses as drawn_uses,
+    expected_padding as expected_padding,
     expected_use as expected_use,
     lru_hit_rate as lru_hit_rate,
 )

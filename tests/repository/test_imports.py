@@ -250,7 +250,7 @@ class TestTheRules:
         "sim.cli",
         "sim.comparison.comparison",
         "sim.simulation.views.timeline",
-        "sim.planning.planner",
+        "sim.planning.search.planner",
         "sim.planning.command",
     ],
 )

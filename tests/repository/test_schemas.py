@@ -1,7 +1,7 @@
 """What every command writes as JSON is what `traces/schemas` says: a field that comes, goes or changes turns this red.
 
 The reports of a campaign and of a proof are held against theirs where these are run: tests/validation/test_campaign.py
-and test_gpu.py.
+and test_gpu.py; what `engine jax` writes, in tests/engine/test_xla.py.
 """
 
 import json
@@ -48,6 +48,11 @@ COMMANDS = {
         "sim",
         "plan --model INPUTS/four-layers.json --prompt-len 60 --gen-len 8 --schedules accelerate --batch 2 --quick"
         " --export llama.cpp --jobs 1 --json -",
+    ),
+    "plan, energy": (
+        "sim",
+        "plan --model INPUTS/four-layers.json --prompt-len 60 --gen-len 8 --schedules zero --objective energy --quick"
+        " --power-cap 60,70 --price-per-kwh 0.3 --no-band --jobs 1 --json -",
     ),
     "plan-requests": (
         "sim",
@@ -124,6 +129,7 @@ def test_there_is_one_for_everything_that_is_written():
         "campaign",
         "campaign-streams",
         "gpu",
+        "jax",
         "routing",
         "run-line",
         "spreads",

@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from engine.device import Device, open_device
+from engine.device import Device, EnergyCounters, EnergyMeter, open_device
 from engine.generation.arguments import checked_arguments, names_of
-from engine.generation.generate import USUAL_MICRO_BATCHES
+from engine.generation.generate import USUAL_MICRO_BATCHES, energy_counters
 from engine.generation.given import drawn_seed, errors_of_callers, given_model, only_user, what_is_asked
 from engine.generation.prompts import GenerationRequest, Prompt, as_requests, pad_token
 from engine.generation.streaming.outputs import OutputStream
@@ -45,6 +45,7 @@ def stream(
     routing: str | Routing = UNIFORM,
     keep_model: bool = True,
     traced_steps: int = 0,
+    energy: bool | EnergyCounters = False,
     **generate_kwargs: Any,
 ) -> OutputStream:
     """Generate for `requests`, of which as many are in at a time as the policy's batch; the others follow as these end.
@@ -55,8 +56,8 @@ def stream(
     each output as its request ends; `on_result` is told of it in a lane's thread, which it should not hold up.
 
     A request that cannot be run, or that makes what it brings along (a logits processor) raise, has an output that says
-    so, and the others run. Model, `generate_kwargs`, `seed`, `routing` and `keep_model` are as in `run`. Of the first
-    `traced_steps` there is a trace. Raises InputError for anything else that the caller can mend.
+    so, and the others run. Model, `generate_kwargs`, `seed`, `routing`, `keep_model` and `energy` are as in `run`. Of
+    the first `traced_steps` there is a trace. Raises InputError for anything else that the caller can mend.
     """
     check_count("num_prompts", num_prompts)
     check_count("traced_steps", traced_steps, least=0)
@@ -92,6 +93,7 @@ def stream(
         known = Routing.parse(routing) if isinstance(routing, str) else routing
         run = RunContext.of(model, chosen, policy, opened, options, known, rules)
         run.shape(policy.num_micro_batches)  # what the schedule cannot do is said at once
+        meter = at_end.enter_context(EnergyMeter(energy_counters(energy, opened))) if energy else None
         kept = at_end.pop_all()
 
     def output_of(request: Wanted) -> RequestOutput:
@@ -107,7 +109,7 @@ def stream(
 
         for one in refused:
             put_and_tell(one)
-        return Serving(run, wanted, put_and_tell, output_of, kept, keep_model and own, traced_steps)
+        return Serving(run, wanted, put_and_tell, output_of, kept, keep_model and own, traced_steps, meter)
 
     try:
         return OutputStream(serving)

@@ -3,12 +3,13 @@
 import bisect
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from sim.problem.machine.cards import machine_names
+from sim.problem.machine.chips import Network, Tiles
 from sim.problem.machine.derived import completed
 from sim.problem.machine.devices import OtherDevice, check_devices
 from sim.problem.machine.files import machine_table
@@ -112,6 +113,18 @@ class Processor(Part):
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceProcessor(Processor):
+    """What computes on a device, in whole `tiles` if it has some.
+
+    With `expert_capacity_ratio` its shapes are fixed before tokens choose: each routed expert computes so many times
+    its even share of them, and no more than all, whatever comes. Without it experts compute what comes.
+    """
+
+    tiles: Tiles | None = None
+    expert_capacity_ratio: Quantity | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Host(Processor):
     """The host's cores. How many there are limits what they move, where no share of DRAM is given."""
 
@@ -136,7 +149,8 @@ class Link(Part):
     """The link of one device to the host.
 
     `peak` is the theoretical rate of one direction (the HRM's roof), the others are sustained. `duplex` is the sum of
-    both directions when both are busy. `*_pageable` is for copies from or to memory that is not page-locked.
+    both directions when both are busy. `*_pageable` is for copies from or to memory that is not page-locked. There are
+    none where it is `locked_only`: as programs of XLA see it, whose arrays on the host are all in `pinned_host`.
     """
 
     peak_bytes_per_s: Quantity
@@ -146,14 +160,7 @@ class Link(Part):
     h2d_pageable_bytes_per_s: Quantity
     d2h_pageable_bytes_per_s: Quantity
     latency_s: Quantity
-
-
-@dataclass(frozen=True, slots=True)
-class Network(Part):
-    """What carries an all-reduce between the devices of one host."""
-
-    bandwidth_bytes_per_s: Quantity
-    latency_s: Quantity
+    locked_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +202,8 @@ class Hardware(Part):
     both: its capacity is there once, its bandwidth is shared, and the link stands for copies within it. `reserve` is
     what of the memories no plan may use; a machine without one keeps nothing.
     `pinned_bytes` limits page-locked host memory; `pin_bytes_per_s` is the rate at which pageable memory is copied into
-    it, by as many threads as the engine stages with. `network` is there exactly when there are several devices.
+    it, by as many threads as the engine stages with; where these are all cores, devices that stage at once share it:
+    `pin_shared`. `network` is there exactly when there are several devices.
     `hand_over_s` is how long after a task's end another lane notices it: the wait on an event, or until a thread wakes;
     if not given, none.
     """
@@ -205,12 +213,13 @@ class Hardware(Part):
     num_devices: int
     pinned_bytes: Quantity
     pin_bytes_per_s: Quantity
-    device: Processor
+    device: DeviceProcessor
     device_memory: Memory
     host: Host
     host_memory: Memory
     link: Link
     unified: bool = False
+    pin_shared: bool = False
     reserve: Reserve | None = None
     network: Network | None = None
     disk: Memory | None = None
@@ -230,6 +239,8 @@ class Hardware(Part):
             raise InputError(f"network: missing; {self.num_devices} devices need one for their all-reduces")
         if self.num_devices == 1 and self.network is not None:
             raise InputError("network: one device has none; remove it, or set num_devices")
+        if self.network is not None:
+            self.network.check_devices(self.num_devices)
         if self.unified and self.num_devices > 1:
             raise InputError(
                 f"unified: {self.num_devices} devices do not share one memory with the host; set one of both"
@@ -273,6 +284,11 @@ class Hardware(Part):
                         "memory, as unified says; give both the same"
                     )
 
+    @property
+    def staging_bytes_per_s(self) -> float:
+        """What one device's lane copies into page-locked memory while those of all others do, too."""
+        return self.pin_bytes_per_s / (self.num_devices if self.pin_shared else 1)
+
     def write(self, path: str | Path) -> None:
         """Write the machine's file; `load` gives the same machine back. Raises InputError if it cannot be written."""
         import tomli_w
@@ -303,6 +319,13 @@ class Hardware(Part):
         """Return the machine with the number at `path` multiplied by `factor`, and assumed. Raises InputError."""
         return self.with_value(path, self.value(path) * factor, f"{factor:g} × the value of {self.name}")
 
+    def with_power(self, known: Mapping[str, Any]) -> Self:
+        """Return the machine with what is known of its watts, as tables of its file; what is not follows from it.
+
+        Raises InputError where too little is known.
+        """
+        return type(self).from_dict(completed({**self.to_dict(), "power": dict(known)}))
+
     def capped(self, watts: float) -> Self:
         """Return the machine with each device held to so many watts: its clocks fall, and its memory's do not.
 
@@ -312,11 +335,12 @@ class Hardware(Part):
         if self.power is None or device is None:
             raise InputError(f"power cap: {self.name} has no [power.device]; give its idle, compute, memory and limit")
         source = f"{watts:g} W a device: {LAW_OF_CAPS}"
+        held = device.capped(watts, source)
         found = self
         for path, keeps in device.rates_under(watts).items():
             if keeps < 1.0:
                 found = found.with_value(path, found.value(path) * keeps, source)
-        return replace(found, power=replace(self.power, device=device.capped(watts, source)))
+        return replace(found, power=replace(self.power, device=held))
 
 
 def _most_of(machine: Hardware) -> Iterator[tuple[str, int, str]]:

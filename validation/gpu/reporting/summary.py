@@ -18,6 +18,9 @@ from validation.replay import replay_trace
 SAME = 1e-3
 """Two predictions of one run are the same up to this share: one simulates each step, the other samples long runs."""
 
+SHORTER = {"_pin_weights-True": "", "_experts_on_": " ", "-": " "}
+"""What all runs have in common is left out of their names; parts of them are said as words."""
+
 
 @dataclass(frozen=True, slots=True)
 class StageCount:
@@ -36,7 +39,8 @@ class StageCount:
 class ProofSummary:
     """A record and what follows from it. `findings` is None where no run was made.
 
-    `regrets` has for each model the share of the best measured throughput that is lost by trusting the prediction.
+    `regrets` has for each model, and number of requests, the share of the best measured throughput that is lost by
+    trusting the prediction.
     `whole_order_error` is layer 1 of the whole model's run.
     `unchanged` says that the predictions which were written before the runs are those that the traces are held against.
     """
@@ -144,9 +148,11 @@ def _regrets(findings: Findings | None) -> dict[str, float]:
     """Over the schedules that were run of a model with the same requests."""
     runs = findings.runs if findings else ()
     found = {}
-    for model in dict.fromkeys(run.case.model for run in runs):
-        own = [run for run in runs if run.case.model == model]
-        found[model] = regret([run.predicted_tokens_per_s for run in own], [run.measured.median for run in own])
+    for model, requests in dict.fromkeys((run.case.model, run.case.batch_size) for run in runs):
+        own = [run for run in runs if (run.case.model, run.case.batch_size) == (model, requests)]
+        found[f"{model}, {requests} requests"] = regret(
+            [run.predicted_tokens_per_s for run in own], [run.measured.median for run in own]
+        )
     return found
 
 
@@ -166,3 +172,12 @@ def _unchanged(record: ProofRecord, findings: Findings | None) -> bool | None:
     }
     apart = [abs(run.predicted_tokens_per_s / said[run.case.name] - 1) for run in findings.runs]
     return bool(max(apart) < SAME)
+
+
+def shown_name(case: str) -> str:
+    """A run's name in a few words, without what all runs have in common."""
+    model, schedule, *rest = case.split("_", 2)
+    what = "_" + "_".join(rest)
+    for part, said in SHORTER.items():
+        what = what.replace(part, said)
+    return f"{model} {schedule} {what.removeprefix('_')}"

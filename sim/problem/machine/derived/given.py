@@ -49,5 +49,10 @@ class Given:
         return count if isinstance(count, int) and count > 0 else None
 
     @property
+    def is_locked_only(self) -> bool:
+        link = self.table.get("link")
+        return isinstance(link, Mapping) and link.get("locked_only") is True
+
+    @property
     def is_unified(self) -> bool:
         return self.table.get("unified") is True

@@ -8,10 +8,12 @@ core's copy into a page-locked buffer, and then one over the link. A link reache
 its generation. What a processor reaches of DRAM is a usual share, or what its cores move, if that is less.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 
+from sim.problem.machine.chips import links_of_a_corner
 from sim.problem.machine.derived.given import Given, Rule
+from sim.problem.machine.quantity import Dimension
 
 CORE_BYTES_PER_S = 24e9
 SUSTAINED_OF_DRAM = 0.72
@@ -33,14 +35,26 @@ HOST_RESERVE = ((0, 0.25), (4, 0.2), (8, 0.1), (16, 0.06), (128, 0.02))
 """From how many GiB on, the share that is kept: what Google Kubernetes Engine keeps of a node's memory."""
 
 
+def _network(given: Given) -> float | None:
+    """What a device in a mesh gives to an all-reduce."""
+    link, network = given.rate("network.one_way"), given.table.get("network")
+    if link is None or not isinstance(network, Mapping) or not isinstance(network.get("mesh"), str):
+        return None
+    return link * links_of_a_corner(network["mesh"], wraps=network.get("wraps") is True)
+
+
 def page_lockable_bytes(host_bytes: float) -> float:
     """Of a host's memory, what may be page-locked where nobody says."""
     return host_bytes / 2
 
 
 def _pinned(given: Given) -> float | None:
+    """Half of the host; where copies reach page-locked memory alone, all that is not kept by others."""
     capacity = given.size("host_memory.capacity")
-    return None if capacity is None else page_lockable_bytes(capacity)
+    if capacity is None or not given.is_locked_only:
+        return None if capacity is None else page_lockable_bytes(capacity)
+    kept = given.number("reserve.host", Dimension.KEPT)
+    return capacity - (kept_on_host_bytes(capacity) if kept is None else kept)
 
 
 def kept_on_host_bytes(host_bytes: float) -> float:
@@ -92,6 +106,12 @@ def _duplex(given: Given) -> float | None:
     return both / 2 if given.is_unified else BOTH_WAYS * both
 
 
+def _between_devices(given: Given) -> float | None:
+    """One link and then another, at the rate of one; where there is a network at all."""
+    rate = given.rate("link.h2d") if isinstance(given.table.get("network"), Mapping) else None
+    return None if rate is None else rate / 2
+
+
 def _pageable(direction: str) -> Callable[[Given], float | None]:
     def rate(given: Given) -> float | None:
         link, copy = given.rate(f"link.{direction}"), _copy(given)
@@ -112,7 +132,9 @@ def _of_dram(share: float) -> Callable[[Given], float | None]:
 
 
 def _rules() -> Iterator[Rule]:
-    yield Rule("pinned", "GB", "half of the host's memory: more page-locked memory starves the system", _pinned)
+    half = "half of the host's memory: more page-locked memory starves the system; where copies reach nothing else "
+    half += "(link.locked_only), all but reserve.host"
+    yield Rule("pinned", "GB", half, _pinned)
     kept = "1 GiB for driver context, kernels and a display (llama.cpp's fit-params keeps as much), at most 1/8 of it"
     yield Rule("reserve.device", "GB", kept, _device_reserve)
     tiers = "25 % of the first 4 GiB, 20 % up to 8, 10 % up to 16, 6 % up to 128 and 2 % above for operating system, "
@@ -125,11 +147,15 @@ def _rules() -> Iterator[Rule]:
     yield Rule("link.d2h", "GB/s", "as host to device", _other_way)
     both = "both directions at 0.903 of their rate alone, as on PCIe 3.0 (12.36 to 11.16 GB/s, NVIDIA/nvbandwidth)"
     yield Rule("link.duplex", "GB/s", both, _duplex)
+    through = "what devices exchange goes through the host, over one link and then another: half of link.h2d"
+    yield Rule("network.bandwidth", "GB/s", through, _between_devices)
     copies = "a core moves 24 GB/s and copies 12, in slower memory half of what STREAM reaches, 0.72 of the bandwidth"
     yield Rule("pin", "GB/s", copies, _copy)
     for way in ("h2d", "d2h"):
         source = f"a core copies into a page-locked buffer (12 GB/s, or less in slower memory), then link.{way}"
         yield Rule(f"link.{way}_pageable", "GB/s", source, _pageable(way))
+    rings = "network.one_way of a link, times the links of a corner of network.mesh, which bound an all-reduce"
+    yield Rule("network.bandwidth", "GB/s", rings, _network)
     limit = "or 24 GB/s a core, where the cores are known and move less"
     yield Rule("host.gemm.memory", "1", f"0.7 of DRAM, a little below STREAM, {limit}", _of_dram(0.7))
     yield Rule("host.experts.memory", "1", f"0.6 of DRAM, below STREAM: uneven pieces, {limit}", _of_dram(0.6))
