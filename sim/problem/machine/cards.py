@@ -40,13 +40,13 @@ class Card:
     bandwidth: str
     peak: str
     source: str
-    watts: str = ""
-    """What it may draw; a card of which nobody tells has no joules."""
-    watts_source: str = ""
     host: str = "_plain"
     link: str = ""
     cpu: str = ""
     cores: int = 0
+    watts: str = ""
+    """What it may draw; nothing of a card whose maker keeps that to himself."""
+    watts_source: str = ""
     stacked: bool = False
     """Whether its memory lies on the chip's package: HBM."""
     aliases: tuple[str, ...] = ()
@@ -98,7 +98,7 @@ def card_table(key: str) -> dict[str, Any]:
     capacity, bandwidth = known("memory", Dimension.SIZE), known("bandwidth", Dimension.RATE)
     device = {"peak": known("peak", Dimension.COMPUTE)}
     memory = {"capacity": capacity, "bandwidth": bandwidth}
-    table = {"extends": card.host, "device": device, "device_memory": memory}
+    table: dict[str, Any] = {"extends": card.host, "device": device, "device_memory": memory}
     if card.watts:
         table["power"] = {"device": _draws(card)}
     if not card.is_unified:
