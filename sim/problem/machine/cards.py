@@ -40,13 +40,13 @@ class Card:
     bandwidth: str
     peak: str
     source: str
-    watts: str = ""
-    """What it may draw; nothing where nobody says, and then its runs have no joules."""
-    watts_source: str = ""
     host: str = "_plain"
     link: str = ""
     cpu: str = ""
     cores: int = 0
+    watts: str = ""
+    """What it may draw; nothing of a card whose maker keeps that to himself."""
+    watts_source: str = ""
     stacked: bool = False
     """Whether its memory lies on the chip's package: HBM."""
     aliases: tuple[str, ...] = ()
