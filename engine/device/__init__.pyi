@@ -14,6 +14,16 @@ from .open import (
     make_device as make_device,
     open_device as open_device,
 )
+from .ranks import (
+    PeerLostError as PeerLostError,
+    Rank as Rank,
+    RankError as RankError,
+    Rendezvous as Rendezvous,
+    join_group as join_group,
+    keep_to_share as keep_to_share,
+    run_in_ranks as run_in_ranks,
+    started_by_torchrun as started_by_torchrun,
+)
 from .threads import (
     check_thread_count as check_thread_count,
     for_now as for_now,
