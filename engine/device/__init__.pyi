@@ -8,7 +8,9 @@ from .host_memory import (
 )
 from .ledger import Ledger as Ledger, OutOfMemory as OutOfMemory, PinnedOutOfMemory as PinnedOutOfMemory
 from .open import (
+    DeviceAsked as DeviceAsked,
     add_device as add_device,
+    device_asked as device_asked,
     device_of as device_of,
     host_memory_bytes as host_memory_bytes,
     make_device as make_device,

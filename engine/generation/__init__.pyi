@@ -14,6 +14,7 @@ from .checkpoint import (
 )
 from .files import RequestFile as RequestFile
 from .generate import BatchDone as BatchDone, RunResult as RunResult, run as run, stats_of as stats_of
+from .ranks import as_rank as as_rank
 from .streaming import (
     OutputStream as OutputStream,
     RequestOutput as RequestOutput,

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from engine.device import Device, open_device
+from engine.device import Device, DeviceAsked, Rank, open_device
 from engine.generation.asked import (
     GenerationRequest,
     Prompt,
@@ -23,6 +23,7 @@ from engine.generation.asked import (
     pad_token,
     what_is_asked,
 )
+from engine.generation.ranks import call_on_devices, merged_stats, merged_trace
 from engine.generation.rows import RowRequest, RowsOfMicroBatch, TokenLogprobs, cut_up, kept_scores
 from engine.generation.session import open_session
 from engine.generation.trace import Stats, describe_batch, describe_host, describe_run, make_trace, peak_bytes, phases_s
@@ -30,7 +31,7 @@ from engine.model import InFlight, recorded_routing
 from engine.tasks import BatchResult, GenerationOptions, RunContext, Session, run_batch
 from sim.problem import UNIFORM, Policy, Routing
 from sim.schedule import Schedule
-from traces.errors import InputError
+from traces.errors import InputError, check_count
 from traces.trace import Trace
 
 USUAL_MICRO_BATCHES = 4
@@ -72,7 +73,7 @@ def run(
     policy: Policy | Mapping[str, Any] | None = None,
     micro_batch_size: int | None = None,
     max_new_tokens: int | None = None,
-    device: str | Device = "auto",
+    device: str | Device | DeviceAsked = "auto",
     *,
     seed: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -81,6 +82,8 @@ def run(
     record_routing: str | Path | None = None,
     routing: str | Routing = UNIFORM,
     keep_model: bool = True,
+    num_devices: int = 1,
+    rank: Rank | None = None,
     **generate_kwargs: Any,
 ) -> RunResult:
     """Generate text for `prompts` (strings or lists of token ids) with an offloaded Mixture-of-Experts model.
@@ -98,7 +101,12 @@ def run(
     The model is what it was when the run ends, with one exception: a policy's `weight_bits` of 4.5 or 8.5 packs routed
     experts, whose own weights host memory has no room for meanwhile. Afterwards they are what the packed bits say, for
     good; to run them so again changes nothing more. Without `keep_model` packed experts are left empty, which saves the
-    time and memory to unpack a model that nobody needs any more. Raises InputError for anything the caller can mend.
+    time and memory to unpack a model that nobody needs any more.
+
+    With `num_devices` above 1 each device has a process, a rank, that makes this call with its `rank`: all hold their
+    share of the model and compute their part of every token, sums of which go from one to the others. A model that is
+    loaded here already is written to disk for them, and stays as it is. A rank that is lost ends the run by name.
+    Raises InputError for anything the caller can mend.
     """
     asked_for = what_is_asked(schedule, policy, micro_batch_size, max_new_tokens, seed, generate_kwargs)
     requests = as_requests(prompts)
@@ -108,12 +116,19 @@ def run(
         raise InputError(
             "arrival_s: batches begin with all of their requests; use engine.stream for those that come later"
         )
-    with open_device(device) as opened, contextlib.ExitStack() as in_use:
+    if rank is None and check_count("num_devices", num_devices) > 1:
+        how = {"schedule": schedule, "policy": policy, "micro_batch_size": micro_batch_size, "device": device}
+        what = {"model": model, "prompts": requests, "tokenizer": tokenizer, "max_new_tokens": max_new_tokens}
+        others = {"progress": progress, "on_batch": on_batch, "record_routing": record_routing, "routing": routing}
+        return call_on_devices(run, num_devices, {**generate_kwargs, **how, **what, **others, "seed": seed})  # type: ignore[no-any-return]
+    with open_device(device, rank) as opened, contextlib.ExitStack() as in_use:
         keep_model = keep_model and not isinstance(model, str | Path)
         model, tokenizer = given_model(model, tokenizer, opened)
         in_use.enter_context(only_user(model))
         options = checked_arguments(generate_kwargs, model, names_of(run), tokenizer)
         seed = drawn_seed(seed, options, requests, model)
+        if rank is not None:
+            seed = rank.from_first(seed)
         asked = [
             asked_of(one, number, asked_for.max_new_tokens, seed, model, tokenizer)
             for number, one in enumerate(requests)
@@ -126,7 +141,10 @@ def run(
         context = RunContext.of(model, asked_for.schedule, policy, opened, generation, known)
         scores = any(one.prompt_logprobs is not None for one in asked)
         in_use.enter_context(kept_scores(model) if scores else contextlib.nullcontext())
-        with _recording(context, asked, record_routing), open_session(context, keep_model) as session:
+        with (
+            _recording(context, asked, record_routing if rank is None or rank.is_first else None),
+            open_session(context, keep_model) as session,
+        ):
             opened.reset_peak()
             done = _Done()
             with errors_of_callers(progress) as told:
@@ -135,7 +153,18 @@ def run(
                     if on_batch is not None:
                         on_batch(batch)
             device_peak = opened.usage.peak_bytes
-    return done.result(tokenizer, device_peak)
+    result = done.result(tokenizer, device_peak)
+    return result if rank is None else _of_all_ranks(result, rank)
+
+
+def _of_all_ranks(result: RunResult, rank: Rank) -> RunResult:
+    """One rank's result with the trace and the account of all of them; the ranks must agree on every token."""
+    sequences, stats, traces = zip(*rank.gather((result.sequences, result.stats, result.trace)), strict=True)
+    for other, theirs in enumerate(sequences):
+        if theirs != result.sequences:
+            at = next(i for i, pair in enumerate(zip(theirs, result.sequences, strict=True)) if pair[0] != pair[1])
+            raise RuntimeError(f"ranks {rank.index} and {other} disagree on the tokens of request {at}")
+    return replace(result, stats=merged_stats(stats), trace=merged_trace(traces))
 
 
 @dataclass(slots=True)
