@@ -21,6 +21,7 @@ from .ranks import (
     Rank as Rank,
     RankError as RankError,
     Rendezvous as Rendezvous,
+    is_peer_lost as is_peer_lost,
     join_group as join_group,
     keep_to_share as keep_to_share,
     run_in_ranks as run_in_ranks,

@@ -5,7 +5,9 @@ from .asked import (
     checked_arguments as checked_arguments,
 )
 from .checkpoint import (
+    Checkpoint as Checkpoint,
     add_model as add_model,
+    checkpoint_of as checkpoint_of,
     draws_by_itself as draws_by_itself,
     find_tokenizer as find_tokenizer,
     load_config as load_config,

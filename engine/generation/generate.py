@@ -23,6 +23,7 @@ from engine.generation.asked import (
     pad_token,
     what_is_asked,
 )
+from engine.generation.checkpoint import Checkpoint
 from engine.generation.ranks import call_on_devices, merged_stats, merged_trace
 from engine.generation.rows import RowRequest, RowsOfMicroBatch, TokenLogprobs, cut_up, kept_scores
 from engine.generation.session import open_session
@@ -67,7 +68,7 @@ class BatchDone:
 
 
 def run(
-    model: PreTrainedModel | str | Path,
+    model: PreTrainedModel | str | Path | Checkpoint,
     prompts: Sequence[Prompt | GenerationRequest],
     schedule: str | Schedule = "cgopipe",
     policy: Policy | Mapping[str, Any] | None = None,
@@ -88,7 +89,8 @@ def run(
 ) -> RunResult:
     """Generate text for `prompts` (strings or lists of token ids) with an offloaded Mixture-of-Experts model.
 
-    `model` is a loaded model, a local folder or a hub id; `device` is a name (`auto`, `emulated`, `cuda`) or a device.
+    `model` is a loaded model, a local folder, a hub id or a `Checkpoint`; `device` is a name (`auto`, `emulated`,
+    `cuda`), a `DeviceAsked` or a device.
     Without a policy all prompts form one batch, cut into micro-batches of `micro_batch_size`, those of similar length
     together. `generate_kwargs` go to `generate()` as they are, a `generation_config` as if it were the model's own;
     what needs beams or a second model is refused. `max_new_tokens` is 64 if nobody says anything else. A
@@ -122,7 +124,7 @@ def run(
         others = {"progress": progress, "on_batch": on_batch, "record_routing": record_routing, "routing": routing}
         return call_on_devices(run, num_devices, {**generate_kwargs, **how, **what, **others, "seed": seed})  # type: ignore[no-any-return]
     with open_device(device, rank) as opened, contextlib.ExitStack() as in_use:
-        keep_model = keep_model and not isinstance(model, str | Path)
+        keep_model = keep_model and not isinstance(model, str | Path | Checkpoint)
         model, tokenizer = given_model(model, tokenizer, opened)
         in_use.enter_context(only_user(model))
         options = checked_arguments(generate_kwargs, model, names_of(run), tokenizer)

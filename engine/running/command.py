@@ -4,12 +4,14 @@ import argparse
 import contextlib
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import calibration, device as devices, generation, memory
-from engine.device import add_device, device_of
-from engine.generation import add_model, model_of
+from engine.device import add_device, device_asked
+from engine.generation import add_model, checkpoint_of, model_of
+from engine.running.together import Together, together
 from sim import problem, schedule as schedules, simulation
 from sim.problem import add_policy, add_routing, add_weight_bits, fixed_policy
 from traces import files
@@ -17,10 +19,12 @@ from traces.cli import Command, positive_int, progress
 from traces.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from engine.running.planning import RunPlan
     from traces.trace import Trace
+
+    AnyDevice = devices.Device | devices.DeviceAsked
 
 USUAL_SIZES = {"micro_batch_size": 4, "num_micro_batches": 4}
 """What of the sizes is not given, where one of them is."""
@@ -57,7 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_weight_bits(policy, "width of routed experts: 4.5 or 8.5 (default: the model's own)")
     policy.add_argument("--plan-for", metavar="HARDWARE", help="plan the policy for this machine (a preset or a .toml)")
     problem.add_settings(policy)
-    add_device(parser.add_argument_group("device"))
+    device = parser.add_argument_group("device")
+    add_device(device)
+    several = "devices of this host that run together, a process each (default: 1, or as many as torchrun starts)"
+    device.add_argument("--devices", type=positive_int, metavar="N", help=several)
     options = parser.add_argument_group("generation")
     options.add_argument("--max-new-tokens", type=positive_int, default=64, help="(default: %(default)s)")
     options.add_argument("--temperature", type=float, help="sample; without sampling options the choice is greedy")
@@ -71,6 +78,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate for every request of a file; results are appended as each batch ends, or as each request does."""
+    with together(args.devices, device_asked(args)) as devices:
+        return 0 if devices is None else _run(args, devices)
+
+
+def _run(args: argparse.Namespace, together: Together) -> int:
     schedule = schedules.by_name(args.schedule)
     policy = given_policy(args, schedule)
     if args.settings and not args.plan_for:
@@ -81,12 +93,16 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--record-routing is for batches: leave it out with --stream")
     if args.stream and not schedule.system.mixes:
         raise InputError(f"{schedule.name}: its steps cannot carry prompts beside decode; take cgopipe or hybrid")
+    if args.stream and together.count > 1:
+        raise InputError(f"--stream runs on one device, and {together.count} are asked for: leave it out, or --devices")
     options = generation.checked_arguments(_generate_kwargs(args), None, (), None)
     if args.seed is not None:
         generation.check_seed("--seed", args.seed)
     requests = generation.RequestFile(args.input, args.output, args.model, args.resume, in_any_order=args.stream)
-    with contextlib.closing(requests), devices.open_device(device_of(args)) as device:
-        result = _run_file(args, schedule, policy, device, requests, options)
+    asked = device_asked(args)
+    opened = devices.open_device(asked) if together.count == 1 else contextlib.nullcontext(asked)
+    with contextlib.closing(requests), opened as device:
+        result = _run_file(args, schedule, policy, device, together, requests, options)
         failed, count = requests.failed, requests.count
     if result is None and failed < count:
         sys.stderr.write("nothing left to do\n")
@@ -131,7 +147,8 @@ def _run_file(
     args: argparse.Namespace,
     schedule: "schedules.Schedule",
     policy: "problem.Policy | None",
-    device: "devices.Device",
+    device: "AnyDevice",
+    together: Together,
     requests: "generation.RequestFile",
     options: dict[str, Any],
 ) -> "tuple[Trace | None, str] | None":
@@ -153,18 +170,33 @@ def _run_file(
         requests.run_nothing()
         return None
     with progress(f"loading {args.model}"):
-        model = model_of(args, device)
+        model = _model(args, device)
     memory.check_packing(model, args.weight_bits)
-    chosen = policy or _plan(args, schedule, device, model, requests)
-    run = _as_stream if args.stream else _in_batches
-    return run(args, schedule, chosen, device, requests, model, options)
+    chosen = policy or _plan(args, schedule, device, together, model, requests)
+    if args.stream:
+        return _as_stream(args, schedule, chosen, device, requests, model, options)
+    by = generation.run if together.count == 1 else partial(_on_devices, together, checkpoint_of(args))
+    return _in_batches(args, schedule, chosen, device, by, requests, model, options)
+
+
+def _model(args: argparse.Namespace, device: "AnyDevice") -> Any:
+    """The model; where each of several devices loads it for itself, what is known of it without its weights."""
+    return model_of(args, device) if isinstance(device, devices.Device) else checkpoint_of(args).without_weights()
+
+
+def _on_devices(
+    together: Together, source: "generation.Checkpoint", model: Any, *arguments: Any, **options: Any
+) -> "generation.RunResult":
+    """A run of a model on several devices, where each loads its weights."""
+    return together(generation.run, source, *arguments, **options)  # type: ignore[no-any-return]
 
 
 def _in_batches(
     args: argparse.Namespace,
     schedule: "schedules.Schedule",
     chosen: "problem.Policy | RunPlan",
-    device: "devices.Device",
+    device: "AnyDevice",
+    by: "Callable[..., generation.RunResult]",
     requests: "generation.RequestFile",
     model: Any,
     options: dict[str, Any],
@@ -173,7 +205,7 @@ def _in_batches(
     policy = _told(chosen, "requests", schedule)
     ours = {"record_routing": args.record_routing, "routing": args.routing, "keep_model": False}
     with progress("generating", sum(requests.limits), unit="tokens", lines=True) as shown:
-        result = requests.run(model, schedule, policy, device, shown.advance, **ours, **options)
+        result = requests.run(model, schedule, policy, device, shown.advance, by=by, **ours, **options)
     stats = result.stats
     busy = ", ".join(f"{lane} {seconds:.2f} s" for lane, seconds in stats.busy_s.items())
     return result.trace, (
@@ -188,12 +220,13 @@ def _as_stream(
     args: argparse.Namespace,
     schedule: "schedules.Schedule",
     chosen: "problem.Policy | RunPlan",
-    device: "devices.Device",
+    device: "AnyDevice",
     requests: "generation.RequestFile",
     model: Any,
     options: dict[str, Any],
 ) -> "tuple[Trace | None, str]":
     """Requests that enter as others end; the trace of the first steps, and what is said in the end."""
+    assert isinstance(device, devices.Device)
     policy = _told(chosen, "requests at a time", schedule)
     ours = {"traced_steps": TRACED_STEPS if args.trace else 0, "routing": args.routing, "keep_model": False}
     with progress("generating", sum(requests.limits), unit="tokens", lines=True) as shown:
@@ -238,19 +271,16 @@ def _peaks(peak_bytes: "Mapping[str, int]") -> str:
 def _plan(
     args: argparse.Namespace,
     schedule: "schedules.Schedule",
-    device: "devices.Device",
+    device: "AnyDevice",
+    together: Together,
     model: Any,
     requests: "generation.RequestFile",
 ) -> "RunPlan":
     from engine.running.planning import plan, plan_streamed
 
-    device.hold_cores()
-    if args.plan_for:
-        hardware = problem.Hardware.load(args.plan_for, args.settings)
-    else:
-        sys.stderr.write("measuring this machine to plan for it (--plan-for FILE or a policy skips this)\n")
-        with progress("measuring", 1, unit="parts", lines=True) as shown:
-            hardware = calibration.calibrate(model, device, "this machine", quick=True, progress=shown.at).hardware
+    if isinstance(device, devices.Device):
+        device.hold_cores()
+    hardware = _hardware(args, device, together, model)
     simulation.compile_once()
     with progress("planning"):
         prompts, limits = requests.prompt_tokens, requests.limits
@@ -258,6 +288,25 @@ def _plan(
         if args.stream:
             return plan_streamed(model, hardware, schedule, prompts, limits, *options, sampled=sampled)
         return plan(model, hardware, schedule, prompts, max(limits), *options, sampled=sampled)
+
+
+def _hardware(args: argparse.Namespace, device: "AnyDevice", together: Together, model: Any) -> "problem.Hardware":
+    """The machine to plan for: the one that is given, or this one as it is measured. Raises InputError."""
+    if args.plan_for:
+        hardware = problem.Hardware.load(args.plan_for, args.settings)
+        if hardware.num_devices != together.count:
+            raise InputError(
+                f"--plan-for {args.plan_for}: it has {hardware.num_devices} devices, and the run {together.count}: "
+                f"give --devices {hardware.num_devices}, or another machine"
+            )
+        return hardware
+    sys.stderr.write("measuring this machine to plan for it (--plan-for FILE or a policy skips this)\n")
+    with progress("measuring", 1, unit="parts", lines=True) as shown:
+        name, how = "this machine", {"quick": True, "progress": shown.at}
+        if isinstance(device, devices.Device):
+            return calibration.calibrate(model, device, name, **how).hardware
+        found = together(calibration.calibrate_devices, checkpoint_of(args), device, name, **how)
+        return found.hardware  # type: ignore[no-any-return]
 
 
 def _generate_kwargs(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A call on several devices: each rank makes it in a process of its own, and the first one's answer is the answer."""
 
 import contextlib
+import os
 import pickle
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from engine.device import (
     Device,
@@ -52,7 +54,12 @@ def call_on_devices(call: Callable[..., Any], count: int, asked: Mapping[str, An
 @contextlib.contextmanager
 def as_rank(place: Rendezvous, device: DeviceAsked) -> Iterator[Rank]:
     """While entered, this process is a rank, on its share of the host's cores; entered by all ranks."""
-    with join_group(place, device.torch_type) as rank:
+    with join_group(place, device.torch_type) as rank, contextlib.ExitStack() as at_end:
+        if not rank.is_first:  # what libraries say, the first says for all
+            nowhere = at_end.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+            at_end.enter_context(contextlib.redirect_stdout(nowhere))
+            at_end.enter_context(contextlib.redirect_stderr(nowhere))
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         keep_to_share(rank, device.near_cores(rank.index))
         yield rank
 
