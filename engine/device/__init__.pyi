@@ -18,6 +18,7 @@ from .ranks import (
     PeerLostError as PeerLostError,
     Rank as Rank,
     RankError as RankError,
+    RankSums as RankSums,
     Rendezvous as Rendezvous,
     join_group as join_group,
     keep_to_share as keep_to_share,
