@@ -17,8 +17,8 @@ ON_HOST = "gloo"
 class RankSums:
     """Sums over all ranks, of lanes that work at the same time.
 
-    Each of those has a connection of its own, and so an order of its own: that of the schedule, which is the same on all
-    ranks. So no rank waits for what another one asks for only later.
+    Each of those has a connection of its own, and so an order of its own: that of the schedule, which is the same on
+    all ranks. So no rank waits for what another one asks for only later.
     """
 
     rank: Rank
