@@ -1,4 +1,9 @@
-from .arguments import check_seed as check_seed, checked_arguments as checked_arguments
+from .asked import (
+    GenerationRequest as GenerationRequest,
+    check_kind as check_kind,
+    check_seed as check_seed,
+    checked_arguments as checked_arguments,
+)
 from .checkpoint import (
     add_model as add_model,
     draws_by_itself as draws_by_itself,
@@ -9,8 +14,6 @@ from .checkpoint import (
 )
 from .files import RequestFile as RequestFile
 from .generate import BatchDone as BatchDone, RunResult as RunResult, run as run, stats_of as stats_of
-from .given import check_kind as check_kind
-from .prompts import GenerationRequest as GenerationRequest
 from .streaming import (
     OutputStream as OutputStream,
     RequestOutput as RequestOutput,

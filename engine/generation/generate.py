@@ -9,9 +9,20 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.device import Device, open_device
-from engine.generation.arguments import checked_arguments, names_of
-from engine.generation.given import drawn_seed, errors_of_callers, given_model, only_user, what_is_asked
-from engine.generation.prompts import GenerationRequest, Prompt, as_requests, asked_of, pad_token
+from engine.generation.asked import (
+    GenerationRequest,
+    Prompt,
+    as_requests,
+    asked_of,
+    checked_arguments,
+    drawn_seed,
+    errors_of_callers,
+    given_model,
+    names_of,
+    only_user,
+    pad_token,
+    what_is_asked,
+)
 from engine.generation.rows import RowRequest, RowsOfMicroBatch, TokenLogprobs, cut_up, kept_scores
 from engine.generation.session import open_session
 from engine.generation.trace import Stats, describe_batch, describe_host, describe_run, make_trace, peak_bytes, phases_s

@@ -62,11 +62,8 @@ def join_group(place: Rendezvous, device_type: str = "cpu") -> Iterator[Rank]:
         del os.environ["GLOO_SOCKET_IFNAME"]
     if device_type == "cuda":
         torch.cuda.set_device(place.index)
-    if place.folder is None:
-        distributed.init_process_group(backend, init_method="env://", timeout=PATIENCE)
-    else:
-        store = distributed.FileStore(str(place.folder / "rendezvous"), place.count)
-        distributed.init_process_group(backend, store=store, rank=place.index, world_size=place.count, timeout=PATIENCE)
+    where = "env://" if place.folder is None else f"file://{place.folder / 'rendezvous'}"
+    distributed.init_process_group(backend, where, PATIENCE, place.count, place.index)
     try:
         yield Rank(place.index, place.count)
     finally:

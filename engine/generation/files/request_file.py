@@ -8,13 +8,12 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.device import Device
-from engine.generation.arguments import check_seed
+from engine.generation.asked import GenerationRequest, check_seed
 from engine.generation.files.answers import Answer, error_line, output_line
 from engine.generation.files.made_by import MadeBy, seed_in
 from engine.generation.files.requests import Request, read_requests
 from engine.generation.files.results import Results, UnorderedResults
 from engine.generation.generate import BatchDone, RunResult, run
-from engine.generation.prompts import GenerationRequest
 from engine.generation.rows import TokenLogprobs, chooses
 from engine.generation.streaming import OutputStream, RequestOutput, stream
 from engine.model import end_tokens

@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.device import Device
-from engine.generation.arguments import REFUSED_FAMILIES, check_seed
+from engine.generation.asked.arguments import REFUSED_FAMILIES, check_seed
+from engine.generation.asked.prompts import GenerationRequest
 from engine.generation.checkpoint import find_tokenizer, load_model
-from engine.generation.prompts import GenerationRequest
 from engine.generation.rows import samples
 from engine.model import Anatomy, cache_for
 from sim.problem import Policy
