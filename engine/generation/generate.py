@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from engine.device import Device, open_device
+from engine.device import Device, Rank, open_device
 from engine.generation.asked import (
     GenerationRequest,
     Prompt,
@@ -23,6 +23,7 @@ from engine.generation.asked import (
     pad_token,
     what_is_asked,
 )
+from engine.generation.of_rank import as_rank, check_divided, check_same
 from engine.generation.rows import RowRequest, RowsOfMicroBatch, TokenLogprobs, cut_up, kept_scores
 from engine.generation.session import open_session
 from engine.generation.trace import Stats, describe_batch, describe_host, describe_run, make_trace, peak_bytes, phases_s
@@ -81,6 +82,7 @@ def run(
     record_routing: str | Path | None = None,
     routing: str | Routing = UNIFORM,
     keep_model: bool = True,
+    rank: Rank | None = None,
     **generate_kwargs: Any,
 ) -> RunResult:
     """Generate text for `prompts` (strings or lists of token ids) with an offloaded Mixture-of-Experts model.
@@ -99,8 +101,13 @@ def run(
     experts, whose own weights host memory has no room for meanwhile. Afterwards they are what the packed bits say, for
     good; to run them so again changes nothing more. Without `keep_model` packed experts are left empty, which saves the
     time and memory to unpack a model that nobody needs any more. Raises InputError for anything the caller can mend.
+
+    With `rank` this process is one of several that call this alike, each with a device of its own and its share of
+    every tensor: all of them return the same tokens, each with what it did itself. Without `keep_model` the model is
+    left with no more than that share.
     """
     asked_for = what_is_asked(schedule, policy, micro_batch_size, max_new_tokens, seed, generate_kwargs)
+    check_divided(asked_for.schedule, rank)
     requests = as_requests(prompts)
     if not requests:
         raise InputError("prompts: the list is empty; give at least one prompt")
@@ -114,6 +121,7 @@ def run(
         in_use.enter_context(only_user(model))
         options = checked_arguments(generate_kwargs, model, names_of(run), tokenizer)
         seed = drawn_seed(seed, options, requests, model)
+        seed = seed if rank is None else rank.from_first(seed)
         asked = [
             asked_of(one, number, asked_for.max_new_tokens, seed, model, tokenizer)
             for number, one in enumerate(requests)
@@ -123,14 +131,18 @@ def run(
         padding = pad_token(model, tokenizer, options.pop("pad_token_id", None))
         known = Routing.parse(routing) if isinstance(routing, str) else routing
         generation = GenerationOptions(most, padding, options, seed)
-        context = RunContext.of(model, asked_for.schedule, policy, opened, generation, known)
+        sums = in_use.enter_context(as_rank(model, policy, rank, keep=keep_model))
+        context = RunContext.of(model, asked_for.schedule, policy, opened, generation, known, sums=sums)
+        metadata = describe_run(context, [one.ids for one in asked])
+        check_same(sums, "the requests", (metadata["input_hash"], seed, options), "call each with the same ones")
         scores = any(one.prompt_logprobs is not None for one in asked)
         in_use.enter_context(kept_scores(model) if scores else contextlib.nullcontext())
         with _recording(context, asked, record_routing), open_session(context, keep_model) as session:
             opened.reset_peak()
             done = _Done()
             with errors_of_callers(progress) as told:
-                for batch in _batches(session, asked, told):
+                for batch in _batches(session, asked, metadata, told):
+                    check_same(sums, "the tokens", batch.sequences)
                     done.add(batch)
                     if on_batch is not None:
                         on_batch(batch)
@@ -177,15 +189,18 @@ def _recording(run: RunContext, asked: Sequence[RowRequest], path: str | Path | 
     ends = run.ends | ({run.options.pad_token_id} if pads_ended else set())
     with recorded_routing(run.model, run.anatomy, ends) as record:
         yield
-    record.histogram(run.model.config.model_type).write(path)
+    if run.sums is None or run.sums.rank.is_first:  # each rank chooses experts for all tokens
+        record.histogram(run.model.config.model_type).write(path)
 
 
-def _batches(session: Session, asked: Sequence[RowRequest], progress: Callable[[int], None]) -> Iterator[BatchDone]:
+def _batches(
+    session: Session, asked: Sequence[RowRequest], metadata: dict[str, Any], progress: Callable[[int], None]
+) -> Iterator[BatchDone]:
     def on_head(micro_batch: InFlight) -> None:
         progress(len(micro_batch.padding))
 
     run, policy = session.run, session.run.policy
-    metadata = describe_run(run, [one.ids for one in asked])
+    rank = 0 if run.sums is None else run.sums.rank.index
     for first in range(0, len(asked), policy.batch_size):
         cut = cut_up(run.model, run.options.kwargs, asked[first : first + policy.batch_size], policy.micro_batch_size)
         for memory in run.memories.values():
@@ -196,7 +211,8 @@ def _batches(session: Session, asked: Sequence[RowRequest], progress: Callable[[
         described = metadata | describe_batch(run, prompts) | describe_host(run, result.host)
         described |= {"host_memory": session.host_memory}
         sequences, logprobs, of_prompts = _in_order(cut, result.sequences)
-        yield BatchDone(first, sequences, logprobs, of_prompts, result, make_trace(result.ran, described, histories))
+        trace = make_trace(result.ran, described, histories, rank=rank)
+        yield BatchDone(first, sequences, logprobs, of_prompts, result, trace)
 
 
 def _in_order(

@@ -87,6 +87,7 @@ def describe_run(run: RunContext, ids: list[list[int]]) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {one.__name__: one.__version__ for one in LIBRARIES},
         "input_hash": hashlib.sha256(json.dumps(inputs).encode()).hexdigest(),
         "origin": run.device.origin,
+        **({} if run.sums is None else {"rank": run.sums.rank.index, "num_ranks": run.sums.rank.count}),
     }
 
 
