@@ -20,6 +20,7 @@ from .ranks import (
     PeerLostError as PeerLostError,
     Rank as Rank,
     RankError as RankError,
+    RankSums as RankSums,
     Rendezvous as Rendezvous,
     is_peer_lost as is_peer_lost,
     join_group as join_group,

@@ -16,7 +16,7 @@ from .checkpoint import (
 )
 from .files import RequestFile as RequestFile
 from .generate import BatchDone as BatchDone, RunResult as RunResult, run as run, stats_of as stats_of
-from .ranks import as_rank as as_rank
+from .ranks import call_on_devices as call_on_devices, joined_ranks as joined_ranks
 from .streaming import (
     OutputStream as OutputStream,
     RequestOutput as RequestOutput,

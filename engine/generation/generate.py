@@ -24,6 +24,7 @@ from engine.generation.asked import (
     what_is_asked,
 )
 from engine.generation.checkpoint import Checkpoint
+from engine.generation.of_rank import as_rank, check_divided, check_same
 from engine.generation.ranks import call_on_devices, merged_stats, merged_trace
 from engine.generation.rows import RowRequest, RowsOfMicroBatch, TokenLogprobs, cut_up, kept_scores
 from engine.generation.session import open_session
@@ -105,12 +106,14 @@ def run(
     good; to run them so again changes nothing more. Without `keep_model` packed experts are left empty, which saves the
     time and memory to unpack a model that nobody needs any more.
 
-    With `num_devices` above 1 each device has a process, a rank, that makes this call with its `rank`: all hold their
-    share of the model and compute their part of every token, sums of which go from one to the others. A model that is
-    loaded here already is written to disk for them, and stays as it is. A rank that is lost ends the run by name.
+    With `num_devices` above 1 each device has a process, a rank, that makes this call with its `rank` and its share of
+    every tensor: all of them compute the same tokens. A model that is loaded here already is written to disk for them,
+    and stays as it is. A rank that is lost ends the run by name. Where a caller gives `rank` itself, the process is one
+    of several that call this alike; without `keep_model` the model is left with no more than its share.
     Raises InputError for anything the caller can mend.
     """
     asked_for = what_is_asked(schedule, policy, micro_batch_size, max_new_tokens, seed, generate_kwargs)
+    check_divided(asked_for.schedule, rank)
     requests = as_requests(prompts)
     if not requests:
         raise InputError("prompts: the list is empty; give at least one prompt")
@@ -129,8 +132,7 @@ def run(
         in_use.enter_context(only_user(model))
         options = checked_arguments(generate_kwargs, model, names_of(run), tokenizer)
         seed = drawn_seed(seed, options, requests, model)
-        if rank is not None:
-            seed = rank.from_first(seed)
+        seed = seed if rank is None else rank.from_first(seed)
         asked = [
             asked_of(one, number, asked_for.max_new_tokens, seed, model, tokenizer)
             for number, one in enumerate(requests)
@@ -140,7 +142,10 @@ def run(
         padding = pad_token(model, tokenizer, options.pop("pad_token_id", None))
         known = Routing.parse(routing) if isinstance(routing, str) else routing
         generation = GenerationOptions(most, padding, options, seed)
-        context = RunContext.of(model, asked_for.schedule, policy, opened, generation, known)
+        sums = in_use.enter_context(as_rank(model, policy, rank, keep=keep_model))
+        context = RunContext.of(model, asked_for.schedule, policy, opened, generation, known, sums=sums)
+        metadata = describe_run(context, [one.ids for one in asked])
+        check_same(sums, "the requests", (metadata["input_hash"], seed, options), "call each with the same ones")
         scores = any(one.prompt_logprobs is not None for one in asked)
         in_use.enter_context(kept_scores(model) if scores else contextlib.nullcontext())
         with (
@@ -150,7 +155,8 @@ def run(
             opened.reset_peak()
             done = _Done()
             with errors_of_callers(progress) as told:
-                for batch in _batches(session, asked, told):
+                for batch in _batches(session, asked, metadata, told):
+                    check_same(sums, "the tokens", batch.sequences)
                     done.add(batch)
                     if on_batch is not None:
                         on_batch(batch)
@@ -160,12 +166,8 @@ def run(
 
 
 def _of_all_ranks(result: RunResult, rank: Rank) -> RunResult:
-    """One rank's result with the trace and the account of all of them; the ranks must agree on every token."""
-    sequences, stats, traces = zip(*rank.gather((result.sequences, result.stats, result.trace)), strict=True)
-    for other, theirs in enumerate(sequences):
-        if theirs != result.sequences:
-            at = next(i for i, pair in enumerate(zip(theirs, result.sequences, strict=True)) if pair[0] != pair[1])
-            raise RuntimeError(f"ranks {rank.index} and {other} disagree on the tokens of request {at}")
+    """One rank's result with the trace and the account of all of them."""
+    stats, traces = zip(*rank.gather((result.stats, result.trace)), strict=True)
     return replace(result, stats=merged_stats(stats), trace=merged_trace(traces))
 
 
@@ -208,15 +210,18 @@ def _recording(run: RunContext, asked: Sequence[RowRequest], path: str | Path | 
     ends = run.ends | ({run.options.pad_token_id} if pads_ended else set())
     with recorded_routing(run.model, run.anatomy, ends) as record:
         yield
-    record.histogram(run.model.config.model_type).write(path)
+    if run.sums is None or run.sums.rank.is_first:  # each rank chooses experts for all tokens
+        record.histogram(run.model.config.model_type).write(path)
 
 
-def _batches(session: Session, asked: Sequence[RowRequest], progress: Callable[[int], None]) -> Iterator[BatchDone]:
+def _batches(
+    session: Session, asked: Sequence[RowRequest], metadata: dict[str, Any], progress: Callable[[int], None]
+) -> Iterator[BatchDone]:
     def on_head(micro_batch: InFlight) -> None:
         progress(len(micro_batch.padding))
 
     run, policy = session.run, session.run.policy
-    metadata = describe_run(run, [one.ids for one in asked])
+    rank = 0 if run.sums is None else run.sums.rank.index
     for first in range(0, len(asked), policy.batch_size):
         cut = cut_up(run.model, run.options.kwargs, asked[first : first + policy.batch_size], policy.micro_batch_size)
         for memory in run.memories.values():
@@ -227,7 +232,8 @@ def _batches(session: Session, asked: Sequence[RowRequest], progress: Callable[[
         described = metadata | describe_batch(run, prompts) | describe_host(run, result.host)
         described |= {"host_memory": session.host_memory}
         sequences, logprobs, of_prompts = _in_order(cut, result.sequences)
-        yield BatchDone(first, sequences, logprobs, of_prompts, result, make_trace(result.ran, described, histories))
+        trace = make_trace(result.ran, described, histories, rank=rank)
+        yield BatchDone(first, sequences, logprobs, of_prompts, result, trace)
 
 
 def _in_order(

@@ -302,10 +302,10 @@ def _hardware(args: argparse.Namespace, device: "AnyDevice", together: Together,
         return hardware
     sys.stderr.write("measuring this machine to plan for it (--plan-for FILE or a policy skips this)\n")
     with progress("measuring", 1, unit="parts", lines=True) as shown:
-        name, how = "this machine", {"quick": True, "progress": shown.at}
         if isinstance(device, devices.Device):
-            return calibration.calibrate(model, device, name, **how).hardware
-        found = together(calibration.calibrate_devices, checkpoint_of(args), device, name, **how)
+            return calibration.calibrate(model, device, quick=True, progress=shown.at).hardware
+        source = checkpoint_of(args)
+        found = together(calibration.calibrate_devices, source, device, quick=True, progress=shown.at)
         return found.hardware  # type: ignore[no-any-return]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.device import DeviceAsked, Rank, RankError, is_peer_lost, started_by_torchrun
-from engine.generation import as_rank
+from engine.generation import joined_ranks
 from traces.errors import InputError
 
 HEARD_HERE = ("progress", "on_batch")
@@ -45,7 +45,7 @@ def together(count: int | None, device: DeviceAsked) -> Iterator[Together | None
         return
     if count not in (None, place.count):
         raise InputError(f"--devices {count}: torchrun has started {place.count} ranks: leave it out")
-    with _named(place.index), as_rank(place, device) as rank:
+    with _named(place.index), joined_ranks(place, device) as rank:
         if not rank.is_first:
             _follow(rank)
             yield None

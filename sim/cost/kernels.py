@@ -152,7 +152,8 @@ class Kernels:
     def _route(self, task: Task) -> Work:
         """What stands between attention and experts that are computed apart."""
         kernel = self._hardware.device.route or self._hardware.device.gemm
-        parts = (self._out_proj(task)._replace(launches=0), self._router(task))
+        before = () if self._sizes.ranks > 1 else (self._out_proj(task)._replace(launches=0),)  # OutProj, and its sum
+        parts = (*before, self._router(task))
         return self._on_gpu(task, *(part._replace(efficiency=kernel) for part in parts))
 
     def _router(self, task: Task) -> KernelWork:

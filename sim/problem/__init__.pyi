@@ -30,6 +30,7 @@ from .machine import (
     Host as Host,
     Link as Link,
     Memory as Memory,
+    Network as Network,
     OptimizerConstants as OptimizerConstants,
     Processor as Processor,
     Quantity as Quantity,

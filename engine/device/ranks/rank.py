@@ -36,26 +36,26 @@ class Rank:
 
         For a lane: tensors of one order of issue meet in that order.
         """
-        with _peers_may_leave():
+        with peers_may_leave():
             distributed.all_reduce(tensor)
 
     def gather(self, value: Any) -> list[Any]:
         """What every rank gave, in their order, on all of them."""
         values: list[Any] = [None] * self.count
-        with _peers_may_leave():
+        with peers_may_leave():
             distributed.all_gather_object(values, value)
         return values
 
     def from_first(self, value: Any = None) -> Any:
         """What the first rank gave."""
         values = [value]
-        with _peers_may_leave():
+        with peers_may_leave():
             distributed.broadcast_object_list(values, src=0)
         return values[0]
 
 
 @contextlib.contextmanager
-def _peers_may_leave() -> Iterator[None]:
+def peers_may_leave() -> Iterator[None]:
     """What torch raises when another rank is gone has no class of its own."""
     try:
         yield

@@ -25,7 +25,7 @@ from engine.device import (
 )
 from traces.errors import InputError
 
-Callback = Callable[[Any], None] | None
+Callback = Callable[..., None] | None
 
 ON_BATCH, PROGRESS = "on_batch", "progress"
 
@@ -43,8 +43,8 @@ def call_on_devices(call: Callable[..., Any], count: int, asked: Mapping[str, An
         if place.count != count:
             raise InputError(f"num_devices: {count} with {place.count} ranks of torchrun: give {place.count}")
         return _beside_others(place, call, {**asked, "device": device})
-    callbacks = {name: asked[name] for name in (PROGRESS, ON_BATCH)}
-    with _in_a_folder(asked["model"], asked["tokenizer"]) as model:
+    callbacks = {name: asked[name] for name in (PROGRESS, ON_BATCH) if name in asked}
+    with _in_a_folder(asked["model"]) as model:
         sent = {**asked, "device": device, "model": model} | dict.fromkeys(callbacks)
         _check_can_be_sent(sent)
         heard = [name for name, one in callbacks.items() if one is not None]
@@ -52,7 +52,7 @@ def call_on_devices(call: Callable[..., Any], count: int, asked: Mapping[str, An
 
 
 @contextlib.contextmanager
-def as_rank(place: Rendezvous, device: DeviceAsked) -> Iterator[Rank]:
+def joined_ranks(place: Rendezvous, device: DeviceAsked) -> Iterator[Rank]:
     """While entered, this process is a rank, on its share of the host's cores; entered by all ranks."""
     with join_group(place, device.torch_type) as rank, contextlib.ExitStack() as at_end:
         if not rank.is_first:  # what libraries say, the first says for all
@@ -66,29 +66,33 @@ def as_rank(place: Rendezvous, device: DeviceAsked) -> Iterator[Rank]:
 
 def _beside_others(place: Rendezvous, call: Callable[..., Any], asked: Mapping[str, Any]) -> Any:
     """In a process that is a rank already; the others make the same call."""
-    with as_rank(place, asked["device"]) as rank:
-        return call(**{**asked, **({} if rank.is_first else {PROGRESS: None, ON_BATCH: None})}, rank=rank)
+    with joined_ranks(place, asked["device"]) as rank:
+        return call(**{**asked, **({} if rank.is_first else _unheard(asked))}, rank=rank)
+
+
+def _unheard(asked: Mapping[str, Any]) -> dict[str, None]:
+    return {name: None for name in (PROGRESS, ON_BATCH) if name in asked}
 
 
 def _in_its_process(
     place: Rendezvous, tell: Callable[[Any], None], call: Callable[..., Any], asked: Mapping[str, Any], heard: list[str]
 ) -> Any:
     told = {name: partial(_tell, tell, name) for name in heard}
-    with as_rank(place, asked["device"]) as rank:
+    with joined_ranks(place, asked["device"]) as rank:
         return call(**{**asked, **(told if rank.is_first else {})}, rank=rank)
 
 
-def _tell(tell: Callable[[Any], None], name: str, value: Any) -> None:
+def _tell(tell: Callable[[Any], None], name: str, *values: Any) -> None:
     if name == ON_BATCH:  # marks of tasks belong to the device of their process
-        value = replace(value, result=replace(value.result, ran=[]))
-    tell((name, value))
+        values = tuple(replace(one, result=replace(one.result, ran=[])) for one in values)
+    tell((name, values))
 
 
-def _call_back(callbacks: Mapping[str, Callback], said: tuple[str, Any]) -> None:
-    name, value = said
+def _call_back(callbacks: Mapping[str, Callback], said: tuple[str, tuple[Any, ...]]) -> None:
+    name, values = said
     call = callbacks[name]
     assert call is not None
-    call(value)
+    call(*values)
 
 
 def _asked_device(device: "str | DeviceAsked | Device") -> DeviceAsked:
@@ -101,7 +105,7 @@ def _asked_device(device: "str | DeviceAsked | Device") -> DeviceAsked:
 
 
 @contextlib.contextmanager
-def _in_a_folder(model: Any, tokenizer: Any) -> Iterator[Any]:
+def _in_a_folder(model: Any) -> Iterator[Any]:
     """A model where each rank can load it: one that is loaded here already is written into a folder meanwhile."""
     if not isinstance(model, PreTrainedModel):
         yield model

@@ -27,7 +27,8 @@ def merged_trace(traces: Sequence[Trace]) -> Trace:
         for span in trace.spans:
             moved = span._replace(start_ns=span.start_ns + shift_ns, end_ns=span.end_ns + shift_ns)
             spans[span.id] = _met(spans[span.id], moved) if span.id in spans else moved
-    metadata = traces[0].metadata | {BEGAN_NS: first_ns, "num_devices": len(traces)}
+    metadata = {**traces[0].metadata, BEGAN_NS: first_ns}
+    metadata.pop("rank")
     if shifted := [trace.metadata["clock_shift_ns"] for trace in traces if "clock_shift_ns" in trace.metadata]:
         metadata["clock_shift_ns"] = max(shifted)
     return Trace(metadata, _in_turn([spans[id_] for id_ in sorted(spans)]), _merged_counters(traces, later_ns))

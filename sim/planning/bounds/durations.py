@@ -267,11 +267,13 @@ def _two_values(space: Candidates) -> list[int]:
 
 
 def _seconds(setup: Setup, costs: CostModel, op: Op, step: int, kind: int, j: int) -> float:
-    """One task of a setup; over several ranks PostAttn is its two halves and the sums behind them."""
+    """One task of a setup; over several ranks PostAttn and Route are their halves and the sums behind them."""
     on_cpu = op is Op.ATTN and step > 0 and setup.policy.attention is Place.CPU
     parts = [(op, CPU if on_cpu else LANE_OF[op])]
     if op is Op.POST_ATTN and setup.num_ranks > 1:
         parts = [(Op.OUT_PROJ, GPU), (Op.EXPERTS, GPU), (Op.ALL_REDUCE, NET), (Op.ALL_REDUCE, NET)]
+    if op is Op.ROUTE and setup.num_ranks > 1:
+        parts = [(Op.OUT_PROJ, GPU), (Op.ALL_REDUCE, NET), (Op.ROUTE, GPU)]
     tasks = (Task(0, one, lane, step, kind, j, WHOLE) for one, lane in parts)
     return sum(task_s(costs, task, setup.num_ranks) for task in tasks)
 

@@ -8,6 +8,7 @@ from .hardware import (
     Host as Host,
     Link as Link,
     Memory as Memory,
+    Network as Network,
     OptimizerConstants as OptimizerConstants,
     Processor as Processor,
     Reserve as Reserve,
