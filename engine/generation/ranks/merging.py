@@ -9,7 +9,7 @@ from dataclasses import replace
 from itertools import groupby
 
 from engine.generation.trace import BEGAN_NS, Stats
-from sim.schedule import Op
+from sim.schedule import LaneKind, Op
 from traces.trace import MEMORY, NONE, Counter, Span, Trace
 
 
@@ -83,14 +83,17 @@ def _time_ns(one: tuple[int, Counter]) -> int:
 def merged_stats(ranks: Sequence[Stats]) -> Stats:
     """The account of all ranks: each ends when the last does, and the host holds what all of them hold.
 
-    Lanes and device memory of a rank behind the first have its number (`GPU:1`, `device:1`).
+    Lanes and device memory of a rank behind the first have its number (`GPU:1`, `device:1`). Of the lane that all have
+    together it is the shortest time: the others wait in it.
     """
     peaks, busy_s = dict[str, int](), dict[str, float]()
     for index, stats in enumerate(ranks):
         for tier, peak in stats.peak_bytes.items():
             name = f"{tier}:{index}" if index and tier == "device" else tier
             peaks[name] = peaks.get(name, 0) + peak
-        busy_s |= {f"{lane}:{index}" if index else lane: seconds for lane, seconds in stats.busy_s.items()}
+        own = {lane: seconds for lane, seconds in stats.busy_s.items() if lane != LaneKind.NET}
+        busy_s |= {f"{lane}:{index}" if index else lane: seconds for lane, seconds in own.items()}
+    busy_s |= {LaneKind.NET.value: min(stats.busy_s.get(LaneKind.NET, 0.0) for stats in ranks)}
     longest = max(ranks, key=lambda stats: stats.prefill_s + stats.decode_s)
     return replace(
         ranks[0],
