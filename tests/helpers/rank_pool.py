@@ -34,16 +34,16 @@ class RankPool:
         """What `work(rank, *arguments)` gives in each rank. What it raises comes out as text in an AssertionError."""
         for ours in self._ours:
             ours.send((work, arguments))
-        return [self._answer(index) for index in range(len(self._ours))]
+        answers = [self._answer(index) for index in range(len(self._ours))]
+        for index, (error, _) in enumerate(answers):
+            assert error is None, f"rank {index}: {error}"
+        return [value for _, value in answers]
 
     def _answer(self, index):
         if not self._ours[index].poll(PATIENCE_S):
             self.close()
             raise AssertionError(f"rank {index} hangs")
-        error, value = self._ours[index].recv()
-        if error is not None:
-            raise AssertionError(f"rank {index}: {error}")
-        return value
+        return self._ours[index].recv()
 
     def close(self):
         for process in self._processes:

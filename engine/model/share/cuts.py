@@ -37,14 +37,14 @@ class Cuts:
         """A part of a linear module's outputs, or of its inputs, which the first rank adds the bias to."""
         for name, tensor in module.named_parameters(recurse=False):
             if name == "bias" and not outputs:
-                self.of_first(OwnedParameter(module, name, tensor), kept)
+                self.of_first(OwnedParameter(module, name, tensor), is_first=kept.start == 0)
             else:
                 self.cuts.append(Cut(OwnedParameter(module, name, tensor), 0 if outputs else 1, (kept,)))
         self.said.append((module, "out_features" if outputs else "in_features", kept.stop - kept.start))
 
-    def of_first(self, parameter: OwnedParameter, kept: slice) -> None:
-        """What is added to a sum is added once: by the rank whose part begins at the beginning."""
-        if kept.start:
+    def of_first(self, parameter: OwnedParameter, *, is_first: bool) -> None:
+        """What is added to a sum is added once, by the first rank."""
+        if not is_first:
             self.cuts.append(Cut(parameter, 0, ()))
 
     @contextlib.contextmanager
@@ -56,9 +56,10 @@ class Cuts:
                 owner, name, tensor = cut.parameter
                 if id(tensor) not in new:
                     new[id(tensor)] = nn.Parameter(cut.of(tensor.detach()), requires_grad=False)
-                owner._parameters[name] = new[id(tensor)]
+                table: dict[str, torch.Tensor | None] = owner._parameters  # type: ignore[assignment]
+                table[name] = new[id(tensor)]
                 if keep:
-                    at_end.callback(owner._parameters.update, {name: tensor})
+                    at_end.callback(table.update, {name: tensor})
             for module, name, value in self.said:
                 if keep:
                     at_end.callback(setattr, module, name, getattr(module, name))

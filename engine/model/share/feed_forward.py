@@ -71,6 +71,11 @@ OF_EXPERTS = {
 }
 """Of experts in one parameter, how plans cut it."""
 
+PRODUCT_BYTES = 16
+"""`torch.nn.functional.grouped_mm` takes matrices whose rows and columns are multiples of so much."""
+MATRIX = 2
+"""Dimensions of a network's matrices; those of all experts together have one more."""
+
 
 def _block(layer: nn.Module, experts: Sequence[OwnedParameter]) -> tuple[str, nn.Module | None]:
     """The child of a layer that holds its experts; of a dense layer, what has a projection down."""
@@ -115,18 +120,22 @@ def _of_network(parameter: OwnedParameter, path: str, style: Style | None, num_e
 
 def _add(cuts: Cuts, parameter: OwnedParameter, split: _Split, rank: Rank) -> None:
     if split.of_first:
-        if rank.index:
-            cuts.cuts.append(Cut(parameter, 0, ()))
-        return
+        cuts.of_first(parameter, is_first=rank.is_first)
     if not split.stretches:
         return
-    whole = parameter.tensor.shape[split.dim]
-    each = whole // split.stretches
-    if whole % split.stretches or each % rank.count:
+    tensor = parameter.tensor
+    each = tensor.shape[split.dim] // split.stretches
+    if each % rank.count:
         raise InputError(f"{rank.count} devices do not divide {each} columns of experts: give a number that does")
     part = part_of(each, rank.index, rank.count)
-    kept = [slice(part.start + each * i, part.stop + each * i) for i in range(split.stretches)]
-    dim = split.dim % parameter.tensor.dim()
+    count = part.stop - part.start
+    if tensor.dim() > MATRIX and count * tensor.itemsize % PRODUCT_BYTES:
+        raise InputError(
+            f"{rank.count} devices leave {count} of {each} columns of each expert, {count * tensor.itemsize} bytes, "
+            f"and torch's product over experts takes multiples of {PRODUCT_BYTES}: give fewer devices"
+        )
+    dim = split.dim % tensor.dim()
+    kept = (slice(part.start + each * i, part.stop + each * i) for i in range(split.stretches))
     cuts.cuts.append(Cut(parameter, dim, tuple(kept)))
     if isinstance(parameter.owner, nn.Linear) and parameter.name == "weight":
-        cuts.said.append((parameter.owner, "out_features" if dim == 0 else "in_features", part.stop - part.start))
+        cuts.said.append((parameter.owner, "out_features" if dim == 0 else "in_features", count))
