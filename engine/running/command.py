@@ -8,12 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import calibration, device as devices, generation, memory
+from engine import device as devices, generation, memory
 from engine.device import add_device, device_asked
 from engine.generation import add_model, checkpoint_of, model_of
+from engine.running.choosing import generate_kwargs, given_policy, planned_policy
 from engine.running.together import Together, together
-from sim import problem, schedule as schedules, simulation
-from sim.problem import add_policy, add_routing, add_weight_bits, fixed_policy
+from sim import problem, schedule as schedules
+from sim.problem import add_policy, add_routing, add_weight_bits
 from traces import files
 from traces.cli import Command, positive_int, progress
 from traces.errors import InputError
@@ -21,22 +22,15 @@ from traces.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from engine.running.choosing import AnyDevice
     from engine.running.planning import RunPlan
     from traces.trace import Trace
-
-    AnyDevice = devices.Device | devices.DeviceAsked
-
-USUAL_SIZES = {"micro_batch_size": 4, "num_micro_batches": 4}
-"""What of the sizes is not given, where one of them is."""
 
 ALL_FAILED = 1
 """The exit code of a run in which no request had a result."""
 
 TRACED_STEPS = 64
 """Of a stream, in the trace that it writes."""
-
-SAMPLING = ("temperature", "top_p", "top_k")
-"""Options of `generate` that make it sample; without them the choice is greedy."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +89,7 @@ def _run(args: argparse.Namespace, together: Together) -> int:
         raise InputError(f"{schedule.name}: its steps cannot carry prompts beside decode; take cgopipe or hybrid")
     if args.stream and together.count > 1:
         raise InputError(f"--stream runs on one device, and {together.count} are asked for: leave it out, or --devices")
-    options = generation.checked_arguments(_generate_kwargs(args), None, (), None)
+    options = generation.checked_arguments(generate_kwargs(args), None, (), None)
     if args.seed is not None:
         generation.check_seed("--seed", args.seed)
     requests = generation.RequestFile(args.input, args.output, args.model, args.resume, in_any_order=args.stream)
@@ -128,21 +122,6 @@ def _check_places(args: argparse.Namespace) -> None:
             raise InputError(f"{path}: nothing can be written into {path.resolve().parent}: give another place")
 
 
-def given_policy(args: argparse.Namespace, schedule: "schedules.Schedule") -> "problem.Policy | None":
-    """The policy that the options fix, or None if it is to be planned. Raises InputError if they disagree."""
-    meant_for, fields = fixed_policy(args)
-    if args.plan_for and fields:
-        raise InputError("--plan-for chooses policy and sizes: leave the other options for them out")
-    if meant_for not in (None, schedule.name):
-        raise InputError(f"policy {args.policy} is for schedule {meant_for}: give --schedule {meant_for}")
-    if args.policy and args.weight_bits is not None:
-        raise InputError("--policy holds the width of weights already: leave out --weight-bits")
-    if not fields and args.policy is None:
-        return None
-    given = fields if args.policy else {**USUAL_SIZES, "weight_bits": args.weight_bits, **fields}
-    return problem.Policy.from_dict(given, schedule)
-
-
 def _run_file(
     args: argparse.Namespace,
     schedule: "schedules.Schedule",
@@ -172,7 +151,7 @@ def _run_file(
     with progress(f"loading {args.model}"):
         model = _model(args, device)
     memory.check_packing(model, args.weight_bits)
-    chosen = policy or _plan(args, schedule, device, together, model, requests)
+    chosen = policy or planned_policy(args, schedule, device, together, model, requests)
     if args.stream:
         return _as_stream(args, schedule, chosen, device, requests, model, options)
     by = generation.run if together.count == 1 else partial(_on_devices, together, checkpoint_of(args))
@@ -266,52 +245,6 @@ def _waits(stats: "generation.StreamStats") -> str:
 def _peaks(peak_bytes: "Mapping[str, int]") -> str:
     peaks = ", ".join(f"{tier} {num_bytes / 1e6:.1f} MB" for tier, num_bytes in peak_bytes.items())
     return f"peak memory: {peaks}\n"
-
-
-def _plan(
-    args: argparse.Namespace,
-    schedule: "schedules.Schedule",
-    device: "AnyDevice",
-    together: Together,
-    model: Any,
-    requests: "generation.RequestFile",
-) -> "RunPlan":
-    from engine.running.planning import plan, plan_streamed
-
-    if isinstance(device, devices.Device):
-        device.hold_cores()
-    hardware = _hardware(args, device, together, model)
-    simulation.compile_once()
-    with progress("planning"):
-        prompts, limits = requests.prompt_tokens, requests.limits
-        options, sampled = (args.routing, args.weight_bits), requests.chooses(model, _generate_kwargs(args))
-        if args.stream:
-            return plan_streamed(model, hardware, schedule, prompts, limits, *options, sampled=sampled)
-        return plan(model, hardware, schedule, prompts, max(limits), *options, sampled=sampled)
-
-
-def _hardware(args: argparse.Namespace, device: "AnyDevice", together: Together, model: Any) -> "problem.Hardware":
-    """The machine to plan for: the one that is given, or this one as it is measured. Raises InputError."""
-    if args.plan_for:
-        hardware = problem.Hardware.load(args.plan_for, args.settings)
-        if hardware.num_devices != together.count:
-            raise InputError(
-                f"--plan-for {args.plan_for}: it has {hardware.num_devices} devices, and the run {together.count}: "
-                f"give --devices {hardware.num_devices}, or another machine"
-            )
-        return hardware
-    sys.stderr.write("measuring this machine to plan for it (--plan-for FILE or a policy skips this)\n")
-    with progress("measuring", 1, unit="parts", lines=True) as shown:
-        if isinstance(device, devices.Device):
-            return calibration.calibrate(model, device, quick=True, progress=shown.at).hardware
-        source = checkpoint_of(args)
-        found = together(calibration.calibrate_devices, source, device, quick=True, progress=shown.at)
-        return found.hardware  # type: ignore[no-any-return]
-
-
-def _generate_kwargs(args: argparse.Namespace) -> dict[str, Any]:
-    given = {name: getattr(args, name) for name in (*SAMPLING, "repetition_penalty") if getattr(args, name) is not None}
-    return {"do_sample": True, **given} if given.keys() & SAMPLING else given
 
 
 COMMAND = Command(

@@ -4,11 +4,13 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from engine.device import DeviceAsked, Rank, RankError, is_peer_lost, started_by_torchrun
-from engine.generation import joined_ranks
+from engine import device as devices, generation
 from traces.errors import InputError
+
+if TYPE_CHECKING:
+    from engine.device import DeviceAsked, Rank
 
 HEARD_HERE = ("progress", "on_batch")
 """What a call is given that is told of the first rank alone."""
@@ -21,7 +23,7 @@ class Together:
     """The devices of a run, `count` of them; `rank` is this process's where `torchrun` started it, the first."""
 
     count: int = 1
-    rank: Rank | None = None
+    rank: "Rank | None" = None
 
     def __call__(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """What `call(…, num_devices=count)` gives; the other ranks of `torchrun` make it too."""
@@ -32,34 +34,30 @@ class Together:
 
 
 @contextlib.contextmanager
-def together(count: int | None, device: DeviceAsked) -> Iterator[Together | None]:
+def together(count: int | None, device: "DeviceAsked") -> Iterator[Together | None]:
     """The devices that are asked for; None in a process that has followed the first and has nothing left to do.
 
     `count` of None: as many as `torchrun` started, else one. Raises InputError where the two disagree, and RankError
     where another rank is lost.
     """
-    place = started_by_torchrun()
+    place = devices.started_by_torchrun()
     if place is None:
         device.check_there_are(count or 1)
         yield Together(count or 1)
         return
     if count not in (None, place.count):
         raise InputError(f"--devices {count}: torchrun has started {place.count} ranks: leave it out")
-    with _named(place.index), joined_ranks(place, device) as rank:
+    device.check_there_are(place.count)
+    with _named(place.index), generation.joined_ranks(place, device) as rank:
         if not rank.is_first:
             _follow(rank)
             yield None
             return
-        try:
-            yield Together(rank.count, rank)
-        except BaseException as error:
-            if not is_peer_lost(error):
-                rank.from_first(None)
-            raise
-        rank.from_first(None)
+        yield Together(rank.count, rank)
+        rank.from_first(None)  # not where it fails: the others may be in the middle of a call, and hear that it is gone
 
 
-def _follow(rank: Rank) -> None:
+def _follow(rank: "Rank") -> None:
     """Makes the calls that the first rank makes, until that has no more."""
     while (said := rank.from_first()) is not None:
         call, arguments, options = said
@@ -72,10 +70,10 @@ def _named(index: int) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise error if index == 0 else RankError(f"rank {index}: {error}") from error
+        raise error if index == 0 else devices.RankError(f"rank {index}: {error}") from error
     except RuntimeError as error:
-        if not is_peer_lost(error):
+        if not devices.is_peer_lost(error):
             raise
         if index:
             sys.exit(1)
-        raise RankError(LEFT) from error
+        raise devices.RankError(LEFT) from error
