@@ -113,7 +113,7 @@ def run(
     Raises InputError for anything the caller can mend.
     """
     asked_for = what_is_asked(schedule, policy, micro_batch_size, max_new_tokens, seed, generate_kwargs)
-    check_divided(asked_for.schedule, rank)
+    check_divided(asked_for.schedule, check_count("num_devices", num_devices) if rank is None else rank.count)
     requests = as_requests(prompts)
     if not requests:
         raise InputError("prompts: the list is empty; give at least one prompt")
@@ -121,7 +121,7 @@ def run(
         raise InputError(
             "arrival_s: batches begin with all of their requests; use engine.stream for those that come later"
         )
-    if rank is None and check_count("num_devices", num_devices) > 1:
+    if rank is None and num_devices > 1:
         how = {"schedule": schedule, "policy": policy, "micro_batch_size": micro_batch_size, "device": device}
         what = {"model": model, "prompts": requests, "tokenizer": tokenizer, "max_new_tokens": max_new_tokens}
         others = {"progress": progress, "on_batch": on_batch, "record_routing": record_routing, "routing": routing}

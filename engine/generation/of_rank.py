@@ -18,15 +18,15 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 """Where an object lies is its process's own business."""
 
 
-def check_divided(schedule: Schedule, rank: Rank | None) -> None:
+def check_divided(schedule: Schedule, num_devices: int) -> None:
     """Raises InputError for a schedule whose devices share something else than each tensor."""
-    if rank is None or rank.count == 1:
+    if num_devices == 1:
         return
     system = schedule.system
     if system.splits_batch or system.divides_layers:
         what = "requests" if system.splits_batch else "layers"
         raise InputError(
-            f"schedule {schedule.name}: its {rank.count} devices divide {what} among them, which the engine does not "
+            f"schedule {schedule.name}: its {num_devices} devices divide {what} among them, which the engine does not "
             f"do: give one whose devices share each tensor, such as cgopipe"
         )
 

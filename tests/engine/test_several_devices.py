@@ -18,7 +18,7 @@ from engine.generation import Checkpoint, find_tokenizer, load_model
 from engine.generation.ranks import merged_stats, merged_trace
 from engine.generation.trace import Stats
 from engine.running.demo import make_model
-from sim.schedule import Op
+from sim.schedule import OUT_PROJ_SUM, Op
 from traces.errors import InputError
 from traces.trace import MEMORY, NONE, Counter, Span, Trace
 from validation.replay import replay_trace
@@ -74,12 +74,10 @@ class TestARunOfTwo:
         assert {counter.rank for counter in trace.counters} == {0, 1, NONE}
 
     def test_no_rank_goes_on_before_the_sum_began(self, ran):
-        began = {
-            (one.step, one.layer, one.micro_batch): one.start_ns
-            for one in ran[0].trace.spans
-            if one.op == "AllReduce" and one.page == 0
-        }
-        behind = [one for one in ran[0].trace.spans if one.op == Op.EXPERTS]
+        spans = ran[0].trace.spans
+        sums = [one for one in spans if one.op == Op.ALL_REDUCE and one.page == OUT_PROJ_SUM]
+        began = {(one.step, one.layer, one.micro_batch): one.start_ns for one in sums}
+        behind = [one for one in spans if one.op == Op.EXPERTS]
         assert {one.rank for one in behind} == {0, 1}
         assert all(one.start_ns >= began[one.step, one.layer, one.micro_batch] for one in behind)
 
@@ -97,7 +95,12 @@ class TestARunOfTwo:
         assert stats.generated_tokens == len(TEXTS) * NEW
 
 
-def span(id_, op, lane, rank, start_ns, end_ns, cause=NONE):
+def host(time_ns, held):
+    return Counter(MEMORY, time_ns, {"host": held, "pinned": 1.0})
+
+
+def span(id_, op, rank, start_ns, end_ns, cause=NONE):
+    lane = "NET" if op == "AllReduce" else "GPU"
     return Span(id_, op, lane, rank, 1, 0, 0, 0, start_ns, end_ns, 8, 0, "", "", cause)
 
 
@@ -106,21 +109,10 @@ class TestMerging:
     def traces(self):
         """Rank 1 begins 100 ns later, comes to the sum last, and is the first to have it."""
         about = {"origin": "emulated device"}
-        held = [
-            [Counter(MEMORY, 0, {"host": 5.0, "pinned": 1.0}), Counter(MEMORY, 0, {"device": 3.0}, rank)]
-            for rank in (0, 1)
-        ]
-        held[1].append(Counter(MEMORY, 200, {"host": 7.0, "pinned": 1.0}))
-        one = [
-            span(1, "OutProj", "GPU", 0, 0, 50),
-            span(3, "AllReduce", "NET", 0, 50, 420, 1),
-            span(4, "Experts", "GPU", 0, 420, 500, 3),
-        ]
-        two = [
-            span(2, "OutProj", "GPU", 1, 0, 200),
-            span(3, "AllReduce", "NET", 0, 200, 310, 2),
-            span(5, "Experts", "GPU", 1, 310, 350, 3),
-        ]
+        held = [[host(0, 5.0), Counter(MEMORY, 0, {"device": 3.0}, rank)] for rank in (0, 1)]
+        held[1].append(host(200, 7.0))
+        one = [span(1, "OutProj", 0, 0, 50), span(3, "AllReduce", 0, 50, 420, 1), span(4, "Experts", 0, 420, 500, 3)]
+        two = [span(2, "OutProj", 1, 0, 200), span(3, "AllReduce", 0, 200, 310, 2), span(5, "Experts", 1, 310, 350, 3)]
         return [
             Trace({**about, "began_ns": 1000, "rank": 0}, one, held[0]),
             Trace({**about, "began_ns": 1100, "rank": 1, "clock_shift_ns": 3}, two, held[1]),
@@ -194,16 +186,10 @@ class TestRefusals:
         assert told in capsys.readouterr().err
 
     def test_as_many_as_torchrun_has_started(self, command, capsys, monkeypatch):
-        started = {
-            "RANK": 0,
-            "WORLD_SIZE": 2,
-            "LOCAL_RANK": 0,
-            "LOCAL_WORLD_SIZE": 2,
-            "MASTER_ADDR": "x",
-            "MASTER_PORT": 1,
-        }
-        for name, value in started.items():
-            monkeypatch.setenv(name, str(value))
+        for name in ("RANK", "LOCAL_RANK"):
+            monkeypatch.setenv(name, "0")
+        for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            monkeypatch.setenv(name, "2")
         assert main(command("--devices", "3")) == 2
         assert "--devices 3: torchrun has started 2 ranks" in capsys.readouterr().err
 
@@ -298,7 +284,7 @@ class TestLosses:
         running = started("-m", "engine", *command("--devices", "2", "--device-memory-gb", "0.00001"))
         _, told = running.communicate(timeout=2 * SOON_S)
         assert running.returncode == 2
-        assert "device memory is full" in told
+        assert "bytes of device memory" in told
         assert "Traceback" not in told
 
     def test_torchrun_starts_the_same_ranks(self, started, command, tmp_path):
