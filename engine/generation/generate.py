@@ -131,18 +131,18 @@ def run(
         model, tokenizer = given_model(model, tokenizer, opened)
         in_use.enter_context(only_user(model))
         options = checked_arguments(generate_kwargs, model, names_of(run), tokenizer)
+        policy = asked_for.policy_for(len(requests), USUAL_MICRO_BATCHES)
+        sums = in_use.enter_context(as_rank(model, policy, rank, keep=keep_model))
         seed = drawn_seed(seed, options, requests, model)
-        seed = seed if rank is None else rank.from_first(seed)
+        seed = seed if sums is None else sums.rank.from_first(seed)
         asked = [
             asked_of(one, number, asked_for.max_new_tokens, seed, model, tokenizer)
             for number, one in enumerate(requests)
         ]
-        policy = asked_for.policy_for(len(asked), USUAL_MICRO_BATCHES)
         most = max(one.max_new_tokens for one in asked)
         padding = pad_token(model, tokenizer, options.pop("pad_token_id", None))
         known = Routing.parse(routing) if isinstance(routing, str) else routing
         generation = GenerationOptions(most, padding, options, seed)
-        sums = in_use.enter_context(as_rank(model, policy, rank, keep=keep_model))
         context = RunContext.of(model, asked_for.schedule, policy, opened, generation, known, sums=sums)
         metadata = describe_run(context, [one.ids for one in asked])
         check_same(sums, "the requests", (metadata["input_hash"], seed, options), "call each with the same ones")

@@ -7,10 +7,13 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from engine_models import PROMPTS, make
+from engine_models import PROMPTS, make, make_prompts
+from wide_models import wide
 
 from engine import run
 from engine.device import EmulatedDevice, Rendezvous, join_group
+from sim.problem import Policy
+from sim.schedule import Place, by_name
 
 PATIENCE_S = 100.0
 
@@ -73,3 +76,17 @@ def generated_by(rank, family, schedule, policy, options):
     after = model.state_dict()
     whole = all(name in after and after[name].equal(tensor) for name, tensor in before.items())
     return {"tokens": found.sequences, "peaks": found.stats.peak_bytes, "trace": found.trace, "whole": whole}
+
+
+def peaks_of(rank, family, schedule, places, lengths, size, new):
+    """What each tier of a rank held at most, of a wide model; what of it is page-locked without need."""
+    schedule = by_name(schedule)
+    policy = Policy.usual(schedule, len(lengths), size, **places)
+    with EmulatedDevice(None, None, 2**30) as device:
+        found = run(
+            wide(family), make_prompts(*lengths), schedule, policy, max_new_tokens=new, device=device, rank=rank
+        )
+    peaks = dict(found.stats.peak_bytes)
+    if policy.attention is Place.CPU:  # a cache that the model reads itself is page-locked all the same
+        peaks["pinned"] -= found.trace.metadata["host_memory"].get("kv cache", {"locked": 0})["locked"]
+    return peaks

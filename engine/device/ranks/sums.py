@@ -9,6 +9,7 @@ import torch
 from torch import distributed
 
 from engine.device.ranks.rank import Rank, peers_may_leave
+from traces.errors import InputError
 
 ON_HOST = "gloo"
 
@@ -29,7 +30,12 @@ class RankSums:
     @classmethod
     @contextlib.contextmanager
     def opened(cls, rank: Rank) -> Iterator["RankSums"]:
-        """While entered by all ranks."""
+        """While entered by all ranks. Raises InputError where they have not joined a group."""
+        if not distributed.is_initialized():
+            raise InputError(
+                f"rank {rank.index} of {rank.count}: this process has joined no other: enter engine.device.join_group "
+                f"first, or run with --devices or torchrun"
+            )
         with peers_may_leave():
             groups = [distributed.new_group(), distributed.new_group(), distributed.new_group(backend=ON_HOST)]
         try:
