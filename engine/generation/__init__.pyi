@@ -16,7 +16,12 @@ from .checkpoint import (
 )
 from .files import RequestFile as RequestFile
 from .generate import BatchDone as BatchDone, RunResult as RunResult, run as run, stats_of as stats_of
-from .ranks import call_on_devices as call_on_devices, joined_ranks as joined_ranks
+from .ranks import (
+    Together as Together,
+    add_devices as add_devices,
+    call_on_devices as call_on_devices,
+    devices_together as devices_together,
+)
 from .streaming import (
     OutputStream as OutputStream,
     RequestOutput as RequestOutput,

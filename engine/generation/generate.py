@@ -125,7 +125,9 @@ def run(
         how = {"schedule": schedule, "policy": policy, "micro_batch_size": micro_batch_size, "device": device}
         what = {"model": model, "prompts": requests, "tokenizer": tokenizer, "max_new_tokens": max_new_tokens}
         others = {"progress": progress, "on_batch": on_batch, "record_routing": record_routing, "routing": routing}
-        return call_on_devices(run, num_devices, {**generate_kwargs, **how, **what, **others, "seed": seed})  # type: ignore[no-any-return]
+        return call_on_devices(
+            _with_other_ranks, num_devices, {**generate_kwargs, **how, **what, **others, "seed": seed}
+        )  # type: ignore[no-any-return]
     with open_device(device, rank) as opened, contextlib.ExitStack() as in_use:
         keep_model = keep_model and not isinstance(model, str | Path | Checkpoint)
         model, tokenizer = given_model(model, tokenizer, opened)
@@ -161,12 +163,12 @@ def run(
                     if on_batch is not None:
                         on_batch(batch)
             device_peak = opened.usage.peak_bytes
-    result = done.result(tokenizer, device_peak)
-    return result if rank is None else _of_all_ranks(result, rank)
+    return done.result(tokenizer, device_peak)
 
 
-def _of_all_ranks(result: RunResult, rank: Rank) -> RunResult:
-    """One rank's result with the trace and the account of all of them."""
+def _with_other_ranks(*, rank: Rank, **asked: Any) -> RunResult:
+    """The run of one rank, with the trace and the account of all of them."""
+    result = run(rank=rank, **asked)
     stats, traces = zip(*rank.gather((result.stats, result.trace)), strict=True)
     return replace(result, stats=merged_stats(stats), trace=merged_trace(traces))
 

@@ -5,8 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from engine import calibration, device as devices, generation
-from engine.generation import checkpoint_of
-from engine.running.together import Together
+from engine.generation import Together, checkpoint_of
 from sim import problem, schedule as schedules, simulation
 from sim.problem import fixed_policy
 from traces.cli import progress

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from engine import device as devices, generation, memory
 from engine.device import add_device, device_asked
-from engine.generation import add_model, checkpoint_of, model_of
+from engine.generation import Together, add_devices, add_model, checkpoint_of, devices_together, model_of
 from engine.running.choosing import generate_kwargs, given_policy, planned_policy
-from engine.running.together import Together, together
 from sim import problem, schedule as schedules
 from sim.problem import add_policy, add_routing, add_weight_bits
 from traces import files
@@ -57,8 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     problem.add_settings(policy)
     device = parser.add_argument_group("device")
     add_device(device)
-    several = "devices of this host that run together, a process each (default: 1, or as many as torchrun starts)"
-    device.add_argument("--devices", type=positive_int, metavar="N", help=several)
+    add_devices(device)
     options = parser.add_argument_group("generation")
     options.add_argument("--max-new-tokens", type=positive_int, default=64, help="(default: %(default)s)")
     options.add_argument("--temperature", type=float, help="sample; without sampling options the choice is greedy")
@@ -72,8 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate for every request of a file; results are appended as each batch ends, or as each request does."""
-    with together(args.devices, device_asked(args)) as devices:
-        return 0 if devices is None else _run(args, devices)
+    with devices_together(args) as together:
+        return 0 if together is None else _run(args, together)
 
 
 def _run(args: argparse.Namespace, together: Together) -> int:

@@ -32,7 +32,7 @@ def with_latency(part, **latencies):
     return replace(round_machine(), device=replace(part, **classes))
 
 
-INTERPRETER = interpreter(1)
+INTERPRETER = interpreter(1, 0)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,19 @@
 """Calls that all devices of a run make: those that `torchrun` started hear of them from the first."""
 
+import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine import device as devices, generation
+from engine import device as devices
+from engine.device import device_asked
+from traces.cli import positive_int
 from traces.errors import InputError
 
 if TYPE_CHECKING:
-    from engine.device import DeviceAsked, Rank
+    from engine.device import Rank
 
 HEARD_HERE = ("progress", "on_batch")
 """What a call is given that is told of the first rank alone."""
@@ -33,13 +36,19 @@ class Together:
         return call(*arguments, num_devices=self.count, **options)
 
 
+def add_devices(parser: Any) -> None:
+    """Add the option that says how many they are to a parser or a group of it."""
+    several = "devices of this host that work together, a process each (default: 1, or as many as torchrun starts)"
+    parser.add_argument("--devices", type=positive_int, metavar="N", help=several)
+
+
 @contextlib.contextmanager
-def together(count: int | None, device: "DeviceAsked") -> Iterator[Together | None]:
+def devices_together(args: argparse.Namespace) -> Iterator[Together | None]:
     """The devices that are asked for; None in a process that has followed the first and has nothing left to do.
 
-    `count` of None: as many as `torchrun` started, else one. Raises InputError where the two disagree, and RankError
-    where another rank is lost.
+    Raises InputError for more than there are, or others than `torchrun` started, and RankError where a rank is lost.
     """
+    count, device = args.devices, device_asked(args)
     place = devices.started_by_torchrun()
     if place is None:
         device.check_there_are(count or 1)
@@ -48,7 +57,9 @@ def together(count: int | None, device: "DeviceAsked") -> Iterator[Together | No
     if count not in (None, place.count):
         raise InputError(f"--devices {count}: torchrun has started {place.count} ranks: leave it out")
     device.check_there_are(place.count)
-    with _named(place.index), generation.joined_ranks(place, device) as rank:
+    from engine.generation.ranks.calling import joined_ranks
+
+    with _named(place.index), joined_ranks(place, device) as rank:
         if not rank.is_first:
             _follow(rank)
             yield None
