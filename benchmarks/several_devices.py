@@ -21,8 +21,9 @@ from engine_schedules import make_model
 import engine
 from engine.calibration import calibrate_devices
 from engine.device import DeviceAsked
-from engine.generation import Checkpoint
+from engine.generation import ModelAsked
 from sim.problem import Hardware
+from traces.files import write_trace
 from validation.replay import replay_trace
 
 GIGA = 1e9
@@ -36,7 +37,7 @@ def asked_device(args: argparse.Namespace) -> DeviceAsked:
 def run(folder: Path, prompts: list[list[int]], count: int, args: argparse.Namespace) -> engine.RunResult:
     policy = {"micro_batch_size": args.micro_batch_size, "num_micro_batches": args.num_micro_batches}
     options = {"max_new_tokens": args.new_tokens, "device": asked_device(args), "num_devices": count}
-    return engine.run(Checkpoint(folder, "float32"), prompts, args.schedule, policy, **options)
+    return engine.run(ModelAsked(folder, "float32"), prompts, args.schedule, policy, **options)
 
 
 def measured(results: list[engine.RunResult], machine: Hardware | None) -> dict[str, Any]:
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=12)
     parser.add_argument("--link-gbs", type=float, default=2.0)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--trace", type=Path, help="the trace of the last run")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     count = args.micro_batch_size * args.num_micro_batches
@@ -77,7 +79,7 @@ def main() -> None:
         make_model(args.hidden_size).save_pretrained(folder)
         machine = None
         if args.calibrated:
-            model, device = Checkpoint(folder, "float32"), asked_device(args)
+            model, device = ModelAsked(folder, "float32"), asked_device(args)
             machine = calibrate_devices(model, device, num_devices=args.calibrated, quick=True).hardware
             paths = ("host.peak", "host_memory.bandwidth", "device.peak", "network.bandwidth", "network.latency")
             found["machine"] = {path: str(machine.value(path)) for path in paths}
@@ -90,6 +92,8 @@ def main() -> None:
         told = found[f"{number} devices"]
         print(number, "devices:", ", ".join(f"{name} {value}" for name, value in told.items()))
         args.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if args.trace:
+        write_trace(results[args.devices[-1]][-1].trace, args.trace)
     shares = [statistics.median(one.stats.tokens_per_s for one in runs) for runs in results.values()]
     print("tokens/s against one device:", ", ".join(f"{share / shares[0]:.2f}" for share in shares))
 

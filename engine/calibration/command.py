@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from engine import calibration, device as devices
 from engine.device import add_device, device_asked, device_of
-from engine.generation import Together, add_devices, add_model, checkpoint_of, devices_together, model_of
+from engine.generation import DevicesTogether, add_devices, add_model, devices_together, model_asked, model_of
 from traces.cli import Command, progress
 from traces.errors import InputError
 
@@ -38,13 +38,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _measured(args: argparse.Namespace, together: Together) -> "calibration.Calibration":
+def _measured(args: argparse.Namespace, together: DevicesTogether) -> "calibration.Calibration":
     with contextlib.ExitStack() as opened, progress("measuring", 1, unit="parts", lines=True) as shown:
         how = {"quick": args.quick, "progress": shown.at}
         if together.count == 1:
             device = opened.enter_context(devices.open_device(device_of(args)))
             return calibration.calibrate(model_of(args, device), device, args.out.stem, **how)
-        asked = (checkpoint_of(args), device_asked(args), args.out.stem)
+        asked = (model_asked(args), device_asked(args), args.out.stem)
         return together(calibration.calibrate_devices, *asked, **how)  # type: ignore[no-any-return]
 
 

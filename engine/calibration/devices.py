@@ -6,19 +6,19 @@ from dataclasses import replace
 from engine.calibration import fit, measure
 from engine.calibration.calibration import Calibration, calibrate
 from engine.device import DeviceAsked, Rank, open_device
-from engine.generation import Checkpoint, call_on_devices
+from engine.generation import ModelAsked, call_on_devices
 
-Progress = Callable[[int, int, str], None]
+_Progress = Callable[[int, int, str], None]
 
 
 def calibrate_devices(
-    model: Checkpoint,
+    model: ModelAsked,
     device: DeviceAsked,
     name: str = "this machine",
     *,
     num_devices: int,
     quick: bool = False,
-    progress: Progress | None = None,
+    progress: _Progress | None = None,
 ) -> Calibration:
     """Measure so many devices and their host for a model, in a process each; what they share is shared meanwhile.
 
@@ -30,7 +30,7 @@ def calibrate_devices(
 
 
 def _in_rank(
-    model: Checkpoint, device: DeviceAsked, name: str, quick: bool, progress: Progress | None, rank: Rank
+    model: ModelAsked, device: DeviceAsked, name: str, quick: bool, progress: _Progress | None, rank: Rank
 ) -> Calibration:
     def begin(done: int, total: int, doing: str) -> None:
         rank.gather(None)  # all begin together

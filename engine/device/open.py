@@ -129,7 +129,7 @@ def open_device(
 
     if isinstance(device, Device):
         return contextlib.nullcontext(device)
-    return (DeviceAsked(device) if isinstance(device, str) else device).open(rank)
+    return (device if isinstance(device, DeviceAsked) else DeviceAsked(device)).open(rank)
 
 
 def add_device(parser: Any) -> None:

@@ -5,19 +5,19 @@ from .asked import (
     checked_arguments as checked_arguments,
 )
 from .checkpoint import (
-    Checkpoint as Checkpoint,
+    ModelAsked as ModelAsked,
     add_model as add_model,
-    checkpoint_of as checkpoint_of,
     draws_by_itself as draws_by_itself,
     find_tokenizer as find_tokenizer,
     load_config as load_config,
     load_model as load_model,
+    model_asked as model_asked,
     model_of as model_of,
 )
 from .files import RequestFile as RequestFile
 from .generate import BatchDone as BatchDone, RunResult as RunResult, run as run, stats_of as stats_of
 from .ranks import (
-    Together as Together,
+    DevicesTogether as DevicesTogether,
     add_devices as add_devices,
     call_on_devices as call_on_devices,
     devices_together as devices_together,

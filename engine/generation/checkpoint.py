@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class ModelAsked:
     """A model that is still to be loaded, by each of several processes, or to be known without its weights."""
 
     name: str | Path
@@ -56,12 +56,12 @@ def model_of(args: argparse.Namespace, device: "Device | None" = None) -> "PreTr
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one bar is enough: ours
-    return checkpoint_of(args).load(device)
+    return model_asked(args).load(device)
 
 
-def checkpoint_of(args: argparse.Namespace) -> Checkpoint:
+def model_asked(args: argparse.Namespace) -> ModelAsked:
     """The same, still to be loaded."""
-    return Checkpoint(args.model, args.dtype, args.trust_remote_code)
+    return ModelAsked(args.model, args.dtype, args.trust_remote_code)
 
 
 def load_model(

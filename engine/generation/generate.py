@@ -23,7 +23,7 @@ from engine.generation.asked import (
     pad_token,
     what_is_asked,
 )
-from engine.generation.checkpoint import Checkpoint
+from engine.generation.checkpoint import ModelAsked
 from engine.generation.of_rank import as_rank, check_divided, check_same
 from engine.generation.ranks import call_on_devices, merged_stats, merged_trace
 from engine.generation.rows import RowRequest, RowsOfMicroBatch, TokenLogprobs, cut_up, kept_scores
@@ -69,7 +69,7 @@ class BatchDone:
 
 
 def run(
-    model: PreTrainedModel | str | Path | Checkpoint,
+    model: PreTrainedModel | str | Path | ModelAsked,
     prompts: Sequence[Prompt | GenerationRequest],
     schedule: str | Schedule = "cgopipe",
     policy: Policy | Mapping[str, Any] | None = None,
@@ -90,7 +90,7 @@ def run(
 ) -> RunResult:
     """Generate text for `prompts` (strings or lists of token ids) with an offloaded Mixture-of-Experts model.
 
-    `model` is a loaded model, a local folder, a hub id or a `Checkpoint`; `device` is a name (`auto`, `emulated`,
+    `model` is a loaded model, a local folder, a hub id or a `ModelAsked`; `device` is a name (`auto`, `emulated`,
     `cuda`), a `DeviceAsked` or a device.
     Without a policy all prompts form one batch, cut into micro-batches of `micro_batch_size`, those of similar length
     together. `generate_kwargs` go to `generate()` as they are, a `generation_config` as if it were the model's own;
@@ -129,7 +129,7 @@ def run(
             _with_other_ranks, num_devices, {**generate_kwargs, **how, **what, **others, "seed": seed}
         )  # type: ignore[no-any-return]
     with open_device(device, rank) as opened, contextlib.ExitStack() as in_use:
-        keep_model = keep_model and not isinstance(model, str | Path | Checkpoint)
+        keep_model = keep_model and not isinstance(model, str | Path | ModelAsked)
         model, tokenizer = given_model(model, tokenizer, opened)
         in_use.enter_context(only_user(model))
         options = checked_arguments(generate_kwargs, model, names_of(run), tokenizer)

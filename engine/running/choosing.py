@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from engine import calibration, device as devices, generation
-from engine.generation import Together, checkpoint_of
+from engine.generation import DevicesTogether, model_asked
 from sim import problem, schedule as schedules, simulation
 from sim.problem import fixed_policy
 from traces.cli import progress
@@ -48,7 +48,7 @@ def planned_policy(
     args: argparse.Namespace,
     schedule: "schedules.Schedule",
     device: "AnyDevice",
-    together: Together,
+    together: DevicesTogether,
     model: Any,
     requests: "generation.RequestFile",
 ) -> "RunPlan":
@@ -67,7 +67,9 @@ def planned_policy(
         return plan(model, hardware, schedule, prompts, max(limits), *options, sampled=sampled)
 
 
-def _hardware(args: argparse.Namespace, device: "AnyDevice", together: Together, model: Any) -> "problem.Hardware":
+def _hardware(
+    args: argparse.Namespace, device: "AnyDevice", together: DevicesTogether, model: Any
+) -> "problem.Hardware":
     """The machine to plan for: the one that is given, or this one as it is measured. Raises InputError."""
     if args.plan_for:
         hardware = problem.Hardware.load(args.plan_for, args.settings)
@@ -81,6 +83,6 @@ def _hardware(args: argparse.Namespace, device: "AnyDevice", together: Together,
     with progress("measuring", 1, unit="parts", lines=True) as shown:
         if isinstance(device, devices.Device):
             return calibration.calibrate(model, device, quick=True, progress=shown.at).hardware
-        source = checkpoint_of(args)
+        source = model_asked(args)
         found = together(calibration.calibrate_devices, source, device, quick=True, progress=shown.at)
         return found.hardware  # type: ignore[no-any-return]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import device as devices, generation, memory
 from engine.device import add_device, device_asked
-from engine.generation import Together, add_devices, add_model, checkpoint_of, devices_together, model_of
+from engine.generation import DevicesTogether, add_devices, add_model, devices_together, model_asked, model_of
 from engine.running.choosing import generate_kwargs, given_policy, planned_policy
 from sim import problem, schedule as schedules
 from sim.problem import add_policy, add_routing, add_weight_bits
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         return 0 if together is None else _run(args, together)
 
 
-def _run(args: argparse.Namespace, together: Together) -> int:
+def _run(args: argparse.Namespace, together: DevicesTogether) -> int:
     schedule = schedules.by_name(args.schedule)
     policy = given_policy(args, schedule)
     if args.settings and not args.plan_for:
@@ -125,7 +125,7 @@ def _run_file(
     schedule: "schedules.Schedule",
     policy: "problem.Policy | None",
     device: "AnyDevice",
-    together: Together,
+    together: DevicesTogether,
     requests: "generation.RequestFile",
     options: dict[str, Any],
 ) -> "tuple[Trace | None, str] | None":
@@ -152,17 +152,17 @@ def _run_file(
     chosen = policy or planned_policy(args, schedule, device, together, model, requests)
     if args.stream:
         return _as_stream(args, schedule, chosen, device, requests, model, options)
-    by = generation.run if together.count == 1 else partial(_on_devices, together, checkpoint_of(args))
+    by = generation.run if together.count == 1 else partial(_on_devices, together, model_asked(args))
     return _in_batches(args, schedule, chosen, device, by, requests, model, options)
 
 
 def _model(args: argparse.Namespace, device: "AnyDevice") -> Any:
     """The model; where each of several devices loads it for itself, what is known of it without its weights."""
-    return model_of(args, device) if isinstance(device, devices.Device) else checkpoint_of(args).without_weights()
+    return model_of(args, device) if isinstance(device, devices.Device) else model_asked(args).without_weights()
 
 
 def _on_devices(
-    together: Together, source: "generation.Checkpoint", model: Any, *arguments: Any, **options: Any
+    together: DevicesTogether, source: "generation.ModelAsked", model: Any, *arguments: Any, **options: Any
 ) -> "generation.RunResult":
     """A run of a model on several devices, where each loads its weights."""
     return together(generation.run, source, *arguments, **options)  # type: ignore[no-any-return]

@@ -14,7 +14,7 @@ from engine_models import reference
 import engine
 from engine.cli import main
 from engine.device import DeviceAsked, EmulatedDevice
-from engine.generation import Checkpoint, find_tokenizer, load_model
+from engine.generation import ModelAsked, find_tokenizer, load_model
 from engine.generation.ranks import merged_stats, merged_trace
 from engine.generation.trace import Stats
 from engine.running.demo import make_model
@@ -45,7 +45,7 @@ def ran(folder):
     asked = DeviceAsked("emulated", {"h2d_bytes_per_s": 1e9, "d2h_bytes_per_s": 1e9, "memory_bytes": 2**28})
     policy = {"micro_batch_size": 2, "num_micro_batches": 2}
     options = {"max_new_tokens": NEW, "device": asked, "num_devices": 2}
-    model = Checkpoint(folder, "float32")
+    model = ModelAsked(folder, "float32")
     result = engine.run(model, TEXTS, "cgopipe", policy, progress=told.append, on_batch=batches.append, **options)
     return result, told, batches
 

@@ -101,7 +101,7 @@ def _asked_device(device: "str | DeviceAsked | Device") -> DeviceAsked:
             f"device: {device.name} is open here, and each of several devices is opened by its own process: give a "
             f"name, or a DeviceAsked with what it is told"
         )
-    return DeviceAsked(device) if isinstance(device, str) else device
+    return device if isinstance(device, DeviceAsked) else DeviceAsked(device)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ LEFT = "another rank left: its own line, or the report of torchrun, says why; wh
 
 
 @dataclass(frozen=True, slots=True)
-class Together:
+class DevicesTogether:
     """The devices of a run, `count` of them; `rank` is this process's where `torchrun` started it, the first."""
 
     count: int = 1
@@ -43,7 +43,7 @@ def add_devices(parser: Any) -> None:
 
 
 @contextlib.contextmanager
-def devices_together(args: argparse.Namespace) -> Iterator[Together | None]:
+def devices_together(args: argparse.Namespace) -> Iterator[DevicesTogether | None]:
     """The devices that are asked for; None in a process that has followed the first and has nothing left to do.
 
     Raises InputError for more than there are, or others than `torchrun` started, and RankError where a rank is lost.
@@ -52,7 +52,7 @@ def devices_together(args: argparse.Namespace) -> Iterator[Together | None]:
     place = devices.started_by_torchrun()
     if place is None:
         device.check_there_are(count or 1)
-        yield Together(count or 1)
+        yield DevicesTogether(count or 1)
         return
     if count not in (None, place.count):
         raise InputError(f"--devices {count}: torchrun has started {place.count} ranks: leave it out")
@@ -64,7 +64,7 @@ def devices_together(args: argparse.Namespace) -> Iterator[Together | None]:
             _follow(rank)
             yield None
             return
-        yield Together(rank.count, rank)
+        yield DevicesTogether(rank.count, rank)
         rank.from_first(None)  # not where it fails: the others may be in the middle of a call, and hear that it is gone
 
 
