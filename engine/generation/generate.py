@@ -125,9 +125,9 @@ def run(
         how = {"schedule": schedule, "policy": policy, "micro_batch_size": micro_batch_size, "device": device}
         what = {"model": model, "prompts": requests, "tokenizer": tokenizer, "max_new_tokens": max_new_tokens}
         others = {"progress": progress, "on_batch": on_batch, "record_routing": record_routing, "routing": routing}
-        return call_on_devices(
-            _with_other_ranks, num_devices, {**generate_kwargs, **how, **what, **others, "seed": seed}
-        )  # type: ignore[no-any-return]
+        sent = {**generate_kwargs, **how, **what, **others, "seed": seed}
+        result: RunResult = call_on_devices(_with_other_ranks, num_devices, sent)
+        return result
     with open_device(device, rank) as opened, contextlib.ExitStack() as in_use:
         keep_model = keep_model and not isinstance(model, str | Path | ModelAsked)
         model, tokenizer = given_model(model, tokenizer, opened)
