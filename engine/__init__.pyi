@@ -1,4 +1,6 @@
+from .device import DeviceAsked as DeviceAsked
 from .generation import (
+    Checkpoint as Checkpoint,
     GenerationRequest as GenerationRequest,
     RequestOutput as RequestOutput,
     RunResult as RunResult,

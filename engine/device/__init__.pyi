@@ -8,7 +8,9 @@ from .host_memory import (
 )
 from .ledger import Ledger as Ledger, OutOfMemory as OutOfMemory, PinnedOutOfMemory as PinnedOutOfMemory
 from .open import (
+    DeviceAsked as DeviceAsked,
     add_device as add_device,
+    device_asked as device_asked,
     device_of as device_of,
     host_memory_bytes as host_memory_bytes,
     make_device as make_device,
@@ -20,6 +22,7 @@ from .ranks import (
     RankError as RankError,
     RankSums as RankSums,
     Rendezvous as Rendezvous,
+    is_peer_lost as is_peer_lost,
     join_group as join_group,
     keep_to_share as keep_to_share,
     run_in_ranks as run_in_ranks,

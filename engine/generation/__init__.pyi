@@ -5,7 +5,9 @@ from .asked import (
     checked_arguments as checked_arguments,
 )
 from .checkpoint import (
+    Checkpoint as Checkpoint,
     add_model as add_model,
+    checkpoint_of as checkpoint_of,
     draws_by_itself as draws_by_itself,
     find_tokenizer as find_tokenizer,
     load_config as load_config,
@@ -14,6 +16,12 @@ from .checkpoint import (
 )
 from .files import RequestFile as RequestFile
 from .generate import BatchDone as BatchDone, RunResult as RunResult, run as run, stats_of as stats_of
+from .ranks import (
+    Together as Together,
+    add_devices as add_devices,
+    call_on_devices as call_on_devices,
+    devices_together as devices_together,
+)
 from .streaming import (
     OutputStream as OutputStream,
     RequestOutput as RequestOutput,

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from engine.device import Device, Rank, open_device
+from engine.device import Device, DeviceAsked, Rank, open_device
 from engine.generation.asked import (
     GenerationRequest,
     Prompt,
@@ -23,7 +23,9 @@ from engine.generation.asked import (
     pad_token,
     what_is_asked,
 )
+from engine.generation.checkpoint import Checkpoint
 from engine.generation.of_rank import as_rank, check_divided, check_same
+from engine.generation.ranks import call_on_devices, merged_stats, merged_trace
 from engine.generation.rows import RowRequest, RowsOfMicroBatch, TokenLogprobs, cut_up, kept_scores
 from engine.generation.session import open_session
 from engine.generation.trace import Stats, describe_batch, describe_host, describe_run, make_trace, peak_bytes, phases_s
@@ -31,7 +33,7 @@ from engine.model import InFlight, recorded_routing
 from engine.tasks import BatchResult, GenerationOptions, RunContext, Session, run_batch
 from sim.problem import UNIFORM, Policy, Routing
 from sim.schedule import Schedule
-from traces.errors import InputError
+from traces.errors import InputError, check_count
 from traces.trace import Trace
 
 USUAL_MICRO_BATCHES = 4
@@ -67,13 +69,13 @@ class BatchDone:
 
 
 def run(
-    model: PreTrainedModel | str | Path,
+    model: PreTrainedModel | str | Path | Checkpoint,
     prompts: Sequence[Prompt | GenerationRequest],
     schedule: str | Schedule = "cgopipe",
     policy: Policy | Mapping[str, Any] | None = None,
     micro_batch_size: int | None = None,
     max_new_tokens: int | None = None,
-    device: str | Device = "auto",
+    device: str | Device | DeviceAsked = "auto",
     *,
     seed: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -82,12 +84,14 @@ def run(
     record_routing: str | Path | None = None,
     routing: str | Routing = UNIFORM,
     keep_model: bool = True,
+    num_devices: int = 1,
     rank: Rank | None = None,
     **generate_kwargs: Any,
 ) -> RunResult:
     """Generate text for `prompts` (strings or lists of token ids) with an offloaded Mixture-of-Experts model.
 
-    `model` is a loaded model, a local folder or a hub id; `device` is a name (`auto`, `emulated`, `cuda`) or a device.
+    `model` is a loaded model, a local folder, a hub id or a `Checkpoint`; `device` is a name (`auto`, `emulated`,
+    `cuda`), a `DeviceAsked` or a device.
     Without a policy all prompts form one batch, cut into micro-batches of `micro_batch_size`, those of similar length
     together. `generate_kwargs` go to `generate()` as they are, a `generation_config` as if it were the model's own;
     what needs beams or a second model is refused. `max_new_tokens` is 64 if nobody says anything else. A
@@ -100,14 +104,16 @@ def run(
     The model is what it was when the run ends, with one exception: a policy's `weight_bits` of 4.5 or 8.5 packs routed
     experts, whose own weights host memory has no room for meanwhile. Afterwards they are what the packed bits say, for
     good; to run them so again changes nothing more. Without `keep_model` packed experts are left empty, which saves the
-    time and memory to unpack a model that nobody needs any more. Raises InputError for anything the caller can mend.
+    time and memory to unpack a model that nobody needs any more.
 
-    With `rank` this process is one of several that call this alike, each with a device of its own and its share of
-    every tensor: all of them return the same tokens, each with what it did itself. Without `keep_model` the model is
-    left with no more than that share.
+    With `num_devices` above 1 each device has a process, a rank, that makes this call with its `rank` and its share of
+    every tensor: all of them compute the same tokens. A model that is loaded here already is written to disk for them,
+    and stays as it is. A rank that is lost ends the run by name. Where a caller gives `rank` itself, the process is one
+    of several that call this alike; without `keep_model` the model is left with no more than its share.
+    Raises InputError for anything the caller can mend.
     """
     asked_for = what_is_asked(schedule, policy, micro_batch_size, max_new_tokens, seed, generate_kwargs)
-    check_divided(asked_for.schedule, rank)
+    check_divided(asked_for.schedule, check_count("num_devices", num_devices) if rank is None else rank.count)
     requests = as_requests(prompts)
     if not requests:
         raise InputError("prompts: the list is empty; give at least one prompt")
@@ -115,8 +121,15 @@ def run(
         raise InputError(
             "arrival_s: batches begin with all of their requests; use engine.stream for those that come later"
         )
-    with open_device(device) as opened, contextlib.ExitStack() as in_use:
-        keep_model = keep_model and not isinstance(model, str | Path)
+    if rank is None and num_devices > 1:
+        how = {"schedule": schedule, "policy": policy, "micro_batch_size": micro_batch_size, "device": device}
+        what = {"model": model, "prompts": requests, "tokenizer": tokenizer, "max_new_tokens": max_new_tokens}
+        others = {"progress": progress, "on_batch": on_batch, "record_routing": record_routing, "routing": routing}
+        return call_on_devices(
+            _with_other_ranks, num_devices, {**generate_kwargs, **how, **what, **others, "seed": seed}
+        )  # type: ignore[no-any-return]
+    with open_device(device, rank) as opened, contextlib.ExitStack() as in_use:
+        keep_model = keep_model and not isinstance(model, str | Path | Checkpoint)
         model, tokenizer = given_model(model, tokenizer, opened)
         in_use.enter_context(only_user(model))
         options = checked_arguments(generate_kwargs, model, names_of(run), tokenizer)
@@ -137,7 +150,10 @@ def run(
         check_same(sums, "the requests", (metadata["input_hash"], seed, options), "call each with the same ones")
         scores = any(one.prompt_logprobs is not None for one in asked)
         in_use.enter_context(kept_scores(model) if scores else contextlib.nullcontext())
-        with _recording(context, asked, record_routing), open_session(context, keep_model) as session:
+        with (
+            _recording(context, asked, record_routing if rank is None or rank.is_first else None),
+            open_session(context, keep_model) as session,
+        ):
             opened.reset_peak()
             done = _Done()
             with errors_of_callers(progress) as told:
@@ -148,6 +164,13 @@ def run(
                         on_batch(batch)
             device_peak = opened.usage.peak_bytes
     return done.result(tokenizer, device_peak)
+
+
+def _with_other_ranks(*, rank: Rank, **asked: Any) -> RunResult:
+    """The run of one rank, with the trace and the account of all of them."""
+    result = run(rank=rank, **asked)
+    stats, traces = zip(*rank.gather((result.stats, result.trace)), strict=True)
+    return replace(result, stats=merged_stats(stats), trace=merged_trace(traces))
 
 
 @dataclass(slots=True)

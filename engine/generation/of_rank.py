@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,16 +14,19 @@ from sim.problem import Policy
 from sim.schedule import Schedule
 from traces.errors import InputError
 
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+"""Where an object lies is its process's own business."""
 
-def check_divided(schedule: Schedule, rank: Rank | None) -> None:
+
+def check_divided(schedule: Schedule, num_devices: int) -> None:
     """Raises InputError for a schedule whose devices share something else than each tensor."""
-    if rank is None or rank.count == 1:
+    if num_devices == 1:
         return
     system = schedule.system
     if system.splits_batch or system.divides_layers:
         what = "requests" if system.splits_batch else "layers"
         raise InputError(
-            f"schedule {schedule.name}: its {rank.count} devices divide {what} among them, which the engine does not "
+            f"schedule {schedule.name}: its {num_devices} devices divide {what} among them, which the engine does not "
             f"do: give one whose devices share each tensor, such as cgopipe"
         )
 
@@ -49,7 +53,7 @@ def check_same(sums: RankSums | None, what: str, value: Any, remedy: str = "") -
     """Raises InputError, or with no remedy RuntimeError, unless all ranks have the same; all of them ask."""
     if sums is None:
         return
-    told = sums.rank.gather(hashlib.sha256(repr(value).encode()).hexdigest())
+    told = sums.rank.gather(hashlib.sha256(_ADDRESS.sub("", repr(value)).encode()).hexdigest())
     others = [str(i) for i, one in enumerate(told) if one != told[0]]
     if others and remedy:
         raise InputError(f"{what} of rank {', '.join(others)} and of rank 0 differ: {remedy}")

@@ -23,6 +23,9 @@ from traces.trace import MEMORY, NONE, Counter, Span, Trace
 
 LIBRARIES = (torch, transformers)
 
+BEGAN_NS = "began_ns"
+"""When a trace's first task began, in its metadata: by the host's monotonic clock, which all its processes read."""
+
 History = Sequence[tuple[int, int]]
 """(host clock in ns, bytes) after each change of what a memory holds."""
 
@@ -133,13 +136,14 @@ def make_trace(
     """The trace of one batch: the tasks' own keys, in order of time, from 0 ns, and what each tier held.
 
     `memory` has the histories of the tiers `device`, `pinned` and `host`, the last without what is pinned. The metadata
-    says by how much the device's clock was corrected (`clock_shift_ns`), if it was. Counters of `others` are by the
-    host's clock. `rank` is that of the device.
+    says when that was by the host's clock, and by how much the device's was corrected (`clock_shift_ns`), if it was.
+    Counters of `others` are by the host's clock. `rank` is that of the device.
     """
     times, moved_ns = _times_ns(ran)
-    metadata = {**metadata, "clock_shift_ns": moved_ns} if moved_ns else metadata
+    metadata = {**metadata, **({"clock_shift_ns": moved_ns} if moved_ns else {})}
     ends_ns = {id_: end_ns for id_, (_, end_ns) in times.items()}
     start_ns = min((start for start, _ in times.values()), default=0)
+    metadata |= {BEGAN_NS: start_ns}
     before: dict[Lane, int] = {}
     spans = []
     for one in sorted(ran, key=lambda one: one.task.id):

@@ -1,16 +1,23 @@
 """The threads of the CPU lane, among which work on the host is shared out."""
 
-import itertools
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import _thread
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from engine.device import check_thread_count
+from engine.host.bits import Array
+from engine.host.turns import turns_at
 
-Jobs = Iterator[tuple[int, int]]
-"""The first item of a piece of work, and the one behind its last."""
+Work = Callable[[Array], bool]
+"""One call of compiled code, by any thread: takes pieces while there are some; says whether all of them are done."""
 
-JOBS_PER_THREAD = 4
+PIECES_PER_THREAD = 4
 """Pieces of work that threads take turns at, so that one that is held up does not hold up the rest."""
+
+WORTH_A_THREAD_BYTES = 1 << 18
+"""What a thread must have to read. To wake it and to call the work takes it 40 µs, in which others read as much."""
 
 
 class HostThreads:
@@ -18,21 +25,66 @@ class HostThreads:
 
     def __init__(self, threads: int = 1) -> None:
         self.threads = check_thread_count("cpu_threads", threads)
-        self._helpers = ThreadPoolExecutor(threads - 1, "host") if threads > 1 else None
+        self._helpers: list[threading.Thread] = []
+        self._wake: list[_thread.LockType] = []  # of each helper; free: it was woken, and has not noticed yet
+        self._work: Callable[[], object] | None = _rest
+        self._error: BaseException | None = None
 
-    def share_out(self, work: Callable[[Jobs], None], items: int) -> None:
-        """Has all threads work off `items`, in pieces of about one length that they take turns at."""
-        pieces = self.threads * JOBS_PER_THREAD if self._helpers else 1
-        cuts = sorted({items * piece // pieces for piece in range(pieces + 1)})
-        jobs = iter(list(itertools.pairwise(cuts)))  # list iterators hand out each entry once
-        helping = [self._helpers.submit(work, jobs) for _ in range(self.threads - 1)] if self._helpers else []
+    def share_out(self, work: Work, phases: Sequence[int], num_bytes: int) -> None:
+        """Has threads work off `phases` of so many items, one phase after the other.
+
+        As many threads as the bytes are worth that the work reads. A helper that comes late finds nothing left, and
+        nobody waits for it; whoever has begun a piece is waited for. Raises what a helper raised.
+        """
+        helpers = min(self.threads - 1, num_bytes // WORTH_A_THREAD_BYTES)
+        turns = turns_at(phases, (helpers + 1) * PIECES_PER_THREAD if helpers else 1)
+        self._call_for(helpers, partial(work, turns))
         try:
-            work(jobs)
+            while not work(turns):
+                if self._error is not None:
+                    raise self._error
+                time.sleep(0)  # the one that is still at work may need this core
         finally:
-            for helper in helping:
-                helper.result()
+            self._work, self._error = _rest, None
+
+    def _call_for(self, helpers: int, work: Callable[[], object]) -> None:
+        self._work = work
+        while len(self._helpers) < helpers:
+            wake = _thread.allocate_lock()
+            wake.acquire()
+            helper = threading.Thread(target=self._help, args=(wake,), name=f"host {len(self._helpers)}", daemon=True)
+            helper.start()
+            self._helpers.append(helper)
+            self._wake.append(wake)
+        for wake in self._wake[:helpers]:
+            if wake.locked():
+                wake.release()
+
+    def _help(self, wake: "_thread.LockType") -> None:
+        while True:
+            wake.acquire()
+            work = self._work
+            if work is None:
+                return
+            try:
+                work()
+            except BaseException as error:
+                self._error = error
+            del work  # it holds on to what was worked at
 
     def close(self) -> None:
         """Ends the threads."""
-        if self._helpers is not None:
-            self._helpers.shutdown()
+        self._call_for(0, _rest)
+        self._work = None
+        for wake in self._wake:
+            if wake.locked():
+                wake.release()
+        for helper in self._helpers:
+            helper.join()
+        self._helpers.clear()
+        self._wake.clear()
+        self._work = _rest
+
+
+def _rest() -> None:
+    """What there is to do between two pieces of work."""

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Self
 
 from sim.cost import Setup
-from sim.planning import NothingFitsError, PolicyGrid, best_policy, most_locked, travels_for_nothing
+from sim.planning import NothingFitsError, PolicyGrid, best_policy, remarks, usually_locked
 from sim.problem import Policy, Problem, WeightBits
 from sim.schedule import ExpertPlace, Schedule, by_name, registered
 from sim.simulation import MEASURES, Band, Prediction, bands_of, predict
@@ -156,7 +156,7 @@ def _outcome(problem: Problem, asked: Asked, name: str) -> Outcome:
         return Outcome(name, None, None, str(error))
     if setup.shortages:
         return Outcome(name, setup, None, "; ".join(map(str, setup.shortages)))
-    notes = "; ".join(filter(None, (note, setup.policy.changes_outputs, travels_for_nothing(setup))))
+    notes = "; ".join(filter(None, (note, setup.policy.changes_outputs, *remarks(setup))))
     return Outcome(name, setup, predict(setup, exact=asked.exact), note=notes)
 
 
@@ -200,8 +200,7 @@ def usual_setup(
     batch_size = micro_batch_size * num_micro_batches
     usual = Policy.usual(schedule, batch_size, batch_size if schedule.system.one_batch else micro_batch_size)
     policy = replace(usual, weight_bits=weight_bits)
-    setup = Setup(problem, schedule, policy)
-    return most_locked(setup) if schedule.system.pins_weights else setup
+    return usually_locked(Setup(problem, schedule, policy))
 
 
 def _with_experts_that_fit(setup: Setup) -> tuple[Setup, str]:
@@ -210,7 +209,7 @@ def _with_experts_that_fit(setup: Setup) -> tuple[Setup, str]:
     for count in range(total, 0, -1):
         with suppress(InputError):  # a schedule that takes all of them or none
             tried = replace(setup, policy=replace(setup.policy, experts_on_device=count / total))
-            fitting = most_locked(tried) if setup.schedule.system.pins_weights else tried
+            fitting = usually_locked(tried)
             if not fitting.shortages:
                 usual = f"{setup.policy.experts_on_device:.0%}"
                 return (
@@ -226,8 +225,7 @@ def _all_streaming(setup: Setup) -> tuple[Setup, str] | None:
     if system.streams_non_experts or not system.experts & ExpertPlace.STREAMED:
         return None
     policy = replace(setup.policy, experts_on_device=0.0, stream_non_experts=True)
-    tried = replace(setup, policy=policy)
-    fitting = most_locked(tried) if system.pins_weights else tried
+    fitting = usually_locked(replace(setup, policy=policy))
     if fitting.shortages:
         return None
     return fitting, "all weights streaming, as what is no expert does not fit the device beside the rest"

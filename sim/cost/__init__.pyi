@@ -1,5 +1,4 @@
 from .durations import GROWS_WITH_CONTEXT as GROWS_WITH_CONTEXT, OWN_PAGES as OWN_PAGES, CostModel as CostModel
-from .expert_use import ExpertUse as ExpertUse
 from .memory import (
     CHOSEN_AT_ONCE as CHOSEN_AT_ONCE,
     UNIFIED as UNIFIED,
@@ -13,6 +12,7 @@ from .memory import (
     working_bytes as working_bytes,
 )
 from .pools import CPU_CORES as CPU_CORES, DRAM as DRAM
+from .products import ExpertUse as ExpertUse
 from .setup import Setup as Setup
 from .sizes import Sizes as Sizes, fetches_modules as fetches_modules
 from .work import Cost as Cost, Demands as Demands

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from sim.cost.pools import ALL_CORES, CPU_CORES, DRAM, hbm
 from sim.cost.sizes import Sizes
 from sim.cost.work import Work
-from sim.problem import Efficiency, Layer, MicroBatch, packed_bytes
+from sim.problem import Efficiency, Layer, MicroBatch, Use, packed_bytes
 from sim.schedule import EXPERTS_SUM, ON_DEVICE, ExpertPlace, LaneKind, Op, Task
 
 WORKSPACE_BITS = 32
@@ -20,13 +20,17 @@ EXPANDED_PASSES = 3
 
 
 class KernelWork(NamedTuple):
-    """FLOPs and bytes of one part of an op, its class, how often it pays the fixed time of that class, and tokens."""
+    """FLOPs and bytes of one part of an op, its class, how often it pays the fixed time of that class, and tokens.
+
+    `padding` is what the device computes over these FLOPs, whose results nobody asked for in between.
+    """
 
     flops: float
     bytes: float
     efficiency: Efficiency
     launches: int = 1
     tokens: float = 1.0
+    padding: float = 1.0
 
 
 class Kernels:
@@ -34,7 +38,7 @@ class Kernels:
 
     def __init__(self, sizes: Sizes) -> None:
         self._sizes, self._model, self._hardware = sizes, sizes.model, sizes.hardware
-        self._bits, self._widths = sizes.model.activation_bits, sizes.placement.widths
+        self._bits, self._widths, self._padding = sizes.model.activation_bits, sizes.placement.widths, sizes.padding
         self.formulas: dict[Op, Callable[[Task], Work]] = {
             Op.PRE_ATTN: self._pre_attn,
             Op.ATTN: self._attn,
@@ -50,14 +54,16 @@ class Kernels:
             Op.HOST_LAYER: self._host_layer,
         }
 
-    def _gemm(self, task: Task, flops: float, moved: float) -> KernelWork:
-        return KernelWork(flops, moved, self._hardware.device.gemm, tokens=self._sizes.tokens(task))
+    def _gemm(self, task: Task, flops: float, moved: float, padding: float = 1.0) -> KernelWork:
+        kernel = self._hardware.device.gemm
+        return KernelWork(flops, moved, kernel, tokens=self._sizes.tokens(task), padding=padding)
 
     def _pre_attn(self, task: Task) -> Work:
         layer, tokens, share = self._sizes.layer(task), self._sizes.tokens(task), self._sizes.share
         weights = share(packed_bytes(layer.attention.pre_params, self._widths.attention))
         per_token = layer.hidden_size * (self._bits / 8) + share(layer.qkv_bytes_per_token(self._bits))
-        return self._on_gpu(task, self._gemm(task, share(layer.pre_attn_flops(tokens)), weights + tokens * per_token))
+        flops, padding = share(layer.pre_attn_flops(tokens)), self._padding.pre_attn(layer, tokens)
+        return self._on_gpu(task, self._gemm(task, flops, weights + tokens * per_token, padding))
 
     def _attn(self, task: Task) -> Work:
         if self._sizes.has_prompts(task):
@@ -71,7 +77,8 @@ class Kernels:
             return self._attn_on_cpu(flops, moved * self._passes(layer), share(one.num_requests))
         device = self._hardware.device
         kernel = device.decode_attention or device.attention
-        return self._on_gpu(task, KernelWork(flops, moved, kernel, tokens=one.num_requests))
+        padding = self._padding.decode_attention(layer)
+        return self._on_gpu(task, KernelWork(flops, moved, kernel, tokens=one.num_requests, padding=padding))
 
     def _read_bytes(self, layer: Layer, context: int, requests: int) -> int:
         """What decode reads of caches with so many tokens: the entries attended to, an index, states there and back."""
@@ -94,8 +101,9 @@ class Kernels:
         flops = layer.attention.prompt_flops(one.prompt_tokens, one.prompt_tokens_squared)
         moved = self._prompt_attention_bytes(layer, one)
         moved += self._sizes.earlier(task).bytes(layer, self._sizes.kv_bits)
-        kernel = self._hardware.device.attention
-        return self._on_gpu(task, KernelWork(share(flops), share(moved), kernel, tokens=one.prompt_tokens))
+        kernel, padding = self._hardware.device.attention, self._padding.prompt_attention(layer)
+        work = KernelWork(share(flops), share(moved), kernel, tokens=one.prompt_tokens, padding=padding)
+        return self._on_gpu(task, work)
 
     def _prompt_attention_bytes(self, layer: Layer, one: MicroBatch) -> float:
         """What goes into the attention of all prompts and comes out of it."""
@@ -106,7 +114,8 @@ class Kernels:
         layer, tokens, share = self._sizes.layer(task), self._sizes.tokens(task), self._sizes.share
         weights = packed_bytes(layer.attention.post_params, self._widths.attention)
         moved = tokens * (layer.attention_output_bytes_per_token(self._bits) + weights / max(tokens, 1))
-        return self._gemm(task, share(layer.out_proj_flops(tokens)), share(moved))
+        padding = self._padding.out_proj(layer, tokens)
+        return self._gemm(task, share(layer.out_proj_flops(tokens)), share(moved), padding)
 
     def _with_experts(self, task: Task, *before: KernelWork) -> Work:
         """What a task does beside and in the experts, and to unpack them: packed bytes are read, wider ones written."""
@@ -132,18 +141,26 @@ class Kernels:
         hidden_bytes = layer.hidden_size * (self._bits / 8)
         routed_flops = 2.0 * tokens * layer.top_k * (layer.expert.weights if layer.expert else 0)
         always_bytes = share(self._always_bytes(layer, layer.router_params)) + 2 * tokens * hidden_bytes
-        plain = self._gemm(task, share(layer.ffn_flops(tokens) - routed_flops), always_bytes)
+        padding = self._padding.networks(layer, tokens, router=True)
+        plain = self._gemm(task, share(layer.ffn_flops(tokens) - routed_flops), always_bytes, padding)
         if not layer.num_experts:
             return [plain]
-        touched = self._sizes.expert_use.touched(task.layer, tokens)
+        touched, pairs = self._sizes.expert_use.touched(task.layer, tokens), tokens * layer.top_k
+        used, rows = self._computed(task, tokens, Use(touched, pairs, tokens), layer.num_experts)
         bits, split = self._widths.experts, self._sizes.placement.splits[task.layer]
         count = 2 if 0 < split.resident < layer.num_experts else 1
         if self._sizes.unpack_bytes_per_s is not None:
             bits, count = self._bits, self._sizes.unpacked_parts(task)
-        routed_bytes = touched * layer.expert_bytes(bits)
-        moved = share(routed_bytes) + tokens * layer.top_k * 2 * hidden_bytes
-        experts = KernelWork(share(routed_flops), moved, self._hardware.device.experts, count, tokens)
+        moved = share(used * layer.expert_bytes(bits)) + pairs * 2 * hidden_bytes
+        padding, kernel = self._padding.experts(layer, rows, pairs), self._hardware.device.experts
+        experts = KernelWork(share(routed_flops), moved, kernel, count, tokens, padding)
         return [plain._replace(launches=0), experts]
+
+    def _computed(self, task: Task, tokens: float, asked: Use, count: float) -> tuple[float, float]:
+        """How many experts a device computes that may compute `count`, and for how many rows."""
+        if self._hardware.device.expert_capacity_ratio is None:
+            return asked.touched, self._sizes.computed_rows(task.layer, tokens, asked, count)
+        return count, self._sizes.computed_rows(task.layer, tokens, asked, count)
 
     def _always_bytes(self, layer: Layer, router: int = 0) -> int:
         """Networks that every token passes, with so many parameters of a router."""
@@ -160,7 +177,8 @@ class Kernels:
         layer, tokens = self._sizes.layer(task), self._sizes.tokens(task)
         weights = self._sizes.share(packed_bytes(layer.router_params, self._widths.router))
         moved = weights + tokens * layer.hidden_size * (self._bits / 8)
-        return self._gemm(task, self._sizes.share(2.0 * tokens * layer.router_params), moved)
+        padding = self._padding.router(layer, tokens)
+        return self._gemm(task, self._sizes.share(2.0 * tokens * layer.router_params), moved, padding)
 
     def _device_experts(self, task: Task) -> Work:
         """Shared experts of a group, and the routed ones that are on the device or came there."""
@@ -172,21 +190,31 @@ class Kernels:
         if always:
             moved = share(self._always_bytes(layer)) + 2 * tokens * layer.hidden_size * (self._bits / 8)
             launches = 0 if split.places & ON_DEVICE else 1
-            parts.append(KernelWork(share(2.0 * tokens * always), moved, self._hardware.device.gemm, launches, tokens))
+            flops, padding = share(2.0 * tokens * always), self._padding.networks(layer, tokens, router=False)
+            parts.append(KernelWork(flops, moved, self._hardware.device.gemm, launches, tokens, padding))
         if split.places & ON_DEVICE:
-            flops, moved = self._routed(task, ON_DEVICE)
-            count = (split.places & places).bit_count()
+            used, rows = self._computed(task, tokens, *self._asked_of_device(task))
+            asked = self._sizes.used(task, ON_DEVICE)
+            flops, moved = self._routed(task, ON_DEVICE, used)
+            count, padding = (split.places & places).bit_count(), self._padding.experts(layer, rows, asked.pairs)
             kernel = self._hardware.device.experts_apart or self._hardware.device.experts
-            parts.append(KernelWork(share(flops), share(moved), kernel, count, tokens))
+            parts.append(KernelWork(share(flops), share(moved), kernel, count, tokens, padding))
         used = self._sizes.used(task, ON_DEVICE).touched if split.places & ON_DEVICE else 0.0
         return self._unpacking(task, self._on_gpu(task, *parts), used)
 
-    def _routed(self, task: Task, places: ExpertPlace) -> tuple[float, float]:
-        """FLOPs and bytes of the routed experts in these places for the tokens of a group."""
+    def _asked_of_device(self, task: Task) -> tuple[Use, float]:
+        """What a group asks of the experts on the device, and how many are there, of those that come what is used."""
+        split, use = self._sizes.placement.splits[task.layer], self._sizes.used
+        came = use(task, ExpertPlace.FETCHED).touched if split.fetched else 0.0
+        return use(task, ON_DEVICE), split.resident + split.streamed + came
+
+    def _routed(self, task: Task, places: ExpertPlace, experts: float | None = None) -> tuple[float, float]:
+        """FLOPs and bytes of the routed experts in these places for the tokens of a group; of so many, if given."""
         layer, used = self._sizes.layer(task), self._sizes.used(task, places)
         assert layer.expert is not None, "a layer with experts in some place has experts"
         is_unpacked = bool(places & ON_DEVICE) and self._sizes.unpack_bytes_per_s is not None
-        weights = used.touched * layer.expert_bytes(self._bits if is_unpacked else self._widths.experts)
+        read = used.touched if experts is None else experts
+        weights = read * layer.expert_bytes(self._bits if is_unpacked else self._widths.experts)
         moved = weights + used.pairs * 2 * layer.hidden_size * (self._bits / 8)
         return 2.0 * used.pairs * layer.expert.weights, moved
 
@@ -247,7 +275,8 @@ class Kernels:
         requests, share = self._sizes.micro_batch(task).num_requests, self._sizes.share
         kernel = self._hardware.device.head or self._hardware.device.gemm
         flops, moved = share(self._model.head_flops(requests)), share(self._model.head_bytes(self._widths))
-        return self._on_gpu(task, KernelWork(flops, moved, kernel, tokens=requests))
+        padding = self._padding.head(self._model, requests)
+        return self._on_gpu(task, KernelWork(flops, moved, kernel, tokens=requests, padding=padding))
 
     def _on_gpu(self, task: Task, *parts: KernelWork) -> Work:
         device, memory = self._hardware.device, self._hardware.device_memory
@@ -256,7 +285,7 @@ class Kernels:
             ratio = work.efficiency.time_ratio(work.tokens)
             fixed_s = work.efficiency.latency_s or 0.0
             roofs["launch latency"] += (work.launches - 1 + ratio) * fixed_s if work.launches else 0.0
-            compute = work.flops / (device.peak_flops_per_s * work.efficiency.compute)
+            compute = work.padding * work.flops / (device.peak_flops_per_s * work.efficiency.compute)
             traffic = work.bytes / (memory.bandwidth_bytes_per_s * work.efficiency.memory)
             roof = "device compute" if compute >= traffic else "device memory"
             hidden = 1.0 if work.efficiency.overlap is None else work.efficiency.overlap

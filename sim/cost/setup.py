@@ -1,14 +1,16 @@
 """One schedule and one policy on one problem, made ready to run: batch, pipeline, memory plan and costs."""
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Self
 
 from sim.cost.durations import CostModel
-from sim.cost.memory import MemoryPlan, Shortage, plan_memory, tensor_ranks
+from sim.cost.memory import MemoryPlan, Shortage, pageable_copies, plan_memory, tensor_ranks
+from sim.cost.products import dropped_share, expert_capacity
 from sim.cost.sizes import Sizes
 from sim.problem import Batch, Placement, Policy, Problem, Workload, make_batch
-from sim.schedule import PipelineShape, Schedule, by_name
+from sim.schedule import ON_DEVICE, PipelineShape, Schedule, by_name
 from traces.errors import InputError
 
 
@@ -72,8 +74,15 @@ class Setup:
 
     @property
     def shortages(self) -> list[Shortage]:
-        """Memories that the policy does not fit; empty if it is feasible."""
-        return self.memory.shortages(self.problem.hardware)
+        """Memories that the policy does not fit, and what it would have to page-lock; empty if it is feasible."""
+        return [*self.memory.shortages(self.problem.hardware), *self.pageable]
+
+    @property
+    def pageable(self) -> list[Shortage]:
+        """What it copies from or to pageable memory, on a machine that has no such copies."""
+        if not self.problem.hardware.link.locked_only:
+            return []
+        return [*pageable_copies(self.schedule, self.shape, self.policy, self.placement, self.memory)]
 
     def require_fit(self) -> None:
         """Raise InputError, naming the memory and the bytes it is short of, if the policy does not fit."""
@@ -82,6 +91,25 @@ class Setup:
             raise InputError(
                 f"{self.schedule.name} with policy {self.policy} does not fit {self.problem.hardware.name}: {short}"
             )
+
+    @property
+    def dropped_share(self) -> float:
+        """Of what a decode step asks of routed experts on the device, what is beyond their capacity, in most of layers.
+
+        Of the most tokens that go to experts at once; nothing where experts compute what comes.
+        """
+        ratio, shape = self.problem.hardware.device.expert_capacity_ratio, self.shape
+        if ratio is None or not self.placement.experts_bytes(ON_DEVICE):
+            return 0.0
+        requests = [one.num_requests for one in self.batch.micro_batches]
+        at_once = map(shape.group, range(shape.num_groups)) if shape.experts else ((j,) for j in range(len(requests)))
+        tokens = max(sum(requests[j] for j in mine) for mine in at_once)
+        found = Counter[float]()
+        for at, layer in enumerate(self.problem.model.layers):
+            if layer.num_experts:
+                capacity = expert_capacity(tokens, layer.top_k, layer.num_experts, ratio)
+                found[dropped_share(self.problem.routing.popularity(at, layer), tokens, capacity)] += 1
+        return max(found, key=lambda share: found[share], default=0.0)
 
     @property
     def last_step(self) -> int:

@@ -5,9 +5,10 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from sim.cost.expert_use import ALIKE, ExpertUse
 from sim.cost.memory import CacheContent, tensor_ranks
+from sim.cost.products import ALIKE, ExpertUse, Padding, expert_capacity
 from sim.problem import (
+    NO_TILES,
     Batch,
     Hardware,
     Layer,
@@ -151,6 +152,22 @@ class Sizes:
             return None
         late = self.policy.defer_experts
         return late if task.page == DEFERRED else self.layer(task).top_k - late
+
+    @cached_property
+    def padding(self) -> Padding:
+        """How much more the device computes than it is asked for."""
+        return Padding(self.hardware.device.tiles, self.ranks)
+
+    def computed_rows(self, layer: int, tokens: float, asked: Use, count: float) -> float:
+        """Rows that routed experts on the device compute, of which so many tokens of a layer ask `asked`.
+
+        Where shapes are fixed, `count` experts compute their capacity each; else those that are used what they get.
+        """
+        tiles, one = self.hardware.device.tiles or NO_TILES, self.model.layers[layer]
+        ratio = self.hardware.device.expert_capacity_ratio
+        if ratio is None:
+            return tiles.padded_rows(asked.touched, asked.pairs)
+        return count * tiles.padded_capacity(expert_capacity(tokens, one.top_k, one.num_experts, ratio))
 
     def tokens_an_expert(self, task: Task, places: ExpertPlace) -> float:
         """How many tokens of a group each expert gets on average that they use in these places."""

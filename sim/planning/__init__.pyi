@@ -18,7 +18,11 @@ from .planner import (
     hrm_plan as hrm_plan,
     plan as plan,
 )
-from .policies import PolicyGrid as PolicyGrid, most_locked as most_locked, travels_for_nothing as travels_for_nothing
+from .policies import (
+    PolicyGrid as PolicyGrid,
+    remarks as remarks,
+    usually_locked as usually_locked,
+)
 from .report import (
     DURATIONS as DURATIONS,
     PEAKS as PEAKS,

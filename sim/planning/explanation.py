@@ -19,7 +19,7 @@ from sim.planning.policies import (
     host_layers_in_words,
     in_words,
     placed_experts,
-    travels_for_nothing,
+    remarks,
 )
 from sim.planning.search import Candidate, Objective, in_essence, ranked
 from sim.problem import Hardware, Policy, Problem
@@ -312,7 +312,7 @@ def sentences(choice: Choice, why: Explanation) -> list[str]:
         f"It takes {why.above_bound:.1%} longer than the lower bound of this policy; {effort['simulated']:,} of "
         f"{effort['candidates']:,} policies that fit were worth simulating.",
     ]
-    found += [f"{idle.capitalize()}."] if (idle := travels_for_nothing(choice.best.setup)) else []
+    found += [f"{one[0].upper()}{one[1:]}." for one in remarks(choice.best.setup)]
     on_host = host_layers_in_words(choice.best.setup.placement)
     found += [f"{on_host.capitalize()}: what the device has no room for runs there, prompts too."] if on_host else []
     found += [f"Experts: {text}." for text in in_words(why.experts)]

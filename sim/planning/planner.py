@@ -14,7 +14,14 @@ from typing import Any
 
 from sim.cost import Setup
 from sim.hrm import SCHEDULE, search_policies
-from sim.planning.policies import PolicyGrid, Space, candidates_of, host_layer_candidates, short_bytes
+from sim.planning.policies import (
+    PolicyGrid,
+    Space,
+    candidates_of,
+    host_layer_candidates,
+    short_bytes,
+    usually_locked,
+)
 from sim.planning.search import TOLERANCE, Candidate, Objective, Plan, at_best, ranked
 from sim.problem import NoRoomError, Policy, Problem
 from sim.schedule import ExpertPlace, Schedule, Tier, by_name, registered
@@ -236,7 +243,7 @@ def _lacks_device(setup: Setup) -> bool:
 def hrm_setup(problem: Problem) -> tuple[Setup, int]:
     """What the paper's own search chooses, and of how many policies; whether that fits our memory plan or not."""
     found = search_policies(problem.model, problem.hardware, problem.workload)
-    return Setup(problem, by_name(SCHEDULE), found.policy), found.candidates
+    return usually_locked(Setup(problem, by_name(SCHEDULE), found.policy)), found.candidates
 
 
 def hrm_plan(problem: Problem) -> Choice:

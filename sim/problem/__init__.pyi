@@ -21,8 +21,10 @@ from .batch import (
 )
 from .checkpoint import Checkpoint as Checkpoint, find_checkpoint as find_checkpoint
 from .machine import (
+    NO_TILES as NO_TILES,
     AtTokens as AtTokens,
     Basis as Basis,
+    DeviceProcessor as DeviceProcessor,
     Dimension as Dimension,
     Efficiency as Efficiency,
     Emulation as Emulation,
@@ -30,16 +32,18 @@ from .machine import (
     Host as Host,
     Link as Link,
     Memory as Memory,
+    Network as Network,
     OptimizerConstants as OptimizerConstants,
     Processor as Processor,
     Quantity as Quantity,
     Reserve as Reserve,
+    Tiles as Tiles,
     core_limit as core_limit,
     kept_on_host_bytes as kept_on_host_bytes,
     memory_limit as memory_limit,
     page_lockable_bytes as page_lockable_bytes,
 )
-from .model import Layer as Layer, Model as Model, within_window as within_window
+from .model import FeedForward as FeedForward, Layer as Layer, Model as Model, within_window as within_window
 from .policy import (
     LOCK_UNIT_BYTES as LOCK_UNIT_BYTES,
     MOST_REQUESTS as MOST_REQUESTS,

@@ -265,9 +265,9 @@ def test_out_of_device_memory_names_the_tensor_and_the_plan():
 def test_out_of_device_memory_in_decode_names_the_task_too():
     model, policy = make("mixtral"), Policy(7, 2, attention="gpu", kv_on_device=1.0)
     with EmulatedDevice(None, None, 1 << 30) as large:
-        engine.run(model, PROMPTS, policy=policy, max_new_tokens=NEW, device=large)
-        peak = large.usage.peak_bytes
-    with EmulatedDevice(None, None, peak - 1) as small, pytest.raises(DeviceOutOfMemory) as caught:
+        engine.run(model, PROMPTS, policy=policy, max_new_tokens=1, device=large)
+        enough_for_prompts = large.usage.peak_bytes
+    with EmulatedDevice(None, None, enough_for_prompts) as small, pytest.raises(DeviceOutOfMemory) as caught:
         engine.run(model, PROMPTS, policy=policy, max_new_tokens=NEW, device=small)
     assert caught.value.__notes__[0].startswith("in task ")
     assert small.usage.current_bytes == 0

@@ -42,6 +42,16 @@ COMPARE = (
         "compare --model dbrx --hardware gcp-4xt4 --unpadded --gen-len 12 --micro-batch-size 12 --num-micro-batches 4",
     ),
     _sim(
+        "compare-tpu",
+        "compare --model qwen3-30b-a3b --hardware v6e --gen-len 24 --micro-batch-size 16 --num-micro-batches 4"
+        " --schedules cgopipe,flexgen-c,expert-cache --set device.expert_capacity_ratio=1.25",
+    ),
+    _sim(
+        "compare-tpus",
+        "compare --model gpt-oss-120b --hardware tpu-v5e-4 --gen-len 24 --micro-batch-size 16 --num-micro-batches 4"
+        " --schedules cgopipe,hybrid",
+    ),
+    _sim(
         "compare-mla",
         "compare --model deepseek-v2-lite --hardware rtx4090 --prompt-len 300 --gen-len 40 --micro-batch-size 8"
         " --num-micro-batches 4",

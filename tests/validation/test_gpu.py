@@ -141,7 +141,7 @@ class TestAWholeProof:
         assert faults("campaign", {"schema": report["schema"], **report["findings"]}) == []
         assert report["failures"] == report["left_out"] == report["findings"]["missing"] == []
         assert report["predictions_unchanged"] is True
-        assert set(report["regrets"]) == {"m", "q"}
+        assert set(report["regrets"]) == {f"{name}, {count} requests" for name in "mq" for count in (1, 4)}
         assert -1 < report["whole_layer1_error"] < 0.1, (
             "the law leaves out hand-overs, so that it is too quick if anything"
         )

@@ -25,7 +25,7 @@ from validation.gpu.stages.logits import TeacherForcing
 from validation.gpu.workbench import Workbench, available_host_bytes, weight_bytes
 
 SETTINGS = {"scale": "tiny", "origin": "emulated device", "version": "1"}
-SCALES = ("full", "small", "tiny")
+SCALES = ("full", "small", "few", "tiny")
 
 
 @pytest.fixture
@@ -241,7 +241,7 @@ class TestScales:
         bench = Workbench("emulated", scale_named(name), record)
         for model in bench.scale.models:
             cases = bench.cases(model)
-            assert [case.schedule for case in cases] == bench.scale.order
+            assert list(dict.fromkeys(case.schedule for case in cases)) == bench.scale.order
             assert cases[0].schedule == "cgopipe"
             for case in cases:
                 case.policy.check_places(case.chosen_schedule)
@@ -268,7 +268,7 @@ class TestScales:
             assert weight_bytes(bench.described(name, spec.resident_layers)) < spec.device_bytes
 
     def test_an_unknown_scale_is_refused(self):
-        with pytest.raises(InputError, match="'huge' is not known; give one of full, small, tiny"):
+        with pytest.raises(InputError, match="'huge' is not known; give one of full, small, few, tiny"):
             scale_named("huge")
 
 
@@ -386,7 +386,7 @@ class TestTheWatchedProgram:
     def test_it_sees_the_work_of_all_threads(self, monkeypatch, capsys):
         """On any build: the detector itself needs no device, only a stream to name."""
         monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: types.SimpleNamespace(cuda_stream=1))
-        monkeypatch.setattr(tokens, "SCHEDULES", ("flexgen",))
+        monkeypatch.setattr(tokens, "WATCHED_SCHEDULES", ("flexgen",))
         monkeypatch.setattr(threading.Thread, "run", threading.Thread.run)
         assert watched.main(device="emulated") == 0
         assert json.loads(capsys.readouterr().out)["launches"] > 1000

@@ -22,7 +22,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with what is in the folder")
     parser.add_argument("--dry-run", action="store_true", help="tell stages, bytes and minutes; run nothing")
     parser.add_argument("--device", default=USUAL_DEVICE, help="auto, emulated or cuda (default: %(default)s)")
-    parser.add_argument("--scale", default=USUAL_SCALE, help="full, small or tiny (default: %(default)s)")
+    parser.add_argument("--scale", default=USUAL_SCALE, help="full, small, few or tiny (default: %(default)s)")
     every = range(LAST_STAGE + 1)
     parser.add_argument("--stages", type=stage_numbers, default=every, metavar="N-M", help="such as 0-3 or 0,4-8")
 

@@ -1,6 +1,6 @@
 """How much a proof does: models, requests, repeats and sizes, by the name of a scale."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from validation.campaign import CampaignGrid
 
 FILE = Path(__file__).with_name("scales.toml")
 
-BY_IMPORTANCE = ("cgopipe", "flexgen", "fastdecode", "zero", "flexgen-c", "accelerate")
+BY_IMPORTANCE = ("cgopipe", "hybrid", "n-cpu-moe", "cpu-experts", "expert-cache", "flexgen", "fastdecode", "zero")
 """The schedules in the order in which they are run: who runs out of time has the first ones."""
 
 LOCKED = {"pin_weights": True}
@@ -65,6 +65,10 @@ class Scale:
     models: Mapping[str, ModelSpec]
     whole: WholeSpec
     seconds: Mapping[str, float]
+    placements: Sequence[Mapping[str, Any]] = ()
+    """Of few requests, as a campaign has them: schedules that leave experts where they are."""
+    few_gen_len: int | None = None
+    """Tokens that few requests generate."""
 
     @property
     def order(self) -> list[str]:
@@ -80,7 +84,8 @@ class Scale:
         sizes = {"requests": self.requests, "micro_batch_size": self.micro_batch_size}
         lengths = {"prompt_tokens": self.prompt_tokens, "gen_len": self.gen_len}
         named = dict.fromkeys(self.models) if models is None else models
-        return CampaignGrid(named, **sizes, **lengths, policies=(), others=(), shared=LOCKED)  # type: ignore[arg-type]
+        few = {"placements": self.placements, "few_gen_len": self.few_gen_len, "shared": LOCKED}
+        return CampaignGrid(named, **sizes, **lengths, policies=(), others=(), **few)  # type: ignore[arg-type]
 
 
 def scale_named(name: str) -> Scale:

@@ -7,3 +7,4 @@ from .interference import (
 )
 from .machine import settled as settled, unfitted as unfitted
 from .roofs import Fit as Fit, fit_all as fit_all
+from .together import of_devices as of_devices

@@ -11,13 +11,13 @@ from engine.calibration.measure import Measured, Probes
 from engine.device import Device, host_memory_bytes
 from sim.problem import (
     Basis,
+    DeviceProcessor,
     Efficiency,
     Emulation,
     Hardware,
     Host,
     Link,
     Memory,
-    Processor,
     Quantity,
     Reserve,
     kept_on_host_bytes,
@@ -115,10 +115,10 @@ def _roomy(measured: Quantity) -> Quantity:
     return measured.replaced(measured * ROOM, measured.source, Basis.MEASURED)
 
 
-def _device(peak: Quantity, split_cost: Measured | None, unpack_rate: Measured | None) -> Processor:
+def _device(peak: Quantity, split_cost: Measured | None, unpack_rate: Measured | None) -> DeviceProcessor:
     share, latency, nothing = _assumed(0.1, "1", GUESSED), _assumed(100.0, "us", GUESSED), _assumed(0.0, "us", NO_COST)
     every = Efficiency(share, share, latency, share)
-    made = Processor(
+    made = DeviceProcessor(
         peak,
         nothing,
         nothing,

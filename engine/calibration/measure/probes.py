@@ -19,6 +19,8 @@ from traces.errors import InputError
 
 MIB = 1024**2
 LARGER_THAN_CACHES_BYTES = 256 * MIB
+A_THREADS_BYTES = 64 * MIB
+"""What each of many threads reads at least: to wake 16 of them takes 2 ms, in which 256 MiB were half read."""
 LARGE_COPY_BYTES = 32 * MIB
 SHARE_OF_DEVICE = 8
 """A copy takes no more than one of so many parts of the device's memory."""
@@ -206,7 +208,7 @@ class MemoryReader(contextlib.AbstractContextManager["MemoryReader"]):
 
 
 def _host_read(threads: int, repeats: int) -> Measured:
-    with MemoryReader(threads) as reader:
+    with MemoryReader(threads, max(LARGER_THAN_CACHES_BYTES, threads * A_THREADS_BYTES)) as reader:
         return repeated(reader.bytes_per_s, f"{threads} threads read host memory", repeats)
 
 

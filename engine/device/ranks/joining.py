@@ -1,5 +1,6 @@
 """How the processes of a run become one group: by a file that all of them see, or as `torchrun` says."""
 
+import atexit
 import contextlib
 import os
 import sys
@@ -19,6 +20,9 @@ PATIENCE = timedelta(hours=6)
 
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}
 """By platform the interface over which processes of one host talk: the host's name may lead nowhere."""
+
+BACKENDS = {"cuda": "nccl", "xpu": "xccl"}
+"""What sums tensors of a kind of device."""
 
 GIVEN_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -54,21 +58,26 @@ def started_by_torchrun(environment: Mapping[str, str] = os.environ) -> Rendezvo
 def join_group(place: Rendezvous, device_type: str = "cpu") -> Iterator[Rank]:
     """While entered, this process is one of the ranks; entered when all are there.
 
-    `device_type` is what tensors are on that are summed: those of CUDA go by NCCL, all else by Gloo.
+    `device_type` is what tensors are on that are summed: those of CUDA go by NCCL, all else by Gloo. A group of
+    `torchrun` stays until the process ends.
     """
-    backend = "gloo" if device_type == "cpu" else f"cpu:gloo,{device_type}:{_BACKENDS.get(device_type, 'gloo')}"
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK.get(sys.platform, ""))
-    if not os.environ["GLOO_SOCKET_IFNAME"]:
-        del os.environ["GLOO_SOCKET_IFNAME"]
     if device_type == "cuda":
         torch.cuda.set_device(place.index)
-    where = "env://" if place.folder is None else f"file://{place.folder / 'rendezvous'}"
-    distributed.init_process_group(backend, where, PATIENCE, place.count, place.index)
+    if place.folder is None:
+        if not distributed.is_initialized():
+            _form(place, device_type, "env://")
+            atexit.register(distributed.destroy_process_group)
+        yield Rank(place.index, place.count)
+        return
+    _form(place, device_type, f"file://{place.folder / 'rendezvous'}")
     try:
         yield Rank(place.index, place.count)
     finally:
         distributed.destroy_process_group()
 
 
-_BACKENDS = {"cuda": "nccl", "xpu": "xccl"}
-"""What sums tensors of a kind of device."""
+def _form(place: Rendezvous, device_type: str, where: str) -> None:
+    if sys.platform in LOOPBACK:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[sys.platform])
+    backend = "gloo" if device_type == "cpu" else f"cpu:gloo,{device_type}:{BACKENDS.get(device_type, 'gloo')}"
+    distributed.init_process_group(backend, where, PATIENCE, place.count, place.index)

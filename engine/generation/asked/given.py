@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from engine.device import Device
 from engine.generation.asked.arguments import REFUSED_FAMILIES, check_seed
 from engine.generation.asked.prompts import GenerationRequest
-from engine.generation.checkpoint import find_tokenizer, load_model
+from engine.generation.checkpoint import Checkpoint, find_tokenizer
 from engine.generation.rows import samples
 from engine.model import Anatomy, cache_for
 from sim.problem import Policy
@@ -73,12 +73,13 @@ def what_is_asked(
 
 
 def given_model(
-    model: PreTrainedModel | str | Path, tokenizer: PreTrainedTokenizerBase | None, device: Device
+    model: PreTrainedModel | str | Path | Checkpoint, tokenizer: PreTrainedTokenizerBase | None, device: Device
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """The model, loaded where it is named, and its tokenizer. Raises InputError for one that cannot be run."""
-    if isinstance(model, str | Path):
-        tokenizer = tokenizer or find_tokenizer(model)
-        model = load_model(model, device=device)
+    if isinstance(model, str | Path | Checkpoint):
+        given = model if isinstance(model, Checkpoint) else Checkpoint(model)
+        tokenizer = tokenizer or find_tokenizer(given.name, given.trust_remote_code)
+        model = given.load(device)
     model = as_it_is(model)
     check_can_run(model)
     return model, tokenizer

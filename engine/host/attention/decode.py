@@ -5,7 +5,7 @@ Their tokens lie in one piece, or in blocks that a table names. Keys and values 
 sums are in float32. What the kernel lacks (`unsupported`) is for the model's own attention.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from engine.host.attention.block_table import BlockTable
-from engine.host.attention.kernel import ONE_BLOCK, Strides, attend, scratch_for
+from engine.host.attention.kernel import ONE_BLOCK, Strides, attend_in_turns, scratch_for
 from engine.host.bits import BITS, Array, bits_of
 from engine.host.threads import HostThreads
 from engine.model import eager_attention
@@ -58,14 +58,14 @@ class HostAttention:
         into = bits_of(found).reshape(requests, kv_heads, group, head_dim)
         lie = *_rows(keys), *_rows(values), table.blocks, block_bits
         problem = (bits_of(query.contiguous()), scale, *lie, starts, table.tokens, into)
-        most_seen = int((table.tokens - starts).max())
+        seen = table.tokens - starts
+        most_seen, read_bytes = int(seen.max()), 2 * int(seen.sum()) * kv_heads * head_dim * keys.itemsize
 
-        def work(jobs: Iterator[tuple[int, int]]) -> None:
+        def work(turns: Array) -> bool:
             scratch = scratch_for(group, head_dim, most_seen, problem[2].dtype)
-            for first, last in jobs:
-                attend(*problem, first, last, scratch)
+            return bool(attend_in_turns(*problem, scratch, turns))
 
-        self.host_threads.share_out(work, requests * kv_heads)
+        self.host_threads.share_out(work, (requests * kv_heads,), read_bytes)
         return found if out is None or out is found else out.copy_(found)
 
     def prepare(self, dtype: torch.dtype) -> None:

@@ -18,6 +18,7 @@ from numba import njit
 
 from engine.host.attention.tiles import MADE_BY, add, highest, score
 from engine.host.bits import Array
+from engine.host.turns import all_done, next_piece, piece_done
 from engine.host.vectors import LANES, TILES, float_of_bits, narrow, widen
 from sim.simulation import jitted
 
@@ -242,3 +243,35 @@ def _kept(made_by: str) -> Any:
 
 
 attend = _kept(MADE_BY)
+
+
+def _kept_turns(made_by: str) -> Any:
+    def attend_in_turns(
+        query: Array,
+        scaling: np.float32,
+        keys: Array,
+        key_strides: Strides,
+        values: Array,
+        value_strides: Strides,
+        blocks: Array,
+        block_bits: int,
+        starts: Array,
+        stops: Array,
+        out: Array,
+        scratch: Scratch,
+        turns: Array,
+    ) -> bool:
+        """`attend`, by one of several threads, each with scratch of its own; whether all is done."""
+        assert made_by
+        lie = keys, key_strides, values, value_strides, blocks, block_bits
+        first, last = next_piece(turns, 0)
+        while first < last:
+            attend(query, scaling, *lie, starts, stops, out, first, last, scratch)
+            piece_done(turns, 0, first, last)
+            first, last = next_piece(turns, 0)
+        return bool(all_done(turns, 0))
+
+    return jitted(attend_in_turns, **_OPTIONS)
+
+
+attend_in_turns = _kept_turns(MADE_BY)

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from numba import types
 
+from engine.host import turns
 from engine.host.vectors import (
     LANES,
     SUMS,
@@ -23,7 +24,7 @@ from engine.host.vectors import (
     typed_intrinsic,
 )
 
-MADE_BY: Final = made_by(__file__)
+MADE_BY: Final = made_by(__file__, turns.__file__)
 
 
 def _add_tile(b: Any, heads: list[Any], columns: list[Any], share: Rows, value: Rows, total: Rows, walk: Any) -> None:

@@ -1,6 +1,7 @@
 """Routed experts by the compiled kernel: for few tokens an expert, at the speed at which the weights are read."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -9,10 +10,10 @@ from torch import nn
 
 from engine.host.bits import Array
 from engine.host.experts.gates import Gate
-from engine.host.experts.kernel import KernelMatrix, both_phases, down_phase, down_unit, up_phase, up_unit
+from engine.host.experts.kernel import KernelMatrix, both_phases, down_unit, phases_in_turns, up_unit
 from engine.host.experts.matrix import Matrix
 from engine.host.experts.pairs import Pairs, chosen_of
-from engine.host.threads import HostThreads, Jobs
+from engine.host.threads import HostThreads
 from engine.host.vectors import LANES, TILES
 
 MOST_TOKENS: Final = 64
@@ -77,20 +78,11 @@ class FewTokens:
         wide, between = self.sizes
         x, middle = (np.zeros((len(pairs) + TILES[0], width), np.float32) for width in (wide, between))
         np.take(hidden.to(torch.float32).numpy(), pairs.tokens, axis=0, out=x[: len(pairs)])
-        unit, (laid_out, constants) = up_unit(self.is_transposed), self._gated
-
-        def up(jobs: Jobs) -> None:
-            for first, last in jobs:
-                up_phase(x, pairs.starts, pairs.experts, *self.up, *laid_out, *constants, middle, unit, first, last)
-
-        self.threads.share_out(up, len(pairs.experts) * -(-between // unit))
         result = np.empty((len(hidden), wide), np.float32)
-        columns = down_unit(self.is_transposed)
-
-        def down(jobs: Jobs) -> None:
-            own = pairs.starts, pairs.experts, pairs.tokens, pairs.weights
-            for first, last in jobs:
-                down_phase(middle, *own, *self.down, self.is_transposed, result, columns, first, last)
-
-        self.threads.share_out(down, -(-wide // columns))
+        own = pairs.experts, pairs.starts, pairs.tokens, pairs.weights
+        work = partial(phases_in_turns, x, *own, self.up, self.down, *self._gated, middle, result)
+        unit, columns = up_unit(self.is_transposed), down_unit(self.is_transposed)
+        phases = len(pairs.experts) * -(-between // unit), -(-wide // columns)
+        read_bytes = len(pairs.experts) * (self.up[0][0].nbytes + self.down[0][0].nbytes)
+        self.threads.share_out(work, phases, read_bytes)
         return torch.from_numpy(result)

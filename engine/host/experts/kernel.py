@@ -15,6 +15,7 @@ from numba import njit
 from engine.host.bits import Array
 from engine.host.experts.gates import GELU, GELU_TANH, GPT_OSS
 from engine.host.experts.products import MADE_BY, add_columns, row_products
+from engine.host.turns import all_done, next_piece, piece_done
 from engine.host.vectors import SUMS, TILES
 from sim.simulation import jitted
 
@@ -278,3 +279,48 @@ def _kept_both(made_by: str) -> Any:
 
 
 both_phases = _kept_both(MADE_BY)
+
+
+def _kept_turns(made_by: str) -> Any:
+    def phases_in_turns(
+        x: Array,
+        experts: Array,
+        starts: Array,
+        tokens: Array,
+        shares: Array,
+        up: KernelMatrix,
+        down: KernelMatrix,
+        laid_out: tuple[bool, bool, int],
+        constants: tuple[np.float32, np.float32],
+        middle: Array,
+        out: Array,
+        turns: Array,
+    ) -> bool:
+        """Both phases of sorted pairs by one of several threads; whether all is done, by whichever of them.
+
+        x [pairs, hidden size] and middle [pairs, between], each with room for a tile behind; out [tokens, hidden size].
+        A thread that is told no has nothing left to take, and calls once more.
+        """
+        assert made_by
+        is_transposed, is_interleaved, kind = laid_out
+        unit, columns = up_unit(is_transposed), down_unit(is_transposed)
+        first, last = next_piece(turns, 0)
+        while first < last:
+            one = first, last
+            up_phase(x, starts, experts, *up, is_transposed, is_interleaved, kind, *constants, middle, unit, *one)
+            piece_done(turns, 0, first, last)
+            first, last = next_piece(turns, 0)
+        if not all_done(turns, 0):
+            return False
+        first, last = next_piece(turns, 1)
+        while first < last:
+            one = first, last
+            down_phase(middle, starts, experts, tokens, shares, *down, is_transposed, out, columns, *one)
+            piece_done(turns, 1, first, last)
+            first, last = next_piece(turns, 1)
+        return bool(all_done(turns, 1))
+
+    return jitted(phases_in_turns, **_OPTIONS)
+
+
+phases_in_turns = _kept_turns(MADE_BY)

@@ -10,6 +10,7 @@ from typing import Any, Final
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 
+from engine.host import turns
 from engine.host.vectors import (
     FLOAT,
     FLOATS,
@@ -28,7 +29,7 @@ from engine.host.vectors import (
     typed_intrinsic,
 )
 
-MADE_BY: Final = made_by(__file__)
+MADE_BY: Final = made_by(__file__, turns.__file__)
 
 GROUP: Final = 32
 """Packed numbers that share a scale."""

@@ -6,6 +6,7 @@ from .kv_cache import (
     kv_bytes as kv_bytes,
     kv_bytes_on_device as kv_bytes_on_device,
 )
+from .pageable import pageable_copies as pageable_copies
 from .plan import (
     UNIFIED as UNIFIED,
     MemoryPlan as MemoryPlan,

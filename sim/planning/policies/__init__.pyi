@@ -18,6 +18,7 @@ from .locking import (
     most_locked as most_locked,
     staging_turns as staging_turns,
     streamed_bytes as streamed_bytes,
+    usually_locked as usually_locked,
 )
 from .mixes import PREFILLS as PREFILLS, Mix as Mix, Mixes as Mixes, total_of as total_of
 from .placed import (
@@ -25,7 +26,7 @@ from .placed import (
     host_layers_in_words as host_layers_in_words,
     in_words as in_words,
     placed_experts as placed_experts,
-    travels_for_nothing as travels_for_nothing,
+    remarks as remarks,
 )
 from .space import Space as Space, candidates_of as candidates_of
 from .split import Frame as Frame, SplitCandidates as SplitCandidates, split_candidates as split_candidates

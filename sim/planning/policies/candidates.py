@@ -103,7 +103,9 @@ def candidates_as_one(problem: Problem, schedule: Schedule, grid: PolicyGrid) ->
     taken = _bytes(setups, residency, capacity)
     need = taken[:, None, residency.held] + residency.extra_bytes[None]  # [batch, none or most, expert value, tier]
     locked = _lock_what_fits(setups[0], residency, need, capacity)
-    fits = that_fit(need, problem.hardware)
+    if problem.hardware.link.locked_only:
+        need, locked = need[:, 1:], np.ones_like(locked[:, 1:])
+    fits = that_fit(need, problem.hardware) & _copies_as_it_may(setups)
     wanted = _wanted(fits, residency.experts, total, grid)
     batch, pin, value = np.nonzero(fits & wanted)
     pages = [_pages(schedule, grid, setup.shape.num_micro_batches) for setup in setups]
@@ -123,7 +125,7 @@ def candidates_as_one(problem: Problem, schedule: Schedule, grid: PolicyGrid) ->
 def _lock_what_fits(setup: Setup, residency: Residency, need: Ints, capacity: Ints) -> Floats:
     """Page-locked shares: none, and all or the largest that fits, of which `need` is told. [as need, without tiers]."""
     locked = np.broadcast_to(np.arange(need.shape[1], dtype=float)[:, None], need.shape[:-1]).copy()
-    if need.shape[1] > 1:
+    if need.shape[1] > 1 and not setup.problem.hardware.link.locked_only:
         host, pinned, turns = TIERS.index(Tier.HOST), TIERS.index(Tier.PINNED), staging_turns(setup)
         layers, counts = residency.layer_bytes, np.array(setup.problem.model.layer_counts)
         staging = turns * layers.max(axis=-1)
@@ -136,6 +138,14 @@ def _lock_what_fits(setup: Setup, residency: Residency, need: Ints, capacity: In
         need[:, 1] = np.where(chosen[..., None], lesser, need[:, 1])
         locked[:, 1] = np.where(chosen, share, 1.0)
     return locked
+
+
+def _copies_as_it_may(setups: list[Setup]) -> NDArray[np.bool_]:
+    """Where the machine has no pageable copies, which batches do without. [batch, 1, 1]."""
+    locked = (replace(one, policy=replace(one.policy, pin_weights=1.0)) for one in setups)
+    if not setups[0].problem.hardware.link.locked_only:
+        return np.ones((len(setups), 1, 1), dtype=bool)
+    return np.array([not one.pageable for one in locked])[:, None, None]
 
 
 def _of_tiers(size: Ints, *tiers: int) -> Ints:
@@ -193,7 +203,8 @@ def _hopeless(setup: Setup) -> bool:
 def _residency(setup: Setup) -> Residency:
     """Ask the memory plan of one batch for every number of experts. A schedule may refuse some of them."""
     model, found, needs, layers = setup.problem.model, [], [], []
-    total, shares = model.num_experts, (0.0, 1.0) if locks_weights(setup.schedule) else (0.0,)
+    locks = locks_weights(setup.schedule) or setup.problem.hardware.link.locked_only
+    total, shares = model.num_experts, (0.0, 1.0) if locks else (0.0,)
     for count in range(total + 1):
         try:
             several = [_with_weights(setup, count, share) for share in shares]

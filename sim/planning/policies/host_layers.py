@@ -8,6 +8,7 @@ import numpy as np
 
 from sim.cost import Setup
 from sim.planning.policies.grid import Floats, Ints, PolicyGrid
+from sim.planning.policies.locking import most_locked
 from sim.problem import NoRoomError, Policy, Problem
 from sim.schedule import ExpertPlace, Schedule, Tier
 
@@ -81,7 +82,8 @@ def _divisions(problem: Problem, schedule: Schedule, policy: Policy) -> Iterator
     layers = problem.model.num_layers
 
     def with_layers(stop: int) -> Setup:
-        return Setup(problem, schedule, replace(policy, layers_on_host=(0, stop)))
+        setup = Setup(problem, schedule, replace(policy, layers_on_host=(0, stop)))
+        return most_locked(setup) if problem.hardware.link.locked_only else setup
 
     def device_is_short(stop: int) -> bool:
         return any(one.tier == Tier.DEVICE for one in with_layers(stop).shortages)

@@ -72,9 +72,17 @@ def streamed_bytes(setup: Setup) -> list[int]:
     return [placement.streamed_bytes(kind) for kind in range(len(placement.distinct))]
 
 
+def usually_locked(setup: Setup) -> Setup:
+    """The setup with as much page-locked as its system, or a machine without pageable copies, usually has."""
+    asked = setup.schedule.system.pins_weights or setup.problem.hardware.link.locked_only
+    return most_locked(setup) if asked else setup
+
+
 def most_locked(setup: Setup) -> Setup:
     """The setup with all its weights page-locked, else with the largest share that fits, else as it is."""
     policy, placement = setup.policy, setup.placement
+    if setup.problem.hardware.link.locked_only:
+        return replace(setup, policy=replace(policy, pin_weights=1.0))
     layers = [placement.moved_bytes(kind) for kind in range(len(placement.distinct))]
     bare = replace(setup, policy=replace(policy, pin_weights=0.0))
     staged = bare.memory.pinned.get(MemoryPart.STAGING, 0)

@@ -55,7 +55,24 @@ def in_words(found: Sequence[ExpertPlaces]) -> Iterator[str]:
         yield ", ".join([first.format(f" of {one.experts} a layer"), *(other.format("") for other in others)]) + where
 
 
-def travels_for_nothing(setup: Setup) -> str:
+def remarks(setup: Setup) -> list[str]:
+    """What to say of a policy on its machine: what it does for nothing, and what it drops."""
+    return [one for one in (_travels_for_nothing(setup), _drops(setup)) if one]
+
+
+def _drops(setup: Setup) -> str:
+    """Where experts compute a fixed capacity, what of a decode step's largest group comes beyond it."""
+    ratio, share = setup.problem.hardware.device.expert_capacity_ratio, setup.dropped_share
+    if ratio is None or not share:
+        return ""
+    enough = max(one.num_experts / one.top_k for one in setup.problem.model.layers if one.num_experts)
+    return (
+        f"experts compute {ratio:g} times their even share of tokens (device.expert_capacity_ratio), and {share:.2%} "
+        f"of what decode asks of them is dropped, which changes the model's outputs; from {enough:g} on nothing is"
+    )
+
+
+def _travels_for_nothing(setup: Setup) -> str:
     """What to say of weights that stream where device and host are one memory; else nothing."""
     size = setup.memory.host.get(MemoryPart.STREAMED_WEIGHTS, 0)
     if not setup.problem.hardware.unified or not size:

@@ -176,6 +176,7 @@ class _Memory:
     def __init__(self, problem: Problem, schedule: Schedule, frames: list[Frame], mixes: Mixes) -> None:
         self.frames, self._mixes, self._model = frames, mixes, problem.model
         self._devices, self._schedule = problem.hardware.num_devices, schedule
+        self._locked_only = problem.hardware.link.locked_only
         self._ranks = frames[0].setup.num_ranks
         self._bits = frames[0].setup.policy.widths(problem.model).experts
         self._of_frames = self._base()
@@ -245,7 +246,9 @@ class _Memory:
         others = self._of_frames[frame] + np.where(np.arange(len(TIERS)) == DEVICE, 0, exchange)
         slots, moved, layers = mixes.slot_bytes[mix, prefill], mixes.moved_bytes[mix, prefill], mixes.layers[mix]
         share = np.zeros(len(mix))
-        if locks_weights(self._schedule):
+        if self._locked_only:
+            share = (moved.max(axis=-1) > 0).astype(float)
+        elif locks_weights(self._schedule):
             some = largest_share(pinned - others[:, PINNED], moved, layers, self._turns)
             all_fit = others[:, PINNED] + (moved * layers).sum(axis=-1) <= pinned
             share = np.where(all_fit, 1.0, np.maximum(some, 0.0)) * (moved.max(axis=-1) > 0)

@@ -194,7 +194,7 @@ def _lockable(setup: StreamSetup, num_blocks: int) -> float:
 
     Where the KV cache is page-locked, too, so many blocks of it come first.
     """
-    if not locks_weights(setup.schedule):
+    if not locks_weights(setup.schedule) or setup.problem.hardware.link.locked_only:
         return setup.policy.pin_weights
     placement = Placement.of(setup.policy, setup.schedule, setup.problem.model)
     layers = np.array([placement.moved_bytes(kind) for kind in range(len(placement.distinct))])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from sim.problem.machine.chips import links_of_a_corner
 from sim.problem.machine.quantity import Basis, Dimension, Quantity
 
 Table = dict[str, Any]
@@ -78,6 +79,11 @@ class Given:
         return count if isinstance(count, int) and count > 0 else None
 
     @property
+    def is_locked_only(self) -> bool:
+        link = self.table.get("link")
+        return isinstance(link, Mapping) and link.get("locked_only") is True
+
+    @property
     def is_unified(self) -> bool:
         return self.table.get("unified") is True
 
@@ -124,14 +130,26 @@ def _is_given(table: Table, path: str) -> bool:
     return first in table and _is_given(table[first], rest)
 
 
+def _network(given: Given) -> float | None:
+    """What a device in a mesh gives to an all-reduce."""
+    link, network = given.rate("network.one_way"), given.table.get("network")
+    if link is None or not isinstance(network, Mapping) or not isinstance(network.get("mesh"), str):
+        return None
+    return link * links_of_a_corner(network["mesh"], wraps=network.get("wraps") is True)
+
+
 def page_lockable_bytes(host_bytes: float) -> float:
     """Of a host's memory, what may be page-locked where nobody says."""
     return host_bytes / 2
 
 
 def _pinned(given: Given) -> float | None:
+    """Half of the host; where copies reach page-locked memory alone, all that is not kept by others."""
     capacity = given.size("host_memory.capacity")
-    return None if capacity is None else page_lockable_bytes(capacity)
+    if capacity is None or not given.is_locked_only:
+        return None if capacity is None else page_lockable_bytes(capacity)
+    kept = given.number("reserve.host", Dimension.KEPT)
+    return capacity - (kept_on_host_bytes(capacity) if kept is None else kept)
 
 
 def kept_on_host_bytes(host_bytes: float) -> float:
@@ -203,7 +221,9 @@ def _of_dram(share: float) -> Callable[[Given], float | None]:
 
 
 def _rules() -> Iterator[Rule]:
-    yield Rule("pinned", "GB", "half of the host's memory: more page-locked memory starves the system", _pinned)
+    half = "half of the host's memory: more page-locked memory starves the system; where copies reach nothing else "
+    half += "(link.locked_only), all but reserve.host"
+    yield Rule("pinned", "GB", half, _pinned)
     kept = "1 GiB for driver context, kernels and a display (llama.cpp's fit-params keeps as much), at most 1/8 of it"
     yield Rule("reserve.device", "GB", kept, _device_reserve)
     tiers = "25 % of the first 4 GiB, 20 % up to 8, 10 % up to 16, 6 % up to 128 and 2 % above for operating system, "
@@ -221,6 +241,8 @@ def _rules() -> Iterator[Rule]:
     for way in ("h2d", "d2h"):
         source = f"a core copies into a page-locked buffer (12 GB/s, or less in slower memory), then link.{way}"
         yield Rule(f"link.{way}_pageable", "GB/s", source, _pageable(way))
+    rings = "network.one_way of a link, times the links of a corner of network.mesh, which bound an all-reduce"
+    yield Rule("network.bandwidth", "GB/s", rings, _network)
     limit = "or 24 GB/s a core, where the cores are known and move less"
     yield Rule("host.gemm.memory", "1", f"0.7 of DRAM, a little below STREAM, {limit}", _of_dram(0.7))
     yield Rule("host.experts.memory", "1", f"0.6 of DRAM, below STREAM: uneven pieces, {limit}", _of_dram(0.6))

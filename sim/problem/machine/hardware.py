@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from sim.problem.machine.cards import machine_names
+from sim.problem.machine.chips import Network, Tiles
 from sim.problem.machine.derived import completed
 from sim.problem.machine.devices import OtherDevice, check_devices
 from sim.problem.machine.files import machine_table
@@ -111,6 +112,18 @@ class Processor(Part):
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceProcessor(Processor):
+    """What computes on a device, in whole `tiles` if it has some.
+
+    With `expert_capacity_ratio` its shapes are fixed before tokens choose: each routed expert computes so many times
+    its even share of them, and no more than all, whatever comes. Without it experts compute what comes.
+    """
+
+    tiles: Tiles | None = None
+    expert_capacity_ratio: Quantity | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Host(Processor):
     """The host's cores. How many there are limits what they move, where no share of DRAM is given."""
 
@@ -135,7 +148,8 @@ class Link(Part):
     """The link of one device to the host.
 
     `peak` is the theoretical rate of one direction (the HRM's roof), the others are sustained. `duplex` is the sum of
-    both directions when both are busy. `*_pageable` is for copies from or to memory that is not page-locked.
+    both directions when both are busy. `*_pageable` is for copies from or to memory that is not page-locked. There are
+    none where it is `locked_only`: as programs of XLA see it, whose arrays on the host are all in `pinned_host`.
     """
 
     peak_bytes_per_s: Quantity
@@ -145,14 +159,7 @@ class Link(Part):
     h2d_pageable_bytes_per_s: Quantity
     d2h_pageable_bytes_per_s: Quantity
     latency_s: Quantity
-
-
-@dataclass(frozen=True, slots=True)
-class Network(Part):
-    """What carries an all-reduce between the devices of one host."""
-
-    bandwidth_bytes_per_s: Quantity
-    latency_s: Quantity
+    locked_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +211,7 @@ class Hardware(Part):
     num_devices: int
     pinned_bytes: Quantity
     pin_bytes_per_s: Quantity
-    device: Processor
+    device: DeviceProcessor
     device_memory: Memory
     host: Host
     host_memory: Memory
@@ -227,6 +234,8 @@ class Hardware(Part):
             raise InputError(f"network: missing; {self.num_devices} devices need one for their all-reduces")
         if self.num_devices == 1 and self.network is not None:
             raise InputError("network: one device has none; remove it, or set num_devices")
+        if self.network is not None:
+            self.network.check_devices(self.num_devices)
         if self.unified and self.num_devices > 1:
             raise InputError(
                 f"unified: {self.num_devices} devices do not share one memory with the host; set one of both"

@@ -73,6 +73,8 @@ class StreamSetup:
             object.__setattr__(self, "longest_tokens", workload.max_prompt_tokens + workload.gen_len - 1)
         if Place.CPU in self.schedule.system.prefill_experts:
             object.__setattr__(self, "policy", replace(self.policy, prefill_experts=Place.CPU))
+        if self.problem.hardware.link.locked_only:
+            object.__setattr__(self, "policy", replace(self.policy, pin_weights=1.0))
         count = self.num_prompts + self.policy.num_micro_batches
         usual = self.policy.shape(self.schedule, self.problem.model, count)
         attending = self.policy.attending_on_device(self.policy.num_micro_batches)

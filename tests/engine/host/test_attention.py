@@ -16,7 +16,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Atten
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
 from transformers.models.mixtral.modeling_mixtral import MixtralAttention, eager_attention_forward
 
-from engine.host import BITS, HostAttention, unsupported, vectors
+from engine.host import BITS, HostAttention, turns, unsupported, vectors
 from engine.host.attention import decode, kernel, tiles
 from engine.host.bits import bits_of
 from engine.host.vectors import narrow
@@ -81,15 +81,16 @@ def test_a_tile_fits_the_registers_of_the_processor(features, registers):
 def test_with_the_registers_of_other_processors_it_is_the_same(features, monkeypatch):
     _, _, made = made_for(features, (vectors, tiles, kernel), monkeypatch)
     assert vectors.registers(features)[0] == made.LANES
-    monkeypatch.setattr(decode, "attend", made.attend)
+    monkeypatch.setattr(decode, "attend_in_turns", made.attend_in_turns)
     monkeypatch.setattr(decode, "scratch_for", made.scratch_for)
     check_groups_and_dims(torch.bfloat16, (1, 3, 8, 12), (8, 24, 80, 128))
 
 
 def test_what_is_kept_of_the_kernel_is_renewed_with_its_vectors():
-    cells = [cell.cell_contents for cell in kernel.attend.py_func.__closure__]
-    sources = b"".join(Path(module.__file__).read_bytes() for module in (vectors, tiles))
-    assert hashlib.sha256(sources).hexdigest() in cells
+    sources = b"".join(Path(module.__file__).read_bytes() for module in (vectors, tiles, turns))
+    for function in (kernel.attend, kernel.attend_in_turns):
+        cells = [cell.cell_contents for cell in function.py_func.__closure__]
+        assert hashlib.sha256(sources).hexdigest() in cells
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -95,9 +95,9 @@ def test_scores_have_room_behind_the_last_token():
 def test_both_are_one_kernel():
     query, keys = random(2, 4, 16), random(2, 2, 16, 16, seed=1)
     HostAttention()(query, keys, keys)
-    compiled = len(kernel.attend.signatures)
+    compiled = len(kernel.attend_in_turns.signatures)
     HostAttention()(query, keys, keys, table=BlockTable.of([[1], [0]], [16, 3], 16))
-    assert len(kernel.attend.signatures) == compiled
+    assert len(kernel.attend_in_turns.signatures) == compiled
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch.nn.functional import silu
 from transformers.integrations.moe import _default_apply_gate
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 
-from engine.host import BITS, HostExperts, HostThreads, can_run_on_host, vectors
+from engine.host import BITS, HostExperts, HostThreads, can_run_on_host, turns, vectors
 from engine.host.experts import few_tokens, gates, host_experts, kernel, matrix, products
 from engine.model import Anatomy, can_split
 
@@ -416,7 +416,7 @@ def test_with_the_registers_of_other_processors_it_is_the_same(features, monkeyp
 
 
 def test_what_is_kept_of_the_kernel_is_renewed_with_its_vectors():
-    sources = b"".join(Path(module.__file__).read_bytes() for module in (vectors, products))
-    for phase in (kernel.up_phase, kernel.down_phase):
+    sources = b"".join(Path(module.__file__).read_bytes() for module in (vectors, products, turns))
+    for phase in (kernel.up_phase, kernel.down_phase, kernel.phases_in_turns):
         cells = [cell.cell_contents for cell in phase.py_func.__closure__]
         assert hashlib.sha256(sources).hexdigest() in cells

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from sim_examples import cost_of, few_layers, made_setup, one_task, preset, round_machine
 
-from sim.cost.expert_use import ExpertUse
+from sim.cost import ExpertUse
 from sim.cost.pools import ALL_CORES, CPU_CORES, DRAM
 from sim.problem import Batch, Problem, Routing, Workload
 from sim.schedule import DEFERRED, ExpertPlace, Op

@@ -36,7 +36,8 @@ class StageCount:
 class ProofSummary:
     """A record and what follows from it. `findings` is None where no run was made.
 
-    `regrets` has for each model the share of the best measured throughput that is lost by trusting the prediction.
+    `regrets` has for each model, and number of requests, the share of the best measured throughput that is lost by
+    trusting the prediction.
     `whole_order_error` is layer 1 of the whole model's run.
     `unchanged` says that the predictions which were written before the runs are those that the traces are held against.
     """
@@ -144,9 +145,11 @@ def _regrets(findings: Findings | None) -> dict[str, float]:
     """Over the schedules that were run of a model with the same requests."""
     runs = findings.runs if findings else ()
     found = {}
-    for model in dict.fromkeys(run.case.model for run in runs):
-        own = [run for run in runs if run.case.model == model]
-        found[model] = regret([run.predicted_tokens_per_s for run in own], [run.measured.median for run in own])
+    for model, requests in dict.fromkeys((run.case.model, run.case.batch_size) for run in runs):
+        own = [run for run in runs if (run.case.model, run.case.batch_size) == (model, requests)]
+        found[f"{model}, {requests} requests"] = regret(
+            [run.predicted_tokens_per_s for run in own], [run.measured.median for run in own]
+        )
     return found
 
 

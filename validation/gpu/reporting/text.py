@@ -17,8 +17,8 @@ GIGA = 1e9
 MIB = 1024**2
 LANES = ("GPU", "CPU", "H2D", "D2H", "PIN")
 
-SHARED_NAME = "_pin_weights-True"
-"""How the names of all runs end."""
+SHORTER = {"_pin_weights-True": "", "_experts_on_": " ", "-": " "}
+"""What all runs have in common is left out of their names; parts of them are said as words."""
 
 ONE_WAY = ("copies to the device", "copies from the device")
 """How the facts begin that are rates by size."""
@@ -158,8 +158,12 @@ def _run_row(case: str, one: Mapping[str, Any], said: Mapping[str, Any]) -> tupl
 
 
 def shown_name(case: str) -> str:
-    """A run's name without what all runs have in common."""
-    return case.removesuffix(SHARED_NAME)
+    """A run's name in a few words, without what all runs have in common."""
+    model, schedule, *rest = case.split("_", 2)
+    what = "_" + "_".join(rest)
+    for part, said in SHORTER.items():
+        what = what.replace(part, said)
+    return f"{model} {schedule} {what.removeprefix('_')}"
 
 
 def _print_peers(summary: ProofSummary, out: Report) -> None:
