@@ -72,7 +72,7 @@ class Kernels:
         on_cpu = task.lane.kind is LaneKind.CPU
         context = one.context_tokens(task.step) - (one.padding_tokens if on_cpu else 0)
         flops = share(layer.attention.decode_flops(context, one.num_requests))
-        moved = share(self._read_bytes(layer, context, one.num_requests))
+        moved = self._sizes.share_of_cache(layer, self._read_bytes(layer, context, one.num_requests))
         if on_cpu:
             return self._attn_on_cpu(flops, moved * self._passes(layer), share(one.num_requests))
         device = self._hardware.device

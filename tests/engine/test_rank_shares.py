@@ -174,6 +174,22 @@ class TestShares:
                 assert attention.num_key_value_groups == 1
         assert model.model.layers[0].self_attn.num_key_value_groups == 2
 
+    def test_gates_stay_with_their_own_columns(self):
+        """Of gate and up one behind the other (mixtral), of pairs side by side (gpt-oss), and of what goes down."""
+        for family, side_by_side in (("mixtral", False), ("gpt_oss", True)):
+            model = make(family)
+            experts = model.model.layers[0].mlp.experts
+            up, down = experts.gate_up_proj.clone(), experts.down_proj.clone()
+            columns = down.shape[1] if side_by_side else down.shape[2]
+            half, own = columns // 2, torch.arange(columns // 2, columns)
+            with share_of_rank(model, _alone(1, 2), keep=True):
+                if side_by_side:
+                    assert experts.gate_up_proj.equal(up[..., 2 * half :])
+                    assert experts.down_proj.equal(down[:, own])
+                else:
+                    assert experts.gate_up_proj.equal(up[:, torch.cat([own, columns + own])])
+                    assert experts.down_proj.equal(down[..., own])
+
     def test_what_a_rank_does_not_keep_is_let_go(self):
         model = make.__wrapped__("mixtral")
         with share_of_rank(model, _alone(1, 2), keep=False):
