@@ -16,7 +16,7 @@ PROBE = NetworkProbe(Measured.of([2e9, 3e9, 4e9], "large sums"), Measured.of([5e
 
 def test_the_host_gives_what_all_ranks_have_of_it_and_a_device_what_one_has():
     first = round_machine()
-    second = first.with_value("host.peak", 3 * first.value("host.peak")).with_value("device.peak", 1.0)
+    second = first.with_value("host.peak", 3 * first.value("host.peak")).with_value("device.peak", 1e9)
     both = of_devices([first, second], PROBE)
     assert both.num_devices == 2
     assert both.value("host.peak") == 4 * first.value("host.peak")

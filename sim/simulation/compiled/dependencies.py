@@ -127,7 +127,7 @@ def rows_over_ranks(
     rows: Array, start: Array, deps: Array, gpu: int, net: int, ranks: int
 ) -> tuple[Array, Array, Array]:
     """The same on several devices: `sim.schedule.tracking.ranks` over arrays. Lane l of rank r is l · ranks + r."""
-    twice, once, summed = sums_of(rows)
+    twice, once, summed = summed_rows(rows)
     splits = twice | once
     first = np.concatenate([[0], np.cumsum(ranks * (1 + splits) + splits + twice + summed)])
     of = np.repeat(np.arange(len(rows)), np.diff(first))
@@ -148,7 +148,7 @@ def rows_over_ranks(
     return out, np.searchsorted(task, np.arange(len(out) + 1)), dep
 
 
-def sums_of(rows: Array) -> tuple[Array, Array, Array]:
+def summed_rows(rows: Array) -> tuple[Array, Array, Array]:
     """Which rows split and are summed twice, which split and are summed in the middle, and which at their end."""
     twice, once = (rows[:, OP] == CODE_OF[op] for op in (Op.POST_ATTN, Op.ROUTE))
     return twice, once, np.isin(rows[:, OP], SUMMED_CODES)
@@ -156,7 +156,7 @@ def sums_of(rows: Array) -> tuple[Array, Array, Array]:
 
 def _ranked_pairs(rows: Array, start: Array, deps: Array, first: Array, gpu: int, ranks: int) -> list[Array]:
     """(task, dependency) on all ranks."""
-    twice, once, summed = sums_of(rows)
+    twice, once, summed = summed_rows(rows)
     sums = twice | summed
     last = first[1:] - 1  # of what is summed: its last sum
     task = np.repeat(np.arange(len(rows)), np.diff(start))

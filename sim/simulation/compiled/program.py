@@ -24,7 +24,7 @@ from sim.simulation.compiled.dependencies import (
     Array,
     dependencies,
     rows_over_ranks,
-    sums_of,
+    summed_rows,
 )
 
 PERIODS_KEPT = 4
@@ -82,7 +82,7 @@ def _program(schedule: Schedule, shape: PipelineShape, num_ranks: int, last: int
     lengths = [len(step) for step in steps]
     named = tuple(lanes)
     if num_ranks > 1:
-        counted = ((len(step), *(int(kind.sum()) for kind in sums_of(step))) for step in steps)
+        counted = ((len(step), *(int(kind.sum()) for kind in summed_rows(step))) for step in steps)
         lengths = [num_ranks * (n + twice + once) + 2 * twice + once + end for n, twice, once, end in counted]
         named = (*(Lane(lane.kind, rank) for lane in lanes for rank in range(num_ranks)), NET)
         rows, start, deps = rows_over_ranks(rows, start, deps, 0, len(named) - 1, num_ranks)
