@@ -9,6 +9,7 @@ PROGRAM = CommandLine(
         "run": "engine.running.command:COMMAND",
         "calibrate": "engine.calibration.command:COMMAND",
         "demo": "engine.running.demo:DEMO",
+        "jax": "engine.running.xla.command:COMMAND",
     },
 )
 main = PROGRAM.main

@@ -5,6 +5,10 @@ import os
 import signal
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # how long an example takes is the machine's business
+settings.load_profile("untimed")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the real Hub for a name with a slash
 

@@ -23,6 +23,10 @@ MEMORY = "memory (bytes)"
 LINK_RATE = "link rate (bytes/s)"
 """The counter of what a device's link carries. Its series are directions: `H2D`, `D2H`."""
 
+POWER = "power (W)"
+"""The counter of what parts of a machine draw. Its series are `device` and `link` on a device; `host` (its package of
+cores), `host memory`, `network` and `rest` (board, fans, what the supply loses) on the host."""
+
 MAX_NS = 2**51  # 26 days: after it, trace viewers' microseconds, kept as doubles, lose nanoseconds
 MAX_COUNT = 2**63 - 1  # the most that a span or a counter holds: trace viewers keep whole numbers in 64 bits
 
@@ -89,8 +93,9 @@ START_END = span_getter("start_ns", "end_ns")
 class Trace:
     """Spans and counters of one run.
 
-    `metadata` holds JSON values. Its `origin` says what the numbers are: `simulated`, `emulated device`, `published` or
-    `real GPU (name)`. By custom it also names `schedule, model, hardware, policy, versions, input_hash`.
+    `metadata` holds JSON values. Its `origin` says what the numbers are: `simulated`, `emulated device`, `published`,
+    `real GPU (name)`, or `XLA (name)` of a device as JAX calls it. By custom it also names `schedule, model, hardware,
+    policy, versions, input_hash`.
 
     Raises InputError if spans of one lane overlap, ids repeat, a cause is missing, or a value is out of range.
     """
@@ -157,8 +162,8 @@ def lane_name(lane: LaneId) -> str:
 def _check_metadata(metadata: Mapping[str, Any]) -> None:
     origin = metadata.get("origin")
     fixed = origin in ("simulated", "emulated device", "published")
-    if not fixed and not (isinstance(origin, str) and origin.startswith("real GPU (") and origin.endswith(")")):
-        known = "'simulated', 'emulated device', 'published' or 'real GPU (name)'"
+    if not fixed and not (isinstance(origin, str) and origin.startswith(("real GPU (", "XLA (")) and origin[-1] == ")"):
+        known = "'simulated', 'emulated device', 'published', 'real GPU (name)' or 'XLA (name)'"
         raise InputError(f"metadata.origin is {origin!r}: say {known}")
     for name, value in metadata.items():
         try:

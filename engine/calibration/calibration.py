@@ -25,6 +25,7 @@ class Calibration:
     fits: list[fit.Fit]
     contention: list[fit.Contention]
     samples: list[measure.Sample]
+    watts: measure.Watts | None = None
 
 
 def described(model: PreTrainedModel, name: str = "model") -> Model:
@@ -46,7 +47,7 @@ def calibrate(
     Raises InputError for a model that cannot be run, DeviceOutOfMemory if its experts do not fit the device at all.
     """
     planned, rounds = planned_for(model, device.memory_bytes, quick=quick), 1 if quick else ROUNDS
-    ended, total = itertools.count(), rounds * (3 + len(planned))
+    ended, total = itertools.count(), rounds * (4 + len(planned))
 
     def begin(doing: str) -> None:
         progress(next(ended), total, doing)
@@ -79,6 +80,8 @@ def measure_machine(
     on_begin("memories, links and matrix products")
     repeats = measure.FEW_REPEATS if quick else measure.REPEATS
     probes = attempt(lambda: measure.probe(device, model.dtype, repeats))
+    on_begin("watts, where there are counters")
+    watts = attempt(lambda: measure.measure_watts(device, model.dtype))
     with measure.keep_first_layers(model, measure.layers_to_measure(model, device.memory_bytes)):
         on_begin("experts in two parts, and unpacked")
         cost = attempt(lambda: measure.split_cost(model, described(model), device, repeats))
@@ -88,7 +91,7 @@ def measure_machine(
         on_host = attempt(lambda: measure.time_host_experts(model, described(model), device, repeats, tokens))
         on_host_rate = attempt(lambda: measure.host_unpack_rate(model, device, repeats))
         spans = measure.run_all(model, device, planned, lambda condition: on_begin(str(condition)), attempt)
-        return measure.Round(probes, spans, cost, rate, on_host, on_host_rate)
+        return measure.Round(probes, spans, cost, rate, on_host, on_host_rate, watts)
 
 
 def fitted(
@@ -111,4 +114,7 @@ def fitted(
     with measure.keep_first_layers(model, measure.layers_to_measure(model, device.memory_bytes)):
         hardware = fit.with_hand_over(fit.settled(hardware), described(model), runs)
         hardware = fit.with_interference(hardware, described(model), runs)
-    return Calibration(hardware, probes, fits, [*fit.contended(samples), *fit.contended_on_host(on_host)], samples)
+    watts = measure.median_watts(rounds)
+    hardware = fit.with_watts(hardware, watts, device.origin)
+    slower = [*fit.contended(samples), *fit.contended_on_host(on_host)]
+    return Calibration(hardware, probes, fits, slower, samples, watts)

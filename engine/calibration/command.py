@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import calibration, device as devices
+from engine.calibration import fit
 from engine.device import add_device, device_asked, device_of
 from engine.generation import DevicesTogether, add_devices, add_model, devices_together, model_asked, model_of
 from traces.cli import Command, progress
@@ -70,6 +71,7 @@ def print_summary(found: "calibration.Calibration", path: Path) -> None:
             f"  {one.op}: {1e3 * one.beside_s:.2f} ms, alone {1e3 * one.alone_s:.2f} ms ({one.slowdown:.2f} x)"
             for one in found.contention
         ),
+        *fit.watts_in_words(found.hardware, found.watts),
         f"written: {path}",
     ]
     sys.stdout.write("\n".join(lines) + "\n")

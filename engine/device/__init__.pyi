@@ -1,6 +1,17 @@
 from .accelerator import Accelerator as Accelerator
 from .base import Device as Device, LaneContext as LaneContext, Mark as Mark
 from .emulated import EmulatedDevice as EmulatedDevice
+from .energy import (
+    DEVICE as DEVICE,
+    HOST as HOST,
+    HOST_MEMORY as HOST_MEMORY,
+    EnergyCounter as EnergyCounter,
+    EnergyCounters as EnergyCounters,
+    EnergyMeter as EnergyMeter,
+    EnergyUse as EnergyUse,
+    NoCounterError as NoCounterError,
+    counters_of as counters_of,
+)
 from .host_memory import (
     ALIGNMENT_BYTES as ALIGNMENT_BYTES,
     aligned_bytes as aligned_bytes,
@@ -33,4 +44,10 @@ from .threads import (
     for_now as for_now,
     intra_op_threads as intra_op_threads,
     usable_count as usable_count,
+)
+from .xla import (
+    Callback as Callback,
+    XlaDevice as XlaDevice,
+    XlaLane as XlaLane,
+    measure_callback as measure_callback,
 )

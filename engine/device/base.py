@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import torch
 
+from engine.device.energy import EnergyCounter, NoCounterError
 from engine.device.host_memory import PageLocked, fresh_block
 from engine.device.ledger import DeviceOutOfMemory, Ledger, Usage
 from engine.device.threads import HostCores, for_now, intra_op_threads, on_cores
@@ -196,6 +197,10 @@ class Device(ABC):
     def facts(self) -> dict[str, Any]:
         """What a trace keeps of the device: its name, its size, and the cores and speeds that it was given."""
         return {"name": self.name, "memory_bytes": self.memory_bytes, **self.cores.facts}
+
+    def energy_counter(self) -> EnergyCounter:
+        """What counts the joules of this device and of no other. Raises NoCounterError, which says why nothing does."""
+        raise NoCounterError("the host's cores play the device: its joules are among theirs")
 
     def allocate(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A new tensor in device memory. Raises DeviceOutOfMemory if there is no room."""

@@ -1,8 +1,11 @@
 from .asked import (
     GenerationRequest as GenerationRequest,
     check_kind as check_kind,
+    check_length as check_length,
     check_seed as check_seed,
     checked_arguments as checked_arguments,
+    pad_token as pad_token,
+    prompt_ids as prompt_ids,
 )
 from .checkpoint import (
     ModelAsked as ModelAsked,
@@ -22,6 +25,7 @@ from .ranks import (
     call_on_devices as call_on_devices,
     devices_together as devices_together,
 )
+from .rows import by_length as by_length
 from .streaming import (
     OutputStream as OutputStream,
     RequestOutput as RequestOutput,
@@ -30,4 +34,9 @@ from .streaming import (
     most_held as most_held,
     stream as stream,
 )
-from .trace import as_cut as as_cut, describe_model as describe_model
+from .trace import (
+    Stats as Stats,
+    as_cut as as_cut,
+    describe_model as describe_model,
+    make_trace as make_trace,
+)

@@ -1,14 +1,25 @@
 """The public call: generate for a list of prompts, executing a schedule, and say what happened."""
 
 import contextlib
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from engine.device import Device, DeviceAsked, Rank, open_device
+from engine.device import (
+    Device,
+    DeviceAsked,
+    EnergyCounters,
+    EnergyMeter,
+    EnergyUse,
+    Rank,
+    counters_of,
+    open_device,
+)
 from engine.generation.asked import (
     GenerationRequest,
     Prompt,
@@ -28,7 +39,17 @@ from engine.generation.of_rank import as_rank, check_divided, check_same
 from engine.generation.ranks import call_on_devices, merged_stats, merged_trace
 from engine.generation.rows import RowRequest, RowsOfMicroBatch, TokenLogprobs, cut_up, kept_scores
 from engine.generation.session import open_session
-from engine.generation.trace import Stats, describe_batch, describe_host, describe_run, make_trace, peak_bytes, phases_s
+from engine.generation.trace import (
+    Stats,
+    describe_batch,
+    describe_host,
+    describe_run,
+    described_energy,
+    make_trace,
+    measured_energy,
+    peak_bytes,
+    phases_s,
+)
 from engine.model import InFlight, recorded_routing
 from engine.tasks import BatchResult, GenerationOptions, RunContext, Session, run_batch
 from sim.problem import UNIFORM, Policy, Routing
@@ -66,6 +87,7 @@ class BatchDone:
     prompt_logprobs: list[list[TokenLogprobs] | None]
     result: BatchResult
     trace: Trace
+    energy: EnergyUse | None = None
 
 
 def run(
@@ -86,6 +108,7 @@ def run(
     keep_model: bool = True,
     num_devices: int = 1,
     rank: Rank | None = None,
+    energy: bool | EnergyCounters = False,
     **generate_kwargs: Any,
 ) -> RunResult:
     """Generate text for `prompts` (strings or lists of token ids) with an offloaded Mixture-of-Experts model.
@@ -99,7 +122,8 @@ def run(
     after `torch.manual_seed(seed + i)`. `progress` is told of each micro-batch's new tokens; `on_batch` gets each batch
     as it ends, with its trace, of which only the first is kept. What they raise ends the run and comes out as it is.
     `record_routing` names a file for how many tokens used each expert; `routing`, such a file, places experts by their
-    popularity.
+    popularity. `energy` measures the joules of the run by the counters of device and host, or by those that are given;
+    what has no counter says so, and nothing fails.
 
     The model is what it was when the run ends, with one exception: a policy's `weight_bits` of 4.5 or 8.5 packs routed
     experts, whose own weights host memory has no room for meanwhile. Afterwards they are what the packed bits say, for
@@ -121,6 +145,8 @@ def run(
         raise InputError(
             "arrival_s: batches begin with all of their requests; use engine.stream for those that come later"
         )
+    if energy and (num_devices > 1 or rank is not None):
+        raise InputError("energy: it is measured of runs on one device: leave it out, or give num_devices=1")
     if rank is None and num_devices > 1:
         how = {"schedule": schedule, "policy": policy, "micro_batch_size": micro_batch_size, "device": device}
         what = {"model": model, "prompts": requests, "tokenizer": tokenizer, "max_new_tokens": max_new_tokens}
@@ -156,8 +182,9 @@ def run(
         ):
             opened.reset_peak()
             done = _Done()
+            meter = in_use.enter_context(EnergyMeter(energy_counters(energy, opened))) if energy else None
             with errors_of_callers(progress) as told:
-                for batch in _batches(session, asked, metadata, told):
+                for batch in _batches(session, asked, metadata, told, meter):
                     check_same(sums, "the tokens", batch.sequences)
                     done.add(batch)
                     if on_batch is not None:
@@ -216,8 +243,17 @@ def _recording(run: RunContext, asked: Sequence[RowRequest], path: str | Path | 
         record.histogram(run.model.config.model_type).write(path)
 
 
+def energy_counters(asked: bool | EnergyCounters, device: Device) -> EnergyCounters:
+    """Those that are given, or the device's and its host's."""
+    return asked if isinstance(asked, EnergyCounters) else counters_of(device)
+
+
 def _batches(
-    session: Session, asked: Sequence[RowRequest], metadata: dict[str, Any], progress: Callable[[int], None]
+    session: Session,
+    asked: Sequence[RowRequest],
+    metadata: dict[str, Any],
+    progress: Callable[[int], None],
+    meter: EnergyMeter | None,
 ) -> Iterator[BatchDone]:
     def on_head(micro_batch: InFlight) -> None:
         progress(len(micro_batch.padding))
@@ -234,8 +270,10 @@ def _batches(
         described = metadata | describe_batch(run, prompts) | describe_host(run, result.host)
         described |= {"host_memory": session.host_memory}
         sequences, logprobs, of_prompts = _in_order(cut, result.sequences)
-        trace = make_trace(result.ran, described, histories, rank=rank)
-        yield BatchDone(first, sequences, logprobs, of_prompts, result, trace)
+        used, power = measured_energy(meter, result.ran) if meter else (None, [])
+        described |= described_energy(used, sum(map(len, sequences)))
+        trace = make_trace(result.ran, described, histories, power, rank)
+        yield BatchDone(first, sequences, logprobs, of_prompts, result, trace, used)
 
 
 def _in_order(
@@ -255,6 +293,7 @@ def _in_order(
 def stats_of(done: Sequence[BatchDone], peaks: dict[str, int]) -> Stats:
     """What these batches of a run did; `peaks` are the run's."""
     results = [batch.result for batch in done]
+    measured = [batch.energy for batch in done if batch.energy is not None]
     prefill_s, decode_s = map(sum, zip(*(phases_s(batch.trace) for batch in done), strict=True))
     busy_s: dict[str, float] = {}
     for batch in done:
@@ -269,4 +308,5 @@ def stats_of(done: Sequence[BatchDone], peaks: dict[str, int]) -> Stats:
         peak_bytes=peaks,
         kernel_attention_calls=sum(one.kernel_calls for one in results),
         own_attention_calls=sum(one.own_code_calls for one in results),
+        energy=reduce(operator.add, measured) if measured else None,
     )

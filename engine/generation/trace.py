@@ -4,13 +4,14 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 import transformers
 from transformers import PreTrainedModel
 
+from engine.device import EnergyMeter, EnergyUse
 from engine.generation.rows import by_length
 from engine.lanes import Ran
 from engine.model import host_waits
@@ -34,7 +35,8 @@ History = Sequence[tuple[int, int]]
 class Stats:
     """What a run did. Seconds are sums over its batches; peaks are of the whole run, by tier.
 
-    `busy_s` is how long each lane worked. `tokens_per_s` counts generated tokens over prefill and decode.
+    `busy_s` is how long each lane worked. `tokens_per_s` counts generated tokens over prefill and decode. `energy` is
+    what was measured of the joules that it took, where that was asked for.
     """
 
     num_batches: int = 0
@@ -45,6 +47,7 @@ class Stats:
     peak_bytes: dict[str, int] = field(default_factory=dict)
     kernel_attention_calls: int = 0
     own_attention_calls: int = 0
+    energy: EnergyUse | None = None
 
     def __add__(self, other: "Stats") -> "Stats":
         """Of both."""
@@ -59,6 +62,7 @@ class Stats:
             peak_bytes={tier: max(self.peak_bytes.get(tier, 0), other.peak_bytes.get(tier, 0)) for tier in peaks},
             kernel_attention_calls=self.kernel_attention_calls + other.kernel_attention_calls,
             own_attention_calls=self.own_attention_calls + other.own_attention_calls,
+            energy=self.energy + other.energy if self.energy and other.energy else self.energy or other.energy,
         )
 
     @property
@@ -67,8 +71,9 @@ class Stats:
         return self.generated_tokens / seconds if seconds else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """The numbers as JSON values."""
-        return {**asdict(self), "tokens_per_s": self.tokens_per_s}
+        """The numbers as JSON values; those of energy where it was measured."""
+        numbers = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "energy"}
+        return {**numbers, "tokens_per_s": self.tokens_per_s, **described_energy(self.energy, self.generated_tokens)}
 
 
 def describe_model(model: PreTrainedModel) -> dict[str, Any]:
@@ -119,6 +124,22 @@ def describe_host(run: RunContext, host: HostTime) -> dict[str, Any]:
     parts = 1 + (0 < run.policy.experts_on_device < 1)
     waits = parts * host_waits(run.device.torch_device, run.model.dtype)
     return {"host": {**host.to_dict(), "waits_for_experts_per_turn": waits}}
+
+
+def described_energy(used: EnergyUse | None, tokens: int) -> dict[str, Any]:
+    """What so many generated tokens took, as JSON values; nothing where it was not measured."""
+    return {} if used is None else {"energy": used.to_dict(), "energy_j_per_token": used.per_token(tokens)}
+
+
+def measured_energy(meter: EnergyMeter, ran: Sequence[Ran]) -> tuple[EnergyUse, list[Counter]]:
+    """What a batch took in prefill and in decode, and what components drew, by the host's clock."""
+    start_ns, end_ns = min(one.start.time_ns for one in ran), max(one.end.time_ns for one in ran)
+    heads = [one.end.time_ns for one in ran if one.task.op is Op.HEAD and one.task.step == 0]
+    turn_ns = max(heads, default=end_ns)
+    used = meter.use({"prefill": (start_ns, turn_ns), "decode": (turn_ns, end_ns)})
+    power = meter.power(start_ns, end_ns)
+    meter.forget(end_ns)
+    return used, power
 
 
 def as_cut(prompt_tokens: Sequence[int], micro_batch_size: int, gen_len: int) -> Batch:

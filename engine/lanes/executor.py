@@ -8,11 +8,11 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch.autograd import profiler
 
-from engine.device import Device, LaneContext, Mark
+from engine.device import LaneContext, Mark
 from engine.lanes.task_queue import Ready, TaskQueue, describe
 from sim.schedule import Lane, LaneKind, Task
 from traces.errors import InputError
@@ -26,6 +26,14 @@ COPIES_IN_FLIGHT = 2
 
 Perform = Callable[[LaneContext, Task], int | None]
 """Does a task's work on its lane; returns the bytes it moved, or None if there was nothing left to do."""
+
+
+class HasLanes(Protocol):
+    """What a run needs of a device."""
+
+    origin: str
+
+    def open_lane(self, kind: LaneKind) -> LaneContext: ...
 
 
 class TaskError(RuntimeError):
@@ -80,7 +88,7 @@ class Executor:
 
     def __init__(
         self,
-        device: Device,
+        device: HasLanes,
         steps: Iterable[list[Task]],
         lanes: Iterable[Lane],
         perform: Perform,

@@ -47,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     paths.add_argument("--stream", action="store_true", help=streamed)
     counts = "write how many tokens used each expert, for --routing"
     paths.add_argument("--record-routing", type=Path, metavar="FILE", help=counts)
+    joules = "measure the joules of the run, where device and host have counters"
+    paths.add_argument("--energy", action="store_true", help=joules)
     policy = parser.add_argument_group("policy (without one, this machine is measured and the best is planned)")
     policy.add_argument("--schedule", default="cgopipe", help="(default: %(default)s)")
     add_policy(policy)
@@ -87,6 +89,10 @@ def _run(args: argparse.Namespace, together: DevicesTogether) -> int:
         raise InputError(f"{schedule.name}: its steps cannot carry prompts beside decode; take cgopipe or hybrid")
     if args.stream and together.count > 1:
         raise InputError(f"--stream runs on one device, and {together.count} are asked for: leave it out, or --devices")
+    if args.energy and together.count > 1:
+        raise InputError(
+            f"--energy measures one device, and {together.count} are asked for: leave it out, or --devices"
+        )
     options = generation.checked_arguments(generate_kwargs(args), None, (), None)
     if args.seed is not None:
         generation.check_seed("--seed", args.seed)
@@ -180,7 +186,7 @@ def _in_batches(
 ) -> "tuple[Trace | None, str]":
     """Batch after batch, by a policy that is given or planned; the first one's trace, and what is said in the end."""
     policy = _told(chosen, "requests", schedule)
-    ours = {"record_routing": args.record_routing, "routing": args.routing, "keep_model": False}
+    ours = {"record_routing": args.record_routing, "routing": args.routing, "keep_model": False, "energy": args.energy}
     with progress("generating", sum(requests.limits), unit="tokens", lines=True) as shown:
         result = requests.run(model, schedule, policy, device, shown.advance, by=by, **ours, **options)
     stats = result.stats
@@ -189,7 +195,7 @@ def _in_batches(
         f"{_expected(chosen, stats.tokens_per_s, result.trace.origin)}"
         f"{result.trace.origin}: {stats.generated_tokens} tokens at {stats.tokens_per_s:.1f} tokens/s "
         f"(prefill {stats.prefill_s:.2f} s, decode {stats.decode_s:.2f} s)\n"
-        f"busy: {busy}\n{_peaks(stats.peak_bytes)}"
+        f"busy: {busy}\n{_peaks(stats.peak_bytes)}{_joules(stats)}"
     )
 
 
@@ -205,7 +211,12 @@ def _as_stream(
     """Requests that enter as others end; the trace of the first steps, and what is said in the end."""
     assert isinstance(device, devices.Device)
     policy = _told(chosen, "requests at a time", schedule)
-    ours = {"traced_steps": TRACED_STEPS if args.trace else 0, "routing": args.routing, "keep_model": False}
+    ours = {
+        "traced_steps": TRACED_STEPS if args.trace else 0,
+        "routing": args.routing,
+        "keep_model": False,
+        "energy": args.energy,
+    }
     with progress("generating", sum(requests.limits), unit="tokens", lines=True) as shown:
         outputs = requests.run_stream(model, schedule, policy, device, shown.advance, **ours, **options)
     stats = outputs.stats
@@ -215,7 +226,7 @@ def _as_stream(
         f"{_expected(chosen, stats.tokens_per_s, device.origin)}"
         f"{device.origin}: {stats.generated_tokens} tokens at {stats.tokens_per_s:.1f} tokens/s "
         f"({stats.num_requests} requests in {stats.num_steps} steps, {stats.total_s:.2f} s)\n"
-        f"{_waits(stats)}{_peaks(stats.peak_bytes)}"
+        f"{_waits(stats)}{_peaks(stats.peak_bytes)}{_joules(stats)}"
     )
 
 
@@ -243,6 +254,10 @@ def _waits(stats: "generation.StreamStats") -> str:
 def _peaks(peak_bytes: "Mapping[str, int]") -> str:
     peaks = ", ".join(f"{tier} {num_bytes / 1e6:.1f} MB" for tier, num_bytes in peak_bytes.items())
     return f"peak memory: {peaks}\n"
+
+
+def _joules(stats: "generation.Stats | generation.StreamStats") -> str:
+    return "" if stats.energy is None else stats.energy.in_words(stats.generated_tokens)
 
 
 COMMAND = Command(

@@ -5,6 +5,7 @@ from .batch import (
     TaskPerformer as TaskPerformer,
     make_micro_batch as make_micro_batch,
     run_batch as run_batch,
+    until_end as until_end,
 )
 from .context import (
     BatchContext as BatchContext,

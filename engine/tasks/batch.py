@@ -252,9 +252,9 @@ def _generated(run: RunContext, micro_batch: InFlight) -> list[list[int]]:
     if not isinstance(at, Finished):
         raise RuntimeError(f"the schedule {run.schedule.name} ended before generation did: it is at {at!r}")
     output = at.output if isinstance(at.output, torch.Tensor) else at.output.sequences
-    return [_until_end(row, run.ends) for row in output[:, micro_batch.width :].tolist()]
+    return [until_end(row, run.ends) for row in output[:, micro_batch.width :].tolist()]
 
 
-def _until_end(row: list[int], ends: set[int]) -> list[int]:
-    """Without what follows a token that ends sequences."""
+def until_end(row: list[int], ends: set[int]) -> list[int]:
+    """A row of generated tokens without what follows one that ends sequences."""
     return next((row[: i + 1] for i, token in enumerate(row) if token in ends), row)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sim import admission, comparison, schedule as schedules, simulation
+from sim import admission, comparison, planning, schedule as schedules, simulation
 from sim.problem import (
     Hardware,
     add_policy,
@@ -55,6 +55,7 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="write prefill and two decode steps per schedule; of requests beside decode the first 24 steps (Perfetto)",
     )
+    planning.add_prices(how)
     how.add_argument("--no-band", action="store_true", help="leave out how far the speeds may be off")
     how.add_argument("--exact", action="store_true", help="simulate every decode step instead of interpolating")
     add_jobs(how)
@@ -62,12 +63,14 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 def _compare(args: argparse.Namespace) -> int:
     options = admission.stream_options(args)
+    prices = planning.Prices.of(args)
     problem = problem_of(args)
+    prices.check(problem.hardware)
     names, asked = schedules_of(args), _asked(args)
     if args.baseline and args.baseline not in names:
         raise InputError(f"--baseline: {shown(args.baseline)} is not among the schedules compared: {', '.join(names)}")
     if options is not None:
-        return _compare_served(args, options, problem, names, asked)
+        return _compare_served(args, options, prices, problem, names, asked)
     if not (args.no_band and (args.policy or (args.micro_batch_size and args.num_micro_batches))):
         simulation.compile_once()
     with progress("planning and simulating") as bar:
@@ -75,15 +78,21 @@ def _compare(args: argparse.Namespace) -> int:
         bar.say("drawing machines")
         bands = {} if args.no_band else outcomes.bands(args.jobs)
     content = outcomes.to_dict()
+    prices.add_to(content, content["results"], problem.workload.gen_len)
     if bands:
         content["bands"] = {name: one.to_dict() for name, one in bands.items()}
     _check_any(args, content, lambda: outcomes.best)
     if args.trace:
         make_folder(args.trace)
+
+    def show() -> None:
+        comparison.print_comparison(problem, outcomes, args.baseline, bands)
+        _print_money(content)
+
     return deliver(
         args,
         lambda: content,
-        lambda: comparison.print_comparison(problem, outcomes, args.baseline, bands),
+        show,
         (args.plot, lambda path: comparison.draw(problem, outcomes, path, bands)),
         (args.html, lambda path: write_text(path, comparison.comparison_page(problem, outcomes))),
         (args.trace, lambda folder: _write_traces(outcomes, Path(folder), content["input_hash"])),
@@ -93,6 +102,7 @@ def _compare(args: argparse.Namespace) -> int:
 def _compare_served(
     args: argparse.Namespace,
     options: "admission.StreamOptions",
+    prices: "planning.Prices",
     problem: "Problem",
     names: list[str],
     asked: "comparison.Asked",
@@ -106,14 +116,27 @@ def _compare_served(
     with progress("planning and simulating"):
         found = comparison.compare_served(problem, stream, options.service, names, asked, args.jobs)
     content = found.to_dict()
+    prices.add_to(content, content["results"], stream.generated_tokens / len(stream.requests))
     _check_any(args, content, lambda: found.best)
+
+    def show() -> None:
+        comparison.print_served(found, args.baseline)
+        _print_money(content)
+
     return deliver(
         args,
         lambda: content,
-        lambda: comparison.print_served(found, args.baseline),
+        show,
         (args.plot, lambda path: comparison.draw_served(found, path)),
         (args.trace, lambda folder: _write_served_traces(found, Path(folder), content["input_hash"])),
     )
+
+
+def _print_money(content: Mapping[str, Any]) -> None:
+    """What tokens cost, if there are prices; of requests in either place of prompts."""
+    fitting = [one for one in content["results"] if one["feasible"]]
+    if "prices" in content:
+        planning.print_money((", ".join(filter(None, (one["schedule"], one.get("prompts")))), one) for one in fitting)
 
 
 def _check_any(args: argparse.Namespace, content: Mapping[str, Any], best: Callable[[], object]) -> None:

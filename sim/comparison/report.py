@@ -31,13 +31,14 @@ def print_comparison(
     core = {"schedule": TEXT, "policy": WORDS, "tokens/s": ",.2f", **within, **SPEEDS, **dict.fromkeys(against, ">")}
     times = {"bound by": TEXT, "over it": "+.0%", "GPU idle": ".0%", **DURATIONS}
     results = (_result(one, [*against.values()], bands.get(one.schedule)) for one in predictions)
-    out.table([core, times, {**PEAKS, "HRM (× simulated)": ">"}], results)
+    draws = {"J/token": ",.2f", "mean W": ",.0f"} if hardware.power else {}
+    out.table([core, times, {**PEAKS, **draws, "HRM (× simulated)": ">"}], results)
     lanes = list(dict.fromkeys(name for one in predictions for name in one.lanes if ":" not in name))
     alike = f" (device 0 of {hardware.num_devices}, which are alike)" if hardware.num_devices > 1 else ""
     busy = ((one.schedule, *(_lane(one.lanes.get(name)) for name in lanes)) for one in predictions)
     out.table({"schedule": TEXT} | dict.fromkeys(lanes, ">"), busy, f"busy · waited mostly for{alike}")
     out.say(*_notes(outcomes), *_not_fitting(outcomes), _why(predictions))
-    out.say(*(in_sentences(bands) if bands else ()), basis_of(problem.hardware))
+    out.say(*(in_sentences(bands) if bands else ()), *_drawn(predictions), basis_of(problem.hardware))
 
 
 def _result(one: Prediction, against: Sequence[float], band: Band | None) -> tuple[Any, ...]:
@@ -47,7 +48,9 @@ def _result(one: Prediction, against: Sequence[float], band: Band | None) -> tup
     rates = speed, *within, *speeds(one), *(f"{speed / other:.2f}×" for other in against)
     times = bound, one.over_busiest, one.gpu_idle, seconds(one.prefill_s), seconds(one.decode_s)
     expected = hrm and f"{hrm:,.1f} ({hrm / speed:.1f}×)"
-    return one.schedule, in_short(one.policy), *rates, *times, *peaks_gb(one.setup), expected
+    energy = one.energy
+    draws = (energy.j_per_token, energy.average_w) if energy else ()
+    return one.schedule, in_short(one.policy), *rates, *times, *peaks_gb(one.setup), *draws, expected
 
 
 def _lane(lane: LaneSummary | None) -> str:
@@ -83,6 +86,17 @@ def _why(predictions: Sequence[Prediction]) -> str:
     for other in others[:1]:
         text += f"; {other.schedule} comes next with {other.throughput_tokens_per_s:,.2f}: {_busy(other)}"
     return f"{text}."
+
+
+def _drawn(predictions: Sequence[Prediction]) -> Iterator[str]:
+    """What draws most of the power of the schedule that needs least of it for a token."""
+    known = [(one, one.energy) for one in predictions]
+    thriftiest = min(((one, energy) for one, energy in known if energy), key=lambda of: of[1].j_per_token, default=None)
+    if thriftiest is not None:
+        one, energy = thriftiest
+        most_first = sorted(energy.by_component_j.items(), key=lambda of: -of[1])
+        shares = ", ".join(f"{part} {joules / energy.total_j:.0%}" for part, joules in most_first[:3])
+        yield f"{one.schedule} draws least, {energy.j_per_token:,.2f} J a token of the whole machine: {shares}."
 
 
 def _busy(one: Prediction) -> str:

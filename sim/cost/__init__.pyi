@@ -11,8 +11,13 @@ from .memory import (
     usable_bytes as usable_bytes,
     working_bytes as working_bytes,
 )
-from .pools import CPU_CORES as CPU_CORES, DRAM as DRAM
+from .pools import (
+    CPU_CORES as CPU_CORES,
+    DRAM as DRAM,
+    PAGEABLE_TRAFFIC as PAGEABLE_TRAFFIC,
+    PIN_TRAFFIC as PIN_TRAFFIC,
+)
 from .products import ExpertUse as ExpertUse
 from .setup import Setup as Setup
 from .sizes import Sizes as Sizes, fetches_modules as fetches_modules
-from .work import Cost as Cost, Demands as Demands
+from .work import Cost as Cost, Demands as Demands, Effort as Effort

@@ -70,8 +70,9 @@ class Copies:
         if "new kv on host" not in self._locked:
             return self._copy_between("kv", task, size, copies=2)
         landed = self._copy_between("new kv on host", task, size, copies=2)
-        roofs = {**landed.roofs, "host copy": size / self._hardware.pin_bytes_per_s}
-        return landed._replace(roofs=roofs, traffic={**landed.traffic, DRAM: (1 + PIN_TRAFFIC) * size})
+        roofs = {**landed.roofs, "host copy": size / self._hardware.staging_bytes_per_s}
+        traffic = {**landed.traffic, DRAM: (1 + PIN_TRAFFIC) * size}
+        return landed._replace(roofs=roofs, traffic=traffic, copied=PIN_TRAFFIC * size)
 
     def _kv_bytes(self, task: Task, kept: CacheContent) -> float:
         """What is kept, less what stays on the device."""
@@ -82,8 +83,8 @@ class Copies:
     def _pin_weights(self, task: Task) -> Work:
         """What of a page is not page-locked into staging: of some pages nothing, and then only the launch is left."""
         size, latency_s = self._staged_bytes(task), float(self._hardware.host.launch_latency_s)
-        roofs = {"launch latency": latency_s, "pin copy": size / self._hardware.pin_bytes_per_s}
-        return Work(roofs, {DRAM: PIN_TRAFFIC * size}, size)
+        roofs = {"launch latency": latency_s, "pin copy": size / self._hardware.staging_bytes_per_s}
+        return Work(roofs, {DRAM: PIN_TRAFFIC * size}, size, copied=PIN_TRAFFIC * size)
 
     def _load_in_place(self, task: Task) -> Work:
         """Weights from where they live: what is page-locked as such, the rest pageable."""
@@ -150,7 +151,8 @@ class Copies:
         duration_ns = cost.duration_ns + round(seconds * 1e9)
         slower = cost.duration_ns / duration_ns
         demands = tuple((pool, round(amount * slower)) for pool, amount in cost.demands)
-        return Cost(duration_ns, demands, round(whole), 0, cost.bound if slower > 1 / 2 else "network")
+        bound, effort = cost.bound if slower > 1 / 2 else "network", cost.effort._replace(network_bytes=whole - own)
+        return Cost(duration_ns, demands, round(whole), 0, bound, effort)
 
     def _copy_between(self, name: str, task: Task, size: float, copies: int = 1) -> Work:
         """Between the device and a buffer on the host."""
@@ -166,4 +168,5 @@ class Copies:
         locked = size - pageable
         roofs = {"copy latency": copies * links.latency_s, name: locked / rate, f"{name} pageable": pageable / slow}
         through_dram = locked + PAGEABLE_TRAFFIC * pageable
-        return Work(roofs, {DRAM: through_dram, hbm(rank): size, link(rank): size}, size)
+        by_cores = (PAGEABLE_TRAFFIC - 1) * pageable  # the DMA reads what the driver wrote
+        return Work(roofs, {DRAM: through_dram, hbm(rank): size, link(rank): size}, size, copied=by_cores)

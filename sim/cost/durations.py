@@ -5,10 +5,10 @@ from collections.abc import Hashable, Iterable, Sequence
 from sim.cost.copies import Copies
 from sim.cost.emulation import EmulatedCosts
 from sim.cost.kernels import Kernels
-from sim.cost.pools import in_one_memory, never_exceeded, pool_capacities
+from sim.cost.pools import DRAM, in_one_memory, link, never_exceeded, pool_capacities
 from sim.cost.sizes import Sizes
-from sim.cost.work import Cost
-from sim.schedule import Lane, Op, Task
+from sim.cost.work import Cost, Effort, Work
+from sim.schedule import Lane, LaneKind, Op, Task
 
 CACHE_LIMIT = 5_000
 """Costs remembered before the memory of them starts anew."""
@@ -75,6 +75,7 @@ class CostModel:
     def _computed(self, task: Task) -> Cost:
         work = self._formulas[task.op](task)
         cost = work.cost() if self._emulated is None else self._emulated(task, work)
+        cost = cost._replace(effort=_effort(task, work))
         if task.op in (Op.LOAD_WEIGHTS, Op.LOAD_WEIGHTS_PAGEABLE):
             cost = self._copies.gathered(task, cost)
         demands = in_one_memory(cost.demands) if self._sizes.hardware.unified else cost.demands
@@ -89,6 +90,13 @@ class CostModel:
     def hand_over_ns(self) -> int:
         """How long after a task's end another lane notices it."""
         return round((self._sizes.hardware.hand_over_s or 0.0) * 1e9)
+
+
+def _effort(task: Task, work: Work) -> Effort:
+    over_link = work.traffic.get(link(task.lane.rank), 0.0)
+    over_network = work.moved if task.lane.kind is LaneKind.NET else 0.0
+    in_dram = work.traffic.get(DRAM, 0.0)
+    return Effort(work.compute_s, work.memory_s, work.copied, in_dram, over_link, over_network)
 
 
 def _kinds(things: Iterable[Hashable]) -> list[int]:

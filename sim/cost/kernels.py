@@ -130,7 +130,8 @@ class Kernels:
         made = share(experts * layer.expert_bytes(self._bits))
         moved = made + share(experts * layer.expert_bytes(self._widths.experts))
         traffic = {pool: size + moved for pool, size in work.traffic.items()}
-        return work._replace(roofs={**work.roofs, "unpacking": made / rate}, traffic=traffic, moved=work.moved + moved)
+        roofs, memory_s = {**work.roofs, "unpacking": made / rate}, work.memory_s + made / rate
+        return work._replace(roofs=roofs, traffic=traffic, moved=work.moved + moved, memory_s=memory_s)
 
     def _feed_forward(self, task: Task) -> list[KernelWork]:
         """Router, shared experts and dense network as plain GEMMs; routed experts as their own class.
@@ -156,11 +157,12 @@ class Kernels:
         experts = KernelWork(share(routed_flops), moved, kernel, count, tokens, padding)
         return [plain._replace(launches=0), experts]
 
-    def _computed(self, task: Task, tokens: float, asked: Use, count: float) -> tuple[float, float]:
+    def _computed(
+        self, task: Task, tokens: float, asked: Use, count: float, places: ExpertPlace | None = None
+    ) -> tuple[float, float]:
         """How many experts a device computes that may compute `count`, and for how many rows."""
-        if self._hardware.device.expert_capacity_ratio is None:
-            return asked.touched, self._sizes.computed_rows(task.layer, tokens, asked, count)
-        return count, self._sizes.computed_rows(task.layer, tokens, asked, count)
+        rows = self._sizes.computed_rows(task.layer, tokens, asked, count, places)
+        return (asked.touched if self._hardware.device.expert_capacity_ratio is None else count), rows
 
     def _always_bytes(self, layer: Layer, router: int = 0) -> int:
         """Networks that every token passes, with so many parameters of a router."""
@@ -193,7 +195,7 @@ class Kernels:
             flops, padding = share(2.0 * tokens * always), self._padding.networks(layer, tokens, router=False)
             parts.append(KernelWork(flops, moved, self._hardware.device.gemm, launches, tokens, padding))
         if split.places & ON_DEVICE:
-            used, rows = self._computed(task, tokens, *self._asked_of_device(task))
+            used, rows = self._computed(task, tokens, *self._asked_of_device(task), ON_DEVICE)
             asked = self._sizes.used(task, ON_DEVICE)
             flops, moved = self._routed(task, ON_DEVICE, used)
             count, padding = (split.places & places).bit_count(), self._padding.experts(layer, rows, asked.pairs)
@@ -239,7 +241,7 @@ class Kernels:
         seconds = self._sizes.share(experts * self._sizes.layer(task).expert_bytes(self._bits)) / rate
         if sum(work.roofs.values()) >= sum(fixed.values()) + seconds:
             return work
-        return work._replace(roofs={**fixed, "unpacking": seconds})
+        return work._replace(roofs={**fixed, "unpacking": seconds}, compute_s=seconds)
 
     def _enter_host(self, task: Task) -> Work:
         """Hidden states are read and written once."""
@@ -281,6 +283,7 @@ class Kernels:
     def _on_gpu(self, task: Task, *parts: KernelWork) -> Work:
         device, memory = self._hardware.device, self._hardware.device_memory
         roofs: dict[str, float] = {"launch latency": float(device.launch_latency_s)}
+        compute_s = memory_s = 0.0
         for work in parts:
             ratio = work.efficiency.time_ratio(work.tokens)
             fixed_s = work.efficiency.latency_s or 0.0
@@ -291,8 +294,10 @@ class Kernels:
             hidden = 1.0 if work.efficiency.overlap is None else work.efficiency.overlap
             seconds = max(compute, traffic) + (1.0 - hidden) * min(compute, traffic)
             roofs[roof] = roofs.get(roof, 0.0) + ratio * seconds
-        moved = sum(work.bytes for work in parts)
-        return Work(roofs, {hbm(task.lane.rank): moved}, moved, sum(work.flops for work in parts))
+            compute_s, memory_s = compute_s + ratio * compute, memory_s + ratio * traffic
+        moved, flops = sum(work.bytes for work in parts), sum(work.flops for work in parts)
+        work_of_all = Work(roofs, {hbm(task.lane.rank): moved}, moved, flops)
+        return work_of_all._replace(compute_s=compute_s, memory_s=memory_s)
 
     def _on_cpu(
         self,
@@ -308,8 +313,11 @@ class Kernels:
         compute = flops / (host.peak_flops_per_s * kernel.compute)
         traffic = moved / (memory.bandwidth_bytes_per_s * kernel.memory)
         roof = "host compute" if compute >= traffic else "host memory"
-        roofs = {**fixed, roof: slowdown * kernel.time_ratio(tokens) * max(compute, traffic)}
-        return Work(roofs, {DRAM: moved}, moved, flops, held=((CPU_CORES, ALL_CORES),))
+        slower = slowdown * kernel.time_ratio(tokens)
+        roofs = {**fixed, roof: slower * max(compute, traffic)}
+        awake_s = fixed.get("request overhead", 0.0)  # in loops of a few numbers each
+        work = Work(roofs, {DRAM: moved}, moved, flops, held=((CPU_CORES, ALL_CORES),))
+        return work._replace(compute_s=slower * compute, memory_s=awake_s + slower * traffic)
 
     def _passes(self, layer: Layer) -> float:
         """Bytes that attention on the host moves per byte of KV cache. A kernel that was measured reads it in place."""
@@ -339,4 +347,5 @@ def _one_behind_the_other(*works: Work) -> Work:
         for pool, size in one.traffic.items():
             traffic[pool] = traffic.get(pool, 0.0) + size
     moved, flops = sum(one.moved for one in works), sum(one.flops for one in works)
-    return Work(roofs, traffic, moved, flops, works[0].held)
+    compute_s, memory_s = sum(one.compute_s for one in works), sum(one.memory_s for one in works)
+    return Work(roofs, traffic, moved, flops, works[0].held, compute_s, memory_s)

@@ -59,13 +59,13 @@ def never_exceeded(hardware: Hardware) -> frozenset[int]:
     pinned = (links.h2d_bytes_per_s, links.d2h_bytes_per_s)
     pageable = (links.h2d_pageable_bytes_per_s, links.d2h_pageable_bytes_per_s)
     on_link = sum(map(max, pinned, pageable)) + ROUNDING
-    landing = (1 + PIN_TRAFFIC) / (1 / links.d2h_bytes_per_s + 1 / hardware.pin_bytes_per_s)
+    landing = (1 + PIN_TRAFFIC) / (1 / links.d2h_bytes_per_s + 1 / hardware.staging_bytes_per_s)
     through_dram = sum(max(rate, PAGEABLE_TRAFFIC * slow) for rate, slow in zip(pinned, pageable, strict=True))
     through_dram += max(0.0, landing - max(pinned[1], PAGEABLE_TRAFFIC * pageable[1]))
     attention = hardware.host_memory.bandwidth_bytes_per_s * _highest_memory_share(hardware.host)
     kernels = hardware.device_memory.bandwidth_bytes_per_s * _highest_memory_share(hardware.device)
     most = {
-        DRAM: ranks * (attention + PIN_TRAFFIC * hardware.pin_bytes_per_s + through_dram + ROUNDING),
+        DRAM: ranks * (attention + PIN_TRAFFIC * hardware.staging_bytes_per_s + through_dram + ROUNDING),
         CPU_CORES: float(ranks * ALL_CORES),
         **{hbm(rank): kernels + on_link for rank in range(ranks)},
         **{link(rank): on_link for rank in range(ranks)},

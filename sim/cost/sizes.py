@@ -158,15 +158,17 @@ class Sizes:
         """How much more the device computes than it is asked for."""
         return Padding(self.hardware.device.tiles, self.ranks)
 
-    def computed_rows(self, layer: int, tokens: float, asked: Use, count: float) -> float:
-        """Rows that routed experts on the device compute, of which so many tokens of a layer ask `asked`.
+    def computed_rows(
+        self, layer: int, tokens: float, asked: Use, count: float, places: ExpertPlace | None = None
+    ) -> float:
+        """Rows that a device's routed experts in these places compute, of which a layer's tokens ask `asked`.
 
         Where shapes are fixed, `count` experts compute their capacity each; else those that are used what they get.
         """
         tiles, one = self.hardware.device.tiles or NO_TILES, self.model.layers[layer]
         ratio = self.hardware.device.expert_capacity_ratio
         if ratio is None:
-            return tiles.padded_rows(asked.touched, asked.pairs)
+            return asked.pairs * self.expert_use.padding(layer, tokens, tiles.expert_tile, places)
         return count * tiles.padded_capacity(expert_capacity(tokens, one.top_k, one.num_experts, ratio))
 
     def tokens_an_expert(self, task: Task, places: ExpertPlace) -> float:

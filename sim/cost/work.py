@@ -11,6 +11,21 @@ Demands = tuple[tuple[int, int], ...]
 """(pool, amount per second at full speed) of one task."""
 
 
+class Effort(NamedTuple):
+    """What a task asks of all that draws power for it, however long it waits: its joules follow from it.
+
+    Seconds are those that the arithmetic of its processor, and its reads and writes of that one's memory, take alone.
+    """
+
+    compute_s: float = 0.0
+    memory_s: float = 0.0
+    copied_bytes: float = 0.0
+    """What cores of the host read and write to copy within it."""
+    dram_bytes: float = 0.0
+    link_bytes: float = 0.0
+    network_bytes: float = 0.0
+
+
 class Cost(NamedTuple):
     """What one task takes: its solo time and what it asks of shared pools, with the physics behind it."""
 
@@ -19,6 +34,7 @@ class Cost(NamedTuple):
     bytes: int = 0
     flops: int = 0
     bound: str = ""
+    effort: Effort = Effort()
 
 
 class Work(NamedTuple):
@@ -30,6 +46,10 @@ class Work(NamedTuple):
     flops: float = 0.0
     held: Demands = ()
     """Demands beside those of the traffic."""
+    compute_s: float = 0.0
+    memory_s: float = 0.0
+    copied: float = 0.0
+    """These three as `Effort` has them."""
 
     def cost(self) -> Cost:
         """Add up the roofs; the demand on each pool is its traffic spread over them."""

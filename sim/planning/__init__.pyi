@@ -1,3 +1,16 @@
+from .energy import (
+    MONEY as MONEY,
+    Front as Front,
+    FrontPoint as FrontPoint,
+    PowerCap as PowerCap,
+    Prices as Prices,
+    add_power_cap as add_power_cap,
+    add_prices as add_prices,
+    draw_front as draw_front,
+    plan_under_caps as plan_under_caps,
+    print_energy as print_energy,
+    print_money as print_money,
+)
 from .explanation import Explanation as Explanation, explain as explain
 from .export import (
     TARGETS as TARGETS,
@@ -11,15 +24,9 @@ from .export import (
     timelines_section as timelines_section,
 )
 from .picture import draw as draw
-from .planner import (
-    Choice as Choice,
-    NothingFitsError as NothingFitsError,
-    best_policy as best_policy,
-    hrm_plan as hrm_plan,
-    plan as plan,
-)
 from .policies import (
     PolicyGrid as PolicyGrid,
+    most_locked as most_locked,
     remarks as remarks,
     usually_locked as usually_locked,
 )
@@ -35,7 +42,15 @@ from .report import (
     speeds as speeds,
     title as title,
 )
-from .search import Candidate as Candidate, Objective as Objective
+from .search import (
+    Candidate as Candidate,
+    Choice as Choice,
+    NothingFitsError as NothingFitsError,
+    Objective as Objective,
+    best_policy as best_policy,
+    hrm_plan as hrm_plan,
+    plan as plan,
+)
 from .streams import (
     PROMPTS_IN_WORDS as PROMPTS_IN_WORDS,
     Flow as Flow,

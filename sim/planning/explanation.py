@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from sim.cost import UNIFIED, MemoryPlan, reserve_bytes
-from sim.planning.planner import Choice, NothingFitsError, best_policy
 from sim.planning.policies import (
     ExpertPlaces,
     PolicyGrid,
@@ -21,7 +20,7 @@ from sim.planning.policies import (
     placed_experts,
     remarks,
 )
-from sim.planning.search import Candidate, Objective, in_essence, ranked
+from sim.planning.search import Candidate, Choice, NothingFitsError, Objective, best_policy, in_essence, ranked
 from sim.problem import Hardware, Policy, Problem
 from sim.schedule import Tier, by_name
 from sim.simulation import Prediction, predict
@@ -246,7 +245,11 @@ def _replanned(
     except InputError:
         return None
     options: dict[str, Any] = {"objective": choice.objective, "num_requests": choice.num_requests}
-    options |= {"tolerance": NO_GAIN, "mix_attention": policy.attention_on_device > 0}
+    options |= {
+        "most_joules": choice.most_joules,
+        "tolerance": NO_GAIN,
+        "mix_attention": policy.attention_on_device > 0,
+    }
     found = _as_it_is(best, changed)  # what is looked at anew is less than what was at first
     for name in schedules:
         splits = by_name(name).system.splits_experts
@@ -254,7 +257,8 @@ def _replanned(
         options["refine"] = refine and splits
         with suppress(NothingFitsError):
             found.append(best_policy(changed, by_name(name), grid=grid, most_simulations=MOST_AGAIN, **options).best)
-    return ranked(found, choice.objective)[0] if found else None
+    best_first = ranked(found, choice.objective, choice.most_joules)
+    return next((one for one in best_first if choice.allows(one)), None)
 
 
 def _as_it_is(best: Candidate, changed: Problem) -> list[Candidate]:
@@ -300,6 +304,8 @@ def near_in_few(policy: Policy) -> PolicyGrid:
 
 def _worth(one: Candidate, objective: Objective) -> float:
     """What the objective measures, larger is better."""
+    if objective is Objective.ENERGY:
+        return 1 / one.joules_per_token
     others = {Objective.LATENCY: 1 / one.token_s, Objective.MEMORY: 1 / one.device_bytes}
     return others.get(objective, one.throughput_tokens_per_s)
 

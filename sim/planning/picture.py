@@ -15,10 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from sim.cost import Setup, usable_bytes
-from sim.planning.planner import Choice, hrm_setup
 from sim.planning.policies import Floats, PolicyGrid, candidates_of, sizes_up_to
 from sim.planning.report import title
-from sim.planning.search import at_best
+from sim.planning.search import Choice, at_best, hrm_setup
 from sim.problem import NoRoomError, Policy
 from sim.schedule import Tier
 from sim.simulation import predict

@@ -5,9 +5,8 @@ from typing import Any
 
 from sim.cost import Setup
 from sim.planning.explanation import FACTORS, RESOURCES, Explanation, MemoryUse, Replanned, sentences
-from sim.planning.planner import Choice
 from sim.planning.policies import host_layers_in_words, in_words, placed_experts
-from sim.planning.search import MEANING, TOLERANCE, Candidate
+from sim.planning.search import MEANING, TOLERANCE, Candidate, Choice
 from sim.problem import Policy, Problem
 from sim.schedule import Place
 from sim.simulation import WITHIN, Band, Prediction, in_sentences

@@ -21,6 +21,7 @@ from .batch import (
 )
 from .checkpoint import Checkpoint as Checkpoint, find_checkpoint as find_checkpoint
 from .machine import (
+    LAW_OF_CAPS as LAW_OF_CAPS,
     NO_TILES as NO_TILES,
     AtTokens as AtTokens,
     Basis as Basis,
@@ -34,10 +35,14 @@ from .machine import (
     Memory as Memory,
     Network as Network,
     OptimizerConstants as OptimizerConstants,
+    Power as Power,
     Processor as Processor,
+    ProcessorPower as ProcessorPower,
     Quantity as Quantity,
     Reserve as Reserve,
+    RestPower as RestPower,
     Tiles as Tiles,
+    TransferPower as TransferPower,
     core_limit as core_limit,
     kept_on_host_bytes as kept_on_host_bytes,
     memory_limit as memory_limit,
@@ -65,6 +70,7 @@ from .routing import (
     TokenCounts as TokenCounts,
     Use as Use,
     drawn_uses as drawn_uses,
+    expected_padding as expected_padding,
     expected_use as expected_use,
     lru_hit_rate as lru_hit_rate,
 )

@@ -21,8 +21,14 @@ from .compiled import (
     jitted as jitted,
     warm_up as warm_up,
 )
+from .energy import (
+    Component as Component,
+    Drawn as Drawn,
+    Draws as Draws,
+    Energy as Energy,
+    power_counters as power_counters,
+)
 from .fair_sharing import fair_rates as fair_rates
-from .one_layer import LayerView as LayerView, layer_view as layer_view
 from .prediction import (
     MEASURES as MEASURES,
     LaneSummary as LaneSummary,
@@ -30,6 +36,7 @@ from .prediction import (
     predict as predict,
 )
 from .recurrence import in_turn as in_turn, start_delays as start_delays, task_ends as task_ends
+from .sampling import StepShare as StepShare
 from .simulator import Executed as Executed, Simulation as Simulation, simulate_steps as simulate_steps
 from .stream import (
     NOT_YET as NOT_YET,
@@ -57,8 +64,10 @@ from .stream import (
     stream_tasks as stream_tasks,
     stretches as stretches,
 )
-from .timeline import (
+from .views import (
+    LayerView as LayerView,
     describe_shape as describe_shape,
+    layer_view as layer_view,
     record as record,
     span_of as span_of,
     structure as structure,

@@ -11,7 +11,8 @@ import sim.simulation.compiled  # its door loads numba only when it is asked for
 from sim.cost import Setup
 from sim.hrm import hrm_tokens_per_s
 from sim.problem import Policy
-from sim.simulation.sampling import TOLERANCE, Simulate, StepTotals, sample
+from sim.simulation.energy import Energy, energy_of
+from sim.simulation.sampling import TOLERANCE, Simulate, StepShare, StepTotals, sample
 from sim.simulation.simulator import StepUse, simulate_steps
 from traces.data_frame import Tabular
 from traces.trace import lane_order
@@ -31,6 +32,8 @@ MEASURES = (
     "phases",
     "gpu_idle",
     "hrm_tokens_per_s",
+    "energy_j_per_token",
+    "energy",
     "lower_bound_s",
     "simulated_tasks",
     "wall_s",
@@ -78,6 +81,8 @@ class Prediction(Tabular):
     simulated_tasks: int
     simulated_steps: list[int]
     wall_s: float
+    steps: tuple[StepShare, ...]
+    """The simulated steps that others stand behind."""
 
     @property
     def schedule(self) -> str:
@@ -178,8 +183,18 @@ class Prediction(Tabular):
         """What HRM says of the same setup; None without a decode step."""
         return hrm_tokens_per_s(self.setup)
 
+    @property
+    def energy(self) -> Energy | None:
+        """What the machine draws for it; None where its watts are not known. It is worked out when it is asked for."""
+        return energy_of(self.setup, self.steps, (self.prefill_s, self.decode_s))
+
     def to_dict(self) -> dict[str, Any]:
         """A feasible result as JSON values."""
+        energy = self.energy
+        joules = {
+            "energy_j_per_token": energy and energy.j_per_token,
+            "energy": energy and energy.to_dict(),
+        }
         return {
             "schedule": self.schedule,
             "feasible": True,
@@ -188,7 +203,7 @@ class Prediction(Tabular):
             "memory_peak_bytes": self.memory_peak_bytes,
             "lanes": {name: asdict(lane) for name, lane in self.lanes.items()},
             "simulated_steps": self.simulated_steps,
-            **{name: getattr(self, name) for name in MEASURES},
+            **{name: joules[name] if name in joules else getattr(self, name) for name in MEASURES},
         }
 
 
@@ -227,6 +242,7 @@ def predict(
         found.simulated_tasks,
         found.simulated_steps,
         time.perf_counter() - started,
+        found.shares,
     )
 
 

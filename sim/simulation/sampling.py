@@ -7,9 +7,11 @@ where the curve bends until a midpoint is met within `TOLERANCE`. The last step,
 and the one before it stand alone. `exact` simulates all of them and adds them up instead.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import NamedTuple
 
 from sim.cost import Setup
 from sim.schedule import Lane
@@ -50,6 +52,14 @@ class StepTotals:
             self.lanes[lane].add(use, weight)
 
 
+class StepShare(NamedTuple):
+    """A simulated step, how long it took, and for how many steps it stands: 0 is prefill, which stands for itself."""
+
+    step: int
+    span_ns: float
+    weight: float
+
+
 @dataclass(frozen=True, slots=True)
 class SampledGeneration:
     """Prefill and decode of one setup, and what was simulated to know them."""
@@ -62,6 +72,13 @@ class SampledGeneration:
     """Of these steps."""
     chords: Sequence[tuple[int, int]]
     """Steps of which those between, and the second itself, were interpolated."""
+    weights: Mapping[int, float]
+    """Of simulated steps, for how many steps each stands."""
+
+    @property
+    def shares(self) -> tuple[StepShare, ...]:
+        """The steps that all others are made of."""
+        return tuple(StepShare(step, self.spans_ns[step], weight) for step, weight in self.weights.items())
 
     def ends_ns(self) -> list[float]:
         """When each step ends, from the start of prefill, which is step 0."""
@@ -117,10 +134,15 @@ def sample(setup: Setup, simulate: Simulate, *, exact: bool = False, tolerance: 
         sampler.simulate(last + 1 - END - sampler.warm_up, last + 1)
         _interpolate(sampler.at, (sampler.start - 1, last + 1 - END), decode, chords, tolerance)
         alone = [*range(1, sampler.start), *range(last + 2 - END, last + 1)]
+    weights = defaultdict[int, float](float, {0: 1.0})
+    for low, high in chords:
+        for end, weight in zip((low, high), chord_weights(high - low), strict=True):
+            weights[end] += weight
     for step in alone:
         decode.add(sampler.at(step))
+        weights[step] += 1.0
     spans = {step: one.span_ns for step, one in sorted(sampler.steps.items())}
-    return SampledGeneration(sampler.steps[0], decode, sampler.simulated_tasks, list(spans), spans, chords)
+    return SampledGeneration(sampler.steps[0], decode, sampler.simulated_tasks, list(spans), spans, chords, weights)
 
 
 def _interpolate(
@@ -144,5 +166,10 @@ def _interpolate(
             return
     steps = high - low
     chords.append(ends)
-    total.add(at(low), (steps - 1) / 2)  # sum over s of the chord's weights of both ends
-    total.add(at(high), (steps + 1) / 2)
+    for end, weight in zip(ends, chord_weights(steps), strict=True):
+        total.add(at(end), weight)
+
+
+def chord_weights(steps: int) -> tuple[float, float]:
+    """For how many steps each end of a chord over so many stands, of those behind the first: its weights, summed."""
+    return (steps - 1) / 2, (steps + 1) / 2

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 
-from sim import admission, hrm, problem, simulation, sweep as sweeps
+from sim import admission, hrm, planning, problem, simulation, sweep as sweeps
 from sim.problem import add_policy, add_problem, fixed_policy, schedules_of
 from traces.cli import INTERRUPTED, Command, add_jobs, add_plot, one_of, progress, writing
 from traces.errors import InputError, shown
@@ -27,6 +27,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     by = "simulator (default), or hrm: the paper's search alone"
     what.add_argument("--by", metavar="WHAT", type=one_of("simulator", "hrm"), default="simulator", help=by)
     what.add_argument("--exact", action="store_true", help="simulate every decode step instead of interpolating")
+    planning.add_prices(what)
     where = parser.add_argument_group("rows")
     where.add_argument("--out", metavar="FILE", help=".csv or .jsonl (default: CSV on standard output)")
     where.add_argument("--resume", action="store_true", help="go on with an --out file that an earlier run began")
@@ -89,8 +90,11 @@ def _base(args: argparse.Namespace, swept: Collection[str]) -> "sweeps.Base":
         names = [schedule or hrm.SCHEDULE]
     what = (args.model, args.hardware, args.workload, args.prompt_len, args.gen_len, args.padded)
     stream = admission.stream_options(args, swept)
+    prices = planning.Prices.of(args)
+    if args.by == "hrm" and prices.per_kwh is not None:
+        raise InputError("--price-per-kwh: HRM says nothing of energy: leave it out, or --by hrm")
     how = (args.exact, args.by, args.routing, stream, args.sampled)
-    return sweeps.Base(*what, tuple(names), policy, *how, tuple(args.settings))
+    return sweeps.Base(*what, tuple(names), policy, *how, tuple(args.settings), prices)
 
 
 def _axes(args: argparse.Namespace) -> "tuple[sweeps.Axis, ...]":

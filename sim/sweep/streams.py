@@ -31,6 +31,7 @@ SERVED_COLUMNS = (
     "goodput_requests_per_s",
     "occupancy",
     "bottleneck",
+    "energy_j_per_token",
     "gpu_idle",
     "num_steps",
     "num_preempted",

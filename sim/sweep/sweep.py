@@ -15,7 +15,7 @@ from typing import Any
 from sim.admission import Prompts, StreamOptions
 from sim.comparison import SIZES, Asked, Outcome, compare
 from sim.hrm import SCHEDULE, search_policies
-from sim.planning import best_policy
+from sim.planning import MONEY, Prices, best_policy
 from sim.problem import UNIFORM, Hardware, Model, Policy, Problem, Routing, Workload
 from sim.schedule import Place, by_name
 from sim.simulation import predict
@@ -47,6 +47,7 @@ MEASURE_COLUMNS = (
     "prefill_s",
     "decode_s",
     "bottleneck",
+    "energy_j_per_token",
     "gpu_idle",
     "lower_bound_s",
     "hrm_tokens_per_s",
@@ -76,6 +77,7 @@ class Base:
     sampled: bool | None = None
     settings: tuple[str, ...] = ()
     """Numbers of every machine, as `--set` gives them."""
+    prices: Prices = field(default_factory=Prices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ class SweepPoint:
     prompts: Prompts | None = None
     gen_len: int | None = None
     """What requests of a file may generate, if that is given."""
+    prices: Prices = field(default_factory=Prices)
 
 
 class Sweep:
@@ -117,6 +120,7 @@ class Sweep:
         results: tuple[str, ...] = MEASURE_COLUMNS
         if self._base.stream is not None:
             problem, results = (*problem, *START_COLUMNS), SERVED_COLUMNS
+        results = (*results, *(MONEY if self._base.prices.given else ()))
         first, last = ([name for name in names if name not in labels] for names in (problem, results))
         return ("sweep", *labels, *first, "feasible", "reason", *POLICY_COLUMNS, *last)
 
@@ -125,8 +129,9 @@ class Sweep:
         """Twelve digits of the SHA-256 of everything that the rows follow from; each row carries it."""
         base = asdict(self._base)
         del base["routing"], base["settings"]  # which are in what they make of routings and machines
-        if self._base.stream is None:
-            del base["stream"]
+        for name, is_given in (("stream", self._base.stream is not None), ("prices", self._base.prices.given)):
+            if not is_given:  # rows from before there were any keep their digest
+                del base[name]
         routings = {name: asdict(routing) for name, routing in self._routings.items() if routing != Routing()}
         everything = {
             "version": project_version(),
@@ -199,7 +204,8 @@ class Sweep:
         fixed = {name.removeprefix(POLICY): value for name, value in settings.items() if name.startswith(POLICY)}
         ordered = {name: start[name] for name in self.columns if name in start}
         asked = Asked.of({**self._base.policy, **fixed}, exact=self._base.exact)
-        return SweepPoint(ordered, problem, schedule, asked, stream, prompts, length["gen_len"])
+        more = (stream, prompts, length["gen_len"], self._base.prices)
+        return SweepPoint(ordered, problem, schedule, asked, *more)
 
     def _check_numbers_of_machines(self) -> None:
         for axis, machine in product(self._axes, self._machines.values()):
@@ -222,7 +228,7 @@ class Sweep:
             )
 
     def _check_labels(self) -> None:
-        taken = {"sweep", "feasible", "reason", *PROBLEM_COLUMNS, *POLICY_COLUMNS, *MEASURE_COLUMNS}
+        taken = {"sweep", *MONEY, "feasible", "reason", *PROBLEM_COLUMNS, *POLICY_COLUMNS, *MEASURE_COLUMNS}
         taken |= {*START_COLUMNS, *SERVED_COLUMNS} if self._base.stream is not None else set()
         for axis in self._axes:
             if axis.label in taken and axis.names != (axis.label,):
@@ -258,7 +264,14 @@ def row_of(point: SweepPoint) -> Row:
         "reason": " ".join(found["reason"].split()),
         **{name: policy.get(name) for name in POLICY_COLUMNS},
         **{name: found[name] for name in results if name not in point.start},
+        **point.prices.cells(found, _tokens_per_request(found, point.problem)),
     }
+
+
+def _tokens_per_request(found: Row, problem: Problem) -> float:
+    """Of requests that come what they generate, on average."""
+    generated = found.get("generated_tokens")
+    return float(generated / found["num_requests"] if generated else problem.workload.gen_len)
 
 
 def _results(point: SweepPoint) -> Row:

@@ -672,3 +672,13 @@ def test_a_stream_that_is_killed_loses_nothing_that_was_written_and_does_nothing
         if process.wait() == 0:
             break
     assert sorted(output.read_text(encoding="utf-8").splitlines()) == expected
+
+
+@pytest.mark.parametrize("mode", [(), ("--stream",)])
+def test_joules_are_measured_or_it_is_said_why_not(command, tmp_path, capsys, mode):
+    assert main(command([{"prompt": text} for text in TEXTS[:3]], "--energy", *mode)) == 0
+    told = capsys.readouterr().err.splitlines()
+    why = [line for line in told if line.startswith("no energy counter of device: ")]
+    assert why == ["no energy counter of device: the host's cores play the device: its joules are among theirs"]
+    assert [line for line in told if line.startswith(("energy: ", "no energy counter of host: "))]
+    assert len(results(tmp_path)) == 3

@@ -116,6 +116,11 @@ PLAN = (
         "plan --model INPUTS/four-layers.json --hardware gcp-2xt4 --objective memory --gen-len 16"
         " --schedules cgopipe,flexgen --jobs 1 --quick",
     ),
+    _sim(
+        "plan-energy",
+        "plan --schedules cgopipe --gen-len 64 --objective energy --price-per-hour 0.35 --price-per-kwh 0.3 --jobs 1"
+        " --quick",
+    ),
     _sim("plan-hrm", "plan --optimizer hrm --jobs 1 --quick"),
     _sim(
         "plan-widths",

@@ -34,4 +34,6 @@ def short_calibrations():
         patch.setattr("engine.calibration.fit.interference.INTERPRETER_SHARES", (0.5, 1.0))
         patch.setattr("engine.calibration.fit.interference.BESIDE_STREAM", (0.8, 1.0))
         patch.setattr("engine.calibration.fit.roofs.least_squares", partial(least_squares, max_nfev=STEPS))
+        patch.setattr("engine.calibration.measure.watts.WARM_S", 0.0)
+        patch.setattr("engine.calibration.measure.watts.STEADY_S", 0.05)
         yield

@@ -249,8 +249,8 @@ class TestTheRules:
         "sim",
         "sim.cli",
         "sim.comparison.comparison",
-        "sim.simulation.timeline",
-        "sim.planning.planner",
+        "sim.simulation.views.timeline",
+        "sim.planning.search.planner",
         "sim.planning.command",
     ],
 )

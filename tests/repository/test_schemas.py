@@ -49,6 +49,11 @@ COMMANDS = {
         "plan --model INPUTS/four-layers.json --prompt-len 60 --gen-len 8 --schedules accelerate --batch 2 --quick"
         " --export llama.cpp --jobs 1 --json -",
     ),
+    "plan, energy": (
+        "sim",
+        "plan --model INPUTS/four-layers.json --prompt-len 60 --gen-len 8 --schedules zero --objective energy --quick"
+        " --power-cap 60,70 --price-per-kwh 0.3 --no-band --jobs 1 --json -",
+    ),
     "plan-requests": (
         "sim",
         "plan --model INPUTS/four-layers.json --prompt-len 60 --gen-len 8 --schedules zero,cgopipe --requests 40"

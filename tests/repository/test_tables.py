@@ -20,9 +20,9 @@ from sim.cli import main as sim
 from sim.comparison import Asked, compare, compare_served, print_comparison, print_served
 from sim.planning import PolicyGrid, seconds, speeds
 from sim.planning.explanation import FACTORS, RESOURCES, Explanation, MemoryUse, Replanned
-from sim.planning.planner import plan
 from sim.planning.policies.placed import placed_experts
 from sim.planning.report import print_plan
+from sim.planning.search import plan
 from sim.problem import Basis, Hardware, Model, Problem, Workload
 from sim.schedule import LaneKind, Op, registered
 from sim.simulation import bands_of, predict

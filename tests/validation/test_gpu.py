@@ -23,13 +23,15 @@ ROOT = Path(__file__).resolve().parents[2]
 MOST_FILES = 8
 PATIENCE_S = 300
 PROGRAM = """
-import sys
+import sys, tempfile
+from pathlib import Path
+from recorded_counters import live_powercap
 from short_calibrations import short_calibrations
 from validation.cli import main
-with short_calibrations():
+with short_calibrations(), tempfile.TemporaryDirectory() as folder, live_powercap(Path(folder), (150.0, 12.0)):
     sys.exit(main(sys.argv[1:]))
 """
-"""`python -m validation`."""
+"""`python -m validation`, on a machine whose processors and memory have counters."""
 KILLED_IN = "calibration"
 """The stage that runs when the first call is killed."""
 
@@ -125,6 +127,22 @@ class TestAWholeProof:
                 tokens = scale.requests * scale.gen_len
                 assert run["generated_tokens"] == tokens
                 assert run["lanes"]["H2D"]["busy_s"] == pytest.approx(trace.busy_ns()["H2D", 0] / 1e9)
+
+    def test_the_joules_of_every_run_are_measured_and_predicted_before(self, proof):
+        folder, *_ = proof
+        record = ProofRecord.read(folder)
+        said = {name: one for key, found in record.results("runs").items() if key.startswith("predictions")
+                for name, one in found.items()}  # fmt: skip
+        runs = {name: one for name, one in record.results("runs").items() if "lanes" in one}
+        assert all(one["energy_j_per_token"] > 0 for one in runs.values())
+        assert all(said[name.rpartition(".")[0]]["energy"]["total_j"] > 0 for name in runs)
+        assert {part for one in runs.values() for part in one["energy"]["by_component_j"]} == {"host", "host memory"}
+        report = json.loads((folder / "report.json").read_text())
+        assert all(run["energy"]["counted"] == ["host", "host memory"] for run in report["findings"]["runs"])
+        text = (folder / "report.txt").read_text()
+        assert "energy of host, host memory: measured (emulated device), predicted" in text
+        assert "watts, measured by counters" in text
+        assert "Not counted: device: the host's cores play the device" in text
 
     def test_the_profiler_tells_the_same_tasks(self, proof):
         folder, *_ = proof

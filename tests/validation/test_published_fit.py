@@ -61,7 +61,7 @@ def test_values_stay_within_their_bounds(made_rows):
 def test_rows_without_policy_or_measurement_are_not_fitted_to():
     rows = read_rows(THROUGHPUT)
     assert len(usable(rows, T4)) == 26
-    assert {row.schedule for row in usable(rows, T4) if row.setting == "S6"} == {"cgopipe"}
+    assert {row.schedule for row in usable(rows, T4) if row.setting == "S6"} == {"deepspeed"}
     assert len(usable(rows, L4)) == 14
     assert usable([replace(rows[0], tokens_per_s=None)], T4) == []
 
@@ -76,14 +76,23 @@ def test_presets_hold_what_a_fit_would_set():
                 assert parameter.low <= machine.value(path) <= parameter.high
 
 
-def test_several_devices_get_the_values_of_one_and_their_own_link():
+def test_presets_of_several_devices_hold_the_values_of_one_by_their_cores():
+    one, several = Hardware.load("gcp-t4"), Hardware.load("gcp-2xt4")
+    for path in ("pin", "host.request_overhead"):
+        parameter = next(parameter for parameter in T4.parameters if path in parameter.paths)
+        assert several.value(path) == pytest.approx(one.value(path) * T4.scale(parameter, several), rel=1e-3)
+
+
+def test_several_devices_get_the_values_of_one_by_their_cores_and_their_own_network():
     values = {one.name: one.start for one in T4.parameters}
     fitted = Fitted(T4, values, 38)
     found = machines([fitted])
     assert list(found) == ["gcp-t4", "gcp-2xt4", "gcp-4xt4"]
-    assert found["gcp-4xt4"].value("pin") == found["gcp-t4"].value("pin") == pytest.approx(8e9)
-    assert found["gcp-4xt4"].link.h2d_bytes_per_s == pytest.approx(6e9)
-    assert found["gcp-t4"].link.h2d_bytes_per_s == Hardware.load("gcp-t4").link.h2d_bytes_per_s
+    assert found["gcp-t4"].value("pin") == pytest.approx(8e9)
+    assert found["gcp-4xt4"].value("pin") == pytest.approx(8e9 * 32 / 24)
+    assert found["gcp-4xt4"].value("host.request_overhead") == pytest.approx(200e-6 * 24 / 32)
+    assert found["gcp-4xt4"].value("network.bandwidth") == pytest.approx(4e9)
+    assert found["gcp-4xt4"].value("device.gemm.compute") == found["gcp-t4"].value("device.gemm.compute")
 
 
 def test_folds_leave_out_each_row_once_and_keep_repetitions_together(made_rows):
@@ -103,21 +112,23 @@ class TestPresets:
         before = (tmp_path / "gcp-t4.toml").read_text().splitlines()
         values = {
             "prefill efficiency": 0.123456,
-            "expert GEMMs in decode": 0.6,
             "pin copy": 7e9,
             "attention per request": 1e-4,
-            "link of one of several devices": 5.5e9,
+            "network": 3.5e9,
         }
         written = write_presets([Fitted(T4, values, 38)], tmp_path)
         assert [path.name for path in written] == ["gcp-t4.toml", "gcp-2xt4.toml"]
         after = (tmp_path / "gcp-t4.toml").read_text().splitlines()
-        assert sum(a != b for a, b in zip(before, after, strict=True)) == 6
+        assert sum(a != b for a, b in zip(before, after, strict=True)) == 5
         machine = Hardware.load(tmp_path / "gcp-t4.toml")
         assert machine.value("device.gemm.compute") == pytest.approx(0.1235)
         assert machine.value("pin") == pytest.approx(7e9)
         assert machine.value("host.request_overhead").text == "100 us"
-        assert "38 published rows with a known policy of S1 and of cgopipe in S6" in machine.value("pin").source
-        assert Hardware.load(tmp_path / "gcp-2xt4.toml").link.h2d_bytes_per_s == pytest.approx(5.5e9)
+        assert "38 published rows with a known policy of S1 and of deepspeed in S6" in machine.value("pin").source
+        several = Hardware.load(tmp_path / "gcp-2xt4.toml")
+        assert several.network.bandwidth_bytes_per_s == pytest.approx(3.5e9)
+        assert several.value("pin") == pytest.approx(7e9 * 32 / 24, rel=1e-3)
+        assert several.value("pin").source.endswith("in proportion to the cores")
 
     def test_a_file_without_the_line_is_refused(self, tmp_path):
         (tmp_path / "gcp-l4.toml").write_text('extends = "l4"\n')

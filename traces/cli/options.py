@@ -37,9 +37,9 @@ def add_json(parser: Any) -> None:
     parser.add_argument("--json", metavar="FILE", help="write results as JSON; - is standard output, without tables")
 
 
-def add_plot(parser: Any, what: str) -> None:
+def add_plot(parser: Any, what: str, option: str = "--plot") -> None:
     """Add where a picture goes."""
-    parser.add_argument("--plot", metavar="FILE", type=_picture, help=f"draw {what}: .png, .svg or .pdf")
+    parser.add_argument(option, metavar="FILE", type=_picture, help=f"draw {what}: .png, .svg or .pdf")
 
 
 def add_html(parser: Any, what: str) -> None:

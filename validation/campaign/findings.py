@@ -16,6 +16,7 @@ from traces.files import read_trace
 from traces.trace import Key
 from validation.campaign.execute import PLANNED
 from validation.campaign.grid import CampaignGrid, Case
+from validation.campaign.joules import CaseEnergy, case_energy
 from validation.mechanics import Check, mechanics
 from validation.metrics import Ranking, Spread, kendall_tau, regret, relative_error, spread_of
 from validation.replay import OpAccuracy, Replay, What, rebuild_setup, recorded, replay_trace, what_of
@@ -27,6 +28,7 @@ class CaseResult:
 
     `order_errors` has one entry a repeat, and so has `handed_over_errors`: with the hand-over between lanes that the
     calibration measured. `blame` is the op, and its lane, whose time is furthest off in seconds of the whole run.
+    `energy` is None where nothing was counted.
     """
 
     case: Case
@@ -41,6 +43,7 @@ class CaseResult:
     path_agreement: float
     hrm_tokens_per_s: float | None
     blame: str
+    energy: CaseEnergy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,11 @@ class Findings:
     def run_worst(self) -> float:
         return max(abs(run.error) for run in self.runs)
 
+    @property
+    def energy_errors(self) -> list[float]:
+        """Of joules per token, without sign, of the runs whose joules were counted."""
+        return [abs(run.energy.error) for run in self.runs if run.energy is not None]
+
     def to_dict(self) -> dict[str, Any]:
         """The numbers as JSON values; `layer` 1 to 3 are the checks of order, of durations and of whole runs."""
         summary = {
@@ -122,6 +130,8 @@ class Findings:
             "layer2_wape_by_op": self.duration_errors,
             "layer3_median": self.run_median,
             "layer3_worst": self.run_worst,
+            "energy_median": statistics.median(self.energy_errors) if self.energy_errors else None,
+            "energy_worst": max(self.energy_errors, default=None),
         }
         whole = asdict(self)
         for told, run in zip(whole["runs"], self.runs, strict=True):
@@ -231,6 +241,7 @@ def _result(case: Case, replays: Sequence[Replay], ops: Sequence[OpAccuracy]) ->
         hrm_tokens_per_s(rebuild_setup(first.measured, recorded(first.measured), first.hardware)),
         f"{worst.op} on {worst.lane} in {worst.phase}: {worst.predicted_s - worst.measured_s:+.2f} s of "
         f"{worst.measured_s:.2f} s",
+        case_energy(replays),
     )
 
 

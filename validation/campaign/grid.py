@@ -49,7 +49,7 @@ class Case:
         """The trace of its one batch."""
         vocabulary = model.config.get_text_config(decoder=True).vocab_size
         run = (model, self.prompts(vocabulary), self.chosen_schedule, self.policy)
-        return engine.run(*run, max_new_tokens=self.gen_len, device=device, do_sample=False).trace
+        return engine.run(*run, max_new_tokens=self.gen_len, device=device, do_sample=False, energy=True).trace
 
     def prompts(self, vocabulary: int) -> list[list[int]]:
         """Random token ids, the same each time."""

@@ -7,12 +7,13 @@ from typing import Any
 from traces.cli import TEXT, legend, markdown_table, meanings
 from validation.campaign.findings import CaseResult, Findings
 
-BARS = {"layer 1": 0.03, "layer 2": 0.10, "layer 3 median": 0.03, "layer 3 worst": 0.12, "regret": 0.01}
+BARS = {"layer 1": 0.03, "layer 2": 0.10, "layer 3 median": 0.03, "layer 3 worst": 0.12, "regret": 0.01, "energy": 0.25}
 WORST_SHOWN = 5
 
 IN_SHORT = {"layer": TEXT, "question": TEXT, "found": TEXT, "bar": TEXT, "": TEXT}
 RUNS = {"run": TEXT, "measured tok/s": ">", "predicted": ".1f", "error": "+.1%", "prefill": "+.1%", "decode": "+.1%"}
 RUNS |= {"layer 1 worst": "+.1%", "lanes": ".1f", "path agrees": ".0%", "HRM": "+.0%"}
+ENERGY = {"run": TEXT, "measured J/token": ">", "predicted": ".3g", "error": "+.1%", "counted": TEXT}
 OPS = {"op": TEXT, "lane": TEXT, "phase": TEXT, "tasks": ",", "measured s": ".2f", "predicted s": ".2f"}
 OPS |= {"MAPE": ".1%", "WAPE": ".1%", "bias": "+.1%"}
 DECISIONS = {"model": TEXT, "order of": TEXT, "runs": "d", "Kendall τ": ".2f", "pairs told apart": "d"}
@@ -24,12 +25,14 @@ RUNS_TOLD = (
     "prefill, decode: error of their times. lanes: largest difference of a lane's busy share in percentage points. "
     "HRM: its error in throughput on the same machine."
 )
+ENERGY_TOLD = "Of what was counted alone, idle watts included: joules of prefill and decode for each generated token."
 OPS_TOLD = "Each task at its median over the repeats, slowed down by what it shares with others as simulated."
 
 
 def report_markdown(findings: Findings, facts: Sequence[str], pictures: Sequence[tuple[str, str]]) -> str:
     """The whole report. `facts` describe the machine, `pictures` are (file, caption)."""
     decisions = ((one.model, one.what, len(one.cases), *astuple(one.ranking)) for one in findings.decisions)
+    energy = [row for run in findings.runs for row in _energy_rows(run)]
     exact = ((*astuple(one), "yes" if one.exact else "**no**") for one in findings.mechanics)
     chapters = {
         "In short": [
@@ -37,6 +40,7 @@ def report_markdown(findings: Findings, facts: Sequence[str], pictures: Sequence
             *(line for file, caption in pictures for line in (f"![{caption}]({file})", "", f"*{caption}*", "")),
         ],
         "Layer 1 and 3: every run": [*markdown_table(RUNS, map(_run_row, findings.runs)), RUNS_TOLD, ""],
+        **({"Energy": [*markdown_table(ENERGY, energy), ENERGY_TOLD, ""]} if energy else {}),
         "Layer 2: durations by the cost model": [*markdown_table(OPS, map(astuple, findings.ops)), OPS_TOLD, ""],
         "Layer 4: decisions": [
             *markdown_table(DECISIONS, decisions),
@@ -87,6 +91,8 @@ def layer_rows(findings: Findings) -> Iterator[tuple[str, ...]]:
     yield answer_row("2", worst, error, BARS["layer 2"])
     yield answer_row("3", "throughput: median error", findings.run_median, BARS["layer 3 median"])
     yield answer_row("3", "throughput: worst error", findings.run_worst, BARS["layer 3 worst"])
+    if errors := findings.energy_errors:
+        yield answer_row("3", "joules per token of what has counters: worst error", max(errors), BARS["energy"])
     for one in findings.decisions:
         tau = one.ranking.tau
         found = "no pair told apart" if tau is None else f"τ = {tau:.2f}"
@@ -111,6 +117,13 @@ def _run_row(run: CaseResult) -> tuple[Any, ...]:
     speeds = (f"{measured.median:.1f} ± {measured.half_width:.1f}", run.predicted_tokens_per_s)
     errors = (run.error, run.prefill_error, run.decode_error, max(run.order_errors, key=abs))
     return run.case.name, *speeds, *errors, run.busy_points, run.path_agreement, hrm
+
+
+def _energy_rows(run: CaseResult) -> Iterator[tuple[Any, ...]]:
+    """A row, if its joules were counted."""
+    if (found := run.energy) is not None:
+        measured = f"{found.measured.median:.3g} ± {found.measured.half_width:.2g}"
+        yield run.case.name, measured, found.predicted_j_per_token, found.error, ", ".join(found.counted)
 
 
 def _wrong(findings: Findings) -> Iterator[str]:

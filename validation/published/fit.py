@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 from math import exp, log
 from typing import Any
@@ -39,6 +40,8 @@ class Parameter:
     name: str
     bound_by: str
     several_devices: bool = False
+    by_cores: int = 0
+    """How it goes with the cores of a host: 1 for a rate, -1 for a time, 0 if it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +51,19 @@ class MachineFit:
     machine: str
     settings: tuple[str, ...]
     parameters: tuple[Parameter, ...]
-    cgopipe_settings: tuple[str, ...] = ()
     several: str = ""
+    several_settings: tuple[str, ...] = ()
+    several_schedule: str = ""
+
+    def scale(self, parameter: Parameter, hardware: Hardware) -> float:
+        """What a parameter's value is multiplied with on another host."""
+        own, cores = _cores(self.machine), hardware.host.cores
+        return (cores / own) ** parameter.by_cores if parameter.by_cores and own and cores else 1.0
+
+
+@lru_cache(maxsize=8)
+def _cores(machine: str) -> int | None:
+    return Hardware.load(machine).host.cores
 
 
 def _cases() -> Iterator[MachineFit]:
@@ -81,7 +95,8 @@ class Fitted:
     def source(self) -> str:
         """What to write beside the values."""
         case = self.case
-        also = f" and of cgopipe in {' and '.join(case.cgopipe_settings)}" if case.cgopipe_settings else ""
+        several = f" and of {case.several_schedule} in {' and '.join(case.several_settings)}"
+        also = several if case.several_settings else ""
         return (
             f"fitted to the {self.num_rows} published rows with a known policy of {' and '.join(case.settings)}{also} "
             "(MoE-Lightning, arXiv 2411.11217, and its artifact, branch asplos25): python -m validation published --fit"
@@ -89,10 +104,14 @@ class Fitted:
 
 
 def usable(rows: Sequence[Row], case: MachineFit) -> list[Row]:
-    """Rows that a case is fitted to: of its settings, with a measurement and a published policy."""
-    settings = {True: case.settings + case.cgopipe_settings, False: case.settings}
+    """Rows that a case is fitted to, with a measurement and a published policy: of its settings, or of one schedule."""
     known = [one for one in rows if one.tokens_per_s and one.micro_batch_size]
-    return [one for one in known if one.setting in settings[one.schedule == "cgopipe"]]
+    several = case.several_settings
+    return [
+        one
+        for one in known
+        if one.setting in case.settings or (one.setting in several and one.schedule == case.several_schedule)
+    ]
 
 
 def with_values(hardware: Hardware, case: MachineFit, values: Values, source: str = "a fit under way") -> Hardware:
@@ -100,7 +119,7 @@ def with_values(hardware: Hardware, case: MachineFit, values: Values, source: st
     for parameter in case.parameters:
         if hardware.num_devices > 1 or not parameter.several_devices:
             for path in parameter.paths:
-                hardware = hardware.with_value(path, values[parameter.name], source)
+                hardware = hardware.with_value(path, values[parameter.name] * case.scale(parameter, hardware), source)
     return hardware
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import sim
-from sim.problem import Quantity
+from sim.problem import Hardware, Quantity
 from traces.cli import writing
 from traces.errors import InputError
 from validation.published.fit import Fitted
@@ -20,10 +20,14 @@ def write_presets(fits: list[Fitted], folder: Path = PRESETS) -> list[Path]:
     """Set every fitted number in its machine's file in `folder`. Raises InputError where the file lacks its line."""
     written: dict[Path, None] = {}
     for one in fits:
-        for parameter in one.case.parameters:
-            machine = one.case.several if parameter.several_devices else one.case.machine
-            numbers = dict.fromkeys(parameter.paths, one.values[parameter.name])
-            written[set_numbers(machine, numbers, one.source, folder)] = None
+        case = one.case
+        for parameter in case.parameters:
+            several = [case.several] if case.several and (parameter.several_devices or parameter.by_cores) else []
+            for machine in several if parameter.several_devices else [case.machine, *several]:
+                value = one.values[parameter.name] * case.scale(parameter, Hardware.load(machine))
+                numbers = dict.fromkeys(parameter.paths, value)
+                by_cores = ", in proportion to the cores" if parameter.by_cores and machine != case.machine else ""
+                written[set_numbers(machine, numbers, one.source + by_cores, folder)] = None
     return list(written)
 
 

@@ -18,6 +18,7 @@ from traces.errors import InputError
 from traces.trace import NONE, Key, Span, Trace
 from validation.metrics import relative_error, wape
 from validation.replay.accuracy import LaneShare, OpCheck, PathShare, lane_shares, op_checks, path_agreement
+from validation.replay.energy import EnergyCheck, check_energy, in_phases
 from validation.replay.rebuild import Run, hardware_of, recorded, spans_by_key
 from validation.replay.streams import RecordedStream, StreamCheck, check_decisions, latency_checks, times_in
 
@@ -109,7 +110,8 @@ class RunCheck:
 class Replay:
     """All checks of one trace. Without a known machine all but the first are None, and `why_not` says so.
 
-    `replayed` is the run of the first, `predicted` that of the last. Only a stream has a `stream_check`.
+    `replayed` is the run of the first, `predicted` that of the last. Only a stream has a `stream_check`, and only a run
+    whose joules were counted has an `energy_check`, on a machine whose watts are known.
     """
 
     measured: Trace
@@ -122,6 +124,7 @@ class Replay:
     predicted: Trace | None
     stream_check: StreamCheck | None = None
     why_not: str = ""
+    energy_check: EnergyCheck | None = None
 
     @property
     def num_requests(self) -> int:
@@ -136,6 +139,7 @@ class Replay:
             "num_requests": self.num_requests,
             **{f"layer{number}": layer and asdict(layer) for number, layer in enumerate(layers, 1)},
             "stream": self.stream_check and asdict(self.stream_check),
+            "energy": self.energy_check and asdict(self.energy_check),
             "why_not": self.why_not,
         }
 
@@ -171,7 +175,16 @@ def replay_trace(trace: Trace, hardware: Hardware | None = None) -> Replay:
     if stream is not None and checked is not None:
         latencies = latency_checks(*(times_in(one, stream.record) for one in (trace, predicted)))
         checked = replace(checked, latencies=latencies)
-    return Replay(trace, run, replayed, machine, first, second, third, predicted, checked)
+    done = in_phases((tasks[key] for key in spans), run.shape, _phases_s(third))
+    joules = check_energy(trace, done, costs, machine)
+    return Replay(trace, run, replayed, machine, first, second, third, predicted, checked, energy_check=joules)
+
+
+def _phases_s(found: RunCheck) -> dict[str, float]:
+    """How long the simulated phases take; those of a stream are one."""
+    phases = {"prefill": found.prefill, "decode": found.decode}
+    named = {name: one.predicted_s for name, one in phases.items() if one is not None}
+    return named or {"stream": found.run.predicted_s}
 
 
 def check_order(trace: Trace, replayed: Trace, run: Run, spans: Mapping[Key, Span]) -> OrderCheck:

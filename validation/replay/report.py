@@ -4,6 +4,7 @@ from dataclasses import astuple
 
 from traces.cli import TEXT, Columns, Report
 from validation.replay.checks import ORDER_BAR, DurationCheck, OrderCheck, Replay, RunCheck
+from validation.replay.energy import EnergyCheck
 from validation.replay.streams import StreamCheck
 
 DELAYS_SHOWN = 6
@@ -31,6 +32,8 @@ def print_replay(result: Replay) -> None:
         out.say(f"Layer 1 with that machine's hand-over between lanes, {microseconds}: {_percent(handed_over)}.")
     _print_durations(out, result.duration_check)
     _print_run(out, result.run_check)
+    if result.energy_check is not None:
+        _print_energy(out, result.energy_check)
 
 
 def _print_order(out: Report, layer: OrderCheck) -> None:
@@ -81,6 +84,17 @@ def _print_run(out: Report, layer: RunCheck) -> None:
         f"Critical paths agree in {layer.path_agreement:.0%} of the measured one's time by op and lane, and in "
         f"{layer.path_tasks_agreement:.0%} task by task."
     )
+
+
+def _print_energy(out: Report, found: EnergyCheck) -> None:
+    """Of what has counters alone."""
+    out.say(
+        f"[bold]Energy[/bold], of what was counted: {found.measured_j_per_token:.3g} J/token measured, "
+        f"{found.predicted_j_per_token:.3g} predicted, {_percent(found.run.error or 0.0)}.",
+        *(f"Not counted: {name}: {why}." for name, why in found.missing.items()),
+    )
+    columns: Columns = {"joules of": TEXT, "measured J": ",.1f", "predicted J": ",.1f", "error": _percent}
+    out.table(columns, map(astuple, (found.run, *found.phases, *found.components)))
 
 
 def _percent(share: float) -> str:

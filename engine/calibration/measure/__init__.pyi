@@ -17,6 +17,7 @@ from .rounds import (
     median_probes as median_probes,
     median_split_cost as median_split_cost,
     median_unpack_rate as median_unpack_rate,
+    median_watts as median_watts,
 )
 from .runs import (
     STEPS as STEPS,
@@ -31,6 +32,16 @@ from .runs import (
 )
 from .split_experts import split_cost as split_cost
 from .unpacking import host_unpack_rate as host_unpack_rate, unpack_rate as unpack_rate
+from .watts import (
+    COMPUTE as COMPUTE,
+    HOST_COMPUTE as HOST_COMPUTE,
+    HOST_READ as HOST_READ,
+    IDLE as IDLE,
+    LINK as LINK,
+    MEMORY as MEMORY,
+    Watts as Watts,
+    measure_watts as measure_watts,
+)
 from .what_fits import (
     keep_first_layers as keep_first_layers,
     layers_to_measure as layers_to_measure,

@@ -114,7 +114,7 @@ def _copy(
 @contextlib.contextmanager
 def large_copies(device: Device, kind: LaneKind) -> Iterator[Callable[[LaneContext], float]]:
     """Yields what copies once, page-locked, as much as shows the rate of the link, and tells how long it took."""
-    size = _large(device)
+    size = large_copy_bytes(device)
     device.reserve_pinned({CALIBRATION: size})
     try:
         with _copy(device, kind, size) as seconds:
@@ -123,14 +123,14 @@ def large_copies(device: Device, kind: LaneKind) -> Iterator[Callable[[LaneConte
         device.reserve_pinned({})
 
 
-def _large(device: Device) -> int:
+def large_copy_bytes(device: Device) -> int:
     """Where the host does not play the device, a copy is too large for its caches, faster than its memory."""
     most = LARGER_THAN_CACHES_BYTES if device.gpu_threads is None else LARGE_COPY_BYTES
     return min(most, device.memory_bytes // SHARE_OF_DEVICE)
 
 
 def _one_way(device: Device, kind: LaneKind, pinned: bool, repeats: int) -> Measured:
-    size = _large(device)
+    size = large_copy_bytes(device)
     device.reserve_pinned({CALIBRATION: size if pinned else 0})
     memory, way = "page-locked" if pinned else "pageable", "to" if kind is LaneKind.H2D else "from"
     what = f"copies of {size / MIB:.3g} MiB {way} the device, {memory} host memory"
@@ -140,7 +140,7 @@ def _one_way(device: Device, kind: LaneKind, pinned: bool, repeats: int) -> Meas
 
 def _both_ways(device: Device) -> Measured:
     """Bytes per second of both directions together while both are busy."""
-    size, kinds, begin = _large(device), (LaneKind.H2D, LaneKind.D2H), threading.Barrier(2)
+    size, kinds, begin = large_copy_bytes(device), (LaneKind.H2D, LaneKind.D2H), threading.Barrier(2)
     device.reserve_pinned({CALIBRATION: 2 * aligned_bytes(size)})
 
     def rates(kind: LaneKind, seconds: Callable[[LaneContext], float]) -> list[float]:

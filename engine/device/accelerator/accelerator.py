@@ -14,6 +14,7 @@ from engine.device.accelerator.runtime import Event, Runtime
 from engine.device.accelerator.streams import StreamLane
 from engine.device.accelerator.torch_runtime import TorchRuntime
 from engine.device.base import Device, LaneContext, ThreadLane
+from engine.device.energy import EnergyCounter, gpu_counter
 from engine.device.ledger import DeviceOutOfMemory, PinnedOutOfMemory, Usage
 from engine.device.threads import HostCores
 from sim.schedule import LaneKind
@@ -80,6 +81,10 @@ class Accelerator(Device):
             "alloc_retries": state.alloc_retries - self._foreign_retries,
         }
         return super().facts | cap | took
+
+    def energy_counter(self) -> EnergyCounter:
+        place = self._runtime.pci_address(self.torch_device)
+        return gpu_counter(self._runtime.vendor, self.torch_device.index, place)
 
     @property
     def usage(self) -> Usage:

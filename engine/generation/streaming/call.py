@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from engine.device import Device, open_device
+from engine.device import Device, EnergyCounters, EnergyMeter, open_device
 from engine.generation.asked import (
     GenerationRequest,
     Prompt,
@@ -21,7 +21,7 @@ from engine.generation.asked import (
     pad_token,
     what_is_asked,
 )
-from engine.generation.generate import USUAL_MICRO_BATCHES
+from engine.generation.generate import USUAL_MICRO_BATCHES, energy_counters
 from engine.generation.streaming.outputs import OutputStream
 from engine.generation.streaming.serving import Serving
 from engine.generation.streaming.wanted import RequestOutput, Wanted, check_wanted, most_held
@@ -55,6 +55,7 @@ def stream(
     routing: str | Routing = UNIFORM,
     keep_model: bool = True,
     traced_steps: int = 0,
+    energy: bool | EnergyCounters = False,
     **generate_kwargs: Any,
 ) -> OutputStream:
     """Generate for `requests`, of which as many are in at a time as the policy's batch; the others follow as these end.
@@ -65,8 +66,8 @@ def stream(
     each output as its request ends; `on_result` is told of it in a lane's thread, which it should not hold up.
 
     A request that cannot be run, or that makes what it brings along (a logits processor) raise, has an output that says
-    so, and the others run. Model, `generate_kwargs`, `seed`, `routing` and `keep_model` are as in `run`. Of the first
-    `traced_steps` there is a trace. Raises InputError for anything else that the caller can mend.
+    so, and the others run. Model, `generate_kwargs`, `seed`, `routing`, `keep_model` and `energy` are as in `run`. Of
+    the first `traced_steps` there is a trace. Raises InputError for anything else that the caller can mend.
     """
     check_count("num_prompts", num_prompts)
     check_count("traced_steps", traced_steps, least=0)
@@ -102,6 +103,7 @@ def stream(
         known = Routing.parse(routing) if isinstance(routing, str) else routing
         run = RunContext.of(model, chosen, policy, opened, options, known, rules)
         run.shape(policy.num_micro_batches)  # what the schedule cannot do is said at once
+        meter = at_end.enter_context(EnergyMeter(energy_counters(energy, opened))) if energy else None
         kept = at_end.pop_all()
 
     def output_of(request: Wanted) -> RequestOutput:
@@ -117,7 +119,7 @@ def stream(
 
         for one in refused:
             put_and_tell(one)
-        return Serving(run, wanted, put_and_tell, output_of, kept, keep_model and own, traced_steps)
+        return Serving(run, wanted, put_and_tell, output_of, kept, keep_model and own, traced_steps, meter)
 
     try:
         return OutputStream(serving)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from engine.device import LaneContext
+from engine.device import EnergyMeter, LaneContext
 from engine.generation.session import open_session
 from engine.generation.streaming.cohorts import FIRST, Cohorts
 from engine.generation.streaming.joined import Joined
@@ -14,7 +14,7 @@ from engine.generation.streaming.stats import StreamStats
 from engine.generation.streaming.together import Together
 from engine.generation.streaming.traced import in_steps, with_record
 from engine.generation.streaming.wanted import RequestOutput, Wanted, most_held
-from engine.generation.trace import History, describe_run, make_trace
+from engine.generation.trace import History, describe_run, described_energy, make_trace
 from engine.lanes import Executor, Ran
 from engine.memory import Activations, Buffers, KVPools, blocks_of_all
 from engine.tasks import BatchContext, DecodeAttention, HostRoom, RunContext, Session, TaskPerformer
@@ -27,6 +27,9 @@ ENDLESS = 1 << 40
 """Steps of a stream, as far as its schedule knows: it ends when nobody is left."""
 
 STEPS_THAT_SHOW_ALL_LANES = 2
+
+STREAM = "stream"
+"""The one phase of a stream whose energy is measured."""
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +44,7 @@ class Serving:
     at_end: contextlib.ExitStack
     keep_model: bool
     traced_steps: int
+    meter: EnergyMeter | None = None
     stats: StreamStats | None = None
     trace: Trace | None = None
     _executor: Executor | None = None
@@ -153,7 +157,8 @@ class Serving:
         peaks = {tier: memory.usage.peak_bytes for tier, memory in run.memories.items()}
         made = sum(len(one.tokens) for one in self.requests)
         seconds = (ended_ns - begun_ns) / 1e9
-        self.stats = StreamStats(len(self.requests), made, self._num_steps, seconds, peaks, times)
+        used = self.meter.use({STREAM: (begun_ns, ended_ns)}) if self.meter else None
+        self.stats = StreamStats(len(self.requests), made, self._num_steps, seconds, peaks, times, used)
         ran = in_steps(ran, self._steps)
         if not ran:
             return
@@ -165,9 +170,11 @@ class Serving:
             "shape": describe_shape(run.shape(run.policy.num_micro_batches)),
             "streamed_bytes": [0 if layer is None else layer.decode_bytes for layer in run.streamed],
             "locked_bytes": run.locked_bytes,
+            **described_energy(used, made),
         }
-        trace = make_trace(ran, metadata, self._histories)
-        zero_ns = min(one.start.time_ns for one in ran)
+        zero_ns, last_ns = min(one.start.time_ns for one in ran), max(one.end.time_ns for one in ran)
+        power = self.meter.power(zero_ns, last_ns) if self.meter else []
+        trace = make_trace(ran, metadata, self._histories, power)
         self.trace = with_record(trace, run.rules, self.requests, self._steps, begun_ns, zero_ns)
 
 

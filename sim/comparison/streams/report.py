@@ -27,7 +27,8 @@ def print_served(found: ServedComparison, baseline: str | None) -> None:
     if of_baseline:
         against[f"× {baseline}"] = of_baseline[0]
     core = {**KEYS, "policy": WORDS, "tokens/s": ",.2f", "steady": ",.2f", **dict.fromkeys(against, ">")}
-    more = {"chunk": ">", "places": ".0%"} | ({"goodput": ",.3g"} if found.service.has_limits else {})
+    more = {"chunk": ">", "places": ".0%"} | ({"J/token": ",.2f"} if hardware.power else {})
+    more |= {"goodput": ",.3g"} if found.service.has_limits else {}
     out.table([core, more], (_rates(*row, [*against.values()], len(more)) for row in rows), keys=2)
     latencies = [dict.fromkeys((f"{name} {of}" for of in Quantiles._fields), ">") for name in LATENCIES]
     out.table([KEYS, *latencies], (_latencies(*row) for row in rows), "of the requests", keys=2)
@@ -54,7 +55,8 @@ def _key(one: Served) -> tuple[str, str]:
 def _rates(one: Served, result: StreamResult, against: Sequence[float], num_more: int) -> tuple[Any, ...]:
     speed = result.throughput_tokens_per_s
     rates = speed, result.steady_tokens_per_s, *(f"{speed / other:.2f}×" for other in against)
-    more = _chunk(one), result.occupancy, one.goodput_requests_per_s
+    drawn = (result.drawn.j_per_token,) if result.drawn else ()
+    more = _chunk(one), result.occupancy, *drawn, one.goodput_requests_per_s
     return *_key(one), _policy(one), *rates, *more[:num_more]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
 
-from sim.problem import Placement, Routing, Use, drawn_uses, expected_use, lru_hit_rate
+from sim.problem import Placement, Routing, Use, drawn_uses, expected_padding, expected_use, lru_hit_rate
 from sim.schedule import ASKED_FOR, ExpertPlace, System
 
 MOST_DRAWS = 8
@@ -74,6 +74,14 @@ class ExpertUse:
         if self._routing == ALIKE:
             return one.experts_touched(tokens)
         return expected_use(self._routing.popularity(layer, one), one.top_k, tokens, 0, one.num_experts).touched
+
+    def padding(self, layer: int, tokens: float, tile: int, places: ExpertPlace | None = None) -> float:
+        """Rows that kernels compute over those that they have to, for the experts in these places, or all of them."""
+        one, split = self._placement.distinct[self._placement.kinds[layer]]
+        if tile == 1 or not one.num_experts:
+            return 1.0
+        first, stop = (0, one.num_experts) if places is None else split.ranks(places)
+        return expected_padding(self._routing.popularity(layer, one), tokens, first, stop, tile)
 
     def of_group(self, layer: int, tokens: int, places: ExpertPlace, part: int | None = None) -> Use:
         """What a group's tokens use of a layer's experts in these places, which lie side by side.

@@ -1,4 +1,4 @@
-"""The least time that a policy can take."""
+"""The least time, and the least joules, that a policy can take."""
 
 import lazy_loader
 

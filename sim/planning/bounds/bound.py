@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.planning.bounds.barriers import sum_of_stretches
-from sim.planning.bounds.durations import DECODE_OPS, LEAST, MEAN, MOST, PREFILL_OPS, Times
+from sim.planning.bounds.durations import DECODE_OPS, LEAST, MEAN, MOST, PREFILL_OPS, Measure, Times
 from sim.planning.bounds.host_layers import least_seconds_of_host_layers
 from sim.planning.bounds.order import DecodeOrder
 from sim.planning.bounds.split import least_seconds_of_split
@@ -45,8 +45,13 @@ def least_seconds(space: Space) -> tuple[Floats, Floats]:
     return stretches or _Paths(times, order).bound()
 
 
+def active_joules_of_one(space: Candidates, measure: Measure) -> Floats:
+    """Joules of all tasks of one of the devices' parts of the batch; `measure` says those of a task. [row]."""
+    return _Paths(Times(space, measure), DecodeOrder.of(space.schedule)).all_tasks()
+
+
 class _Paths:
-    """Paths from one step to the next in schedules without barriers."""
+    """Paths from one step to the next in schedules without barriers, and the sum of all tasks of any schedule."""
 
     def __init__(self, times: Times, order: DecodeOrder) -> None:
         self.t, self.space, self.order = times, times.space, order
@@ -70,6 +75,21 @@ class _Paths:
         decode = np.maximum.reduce(list(self._stretches())).sum(axis=1)
         decode = decode - self.t.of_layer(np.maximum(self.whole, self.loads), 0)[:, 0]  # the last step fetches nothing
         return prefill + decode, decode
+
+    def all_tasks(self) -> Floats:
+        """What all of them take one after the other, in prefill and in decode. [row]."""
+        t, n, pages = self.t, self.n, self.loads + self.pins if self.order.stages else self.loads
+        pre, attn, post, head, load, store, kv = (t.of("prefill", op) for op in PREFILL_OPS)
+        others = pre + attn + post + load + store + kv
+        ends = t.of_layer(load, 0) + t.of_layer(store, len(t.model.layers) - 1)
+        found = n * (t.over_layers(others) - ends + t.of_layer(head, 0))
+        found = found + t.over_layers(np.minimum(self.whole, pages))
+        if not t.segments:
+            return np.asarray(found[:, 0])
+        head = t.of("decode", Op.HEAD)
+        others = np.sum([t.of("decode", op) for op in DECODE_OPS if op is not Op.HEAD], axis=0)
+        step = n * (t.over_layers(others) + t.of_layer(head, 0)) + t.over_layers(pages)
+        return np.asarray(found[:, 0] + (step * t.weights).sum(axis=1))
 
     def _prefill(self) -> Floats:
         """Until the GPU has ended prefill: its work, behind the first weights, or all weights before the last layer."""

@@ -1,7 +1,10 @@
-"""How long each kind of task takes a policy of a space, asked of the cost model once for all policies that share it."""
+"""How long each kind of task takes a policy of a space, asked of the cost model once for all policies that share it.
+
+What is asked may be something else that a task takes, as its joules: a `Measure`.
+"""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -26,6 +29,9 @@ PLACED_OPS = frozenset({Op.ATTN, Op.LOAD_KV, Op.STORE_KV})
 """Ops whose cost depends on where attention runs and the KV cache lives."""
 WEIGHT_OPS = (Op.LOAD_WEIGHTS, Op.LOAD_WEIGHTS_PAGEABLE, Op.PIN_WEIGHTS)
 
+Measure = Callable[[CostModel, Task, int], float]
+"""What one rank's task takes where so many ranks do the same."""
+
 MEAN, LEAST, MOST = 0, 1, 2
 """Of which micro-batch a duration is: where all are alike they are one."""
 
@@ -33,11 +39,25 @@ EVEN = 0.05
 """Relative spread of the tokens of micro-batches up to which their mean stands for them."""
 
 
+def task_s(costs: CostModel, task: Task, num_ranks: int) -> float:
+    """One rank's time, at the rate it has beside its twins on the other ranks: alike, they do the same at all times."""
+    cost = costs(task)
+    return cost.duration_ns * 1e-9 / (1.0 if task.lane is NET else _rate(cost.demands, costs, num_ranks))
+
+
+def _rate(demands: Demands, costs: CostModel, num_ranks: int) -> float:
+    """The rate of a task that runs on all ranks at once, as far as the host's pools decide it."""
+    if num_ranks == 1:
+        return 1.0
+    of_host = tuple(one for one in demands if one[0] in (DRAM, CPU_CORES))
+    return fair_rates([of_host] * num_ranks, costs.capacities)[0]
+
+
 class Times:
     """Durations of a micro-batch's tasks, in seconds, taken from the cost model itself; prefill is one segment."""
 
-    def __init__(self, space: Candidates) -> None:
-        self.space = space
+    def __init__(self, space: Candidates, measure: Measure = task_s) -> None:
+        self.space, self._measure = space, measure
         self.model = space.problem.model
         self.counts = np.array(self.model.layer_counts, dtype=float)
         shapes = [setup.shape for setup in space.batch_setups]
@@ -103,7 +123,10 @@ class Times:
         kinds = self.model.distinct_layers
         one_each = replace(self.model, layers=kinds)
         costs = [_costs(one, one_each, one.batch.micro_batches) for one in few]
-        seconds = [[_seconds(*of, op, 1, kind, 0) for kind in range(len(kinds))] for of in zip(few, costs, strict=True)]
+        seconds = [
+            [_asked(self._measure, *of, op, 1, kind, 0) for kind in range(len(kinds))]
+            for of in zip(few, costs, strict=True)
+        ]
         sizes = [_bytes_over_link(one) for one in few]
         (slow, quick), (large, small) = np.array(seconds), np.array(sizes, dtype=float)
         two = large > small
@@ -121,7 +144,8 @@ class Times:
             costs, sizes = _costs(setup, one_each, setup.batch.micro_batches), _bytes_over_link(setup)
             for kind, size in enumerate(sizes):
                 if size:
-                    least[kind] = min(least[kind], _seconds(setup, costs, op, 1, kind, 0) / size)
+                    asked = _asked(self._measure, setup, costs, op, 1, kind, 0)
+                    least[kind] = min(least[kind], asked / size)
         return np.zeros(len(kinds)), np.where(np.isinf(least), 0.0, least)
 
     def _fill(self) -> dict[str, dict[Op, Floats]]:
@@ -132,7 +156,7 @@ class Times:
         known: dict[tuple[object, ...], list[float]] = {}
         one_each = replace(self.model, layers=self.model.distinct_layers)
         for at, batch in enumerate(self.used):
-            asked = MicroBatchTimes(self.space.batch_setups[batch], one_each, known)
+            asked = MicroBatchTimes(self.space.batch_setups[batch], one_each, known, self._measure)
             for phase, ops, steps in phases:
                 for op in ops:
                     if steps and asked.happens(op, in_prefill=phase == "prefill"):
@@ -143,8 +167,10 @@ class Times:
 class MicroBatchTimes:
     """Durations of one batch's micro-batches; what is known from another batch is not asked again."""
 
-    def __init__(self, setup: Setup, one_each: Model, known: dict[tuple[object, ...], list[float]]) -> None:
-        self._setup, self._one_each, self._known = setup, one_each, known
+    def __init__(
+        self, setup: Setup, one_each: Model, known: dict[tuple[object, ...], list[float]], measure: Measure = task_s
+    ) -> None:
+        self._setup, self._one_each, self._known, self._measure = setup, one_each, known, measure
         self._batches, self._counts = _averaged(setup.batch.micro_batches)
         self._place = (setup.policy.attention, setup.policy.kv_on_device)
         self._costs: CostModel | None = None
@@ -177,7 +203,7 @@ class MicroBatchTimes:
         if key not in self._known:
             self._costs = self._costs or _costs(self._setup, self._one_each, self._batches)
             asked = steps if op in GROWS_WITH_CONTEXT else steps[:1]
-            found = [_seconds(self._setup, self._costs, op, step, kind, j) for step in asked]
+            found = [_asked(self._measure, self._setup, self._costs, op, step, kind, j) for step in asked]
             self._known[key] = found * (len(steps) // len(found))
         return self._known[key]
 
@@ -266,8 +292,8 @@ def _two_values(space: Candidates) -> list[int]:
     return [0, most or (0 if streams else space.problem.model.num_experts // 2)]
 
 
-def _seconds(setup: Setup, costs: CostModel, op: Op, step: int, kind: int, j: int) -> float:
-    """One task of a setup; over several ranks PostAttn and Route are their halves and the sums behind them."""
+def _asked(measure: Measure, setup: Setup, costs: CostModel, op: Op, step: int, kind: int, j: int) -> float:
+    """What one task of a setup takes; over several ranks PostAttn and Route are their halves and the sums behind."""
     on_cpu = op is Op.ATTN and step > 0 and setup.policy.attention is Place.CPU
     parts = [(op, CPU if on_cpu else LANE_OF[op])]
     if op is Op.POST_ATTN and setup.num_ranks > 1:
@@ -275,18 +301,4 @@ def _seconds(setup: Setup, costs: CostModel, op: Op, step: int, kind: int, j: in
     if op is Op.ROUTE and setup.num_ranks > 1:
         parts = [(Op.OUT_PROJ, GPU), (Op.ALL_REDUCE, NET), (Op.ROUTE, GPU)]
     tasks = (Task(0, one, lane, step, kind, j, WHOLE) for one, lane in parts)
-    return sum(task_s(costs, task, setup.num_ranks) for task in tasks)
-
-
-def task_s(costs: CostModel, task: Task, num_ranks: int) -> float:
-    """One rank's time, at the rate it has beside its twins on the other ranks: alike, they do the same at all times."""
-    cost = costs(task)
-    return cost.duration_ns * 1e-9 / (1.0 if task.lane is NET else _rate(cost.demands, costs, num_ranks))
-
-
-def _rate(demands: Demands, costs: CostModel, num_ranks: int) -> float:
-    """The rate of a task that runs on all ranks at once, as far as the host's pools decide it."""
-    if num_ranks == 1:
-        return 1.0
-    of_host = tuple(one for one in demands if one[0] in (DRAM, CPU_CORES))
-    return fair_rates([of_host] * num_ranks, costs.capacities)[0]
+    return sum(measure(costs, task, setup.num_ranks) for task in tasks)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sim.cost import CostModel, Setup
-from sim.planning.bounds.durations import task_s
+from sim.planning.bounds.durations import Measure, task_s
 from sim.planning.bounds.least_use import LeastSizes
 from sim.planning.policies import Floats, Ints, Mix
 from sim.problem import Batch, Layer, MicroBatch, Policy, Routing
@@ -44,9 +44,11 @@ class Curve:
 class ExpertTimes:
     """Asks the cost model about one kind of layer with experts."""
 
-    def __init__(self, setup: Setup, layer: Layer, tokens: Sequence[int]) -> None:
+    def __init__(self, setup: Setup, layer: Layer, tokens: Sequence[int], measure: Measure = task_s) -> None:
         problem = setup.problem
-        self._problem = problem
+        self._problem, self._measure = problem, measure
+        self._start = float(problem.hardware.link.latency_s) if measure is task_s else 0.0
+        """What a copy takes however short it is: seconds, and no joules."""
         self._setup, self._layer, self._tokens = setup, layer, tokens
         self._total = layer.num_experts
         self._model = replace(problem.model, layers=(layer,))
@@ -80,14 +82,14 @@ class ExpertTimes:
     def _curve(self, op: Op, numbers: list[int], mixes: Sequence[Mix], pin: float = 0.0) -> Curve:
         values = np.stack([self._asked(op, mix, pin) for mix in mixes], axis=1)
         if op is Op.FETCH_EXPERTS:  # copies are whole numbers
-            values = np.maximum(values - float(self._problem.hardware.link.latency_s), 0.0)
+            values = np.maximum(values - self._start, 0.0)
         return Curve(np.array(numbers), values, self._alike and len(numbers) > 1)
 
     def _asked(self, op: Op, mix: Mix, pin: float = 0.0) -> Floats:
         """Seconds of one task. [tokens]."""
         costs, ranks, lane = self._costs(mix, pin), self._setup.num_ranks, LANE_OF[op]
         tasks = (Task(0, op, lane, 1, 0, j, WHOLE) for j in range(len(self._tokens)))
-        return np.array([task_s(costs, task, ranks) for task in tasks])
+        return np.array([self._measure(costs, task, ranks) for task in tasks])
 
     def _costs(self, mix: Mix, pin: float) -> CostModel:
         """Of one layer with a micro-batch of each number of tokens, each a group of its own."""

@@ -6,8 +6,7 @@ from typing import Any
 from sim.planning.export.differences import Difference, differing, matters
 from sim.planning.export.programs import Launch, ServedSetup, known_flags
 from sim.planning.export.targets import TARGETS
-from sim.planning.planner import Choice, NothingFitsError
-from sim.planning.search import Candidate, ranked
+from sim.planning.search import Candidate, Choice, NothingFitsError, ranked
 from traces.errors import InputError
 
 

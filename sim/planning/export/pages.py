@@ -7,9 +7,8 @@ from sim.planning.export.exported import Exported
 from sim.planning.export.page_sections import memory_section, predictions_table, timelines_section
 from sim.planning.export.report import COMMAND_WIDTH
 from sim.planning.export.what_ifs import slider_grid
-from sim.planning.planner import Choice
 from sim.planning.report import in_short, title
-from sim.planning.search import MEANING
+from sim.planning.search import MEANING, Choice
 from traces.page import PageColumn, Paragraphs, Section, SortableTable, render_page
 
 

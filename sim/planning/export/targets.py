@@ -19,9 +19,8 @@ from sim.planning.export.programs import (
     prefetching_server,
     reading_server,
 )
-from sim.planning.planner import Choice, NothingFitsError, best_policy
 from sim.planning.policies import PolicyGrid, sizes_up_to
-from sim.planning.search import Candidate, ranked
+from sim.planning.search import Candidate, Choice, NothingFitsError, best_policy, ranked
 from sim.problem import MOST_REQUESTS, Policy
 from sim.schedule import Place, by_name
 

@@ -15,9 +15,8 @@ from typing import Any
 
 from sim.cost import Setup
 from sim.planning.explanation import scaled
-from sim.planning.planner import Choice, NothingFitsError, best_policy
 from sim.planning.policies import PolicyGrid
-from sim.planning.search import Candidate, ranked
+from sim.planning.search import Candidate, Choice, NothingFitsError, best_policy, ranked
 from sim.problem import Hardware, Policy, Problem
 from sim.schedule import Tier, by_name
 from traces.cli import in_processes

@@ -27,6 +27,7 @@ from .placed import (
     in_words as in_words,
     placed_experts as placed_experts,
     remarks as remarks,
+    share_on_host as share_on_host,
 )
 from .space import Space as Space, candidates_of as candidates_of
 from .split import Frame as Frame, SplitCandidates as SplitCandidates, split_candidates as split_candidates

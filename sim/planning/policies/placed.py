@@ -55,6 +55,13 @@ def in_words(found: Sequence[ExpertPlaces]) -> Iterator[str]:
         yield ", ".join([first.format(f" of {one.experts} a layer"), *(other.format("") for other in others)]) + where
 
 
+def share_on_host(placement: Placement) -> float:
+    """Share of all routed experts that decode computes on the host, those of layers that run there among them."""
+    both = list(zip(placement.model.layers, placement.splits, strict=True))
+    there = sum(layer.num_experts if split.layer_on_host else split.on_host for layer, split in both)
+    return there / max(1, sum(layer.num_experts for layer, _ in both))
+
+
 def remarks(setup: Setup) -> list[str]:
     """What to say of a policy on its machine: what it does for nothing, and what it drops."""
     return [one for one in (_travels_for_nothing(setup), _drops(setup)) if one]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from sim.admission import Prompts, RequestStream, Service
 from sim.cost import Setup
 from sim.planning.explanation import MemoryUse
-from sim.planning.planner import Choice
+from sim.planning.search import Choice
 from sim.planning.streams.estimate import StreamEstimate
 from sim.planning.streams.flow import Flow
 from sim.planning.streams.search import StreamPlan, best_stream_policy
@@ -92,6 +92,7 @@ class Way:
             "steady_tokens_per_s": self.steady_tokens_per_s,
             "at_most_tokens_per_s": self.at_most_tokens_per_s,
             "bottleneck": self.bottleneck,
+            "energy_j_per_token": self.result and self.result.energy_j_per_token,
             "estimated": self.result is None,
         }
 

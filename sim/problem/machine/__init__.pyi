@@ -14,4 +14,11 @@ from .hardware import (
     Processor as Processor,
     Reserve as Reserve,
 )
+from .power import (
+    LAW_OF_CAPS as LAW_OF_CAPS,
+    Power as Power,
+    ProcessorPower as ProcessorPower,
+    RestPower as RestPower,
+    TransferPower as TransferPower,
+)
 from .quantity import Basis as Basis, Dimension as Dimension, Quantity as Quantity

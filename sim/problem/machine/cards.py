@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from sim.problem.machine.power import STACKED_J_PER_BYTE, STACKED_SOURCE, reading_watts
 from sim.problem.machine.quantity import Basis, Dimension, Quantity
 from sim.problem.presets import FOLDER, MACHINES
 from traces.errors import InputError, nearest, shown
@@ -38,16 +39,20 @@ class Card:
     memory: str
     bandwidth: str
     peak: str
+    watts: str
     source: str
+    watts_source: str
     host: str = "_plain"
     link: str = ""
     cpu: str = ""
     cores: int = 0
+    stacked: bool = False
+    """Whether its memory lies on the chip's package: HBM."""
     aliases: tuple[str, ...] = ()
     pci: tuple[str, ...] = ()
     """`vendor:device`, as `lspci -n` shows them."""
     assumed: tuple[str, ...] = ()
-    """Which of its figures no sheet says: `peak`, `cpu`, `link`; its source tells where they come from."""
+    """Which of its figures no sheet says: `peak`, `cpu`, `link`, `watts`; its source tells where they come from."""
 
     @property
     def is_unified(self) -> bool:
@@ -92,7 +97,7 @@ def card_table(key: str) -> dict[str, Any]:
     capacity, bandwidth = known("memory", Dimension.SIZE), known("bandwidth", Dimension.RATE)
     device = {"peak": known("peak", Dimension.COMPUTE)}
     memory = {"capacity": capacity, "bandwidth": bandwidth}
-    table = {"extends": card.host, "device": device, "device_memory": memory}
+    table = {"extends": card.host, "device": device, "device_memory": memory, "power": {"device": _draws(card)}}
     if not card.is_unified:
         return {
             **table,
@@ -102,6 +107,17 @@ def card_table(key: str) -> dict[str, Any]:
     host = {"peak": known("cpu", Dimension.COMPUTE), "cores": card.cores}
     one = {"unified": True, "host": host, "host_memory": memory, "extends": "_unified"}
     return {**table, **one, "description": f"{card.name}, one memory of {card.memory}"}
+
+
+def _draws(card: Card) -> dict[str, object]:
+    """What it may draw, and where its memory is stacked what it draws while it reads it; `derived` says the rest."""
+    limit = Quantity.of_text(card.watts, card.key, Dimension.POWER)
+    known: dict[str, object] = {"limit": limit.known(card.basis_of("watts"), card.watts_source).to_dict()}
+    if not card.stacked:
+        return known
+    rate = Quantity.of_text(card.bandwidth, card.key, Dimension.RATE)
+    reading_w = reading_watts(limit, rate, STACKED_J_PER_BYTE)
+    return {**known, "memory": Quantity(reading_w, "W", Basis.ASSUMED, STACKED_SOURCE).to_dict()}
 
 
 def link_peak(link: str, basis: Basis = Basis.DATASHEET) -> dict[str, object]:

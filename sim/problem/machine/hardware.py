@@ -3,16 +3,17 @@
 import bisect
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from sim.problem.machine.cards import machine_names
 from sim.problem.machine.chips import Network, Tiles
 from sim.problem.machine.derived import completed
 from sim.problem.machine.devices import OtherDevice, check_devices
 from sim.problem.machine.files import machine_table
+from sim.problem.machine.power import LAW_OF_CAPS, Power
 from sim.problem.machine.quantity import Basis, Quantity
 from sim.problem.machine.tables import Part
 from traces.errors import InputError, check_count, error_prefix, nearest
@@ -201,7 +202,8 @@ class Hardware(Part):
     both: its capacity is there once, its bandwidth is shared, and the link stands for copies within it. `reserve` is
     what of the memories no plan may use; a machine without one keeps nothing.
     `pinned_bytes` limits page-locked host memory; `pin_bytes_per_s` is the rate at which pageable memory is copied into
-    it, by as many threads as the engine stages with. `network` is there exactly when there are several devices.
+    it, by as many threads as the engine stages with; where these are all cores, devices that stage at once share it:
+    `pin_shared`. `network` is there exactly when there are several devices.
     `hand_over_s` is how long after a task's end another lane notices it: the wait on an event, or until a thread wakes;
     if not given, none.
     """
@@ -217,12 +219,15 @@ class Hardware(Part):
     host_memory: Memory
     link: Link
     unified: bool = False
+    pin_shared: bool = False
     reserve: Reserve | None = None
     network: Network | None = None
     disk: Memory | None = None
     optimizer: OptimizerConstants | None = None
     emulation: Emulation | None = None
     hand_over_s: Quantity | None = None
+    power: Power | None = None
+    """What it draws; without it, a run has no joules."""
     other_devices: tuple[OtherDevice, ...] = ()
     """What else is in the machine and no plan uses: it is not equal to the devices that are planned with."""
 
@@ -279,6 +284,11 @@ class Hardware(Part):
                         "memory, as unified says; give both the same"
                     )
 
+    @property
+    def staging_bytes_per_s(self) -> float:
+        """What one device's lane copies into page-locked memory while those of all others do, too."""
+        return self.pin_bytes_per_s / (self.num_devices if self.pin_shared else 1)
+
     def write(self, path: str | Path) -> None:
         """Write the machine's file; `load` gives the same machine back. Raises InputError if it cannot be written."""
         import tomli_w
@@ -309,6 +319,29 @@ class Hardware(Part):
         """Return the machine with the number at `path` multiplied by `factor`, and assumed. Raises InputError."""
         return self.with_value(path, self.value(path) * factor, f"{factor:g} × the value of {self.name}")
 
+    def with_power(self, known: Mapping[str, Any]) -> Self:
+        """Return the machine with what is known of its watts, as tables of its file; what is not follows from it.
+
+        Raises InputError where too little is known.
+        """
+        return type(self).from_dict(completed({**self.to_dict(), "power": dict(known)}))
+
+    def capped(self, watts: float) -> Self:
+        """Return the machine with each device held to so many watts: its clocks fall, and its memory's do not.
+
+        Raises InputError where the machine's watts are not known, and for so few that the law of caps does not hold.
+        """
+        device = self.power.device if self.power else None
+        if self.power is None or device is None:
+            raise InputError(f"power cap: {self.name} has no [power.device]; give its idle, compute, memory and limit")
+        source = f"{watts:g} W a device: {LAW_OF_CAPS}"
+        held = device.capped(watts, source)
+        found = self
+        for path, keeps in device.rates_under(watts).items():
+            if keeps < 1.0:
+                found = found.with_value(path, found.value(path) * keeps, source)
+        return replace(found, power=replace(self.power, device=held))
+
 
 def _most_of(machine: Hardware) -> Iterator[tuple[str, int, str]]:
     """Which number is at most how many times which other."""
@@ -320,3 +353,8 @@ def _most_of(machine: Hardware) -> Iterator[tuple[str, int, str]]:
     if machine.reserve is not None:
         yield "reserve.device", 1, "device_memory.capacity"
         yield "reserve.host", 1, "host_memory.capacity"
+    if machine.power is not None:
+        of = ["power.host", *(["power.device"] if machine.power.device else [])]
+        for processor, draws in itertools.product(of, ("compute", "memory")):
+            yield f"{processor}.idle", 1, f"{processor}.{draws}"
+            yield f"{processor}.{draws}", 1, f"{processor}.limit"

@@ -40,6 +40,8 @@ class Dimension(Enum):
         {f"{letter}FLOPS": 1e3**power for power, letter in enumerate(["", *"KMGTP"])},
         (1e6, 1e21),
     )
+    POWER = "a power", "W", {"W": 1.0, "mW": 1e-3, "kW": 1e3}, (0.0, 1e6)
+    PER_BYTE = "an energy a byte", "pJ/B", {"J/B": 1.0, "nJ/B": 1e-9, "pJ/B": 1e-12, "pJ/bit": 8e-12}, (0.0, 1e-3)
     TIME = "a time", "us", {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}, (0.0, 3600.0)
     SHARE = "a share", "1", {"1": 1.0}, (1e-9, 1.0)
     RATIO = "a ratio", "1", {"1": 1.0}, (1e-6, 1e6)
@@ -65,7 +67,7 @@ NO_SOURCE = "given as a text, without a source"
 
 
 class Quantity(float):
-    """A float in the SI base unit (B, B/s, FLOP/s, s, 1) that remembers how it was given.
+    """A float in the SI base unit (B, B/s, FLOP/s, s, W, J/B, 1) that remembers how it was given.
 
     It takes part in arithmetic as the float it is; `value` and `unit` are as given ("300" and "GB/s"),
     `basis` and `source` say how it is known.

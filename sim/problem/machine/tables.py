@@ -15,6 +15,8 @@ _SUFFIXES = {
     "_flops_per_s": Dimension.COMPUTE,
     "_kept_bytes": Dimension.KEPT,
     "_bytes": Dimension.SIZE,
+    "_j_per_byte": Dimension.PER_BYTE,
+    "_w": Dimension.POWER,
     "_s": Dimension.TIME,
 }
 

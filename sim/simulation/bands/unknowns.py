@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from sim.problem import Basis, Dimension, Hardware, Quantity
 
-NOT_SIMULATED = ("optimizer.", "disk.", "link.peak")
-"""Numbers that only other estimates than the simulator's use, by the beginnings of their names."""
+NOT_SIMULATED = ("optimizer.", "disk.", "link.peak", "power.")
+"""Numbers that no simulated time follows from, by the beginnings of their names."""
 
 PEAKS = {
     "device.peak": ("device.", ".compute"),

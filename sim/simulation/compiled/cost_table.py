@@ -33,6 +33,11 @@ class TaskKinds:
     growing: list[int]
     """Kinds whose cost is another in each step."""
 
+    def counts(self, issued: int) -> Array:
+        """How many tasks of each kind a step of the program issues."""
+        start = self.tasks.lane_start[issued]
+        return np.bincount(self.tasks.tasks[start[0] : start[-1], COST], minlength=len(self.static))
+
 
 class CostTable:
     """A program's tasks and what they cost in one setup, by kind of task."""

@@ -1,12 +1,12 @@
 """Steady steps on the compiled path of which each costs something else: those of a stream, which carry what comes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from sim.cost import Cost, CostModel
-from sim.schedule import PipelineShape, Schedule, Task
+from sim.schedule import PipelineShape, Schedule
 from sim.simulation.compiled.cost_table import task_kinds
 from sim.simulation.compiled.dependencies import Array
 from sim.simulation.compiled.event_loop import COST, Costs, run_events
@@ -38,18 +38,19 @@ class SteadySteps:
         kinds = task_kinds(self._program, model.layer_kinds, apart, model.page_kinds)
         self._tasks = kinds.tasks
         start = self._program.lane_start[self._program.steady]
-        used = np.unique(kinds.tasks.tasks[start[0] : start[-1], COST])
-        self._examples = [(kind, kinds.static[kind]) for kind in used.tolist()]
+        used, times = np.unique(kinds.tasks.tasks[start[0] : start[-1], COST], return_counts=True)
+        self._used, self.times = used.tolist(), times.tolist()
+        self.tasks = [kinds.examples[kind] for kind in self._used]
+        """Those that each step issues, one of each kind; their steps count from it. `times` says how often."""
         self._num_kinds = len(kinds.static)
         self._capacity = np.array(model.capacities, np.int64)
         self._hand_over_ns = model.hand_over_ns
 
-    def costs(self, cost: Callable[[Task], Cost]) -> CostVector:
-        """What a step costs whose tasks cost so much."""
+    def costs(self, costs: Sequence[Cost]) -> CostVector:
+        """What a step costs whose `tasks` cost so much."""
         duration = np.zeros(self._num_kinds, np.int64)
         amount = np.zeros((self._num_kinds, len(self._capacity)), np.int64)
-        for kind, task in self._examples:
-            found = cost(task)
+        for kind, found in zip(self._used, costs, strict=True):
             duration[kind] = found.duration_ns
             for pool, demand in found.demands:
                 amount[kind, pool] = demand

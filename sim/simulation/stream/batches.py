@@ -13,6 +13,7 @@ from sim.admission import Priority, RequestStream, StreamedRequest
 from sim.cost import Setup
 from sim.problem import Batch, MicroBatch, kv_budget, split_prompts
 from sim.simulation.compiled import CompiledPath
+from sim.simulation.energy import Joules, active_of, added, drawn_by
 from sim.simulation.prediction import NS
 from sim.simulation.sampling import StepTotals, sample
 from sim.simulation.stream.results import RequestTimes, StreamResult, lane_summaries
@@ -38,10 +39,11 @@ def serve_in_batches(
 
 @dataclass(frozen=True, slots=True)
 class _Simulated:
-    """One batch: when each step ends, what the lanes did, and how many steps were simulated for it."""
+    """One batch: when each step ends, what lanes did and drew, and how many steps were simulated for it."""
 
     ends_ns: Sequence[float]
     lanes: Sequence[LaneUse]
+    active_j: Joules
     num_simulated: int
 
 
@@ -73,7 +75,8 @@ class _BatchTimes:
         whole = StepTotals()
         whole.add(found.prefill)
         whole.add(found.decode)
-        return _Simulated(found.ends_ns(), tuple(whole.lanes.values()), len(found.simulated_steps))
+        lanes, joules = tuple(whole.lanes.values()), active_of(setup, found.shares)
+        return _Simulated(found.ends_ns(), lanes, joules, len(found.simulated_steps))
 
 
 @dataclass(slots=True)
@@ -91,6 +94,7 @@ class _Run:
     """A heap of who comes next: by length if the longest do, then by number, which is the order of arrival."""
     done: list[RequestTimes] = field(default_factory=list)
     lanes: dict[str, LaneUse] = field(default_factory=dict)
+    active_j: Joules = field(default_factory=dict)
     num_steps: int = 0
     held_ns: int = 0
     num_tokens: int = 0
@@ -119,6 +123,7 @@ class _Run:
         self.num_steps += len(found.ends_ns)
         for use in found.lanes:
             self.lanes.setdefault(str(use.lane), LaneUse(use.lane)).add(use)
+        added(self.active_j, found.active_j)
         if self.waiting:
             self.steady_to = (self.now_ns, self.num_tokens)
 
@@ -179,4 +184,6 @@ class _Run:
         lanes = lane_summaries(self.lanes.values(), self.now_ns)
         occupancy = self.held_ns / (self.times.setup.policy.batch_size * self.now_ns)
         done = tuple(sorted(self.done, key=lambda one: one.id))
-        return StreamResult(done, lanes, steady, self.num_steps, self.times.num_simulated, 0, occupancy)
+        hardware = self.times.setup.problem.hardware
+        drawn = drawn_by(hardware, self.active_j, self.now_ns * NS, len(done), self.num_tokens)
+        return StreamResult(done, lanes, steady, self.num_steps, self.times.num_simulated, 0, occupancy, drawn)

@@ -16,7 +16,7 @@ from sim.simulation.stream.record import ServedRequest, ServedStep, StreamRecord
 from sim.simulation.stream.serving import StreamRun
 from sim.simulation.stream.setup import StreamSetup
 from sim.simulation.stream.steps import FIRST, WorkCosts
-from sim.simulation.timeline import describe_shape, link_rates, span_of
+from sim.simulation.views import describe_shape, link_rates, span_of
 from traces.trace import Trace
 
 ENDLESS = 1 << 40

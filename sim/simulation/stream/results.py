@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sim.simulation.energy import Drawn
 from sim.simulation.prediction import NS, LaneSummary
 from traces.analysis import LaneUse
 from traces.trace import lane_order
@@ -37,6 +38,8 @@ STREAM_MEASURES = (
     "e2e_s",
     "occupancy",
     "bottleneck",
+    "energy_j_per_token",
+    "energy",
     "num_steps",
     "num_simulated",
     "num_preempted",
@@ -84,6 +87,8 @@ class StreamResult:
     num_preempted: int
     occupancy: float
     """Mean share of the places that requests hold, from when their prompts begin to when they end."""
+    drawn: Drawn | None = None
+    """What the machine drew, while nobody was there, too; None where its watts are not known."""
 
     @property
     def num_requests(self) -> int:
@@ -130,6 +135,16 @@ class StreamResult:
     @property
     def whole_s(self) -> Quantiles:
         return Quantiles.of(one.whole_s for one in self.requests)
+
+    @property
+    def energy_j_per_token(self) -> float | None:
+        """Joules of the whole machine for each generated token."""
+        return self.drawn.j_per_token if self.drawn else None
+
+    @property
+    def energy(self) -> dict[str, Any] | None:
+        """What it drew, as JSON values."""
+        return self.drawn.to_dict() if self.drawn else None
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON values; latencies under the names that serving benchmarks give them."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sim.admission import Admission, AdmissionRules, Composition, Priority, RequestStream, StreamedRequest
+from sim.simulation.energy import drawn_by
 from sim.simulation.prediction import NS
 from sim.simulation.stream.record import ServedStep
 from sim.simulation.stream.results import RequestTimes, StreamResult, lane_summaries
@@ -132,7 +133,9 @@ class StreamRun:
         done = tuple(sorted(self.done, key=lambda one: one.id))
         counts = self.num_steps, self.times.num_simulated, self.num_preempted
         occupancy = self.held_ns / (self.admission.rules.most_running * self.now_ns)
-        return StreamResult(done, lanes, self._steady(), *counts, occupancy)
+        hardware, tokens = self.times.hardware, sum(one.num_tokens for one in done)
+        drawn = drawn_by(hardware, self.times.active_j, self.now_ns * NS, len(done), tokens)
+        return StreamResult(done, lanes, self._steady(), *counts, occupancy, drawn)
 
     def _steady(self) -> float | None:
         if self.steady_from is None or self.steady_to is None or self.steady_to[0] <= self.steady_from[0]:

@@ -5,8 +5,10 @@ from typing import Any, NamedTuple, Protocol
 
 from sim.admission import Composition
 from sim.cost import Cost, CostModel, Sizes
-from sim.schedule import NONE, Lane, Op, Task
+from sim.problem import Hardware
+from sim.schedule import NONE, Lane, Op, PipelineShape, Schedule, Task
 from sim.simulation.compiled import CostVector, SteadySteps
+from sim.simulation.energy import Joules, StepDraws, StepJoules, added
 from sim.simulation.simulator import Simulation, StepUse
 from sim.simulation.stream.setup import StreamSetup
 from traces.analysis import LaneUse
@@ -30,10 +32,11 @@ class Behind(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """Steps that carry work of one kind: a number of their own, and what they cost."""
+    """Steps that carry work of one kind: a number of their own, what they cost, and what they draw."""
 
     number: int
     costs: Any
+    joules: StepJoules
 
 
 class StepTimes:
@@ -44,7 +47,9 @@ class StepTimes:
 
     def __init__(self, setup: StreamSetup, *, compiled: bool = True) -> None:
         self._setup = setup
-        self._path: _Path = _CompiledPath(setup) if compiled else _SimpyPath(setup)
+        self._compiled = compiled
+        self._path: _Path | None = None
+        self._tasks: list[Task] = []
         self._steps: dict[tuple[Hashable, ...], _Known] = {}
         self._behind: dict[tuple[int, int], Behind] = {}
         self._newest: tuple[Composition, _Known] | None = None
@@ -52,22 +57,32 @@ class StepTimes:
         self.num_simulated = 0
         """Steps that were simulated; the others were like one of them."""
         self.lanes: dict[str, LaneUse] = {}
+        self.active_j: Joules = {}
+        """What all steps drew above idle."""
         self._last_behind_ns: dict[Lane, int] = {}
+        self._last_ahead_j: Joules = {}
+
+    @property
+    def hardware(self) -> Hardware:
+        """The machine whose steps these are."""
+        return self._setup.problem.hardware
 
     def span_ns(self, before: Composition | None, now: Composition) -> int:
         """How long a step takes behind the one before it, or as the first one."""
-        earlier = None if before is None or before.is_empty else self._of(before)
-        span, use = self._simulated(earlier, self._of(now))
+        earlier, known = None if before is None or before.is_empty else self._of(before), self._of(now)
+        span, use = self._simulated(earlier, known)
         for lane, one in use.lanes.items():
             self.lanes.setdefault(str(lane), LaneUse(lane)).add(one)
-        self._last_behind_ns = use.behind_ns
+        added(self.active_j, known.joules.all)
+        self._last_behind_ns, self._last_ahead_j = use.behind_ns, known.joules.ahead
         return span
 
     def none_follows(self) -> None:
         """Take back what the last step has fetched for one behind it, which there is not."""
         for lane, ns in self._last_behind_ns.items():
             self.lanes[str(lane)].busy_ns -= ns
-        self._last_behind_ns = {}
+        added(self.active_j, self._last_ahead_j, -1.0)
+        self._last_behind_ns, self._last_ahead_j = {}, {}
 
     def behind(self, before: Sizes | None, now: Sizes) -> Behind:
         """The same of steps of these sizes, which are added to nothing."""
@@ -87,10 +102,21 @@ class StepTimes:
                 self._steps.clear()
                 self._behind.clear()
             self._count += 1
-            self._steps[work] = _Known(self._count, self._path.costs(sizes))
+            self._steps[work] = self._asked(WorkCosts(sizes))
         return self._steps[work]
 
+    def _asked(self, costs: "WorkCosts") -> _Known:
+        if self._path is None:
+            schedule, shape = self._setup.schedule, self._setup.shape
+            steady = SteadySteps(schedule, shape, costs.model)
+            self._path = _CompiledPath(steady) if self._compiled else _SimpyPath(schedule, shape)
+            self._tasks = steady.tasks
+            self._draws = StepDraws(self.hardware, steady.tasks, steady.times)
+        known = [costs(task) for task in self._tasks]
+        return _Known(self._count, self._path.costs(costs, known), self._draws(known))
+
     def _simulated(self, before: _Known | None, now: _Known) -> Behind:
+        assert self._path is not None, "costs come first"
         key = (before.number if before else 0, now.number)
         if key not in self._behind:
             uses = self._path.simulate([one.costs for one in (before, now) if one is not None])
@@ -122,16 +148,16 @@ class WorkCosts:
 class _Path(Protocol):
     """A way to simulate steps that follow each other, of which each costs what it does."""
 
-    def costs(self, sizes: Sizes) -> Any: ...
+    def costs(self, costs: WorkCosts, known: Sequence[Cost]) -> Any: ...
     def simulate(self, steps: Sequence[Any]) -> list[StepUse]: ...
 
 
 class _SimpyPath:
-    def __init__(self, setup: StreamSetup) -> None:
-        self._schedule, self._shape = setup.schedule, setup.shape
+    def __init__(self, schedule: Schedule, shape: PipelineShape) -> None:
+        self._schedule, self._shape = schedule, shape
 
-    def costs(self, sizes: Sizes) -> WorkCosts:
-        return WorkCosts(sizes)
+    def costs(self, costs: WorkCosts, _: Sequence[Cost]) -> WorkCosts:
+        return costs
 
     def simulate(self, steps: Sequence[WorkCosts]) -> list[StepUse]:
         uses, last, stop = list[StepUse](), len(steps) - 1, FIRST + len(steps)
@@ -145,16 +171,11 @@ class _SimpyPath:
 
 
 class _CompiledPath:
-    def __init__(self, setup: StreamSetup) -> None:
-        self._schedule, self._shape = setup.schedule, setup.shape
-        self._steady: SteadySteps | None = None
+    def __init__(self, steady: SteadySteps) -> None:
+        self._steady = steady
 
-    def costs(self, sizes: Sizes) -> CostVector:
-        costs = WorkCosts(sizes)
-        if self._steady is None:
-            self._steady = SteadySteps(self._schedule, self._shape, costs.model)
-        return self._steady.costs(costs)
+    def costs(self, _: WorkCosts, known: Sequence[Cost]) -> CostVector:
+        return self._steady.costs(known)
 
     def simulate(self, steps: Sequence[CostVector]) -> list[StepUse]:
-        assert self._steady is not None, "costs come first"
         return self._steady(steps)

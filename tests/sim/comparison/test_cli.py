@@ -438,3 +438,22 @@ def test_interruption_is_quiet(monkeypatch, capsys):
     code, _, err = run(capsys, "compare", *QUICK)
     assert code == 130
     assert err == "interrupted\n"
+
+
+def test_prices_give_money_for_each_schedule(capsys, tmp_path):
+    file = tmp_path / "results.json"
+    given = (*QUICK, "--schedules", "flexgen", "--price-per-hour", "0.36")
+    _, out, _ = run(capsys, "compare", *given, "--json", str(file))
+    table = json.loads(file.read_text())
+    (one,) = table["results"]
+    assert one["money_per_million_tokens"] == pytest.approx(100 / one["throughput_tokens_per_s"])
+    assert table["prices"] == {"per_hour": 0.36, "per_kwh": None}
+    assert "what generated tokens cost" in out
+    assert "prices" not in results(capsys, *QUICK, "--schedules", "flexgen")
+
+
+def test_prices_of_requests_that_come(capsys):
+    table = results(capsys, *QUICK, "--schedules", "flexgen", "--requests", "80", "--price-per-kwh", "0.36")
+    (one,) = table["results"]
+    assert one["money_per_million_tokens"] == pytest.approx(0.1 * one["energy_j_per_token"])
+    assert one["money_per_request"] == pytest.approx(4e-6 * one["money_per_million_tokens"])

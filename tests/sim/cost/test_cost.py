@@ -108,6 +108,14 @@ class TestCopies:
         assert cost.duration_ns == pytest.approx(20_000 + EXPERTS_BYTES / 5, abs=1)
         assert cost.bound == "pin copy"
 
+    def test_devices_that_copy_on_all_cores_share_the_rate_of_the_pin_copy(self):
+        alone, apart, together = (
+            cost_of(one_task(Op.PIN_WEIGHTS), machine=replace(round_machine(ranks), pin_shared=shared)).duration_ns
+            for ranks, shared in ((1, True), (2, False), (2, True))
+        )
+        assert alone - 20_000 == pytest.approx(2 * (apart - 20_000), abs=2)  # each copies half of the bytes
+        assert together == pytest.approx(alone, abs=2)
+
     def test_schedules_that_stream_all_weights_stream_the_rest_of_the_layer_too(self):
         attention = 2 * 4096 * 4096 + 2 * 4096 * 1024
         rest = 2 * (attention + ROUTER_WEIGHTS + 2 * 4096)  # with two norms

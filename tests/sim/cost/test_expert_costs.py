@@ -3,6 +3,7 @@
 One expert of Mixtral has 3 x 4096 x 14336 weights of 2 bytes; each token uses 2 of 8.
 """
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -11,7 +12,7 @@ from sim_examples import cost_of, few_layers, made_setup, one_task, preset, roun
 
 from sim.cost import ExpertUse
 from sim.cost.pools import ALL_CORES, CPU_CORES, DRAM
-from sim.problem import Batch, Problem, Routing, Workload
+from sim.problem import Batch, Problem, Routing, Tiles, Workload
 from sim.schedule import DEFERRED, ExpertPlace, Op
 from sim.simulation import predict
 
@@ -27,6 +28,11 @@ def touched(tokens, experts, of=8, top_k=2):
 
 def on_host(**fields):
     return {"schedule": "cpu-experts", "micro_batch_size": 64, "experts_on_device": 0.5, **fields}
+
+
+def with_tiles(tokens):
+    machine = round_machine()
+    return replace(machine, device=replace(machine.device, tiles=Tiles(1, 1, 1, tokens)))
 
 
 class TestHost:
@@ -155,6 +161,25 @@ class TestDevice:
         assert [len(setup.shape.group(group)) for group in (0, 1)] == [2, 3]
         for op in (Op.DEVICE_EXPERTS, Op.HOST_EXPERTS, Op.OFFLOAD_TOKENS, Op.LOAD_OUTPUT):
             assert costs(one_task(op, micro_batch=0)).bytes < costs(one_task(op, micro_batch=2)).bytes
+
+    @pytest.mark.parametrize(("schedule", "op"), [("cgopipe", Op.POST_ATTN), ("hybrid", Op.DEVICE_EXPERTS)])
+    def test_tiles_take_as_long_for_a_few_tokens_as_for_all_that_they_hold(self, schedule, op):
+        """Of 4096 rows, so that arithmetic counts: each of eight experts has few of 64 tokens, and computes a tile."""
+        fields = {"schedule": schedule, "experts_on_device": 1.0, "num_micro_batches": 1}
+        plain, single, tiled = (
+            [cost_of(one_task(op), **fields, micro_batch_size=size, machine=one) for size in (64, 128)]
+            for one in (round_machine(), with_tiles(1), with_tiles(4096))
+        )
+        assert plain == single
+        assert [one.flops for one in tiled] == [one.flops for one in plain], "what is padded is no work of the model"
+        computed_s = 8 * 4096 * 2.0 * 3 * 4096 * 14336 / (0.25 * 100e12)
+        for one in tiled:
+            assert one.duration_ns * 1e-9 == pytest.approx(computed_s, rel=0.01)
+            assert one.bound == "device compute"
+
+    def test_tiles_of_a_device_are_none_of_the_host(self):
+        plain, tiled = (cost_of(one_task(Op.HOST_EXPERTS), **on_host(machine=m)) for m in (None, with_tiles(64)))
+        assert plain == tiled
 
     def test_routing_is_post_attention_without_its_experts(self):
         fields = {"schedule": "hybrid", "experts_on_device": 1.0, "micro_batch_size": 8, "num_micro_batches": 1}

@@ -88,12 +88,6 @@ class TestTiles:
         assert padding.pre_attn(layer, 7) == pytest.approx((6000 + 3000 + 3000) / (4096 + 1024 + 1024))
         assert padding.out_proj(layer, 7) == pytest.approx(6000 / 4096)
 
-    def test_an_expert_computes_a_tile_for_a_single_token_and_half_of_one_too_much_for_many(self):
-        tiles = Tiles(8, 128, 128, expert_rows=128)
-        assert tiles.padded_rows(3, 3) == 3 * 128
-        assert tiles.padded_rows(8, 8000) == 8000 + 8 * 127 / 2
-        assert Tiles(8, 128, 128).padded_rows(2, 16) == 16 + 2 * 7 / 2
-
     def test_what_is_padded_is_no_work_of_the_model(self):
         task, machine = one_task(Op.POST_ATTN), round_machine()
         plain, padded = (cost_of(task, machine=one) for one in (machine, with_tiles(machine, 8, 512, 512)))

@@ -9,7 +9,7 @@ from plan_examples import SMALL, simple_problem
 
 from sim.planning import best_policy
 from sim.planning.explanation import FACTORS, RESOURCES, explain, near, scaled, sentences, without_anomaly
-from sim.planning.planner import plan
+from sim.planning.search import plan
 from sim.problem import Policy
 from sim.schedule import Place
 from sim.simulation import predict

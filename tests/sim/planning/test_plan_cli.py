@@ -22,7 +22,7 @@ def small_grid(monkeypatch):
         return PolicyGrid(*args, **given) if args else PolicyGrid(**{**sizes, **given})
 
     monkeypatch.setattr("sim.planning.PolicyGrid", few)
-    monkeypatch.setattr("sim.planning.planner.PolicyGrid", few)
+    monkeypatch.setattr("sim.planning.search.planner.PolicyGrid", few)
     monkeypatch.setattr("sim.planning.picture.PER_DOUBLING", 1)
 
 
@@ -170,7 +170,7 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("args", "message"),
         [
-            (["--objective", "speed"], "--objective: 'speed' is none of throughput, latency, memory"),
+            (["--objective", "speed"], "--objective: 'speed' is none of throughput, latency, memory, energy"),
             (["--optimizer", "magic"], "--optimizer: 'magic' is none of simulator, hrm"),
             (["--top", "0"], "--top: 0 is not allowed"),
             (["--gen-len", "0"], "--gen-len: 0 is not allowed"),
@@ -224,3 +224,60 @@ class TestRequests:
     def test_what_says_nothing_of_a_stream_is_refused_in_a_line(self, capsys, more):
         run("--requests", "30", *more, code=2)
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+class TestEnergy:
+    def test_text_and_json_weigh_speed_against_energy_and_say_what_it_costs(self, tmp_path, capsys):
+        picture, file = tmp_path / "front.png", tmp_path / "plan.json"
+        prices = ("--price-per-hour", "0.5", "--price-per-kwh", "0.3")
+        given = ("--objective", "energy", "--power-cap", "55,70", "--plot-energy", str(picture), *prices, "--no-band")
+        run(*given, "--json", str(file))
+        table, text = json.loads(file.read_text()), " ".join(capsys.readouterr().out.split())
+        points = table["energy_front"]["points"]
+        assert table["energy_j_per_token"] <= 1.01 * points[-1]["energy_j_per_token"]
+        assert table["power_cap"]["power_cap_w"] in (55, 70)
+        rate, joules = table["throughput_tokens_per_s"], table["energy_j_per_token"]
+        token = 0.5 / 3600 / rate + 0.3 / 3.6e6 * joules
+        assert table["money_per_million_tokens"] == pytest.approx(token * 1e6)
+        assert table["money_per_request"] == pytest.approx(token * 5)
+        assert all(one["money_per_request"] > 0 for one in (*points, *table["top"]))
+        for said in ("speed against energy", "Each device is held to 55 of 70 W", "cube of the clocks", "money/M"):
+            assert said in text
+        assert picture.read_bytes().startswith(b"\x89PNG")
+
+    def test_the_fastest_within_a_limit_or_the_least_there_is(self, capsys):
+        free, least = planned(capsys), planned(capsys, "--objective", "energy")
+        assert "energy_front" not in free
+        most = least["energy_j_per_token"] * 1.02
+        within = planned(capsys, "--max-joules-per-token", str(most))
+        assert within["energy_j_per_token"] <= most
+        assert least["throughput_tokens_per_s"] <= within["throughput_tokens_per_s"]
+        assert within["throughput_tokens_per_s"] <= 1.02 * free["throughput_tokens_per_s"]  # looked for more closely
+        run("--max-joules-per-token", "0.0001", code=2)
+        error = capsys.readouterr().err
+        assert "no policy generates a token with 0.0001 J; the fewest joules are" in error
+        assert error.count("\n") == 1
+
+    def test_of_requests_each_way_has_its_price(self, capsys):
+        table = planned(capsys, "--requests", "30", "--price-per-kwh", "0.3", "--gen-len", "7")
+        joules = table["energy_j_per_token"]
+        assert table["money_per_request"] == pytest.approx(7 * 0.3 / 3.6e6 * joules)
+        assert table["ways"][0]["money_per_request"] == table["money_per_request"]
+
+    @pytest.mark.parametrize(
+        ("args", "message"),
+        [
+            (["--power-cap", "fast"], "--power-cap: 'fast' is not allowed; give watts above 0"),
+            (["--power-cap", "1"], "power cap: 1 W is less than"),
+            (["--max-joules-per-token", "0"], "--max-joules-per-token: 0 is not allowed"),
+            (["--max-joules-per-token", "3", "--objective", "latency"], "limits throughput, not latency"),
+            (["--price-per-kwh", "-1"], "--price-per-kwh: -1.0 is not allowed"),
+            (["--optimizer", "hrm", "--schedules", "cgopipe", "--power-cap", "60"], "leave out what asks for energy"),
+            (["--requests", "30", "--power-cap", "60"], "--power-cap: with --requests"),
+        ],
+    )
+    def test_mistakes_are_told_in_a_line(self, args, message, capsys):
+        run(*args, code=2)
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1

@@ -10,9 +10,8 @@ from sim_examples import few_layers, preset, round_machine
 
 from sim.cost import Setup
 from sim.planning import NothingFitsError, PolicyGrid, best_policy
-from sim.planning.planner import hrm_setup, plan
 from sim.planning.policies import candidates_of
-from sim.planning.search import ENOUGH_THROUGHPUT, SAME_LATENCY, TOLERANCE, Objective
+from sim.planning.search import ENOUGH_THROUGHPUT, SAME_LATENCY, TOLERANCE, Objective, hrm_setup, plan
 from sim.problem import Hardware, Policy, Problem, Workload
 from sim.schedule import by_name, registered
 from sim.simulation import predict

@@ -12,12 +12,11 @@ from sim.cost import Setup
 from sim.planning import NothingFitsError, PolicyGrid, best_policy
 from sim.planning.bounds import least_seconds
 from sim.planning.picture import PER_DOUBLING_SPLIT
-from sim.planning.planner import MOST_SIMULATIONS
 from sim.planning.policies import TIERS, Mix, candidates_of
 from sim.planning.policies.grid import sizes_up_to
 from sim.planning.policies.placed import host_layers_in_words, in_words, placed_experts
 from sim.planning.policies.split import MOST_SIZES
-from sim.planning.search import TOLERANCE
+from sim.planning.search import MOST_SIMULATIONS, TOLERANCE
 from sim.problem import Hardware, Histogram, LayerHistogram, Policy, Problem, Routing, TokenCounts, Workload
 from sim.schedule import Place, by_name, registered
 from sim.simulation import predict

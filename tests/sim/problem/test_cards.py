@@ -91,7 +91,7 @@ def test_every_source_is_an_address_that_a_reader_can_open():
 
 def test_what_no_sheet_says_is_assumed_and_never_a_memory():
     assumed = {key: card.assumed for key, card in cards().items() if card.assumed}
-    assert {figure for figures in assumed.values() for figure in figures} == {"peak", "cpu", "link"}
+    assert {figure for figures in assumed.values() for figure in figures} == {"peak", "cpu", "link", "watts"}
     assert {key for key, figures in assumed.items() if "cpu" in figures} == {
         key for key, card in cards().items() if card.is_unified
     }

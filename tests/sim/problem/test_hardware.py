@@ -103,6 +103,13 @@ class TestPresets:
         assert device.gemm.compute == device.experts.compute == device.attention.compute
         assert device.gemm.compute.basis is Basis.FITTED
 
+    def test_devices_of_one_host_share_what_its_cores_copy_and_attend(self):
+        one, two, four = (Hardware.load(name) for name in ("gcp-t4", "gcp-2xt4", "gcp-4xt4"))
+        assert two.pin_bytes_per_s / one.pin_bytes_per_s == pytest.approx(32 / 24, rel=1e-3)
+        assert one.host.request_overhead_s / two.host.request_overhead_s == pytest.approx(32 / 24, rel=1e-3)
+        assert two.staging_bytes_per_s == 2 * four.staging_bytes_per_s == two.pin_bytes_per_s / 2
+        assert one.link.h2d_bytes_per_s == four.link.h2d_bytes_per_s
+
     def test_several_devices_have_a_network_and_one_has_none(self):
         assert [Hardware.load(name).num_devices for name in PAPER] == [1, 1, 2, 4]
         assert [Hardware.load(name).network is not None for name in PAPER] == [False, False, True, True]
@@ -228,7 +235,8 @@ class TestUserFile:
             ("name = 3", "name: 3 is not a text"),
             ('name = " "', "name: it is empty"),
             ("link = 3", "link: 3 is not a table of peak, h2d, d2h"),
-            ("power = 3", "power: unknown field"),
+            ("noise = 3", "noise: unknown field"),
+            ("power = 3", "power: 3 is not a table of host, host_memory"),
             ('[device.gemm]\ncompute = { value = 1.2, unit = "1", basis = "assumed", source = "x" }',
              "device.gemm.compute: 1.2 is not allowed; it must be above 0 and at most 1"),
         ],

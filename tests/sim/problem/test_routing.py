@@ -19,6 +19,7 @@ from sim.problem import (
     TokenCounts,
     Use,
     drawn_uses,
+    expected_padding,
     expected_use,
     lru_hit_rate,
 )
@@ -266,6 +267,39 @@ class TestExpectedUse:
     def test_nothing_uses_nothing(self):
         every = popularity(8, 2)
         assert expected_use(every, 2, 0, 0, 8) == expected_use(every, 2, 7, 3, 3) == Use(0, 0, 0)
+
+
+class TestPadding:
+    """Rows of tiles over the pairs of tokens and experts in them."""
+
+    @pytest.mark.parametrize(("tokens", "tile"), [(7, 4), (36, 64), (200, 32), (700, 64)])
+    def test_it_is_the_mean_of_what_fills_tiles(self, tokens, tile):
+        every = popularity(8, 2, 0.6)
+        ways = [comb(tokens, number) for number in range(tokens + 1)]
+        rows = sum(
+            -(-number // tile) * tile * ways[number] * share**number * (1 - share) ** (tokens - number)
+            for share in every.tolist()
+            for number in range(tokens + 1)
+        )
+        assert expected_padding(every, tokens, 0, 8, tile) == pytest.approx(rows / (2 * tokens), rel=0.02)
+
+    def test_few_tokens_fill_a_tile_each_and_many_nearly_all(self):
+        every = popularity(8, 2)
+        assert expected_padding(every, 1, 0, 8, 64) == pytest.approx(64)
+        assert expected_padding(every, 100_000, 0, 8, 64) == pytest.approx(1.0, abs=2e-3)
+
+    @given(popularities(), st.integers(1, 3000), st.sampled_from([2, 16, 64]))
+    @settings(deadline=None, max_examples=60)
+    def test_more_tokens_never_need_fewer_rows_nor_fewer_than_there_are(self, case, tokens, tile):
+        every, _ = case
+        fewer, more = (expected_padding(every, number, 0, len(every), tile) for number in (tokens, tokens + tile))
+        assert min(fewer, more) >= 1.0
+        assert more * (tokens + tile) >= fewer * tokens * (1 - 1e-3)
+
+    def test_rows_of_one_are_never_padded_and_nothing_is_not(self):
+        every = popularity(8, 2, 1.0)
+        assert expected_padding(every, 5, 0, 8, 1) == expected_padding(every, 0, 0, 8, 64) == 1.0
+        assert expected_padding(every, 5, 3, 3, 64) == 1.0
 
 
 def slower(uses, number, costs):

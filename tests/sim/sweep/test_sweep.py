@@ -15,6 +15,7 @@ import pytest
 from sim.cli import main
 from sim.comparison import Asked, compare
 from sim.hrm import search_policies
+from sim.planning import MONEY, Prices
 from sim.problem import Hardware, Model, Problem, Routing, Workload
 from sim.schedule import Place
 from sim.sweep.axes import parse_axes
@@ -385,3 +386,13 @@ def test_help_and_start_up_need_no_library_of_pictures_or_workers():
     )
     shown = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == ""
+
+
+def test_prices_are_columns_and_rows_without_them_stay_as_they_were():
+    plain, priced = (swept(["prompt_len=64"], prices=prices) for prices in (Prices(), Prices(per_hour=0.36)))
+    assert priced.columns == (*plain.columns, *MONEY)
+    assert priced.digest != plain.digest
+    (row,) = map(row_of, priced.points())
+    assert tuple(row) == priced.columns
+    assert row["money_per_million_tokens"] == pytest.approx(100 / row["throughput_tokens_per_s"])
+    assert row["money_per_request"] == pytest.approx(4e-6 * row["money_per_million_tokens"])

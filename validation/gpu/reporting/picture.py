@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from traces.cli import ROW_ORDER, new_figure, open_frame, save
 from traces.page import colours
 from validation.gpu.piece import SAID
-from validation.gpu.reporting.summary import ProofSummary
-from validation.gpu.reporting.text import ONE_WAY, shown_name
+from validation.gpu.reporting.summary import ProofSummary, shown_name
+from validation.gpu.reporting.text import ONE_WAY
 
 GIGA = 1e9
 

@@ -18,6 +18,9 @@ from validation.replay import replay_trace
 SAME = 1e-3
 """Two predictions of one run are the same up to this share: one simulates each step, the other samples long runs."""
 
+SHORTER = {"_pin_weights-True": "", "_experts_on_": " ", "-": " "}
+"""What all runs have in common is left out of their names; parts of them are said as words."""
+
 
 @dataclass(frozen=True, slots=True)
 class StageCount:
@@ -169,3 +172,12 @@ def _unchanged(record: ProofRecord, findings: Findings | None) -> bool | None:
     }
     apart = [abs(run.predicted_tokens_per_s / said[run.case.name] - 1) for run in findings.runs]
     return bool(max(apart) < SAME)
+
+
+def shown_name(case: str) -> str:
+    """A run's name in a few words, without what all runs have in common."""
+    model, schedule, *rest = case.split("_", 2)
+    what = "_" + "_".join(rest)
+    for part, said in SHORTER.items():
+        what = what.replace(part, said)
+    return f"{model} {schedule} {what.removeprefix('_')}"

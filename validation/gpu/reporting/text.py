@@ -10,15 +10,13 @@ from rich.markup import escape
 from traces.cli import PROSE, TEXT, Report
 from validation.campaign import IN_SHORT, layer_rows
 from validation.gpu.piece import MET, SAID
-from validation.gpu.reporting.summary import ProofSummary
+from validation.gpu.reporting.energy import print_energy
+from validation.gpu.reporting.summary import ProofSummary, shown_name
 
 WIDTH = 80
 GIGA = 1e9
 MIB = 1024**2
 LANES = ("GPU", "CPU", "H2D", "D2H", "PIN")
-
-SHORTER = {"_pin_weights-True": "", "_experts_on_": " ", "-": " "}
-"""What all runs have in common is left out of their names; parts of them are said as words."""
 
 ONE_WAY = ("copies to the device", "copies from the device")
 """How the facts begin that are rates by size."""
@@ -45,7 +43,7 @@ def _print_proof(summary: ProofSummary, out: Report) -> None:
         out.table(columns, layers, f"layers of validation: measured ({settings['origin']}), predicted (simulated)")
     for part in (_print_machine, _print_copies, _print_parity, _print_calibration):
         part(summary, out)
-    for part in (_print_runs, _print_peers, _print_times, _print_whole):
+    for part in (_print_runs, print_energy, _print_peers, _print_times, _print_whole):
         part(summary, out)
     for title, lines in (("Failed", summary.failures), ("Left out", summary.left_out)):
         if lines:
@@ -155,15 +153,6 @@ def _run_row(case: str, one: Mapping[str, Any], said: Mapping[str, Any]) -> tupl
     memory = (said["plan_bytes"]["device"], one["peak_bytes"].get("device"), one["reserved_bytes"])
     links = (_rate(lanes, "H2D"), _rate(lanes, "D2H"), one["cores"], 1e3 * one["host"]["cpu_s_per_turn"])
     return (shown_name(case), *rates, *busy, *links, *map(_giga, memory))
-
-
-def shown_name(case: str) -> str:
-    """A run's name in a few words, without what all runs have in common."""
-    model, schedule, *rest = case.split("_", 2)
-    what = "_" + "_".join(rest)
-    for part, said in SHORTER.items():
-        what = what.replace(part, said)
-    return f"{model} {schedule} {what.removeprefix('_')}"
 
 
 def _print_peers(summary: ProofSummary, out: Report) -> None:

@@ -1,6 +1,7 @@
 """Stage 3: the machine in numbers for each model, before any run is predicted."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -40,6 +41,7 @@ def _measure(bench: Workbench, name: str, number: int) -> dict[str, Any]:
         "rounds": len(done),
         "bytes_per_s": {what: one.median for what, one in rates.items()},
         "flop_per_s": {"device": of.device_peak.median, "host": of.host_peak.median},
+        "watts": None if calibration.watts is None else asdict(calibration.watts),
         "fits": [
             {"what": one.what, "median_error": one.median_error, "worst_error": one.worst_error}
             for one in calibration.fits

@@ -44,6 +44,8 @@ def predicted(setup: Setup) -> dict[str, Any]:
         "decode_s": found.decode_s,
         "bottleneck": found.bottleneck,
         "busy_s": {name: lane.busy_s for name, lane in found.lanes.items()},
+        "energy": None if found.energy is None else found.energy.to_dict(),
+        "generated_tokens": setup.batch.generated_tokens,
         "plan_bytes": setup.memory.peak_bytes(),
         "shortages": [str(one) for one in setup.shortages],
     }
@@ -69,7 +71,8 @@ def run_on_bench(bench: Workbench, case: Case, model: Any, device_bytes: int) ->
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
     with bench.device(device_bytes) as device:
         what = (model, (WARM_UP + 1) * case.prompts(model.config.vocab_size), case.chosen_schedule, case.policy)
-        result = engine.run(*what, max_new_tokens=case.gen_len, device=device, on_batch=done.append, do_sample=False)
+        given = (case.micro_batch_size, case.gen_len, device)
+        result = engine.run(*what, *given, on_batch=done.append, do_sample=False, energy=True)
     took_s, took_cpu_s = time.perf_counter() - start_s, time.process_time() - start_cpu_s
     trace = done[-1].trace
     return trace, {

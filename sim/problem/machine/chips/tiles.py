@@ -39,14 +39,14 @@ class Tiles(Part):
         """The same of one row."""
         return _up(inputs, self.inputs) * _up(outputs, self.outputs)
 
-    def padded_rows(self, experts: float, rows: float) -> float:
-        """Rows that so many experts compute for `rows` tokens together, which chance deals out."""
-        tile = self.expert_rows or self.rows
-        return max(experts * tile, rows + experts * (tile - 1) / 2) if rows else 0.0
+    @property
+    def expert_tile(self) -> int:
+        """Rows of an expert that are computed at once."""
+        return self.expert_rows or self.rows
 
     def padded_capacity(self, rows: float) -> float:
         """Rows that an expert computes which always computes so many."""
-        return _up(rows, self.expert_rows or self.rows)
+        return _up(rows, self.expert_tile)
 
 
 NO_TILES = Tiles(1, 1, 1)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from sim.cost import CacheContent, Setup
 from sim.problem import Batch
 from sim.schedule import USES_EXPERTS, LaneKind, MemoryPart, Op, PipelineShape, Task, Tier, layout_of
+from sim.simulation.energy import power_counters
 from sim.simulation.simulator import Executed, simulate_steps
 from traces.trace import LINK_RATE, MEMORY, NONE, Counter, Span, Trace
 
@@ -39,7 +40,8 @@ def record(setup: Setup, metadata: dict[str, Any], num_steps: int = RECORDED_STE
         **structure(setup.shape, setup.batch),
         **metadata,
     }
-    return Trace(whole, [span_of(one) for one in executed], [*_memory(setup, executed), *link_rates(executed)])
+    counters = [*_memory(setup, executed), *link_rates(executed), *power_counters(setup, executed)]
+    return Trace(whole, [span_of(one) for one in executed], counters)
 
 
 def structure(shape: PipelineShape, batch: Batch) -> dict[str, Any]:

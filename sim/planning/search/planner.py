@@ -6,9 +6,9 @@ on the number of simulations is given and met, `Plan.unsettled` says how many ca
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,15 +19,16 @@ from sim.planning.policies import (
     Space,
     candidates_of,
     host_layer_candidates,
-    short_bytes,
     usually_locked,
 )
-from sim.planning.search import TOLERANCE, Candidate, Objective, Plan, at_best, ranked
+from sim.planning.search.best_first import TOLERANCE, Plan, at_best
+from sim.planning.search.candidate import Candidate
+from sim.planning.search.objectives import Objective, ranked
+from sim.planning.search.refusals import AboveLimitError, NothingFitsError, check_limit, nothing_fits
 from sim.problem import NoRoomError, Policy, Problem
-from sim.schedule import ExpertPlace, Schedule, Tier, by_name, registered
+from sim.schedule import ExpertPlace, Schedule, by_name, registered
 from traces.cli import in_processes
 from traces.data_frame import Tabular
-from traces.errors import InputError
 
 NARROWER_BITS = (8.0, 4.0)
 """Widths of weights that are tried where nothing fits."""
@@ -47,18 +48,6 @@ PARTS = (0.5, 0.75, 1.0)
 """Of the most residents that fit there; at other sizes the most alone, as fewer are rarely better."""
 
 
-class NothingFitsError(InputError):
-    """No policy on the grid fits the machine. `short_bytes` is what the nearest one lacks.
-
-    What lacks host memory alone is nearer than what the device is too small for (`is_on_device`): it is mended easily.
-    """
-
-    def __init__(self, message: str, short_bytes: int = 0, *, is_on_device: bool = False) -> None:
-        super().__init__(message)
-        self.short_bytes = short_bytes
-        self.is_on_device = is_on_device
-
-
 @dataclass(frozen=True, slots=True)
 class Choice(Tabular):
     """The best policy of several schedules, and each one's own."""
@@ -71,6 +60,10 @@ class Choice(Tabular):
     """Why nothing fits, by schedule."""
     num_requests: int | None = None
     """What was asked for exactly, if anything."""
+    most_joules: float | None = None
+    """Joules a token that the best may use at most, if that is given."""
+    above: dict[str, Plan] = field(default_factory=dict)
+    """Plans of schedules that fit, none of whose policies uses so few, by schedule."""
 
     @property
     def plan(self) -> Plan:
@@ -83,7 +76,11 @@ class Choice(Tabular):
     @property
     def ranked(self) -> list[Candidate]:
         """All simulated candidates of all schedules, the best first."""
-        return ranked([one for plan in self.plans.values() for one in plan.ranked], self.objective)
+        return ranked([one for plan in self.plans.values() for one in plan.ranked], self.objective, self.most_joules)
+
+    def allows(self, one: Candidate) -> bool:
+        """Whether a candidate uses no more joules than it may."""
+        return self.most_joules is None or one.joules_per_token <= self.most_joules
 
     @property
     def effort(self) -> dict[str, int]:
@@ -126,14 +123,21 @@ def plan(
     found = {name: done[name] for name in schedules}
     plans = {name: one for name, one in found.items() if isinstance(one, Plan)}
     failed = {name: one for name, one in found.items() if isinstance(one, NothingFitsError)}
+    above = {name: one for name, one in failed.items() if isinstance(one, AboveLimitError)}
     if not plans:
+        if above:
+            least = min(above.values(), key=lambda one: one.least_joules)
+            raise AboveLimitError(
+                str(least), least.least_joules, [plan for one in above.values() for plan in one.plans]
+            )
         nearest = min(failed.values(), key=lambda one: (one.is_on_device, one.short_bytes))
         text = f"{nearest}{_narrower(problem, schedules, options)}"
         raise NothingFitsError(text, nearest.short_bytes, is_on_device=nearest.is_on_device)
     best_first = [one.schedule for one in ranked([one.best for one in plans.values()], objective)]
     reasons = {name: str(one) for name, one in failed.items()}
     best = {name: plans[name] for name in best_first}
-    return Choice(problem, objective, best, reasons, options.get("num_requests"))
+    asked = options.get("num_requests"), options.get("most_joules")
+    return Choice(problem, objective, best, reasons, *asked, {name: one.plans[0] for name, one in above.items()})
 
 
 def _try(problem: Problem, objective: Objective, options: dict[str, Any], name: str) -> "Plan | NothingFitsError":
@@ -173,13 +177,17 @@ def best_policy(
     most_simulations: int = MOST_SIMULATIONS,
     at_least: int = 1,
     mix_attention: bool = False,
+    most_joules: float | None = None,
+    along_front: bool = False,
 ) -> Plan:
     """The best policy of one schedule, sizes that are given kept.
 
     `num_requests` asks for exactly these requests in one batch, or if that fits no memory for the best smaller batch.
     `at_least` so many candidates that differ in more than pages and page-locked weights are simulated, to have some to
     compare with. With `mix_attention` some micro-batches may attend on the device beside others on the CPU, where the
-    schedule can: near the best policy without. Raises NothingFitsError with the smallest lack of memory on the grid.
+    schedule can: near the best policy without. Of those that use at most `most_joules` a token the best is looked for.
+    With `along_front` what is best in both, speed and joules, is looked for too. Raises NothingFitsError with the
+    smallest lack of memory on the grid, or AboveLimitError with the fewest joules.
     """
     grid = (grid or PolicyGrid()).with_sizes(micro_batch_size, num_micro_batches)
     if num_requests is not None:
@@ -196,24 +204,39 @@ def best_policy(
     else:
         on_host = host_layer_candidates(problem, schedule, grid)
         if not len(on_host):
-            raise _nothing_fits(schedule.name, [nothing[0], on_host])
-        plan = Plan(objective, most_simulations=MOST_SIMULATIONS)
+            raise nothing_fits(schedule.name, [nothing[0], on_host])
+        plan = Plan(objective, TOLERANCE, MOST_SIMULATIONS, most_joules, along_front)
         plan.look_through(on_host, at_least)
+        check_limit(schedule.name, plan)
         return plan
-    grid = tried
-    splits = schedule.system.splits_experts
-    plan = Plan(objective, tolerance, most_simulations)
+    plan = Plan(objective, tolerance, most_simulations, most_joules, along_front)
     plan.look_through(found, at_least)
-    for reach, values in (NEAR_SPLIT if splits else NEAR) if refine and num_requests is None else ():
-        near = grid.around(plan.best.policy, reach, values)
-        near = near.with_places_near(plan.best.policy, FINER[0], (1.0,)) if splits else near
-        plan.look_through(candidates_of(problem, schedule, near), 1)
-    for step in FINER if refine and splits else ():
-        near = grid.with_sizes(plan.best.policy.micro_batch_size, plan.best.policy.num_micro_batches)
-        plan.look_through(candidates_of(problem, schedule, near.with_places_near(plan.best.policy, step, PARTS)), 1)
+    ends = (plan.fastest, plan.thriftiest) if along_front else ()
+    looked_near = set[Policy]()
+    for start in (lambda: plan.best, *ends) if refine else ():
+        if start().policy not in looked_near:
+            for near in _near(schedule, tried, start, sizes=num_requests is None):
+                plan.look_through(candidates_of(problem, schedule, near), 1)
+            looked_near.add(start().policy)
     if mix_attention and schedule.system.mixes_attention:
         plan.look_beside_the_cpu()
+        if along_front:
+            plan.look_from_cpu_to_device()
+    check_limit(schedule.name, plan)
     return plan
+
+
+def _near(schedule: Schedule, grid: PolicyGrid, start: Callable[[], Candidate], *, sizes: bool) -> Iterator[PolicyGrid]:
+    """Finer grids around a policy, which may be another one when the next is asked for."""
+    splits = schedule.system.splits_experts
+    for reach, values in (NEAR_SPLIT if splits else NEAR) if sizes else ():
+        policy = start().policy
+        near = grid.around(policy, reach, values)
+        yield near.with_places_near(policy, FINER[0], (1.0,)) if splits else near
+    for step in FINER if splits else ():
+        policy = start().policy
+        near = grid.with_sizes(policy.micro_batch_size, policy.num_micro_batches)
+        yield near.with_places_near(policy, step, PARTS)
 
 
 def _grids(schedule: Schedule, grid: PolicyGrid) -> list[PolicyGrid]:
@@ -224,20 +247,6 @@ def _grids(schedule: Schedule, grid: PolicyGrid) -> list[PolicyGrid]:
     if system.experts & ExpertPlace.STREAMED and not system.streams_non_experts:
         found += [replace(one, stream_non_experts=True) for one in found]
     return found
-
-
-def _nothing_fits(schedule: str, tried: Sequence[Space]) -> NothingFitsError:
-    lacking = [one.nearest for one in tried if one.nearest is not None and one.nearest.shortages]
-    if not lacking:
-        return NothingFitsError(f"{schedule}: the grid holds no policy: give other sizes")
-    nearest = min(lacking, key=lambda one: (_lacks_device(one), short_bytes(one)))
-    short = "; ".join(map(str, nearest.shortages))
-    text = f"{schedule}: no policy on the grid fits; with {nearest.policy}, the nearest, {short}"
-    return NothingFitsError(text, short_bytes(nearest), is_on_device=_lacks_device(nearest))
-
-
-def _lacks_device(setup: Setup) -> bool:
-    return any(one.tier == Tier.DEVICE for one in setup.shortages)
 
 
 def hrm_setup(problem: Problem) -> tuple[Setup, int]:

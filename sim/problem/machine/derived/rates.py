@@ -9,19 +9,11 @@ its generation. What a processor reaches of DRAM is a usual share, or what its c
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from sim.problem.machine.chips import links_of_a_corner
-from sim.problem.machine.quantity import Basis, Dimension, Quantity
-
-Table = dict[str, Any]
-
-RULE = "derived: "
-"""How the source of such a number begins."""
-HALF_OF_THE_HOST = "half of the host"
-"""How it began in files of page-locked memory that were written before there were such rules."""
+from sim.problem.machine.derived.given import Given, Rule
+from sim.problem.machine.quantity import Dimension
 
 CORE_BYTES_PER_S = 24e9
 SUSTAINED_OF_DRAM = 0.72
@@ -41,93 +33,6 @@ GIB = 1024.0**3
 DEVICE_RESERVE = 1 * GIB
 HOST_RESERVE = ((0, 0.25), (4, 0.2), (8, 0.1), (16, 0.06), (128, 0.02))
 """From how many GiB on, the share that is kept: what Google Kubernetes Engine keeps of a node's memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A number at a dotted path, how it is known, and its value in a machine; None where too little is known."""
-
-    path: str
-    unit: str
-    source: str
-    value: Callable[["Given"], float | None]
-
-
-class Given:
-    """The numbers of a machine's table by their dotted names, with what was derived before. Raises InputError."""
-
-    def __init__(self, table: Table) -> None:
-        self.table = table
-
-    def number(self, path: str, dimension: Dimension) -> Quantity | None:
-        """What is there in SI units; None if there is nothing that can be read."""
-        found: Any = self.table
-        for key in path.split("."):
-            found = found.get(key) if isinstance(found, Mapping) else None
-        return None if found is None else Quantity.parse(found, path, dimension)
-
-    def size(self, path: str) -> float | None:
-        return self.number(path, Dimension.SIZE)
-
-    def rate(self, path: str) -> float | None:
-        return self.number(path, Dimension.RATE)
-
-    @property
-    def cores(self) -> int | None:
-        host = self.table.get("host")
-        count = host.get("cores") if isinstance(host, Mapping) else None
-        return count if isinstance(count, int) and count > 0 else None
-
-    @property
-    def is_locked_only(self) -> bool:
-        link = self.table.get("link")
-        return isinstance(link, Mapping) and link.get("locked_only") is True
-
-    @property
-    def is_unified(self) -> bool:
-        return self.table.get("unified") is True
-
-
-def completed(table: Table) -> Table:
-    """The table with every number that follows from others and that no file gives. Raises InputError."""
-    table = without_derived(table)
-    measured = "emulation" in table  # all that an emulated device does
-    rules = [rule for rule in RULES if rule.path == "pinned" or not measured]
-    given = Given(table)
-    for rule in rules:
-        value = None if _is_given(table, rule.path) else rule.value(given)
-        if value is not None:
-            scale = Quantity(1.0, rule.unit)
-            number = Quantity(value / scale, rule.unit, Basis.ASSUMED, RULE + rule.source)
-            given.table = table = with_number(table, rule.path, number.to_dict())
-    return table
-
-
-def without_derived(table: Table) -> Table:
-    """The table without numbers that were derived before: a file that was written keeps following its own numbers."""
-    found: Table = {}
-    for key, value in table.items():
-        if isinstance(value, dict) and "value" not in value:
-            found[key] = without_derived(value)
-        elif not (isinstance(value, dict) and str(value.get("source", "")).startswith((RULE, HALF_OF_THE_HOST))):
-            found[key] = value
-    return found
-
-
-def with_number(table: Table, path: str, value: Any) -> Table:
-    """The table with a value at a dotted path, and the tables that lead to it."""
-    first, _, rest = path.partition(".")
-    inner = table.get(first, {})
-    if not rest or not isinstance(inner, dict):
-        return table if rest else {**table, first: value}
-    return {**table, first: with_number(inner, rest, value)}
-
-
-def _is_given(table: Table, path: str) -> bool:
-    first, _, rest = path.partition(".")
-    if not rest or not isinstance(table.get(first, {}), dict):
-        return first in table
-    return first in table and _is_given(table[first], rest)
 
 
 def _network(given: Given) -> float | None:
@@ -250,4 +155,4 @@ def _rules() -> Iterator[Rule]:
     yield Rule("host.attention.memory", "1", f"{attention}, {limit}", _of_dram(0.45))
 
 
-RULES = tuple(_rules())
+RULES_OF_RATES = tuple(_rules())
