@@ -90,9 +90,7 @@ def _run(args: argparse.Namespace, together: DevicesTogether) -> int:
     if args.stream and together.count > 1:
         raise InputError(f"--stream runs on one device, and {together.count} are asked for: leave it out, or --devices")
     if args.energy and together.count > 1:
-        raise InputError(
-            f"--energy measures one device, and {together.count} are asked for: leave it out, or --devices"
-        )
+        raise InputError(f"--energy measures one device, not {together.count}: leave it out, or --devices")
     options = generation.checked_arguments(generate_kwargs(args), None, (), None)
     if args.seed is not None:
         generation.check_seed("--seed", args.seed)
