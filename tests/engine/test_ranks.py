@@ -66,6 +66,14 @@ class TestOneGoesWrong:
         assert heard[:2] == [0, 1]
         assert no_children()
 
+    def test_what_a_callback_raises_comes_out_and_ends_all(self):
+        def full(said):
+            raise OSError("no room left")
+
+        with pytest.raises(OSError, match="no room left"):
+            run_in_ranks(2, rank_work.sums, 1, hear=full)
+        assert no_children()
+
     def test_what_all_refuse_alike_is_nobodys_fault(self):
         with pytest.raises(InputError, match=r"^model: three ranks for 32 heads"):
             run_in_ranks(2, rank_work.refused)

@@ -132,16 +132,21 @@ class _Ranks:
                     self.failures[index] = died(index, self.processes[index].exitcode or 0)
 
     def _hear_out(self, index: int, hear: Callable[[Any], None]) -> None:
-        connection = self.connections[index]
+        while index not in self.returned and index not in self.failures and (said := self._next(index)) is not None:
+            if isinstance(said, _Returned):
+                self.returned[index] = said.value
+            elif isinstance(said, Failure):
+                self.failures[index] = said
+            else:
+                hear(said.value)
+
+    def _next(self, index: int) -> "_Said | _Returned | Failure | None":
+        """What a rank has said and nobody heard yet; None if there is nothing, or it is gone."""
         with contextlib.suppress(EOFError, OSError):
-            while index not in self.returned and index not in self.failures and connection.poll():
-                said = connection.recv()
-                if isinstance(said, _Returned):
-                    self.returned[index] = said.value
-                elif isinstance(said, Failure):
-                    self.failures[index] = said
-                else:
-                    hear(said.value)
+            if self.connections[index].poll():
+                said: _Said | _Returned | Failure = self.connections[index].recv()
+                return said
+        return None
 
     @property
     def _is_clear(self) -> bool:
