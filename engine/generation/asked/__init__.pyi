@@ -19,6 +19,7 @@ from .prompts import (
     as_requests as as_requests,
     asked_of as asked_of,
     check_fits as check_fits,
+    check_length as check_length,
     pad_token as pad_token,
     prompt_ids as prompt_ids,
 )
