@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from engine.device.ranks import Rank
 
 NAMES = ("auto", "emulated", "cuda", "xpu")
+OF_XLA = ("jax", "xla", "tpu")
+"""What people call a device that only JAX gets at."""
+
 GIGA = 1e9
 MOST_GIGA = 1e6
 """More of anything than any machine has."""
@@ -91,6 +94,11 @@ def make_device(name: str, **options: Any) -> "Device":
     memory is half of this machine's. Raises InputError for a device that is not there, that lacks what the engine
     needs, or that cannot be told so.
     """
+    if name in OF_XLA:
+        raise InputError(
+            f"device: {name!r} is none of PyTorch's, where the engine runs models as they are: `python -m engine jax` "
+            f"runs schedules there, with layers of its own"
+        )
     if name not in NAMES:
         raise InputError(f"device: {name!r} is not known; give one of {', '.join(NAMES)}")
     if name == "emulated":

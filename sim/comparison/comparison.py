@@ -178,7 +178,8 @@ def set_up(problem: Problem, asked: Asked, name: str) -> tuple[Setup, str]:
 def _as_asked(problem: Problem, asked: Asked, name: str) -> Setup:
     schedule, given = by_name(name), asked.fields(name)
     if given is not None:
-        return Setup(problem, schedule, Policy.from_dict(given, schedule))
+        usual = {"pin_weights": 1.0} if problem.hardware.link.locked_only else {}
+        return Setup(problem, schedule, Policy.from_dict({**usual, **given}, schedule))
     size, count = asked.micro_batch_size, asked.num_micro_batches
     if size is not None and count is not None and not schedule.system.splits_experts:
         return usual_setup(problem, schedule, size, count, asked.weight_bits)

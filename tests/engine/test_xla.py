@@ -1,20 +1,25 @@
 """A schedule's own tasks in JAX: the engine's tokens, the order of issue, and no more on the device than slots."""
 
+import json
 from contextlib import closing
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 from engine_models import make, make_prompts
+from schemas import faults
 from wide_models import as_run
 
 import engine
 from engine.calibration import described
-from engine.device import OutOfMemory, XlaDevice
+from engine.cli import main
+from engine.device import OutOfMemory, XlaDevice, make_device
 from engine.model import Anatomy
-from engine.running.xla import XlaModel
+from engine.running.xla import XlaModel, prove
 from engine.running.xla.host_cache import HostCache
 from engine.running.xla.model import LayerLayout, LayerParameters, ParameterPiece, XlaFamily
+from engine.running.xla.report import print_proof
 from engine.running.xla.slots import Slots
 from sim.cost import plan_memory
 from sim.problem import Policy
@@ -187,6 +192,49 @@ def test_a_slot_with_something_else_is_not_read(device):
         with pytest.raises(RuntimeError, match="where nothing is"):
             slots.read(Access("hidden", 1, (1, 2)))
     assert "hidden" not in device.memory.holders
+
+
+# the proof ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_proof_tells_what_its_schema_says(device, capsys):
+    policy, prompts = policy_of("cgopipe", LENGTHS, **MIXED), make_prompts(*LENGTHS)
+    proof = prove(make("mixtral"), prompts, by_name("cgopipe"), policy, NEW, device)
+    assert proof.equal
+    value = {"schema": 1, **json.loads(json.dumps(proof.to_dict()))}
+    assert faults("jax", value) == []
+    assert all(faults("jax", {key: one for key, one in value.items() if key != field}) for field in value)
+    assert faults("jax", {**value, "more": 1})
+    assert sum(one.tasks for one in proof.ops) == len(proof.result.trace.spans)
+    print_proof(replace(proof, differing=(1, 3)))
+    assert "tokens equal to the PyTorch engine's: no (3 of 5 requests" in capsys.readouterr().out
+
+
+@pytest.mark.exhaustive
+def test_the_command_proves_and_says_so(tmp_path, capsys):
+    trace = tmp_path / "run.json.gz"
+    assert main(["jax", "--family", "qwen3_moe", "--max-new-tokens", "3", "--json", "-", "--trace", str(trace)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["tokens_equal"], told["model"]) == (True, "qwen3_moe")
+    assert len(read_trace(trace).spans) == sum(one["tasks"] for one in told["ops"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--family olmoe", "--family olmoe: no such family is written in JAX; give mixtral or qwen3_moe"),
+        ("--trace run.txt", "--trace run.txt: give a name that ends in .json or .json.gz"),
+        ("--schedule hybrid", "jax: hybrid computes experts apart"),
+    ],
+)
+def test_what_the_command_cannot_do_is_one_line(words, message, capsys):
+    assert main(["jax", *words.split()]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_a_device_of_jax_is_no_device_of_the_engine():
+    with pytest.raises(InputError, match="`python -m engine jax` runs schedules there"):
+        make_device("jax")
 
 
 # parts --------------------------------------------------------------------------------------------------------------

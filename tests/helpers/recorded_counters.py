@@ -113,6 +113,32 @@ class FakeNvml(types.ModuleType):  # its functions have the driver's names
             raise self.NVMLError(self.fails[function])
 
 
+def many_cards(monkeypatch, joules_at):
+    """The real module of the driver, as on a machine with cards that have used so much, by the number of their bus."""
+    import pynvml
+
+    def refused(*_):
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    buses = sorted(joules_at)
+    says = {
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlDeviceGetCount": lambda: len(buses),
+        "nvmlDeviceGetHandleByIndex": lambda number: buses[number],
+        "nvmlDeviceGetHandleByPciBusId": lambda address: int(address.decode().split(":")[1], 16),
+        "nvmlDeviceGetC2cModeInfoV": refused,
+        "nvmlDeviceGetMigMode": refused,
+        "nvmlDeviceGetArchitecture": lambda bus: pynvml.NVML_DEVICE_ARCH_VOLTA,
+        "nvmlDeviceGetPciInfo": lambda bus: types.SimpleNamespace(domain=0, bus=bus, device=0),
+        "nvmlDeviceGetName": lambda bus: f"card on bus {bus}",
+        "nvmlDeviceGetPowerManagementLimit": lambda bus: 350_000,
+        "nvmlDeviceGetTotalEnergyConsumption": lambda bus: round(1e3 * joules_at[bus]),
+    }
+    for name, answer in says.items():
+        monkeypatch.setattr(pynvml, name, answer)
+
+
 class FakeZeusCard:
     """A card as Zeus shows it; its counter says what `joules` gives."""
 

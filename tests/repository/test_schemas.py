@@ -1,7 +1,7 @@
 """What every command writes as JSON is what `traces/schemas` says: a field that comes, goes or changes turns this red.
 
 The reports of a campaign and of a proof are held against theirs where these are run: tests/validation/test_campaign.py
-and test_gpu.py.
+and test_gpu.py; what `engine jax` writes, in tests/engine/test_xla.py.
 """
 
 import json
@@ -129,6 +129,7 @@ def test_there_is_one_for_everything_that_is_written():
         "campaign",
         "campaign-streams",
         "gpu",
+        "jax",
         "routing",
         "run-line",
         "spreads",

@@ -14,4 +14,5 @@ from .diff import (
     count_by_op as count_by_op,
     diff_traces as diff_traces,
 )
+from .power import PowerUse as PowerUse, power_of as power_of, power_series as power_series
 from .summary import LaneUse as LaneUse, Summary as Summary, summarise as summarise

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from traces.analysis.critical_path import totals
+from traces.analysis.power import PowerUse, power_of
 from traces.data_frame import as_json
 from traces.trace import MEMORY, NONE, START_END, LaneId, Span, Trace, lane_name
 
@@ -83,6 +84,8 @@ class Summary:
     lanes: tuple[LaneUse, ...]
     ops: tuple[OpUse, ...]
     memory_peak_bytes: Mapping[str, float]
+    power: tuple[PowerUse, ...]
+    """Of the parts whose power was recorded."""
 
     def to_dict(self) -> dict[str, Any]:
         """The numbers as JSON values, in seconds and bytes."""
@@ -92,6 +95,7 @@ class Summary:
             "lanes": {lane_name(use.lane): use.to_dict() for use in self.lanes},
             "ops": [use.to_dict() for use in self.ops],
             "memory_peak_bytes": dict(self.memory_peak_bytes),
+            "power": {use.name: use.to_dict() for use in self.power},
         }
 
 
@@ -103,7 +107,7 @@ def summarise(trace: Trace) -> Summary:
     by_id = {span.id: span for span in trace.spans}
     start_ns, end_ns = trace.start_ns, trace.end_ns
     lanes = tuple(_lane(lane, spans, by_id, start_ns, end_ns) for lane, spans in of_lane.items())
-    return Summary(trace.metadata, end_ns - start_ns, lanes, _ops(trace), _memory_peaks(trace))
+    return Summary(trace.metadata, end_ns - start_ns, lanes, _ops(trace), _memory_peaks(trace), power_of(trace))
 
 
 def _lane(lane: LaneId, spans: list[Span], by_id: Mapping[int, Span], start_ns: int, end_ns: int) -> LaneUse:

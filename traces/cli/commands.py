@@ -6,15 +6,16 @@ from functools import partial
 from traces import analysis, files
 from traces.cli.bars import progress
 from traces.cli.frame import Command, CommandLine
-from traces.cli.options import add_json, positive_int
+from traces.cli.options import add_json, add_plot, positive_int
 from traces.cli.output import deliver
-from traces.errors import error_prefix
+from traces.errors import InputError, error_prefix
 from traces.trace import Trace
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="traces: .json or .json.gz")
     add_json(parser)
+    add_plot(parser, "one trace's lanes, and what the machine draws meanwhile")
 
 
 def _add_file(parser: argparse.ArgumentParser) -> None:
@@ -33,13 +34,22 @@ def _add_pair(parser: argparse.ArgumentParser) -> None:
 def _summary(args: argparse.Namespace) -> int:
     from traces.cli.report import print_summary
 
-    found = {path: analysis.summarise(_read(path)) for path in args.files}
+    if args.plot and len(args.files) > 1:
+        raise InputError(f"--plot: draws one trace, {len(args.files)} are given")
+    traces = {path: _read(path) for path in args.files}
+    found = {path: analysis.summarise(trace) for path, trace in traces.items()}
 
     def show() -> None:
         for path, summary in found.items():
             print_summary(path, summary)
 
-    return deliver(args, lambda: {"traces": [{"file": path} | one.to_dict() for path, one in found.items()]}, show)
+    def draw(picture: str) -> None:
+        from traces.cli.pictures import draw_run
+
+        draw_run(traces[args.files[0]], picture)
+
+    content = {"traces": [{"file": path} | one.to_dict() for path, one in found.items()]}
+    return deliver(args, lambda: content, show, (args.plot, draw))
 
 
 def _path(args: argparse.Namespace) -> int:

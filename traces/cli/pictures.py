@@ -4,11 +4,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from traces.analysis import power_series
 from traces.page import colours
+from traces.trace import Trace, lane_name
 
 OTHER = "#333333"  # the colour of an op that has none of its own
 ROW_ORDER = ("GPU", "CPU", "H2D", "D2H", "PIN", "DISK", "NET")  # lanes from top to bottom
@@ -45,6 +48,44 @@ def draw_lanes(ax: Axes, kinds: Sequence[str], bars: Iterable[tuple[str, str, fl
     ax.set_yticks(range(len(kinds)), kinds)
     ax.tick_params(labelsize=8)
     open_frame(ax)
+
+
+def draw_power(ax: Axes, trace: Trace, start_ns: int, length_s: float) -> None:
+    """Draw what each part of the machine draws, one upon the other, devices together, from 0 to `length_s`."""
+    edges = sorted({ns for samples in power_series(trace).values() for ns, _ in samples})
+    stacked: dict[str, np.ndarray] = {}
+    for (part, _), samples in power_series(trace).items():
+        times, watts = np.array(samples).T
+        held = watts[np.maximum(0, np.searchsorted(times, edges, side="right") - 1)]
+        stacked[part] = stacked.get(part, 0.0) + held
+    shades = colours("power")
+    parts = [part for part in shades if part in stacked]
+    at_s = [(ns - start_ns) / 1e9 for ns in edges]
+    areas = [stacked[part] for part in parts]
+    ax.stackplot(at_s, areas, labels=parts, colors=[shades[part] for part in parts], step="post")
+    ax.set(xlim=(0, length_s), ylim=(0, None), ylabel="W")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8, reverse=True)
+    open_frame(ax)
+
+
+def draw_run(trace: Trace, path: str | Path) -> None:
+    """Draw a trace: its lanes, and below them what the machine draws, where that is known."""
+    has_power = bool(power_series(trace))
+    start_ns, length_s = trace.start_ns, trace.makespan_ns / 1e9
+    lanes = [lane_name(lane) for lane in trace.lanes()]
+    figure = new_figure(12, 0.35 * len(lanes) + 1.3 + 2.4 * has_power)
+    ratios = [0.35 * len(lanes) + 0.3, *([2.4] if has_power else [])]
+    first, *below = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
+    bars = (
+        (lane_name((one.lane, one.rank)), one.op, (one.start_ns - start_ns) / 1e9, one.duration_ns / 1e9)
+        for one in trace.spans
+    )
+    draw_lanes(first, lanes, bars, length_s)
+    for ax in below:
+        draw_power(ax, trace, start_ns, length_s)
+    (below or [first])[-1].set_xlabel("seconds")
+    name_ops(figure, (one.op for one in trace.spans))
+    save(figure, path)
 
 
 def name_ops(figure: Figure, used: Iterable[str]) -> None:

@@ -28,6 +28,9 @@ def print_summary(path: str, summary: Summary) -> None:
     out.table(ops, uses, keys=2)
     peaks = ", ".join(f"{escape(tier)} {_bytes(peak)}" for tier, peak in summary.memory_peak_bytes.items())
     out.say(f"Memory peaks: {peaks or 'not recorded in this trace'}")
+    drawn: Columns = {"draws": TEXT, "mean W": ",.0f", "peak W": ",.0f", "joules": ",.4g"}
+    if summary.power:
+        out.table(drawn, ((one.name, one.mean_w, one.peak_w, one.joules) for one in summary.power))
 
 
 def print_critical_path(path: str, trace: Trace, chain: CriticalPath, top: int) -> None:

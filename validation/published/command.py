@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         return _fit(args, rows, jobs)
     predictions = _predictions(rows, jobs)
     rates = [] if args.predict else _rates(latency.read_latency_rows(latency.LATENCY)[0], jobs)
-    return _report(args, predictions, rates)
+    return _report(args, predictions, rates, jobs)
 
 
 def _predictions(
@@ -108,23 +108,26 @@ def _fit(args: argparse.Namespace, rows: "Sequence[published.Row]", jobs: int) -
             held_out.append(published.without_setting(published.CASES[0], "S6", rows, jobs, shown.say))
     except KeyboardInterrupt:
         sys.stderr.write(f"interrupted: {len(held_out)} fits without some rows were done\n")
-    return _report(args, predictions, rates, held_out, fits, fitted_rates)
+    return _report(args, predictions, rates, jobs, held_out, fits, fitted_rates)
 
 
 def _report(
     args: argparse.Namespace,
     predictions: "list[published.Predicted]",
     rates: "list[latency.PredictedRate]",
+    jobs: int,
     held_out: "Sequence[published.HeldOut]" = (),
     fits: "Sequence[published.Fitted]" = (),
     fitted_rates: "latency.FittedRates | None" = None,
 ) -> int:
     checks = [] if args.predict else bounds.moe_lens_checks()
+    joules = [] if args.predict else list(latency.predict_joules(latency.read_joules_rows(latency.JOULES), jobs))
 
     def content() -> dict[str, Any]:
         found: dict[str, Any] = {"rows": [one.to_dict() for one in predictions]}
         if not args.predict:
             found["rates"] = [latency.with_basis(one) for one in rates]
+            found["joules"] = [one.to_dict() for one in joules]
             found["bounds"] = [asdict(one) for one in checks]
         if fitted_rates is None:
             return found
@@ -137,6 +140,7 @@ def _report(
             machine = published.machines(fits).get("gcp-l4") or problem.Hardware.load("gcp-l4")
             published.print_kernels(published.predict_kernels(machine))
             latency.print_rates(rates, own_file=False)
+            latency.print_joules(joules)
             bounds.print_bounds(checks)
         if fitted_rates is not None:
             published.print_fits(fits, held_out)

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from engine.device.energy.by_zeus import gpu_by_zeus, host_by_zeus
 from engine.device.energy.counter import DEVICE, EnergyCounter, EnergyCounters, NoCounterError
-from engine.device.energy.nvml import counter_by_nvml
+from engine.device.energy.nvml import check_undivided, counter_by_nvml
 from engine.device.energy.powercap import POWERCAP, counters_by_powercap
 
 NVIDIA = "CUDA"
@@ -29,6 +29,8 @@ def counters_of(device: Counted, powercap: Path | None = None) -> EnergyCounters
 
 def gpu_counter(vendor: str, index: int, pci_address: str | None) -> EnergyCounter:
     """The counter of a card through Zeus; of an NVIDIA card else by NVML itself. Raises NoCounterError."""
+    if vendor == NVIDIA:
+        check_undivided(pci_address)
     try:
         return gpu_by_zeus(index, pci_address)
     except NoCounterError:

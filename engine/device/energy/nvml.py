@@ -19,7 +19,6 @@ def counter_by_nvml(pci_address: str | None) -> EnergyCounter:
     try:
         pynvml.nvmlInit()
         card = pynvml.nvmlDeviceGetHandleByPciBusId(pci_address.encode())
-        _check_whole(pynvml, card)
         pynvml.nvmlDeviceGetTotalEnergyConsumption(card)
         name = pynvml.nvmlDeviceGetName(card)
     except pynvml.NVMLError as error:
@@ -28,10 +27,15 @@ def counter_by_nvml(pci_address: str | None) -> EnergyCounter:
     return EnergyCounter(DEVICE, f"{told} (NVML)", lambda: _read_j(pynvml, card), limit_w=_limit_w(pynvml, card))
 
 
-def _check_whole(pynvml: Any, card: Any) -> None:
+def check_undivided(pci_address: str | None) -> None:
     """Raise NoCounterError for a card that is divided: its counter holds what other parts use, too."""
     try:
-        now, _ = pynvml.nvmlDeviceGetMigMode(card)
+        import pynvml
+    except ImportError:
+        return
+    try:
+        pynvml.nvmlInit()
+        now, _ = pynvml.nvmlDeviceGetMigMode(pynvml.nvmlDeviceGetHandleByPciBusId((pci_address or "").encode()))
     except pynvml.NVMLError:  # cards that cannot be divided say so
         return
     if now:

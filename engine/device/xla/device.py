@@ -12,7 +12,7 @@ from engine.device.xla.programs import Programs
 from sim.schedule import LaneKind, Tier
 from traces.errors import InputError
 
-DEVICE, PINNED_HOST = "device", "pinned_host"
+DEVICE_KIND, PINNED_KIND = "device", "pinned_host"
 """What XLA calls the memories that are used: the device's own, and host memory that it can copy from directly."""
 
 
@@ -25,14 +25,14 @@ class XlaDevice:
     def __init__(self, memory_bytes: int | None = None) -> None:
         self.jax_device = jax.devices()[0]
         self.kinds = tuple(memory.kind for memory in self.jax_device.addressable_memories())
-        if missing := [kind for kind in (DEVICE, PINNED_HOST) if kind not in self.kinds]:
+        if missing := [kind for kind in (DEVICE_KIND, PINNED_KIND) if kind not in self.kinds]:
             raise InputError(
                 f"jax: {self.jax_device.device_kind} has no memory {' and '.join(missing)}, only "
                 f"{', '.join(self.kinds)}: take a CPU, GPU or TPU backend of jax 0.10 or later"
             )
         self.origin = f"XLA ({self.jax_device.device_kind})"
         self.memory = Ledger("device memory", memory_bytes, DeviceOutOfMemory)
-        self.pinned = Ledger(f"{PINNED_HOST} memory", None)
+        self.pinned = Ledger(f"{PINNED_KIND} memory", None)
         self.host = Ledger("host memory", None)
         self.programs = Programs()
         self._cores = HostCores.that_play(None, None)
@@ -76,7 +76,7 @@ class XlaDevice:
 
     def put(self, value: jax.Array | np.ndarray[Any, Any], tier: Tier | None = Tier.DEVICE) -> jax.Array:
         """Asks for a copy in the memory of a tier: never the same bytes, also where both are the host's."""
-        kind = DEVICE if tier in (None, Tier.DEVICE) else PINNED_HOST
+        kind = DEVICE_KIND if tier in (None, Tier.DEVICE) else PINNED_KIND
         place = jax.sharding.SingleDeviceSharding(self.jax_device, memory_kind=kind)
         if isinstance(value, np.ndarray) and self.jax_device.platform == "cpu":
             value = value.copy()  # well aligned memory of NumPy's is taken over as it is, whatever `may_alias` says

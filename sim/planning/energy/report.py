@@ -28,11 +28,11 @@ def print_front(front: Front, caps: Sequence[PowerCap], prices: Prices, top: int
     cap = {"cap W": ",.4g"} if caps else {}
     money = {"money/M": ",.4g"} if prices.given else {}
     core = {"schedule": TEXT, "policy": WORDS, "tokens/s": ",.2f", "J/token": ",.4g", **money}
-    where = {"W": ",.0f", **cap, "a token": ">", "on CPU": ".0%", "attention": TEXT, "requests": ","}
+    where = {"W": ",.0f", **cap, "a token": ">", "experts on CPU": ".0%", "attention": TEXT, "requests": ","}
     shown = front.some(top)
-    of_all = f"{len(shown)} of {len(front.points)} points" if len(shown) < len(front.points) else "all points"
+    of_all = f"{len(shown)} of {len(front.points)}" if len(shown) < len(front.points) else "all"
     rows = (_row(point, prices, with_cap=bool(caps)) for point in shown)
-    out.table([core, where], rows, f"speed against energy: {of_all} that no other is better than in both", keys=2)
+    out.table([core, where], rows, f"speed against energy: {of_all} policies than which none is better in both", keys=2)
     out.say(_sentence("; ".join(front.moves)), *map(_sentence, front.alternatives), *map(str, caps))
     if caps:
         out.say(f"Clocks under a cap: {LAW_OF_CAPS}.")

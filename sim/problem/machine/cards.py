@@ -39,13 +39,14 @@ class Card:
     memory: str
     bandwidth: str
     peak: str
-    watts: str
     source: str
-    watts_source: str
     host: str = "_plain"
     link: str = ""
     cpu: str = ""
     cores: int = 0
+    watts: str = ""
+    """What it may draw; nothing of a card whose maker keeps that to himself."""
+    watts_source: str = ""
     stacked: bool = False
     """Whether its memory lies on the chip's package: HBM."""
     aliases: tuple[str, ...] = ()
@@ -97,7 +98,9 @@ def card_table(key: str) -> dict[str, Any]:
     capacity, bandwidth = known("memory", Dimension.SIZE), known("bandwidth", Dimension.RATE)
     device = {"peak": known("peak", Dimension.COMPUTE)}
     memory = {"capacity": capacity, "bandwidth": bandwidth}
-    table = {"extends": card.host, "device": device, "device_memory": memory, "power": {"device": _draws(card)}}
+    table: dict[str, Any] = {"extends": card.host, "device": device, "device_memory": memory}
+    if card.watts:
+        table["power"] = {"device": _draws(card)}
     if not card.is_unified:
         return {
             **table,

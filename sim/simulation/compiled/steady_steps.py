@@ -8,7 +8,7 @@ import numpy as np
 from sim.cost import Cost, CostModel
 from sim.schedule import PipelineShape, Schedule
 from sim.simulation.compiled.cost_table import task_kinds
-from sim.simulation.compiled.dependencies import Array
+from sim.simulation.compiled.dependencies import STEP, Array
 from sim.simulation.compiled.event_loop import COST, Costs, run_events
 from sim.simulation.compiled.path import step_uses
 from sim.simulation.compiled.program import program_of
@@ -38,10 +38,15 @@ class SteadySteps:
         kinds = task_kinds(self._program, model.layer_kinds, apart, model.page_kinds)
         self._tasks = kinds.tasks
         start = self._program.lane_start[self._program.steady]
-        used, times = np.unique(kinds.tasks.tasks[start[0] : start[-1], COST], return_counts=True)
-        self._used, self.times = used.tolist(), times.tolist()
-        self.tasks = [kinds.examples[kind] for kind in self._used]
-        """Those that each step issues, one of each kind; their steps count from it. `times` says how often."""
+        own = slice(start[0], start[-1])
+        used, times = np.unique(kinds.tasks.tasks[own, COST], return_counts=True)
+        self._used = used.tolist()
+        self.tasks = [kinds.static[kind] for kind in self._used]
+        """Those that each step issues, one of each kind."""
+        self.times = times
+        """How often it issues each."""
+        self.times_ahead = np.bincount(kinds.tasks.tasks[own, COST], self._program.rows[own, STEP] > 0)[used]
+        """Of these, how often for a step behind it."""
         self._num_kinds = len(kinds.static)
         self._capacity = np.array(model.capacities, np.int64)
         self._hand_over_ns = model.hand_over_ns

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 
-from sim.cost import Setup
-from sim.simulation.energy.draws import OF_A_DEVICE, Component, Draws
+from sim.problem import Hardware
+from sim.simulation.energy.draws import NS, OF_A_DEVICE, Component, Draws
 from sim.simulation.simulator import Executed
 from traces.trace import NONE, POWER, Counter
 
@@ -14,12 +14,11 @@ Of = tuple[int, Component]
 """A part of a machine: of which device, or NONE of the host."""
 
 
-def power_counters(setup: Setup, executed: Sequence[Executed]) -> Iterator[Counter]:
+def power_counters(hardware: Hardware, executed: Sequence[Executed], parts: int = 1) -> Iterator[Counter]:
     """Samples of what each part draws, from the start to the last task's end; none where the watts are not known.
 
-    Devices that each do their own part of the batch do alike: each has a counter.
+    Devices that each do their own one of so many parts of the batch do alike: each has a counter.
     """
-    hardware = setup.problem.hardware
     if hardware.power is None or not executed:
         return
     draws = Draws(hardware.power, hardware)
@@ -27,7 +26,7 @@ def power_counters(setup: Setup, executed: Sequence[Executed]) -> Iterator[Count
     idle_w = {of: watts for part, each in draws.idle_w.items() for of, watts in _parts_of(part, each, ranks)}
     active_w: defaultdict[Of, dict[int, float]] = defaultdict(dict)
     yield from (_sample(idle_w, active_w, rank, 0) for rank in (*ranks, NONE))
-    edges = sorted(_edges(setup, draws, executed), key=itemgetter(0))
+    edges = sorted(_edges(draws, executed, parts), key=itemgetter(0))
     for time_ns, changes in groupby(edges, itemgetter(0)):
         changed: set[int] = set()
         for _, of, task, watts in changes:
@@ -47,11 +46,10 @@ def _parts_of(part: Component, watts: float, ranks: range) -> Iterator[tuple[Of,
         yield (NONE, part), watts
 
 
-def _edges(setup: Setup, draws: Draws, executed: Sequence[Executed]) -> Iterator[tuple[int, Of, int, float]]:
+def _edges(draws: Draws, executed: Sequence[Executed], parts: int) -> Iterator[tuple[int, Of, int, float]]:
     """When a part begins, and no longer goes on, to draw so much for a task: first what ends."""
-    parts = setup.num_parts
     for one in executed:
-        seconds = (one.end_ns - one.start_ns) * 1e-9
+        seconds = (one.end_ns - one.start_ns) * NS
         rank = one.task.lane.rank
         for part, joules in draws.active_joules(one.task.lane, one.cost).items():
             alike = range(rank, rank + parts) if part in OF_A_DEVICE else (NONE,)

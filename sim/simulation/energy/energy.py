@@ -15,6 +15,8 @@ class Drawn:
     num_requests: int
     generated_tokens: int
     joules: Mapping[Component, float]
+    idle_w: Mapping[Component, float]
+    """What each part draws while nothing runs."""
 
     @property
     def by_component_j(self) -> Joules:

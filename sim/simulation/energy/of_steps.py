@@ -39,6 +39,7 @@ def energy_of(setup: Setup, steps: Sequence[StepShare], spans_s: tuple[float, fl
         num_requests=batch.num_requests,
         generated_tokens=batch.generated_tokens,
         joules=whole,
+        idle_w=idle_w,
         prefill_j=phases[0],
         decode_j=phases[1],
         peak_w=peak_w,
@@ -61,9 +62,11 @@ def drawn_by(
     """A run whose tasks drew so much above idle; None where the machine's watts are unknown."""
     if hardware.power is None:
         return None
-    joules = dict(active_j)
-    added(joules, Draws(hardware.power, hardware).idle_w, span_s)
-    return Drawn(span_s=span_s, num_requests=num_requests, generated_tokens=generated_tokens, joules=joules)
+    joules, idle_w = dict(active_j), Draws(hardware.power, hardware).idle_w
+    added(joules, idle_w, span_s)
+    return Drawn(
+        span_s=span_s, num_requests=num_requests, generated_tokens=generated_tokens, joules=joules, idle_w=idle_w
+    )
 
 
 class _StepTasks:

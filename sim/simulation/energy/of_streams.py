@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from sim.cost import Cost, Effort
 from sim.problem import Hardware
 from sim.schedule import LaneKind, Task
 from sim.simulation.energy.draws import NS, Draws, Joules
+
+Counts = npt.NDArray[Any]
 
 
 class StepJoules(NamedTuple):
@@ -20,26 +23,25 @@ class StepJoules(NamedTuple):
 
 
 class _OnLanes(NamedTuple):
-    """Tasks on lanes of one kind: which of those that a step has, how often it issues each, and for itself or ahead."""
+    """Tasks on lanes of one kind: which of those that a step has, and how often it issues each; for others, too."""
 
     kind: LaneKind
     tasks: list[int]
-    times: np.ndarray
-    ahead: np.ndarray
+    times: Counts
+    ahead: Counts
 
 
 class StepDraws:
     """What steps draw that issue the same tasks, whose costs differ from step to step."""
 
-    def __init__(self, hardware: Hardware, tasks: Sequence[Task], times: Sequence[int]) -> None:
-        """The tasks that any step issues, each once, and how often; their steps count from the one that issues them."""
+    def __init__(self, hardware: Hardware, tasks: Sequence[Task], times: Counts, ahead: Counts) -> None:
+        """The tasks that any step issues, one of each kind, how often, and how often for a step behind it."""
         self._draws = Draws(hardware.power, hardware) if hardware.power else None
-        by_lane = sorted(range(len(tasks)), key=lambda at: tasks[at].lane.kind)
         self._lanes = []
+        by_lane = sorted(range(len(tasks)), key=lambda at: tasks[at].lane.kind)
         for kind, found in groupby(by_lane, key=lambda at: tasks[at].lane.kind):
             of = list(found)
-            counts = np.array([times[at] for at in of], float)
-            self._lanes.append(_OnLanes(kind, of, counts, counts * [tasks[at].step > 0 for at in of]))
+            self._lanes.append(_OnLanes(kind, of, times[of], ahead[of]))
 
     def __call__(self, costs: Sequence[Cost]) -> StepJoules:
         """Of a step whose tasks cost so much; nothing where the machine's watts are unknown."""

@@ -11,6 +11,7 @@ from typing import Any
 from sim.admission import AdmissionRules, RequestStream
 from sim.cost import Cost
 from sim.schedule import PipelineShape, Schedule, Task
+from sim.simulation.energy import power_counters
 from sim.simulation.simulator import Executed, Simulation
 from sim.simulation.stream.record import ServedRequest, ServedStep, StreamRecord
 from sim.simulation.stream.serving import StreamRun
@@ -53,7 +54,8 @@ def record_stream(
         **metadata,
     }
     counters = [one.counter(rules) for one in served]
-    return Trace(described, [span_of(one) for one in executed], [*counters, *link_rates(executed)])
+    counters += [*link_rates(executed), *power_counters(setup.problem.hardware, executed)]
+    return Trace(described, [span_of(one) for one in executed], counters)
 
 
 def stream_tasks(schedule: Schedule, shape: PipelineShape, num_steps: int) -> Iterator[list[Task]]:

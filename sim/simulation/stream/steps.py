@@ -111,7 +111,7 @@ class StepTimes:
             steady = SteadySteps(schedule, shape, costs.model)
             self._path = _CompiledPath(steady) if self._compiled else _SimpyPath(schedule, shape)
             self._tasks = steady.tasks
-            self._draws = StepDraws(self.hardware, steady.tasks, steady.times)
+            self._draws = StepDraws(self.hardware, steady.tasks, steady.times, steady.times_ahead)
         known = [costs(task) for task in self._tasks]
         return _Known(self._count, self._path.costs(costs, known), self._draws(known))
 

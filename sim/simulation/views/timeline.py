@@ -40,7 +40,8 @@ def record(setup: Setup, metadata: dict[str, Any], num_steps: int = RECORDED_STE
         **structure(setup.shape, setup.batch),
         **metadata,
     }
-    counters = [*_memory(setup, executed), *link_rates(executed), *power_counters(setup, executed)]
+    power = power_counters(setup.problem.hardware, executed, setup.num_parts)
+    counters = [*_memory(setup, executed), *link_rates(executed), *power]
     return Trace(whole, [span_of(one) for one in executed], counters)
 
 

@@ -4,7 +4,7 @@ import os
 import sys
 
 import pytest
-from recorded_counters import PCI, FakeNvml, FakeZeusCard, FakeZeusPackage, fake_zeus, powercap, show
+from recorded_counters import PCI, FakeNvml, FakeZeusCard, FakeZeusPackage, fake_zeus, many_cards, powercap, show
 
 from engine.device import DEVICE, HOST, HOST_MEMORY, EmulatedDevice, NoCounterError, counters_of
 from engine.device.energy import gpu_counter
@@ -139,6 +139,34 @@ class TestCards:
         nvml.fails["nvmlDeviceGetTotalEnergyConsumption"] = "GPU is lost"
         with pytest.raises(NoCounterError, match="GPU is lost"):
             counter.read_j()
+
+
+class TestZeusItself:
+    """Zeus as it is, where it is installed, on a driver that is played."""
+
+    @pytest.fixture(autouse=True)
+    def there(self, monkeypatch):
+        for name in ("zeus", "zeus.device", "pynvml"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        gpu = pytest.importorskip("zeus.device.gpu")
+        monkeypatch.setattr(gpu, "_gpus", None)
+        gpu.nvml_is_available.cache_clear()
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def test_it_counts_the_card_at_its_place_whatever_number_cuda_gives_it(self, monkeypatch):
+        many_cards(monkeypatch, {0x03: 11.0, 0x17: 22.0})
+        counter = gpu_counter("CUDA", 0, PCI)
+        assert (counter.name, counter.read_j(), counter.limit_w) == ("card on bus 23 (Zeus)", 22.0, 350.0)
+
+    def test_a_card_that_it_does_not_see_the_driver_counts(self, monkeypatch):
+        many_cards(monkeypatch, {0x03: 11.0, 0x17: 22.0})
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+        assert gpu_counter("CUDA", 0, PCI).name == "card on bus 23 (NVML)"
+
+    def test_cards_chosen_by_name_it_cannot_read_and_the_driver_can(self, monkeypatch):
+        many_cards(monkeypatch, {0x17: 22.0})
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5ba43aa4")
+        assert gpu_counter("CUDA", 0, PCI).read_j() == 22.0
 
 
 class TestOfADevice:

@@ -61,6 +61,11 @@ def test_sizes_that_are_given_are_run_with_all_weights_locked():
     assert "would be copied from or to pageable memory" in found[1].reason
 
 
+def test_a_policy_that_says_nothing_of_locking_has_all_locked():
+    found = compare(PROBLEM, ["cgopipe"], jobs=1, batch_size=8, micro_batch_size=4, attention="gpu")
+    assert found[0].setup.policy.pin_weights == 1
+
+
 def test_a_policy_that_is_given_is_not_changed():
     policy = Policy.usual(by_name("cgopipe"), 8, 4, pin_weights=0.25)
     found = compare(PROBLEM, ["cgopipe"], jobs=1, **policy.to_dict())

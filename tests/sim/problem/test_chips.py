@@ -109,6 +109,10 @@ class TestTpus:
     def test_they_are_found_as_people_write_them(self, asked, found):
         assert Hardware.load(asked).name == found
 
+    @pytest.mark.parametrize("name", TPUS)
+    def test_what_they_draw_is_not_made_up(self, name):
+        assert "power.device.limit" not in dict(Hardware.load(name).quantities())
+
     def test_rates_of_links_that_someone_measured_say_so(self):
         bases = {name: Hardware.load(name).network.one_way_bytes_per_s.basis for name in TPUS if not name.endswith("1")}
         assert {name for name, basis in bases.items() if basis is Basis.MEASURED} == {

@@ -40,6 +40,13 @@ def test_a_link_reaches_a_share_of_its_theory_by_its_generation(peak, sustained)
     assert link.duplex_bytes_per_s == pytest.approx(2 * 0.903 * sustained)
 
 
+def test_devices_exchange_through_the_host_over_one_link_and_then_another():
+    two = Hardware.load("rtx4090", ["num_devices=2", "network.latency=50us", "link.h2d=24GB/s"])
+    assert two.network.bandwidth_bytes_per_s == pytest.approx(12e9)
+    with pytest.raises(InputError, match="network: missing; 2 devices"):
+        Hardware.load("rtx4090", ["num_devices=2"])
+
+
 def test_few_cores_do_not_reach_what_fast_memory_gives(tmp_path):
     fast = ["host_memory.bandwidth=1200GB/s"]
     few = Hardware.load("rtx4090", [*fast, "host.cores=8"]).host

@@ -106,6 +106,12 @@ def _duplex(given: Given) -> float | None:
     return both / 2 if given.is_unified else BOTH_WAYS * both
 
 
+def _between_devices(given: Given) -> float | None:
+    """One link and then another, at the rate of one; where there is a network at all."""
+    rate = given.rate("link.h2d") if isinstance(given.table.get("network"), Mapping) else None
+    return None if rate is None else rate / 2
+
+
 def _pageable(direction: str) -> Callable[[Given], float | None]:
     def rate(given: Given) -> float | None:
         link, copy = given.rate(f"link.{direction}"), _copy(given)
@@ -141,6 +147,8 @@ def _rules() -> Iterator[Rule]:
     yield Rule("link.d2h", "GB/s", "as host to device", _other_way)
     both = "both directions at 0.903 of their rate alone, as on PCIe 3.0 (12.36 to 11.16 GB/s, NVIDIA/nvbandwidth)"
     yield Rule("link.duplex", "GB/s", both, _duplex)
+    through = "what devices exchange goes through the host, over one link and then another: half of link.h2d"
+    yield Rule("network.bandwidth", "GB/s", through, _between_devices)
     copies = "a core moves 24 GB/s and copies 12, in slower memory half of what STREAM reaches, 0.72 of the bandwidth"
     yield Rule("pin", "GB/s", copies, _copy)
     for way in ("h2d", "d2h"):
