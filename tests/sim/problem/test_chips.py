@@ -122,6 +122,11 @@ class TestTpus:
         }
 
 
+def test_a_mesh_beside_a_rate_is_named_as_well():
+    with pytest.raises(InputError, match=r"^tpu-v5e-4: network\.mesh: 'square' is no mesh"):
+        Hardware.load("tpu-v5e-4", ["network.bandwidth=7GB/s", "network.mesh=square"])
+
+
 def test_tiles_are_whole_numbers():
     for text in ("device.tiles.rows=0", "device.tiles.expert_rows=0"):
         with pytest.raises(InputError, match="rows: 0 is not allowed; give a whole number of at least 1"):

@@ -42,7 +42,7 @@ class Network(Part):
 def axes_of(mesh: str) -> tuple[int, ...]:
     """Devices along each axis. Raises InputError for a text that is none."""
     if re.fullmatch(r"[1-9]\d*(x[1-9]\d*){0,2}", mesh) is None:
-        raise InputError(f"network.mesh: {shown(mesh)} is no mesh; give it as 2x4, or 2x2x1")
+        raise InputError(f"mesh: {shown(mesh)} is no mesh; give it as 2x4, or 2x2x1")
     return tuple(map(int, mesh.split("x")))
 
 

@@ -14,6 +14,7 @@ from itertools import pairwise
 from sim.problem.machine.chips import links_of_a_corner
 from sim.problem.machine.derived.given import Given, Rule
 from sim.problem.machine.quantity import Dimension
+from traces.errors import error_prefix
 
 CORE_BYTES_PER_S = 24e9
 SUSTAINED_OF_DRAM = 0.72
@@ -40,7 +41,8 @@ def _network(given: Given) -> float | None:
     link, network = given.rate("network.one_way"), given.table.get("network")
     if link is None or not isinstance(network, Mapping) or not isinstance(network.get("mesh"), str):
         return None
-    return link * links_of_a_corner(network["mesh"], wraps=network.get("wraps") is True)
+    with error_prefix("network."):
+        return link * links_of_a_corner(network["mesh"], wraps=network.get("wraps") is True)
 
 
 def page_lockable_bytes(host_bytes: float) -> float:
@@ -147,6 +149,8 @@ def _rules() -> Iterator[Rule]:
     yield Rule("link.d2h", "GB/s", "as host to device", _other_way)
     both = "both directions at 0.903 of their rate alone, as on PCIe 3.0 (12.36 to 11.16 GB/s, NVIDIA/nvbandwidth)"
     yield Rule("link.duplex", "GB/s", both, _duplex)
+    rings = "network.one_way of a link, times the links of a corner of network.mesh, which bound an all-reduce"
+    yield Rule("network.bandwidth", "GB/s", rings, _network)
     through = "what devices exchange goes through the host, over one link and then another: half of link.h2d"
     yield Rule("network.bandwidth", "GB/s", through, _between_devices)
     copies = "a core moves 24 GB/s and copies 12, in slower memory half of what STREAM reaches, 0.72 of the bandwidth"
@@ -154,8 +158,6 @@ def _rules() -> Iterator[Rule]:
     for way in ("h2d", "d2h"):
         source = f"a core copies into a page-locked buffer (12 GB/s, or less in slower memory), then link.{way}"
         yield Rule(f"link.{way}_pageable", "GB/s", source, _pageable(way))
-    rings = "network.one_way of a link, times the links of a corner of network.mesh, which bound an all-reduce"
-    yield Rule("network.bandwidth", "GB/s", rings, _network)
     limit = "or 24 GB/s a core, where the cores are known and move less"
     yield Rule("host.gemm.memory", "1", f"0.7 of DRAM, a little below STREAM, {limit}", _of_dram(0.7))
     yield Rule("host.experts.memory", "1", f"0.6 of DRAM, below STREAM: uneven pieces, {limit}", _of_dram(0.6))
