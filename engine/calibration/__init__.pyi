@@ -6,4 +6,5 @@ from .calibration import (
     measure_machine as measure_machine,
     planned_for as planned_for,
 )
+from .devices import calibrate_devices as calibrate_devices
 from .measure import Attempt as Attempt, Round as Round, once as once

@@ -19,11 +19,25 @@ from .host_memory import (
 )
 from .ledger import Ledger as Ledger, OutOfMemory as OutOfMemory, PinnedOutOfMemory as PinnedOutOfMemory
 from .open import (
+    DeviceAsked as DeviceAsked,
     add_device as add_device,
+    device_asked as device_asked,
     device_of as device_of,
     host_memory_bytes as host_memory_bytes,
     make_device as make_device,
     open_device as open_device,
+)
+from .ranks import (
+    PeerLostError as PeerLostError,
+    Rank as Rank,
+    RankError as RankError,
+    RankSums as RankSums,
+    Rendezvous as Rendezvous,
+    is_peer_lost as is_peer_lost,
+    join_group as join_group,
+    keep_to_share as keep_to_share,
+    run_in_ranks as run_in_ranks,
+    started_by_torchrun as started_by_torchrun,
 )
 from .threads import (
     check_thread_count as check_thread_count,

@@ -3,6 +3,8 @@
 import argparse
 import contextlib
 import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sim.problem import memory_limit
@@ -11,6 +13,7 @@ from traces.errors import InputError, check_range
 
 if TYPE_CHECKING:
     from engine.device.base import Device
+    from engine.device.ranks import Rank
 
 NAMES = ("auto", "emulated", "cuda", "xpu")
 OF_XLA = ("jax", "xla", "tpu")
@@ -34,6 +37,54 @@ def host_memory_bytes() -> int:
     """Physical memory of this machine, as far as a container grants it."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return int(min(physical, memory_limit()))
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceAsked:
+    """A device that is still to be opened, by its name and what it is told: each of several processes opens its own."""
+
+    name: str = "auto"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def open(self, rank: "Rank | None" = None) -> "Device":
+        """A new one; that of a rank is the one with its number, or another emulated one."""
+        if rank is None or self.torch_type != "cpu":
+            return make_device(self.name, **self.options, **({} if rank is None else {"index": rank.index}))
+        return make_device(self.name, **{"memory_bytes": host_memory_bytes() // 2 // rank.count, **self.options})
+
+    @property
+    def torch_type(self) -> str:
+        """What torch calls devices of this kind: `cpu` where the host plays it. Raises InputError for none."""
+        runtime = self._runtime
+        return "cpu" if runtime is None else runtime.device_type
+
+    def check_there_are(self, count: int) -> None:
+        """Raises InputError where the machine has fewer of them."""
+        runtime = self._runtime
+        if runtime is not None and runtime.device_count() < count:
+            raise InputError(
+                f"device: {count} of {runtime.device_type} are asked for, and torch sees {runtime.device_count()}: "
+                f"give as many as there are, or the emulated device"
+            )
+
+    def near_cores(self, index: int) -> Collection[int]:
+        """The cores beside the device of this number, where the system knows."""
+        from engine.device.threads import numa_of
+
+        runtime, torch_type = self._runtime, self.torch_type
+        if runtime is None or index >= runtime.device_count():
+            return ()
+        import torch
+
+        return numa_of(runtime.pci_address(torch.device(torch_type, index)))[1]
+
+    @property
+    def _runtime(self) -> Any:
+        if self.name == "emulated" or self.name not in NAMES:
+            return None  # an unknown name is told when it is opened
+        from engine.device.accelerator import runtime_of
+
+        return runtime_of(self.name)
 
 
 def make_device(name: str, **options: Any) -> "Device":
@@ -78,11 +129,15 @@ def _emulated(**options: Any) -> "Device":
     return EmulatedDevice(**{**usual, **options})
 
 
-def open_device(device: "str | Device") -> "contextlib.AbstractContextManager[Device]":
+def open_device(
+    device: "str | DeviceAsked | Device", rank: "Rank | None" = None
+) -> "contextlib.AbstractContextManager[Device]":
     """A device by name, closed at the end; or one that somebody else opened and will close."""
     from engine.device.base import Device
 
-    return contextlib.nullcontext(device) if isinstance(device, Device) else make_device(device)
+    if isinstance(device, Device):
+        return contextlib.nullcontext(device)
+    return (device if isinstance(device, DeviceAsked) else DeviceAsked(device)).open(rank)
 
 
 def add_device(parser: Any) -> None:
@@ -101,6 +156,11 @@ def add_device(parser: Any) -> None:
 
 def device_of(args: argparse.Namespace) -> "Device":
     """The device that is asked for. Raises InputError for one that there is not."""
+    return device_asked(args).open()
+
+
+def device_asked(args: argparse.Namespace) -> DeviceAsked:
+    """The same, still to be opened."""
     memory = _scaled("--device-memory-gb", args.device_memory_gb)
     given = {
         "h2d_bytes_per_s": _scaled("--h2d-gbs", args.h2d_gbs),
@@ -109,7 +169,7 @@ def device_of(args: argparse.Namespace) -> "Device":
         "gpu_threads": args.gpu_threads,
         "cpu_threads": args.cpu_threads,
     }
-    return make_device(args.device, **{name: value for name, value in given.items() if value is not None})
+    return DeviceAsked(args.device, {name: value for name, value in given.items() if value is not None})
 
 
 def _scaled(flag: str, giga: float | None) -> float | None:

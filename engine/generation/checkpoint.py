@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,34 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from engine.device import Device
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAsked:
+    """A model that is still to be loaded, by each of several processes, or to be known without its weights."""
+
+    name: str | Path
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+
+    def load(self, device: "Device | None" = None) -> "PreTrainedModel":
+        """The model in host memory. Raises InputError if it cannot be loaded."""
+        return load_model(self.name, self.dtype, self.trust_remote_code, device)
+
+    def without_weights(self) -> "PreTrainedModel":
+        """The model with its configuration, its generation settings and its dtype, and no numbers."""
+        import torch
+        from transformers import AutoModelForCausalLM, GenerationConfig
+
+        config = load_config(self.name, self.trust_remote_code)
+        dtype = getattr(torch, self.dtype, None) if self.dtype != "auto" else config.dtype or torch.float32
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, dtype=dtype, trust_remote_code=self.trust_remote_code
+            )
+        with contextlib.suppress(OSError):  # it has none of its own
+            model.generation_config = GenerationConfig.from_pretrained(str(self.name))
+        return model.eval()  # type: ignore[no-any-return, no-untyped-call]
 
 
 def add_model(parser: Any) -> None:
@@ -27,7 +56,12 @@ def model_of(args: argparse.Namespace, device: "Device | None" = None) -> "PreTr
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # one bar is enough: ours
-    return load_model(args.model, args.dtype, args.trust_remote_code, device)
+    return model_asked(args).load(device)
+
+
+def model_asked(args: argparse.Namespace) -> ModelAsked:
+    """The same, still to be loaded."""
+    return ModelAsked(args.model, args.dtype, args.trust_remote_code)
 
 
 def load_model(

@@ -10,10 +10,33 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from engine.device import Device, EnergyCounters, EnergyMeter, EnergyUse, counters_of, open_device
-from engine.generation.arguments import checked_arguments, names_of
-from engine.generation.given import drawn_seed, errors_of_callers, given_model, only_user, what_is_asked
-from engine.generation.prompts import GenerationRequest, Prompt, as_requests, asked_of, pad_token
+from engine.device import (
+    Device,
+    DeviceAsked,
+    EnergyCounters,
+    EnergyMeter,
+    EnergyUse,
+    Rank,
+    counters_of,
+    open_device,
+)
+from engine.generation.asked import (
+    GenerationRequest,
+    Prompt,
+    as_requests,
+    asked_of,
+    checked_arguments,
+    drawn_seed,
+    errors_of_callers,
+    given_model,
+    names_of,
+    only_user,
+    pad_token,
+    what_is_asked,
+)
+from engine.generation.checkpoint import ModelAsked
+from engine.generation.of_rank import as_rank, check_divided, check_same
+from engine.generation.ranks import call_on_devices, merged_stats, merged_trace
 from engine.generation.rows import RowRequest, RowsOfMicroBatch, TokenLogprobs, cut_up, kept_scores
 from engine.generation.session import open_session
 from engine.generation.trace import (
@@ -31,7 +54,7 @@ from engine.model import InFlight, recorded_routing
 from engine.tasks import BatchResult, GenerationOptions, RunContext, Session, run_batch
 from sim.problem import UNIFORM, Policy, Routing
 from sim.schedule import Schedule
-from traces.errors import InputError
+from traces.errors import InputError, check_count
 from traces.trace import Trace
 
 USUAL_MICRO_BATCHES = 4
@@ -68,13 +91,13 @@ class BatchDone:
 
 
 def run(
-    model: PreTrainedModel | str | Path,
+    model: PreTrainedModel | str | Path | ModelAsked,
     prompts: Sequence[Prompt | GenerationRequest],
     schedule: str | Schedule = "cgopipe",
     policy: Policy | Mapping[str, Any] | None = None,
     micro_batch_size: int | None = None,
     max_new_tokens: int | None = None,
-    device: str | Device = "auto",
+    device: str | Device | DeviceAsked = "auto",
     *,
     seed: int | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -83,12 +106,15 @@ def run(
     record_routing: str | Path | None = None,
     routing: str | Routing = UNIFORM,
     keep_model: bool = True,
+    num_devices: int = 1,
+    rank: Rank | None = None,
     energy: bool | EnergyCounters = False,
     **generate_kwargs: Any,
 ) -> RunResult:
     """Generate text for `prompts` (strings or lists of token ids) with an offloaded Mixture-of-Experts model.
 
-    `model` is a loaded model, a local folder or a hub id; `device` is a name (`auto`, `emulated`, `cuda`) or a device.
+    `model` is a loaded model, a local folder, a hub id or a `ModelAsked`; `device` is a name (`auto`, `emulated`,
+    `cuda`), a `DeviceAsked` or a device.
     Without a policy all prompts form one batch, cut into micro-batches of `micro_batch_size`, those of similar length
     together. `generate_kwargs` go to `generate()` as they are, a `generation_config` as if it were the model's own;
     what needs beams or a second model is refused. `max_new_tokens` is 64 if nobody says anything else. A
@@ -102,9 +128,16 @@ def run(
     The model is what it was when the run ends, with one exception: a policy's `weight_bits` of 4.5 or 8.5 packs routed
     experts, whose own weights host memory has no room for meanwhile. Afterwards they are what the packed bits say, for
     good; to run them so again changes nothing more. Without `keep_model` packed experts are left empty, which saves the
-    time and memory to unpack a model that nobody needs any more. Raises InputError for anything the caller can mend.
+    time and memory to unpack a model that nobody needs any more.
+
+    With `num_devices` above 1 each device has a process, a rank, that makes this call with its `rank` and its share of
+    every tensor: all of them compute the same tokens. A model that is loaded here already is written to disk for them,
+    and stays as it is. A rank that is lost ends the run by name. Where a caller gives `rank` itself, the process is one
+    of several that call this alike; without `keep_model` the model is left with no more than its share.
+    Raises InputError for anything the caller can mend.
     """
     asked_for = what_is_asked(schedule, policy, micro_batch_size, max_new_tokens, seed, generate_kwargs)
+    check_divided(asked_for.schedule, check_count("num_devices", num_devices) if rank is None else rank.count)
     requests = as_requests(prompts)
     if not requests:
         raise InputError("prompts: the list is empty; give at least one prompt")
@@ -112,35 +145,59 @@ def run(
         raise InputError(
             "arrival_s: batches begin with all of their requests; use engine.stream for those that come later"
         )
-    with open_device(device) as opened, contextlib.ExitStack() as in_use:
-        keep_model = keep_model and not isinstance(model, str | Path)
+    if energy and (num_devices > 1 or rank is not None):
+        raise InputError("energy: it is measured of runs on one device: leave it out, or give num_devices=1")
+    if rank is None and num_devices > 1:
+        how = {"schedule": schedule, "policy": policy, "micro_batch_size": micro_batch_size, "device": device}
+        what = {"model": model, "prompts": requests, "tokenizer": tokenizer, "max_new_tokens": max_new_tokens}
+        others = {"progress": progress, "on_batch": on_batch, "record_routing": record_routing, "routing": routing}
+        sent = {**generate_kwargs, **how, **what, **others, "seed": seed}
+        result: RunResult = call_on_devices(_with_other_ranks, num_devices, sent)
+        return result
+    with open_device(device, rank) as opened, contextlib.ExitStack() as in_use:
+        keep_model = keep_model and not isinstance(model, str | Path | ModelAsked)
         model, tokenizer = given_model(model, tokenizer, opened)
         in_use.enter_context(only_user(model))
         options = checked_arguments(generate_kwargs, model, names_of(run), tokenizer)
+        policy = asked_for.policy_for(len(requests), USUAL_MICRO_BATCHES)
+        sums = in_use.enter_context(as_rank(model, policy, rank, keep=keep_model))
         seed = drawn_seed(seed, options, requests, model)
+        seed = seed if sums is None else sums.rank.from_first(seed)
         asked = [
             asked_of(one, number, asked_for.max_new_tokens, seed, model, tokenizer)
             for number, one in enumerate(requests)
         ]
-        policy = asked_for.policy_for(len(asked), USUAL_MICRO_BATCHES)
         most = max(one.max_new_tokens for one in asked)
         padding = pad_token(model, tokenizer, options.pop("pad_token_id", None))
         known = Routing.parse(routing) if isinstance(routing, str) else routing
         generation = GenerationOptions(most, padding, options, seed)
-        context = RunContext.of(model, asked_for.schedule, policy, opened, generation, known)
+        context = RunContext.of(model, asked_for.schedule, policy, opened, generation, known, sums=sums)
+        metadata = describe_run(context, [one.ids for one in asked])
+        check_same(sums, "the requests", (metadata["input_hash"], seed, options), "call each with the same ones")
         scores = any(one.prompt_logprobs is not None for one in asked)
         in_use.enter_context(kept_scores(model) if scores else contextlib.nullcontext())
-        with _recording(context, asked, record_routing), open_session(context, keep_model) as session:
+        with (
+            _recording(context, asked, record_routing if rank is None or rank.is_first else None),
+            open_session(context, keep_model) as session,
+        ):
             opened.reset_peak()
             done = _Done()
             meter = in_use.enter_context(EnergyMeter(energy_counters(energy, opened))) if energy else None
             with errors_of_callers(progress) as told:
-                for batch in _batches(session, asked, told, meter):
+                for batch in _batches(session, asked, metadata, told, meter):
+                    check_same(sums, "the tokens", batch.sequences)
                     done.add(batch)
                     if on_batch is not None:
                         on_batch(batch)
             device_peak = opened.usage.peak_bytes
     return done.result(tokenizer, device_peak)
+
+
+def _with_other_ranks(*, rank: Rank, **asked: Any) -> RunResult:
+    """The run of one rank, with the trace and the account of all of them."""
+    result = run(rank=rank, **asked)
+    stats, traces = zip(*rank.gather((result.stats, result.trace)), strict=True)
+    return replace(result, stats=merged_stats(stats), trace=merged_trace(traces))
 
 
 @dataclass(slots=True)
@@ -182,7 +239,8 @@ def _recording(run: RunContext, asked: Sequence[RowRequest], path: str | Path | 
     ends = run.ends | ({run.options.pad_token_id} if pads_ended else set())
     with recorded_routing(run.model, run.anatomy, ends) as record:
         yield
-    record.histogram(run.model.config.model_type).write(path)
+    if run.sums is None or run.sums.rank.is_first:  # each rank chooses experts for all tokens
+        record.histogram(run.model.config.model_type).write(path)
 
 
 def energy_counters(asked: bool | EnergyCounters, device: Device) -> EnergyCounters:
@@ -191,13 +249,17 @@ def energy_counters(asked: bool | EnergyCounters, device: Device) -> EnergyCount
 
 
 def _batches(
-    session: Session, asked: Sequence[RowRequest], progress: Callable[[int], None], meter: EnergyMeter | None
+    session: Session,
+    asked: Sequence[RowRequest],
+    metadata: dict[str, Any],
+    progress: Callable[[int], None],
+    meter: EnergyMeter | None,
 ) -> Iterator[BatchDone]:
     def on_head(micro_batch: InFlight) -> None:
         progress(len(micro_batch.padding))
 
     run, policy = session.run, session.run.policy
-    metadata = describe_run(run, [one.ids for one in asked])
+    rank = 0 if run.sums is None else run.sums.rank.index
     for first in range(0, len(asked), policy.batch_size):
         cut = cut_up(run.model, run.options.kwargs, asked[first : first + policy.batch_size], policy.micro_batch_size)
         for memory in run.memories.values():
@@ -210,7 +272,7 @@ def _batches(
         sequences, logprobs, of_prompts = _in_order(cut, result.sequences)
         used, power = measured_energy(meter, result.ran) if meter else (None, [])
         described |= described_energy(used, sum(map(len, sequences)))
-        trace = make_trace(result.ran, described, histories, power)
+        trace = make_trace(result.ran, described, histories, power, rank)
         yield BatchDone(first, sequences, logprobs, of_prompts, result, trace, used)
 
 

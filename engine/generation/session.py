@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from torch.backends import cuda
@@ -13,6 +13,7 @@ from engine.memory import STAGING, HostBlocks, HostCopy, HostWeights, WeightStre
 from engine.model import Anatomy, kept_experts, lean_gates, shared_apart, split
 from engine.tasks import RunContext, Session, expert_exchange_bytes
 from sim.schedule import LaneKind, MemoryPart, Place, SlotLayout, Tier
+from traces.errors import InputError
 
 SWITCH_INTERVAL_S = 2e-4
 """How long a thread may hold Python's lock while others wait: the lanes hand over to each other often."""
@@ -30,6 +31,8 @@ def open_session(run: RunContext, keep_model: bool = True) -> Iterator[Session]:
         device.reserve_pinned(_reserved_bytes(run, weights, layout))
         blocks = stack.enter_context(contextlib.closing(HostBlocks(device, run.host)))
         shared = shared_apart(model, run.anatomy) if layout.shape.experts else {}
+        if run.sums is not None and layout.shape.experts:
+            _check_shared(run, shared)
         stream = stack.enter_context(placed(model, run.anatomy, device, weights, layout, run.packed, keep_model))
         stack.enter_context(kept_experts(model))
         stack.enter_context(lean_gates(model.modules()))
@@ -54,9 +57,22 @@ def open_session(run: RunContext, keep_model: bool = True) -> Iterator[Session]:
         yield Session(run, stream, kernel, blocks, copy, threads)
 
 
+def _check_shared(run: RunContext, apart: Collection[int]) -> None:
+    """Raises InputError where a rank's part of shared experts would be added to what is a sum already."""
+    for i, (some, layer) in enumerate(zip(run.anatomy.shared, run.anatomy.layers, strict=True)):
+        routed = run.anatomy.experts[i][0].owner if some else None
+        block = next((one for one in layer.children() if any(module is routed for module in one.modules())), None)
+        inside = block is not None and any("shared" in path for path, _ in block.named_parameters())
+        if inside and i not in apart:
+            raise InputError(
+                f"schedule {run.schedule.name}: on several devices the shared experts of {type(run.model).__name__} "
+                f"cannot be computed apart from their layers; give another schedule, such as cgopipe"
+            )
+
+
 def _decoding_lanes(run: RunContext, layout: SlotLayout) -> set[LaneKind]:
     """Those that have work in a step in the middle of decode."""
-    (step,) = run.schedule.steps(layout.shape, 1, 2, last=sys.maxsize)
+    (step,) = run.steps(layout.shape, 1, 2, last=sys.maxsize)
     return {task.lane.kind for task in step}
 
 

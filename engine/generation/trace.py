@@ -24,6 +24,9 @@ from traces.trace import MEMORY, NONE, Counter, Span, Trace
 
 LIBRARIES = (torch, transformers)
 
+BEGAN_NS = "began_ns"
+"""When a trace's first task began, in its metadata: by the host's monotonic clock, which all its processes read."""
+
 History = Sequence[tuple[int, int]]
 """(host clock in ns, bytes) after each change of what a memory holds."""
 
@@ -92,6 +95,7 @@ def describe_run(run: RunContext, ids: list[list[int]]) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {one.__name__: one.__version__ for one in LIBRARIES},
         "input_hash": hashlib.sha256(json.dumps(inputs).encode()).hexdigest(),
         "origin": run.device.origin,
+        **({} if run.sums is None else {"rank": run.sums.rank.index, "num_ranks": run.sums.rank.count}),
     }
 
 
@@ -144,18 +148,23 @@ def as_cut(prompt_tokens: Sequence[int], micro_batch_size: int, gen_len: int) ->
 
 
 def make_trace(
-    ran: Sequence[Ran], metadata: dict[str, Any], memory: Mapping[str, History], others: Sequence[Counter] = ()
+    ran: Sequence[Ran],
+    metadata: dict[str, Any],
+    memory: Mapping[str, History],
+    others: Sequence[Counter] = (),
+    rank: int = 0,
 ) -> Trace:
     """The trace of one batch: the tasks' own keys, in order of time, from 0 ns, and what each tier held.
 
     `memory` has the histories of the tiers `device`, `pinned` and `host`, the last without what is pinned. The metadata
-    says by how much the device's clock was corrected (`clock_shift_ns`), if it was. Counters of `others` are by the
-    host's clock.
+    says when that was by the host's clock, and by how much the device's was corrected (`clock_shift_ns`), if it was.
+    Counters of `others` are by the host's clock. `rank` is that of the device.
     """
     times, moved_ns = _times_ns(ran)
-    metadata = {**metadata, "clock_shift_ns": moved_ns} if moved_ns else metadata
+    metadata = {**metadata, **({"clock_shift_ns": moved_ns} if moved_ns else {})}
     ends_ns = {id_: end_ns for id_, (_, end_ns) in times.items()}
     start_ns = min((start for start, _ in times.values()), default=0)
+    metadata |= {BEGAN_NS: start_ns}
     before: dict[Lane, int] = {}
     spans = []
     for one in sorted(ran, key=lambda one: one.task.id):
@@ -167,7 +176,7 @@ def make_trace(
         what = (one.num_bytes, 0, "", "" if cause in (previous, NONE) else DEPENDENCY, cause)
         spans.append(Span(task.id, task.op.value, task.lane.kind.value, *task.key[1:], first, last, *what))
     counted = [one._replace(time_ns=max(0, one.time_ns - start_ns)) for one in others]
-    return Trace(metadata, spans, [*_memory(memory, start_ns), *counted])
+    return Trace(metadata, spans, [*_memory(memory, start_ns, rank), *counted])
 
 
 def _times_ns(ran: Sequence[Ran]) -> tuple[dict[int, tuple[int, int]], int]:
@@ -189,7 +198,7 @@ def _times_ns(ran: Sequence[Ran]) -> tuple[dict[int, tuple[int, int]], int]:
     return times, moved_ns
 
 
-def _memory(histories: Mapping[str, History], start_ns: int) -> list[Counter]:
+def _memory(histories: Mapping[str, History], start_ns: int, rank: int) -> list[Counter]:
     """Samples of each tier from the first span on; pinned memory is part of the host's, as in the memory plan."""
     changes = sorted((ns, tier, num_bytes) for tier, history in histories.items() for ns, num_bytes in history)
     held = dict.fromkeys(histories, 0)
@@ -198,10 +207,10 @@ def _memory(histories: Mapping[str, History], start_ns: int) -> list[Counter]:
         held[tier] = num_bytes
         time_ns = max(0, ns - start_ns)
         if tier == "device":
-            samples[time_ns, 0] = {"device": held["device"]}
+            samples[time_ns, rank] = {"device": held["device"]}
         else:
             samples[time_ns, NONE] = {"host": held["host"] + held["pinned"], "pinned": held["pinned"]}
-    return [Counter(MEMORY, time_ns, values, rank) for (time_ns, rank), values in samples.items()]
+    return [Counter(MEMORY, time_ns, values, of) for (time_ns, of), values in samples.items()]
 
 
 def peak_bytes(traces: Sequence[Trace]) -> dict[str, int]:

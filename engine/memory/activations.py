@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from engine.device import Device
-from engine.model import AttentionCall, ExpertsCall, InFlight, LayerCache, LayerEntry, StackEnd
+from engine.model import AttentionCall, ExpertsCall, InFlight, LayerCache, LayerEntry, StackEnd, SumNeeded
 from sim.schedule import Op, Task
 
 _Passing = list[tuple[StorageWeakRef, int]]
@@ -85,7 +85,8 @@ class Activations:
             return
         known = self._known_stops.setdefault(index, {})
         made = micro_batch.attended is None, micro_batch.output is None, micro_batch.shared_output is None
-        kind = type(at), self._kinds[getattr(at, "layer", -1)], len(micro_batch.padding), *made
+        where = type(at), getattr(at, "which", None), self._kinds[getattr(at, "layer", -1)]
+        kind = *where, len(micro_batch.padding), *made
         if kind not in known:
             known[kind] = self._measured(micro_batch)
         self._count(index, known[kind])
@@ -102,6 +103,8 @@ class Activations:
             inside_layer = self._entered.get(index, 0)
         if isinstance(at, AttentionCall):
             tensors += [at.query, at.key, at.value]
+        if isinstance(at, SumNeeded):
+            tensors.append(at.part)
         if isinstance(at, ExpertsCall):
             tensors += [at.hidden, at.index, at.weights]
         if micro_batch.output is not None:

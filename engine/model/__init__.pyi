@@ -7,6 +7,7 @@ from .coroutine import (
     HostCall as HostCall,
     LayerEntry as LayerEntry,
     StackEnd as StackEnd,
+    SumNeeded as SumNeeded,
     current as current,
 )
 from .experts import (
@@ -17,6 +18,7 @@ from .experts import (
     host_waits as host_waits,
     kept_experts as kept_experts,
     lean_gates as lean_gates,
+    shared_apart as shared_apart,
     with_experts as with_experts,
 )
 from .hooks import (
@@ -51,4 +53,4 @@ from .kvcache import (
 from .packed_experts import PackedExperts as PackedExperts, UnpackedRoom as UnpackedRoom
 from .packing import GROUP as GROUP, NUMBER_BITS as NUMBER_BITS, PackedFormat as PackedFormat
 from .recording import recorded_routing as recorded_routing
-from .shared_experts import shared_apart as shared_apart
+from .share import share_of_rank as share_of_rank

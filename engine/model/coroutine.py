@@ -67,6 +67,15 @@ class ExpertsCall:
 
 
 @dataclass(slots=True)
+class SumNeeded:
+    """Has its rank's part of a sum over ranks. Resume with None once the sum stands in its place."""
+
+    layer: int
+    which: int  # of the two sums of a layer: behind attention, or behind the networks
+    part: torch.Tensor
+
+
+@dataclass(slots=True)
 class StackEnd:
     """Has run the last decoder layer; what follows is the head. Resume with None, or a tensor in place of `hidden`."""
 
@@ -96,7 +105,9 @@ class HostCall(NamedTuple):
     kwargs: dict[str, Any]
 
 
-Event = LayerEntry | WeightsNeeded | CacheNeeded | AttentionCall | ExpertsCall | StackEnd | HeadCall | Finished
+Event = (
+    LayerEntry | WeightsNeeded | CacheNeeded | AttentionCall | ExpertsCall | SumNeeded | StackEnd | HeadCall | Finished
+)
 
 
 class _Coroutine(greenlet):  # type: ignore[misc]
@@ -119,6 +130,7 @@ class GenerateCoroutine:
     step: int = 0
     weights_ready: bool = True  # whether the streamed weights of the layer it is in may be used
     experts_apart: bool = False  # whether it stops where the layer it is in calls its routed experts
+    experts_were_apart: bool = False  # whether it has done so
     host_calls: dict[int, HostCall] = field(default_factory=dict)  # by layer, those that it passed and that are to run
     joins: bool = False  # whether others compute for it what comes after its prompts: from then on it passes all layers
     passes_layers: bool = False

@@ -106,6 +106,7 @@ def _enter_layer(layer: int, forward: Callable[..., Any], *args: Any, **kwargs: 
         return forward(*args, **kwargs)
     if micro_batch.passes_layers:
         return _pass_layer(layer, forward, *args, **kwargs)
+    micro_batch.experts_were_apart = False
     replacement = suspend(LayerEntry(layer, args[0] if args else kwargs["hidden_states"]))
     if replacement is None:
         return forward(*args, **kwargs)
@@ -140,6 +141,7 @@ def _call_experts(
     micro_batch = current()
     if micro_batch is None or not micro_batch.experts_apart:
         return forward(hidden, index, weights)
+    micro_batch.experts_were_apart = True
     return suspend(ExpertsCall(layer, hidden, index, weights))
 
 

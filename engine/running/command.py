@@ -4,35 +4,32 @@ import argparse
 import contextlib
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import calibration, device as devices, generation, memory
-from engine.device import add_device, device_of
-from engine.generation import add_model, model_of
-from sim import problem, schedule as schedules, simulation
-from sim.problem import add_policy, add_routing, add_weight_bits, fixed_policy
+from engine import device as devices, generation, memory
+from engine.device import add_device, device_asked
+from engine.generation import DevicesTogether, add_devices, add_model, devices_together, model_asked, model_of
+from engine.running.choosing import generate_kwargs, given_policy, planned_policy
+from sim import problem, schedule as schedules
+from sim.problem import add_policy, add_routing, add_weight_bits
 from traces import files
 from traces.cli import Command, positive_int, progress
 from traces.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
+    from engine.running.choosing import AnyDevice
     from engine.running.planning import RunPlan
     from traces.trace import Trace
-
-USUAL_SIZES = {"micro_batch_size": 4, "num_micro_batches": 4}
-"""What of the sizes is not given, where one of them is."""
 
 ALL_FAILED = 1
 """The exit code of a run in which no request had a result."""
 
 TRACED_STEPS = 64
 """Of a stream, in the trace that it writes."""
-
-SAMPLING = ("temperature", "top_p", "top_k")
-"""Options of `generate` that make it sample; without them the choice is greedy."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_weight_bits(policy, "width of routed experts: 4.5 or 8.5 (default: the model's own)")
     policy.add_argument("--plan-for", metavar="HARDWARE", help="plan the policy for this machine (a preset or a .toml)")
     problem.add_settings(policy)
-    add_device(parser.add_argument_group("device"))
+    device = parser.add_argument_group("device")
+    add_device(device)
+    add_devices(device)
     options = parser.add_argument_group("generation")
     options.add_argument("--max-new-tokens", type=positive_int, default=64, help="(default: %(default)s)")
     options.add_argument("--temperature", type=float, help="sample; without sampling options the choice is greedy")
@@ -73,6 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Generate for every request of a file; results are appended as each batch ends, or as each request does."""
+    with devices_together(args) as together:
+        return 0 if together is None else _run(args, together)
+
+
+def _run(args: argparse.Namespace, together: DevicesTogether) -> int:
     schedule = schedules.by_name(args.schedule)
     policy = given_policy(args, schedule)
     if args.settings and not args.plan_for:
@@ -83,12 +87,18 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--record-routing is for batches: leave it out with --stream")
     if args.stream and not schedule.system.mixes:
         raise InputError(f"{schedule.name}: its steps cannot carry prompts beside decode; take cgopipe or hybrid")
-    options = generation.checked_arguments(_generate_kwargs(args), None, (), None)
+    if args.stream and together.count > 1:
+        raise InputError(f"--stream runs on one device, and {together.count} are asked for: leave it out, or --devices")
+    if args.energy and together.count > 1:
+        raise InputError(f"--energy measures one device, not {together.count}: leave it out, or --devices")
+    options = generation.checked_arguments(generate_kwargs(args), None, (), None)
     if args.seed is not None:
         generation.check_seed("--seed", args.seed)
     requests = generation.RequestFile(args.input, args.output, args.model, args.resume, in_any_order=args.stream)
-    with contextlib.closing(requests), devices.open_device(device_of(args)) as device:
-        result = _run_file(args, schedule, policy, device, requests, options)
+    asked = device_asked(args)
+    opened = devices.open_device(asked) if together.count == 1 else contextlib.nullcontext(asked)
+    with contextlib.closing(requests), opened as device:
+        result = _run_file(args, schedule, policy, device, together, requests, options)
         failed, count = requests.failed, requests.count
     if result is None and failed < count:
         sys.stderr.write("nothing left to do\n")
@@ -114,26 +124,12 @@ def _check_places(args: argparse.Namespace) -> None:
             raise InputError(f"{path}: nothing can be written into {path.resolve().parent}: give another place")
 
 
-def given_policy(args: argparse.Namespace, schedule: "schedules.Schedule") -> "problem.Policy | None":
-    """The policy that the options fix, or None if it is to be planned. Raises InputError if they disagree."""
-    meant_for, fields = fixed_policy(args)
-    if args.plan_for and fields:
-        raise InputError("--plan-for chooses policy and sizes: leave the other options for them out")
-    if meant_for not in (None, schedule.name):
-        raise InputError(f"policy {args.policy} is for schedule {meant_for}: give --schedule {meant_for}")
-    if args.policy and args.weight_bits is not None:
-        raise InputError("--policy holds the width of weights already: leave out --weight-bits")
-    if not fields and args.policy is None:
-        return None
-    given = fields if args.policy else {**USUAL_SIZES, "weight_bits": args.weight_bits, **fields}
-    return problem.Policy.from_dict(given, schedule)
-
-
 def _run_file(
     args: argparse.Namespace,
     schedule: "schedules.Schedule",
     policy: "problem.Policy | None",
-    device: "devices.Device",
+    device: "AnyDevice",
+    together: DevicesTogether,
     requests: "generation.RequestFile",
     options: dict[str, Any],
 ) -> "tuple[Trace | None, str] | None":
@@ -155,18 +151,33 @@ def _run_file(
         requests.run_nothing()
         return None
     with progress(f"loading {args.model}"):
-        model = model_of(args, device)
+        model = _model(args, device)
     memory.check_packing(model, args.weight_bits)
-    chosen = policy or _plan(args, schedule, device, model, requests)
-    run = _as_stream if args.stream else _in_batches
-    return run(args, schedule, chosen, device, requests, model, options)
+    chosen = policy or planned_policy(args, schedule, device, together, model, requests)
+    if args.stream:
+        return _as_stream(args, schedule, chosen, device, requests, model, options)
+    by = generation.run if together.count == 1 else partial(_on_devices, together, model_asked(args))
+    return _in_batches(args, schedule, chosen, device, by, requests, model, options)
+
+
+def _model(args: argparse.Namespace, device: "AnyDevice") -> Any:
+    """The model; where each of several devices loads it for itself, what is known of it without its weights."""
+    return model_of(args, device) if isinstance(device, devices.Device) else model_asked(args).without_weights()
+
+
+def _on_devices(
+    together: DevicesTogether, source: "generation.ModelAsked", model: Any, *arguments: Any, **options: Any
+) -> "generation.RunResult":
+    """A run of a model on several devices, where each loads its weights."""
+    return together(generation.run, source, *arguments, **options)  # type: ignore[no-any-return]
 
 
 def _in_batches(
     args: argparse.Namespace,
     schedule: "schedules.Schedule",
     chosen: "problem.Policy | RunPlan",
-    device: "devices.Device",
+    device: "AnyDevice",
+    by: "Callable[..., generation.RunResult]",
     requests: "generation.RequestFile",
     model: Any,
     options: dict[str, Any],
@@ -175,7 +186,7 @@ def _in_batches(
     policy = _told(chosen, "requests", schedule)
     ours = {"record_routing": args.record_routing, "routing": args.routing, "keep_model": False, "energy": args.energy}
     with progress("generating", sum(requests.limits), unit="tokens", lines=True) as shown:
-        result = requests.run(model, schedule, policy, device, shown.advance, **ours, **options)
+        result = requests.run(model, schedule, policy, device, shown.advance, by=by, **ours, **options)
     stats = result.stats
     busy = ", ".join(f"{lane} {seconds:.2f} s" for lane, seconds in stats.busy_s.items())
     return result.trace, (
@@ -190,12 +201,13 @@ def _as_stream(
     args: argparse.Namespace,
     schedule: "schedules.Schedule",
     chosen: "problem.Policy | RunPlan",
-    device: "devices.Device",
+    device: "AnyDevice",
     requests: "generation.RequestFile",
     model: Any,
     options: dict[str, Any],
 ) -> "tuple[Trace | None, str]":
     """Requests that enter as others end; the trace of the first steps, and what is said in the end."""
+    assert isinstance(device, devices.Device)
     policy = _told(chosen, "requests at a time", schedule)
     ours = {
         "traced_steps": TRACED_STEPS if args.trace else 0,
@@ -244,36 +256,6 @@ def _peaks(peak_bytes: "Mapping[str, int]") -> str:
 
 def _joules(stats: "generation.Stats | generation.StreamStats") -> str:
     return "" if stats.energy is None else stats.energy.in_words(stats.generated_tokens)
-
-
-def _plan(
-    args: argparse.Namespace,
-    schedule: "schedules.Schedule",
-    device: "devices.Device",
-    model: Any,
-    requests: "generation.RequestFile",
-) -> "RunPlan":
-    from engine.running.planning import plan, plan_streamed
-
-    device.hold_cores()
-    if args.plan_for:
-        hardware = problem.Hardware.load(args.plan_for, args.settings)
-    else:
-        sys.stderr.write("measuring this machine to plan for it (--plan-for FILE or a policy skips this)\n")
-        with progress("measuring", 1, unit="parts", lines=True) as shown:
-            hardware = calibration.calibrate(model, device, "this machine", quick=True, progress=shown.at).hardware
-    simulation.compile_once()
-    with progress("planning"):
-        prompts, limits = requests.prompt_tokens, requests.limits
-        options, sampled = (args.routing, args.weight_bits), requests.chooses(model, _generate_kwargs(args))
-        if args.stream:
-            return plan_streamed(model, hardware, schedule, prompts, limits, *options, sampled=sampled)
-        return plan(model, hardware, schedule, prompts, max(limits), *options, sampled=sampled)
-
-
-def _generate_kwargs(args: argparse.Namespace) -> dict[str, Any]:
-    given = {name: getattr(args, name) for name in (*SAMPLING, "repetition_penalty") if getattr(args, name) is not None}
-    return {"do_sample": True, **given} if given.keys() & SAMPLING else given
 
 
 COMMAND = Command(

@@ -14,5 +14,4 @@ from .context import (
     RunContext as RunContext,
     Session as Session,
 )
-from .host_room import HostRoom as HostRoom, expert_exchange_bytes as expert_exchange_bytes
-from .host_time import HostTime as HostTime
+from .host import HostRoom as HostRoom, HostTime as HostTime, expert_exchange_bytes as expert_exchange_bytes

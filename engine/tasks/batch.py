@@ -15,9 +15,8 @@ from engine.tasks.attend import DecodeAttention
 from engine.tasks.compute import Compute
 from engine.tasks.context import BatchContext, Carried, RunContext, Session
 from engine.tasks.experts import Experts
-from engine.tasks.host_layers import HostLayers
-from engine.tasks.host_room import HostRoom
-from engine.tasks.host_time import HostTime, clocks_ns
+from engine.tasks.host import HostLayers, HostRoom, HostTime, clocks_ns
+from engine.tasks.rank_sums import SumsOfTasks
 from engine.tasks.transfers import Transfers
 from sim.problem import within_window
 from sim.schedule import Lane, LaneKind, Op, PipelineShape, Task
@@ -111,9 +110,9 @@ def _free_resident(run: RunContext, micro_batches: Sequence[InFlight]) -> None:
 
 def _execute(run: RunContext, shape: PipelineShape, work: "TaskPerformer") -> list[Ran]:
     num_steps = run.options.max_new_tokens
-    first_steps = run.schedule.steps(shape, 0, min(num_steps, STEPS_THAT_SHOW_ALL_LANES))
+    first_steps = run.steps(shape, 0, min(num_steps, STEPS_THAT_SHOW_ALL_LANES))
     lanes = list(dict.fromkeys(task.lane for step in first_steps for task in step))
-    return Executor(run.device, run.schedule.steps(shape, 0, num_steps), lanes, work, work.finished, work.leave).run()
+    return Executor(run.device, run.steps(shape, 0, num_steps), lanes, work, work.finished, work.leave).run()
 
 
 class TaskPerformer:
@@ -122,7 +121,9 @@ class TaskPerformer:
     def __init__(self, batch: BatchContext) -> None:
         self._batch = batch
         self.host = HostTime()
-        weights, compute, transfers = batch.session.weights, Compute(batch), Transfers(batch)
+        weights, compute = batch.session.weights, Compute(batch)
+        self._sums = sums = SumsOfTasks(batch)
+        transfers = Transfers(batch, sums.wait_for_layer)
         self._move_weights: dict[Op, Callable[[LaneContext, Task], int]] = {
             Op.PIN_WEIGHTS: lambda _, task: weights.pin(task),
             Op.LOAD_WEIGHTS: weights.load,
@@ -132,6 +133,8 @@ class TaskPerformer:
             Op.PRE_ATTN: compute.pre_attn,
             Op.ATTN: compute.attn,
             Op.POST_ATTN: compute.post_attn,
+            Op.OUT_PROJ: compute.out_proj,
+            Op.EXPERTS: compute.experts,
             Op.ROUTE: compute.route,
             Op.HEAD: compute.head,
             Op.ENTER_HOST: compute.enter_host,
@@ -145,7 +148,7 @@ class TaskPerformer:
             Op.STORE_HIDDEN: layers.enter,
             Op.LOAD_HIDDEN: layers.leave,
         }
-        self._experts = experts = Experts(batch)
+        self._experts = experts = Experts(batch, sums.add_up_on_host)
         self._for_group: dict[Op, Callable[[LaneContext, Task, Sequence[InFlight]], int]] = {
             Op.OFFLOAD_TOKENS: experts.offload_tokens,
             Op.FETCH_EXPERTS: experts.fetch,
@@ -165,8 +168,15 @@ class TaskPerformer:
         """Do the task. Returns the bytes it moved; None if there was nothing to do."""
         if task.op in self._move_weights:
             return self._move_weights[task.op](lane, task)
+        if task.lane.kind is LaneKind.NET:
+            return self._sums.add_up(task, self._experts.members(task) if self._sums.is_apart(task) else ())
+        if task.lane.kind is LaneKind.GPU:
+            self._sums.end_layer(lane)
         if task.op in self._for_group:
             return self._of_group(lane, task)
+        return self._of_one(lane, task)
+
+    def _of_one(self, lane: LaneContext, task: Task) -> int | None:
         micro_batch = self._batch.carried.of(task)
         if micro_batch is None:
             return None
@@ -175,12 +185,12 @@ class TaskPerformer:
             return copies[task.op](lane, task, micro_batch)
         if task.lane.kind is LaneKind.CPU:
             return self._on_host[task.op](task, micro_batch)
-        if task.op not in self._on_device:
-            raise NotImplementedError(f"{task.op} belongs to runs on several devices")
         if micro_batch.at_step != task.step:
             raise RuntimeError(f"micro-batch {micro_batch.index} is in step {micro_batch.at_step}")
         before = clocks_ns()
         num_bytes = self._on_device[task.op](task, micro_batch)
+        if task.op is Op.EXPERTS:
+            self._sums.expect(micro_batch)
         self.host.add(task, before)
         return num_bytes
 
@@ -200,8 +210,10 @@ class TaskPerformer:
 
     def leave(self, lane: Lane) -> None:
         """Ends all coroutines when the GPU lane ends, in whose thread they run."""
-        for micro_batch in self._batch.carried.in_flight() if lane.kind is LaneKind.GPU else ():
-            micro_batch.abandon()
+        if lane.kind is LaneKind.GPU:
+            self._sums.close()
+            for micro_batch in self._batch.carried.in_flight():
+                micro_batch.abandon()
 
 
 class _AllAtOnce(Carried):

@@ -17,11 +17,12 @@ from engine.model import (
     KeysValues,
     LayerEntry,
     StackEnd,
+    SumNeeded,
 )
 from engine.tasks.attend import attend_on_device
 from engine.tasks.context import BatchContext
-from engine.tasks.host_room import HostRoom
-from sim.schedule import Task
+from engine.tasks.host import HostRoom
+from sim.schedule import EXPERTS_SUM, OUT_PROJ_SUM, Task
 
 
 class Compute:
@@ -83,8 +84,22 @@ class Compute:
         self._go_on(task, micro_batch, lambda: _has_left(micro_batch, task.layer))
         return 0
 
+    def out_proj(self, task: Task, micro_batch: InFlight) -> int:
+        """From the attention's result to where ranks add up its projections."""
+        if self._shape.splits_experts(task.step) and self._shape.experts[task.layer]:
+            micro_batch.weights_ready = True  # what streams are experts, and those are computed apart
+        else:
+            self._use_weights(task, micro_batch)
+        self._go_on(task, micro_batch, lambda: _is_at_sum(micro_batch, OUT_PROJ_SUM))
+        return 0
+
+    def experts(self, task: Task, micro_batch: InFlight) -> int:
+        """From there to where ranks add up what the networks of the layer made."""
+        self._go_on(task, micro_batch, lambda: _is_at_sum(micro_batch, EXPERTS_SUM))
+        return 0
+
     def route(self, task: Task, micro_batch: InFlight) -> int:
-        """From the attention's result to the call of the layer's routed experts."""
+        """From the attention's result, or the sum of its projections, to the call of the layer's routed experts."""
         micro_batch.weights_ready = True
         self._go_on(task, micro_batch, lambda: isinstance(micro_batch.at, ExpertsCall))
         return 0
@@ -192,6 +207,10 @@ def _take_attended(micro_batch: InFlight, call: AttentionCall) -> Attended:
     if attended is None and not call.whole_cache:
         raise RuntimeError("attention has no result")
     return attended or attend_on_device(call, [AsItLies(KeysValues(call.key, call.value))])
+
+
+def _is_at_sum(micro_batch: InFlight, which: int) -> bool:
+    return isinstance(micro_batch.at, SumNeeded) and micro_batch.at.which == which
 
 
 def _has_left(micro_batch: InFlight, layer: int) -> bool:

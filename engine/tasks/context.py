@@ -1,13 +1,13 @@
 """What tasks are given: of the whole run, of a run whose model is on its device, and of one batch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from transformers import PreTrainedModel
 
-from engine.device import Device, Ledger
+from engine.device import Device, Ledger, RankSums
 from engine.host import HostAttention, HostThreads
 from engine.memory import (
     Activations,
@@ -24,7 +24,7 @@ from engine.model import Anatomy, InFlight, KeysValues, end_tokens
 from engine.tasks.attend import DecodeAttention
 from sim.admission import AdmissionRules
 from sim.problem import Policy, Routing, splits_of
-from sim.schedule import MemoryPart, PipelineShape, Place, Schedule, SlotLayout, Task, layout_of
+from sim.schedule import MemoryPart, PipelineShape, Place, Schedule, SlotLayout, Task, layout_of, of_one_rank
 from traces.errors import InputError
 
 
@@ -58,6 +58,8 @@ class RunContext:
     host: Ledger = field(default_factory=lambda: Ledger("host memory", None))
     rules: AdmissionRules | None = None
     """What a stream of requests goes by; None: batch after batch."""
+    sums: RankSums | None = None
+    """Where this is one of several ranks, what it adds up with the others; None: one device."""
 
     @classmethod
     def of(
@@ -69,8 +71,11 @@ class RunContext:
         options: GenerationOptions,
         routing: Routing | None = None,
         rules: AdmissionRules | None = None,
+        sums: RankSums | None = None,
     ) -> Self:
         """Opens the model; experts are placed by their popularity in `routing`. With `rules`, for a stream.
+
+        With `sums` as one of several ranks, whose share the model has already.
 
         Raises InputError if the engine cannot run it, or cannot run it by this policy.
         """
@@ -84,7 +89,12 @@ class RunContext:
         packed = packed_layers(model, anatomy, policy.weight_bits, splits, prefill_on_host=prefill_on_host)
         orders = _orders(routing or Routing(), model, anatomy)
         streamed = streamed_layers(model, anatomy, policy, schedule, packed, orders)
-        return cls(model, schedule, policy, device, options, anatomy, streamed, packed, rules=rules)
+        return cls(model, schedule, policy, device, options, anatomy, streamed, packed, rules=rules, sums=sums)
+
+    def steps(self, shape: PipelineShape, first: int, stop: int, *, last: int | None = None) -> Iterator[list[Task]]:
+        """The tasks of the schedule that are this process's, step by step."""
+        steps = self.schedule.steps(shape, first, stop, last=last)
+        return steps if self.sums is None else of_one_rank(steps, self.sums.rank.index, self.sums.rank.count)
 
     @property
     def ends(self) -> set[int]:

@@ -1,6 +1,6 @@
 """The tasks of experts computed apart from their layers: a group's tokens to each place, and what comes back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from engine.memory import HostBlock
 from engine.model import ExpertsCall, InFlight, PlacedExperts, expert_rows
 from engine.tasks.context import BatchContext
 from engine.tasks.fetched import FetchedExperts
-from engine.tasks.host_room import ExpertRoom
+from engine.tasks.host import ExpertRoom
 from sim.schedule import DEFERRED, ExpertPlace, Task
 
 
@@ -55,8 +55,10 @@ class _LayerOnHost:
 class Experts:
     """Experts of one batch. Methods return the bytes that a task moved, and take the group's micro-batches at work."""
 
-    def __init__(self, batch: BatchContext) -> None:
+    def __init__(self, batch: BatchContext, add_up: Callable[[torch.Tensor], None]) -> None:
+        """`add_up` puts what all ranks have made on the host in place of what this one has."""
         self._batch = batch
+        self._add_up = add_up
         self._layout, self._shape = batch.layout, batch.layout.shape
         self._weights = batch.session.weights
         self._activations = batch.activations
@@ -101,6 +103,7 @@ class Experts:
             late = least_weighted(sent.weights, self._batch.session.run.policy.defer_experts)
             counts = late if task.page == DEFERRED else ~late
         made, num_bytes = self._layer(task.layer)(sent, counts, out)
+        self._add_up(made)
         self._made[task.micro_batch, task.page] = made, sent.rows
         return num_bytes
 

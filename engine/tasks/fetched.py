@@ -9,7 +9,7 @@ from engine.device import LaneContext
 from engine.memory import CacheTurn
 from engine.model import ExpertPart, expert_rows
 from engine.tasks.context import BatchContext
-from engine.tasks.host_room import ExpertRoom
+from engine.tasks.host import ExpertRoom
 from sim.schedule import ExpertPlace, MemoryPart, Task
 
 Rows = Mapping[str, torch.Tensor]

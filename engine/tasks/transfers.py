@@ -1,19 +1,23 @@
 """The tasks that copy activations and KV cache between device and host, each with a real copy over the link."""
 
+from collections.abc import Callable
+
 import torch
 
 from engine.device import LaneContext
 from engine.model import AttentionCall, CacheNeeded, InFlight, KeysValues, LayerEntry
 from engine.tasks.context import BatchContext
-from engine.tasks.host_room import HostRoom
+from engine.tasks.host import HostRoom
 from sim.schedule import Task
 
 
 class Transfers:
     """Copies for the micro-batches of one batch. Methods return the bytes that a task moved."""
 
-    def __init__(self, batch: BatchContext) -> None:
+    def __init__(self, batch: BatchContext, wait_for_layer: Callable[[LaneContext, InFlight], None]) -> None:
+        """`wait_for_layer`: until a micro-batch has left the layer that it is in, where something is still summed."""
         self._batch = batch
+        self._wait_for_layer = wait_for_layer
         self._buffers = batch.buffers
         self._host = HostRoom(batch)
 
@@ -57,6 +61,7 @@ class Transfers:
 
     def store_hidden(self, lane: LaneContext, task: Task, micro_batch: InFlight) -> int:
         """Hidden states of a micro-batch that will wait, to the host; their device memory is free then."""
+        self._wait_for_layer(lane, micro_batch)
         entry = micro_batch.at
         if not isinstance(entry, LayerEntry):
             raise RuntimeError(f"micro-batch {micro_batch.index} is not at a layer but at {entry!r}")

@@ -77,7 +77,8 @@ class Copies:
     def _kv_bytes(self, task: Task, kept: CacheContent) -> float:
         """What is kept, less what stays on the device."""
         stays = kept.on_device(self._sizes.policy, self._sizes.micro_batch(task))
-        return self._sizes.share(kept.without(stays).bytes(self._sizes.layer(task), self._sizes.kv_bits))
+        layer = self._sizes.layer(task)
+        return self._sizes.share_of_cache(layer, kept.without(stays).bytes(layer, self._sizes.kv_bits))
 
     def _pin_weights(self, task: Task) -> Work:
         """What of a page is not page-locked into staging: of some pages nothing, and then only the launch is left."""

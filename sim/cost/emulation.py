@@ -1,4 +1,4 @@
-"""A device that the host plays: its memory is the host's, and its lanes are threads of one interpreter."""
+"""A device that the host plays: its memory is the host's, and its lanes are threads of one interpreter a rank."""
 
 from sim.cost.pools import DRAM, WHOLE_INTERPRETER, interpreter, link
 from sim.cost.sizes import Sizes
@@ -19,7 +19,10 @@ class EmulatedCosts:
         shape = sizes.shape
         streams = any(shape.streamed) or (shape.streams_kv and shape.attention is Place.GPU)
         self._beside_stream = 1 / emulation.beside_stream - 1 if streams else 0.0
-        self._turn = (interpreter(sizes.hardware.num_devices), round(WHOLE_INTERPRETER * emulation.interpreter_share))
+        self._num_devices, self._turn = (
+            sizes.hardware.num_devices,
+            round(WHOLE_INTERPRETER * emulation.interpreter_share),
+        )
 
     def __call__(self, task: Task, work: Work) -> Cost:
         """The cost; lanes take turns in compute, and in copies so small that latency is most of them."""
@@ -31,4 +34,5 @@ class EmulatedCosts:
             work = work._replace(traffic={DRAM: EMULATED_TRAFFIC * work.moved, link(rank): work.moved})
         cost = work.cost()
         waits = kind in COMPUTE or cost.bound in ("copy latency", "launch latency")
-        return cost._replace(demands=(*cost.demands, self._turn)) if waits else cost
+        turn = (interpreter(self._num_devices, rank), self._turn)
+        return cost._replace(demands=(*cost.demands, turn)) if waits else cost

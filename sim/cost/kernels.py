@@ -72,7 +72,7 @@ class Kernels:
         on_cpu = task.lane.kind is LaneKind.CPU
         context = one.context_tokens(task.step) - (one.padding_tokens if on_cpu else 0)
         flops = share(layer.attention.decode_flops(context, one.num_requests))
-        moved = share(self._read_bytes(layer, context, one.num_requests))
+        moved = self._sizes.share_of_cache(layer, self._read_bytes(layer, context, one.num_requests))
         if on_cpu:
             return self._attn_on_cpu(flops, moved * self._passes(layer), share(one.num_requests))
         device = self._hardware.device
@@ -171,7 +171,8 @@ class Kernels:
     def _route(self, task: Task) -> Work:
         """What stands between attention and experts that are computed apart."""
         kernel = self._hardware.device.route or self._hardware.device.gemm
-        parts = (self._out_proj(task)._replace(launches=0), self._router(task))
+        before = () if self._sizes.ranks > 1 else (self._out_proj(task)._replace(launches=0),)  # OutProj, and its sum
+        parts = (*before, self._router(task))
         return self._on_gpu(task, *(part._replace(efficiency=kernel) for part in parts))
 
     def _router(self, task: Task) -> KernelWork:

@@ -1,4 +1,4 @@
-"""What lanes share, as numbered pools: the host's two, two of each device, and the interpreter of an emulated one."""
+"""What lanes share, as numbered pools: the host's two, two of each device, and the interpreter of each emulated one."""
 
 from collections.abc import Sequence
 
@@ -29,16 +29,16 @@ def link(rank: int) -> int:
     return hbm(rank) + 1
 
 
-def interpreter(num_devices: int) -> int:
-    """Pool of the interpreter that all lanes of an emulated device are threads of: the last one."""
-    return hbm(num_devices)
+def interpreter(num_devices: int, rank: int) -> int:
+    """Pool of the interpreter that all lanes of an emulated device are threads of; each rank has a process."""
+    return hbm(num_devices) + rank
 
 
 def pool_capacities(hardware: Hardware, parts: int = 1) -> Sequence[int]:
     """Per pool, what it gives in a second; of the host, what is left to one of the `parts` of a batch."""
     per_rank = (int(hardware.device_memory.bandwidth_bytes_per_s), int(hardware.link.duplex_bytes_per_s))
     of_host = (int(hardware.host_memory.bandwidth_bytes_per_s) // parts, ALL_CORES // parts)
-    behind = () if hardware.emulation is None else (WHOLE_INTERPRETER,)
+    behind = () if hardware.emulation is None else (WHOLE_INTERPRETER,) * hardware.num_devices
     return (*of_host, *(per_rank * hardware.num_devices), *behind)
 
 

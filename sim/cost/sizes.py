@@ -119,6 +119,10 @@ class Sizes:
         """One rank's part of what tensor parallelism splits: heads, expert columns, vocabulary."""
         return whole / self.ranks
 
+    def share_of_cache(self, layer: Layer, whole: float) -> float:
+        """The same of a layer's cache, whose heads may be fewer than the ranks."""
+        return self.share(whole) * layer.attention.cache_copies(self.ranks)
+
     @cached_property
     def of_groups(self) -> list[tuple[MicroBatch, int, int]]:
         """Per micro-batch, itself and its group's tokens in prefill and later, if it is the first of a group."""

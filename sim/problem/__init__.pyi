@@ -33,6 +33,7 @@ from .machine import (
     Host as Host,
     Link as Link,
     Memory as Memory,
+    Network as Network,
     OptimizerConstants as OptimizerConstants,
     Power as Power,
     Processor as Processor,

@@ -44,10 +44,12 @@ from .task import (
 from .tracking import (
     BARRIER as BARRIER,
     EXPERTS_SUM as EXPERTS_SUM,
+    OUT_PROJ_SUM as OUT_PROJ_SUM,
     SUMMED as SUMMED,
     Barrier as Barrier,
     DeadlockError as DeadlockError,
     DependencyTracker as DependencyTracker,
     Issue as Issue,
+    of_one_rank as of_one_rank,
     over_ranks as over_ranks,
 )

@@ -55,6 +55,20 @@ class Holds(StrEnum):
     FETCHED = "as many experts as a group may ask for"
 
 
+AS_WIDE_AS_HIDDEN = frozenset(
+    {
+        Holds.PROMPT_HIDDEN,
+        Holds.HIDDEN,
+        Holds.ROUTED,
+        Holds.EXPERT_OUTPUT,
+        Holds.NEXT_ROUTED,
+        Holds.DEFERRED_OUTPUT,
+        Holds.DEVICE_OUTPUT,
+    }
+)
+"""What devices that share each tensor have each for itself."""
+
+
 class By(StrEnum):
     """What decides which slot of a buffer a task takes."""
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.schedule.buffers import Buffer, By, Holds, MemoryPart, Tier
+from sim.schedule.buffers import AS_WIDE_AS_HIDDEN, Buffer, By, Holds, MemoryPart, Tier
 from sim.schedule.shape import PipelineShape, Place, System
 from sim.schedule.task import WHOLE, LaneKind, Op, Task
 from traces.errors import InputError
@@ -141,14 +141,14 @@ class SlotLayout:
 
     @cached_property
     def parts(self) -> dict[tuple[Tier, str, bool], list[Buffer]]:
-        """Buffers by tier, part of the memory plan, and whether every device holds all of it (hidden states).
+        """Buffers by tier, part of the memory plan, and whether every device holds all of it: hidden states, wherever.
 
         The KV cache is not among them: it takes what all layers need together, wherever each part of it is.
         """
         found = defaultdict[tuple[Tier, str, bool], list[Buffer]](list)
         for name, one in self.buffers.items():
             if one.tier and one.by is not By.CACHE:
-                whole = one.holds in (Holds.HIDDEN, Holds.PROMPT_HIDDEN)
+                whole = one.holds in AS_WIDE_AS_HIDDEN
                 found[one.tier, one.part or name, whole].append(one)
         return dict(found)
 

@@ -384,7 +384,7 @@ def test_the_cost_of_splitting_experts_is_measured_without_a_trace(model, device
     experts = model.model.layers[0].mlp.experts
     before, held = dict(experts._parameters), device.memory.usage.current_bytes
     told, computed = [], []
-    monkeypatch.setattr("engine.model.experts.with_experts", spied(with_experts, computed))
+    monkeypatch.setattr("engine.model.experts.placed.with_experts", spied(with_experts, computed))
     monkeypatch.setattr("engine.calibration.measure.split_experts.with_experts", spied(with_experts, computed))
     hook = experts.register_forward_hook(lambda module, args, result: told.append(result))
     found = split_cost(model, described(model), device, 1)

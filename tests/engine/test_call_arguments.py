@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 import engine
 from engine.device import EmulatedDevice
-from engine.generation.arguments import REFUSED_FAMILIES
-from engine.generation.given import check_kind
+from engine.generation.asked import check_kind
+from engine.generation.asked.arguments import REFUSED_FAMILIES
 from sim.problem import Policy
 from traces.errors import InputError
 
@@ -290,7 +290,7 @@ def test_families_that_are_refused_could_not_be_run(family, monkeypatch):
         pytest.skip(f"this transformers has no {family}")
     with pytest.raises(InputError, match=re.escape(REFUSED_FAMILIES[family])):
         check_kind(config)
-    monkeypatch.setattr("engine.generation.given.REFUSED_FAMILIES", {})
+    monkeypatch.setattr("engine.generation.asked.given.REFUSED_FAMILIES", {})
     with pytest.raises(InputError, match=r"layers were not found|keeps a cache of type"):
         check_kind(config)
 

@@ -26,9 +26,9 @@ from engine.device import (
 )
 from engine.device.accelerator import TorchRuntime
 from engine.device.accelerator.clock import ANCHOR_EVERY_NS, WIDEST_WINDOW_NS, DeviceClock
+from engine.device.emulated.link import rows_of
 from engine.device.host_memory import FAULT_PIECE_BYTES, PageLocked
 from engine.device.ledger import DeviceOutOfMemory, OutOfMemory
-from engine.device.link import rows_of
 from engine.device.threads import BEHIND
 from sim.schedule import LaneKind
 from traces.errors import InputError

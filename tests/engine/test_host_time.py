@@ -7,7 +7,7 @@ from engine_models import PROMPTS, make
 
 import engine
 from engine.tasks import host_time
-from engine.tasks.host_time import HostTime, clocks_ns
+from engine.tasks.host import HostTime, clocks_ns
 from sim.problem import Policy
 from sim.schedule import GPU, Op, Task
 

@@ -10,7 +10,7 @@ from torch import nn
 import engine
 from engine.model import Anatomy, shared_apart
 from engine.model.coroutine import current
-from engine.model.shared_experts import ExpertBlock
+from engine.model.experts.shared import ExpertBlock
 from sim.problem import Policy
 from sim.schedule import by_name
 

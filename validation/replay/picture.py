@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
-from sim.schedule import DEFERRED, ENDS_LAYER, Op
+from sim.schedule import DEFERRED, ENDS_LAYER, LaneKind, Op
 from traces.cli import FINEST, ROW_ORDER, draw_lanes, name_ops, new_figure, save
-from traces.trace import Span, Trace
+from traces.trace import LaneId, Span, Trace, lane_name
 from validation.replay.checks import Replay
 
 READABLE_TURNS = 48
@@ -41,8 +41,8 @@ def draw(result: Replay, path: str) -> None:
     measured, other = result.measured, result.predicted or result.replayed
     how = f"predicted for {result.hardware.name}" if result.hardware else "the measured durations replayed"
     titles = (measured.origin, f"{how} (simulated)")
-    kinds = [kind for kind in ROW_ORDER if (kind, 0) in {*measured.lanes(), *other.lanes()}]
-    figure = new_figure(14, 1.9 + 4 * (0.62 + 0.27 * len(kinds)))
+    lanes = sorted({*measured.lanes(), *other.lanes()}, key=_row)
+    figure = new_figure(14, 1.9 + 4 * (0.62 + 0.27 * len(lanes)))
     axes = figure.subplots(4, 1)
     figure.suptitle(
         f"{measured.metadata['schedule']}, {measured.metadata.get('model', '')}, {result.num_requests} requests: "
@@ -55,7 +55,7 @@ def draw(result: Replay, path: str) -> None:
     for pair, unit in ((slice(0, 2), S), (slice(2, 4), MS)):
         longest = max(stop - start for _, start, stop, _ in views[pair])
         for ax, (trace, start, stop, what), title in zip(axes[pair], views[pair], titles, strict=True):
-            _timeline(ax, trace, kinds, (start, start + longest, stop), unit)
+            _timeline(ax, trace, lanes, (start, start + longest, stop), unit)
             length = f"{(stop - start) / 1e9:,.3f} s" if unit == S else f"{(stop - start) / 1e6:,.1f} ms"
             ax.set_title(f"{what}, {title}: {length}", fontsize=10, loc="left")
     name_ops(figure, (span.op for trace in (measured, other) for span in trace.spans))
@@ -86,17 +86,25 @@ def _layer_end_ns(trace: Trace, step: int, layer: int) -> int:
     return max((one.end_ns for one in own if one.op in ENDS_LAYER), default=0)
 
 
-def _timeline(ax: Axes, trace: Trace, kinds: Sequence[str], bounds: tuple[int, int, int], unit: float) -> None:
-    """Bars of the first device's lanes from the first bound on; a line at the third, where this run's part ends."""
+def _row(lane: LaneId) -> tuple[bool, int, int]:
+    """Sorts lanes from top to bottom: device by device, and last what is between them."""
+    kind, rank = lane
+    return kind == LaneKind.NET, rank, ROW_ORDER.index(kind)
+
+
+def _timeline(ax: Axes, trace: Trace, lanes: Sequence[LaneId], bounds: tuple[int, int, int], unit: float) -> None:
+    """Bars of the lanes from the first bound on; a line at the third, where this run's part ends."""
     start, stop, end = bounds
     finest = (stop - start) * FINEST
     bars = []
-    for kind in kinds:
-        shown = [span for span in trace.spans_of((kind, 0)) if span.end_ns > start and span.start_ns < end]
+    for lane in lanes:
+        shown = [span for span in trace.spans_of(lane) if span.end_ns > start and span.start_ns < end]
         for op in dict.fromkeys(span.op for span in shown):
             spans = [span for span in shown if span.op == op]
-            bars += [(kind, op, left / unit, length / unit) for left, length in _merged(spans, start, end, finest)]
-    draw_lanes(ax, kinds, bars, (stop - start) / unit)
+            bars += [
+                (lane_name(lane), op, left / unit, length / unit) for left, length in _merged(spans, start, end, finest)
+            ]
+    draw_lanes(ax, list(map(lane_name, lanes)), bars, (stop - start) / unit)
     ax.axvline((end - start) / unit, color="black", linewidth=0.8, linestyle=":")
     ax.set_xlabel("s" if unit == S else "ms", fontsize=8, labelpad=0)
 

@@ -8,3 +8,4 @@ from .interference import (
 from .machine import settled as settled, unfitted as unfitted
 from .power import watts_in_words as watts_in_words, with_watts as with_watts
 from .roofs import Fit as Fit, fit_all as fit_all
+from .together import of_devices as of_devices

@@ -8,6 +8,7 @@ from .host_experts import (
     time_host_experts as time_host_experts,
 )
 from .measured import Measured as Measured
+from .network import NetworkProbe as NetworkProbe, network_probe as network_probe
 from .probes import FEW_REPEATS as FEW_REPEATS, REPEATS as REPEATS, Probes as Probes, probe as probe
 from .rounds import (
     Round as Round,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.generation.arguments import SEEDS
+from engine.generation.asked import SEEDS
 from traces.errors import InputError, check_count, check_range, nearest
 from traces.files import read_toml
 

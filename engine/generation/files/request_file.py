@@ -7,14 +7,13 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from engine.device import Device
-from engine.generation.arguments import check_seed
+from engine.device import Device, DeviceAsked
+from engine.generation.asked import GenerationRequest, check_seed
 from engine.generation.files.answers import Answer, error_line, output_line
 from engine.generation.files.made_by import MadeBy, seed_in
 from engine.generation.files.requests import Request, read_requests
 from engine.generation.files.results import Results, UnorderedResults
 from engine.generation.generate import BatchDone, RunResult, run
-from engine.generation.prompts import GenerationRequest
 from engine.generation.rows import TokenLogprobs, chooses
 from engine.generation.streaming import OutputStream, RequestOutput, stream
 from engine.model import end_tokens
@@ -116,11 +115,13 @@ class RequestFile:
         model: PreTrainedModel,
         schedule: Schedule,
         policy: Policy,
-        device: Device,
+        device: Device | DeviceAsked,
         progress: Callable[[int], None],
+        *,
+        by: Callable[..., RunResult] = run,
         **kwargs: Any,
     ) -> RunResult:
-        """Runs what has no result yet. Raises InputError if results cannot be written."""
+        """Runs what has no result yet, by a call like `run`. Raises InputError if results cannot be written."""
 
         def write(batch: BatchDone) -> None:
             parts = zip(batch.sequences, batch.logprobs, strict=True)
@@ -128,7 +129,7 @@ class RequestFile:
                 self._note(model, unit, sequence, logprobs)
             self._append_complete()
 
-        return run(
+        return by(
             model,
             self._asked(),
             schedule,

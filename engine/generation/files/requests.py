@@ -13,9 +13,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from engine.generation.asked import check_fits, prompt_ids
 from engine.generation.files.chats import as_template_takes_them
 from engine.generation.files.fields import DECIDED, FieldsAsked, check_near_miss, fields_asked
-from engine.generation.prompts import check_fits, prompt_ids
 from traces.errors import InputError, nearest
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"

@@ -8,10 +8,20 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.device import Device, EnergyCounters, EnergyMeter, open_device
-from engine.generation.arguments import checked_arguments, names_of
+from engine.generation.asked import (
+    GenerationRequest,
+    Prompt,
+    as_requests,
+    checked_arguments,
+    drawn_seed,
+    errors_of_callers,
+    given_model,
+    names_of,
+    only_user,
+    pad_token,
+    what_is_asked,
+)
 from engine.generation.generate import USUAL_MICRO_BATCHES, energy_counters
-from engine.generation.given import drawn_seed, errors_of_callers, given_model, only_user, what_is_asked
-from engine.generation.prompts import GenerationRequest, Prompt, as_requests, pad_token
 from engine.generation.streaming.outputs import OutputStream
 from engine.generation.streaming.serving import Serving
 from engine.generation.streaming.wanted import RequestOutput, Wanted, check_wanted, most_held

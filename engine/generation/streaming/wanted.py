@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from engine.generation.prompts import GenerationRequest, asked_of
+from engine.generation.asked import GenerationRequest, asked_of
 from engine.generation.rows import Choosing, RowRequest, TokenLogprobs
 from sim.admission import Joins
 from traces.errors import InputError, check_range

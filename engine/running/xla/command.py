@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine import generation
-from engine.running.command import USUAL_SIZES
+from engine.running.choosing import USUAL_SIZES
 from sim import problem, schedule as schedules
 from sim.problem import add_policy, fixed_policy
 from traces import files

@@ -25,7 +25,7 @@ def activation_bytes(shape: PipelineShape, placement: Placement, batch: Batch, n
     prompt_tokens = max(one.prompt_tokens for one in batch.alike)
     scored = max(one.num_requests * one.max_prompt_tokens**2 for one in batch.alike)
     requests = max(one.num_requests for one in batch.alike)
-    needed = _head_bytes(model, requests, sampled=batch.sampled) // num_devices
+    needed = _head_bytes(model, requests, sampled=batch.sampled)  # whoever shares the head chooses among all words
     together = prompt_tokens
     if shape.experts:
         groups = [batch.micro_batches[one.start : one.stop] for one in map(shape.group, range(shape.num_groups))]

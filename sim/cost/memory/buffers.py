@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from math import ceil
 
 from sim.cost.memory.kv_cache import CacheContent
 from sim.problem import Batch, Layer, MicroBatch, Model, Placement, Policy, packed_bytes
@@ -34,7 +35,10 @@ class BufferBytes:
         model: Model,
         batch: Batch,
         loaded: Mapping[Holds, MicroBatch],
+        ranks: int = 1,
     ) -> None:
+        """`ranks` are devices that share each tensor, of which some may have the same of a cache."""
+        self._ranks = ranks
         self._loaded = loaded
         self._parts = layout_of(schedule, shape).parts
         self._shape, self._policy, self._model, self._batch = shape, policy, model, batch
@@ -69,7 +73,7 @@ class BufferBytes:
             return buffer.turns * count * layer.expert_bytes(self._placement.widths.experts)
         if holds in (Holds.LOADED_CACHE, Holds.ATTENDED_CACHE):
             most = CacheContent.of(layer, self._loaded[holds], 0) if holds in self._loaded else CacheContent()
-            return buffer.turns * most.bytes(layer, self._cache_bits)
+            return ceil(buffer.turns * most.bytes(layer, self._cache_bits) * layer.attention.cache_copies(self._ranks))
         if buffer.by is By.TURN:
             return buffer.turns * max(self._slot(holds, layer, one) for one in self._batch.alike)
         many = self._batch.alike if holds in KEPT else self._all
@@ -85,7 +89,8 @@ class BufferBytes:
 
     def _slot(self, holds: Holds, layer: Layer, one: MicroBatch) -> int:
         if holds in KEPT:
-            return self._kept(holds, layer, one).bytes(layer, self._cache_bits)
+            kept = self._kept(holds, layer, one).bytes(layer, self._cache_bits)
+            return ceil(kept * layer.attention.cache_copies(self._ranks))
         bits = self._model.activation_bits
         if holds in OF_EXPERTS:
             of_prompts = self._shape.splits_experts(0) and holds not in IN_DECODE
@@ -111,7 +116,7 @@ class BufferBytes:
         if self._batch.gen_len == 1:
             return 0  # nothing is exchanged with the host
         attention = layer.attention
-        sent = attention.sent_query_width + attention.new_width
+        sent = attention.sent_query_width + ceil(attention.new_width * attention.cache_copies(self._ranks))
         return sent if holds is Holds.QKV else attention.returned_width
 
 

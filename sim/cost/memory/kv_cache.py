@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from math import ceil
 from typing import NamedTuple, Self
 
 from sim.problem import Batch, Layer, MicroBatch, Model, Placement, Policy
@@ -49,23 +50,25 @@ class CacheContent(NamedTuple):
         return entries + self.requests * layer.attention.state_bytes
 
 
-def kv_bytes(model: Model, policy: Policy, batch: Batch, step: int) -> int:
-    """The whole KV cache after `step`, wherever it lives."""
-    return _cache_bytes(model, policy, batch, batch.alike, lambda layer, one: CacheContent.of(layer, one, step))
+def kv_bytes(model: Model, policy: Policy, batch: Batch, step: int, ranks: int = 1) -> int:
+    """The whole KV cache after `step`, wherever it lives; all that so many devices have which share each tensor."""
+    return _cache_bytes(model, policy, batch, batch.alike, lambda layer, one: CacheContent.of(layer, one, step), ranks)
 
 
-def kv_bytes_on_device(model: Model, policy: Policy, batch: Batch, step: int, shape: PipelineShape) -> int:
+def kv_bytes_on_device(
+    model: Model, policy: Policy, batch: Batch, step: int, shape: PipelineShape, ranks: int = 1
+) -> int:
     """Of it, after `step`, what stays on the device: of some requests, or of the micro-batches that attend there."""
     if shape.attending_on_device:
         there = Counter(one for j, one in enumerate(batch.micro_batches) if not shape.kv_on_host(j))
-        return _cache_bytes(model, policy, batch, there, lambda layer, one: CacheContent.of(layer, one, step))
+        return _cache_bytes(model, policy, batch, there, lambda layer, one: CacheContent.of(layer, one, step), ranks)
     if not policy.kv_on_device:
         return 0
 
     def stays(layer: Layer, one: MicroBatch) -> CacheContent:
         return CacheContent.of(layer, one, step).on_device(policy, one)
 
-    return _cache_bytes(model, policy, batch, batch.alike, stays)
+    return _cache_bytes(model, policy, batch, batch.alike, stays, ranks)
 
 
 def cache_bytes_of_host_layers(placement: Placement, policy: Policy, batch: Batch) -> tuple[int, int]:
@@ -86,10 +89,12 @@ def _cache_bytes(
     batch: Batch,
     alike: Mapping[MicroBatch, int],
     kept: Callable[[Layer, MicroBatch], CacheContent],
+    ranks: int,
 ) -> int:
     bits = policy.cache_bits(model)
 
     def of_layer(layer: Layer) -> int:
-        return batch.copies * sum(count * kept(layer, one).bytes(layer, bits) for one, count in alike.items())
+        one_copy = batch.copies * sum(count * kept(layer, one).bytes(layer, bits) for one, count in alike.items())
+        return ceil(one_copy * layer.attention.cache_copies(ranks))
 
     return model.over_layers(of_layer)

@@ -122,17 +122,18 @@ def plan_memory(
     In a stream, `loaded` are micro-batches whose KV cache comes to the device, with the most that may come, by what
     there holds it.
     """
-    cache = kv_bytes(model, policy, batch, batch.gen_len - 1)
+    ranks = tensor_ranks(schedule, num_devices)
+    cache = kv_bytes(model, policy, batch, batch.gen_len - 1, ranks)
     placement, place = Placement.of(policy, schedule, model), ExpertPlace
-    cache_on_device = kv_bytes_on_device(model, policy, batch, batch.gen_len - 1, shape)
+    cache_on_device = kv_bytes_on_device(model, policy, batch, batch.gen_len - 1, shape, ranks)
     cache_of_host, elsewhere = cache_bytes_of_host_layers(placement, policy, batch)
     cache_on_device -= elsewhere
     others, others_of_host = model.non_expert_bytes(placement.widths), placement.non_expert_bytes_on_host()
-    buffers = BufferBytes(schedule, shape, policy, model, batch, loaded)
-    ranks = tensor_ranks(schedule, num_devices)
+    undivided = (ranks - 1) * model.over_layers(lambda layer: layer.undivided_bytes(placement.widths))
+    buffers = BufferBytes(schedule, shape, policy, model, batch, loaded, ranks)
     shared = {
         MemoryPart.EMBEDDING_AND_HEAD: model.ends_bytes(placement.widths),
-        MemoryPart.NON_EXPERTS: 0 if shape.streams_non_experts else others - others_of_host,
+        MemoryPart.NON_EXPERTS: 0 if shape.streams_non_experts else others - others_of_host + undivided,
         MemoryPart.RESIDENT_EXPERTS: placement.experts_bytes(place.DEVICE),
         MemoryPart.UNPACKED_EXPERTS: unpacked_bytes(policy, placement, len(batch.micro_batches)),
         MemoryPart.KV_CACHE: cache_on_device,
@@ -144,7 +145,7 @@ def plan_memory(
     host = Counter[str](
         {
             MemoryPart.STREAMED_WEIGHTS: placement.experts_bytes(place.STREAMED | place.FETCHED | kept)
-            + (others - others_of_host if shape.streams_non_experts else 0),
+            + (others - others_of_host + undivided if shape.streams_non_experts else 0),
             MemoryPart.NON_EXPERTS: others_of_host,
             MemoryPart.ACTIVATIONS: batch.copies * host_activation_bytes(placement, batch),
             MemoryPart.HOST_EXPERTS: placement.experts_bytes(place.HOST),
@@ -158,9 +159,9 @@ def plan_memory(
         if tier is Tier.DEVICE:
             device[part] += size if whole else -(-size // ranks)
         else:
-            host[part] += batch.copies * size
+            host[part] += batch.copies * size * (ranks if whole else 1)
         if tier is Tier.PINNED:
-            pinned[part] += batch.copies * size
+            pinned[part] += batch.copies * size * (ranks if whole else 1)
     return MemoryPlan(*(dict(+parts) for parts in (device, host, pinned)))
 
 

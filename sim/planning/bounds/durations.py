@@ -293,10 +293,12 @@ def _two_values(space: Candidates) -> list[int]:
 
 
 def _asked(measure: Measure, setup: Setup, costs: CostModel, op: Op, step: int, kind: int, j: int) -> float:
-    """What one task of a setup takes; over several ranks PostAttn is its two halves and the sums behind them."""
+    """What one task of a setup takes; over several ranks PostAttn and Route are their halves and the sums behind."""
     on_cpu = op is Op.ATTN and step > 0 and setup.policy.attention is Place.CPU
     parts = [(op, CPU if on_cpu else LANE_OF[op])]
     if op is Op.POST_ATTN and setup.num_ranks > 1:
         parts = [(Op.OUT_PROJ, GPU), (Op.EXPERTS, GPU), (Op.ALL_REDUCE, NET), (Op.ALL_REDUCE, NET)]
+    if op is Op.ROUTE and setup.num_ranks > 1:
+        parts = [(Op.OUT_PROJ, GPU), (Op.ALL_REDUCE, NET), (Op.ROUTE, GPU)]
     tasks = (Task(0, one, lane, step, kind, j, WHOLE) for one, lane in parts)
     return sum(measure(costs, task, setup.num_ranks) for task in tasks)

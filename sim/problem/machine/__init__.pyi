@@ -1,4 +1,4 @@
-from .chips import NO_TILES as NO_TILES, Tiles as Tiles
+from .chips import NO_TILES as NO_TILES, Network as Network, Tiles as Tiles
 from .derived import kept_on_host_bytes as kept_on_host_bytes, page_lockable_bytes as page_lockable_bytes
 from .detect import core_limit as core_limit, memory_limit as memory_limit
 from .hardware import (

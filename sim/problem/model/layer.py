@@ -103,6 +103,11 @@ class Layer:
             router=self.router_params + self.norm_params,
         )
 
+    def undivided_bytes(self, widths: Widths) -> int:
+        """Of that, what devices which share each tensor have each for itself: norms, routers, ways to latents."""
+        router = self.router_params + self.norm_params
+        return widths.bytes_of(attention=self.attention.undivided_params, router=router)
+
     def kv_bytes_per_token(self, bits: float) -> int:
         """What the KV cache of this layer keeps of one token: keys and values, or what stands for them."""
         return packed_bytes(self.attention.cached_width, bits)

@@ -127,47 +127,52 @@ def rows_over_ranks(
     rows: Array, start: Array, deps: Array, gpu: int, net: int, ranks: int
 ) -> tuple[Array, Array, Array]:
     """The same on several devices: `sim.schedule.tracking.ranks` over arrays. Lane l of rank r is l · ranks + r."""
-    splits, summed = rows[:, OP] == CODE_OF[Op.POST_ATTN], np.isin(rows[:, OP], SUMMED_CODES)
-    first = np.concatenate([[0], np.cumsum(np.where(splits, 2 * ranks + 2, ranks + summed))])
+    twice, once, summed = summed_rows(rows)
+    splits = twice | once
+    first = np.concatenate([[0], np.cumsum(ranks * (1 + splits) + splits + twice + summed)])
     of = np.repeat(np.arange(len(rows)), np.diff(first))
     part = np.arange(len(of)) - first[of]
     out = rows[of]
     out[:, LANE] = rows[of, LANE] * ranks + np.where(part > ranks, part - ranks - 1, part)
     split = splits[of]
     out[split & (part < ranks), OP] = CODE_OF[Op.OUT_PROJ]
-    out[split & (part > ranks), OP] = CODE_OF[Op.EXPERTS]
+    out[twice[of] & (part > ranks), OP] = CODE_OF[Op.EXPERTS]
     for page, last in enumerate((ranks, 2 * ranks + 1)):
         sums = split & (part == last)
         out[sums, OP], out[sums, LANE], out[sums, PAGE] = CODE_OF[Op.ALL_REDUCE], net, page
     for op, page in SUMMED.items():
         sums = (rows[of, OP] == CODE_OF[op]) & (part == ranks)
         out[sums, OP], out[sums, LANE], out[sums, PAGE] = CODE_OF[Op.ALL_REDUCE], net, page
-    pairs = np.concatenate(_ranked_pairs(rows, start, deps, first, (splits, summed), gpu, ranks))
+    pairs = np.concatenate(_ranked_pairs(rows, start, deps, first, gpu, ranks))
     task, dep = np.divmod(np.unique(pairs[:, 0] * len(out) + pairs[:, 1]), len(out))
     return out, np.searchsorted(task, np.arange(len(out) + 1)), dep
 
 
-def _ranked_pairs(
-    rows: Array, start: Array, deps: Array, first: Array, kinds: tuple[Array, Array], gpu: int, ranks: int
-) -> list[Array]:
-    """(task, dependency) on all ranks; `kinds` says which rows are split in two sums, and which have one."""
-    splits, summed = kinds
-    sums = splits | summed
+def summed_rows(rows: Array) -> tuple[Array, Array, Array]:
+    """Which rows split and are summed twice, which split and are summed in the middle, and which at their end."""
+    twice, once = (rows[:, OP] == CODE_OF[op] for op in (Op.POST_ATTN, Op.ROUTE))
+    return twice, once, np.isin(rows[:, OP], SUMMED_CODES)
+
+
+def _ranked_pairs(rows: Array, start: Array, deps: Array, first: Array, gpu: int, ranks: int) -> list[Array]:
+    """(task, dependency) on all ranks."""
+    twice, once, summed = summed_rows(rows)
+    sums = twice | summed
     last = first[1:] - 1  # of what is summed: its last sum
     task = np.repeat(np.arange(len(rows)), np.diff(start))
     compute = np.flatnonzero(rows[:, LANE] == gpu)
     before, after = compute[:-1], compute[1:]
     before, after = before[sums[before]], after[sums[before]]
-    split, one = first[:-1][splits], first[:-1][summed]
+    split, one, double = first[:-1][twice | once], first[:-1][summed], first[:-1][twice]
+    own = first[:-1] + once * (ranks + 1)  # of who waits for no sum: what a rank does last
     pairs = []
     for rank in range(ranks):
-        expert = split + ranks + 1 + rank
         pairs += [
-            (first[task] + rank, np.where(sums[deps], last[deps], first[deps] + rank)),
+            (first[task] + rank, np.where(sums[deps], last[deps], own[deps] + rank)),
             (first[after] + rank, last[before]),
             (one + ranks, one + rank),
             (split + ranks, split + rank),
-            (expert, split + ranks),
-            (split + 2 * ranks + 1, expert),
+            (split + ranks + 1 + rank, split + ranks),
+            (double + 2 * ranks + 1, double + ranks + 1 + rank),
         ]
     return [np.stack(pair, axis=1) for pair in pairs]

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from sim.schedule import GPU, NET, Barrier, Issues, Lane, Op, PipelineShape, Schedule, layout_of, steady_step
+from sim.schedule import GPU, NET, Barrier, Issues, Lane, PipelineShape, Schedule, layout_of, steady_step
 from sim.simulation.compiled.dependencies import (
     CODE_OF,
     LANE,
@@ -21,10 +21,10 @@ from sim.simulation.compiled.dependencies import (
     NUM_COLUMNS,
     OP,
     STEP,
-    SUMMED_CODES,
     Array,
     dependencies,
     rows_over_ranks,
+    summed_rows,
 )
 
 PERIODS_KEPT = 4
@@ -82,10 +82,8 @@ def _program(schedule: Schedule, shape: PipelineShape, num_ranks: int, last: int
     lengths = [len(step) for step in steps]
     named = tuple(lanes)
     if num_ranks > 1:
-        splits = [int((step[:, OP] == CODE_OF[Op.POST_ATTN]).sum()) for step in steps]
-        sums = [int(np.isin(step[:, OP], SUMMED_CODES).sum()) for step in steps]
-        counted = zip(lengths, splits, sums, strict=True)
-        lengths = [num_ranks * (n + more) + 2 * more + one for n, more, one in counted]
+        counted = ((len(step), *(int(kind.sum()) for kind in summed_rows(step))) for step in steps)
+        lengths = [num_ranks * (n + twice + once) + 2 * twice + once + end for n, twice, once, end in counted]
         named = (*(Lane(lane.kind, rank) for lane in lanes for rank in range(num_ranks)), NET)
         rows, start, deps = rows_over_ranks(rows, start, deps, 0, len(named) - 1, num_ranks)
     return _arranged(named, min(steady, final), last is None, rows, start, deps, lengths)

@@ -6,9 +6,9 @@ import pytest
 from sim_examples import cost_of, made_setup, one_task, round_machine
 
 from sim.cost import DRAM, Cost
-from sim.cost.pools import WHOLE_INTERPRETER, hbm, interpreter, link
-from sim.problem import AtTokens, Basis, Efficiency, Emulation, Hardware, Quantity
-from sim.schedule import CPU, GPU, Op, Task
+from sim.cost.pools import WHOLE_INTERPRETER, hbm, interpreter, link, pool_capacities
+from sim.problem import AtTokens, Basis, Efficiency, Emulation, Hardware, Network, Quantity
+from sim.schedule import CPU, GPU, Lane, LaneKind, Op, Task
 from sim.simulation import Simulation
 
 
@@ -32,7 +32,7 @@ def with_latency(part, **latencies):
     return replace(round_machine(), device=replace(part, **classes))
 
 
-INTERPRETER = interpreter(1)
+INTERPRETER = interpreter(1, 0)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,17 @@ INTERPRETER = interpreter(1)
 def test_lanes_of_one_interpreter_take_turns(task):
     assert demand(cost_of(task, machine=emulated()), INTERPRETER) == WHOLE_INTERPRETER * 0.75
     assert demand(cost_of(task), INTERPRETER) == 0
+
+
+def test_each_of_several_devices_has_an_interpreter_of_its_own():
+    network = Network(number(1e9, "B/s"), number(1e-6, "s"))
+    machine = replace(emulated(), num_devices=2, network=network)
+    first = one_task(Op.PRE_ATTN)
+    for rank, task in enumerate((first, first._replace(lane=Lane(LaneKind.GPU, 1)))):
+        cost = cost_of(task, machine=machine)
+        assert demand(cost, interpreter(2, rank)) == WHOLE_INTERPRETER * 0.75
+        assert demand(cost, interpreter(2, 1 - rank)) == 0
+    assert pool_capacities(machine)[interpreter(2, 0) :] == (WHOLE_INTERPRETER,) * 2
 
 
 @pytest.mark.parametrize("op", [Op.LOAD_WEIGHTS, Op.PIN_WEIGHTS, Op.LOAD_HIDDEN])

@@ -106,11 +106,25 @@ class TestByHand:
 
     def test_two_devices_share_weights_and_cache_but_not_hidden_states(self):
         alone, shared = plan(), plan(machine=round_machine(2))
-        for part in ("embedding and head", "non-expert weights", "weight slots", "kv buffers", "attention exchange"):
+        for part in ("embedding and head", "weight slots", "kv buffers", "attention exchange"):
             assert 2 * shared.device[part] == alone.device[part]
+        router_and_norms = 32 * 2 * (8 + 2) * 4096
+        assert 2 * shared.device["non-expert weights"] == alone.device["non-expert weights"] + router_and_norms
         assert shared.device["hidden states"] == alone.device["hidden states"]
         assert shared.device["activations"] == 36 * 418 * (2 * (2 * 4096 + 2 * (4096 + 3 * 14336 // 2)) + ROUTING)
-        assert (shared.host, shared.pinned) == (alone.host, alone.pinned)
+        for ours, theirs in ((shared.host, alone.host), (shared.pinned, alone.pinned)):
+            assert ours == {part: size * (2 if part == "hidden states" else 1) for part, size in theirs.items()}
+
+    def test_devices_with_one_head_of_the_cache_have_it_each(self):
+        alone, many = plan(), plan(machine=round_machine(16))  # 8 heads
+        assert many.host["kv cache"] == 2 * alone.host["kv cache"]
+        assert 16 * many.device["kv buffers"] == 2 * alone.device["kv buffers"]
+
+    def test_devices_that_share_a_latent_have_it_each(self):
+        model, workload = preset("deepseek-v2-lite"), Workload.fixed(100, 4)
+        alone, shared = (plan(model=model, workload=workload, machine=round_machine(n)) for n in (1, 2))
+        assert shared.host["kv cache"] == 2 * alone.host["kv cache"]
+        assert shared.device["kv buffers"] == alone.device["kv buffers"]
 
     def test_logits_count_where_a_vocabulary_is_larger_than_the_rest(self):
         model = replace(preset("mixtral-8x7b"), vocab_size=2_000_000)
@@ -148,13 +162,13 @@ class TestByHand:
         held = 8 * 2000 * (2 * 2880 + 4 * 64 * 64 + 2 * 8 * 64) + (3 * 64 + 4.5) * 8 * 2000**2
         assert long.memory.device["activations"] == 2 * held + 8 * 2000 * (8 * 32 + 48 * 4)
 
-    def test_two_devices_share_heads_scores_and_vocabulary(self):
+    def test_two_devices_share_heads_and_each_chooses_among_all_words(self):
         made = made_setup(model=preset("gpt-oss-20b"), workload=Workload.fixed(2000, 4), machine=round_machine(2))
         held = 8 * 2000 * (2 * 2880 + (4 * 64 * 64 + 2 * 8 * 64) // 2) + (3 * 64 // 2 + 4.5) * 8 * 2000**2
         assert made.memory.device["activations"] == 2 * held + 8 * 2000 * (8 * 32 + 48 * 4)
         model = replace(preset("mixtral-8x7b"), vocab_size=2_000_000)
         shared = plan(size=100, model=model, workload=Workload.fixed(1, 4), machine=round_machine(2))
-        assert shared.device["activations"] == (2 + 4) * 100 * 1_000_000
+        assert shared.device["activations"] == (2 + 4) * 100 * 2_000_000
 
     @pytest.mark.parametrize("ranks", [1, 2])
     def test_latent_attention_holds_keys_and_values_of_every_head_twice_in_prefill(self, ranks):

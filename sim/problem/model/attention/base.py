@@ -142,6 +142,15 @@ class Attention(ABC):
         """Numbers that the cache keeps in each of its entries; 0 where there is no cache."""
         return 0
 
+    def cache_copies(self, num_devices: int) -> float:
+        """How often devices that share each tensor have the cache all together: more than once where heads are few."""
+        return 1.0
+
+    @property
+    def undivided_params(self) -> int:
+        """Of all parameters those that such devices have each for itself: what is the same for all heads."""
+        return 0
+
     @property
     def index_key_dim(self) -> int:
         """Numbers that an index keeps of each entry it chooses from."""

@@ -57,6 +57,9 @@ class CompressedAttention(Attention):
     def cached_width(self) -> int:
         return self.head_dim
 
+    def cache_copies(self, num_devices: int) -> float:
+        return float(num_devices)
+
     @property
     def index_key_dim(self) -> int:
         return self.indexer.key_dim if self.indexer else 0

@@ -71,6 +71,13 @@ class HeadAttention(Attention):
     def cached_width(self) -> int:
         return self.num_kv_heads * (self.head_dim + self.value_head_dim)
 
+    def cache_copies(self, num_devices: int) -> float:
+        return max(1.0, num_devices / self.num_kv_heads)
+
+    @property
+    def undivided_params(self) -> int:
+        return self.extra_params
+
     @property
     def index_key_dim(self) -> int:
         return self.indexer.key_dim if self.indexer else 0

@@ -70,6 +70,15 @@ class LatentAttention(Attention):
         """The latent and its rotary key."""
         return self.kv_rank + self.rope_head_dim
 
+    def cache_copies(self, num_devices: int) -> float:
+        return float(num_devices)
+
+    @property
+    def undivided_params(self) -> int:
+        """What leads to latents, the query's and the cache's."""
+        to_latents = self.hidden_size * ((self.query_rank or 0) + self.cached_width)
+        return to_latents + self.extra_params + (self.indexer.params if self.indexer else 0)
+
     @property
     def index_key_dim(self) -> int:
         return self.indexer.key_dim if self.indexer else 0

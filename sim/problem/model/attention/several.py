@@ -106,6 +106,13 @@ class SeveralAttentions(Attention):
     def held_width(self) -> int:
         return max(one.held_width for one in self.parts)
 
+    def cache_copies(self, num_devices: int) -> float:
+        return max(one.cache_copies(num_devices) for one in self.parts)
+
+    @property
+    def undivided_params(self) -> int:
+        return sum(one.undivided_params for one in self.parts)
+
     @property
     def scored_heads(self) -> int:
         return max(one.scored_heads for one in self.parts)

@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from engine.device import Device
-from engine.generation.arguments import REFUSED_FAMILIES, check_seed
-from engine.generation.checkpoint import find_tokenizer, load_model
-from engine.generation.prompts import GenerationRequest
+from engine.generation.asked.arguments import REFUSED_FAMILIES, check_seed
+from engine.generation.asked.prompts import GenerationRequest
+from engine.generation.checkpoint import ModelAsked, find_tokenizer
 from engine.generation.rows import samples
 from engine.model import Anatomy, cache_for
 from sim.problem import Policy
@@ -73,12 +73,13 @@ def what_is_asked(
 
 
 def given_model(
-    model: PreTrainedModel | str | Path, tokenizer: PreTrainedTokenizerBase | None, device: Device
+    model: PreTrainedModel | str | Path | ModelAsked, tokenizer: PreTrainedTokenizerBase | None, device: Device
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """The model, loaded where it is named, and its tokenizer. Raises InputError for one that cannot be run."""
-    if isinstance(model, str | Path):
-        tokenizer = tokenizer or find_tokenizer(model)
-        model = load_model(model, device=device)
+    if isinstance(model, str | Path | ModelAsked):
+        given = model if isinstance(model, ModelAsked) else ModelAsked(model)
+        tokenizer = tokenizer or find_tokenizer(given.name, given.trust_remote_code)
+        model = given.load(device)
     model = as_it_is(model)
     check_can_run(model)
     return model, tokenizer

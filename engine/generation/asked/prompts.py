@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from engine.generation.arguments import check_own_arguments, check_seed
+from engine.generation.asked.arguments import check_own_arguments, check_seed
 from engine.generation.rows import RowRequest
 from traces.errors import InputError, check_count
 

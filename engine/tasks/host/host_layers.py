@@ -8,7 +8,7 @@ from transformers.cache_utils import Cache
 from engine.device import LaneContext, intra_op_threads
 from engine.model import HostCall, InFlight, LayerEntry, StackEnd, host_cache_for
 from engine.tasks.context import BatchContext
-from engine.tasks.host_room import HostRoom
+from engine.tasks.host.host_room import HostRoom
 from sim.schedule import Task
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from engine.model.anatomy import Anatomy
-from engine.model.experts import with_forward
+from engine.model.experts.placed import with_forward
 
 TRIED_TOKENS = 2
 

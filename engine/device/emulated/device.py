@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from engine.device.base import Device, LaneContext, ThreadLane
-from engine.device.link import PacedLink
+from engine.device.emulated.link import PacedLink
 from engine.device.threads import HostCores, behind_copies, prompt_sleep
 from sim.schedule import LaneKind
 

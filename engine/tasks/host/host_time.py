@@ -31,7 +31,7 @@ class HostTime:
             elapsed_ns, cpu_ns = clocks_ns()
             self.elapsed_ns += elapsed_ns - before[0]
             self.cpu_ns += cpu_ns - before[1]
-            self.turns += task.op in (Op.POST_ATTN, Op.ROUTE)
+            self.turns += task.op in (Op.POST_ATTN, Op.EXPERTS, Op.ROUTE)
 
     def to_dict(self) -> dict[str, float]:
         """Seconds a turn as JSON values."""
