@@ -121,7 +121,10 @@ class RequestFile:
         by: Callable[..., RunResult] | None = None,
         **kwargs: Any,
     ) -> RunResult:
-        """Runs what has no result yet, `by` another call than `run` if one is given. Raises InputError if results cannot be written."""
+        """Runs what has no result yet, by another call than `run` if one is given.
+
+        Raises InputError if results cannot be written.
+        """
 
         def write(batch: BatchDone) -> None:
             parts = zip(batch.sequences, batch.logprobs, strict=True)
