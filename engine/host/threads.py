@@ -20,6 +20,10 @@ WORTH_A_THREAD_BYTES = 1 << 18
 """What a thread must have to read. To wake it and to call the work takes it 40 µs, in which others read as much."""
 
 
+WAIT_S = 2e-5
+"""How long a thread that has looked in vain for others to be done lets go: the one at work may need its core."""
+
+
 class HostThreads:
     """So many threads, the caller's included, which sleep while there is nothing to do. Used from one thread."""
 
@@ -27,7 +31,7 @@ class HostThreads:
         self.threads = check_thread_count("cpu_threads", threads)
         self._helpers: list[threading.Thread] = []
         self._wake: list[_thread.LockType] = []  # of each helper; free: it was woken, and has not noticed yet
-        self._work: Callable[[], object] | None = _rest
+        self._work: Callable[[], bool] | None = _rest
         self._error: BaseException | None = None
 
     def share_out(self, work: Work, phases: Sequence[int], num_bytes: int) -> None:
@@ -43,11 +47,11 @@ class HostThreads:
             while not work(turns):
                 if self._error is not None:
                     raise self._error
-                time.sleep(0)  # the one that is still at work may need this core
+                time.sleep(WAIT_S)
         finally:
             self._work, self._error = _rest, None
 
-    def _call_for(self, helpers: int, work: Callable[[], object]) -> None:
+    def _call_for(self, helpers: int, work: Callable[[], bool]) -> None:
         self._work = work
         while len(self._helpers) < helpers:
             wake = _thread.allocate_lock()
@@ -67,7 +71,8 @@ class HostThreads:
             if work is None:
                 return
             try:
-                work()
+                while not work() and self._work is work:  # of a phase that others are at, it waits for the next one
+                    time.sleep(WAIT_S)
             except BaseException as error:
                 self._error = error
             del work  # it holds on to what was worked at
@@ -86,5 +91,6 @@ class HostThreads:
         self._work = _rest
 
 
-def _rest() -> None:
+def _rest() -> bool:
     """What there is to do between two pieces of work."""
+    return True

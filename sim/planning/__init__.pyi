@@ -8,8 +8,8 @@ from .energy import (
     add_prices as add_prices,
     draw_front as draw_front,
     plan_under_caps as plan_under_caps,
-    print_energy as print_energy,
     print_money as print_money,
+    print_speed_and_energy as print_speed_and_energy,
 )
 from .explanation import Explanation as Explanation, explain as explain
 from .export import (

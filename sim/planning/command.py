@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
     def show() -> None:
         planning.print_plan(choice, why, prediction, args.top, wall_s, bands)
-        planning.print_energy(found, prices, args.top)
+        planning.print_speed_and_energy(found, prices, args.top)
         if exported:
             planning.print_exported(exported)
 

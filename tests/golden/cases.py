@@ -118,8 +118,7 @@ PLAN = (
     ),
     _sim(
         "plan-energy",
-        "plan --schedules cgopipe --gen-len 64 --objective energy --price-per-hour 0.35 --price-per-kwh 0.3 --jobs 1"
-        " --quick",
+        "plan --schedules cgopipe --objective energy --price-per-hour 0.35 --price-per-kwh 0.3 --jobs 1 --quick",
     ),
     _sim("plan-hrm", "plan --optimizer hrm --jobs 1 --quick"),
     _sim(

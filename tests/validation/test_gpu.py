@@ -17,6 +17,7 @@ from validation.cli import main
 from validation.gpu.record import LARGEST_FILE_BYTES, ProofRecord
 from validation.gpu.scale import scale_named
 from validation.gpu.stages import REPORT, STAGES
+from validation.gpu.stages.tokens import SCHEDULES
 from validation.gpu.workbench import Workbench
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,7 +106,7 @@ class TestAWholeProof:
         folder, *_ = proof
         record = ProofRecord.read(folder)
         equal = [one for one in record.results("tokens").values() if "met" in one]
-        assert len(equal) == 3 * len(scale_named("tiny").families)
+        assert len(equal) == len(SCHEDULES) * len(scale_named("tiny").families)
         assert all(one["met"] and one["equal"] == one["requests"] for one in equal)
         parity = record.results("parity")
         assert all(one["met"] for name, one in parity.items() if not name.startswith("plain"))
@@ -114,7 +115,9 @@ class TestAWholeProof:
         folder, *_ = proof
         record, scale = ProofRecord.read(folder), scale_named("tiny")
         pieces = list(record.stages["runs"])
+        bench = Workbench("emulated", scale, record)
         for model in scale.models:
+            cases = {case.name: case for case in bench.cases(model)}
             said = record.results("runs")[f"predictions, {model}"]
             runs = [name for name in pieces if name.rpartition(".")[0] in said]
             assert len(runs) == len(said) * scale.repeats
@@ -124,8 +127,8 @@ class TestAWholeProof:
                     trace = read_trace(file)
                 assert trace.origin == "emulated device"
                 run = record.results("runs")[name]
-                tokens = scale.requests * scale.gen_len
-                assert run["generated_tokens"] == tokens
+                case = cases[name.rpartition(".")[0]]
+                assert run["generated_tokens"] == case.batch_size * case.gen_len
                 assert run["lanes"]["H2D"]["busy_s"] == pytest.approx(trace.busy_ns()["H2D", 0] / 1e9)
 
     def test_the_joules_of_every_run_are_measured_and_predicted_before(self, proof):

@@ -304,6 +304,16 @@ class TestModels:
 
 
 class TestPieces:
+    def test_a_family_that_fails_without_us_is_said_and_is_no_failure(self, bench, monkeypatch):
+        def fails(*_):
+            raise RuntimeError("(*bias): last dimension must be contiguous\nand more")
+
+        monkeypatch.setattr(tokens, "_plain_tokens", fails)
+        found = tokens.equal_tokens(bench, "mixtral", "cgopipe")
+        assert found == {
+            "said": "plain generate() itself fails on this device: (*bias): last dimension must be contiguous"
+        }
+
     def test_tokens_that_are_not_equal_are_told(self, bench, monkeypatch):
         right = tokens.tokens_by_schedule
 

@@ -6,7 +6,7 @@ import pytest
 
 from traces.errors import InputError
 from validation.published.latency.joules import JOULES, predict_joules, print_joules, read_joules_rows
-from validation.published.latency.joules.predict import predict_row, setup_of
+from validation.published.latency.joules.predict import joules_of_row, setup_of
 from validation.published.latency.joules.report import WITHIN
 from validation.published.latency.joules.rows import Metered
 
@@ -31,19 +31,19 @@ def test_data_sheets_alone_come_near(predictions):
 def test_a_published_rate_stands_for_the_time(rows):
     """At half the rate, the device idles for as long again."""
     row = rows[0]
-    usual, slow = predict_row(row), predict_row(replace(row, tokens_per_s=row.tokens_per_s / 2))
+    usual, slow = joules_of_row(row), joules_of_row(replace(row, tokens_per_s=row.tokens_per_s / 2))
     idle_w = setup_of(row).problem.hardware.power.device.idle_w
     assert slow.at_published_rate - usual.at_published_rate == pytest.approx(idle_w / row.tokens_per_s)
     assert slow.at_own_rate == usual.at_own_rate
 
 
 def test_what_is_metered_at_the_wall_is_all_of_the_machine(rows):
-    device, wall = (predict_row(replace(rows[0], metered=one)).at_published_rate for one in Metered)
+    device, wall = (joules_of_row(replace(rows[0], metered=one)).at_published_rate for one in Metered)
     assert wall > device * 1.1
 
 
 def test_where_all_experts_are_computed_all_are_read(rows):
-    all_of_them, used = (predict_row(replace(rows[3], experts=which)).at_published_rate for which in ("32", ""))
+    all_of_them, used = (joules_of_row(replace(rows[3], experts=which)).at_published_rate for which in ("32", ""))
     assert all_of_them > 1.9 * used
 
 

@@ -5,13 +5,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from engine.device import Rank
-from engine.model.anatomy import OwnedParameter
+from engine.model.anatomy import OF_CACHE, OwnedParameter
 from engine.model.share.cuts import Cut, Cuts, part_of
 from engine.model.share.styles import OUT_PROJECTIONS, Style, Styles
 from traces.errors import InputError
-
-OF_CACHE = ("k_proj", "v_proj")
-"""What is projected for as many heads as the cache has."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,5 +6,5 @@ from .prices import (
     Prices as Prices,
     add_prices as add_prices,
 )
-from .report import print_energy as print_energy, print_money as print_money
+from .report import print_money as print_money, print_speed_and_energy as print_speed_and_energy
 from .under_caps import PlanUnderCaps as PlanUnderCaps, plan_under_caps as plan_under_caps

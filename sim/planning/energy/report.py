@@ -12,7 +12,7 @@ from sim.problem import LAW_OF_CAPS
 from traces.cli import TEXT, WORDS, Report
 
 
-def print_energy(found: PlanUnderCaps, prices: Prices, top: int) -> None:
+def print_speed_and_energy(found: PlanUnderCaps, prices: Prices, top: int) -> None:
     """Print the front, if it was asked for, and what tokens of each schedule's best cost, if there are prices."""
     if found.front is not None:
         print_front(found.front, found.caps, prices, top)

@@ -124,3 +124,34 @@ def test_who_comes_late_finds_nothing_and_nobody_waits():
         over.set()
         assert came.wait(10)
         assert (done == 1).all()
+
+
+def test_who_waited_in_vain_for_the_first_phase_works_at_the_second():
+    """The caller holds the only piece of the first phase until the helper has given up once."""
+    caller = threading.get_ident()
+    gave_up, began = threading.Event(), threading.Event()
+
+    def work(turns):
+        helps = threading.get_ident() != caller
+        first, last = next_piece(turns, 0)
+        while first < last:
+            if not helps:
+                gave_up.wait(10)
+            piece_done(turns, 0, first, last)
+            first, last = next_piece(turns, 0)
+        if not all_done(turns, 0):
+            if helps:
+                gave_up.set()
+            return False
+        if not helps:
+            assert began.wait(10), "the helper did not come back"
+        first, last = next_piece(turns, 1)
+        while first < last:
+            if helps:
+                began.set()
+            piece_done(turns, 1, first, last)
+            first, last = next_piece(turns, 1)
+        return all_done(turns, 1)
+
+    with contextlib.closing(HostThreads(2)) as threads:
+        threads.share_out(work, (1, 8), MANY_BYTES)

@@ -162,13 +162,13 @@ class TestByHand:
         held = 8 * 2000 * (2 * 2880 + 4 * 64 * 64 + 2 * 8 * 64) + (3 * 64 + 4.5) * 8 * 2000**2
         assert long.memory.device["activations"] == 2 * held + 8 * 2000 * (8 * 32 + 48 * 4)
 
-    def test_two_devices_share_heads_scores_and_vocabulary(self):
+    def test_two_devices_share_heads_and_each_chooses_among_all_words(self):
         made = made_setup(model=preset("gpt-oss-20b"), workload=Workload.fixed(2000, 4), machine=round_machine(2))
         held = 8 * 2000 * (2 * 2880 + (4 * 64 * 64 + 2 * 8 * 64) // 2) + (3 * 64 // 2 + 4.5) * 8 * 2000**2
         assert made.memory.device["activations"] == 2 * held + 8 * 2000 * (8 * 32 + 48 * 4)
         model = replace(preset("mixtral-8x7b"), vocab_size=2_000_000)
         shared = plan(size=100, model=model, workload=Workload.fixed(1, 4), machine=round_machine(2))
-        assert shared.device["activations"] == (2 + 4) * 100 * 1_000_000
+        assert shared.device["activations"] == (2 + 4) * 100 * 2_000_000
 
     @pytest.mark.parametrize("ranks", [1, 2])
     def test_latent_attention_holds_keys_and_values_of_every_head_twice_in_prefill(self, ranks):

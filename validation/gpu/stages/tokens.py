@@ -63,7 +63,10 @@ def equal_tokens(bench: Workbench, family: str, schedule: str) -> dict[str, Any]
     """Whether the engine's tokens for a tiny model are those of plain `generate()`."""
     model = tiny_model(family)
     size = len(PROMPT_TOKENS) if by_name(schedule).system.one_batch else MICRO_BATCH_SIZE
-    expected = _plain_tokens(model, _prompts(model), size, bench.torch_device)
+    try:
+        expected = _plain_tokens(model, _prompts(model), size, bench.torch_device)
+    except RuntimeError as error:  # MiniMax on CUDA with torch 2.11: there is nothing to compare with
+        return {SAID: f"plain generate() itself fails on this device: {str(error).splitlines()[0]}"}
     with bench.device(DEVICE_BYTES) as device:
         found = tokens_by_schedule(model, schedule, device)
     equal = sum(one == other for one, other in zip(found, expected, strict=True))

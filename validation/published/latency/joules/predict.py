@@ -51,7 +51,7 @@ class PredictedJoules:
         }
 
 
-def predict_row(row: JoulesRow) -> PredictedJoules:
+def joules_of_row(row: JoulesRow) -> PredictedJoules:
     """Simulate one row."""
     said = predict(setup_of(row), compiled=True, must_fit=False)
     energy = said.energy
@@ -75,4 +75,4 @@ def setup_of(row: JoulesRow) -> Setup:
 
 def predict_joules(rows: Sequence[JoulesRow], jobs: int | None = None) -> Iterator[PredictedJoules]:
     """Predictions in the order of the rows, each as soon as it is there; `jobs` processes share the work."""
-    return in_processes(predict_row, rows, jobs)
+    return in_processes(joules_of_row, rows, jobs)
