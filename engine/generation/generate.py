@@ -180,6 +180,8 @@ def run(
             _recording(context, asked, record_routing if rank is None or rank.is_first else None),
             open_session(context, keep_model) as session,
         ):
+            if rank is not None:
+                rank.gather(None)  # all begin together: some take longer to get ready
             opened.reset_peak()
             done = _Done()
             meter = in_use.enter_context(EnergyMeter(energy_counters(energy, opened))) if energy else None

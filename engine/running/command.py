@@ -156,7 +156,7 @@ def _run_file(
     chosen = policy or planned_policy(args, schedule, device, together, model, requests)
     if args.stream:
         return _as_stream(args, schedule, chosen, device, requests, model, options)
-    by = generation.run if together.count == 1 else partial(_on_devices, together, model_asked(args))
+    by = None if together.count == 1 else partial(_on_devices, together, model_asked(args))
     return _in_batches(args, schedule, chosen, device, by, requests, model, options)
 
 
@@ -177,7 +177,7 @@ def _in_batches(
     schedule: "schedules.Schedule",
     chosen: "problem.Policy | RunPlan",
     device: "AnyDevice",
-    by: "Callable[..., generation.RunResult]",
+    by: "Callable[..., generation.RunResult] | None",
     requests: "generation.RequestFile",
     model: Any,
     options: dict[str, Any],

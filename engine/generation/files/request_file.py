@@ -118,10 +118,13 @@ class RequestFile:
         device: Device | DeviceAsked,
         progress: Callable[[int], None],
         *,
-        by: Callable[..., RunResult] = run,
+        by: Callable[..., RunResult] | None = None,
         **kwargs: Any,
     ) -> RunResult:
-        """Runs what has no result yet, by a call like `run`. Raises InputError if results cannot be written."""
+        """Runs what has no result yet, by another call than `run` if one is given.
+
+        Raises InputError if results cannot be written.
+        """
 
         def write(batch: BatchDone) -> None:
             parts = zip(batch.sequences, batch.logprobs, strict=True)
@@ -129,7 +132,7 @@ class RequestFile:
                 self._note(model, unit, sequence, logprobs)
             self._append_complete()
 
-        return by(
+        return (by or run)(
             model,
             self._asked(),
             schedule,
