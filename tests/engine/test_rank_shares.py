@@ -39,7 +39,7 @@ EVERY_PLACE = [
     ("mixtral", "cgopipe", {"num_micro_batches": 1}),
     ("gpt_oss", "hybrid", {"experts_on_host": 1.0}),
     ("glm4_moe", "hybrid", {"experts_on_host": 0.5, "attention": "gpu", "prefill_experts": "cpu"}),
-    ("qwen3_moe", "cpu-experts", {"defer_experts": 1}),
+    ("qwen3_moe", "cpu-experts", {}),
     ("qwen3_moe", "expert-cache", {}),
     ("mixtral", "fastdecode", {}),
     ("mixtral", "accelerate", {"micro_batch_size": 8, "num_micro_batches": 1}),
@@ -103,6 +103,13 @@ class TestTokens:
     def test_a_seed_that_nobody_gave_is_that_of_the_first(self, two):
         found = two(generated_by, "mixtral", "cgopipe", POLICY, {"do_sample": True})
         assert found[0]["tokens"] == found[1]["tokens"]
+
+    @pytest.mark.exhaustive
+    def test_experts_that_count_late(self, two):
+        policy = POLICY | {"defer_experts": 1}  # by which tokens change, and alike on any number of devices
+        found = two(generated_by, "qwen3_moe", "cpu-experts", policy, {})
+        alone = engine.run(make("qwen3_moe"), PROMPTS, "cpu-experts", policy, max_new_tokens=4, device="emulated")
+        assert [one["tokens"] for one in found] == [alone.sequences] * 2
 
     @pytest.mark.exhaustive
     def test_packed_experts(self, two):
