@@ -37,6 +37,8 @@ def _draw_copies(ax: Axes, facts: Mapping[str, Any]) -> None:
     ax.set(xscale="log", xlabel="MiB a copy", ylabel="GB/s", ylim=(0, None), title="copies over the link")
     if ax.lines:
         ax.legend(fontsize=7, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.28))
+    else:
+        ax.text(0.5, 0.5, "stage 0 was not run", transform=ax.transAxes, ha="center", color="0.4")
     open_frame(ax)
 
 
