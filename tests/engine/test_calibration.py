@@ -640,10 +640,10 @@ def test_every_part_of_a_round_may_be_made_again(model, device, probes, monkeypa
 
     monkeypatch.setattr("engine.calibration.measure.probe", lambda *_: probes)
     found = measure_machine(model, device, planned, quick=True, attempt=twice)
-    assert len(made) == 5 + len(planned)
+    assert len(made) == 6 + len(planned)
     assert made[0] == probes
     assert found.split_cost is not made[1]
-    assert all(kept is not dropped for kept, dropped in zip(found.spans, made[5:], strict=True))
+    assert all(kept is not dropped for kept, dropped in zip(found.spans, made[6:], strict=True))
 
 
 def test_a_round_survives_its_file(model, device, probes, tmp_path):

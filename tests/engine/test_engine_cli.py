@@ -393,7 +393,7 @@ def test_pickled_weights_are_not_loaded(folder, command, tmp_path, capsys):
     [
         (["--schedule", "cgopip"], "did you mean cgopipe"),
         (["--device-memory-gb", "0.0001"], "the plan: schedule cgopipe"),
-        (["--device", "tpu"], "device: 'tpu' is not known"),
+        (["--device", "npu"], "device: 'npu' is not known"),
         (["--h2d-gbs", "0"], "h2d bandwidth"),
         (["--policy", "none.json"], "leave out --micro-batch-size"),
         (["--plan-for", "t4"], "--plan-for chooses policy and sizes"),

@@ -157,7 +157,7 @@ def test_only_copies_carry_data_over_the_link(schedule, dead):
         ({"max_length": 7}, "give max_new_tokens"),
         ({"max_new_tokens": 0}, "max_new_tokens: 0"),
         ({"schedule": "cgopip"}, "did you mean cgopipe"),
-        ({"device": "tpu"}, "device: 'tpu' is not known"),
+        ({"device": "npu"}, "device: 'npu' is not known"),
         ({"micro_batch_size": 0}, "micro-batch-size"),
         ({"policy": Policy(4, 2, kv_on_device=1.0)}, "kv_on_device"),
         ({"policy": Policy(4, 2, attention="gpu"), "schedule": "flexgen-c"}, "attention: gpu is not what flexgen-c"),

@@ -15,10 +15,10 @@ from engine.model import (
     ExpertPart,
     PlacedExperts,
     expert_rows,
-    experts as of_experts,
     host_waits,
     kept_experts,
 )
+from engine.model.experts import placed as of_experts
 from engine.tasks import GenerationOptions, RunContext
 from sim.problem import Policy
 from sim.schedule import by_name

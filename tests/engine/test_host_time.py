@@ -6,8 +6,7 @@ import pytest
 from engine_models import PROMPTS, make
 
 import engine
-from engine.tasks import host_time
-from engine.tasks.host import HostTime, clocks_ns
+from engine.tasks.host import HostTime, clocks_ns, host_time
 from sim.problem import Policy
 from sim.schedule import GPU, Op, Task
 

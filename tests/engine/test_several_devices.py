@@ -91,7 +91,7 @@ class TestARunOfTwo:
         stats = ran[0].stats
         assert {"GPU", "GPU:1", "H2D", "H2D:1", "NET"} <= stats.busy_s.keys()
         assert "NET:1" not in stats.busy_s
-        assert stats.peak_bytes["device"] == stats.peak_bytes["device:1"]
+        assert stats.peak_bytes["device:1"] == pytest.approx(stats.peak_bytes["device"], rel=0.05)
         assert stats.generated_tokens == len(TEXTS) * NEW
 
 

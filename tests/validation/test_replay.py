@@ -588,7 +588,7 @@ def test_mistakes_are_found_before_the_work_and_told_in_one_line(files, capsys, 
     write_trace(changed(ran("cgopipe").trace, shape=None), old)
     for arguments, said in (
         ([str(trace), "--hardware", "nowhere.toml"], "nowhere.toml: cannot be read"),
-        ([str(trace), "--hardware", "t5"], "unknown hardware 't5'"),
+        ([str(trace), "--hardware", "nothing"], "unknown hardware 'nothing'"),
         ([str(trace), "--plot", "picture.bmp"], "picture.bmp"),
         ([str(trace), "--json", str(tmp_path / "no" / "out.json")], "cannot be written"),
         ([str(trace), "--plot", str(tmp_path / "no" / "out.png")], "cannot be written"),

@@ -10,7 +10,7 @@ import numpy as np
 
 from sim.cost import Setup
 from sim.problem import Hardware
-from sim.simulation.compiled import program_of, task_kinds
+from sim.simulation import compiled  # its door loads numba only when it is asked for something
 from sim.simulation.energy.draws import NS, Component, Draws, Joules, added
 from sim.simulation.energy.energy import Drawn, Energy
 from sim.simulation.sampling import StepShare
@@ -75,8 +75,8 @@ class _StepTasks:
     def __init__(self, setup: Setup, draws: Draws) -> None:
         self._draws, self._costs, self._parts = draws, setup.costs(), setup.num_parts
         costs, last = self._costs, setup.last_step
-        program = program_of(setup.schedule, setup.shape, setup.num_ranks, 0, last)
-        self._kinds = task_kinds(program, costs.layer_kinds, costs.batch_kinds, costs.page_kinds)
+        program = compiled.program_of(setup.schedule, setup.shape, setup.num_ranks, 0, last)
+        self._kinds = compiled.task_kinds(program, costs.layer_kinds, costs.batch_kinds, costs.page_kinds)
         self._issued = program.kinds(0, last + 1, last)
         self._growing = frozenset(self._kinds.growing)
         self._of_kind: dict[int, Joules] = {}
