@@ -3,7 +3,7 @@
 Watts of a part are what it draws, not what it draws more than idle. Joules of a task follow in `sim.simulation.energy`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from sim.problem.machine.quantity import Quantity
@@ -86,9 +86,7 @@ class ProcessorPower(Part):
             for name in ("compute_w", "memory_w", "limit_w")
             if getattr(self, name) > watts
         }
-        return type(self)(
-            self.idle_w, **{"compute_w": self.compute_w, "memory_w": self.memory_w, "limit_w": self.limit_w, **lower}
-        )
+        return replace(self, **lower)
 
 
 @dataclass(frozen=True, slots=True)
